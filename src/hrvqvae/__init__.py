@@ -5,7 +5,7 @@
 >>> coarse = model.decode(codes, levels=2)  # (B, C, Y, X), float32 in [0, 1]
 >>> digits = hrvqvae.load("mnist").sample(16, class_name="7", seed=0)  # (16, 1, 28, 28), float32 in [0, 1]
 
-Importing this package imports no torch; a name is imported when it is first asked for.
+Importing this package does not import torch: each name is imported when it is first used.
 """
 
 from __future__ import annotations

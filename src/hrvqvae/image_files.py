@@ -1,4 +1,4 @@
-"""Image files to files of codes and archives, and back to PNG."""
+"""Compress image files to files of codes and archives, and decompress those to PNG."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from hrvqvae.utils.outputs import Outputs, safe_name, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-_IMAGES, _PIXELS = 1024, 1 << 26  # that are read, coded and written together; a block of an archive
-_Images = dict[str, tuple[str, Open]]  # by the name that the codes get: where an image lies, and what opens it
+_IMAGES, _PIXELS = 1024, 1 << 26  # at most, that are worked on together: one block of an archive
+_Images = dict[str, tuple[str, Open]]  # by the name of the codes: the place of the image, and a function that opens it
 
 
 @dataclass
 class Written:
-    """What was written of image files.
+    """The outcome of `compress_files`.
 
     Attributes:
-        lost: For each image what was lost when it was converted to the channels of the model.
-        bytes: Bytes of all files, or that the archive grew by.
-        pixels: Bytes of the pixels.
+        lost: What each image lost when it was converted to the model's channels.
+        bytes: Size of all files, or growth of the archive.
+        pixels: Size of the pixels in bytes.
     """
 
     lost: dict[str, str]
@@ -64,14 +64,16 @@ def _find_images(paths: Sequence[Path]) -> _Images:
         for row in range(len(source)):
             name, where = without_suffix(source.name(row)), source.where(row)
             other, _ = images.get(name, (where, None))
-            if other != where or (name in images and not isinstance(source, FolderSource)):  # a file may be named twice
+            if other != where or (
+                name in images and not isinstance(source, FolderSource)
+            ):  # the same file may be given twice
                 raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
             images[name] = where, partial(source.open, row)
     return images
 
 
 def _read_batches(model: Model, images: _Images, written: Written, skip: bool) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield images with their names, as many as are worked on together; `skip` leaves out broken images."""
+    """Yield batches of images with their names; `skip` leaves out broken images, with a notice."""
 
     def read() -> Iterator[tuple[str, Tensor]]:
         for name, (where, opens) in images.items():
@@ -99,10 +101,10 @@ def compress_files(
     Args:
         model: The model.
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
-        out: X.hrv for one image; X.hrva, an archive, to which the images are appended that it does not have; else a
-            folder, which gets a file for each image.
+        out: X.hrv for one image; X.hrva, an archive, to which images are appended unless it has them; otherwise a
+            folder, which gets one file per image.
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
-        max_bytes: Of each file.
+        max_bytes: Largest size of each file.
         lmbda: The rate-distortion trade-off.
         force: Overwrite files (.hrv) that exist.
         skip: Leave out images that can't be read, with a notice of each.
@@ -138,7 +140,7 @@ def _append(
 ) -> None:
     encode, used, new = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
     before, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, written, skip)
-    first = next(batches, [])  # no archive is made of nothing
+    first = next(batches, [])  # write no empty archive
     if not first:
         return
     model.run.keep_state()
@@ -164,7 +166,7 @@ def _archived_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """The images of a file of codes by their numbers, with the PNG that each gets; `archive` is None for an .hrv."""
+    """The target PNG of each image, by its index in a file of codes; `archive` is None for an .hrv."""
 
     model: Model
     path: Path
@@ -176,16 +178,16 @@ def decompress_files(
     models: Sequence[Model], paths: Sequence[Path], out: Path, levels: int | None = None,
     names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Write the images of files of codes and archives as PNG, and return how many.
+    """Write the images of files of codes and archives as PNG, and return their number.
 
-    What is damaged is passed over: all other images, and what is whole of an image, are written before the error.
+    Damage does not stop the command: intact images, and the intact levels of damaged images, are written first.
 
     Args:
         models: The model of each file.
         paths: X.hrv and X.hrva.
         out: Y.png for one image, else a folder.
-        levels: How many levels to use, as far as they are there; None uses all.
-        names: Of the images of archives that are wanted; empty for all.
+        levels: Largest number of levels to use (default: all).
+        names: Images of archives to write (default: all).
         force: Overwrite images that exist.
 
     Raises:
@@ -224,7 +226,7 @@ def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) 
 
 
 def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each target with its image; what is wrong with an image goes to `faults`."""
+    """Yield each target with its image; append what is wrong with an image to `faults`."""
     opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
     faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
     for group in chunk_by_size(

@@ -1,4 +1,4 @@
-"""A trained model as one object: encode, decode, compress, decompress, sample, complete."""
+"""Trained models: encode, decode, compress, decompress, sample, complete."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from hrvqvae.utils.errors import InputError
 
 
 class Model:
-    """An autoencoder in evaluation mode with its configuration, and its priors, which are read when they are needed.
+    """An autoencoder in evaluation mode, with its configuration and its priors, which are loaded at first use.
 
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
     """
@@ -54,13 +54,13 @@ class Model:
         Raises:
             InputError: There is no such model, or the hub can't be reached.
         """
-        return cls(hub.found_or_fetched(name, **options), device, beam)
+        return cls(hub.find_or_fetch(name, **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the model with its priors, config.json and a model card into a new folder.
 
         The weights are those in memory. If they were changed, priors, progressive decoder and entropy model are left
-        out: they were made for the weights before.
+        out, because they were made for the old weights.
 
         Raises:
             InputError: The folder exists already or can't be written.
@@ -74,7 +74,7 @@ class Model:
             options: private, token, commit_message, branch, create_pr.
 
         Raises:
-            InputError: No token that may write there, or the hub can't be reached.
+            InputError: No token is allowed to write there, or the hub can't be reached.
         """
         weights = self.autoencoder.state_dict()
         return push_run(self.run.name, name, license=license, weights=weights, **options)
@@ -86,12 +86,12 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the priors."""
+        """The class names of the priors."""
         return self.priors.classes
 
     @cached_property
     def entropy_model(self) -> EntropyModel:
-        """The entropy model, by which files are written and read. Raises InputError where it is stale or damaged."""
+        """The entropy model, which writes and reads files of codes. Raises InputError where it is stale or damaged."""
         return self.run.entropy_model.load(storage.weights_digest(self.autoencoder.state_dict()))
 
     @overload
@@ -105,10 +105,10 @@ class Model:
         """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: rate-distortion trade-off. The search minimizes the squared error, summed over the pixel values of an
+            lmbda: Rate-distortion trade-off. The search minimizes the squared error, summed over the pixel values of an
                 image in [0, 1], plus lmbda * bits, and takes about a hundred times as long. None takes the nearest
                 codewords. Without an entropy model all codes of a level cost the same bits.
-            stacked: return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
+            stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
 
         Raises:
             InputError: The images do not fit; lmbda is not from 0 to 1e6, or the model has several latent grids or more
@@ -120,7 +120,12 @@ class Model:
         return torch.stack(codes, 1) if stacked else codes
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """The function of `encode`, for images on the device; a lambda weighs the bits of so many levels, None all."""
+        """Return the function that `encode` calls on images on the model's device.
+
+        Args:
+            lmbda: As for `encode`.
+            levels: Number of levels whose bits lmbda weighs (default: all).
+        """
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -149,18 +154,19 @@ class Model:
         self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
         lmbda: float | None = None, names: Sequence[str] | None = None,
     ) -> list[bytes]:  # fmt: skip
-        """The file of codes (.hrv) of each image: docs/format.md.
+        """Return the content of a file of codes (.hrv, docs/format.md) for each image.
 
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
-            levels: how many to write, coarse first; None writes all.
-            max_bytes: of a file: the levels of these and the codes with the least error in so many bytes, for some
-                hundred times the work. Where the model takes no lambda, the most levels that fit.
-            lmbda: as for `encode`, of these levels alone.
-            names: of the images, for messages; None counts them from 1.
+            levels: Number of levels to write, coarse first (default: all).
+            max_bytes: Largest size of a file. Of these levels, the codes with the least error that fit are written,
+                which takes some hundred times as long. If the model takes no lambda, as many levels as fit are written.
+            lmbda: As for `encode`; it weighs the bits of these levels alone.
+            names: Names of the images in messages (default: 1, 2, ...).
 
         Raises:
-            InputError: as `encode`; levels out of range, an image that does not fit, a lambda beside `max_bytes`.
+            InputError: As for `encode`; levels are out of range, an image does not fit, or both lmbda and max_bytes are
+                given.
         """
         if lmbda is not None and max_bytes is not None:
             raise InputError("give max_bytes or a lambda, not both")
@@ -173,15 +179,15 @@ class Model:
     def decompress(
         self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
     ) -> list[Tensor]:
-        """The image (C, Y, X) of each file of codes, float32 in [0, 1]; of a damaged file, of its whole levels.
+        """Return the image (C, Y, X) float32 in [0, 1] of each file of codes; a damaged file gives its intact levels.
 
         Args:
-            levels: how many to use at most, coarse first; None uses all.
-            max_pixels: of an image; None takes `data.max_pixels` of the configuration.
+            levels: Largest number of levels to use, coarse first (default: all).
+            max_pixels: Largest number of pixels of an image (default: `data.max_pixels` of the configuration).
 
         Raises:
-            InputError: levels out of range, or a file of another model.
-            DamagedFileError: a file has no whole level, is none, or is of a larger image.
+            InputError: Levels are out of range, or another model made a file.
+            DamagedFileError: A file is no file of codes, has no intact level, or holds a larger image.
         """
         self.autoencoder.check_levels(levels)
         images, most = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
@@ -195,7 +201,7 @@ class Model:
 
     def maker_of(self, path: Path) -> Model:
         """Return the model that made a file of codes: this one, or an earlier state that its run has kept."""
-        with suppress(InputError):  # whoever reads the file says what is wrong with it
+        with suppress(InputError):  # whoever reads the file reports the error
             return self._state_of(_read_mark(path)[0])
         return self
 
@@ -244,7 +250,7 @@ class Model:
         )  # fmt: skip
 
     def known_part(self, image: Tensor, keep: str | Tensor) -> KnownCodes:
-        """Codes of an image (C, size, size), and which of them a completion keeps: see `complete`."""
+        """Return the codes of an image (C, size, size), and which of them a completion keeps: see `complete`."""
         size = self.config.data.size
         for what, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
@@ -252,7 +258,7 @@ class Model:
                 raise InputError(f"the {what} has {height}x{width} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
-        if isinstance(keep, Tensor):  # as the image is padded before it is encoded
+        if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             where = self.config.model.geometry
             height, width = (where.unit * side for side in min(grids))
             keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
@@ -262,16 +268,16 @@ class Model:
         self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,
         seed: int = 0, params: SamplingParams | None = None,
     ) -> Tensor:  # fmt: skip
-        """Images (count, C, size, size) that keep the codes of a part of an image (C, size, size); the rest is drawn.
+        """Complete an image (C, size, size): keep the codes of a part of it and draw the rest.
 
-        Codes at the border of that part have seen a few pixels beyond it.
+        Codes at the border of the part also depend on a few pixels beyond it. Returns images (count, C, size, size).
 
         Args:
             keep: "top", "left", the upper fraction in (0, 1), or a mask (size, size) bool. Codes are drawn in raster
-                order, and don't see what is kept after them.
+                order, and do not depend on kept codes after them.
 
         Raises:
-            InputError: as `sample`; an image of another size than was trained on, or another `keep`.
+            InputError: As for `sample`; the image has another size than in training, or `keep` is none of these.
         """
         unit_images(image[None], self.autoencoder.channels)
         known = self.known_part(image, keep)
@@ -281,12 +287,13 @@ class Model:
         """Train the priors of the model's run folder, as `hrvqvae train-prior` does.
 
         Args:
-            data: as for `train`; None takes the images of the autoencoder's training.
-            level: train the prior of this level alone, 1 is the coarsest.
-            resume, options: as for `train`; a short name is of `prior.training`.
+            data: As for `train` (default: the images of the autoencoder's training).
+            level: Train the prior of this level alone; 1 is the coarsest.
+            resume: As for `train`.
+            options: As for `train`; short names are fields of `prior.training`.
 
         Raises:
-            InputError: as `hrvqvae train-prior`.
+            InputError: As for `hrvqvae train-prior`.
             KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
         """
         from hrvqvae.distributed.launch import process_group
@@ -309,17 +316,17 @@ def train(
     """Train an autoencoder into a run folder, as `hrvqvae train` does, and return its model.
 
     Args:
-        preset: a preset, a configuration file, or a run folder to resume.
-        data: images: a folder, tars, Parquet files or arrays; or a map-style torch `Dataset` of images (C, Y, X), uint8
-            or float in [0, 1], or of tuples (image, label). None takes the data of the preset.
-        test_data: a second `Dataset`, to evaluate on; by default `data` is divided as `data.split` says.
-        out: the run folder; by default runs/PRESET.
-        resume: go on from the newest checkpoint.
+        preset: A preset, a configuration file, or a run folder to resume.
+        data: A folder of images, tars, Parquet files or arrays; or a map-style torch `Dataset` of images (C, Y, X),
+            uint8 or float in [0, 1], or of tuples (image, label). Default: the data of the preset.
+        test_data: A second `Dataset`, to evaluate on (default: `data` is divided as `data.split` says).
+        out: The run folder (default: runs/PRESET).
+        resume: Continue from the newest checkpoint.
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
             `**{"model.quantizer.levels": 4}`.
 
     Raises:
-        InputError: as `hrvqvae train`.
+        InputError: As for `hrvqvae train`.
         KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
     """
     from hrvqvae.distributed.launch import process_group
@@ -335,15 +342,15 @@ def train(
 
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
-    """The trained model of a run folder, of a weights file, or of the name of a model inside the package.
+    """Load the trained model of a run folder, a weights file, or a name of a model inside the package.
 
     Args:
-        beam: paths that its search keeps at each level when it encodes: less error, for more time (docs/results.md).
-            None keeps as many as in training.
+        beam: Number of candidates that the encoder's search keeps per level (default: as many as in training). More
+            give less error and take more time (docs/results.md).
 
     Raises:
-        InputError: there is none, or it has no linked codebooks, which a beam searches.
-        DamagedFileError: the weights are damaged or do not fit their configuration.
+        InputError: There is no such model, or it has no linked codebooks for a beam to search.
+        DamagedFileError: The weights are damaged or do not fit their configuration.
     """
     return Model(run, device, beam)
 
@@ -373,7 +380,7 @@ def _find_maker(path: Path, runs: Sequence[Run]) -> str:
 
 
 def _read_mark(path: Path) -> tuple[bytes, str]:
-    """Return what tells the model that made a file of codes, and the model in words."""
+    """Return the mark of the model that made a file of codes (see `Run.wrote`), and the model in words."""
     if is_archive(path):
         made_by = open_archive(path).entropy_model
         return bytes.fromhex(made_by.model), f"{made_by.name} (weights {made_by.model[:12]})"

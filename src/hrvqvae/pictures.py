@@ -1,4 +1,4 @@
-"""Pictures of what a trained model makes: reconstructions, samples, completions, as PNG files."""
+"""Draw reconstructions, samples and completions of a trained model as PNG files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hrvqvae.utils.outputs import Outputs, check_output
 from hrvqvae.utils.progress import note
 
 _COMPLETIONS_PER_ROW = 8
-_ROWS = 1024  # of an image that are compared together
+_ROWS = 1024  # of pixels that are compared at once
 
 
 def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
-    """Write a sheet of one image, from each prefix of its levels that the model decodes."""
+    """Write a sheet with an image decoded from each prefix of its levels that the model decodes."""
     rows = list[sheets.SheetRow]()
     for level in model.autoencoder.prefixes:
         if level <= len(codes.codes):
@@ -39,7 +39,7 @@ def reconstruct(
     run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
     lmbda: float | None = None, *, force: bool = False,
 ) -> list[tuple[Path, float]]:  # fmt: skip
-    """Write a sheet of image files above their reconstructions, and return the MSE of each, of values in [0, 1].
+    """Write a sheet of image files above their reconstructions, and return the MSE of each file (values in [0, 1]).
 
     Images keep their sizes, and are converted to the model's channels, with a notice.
 
@@ -71,7 +71,7 @@ def reconstruct(
                 rows = slice(top, top + _ROWS)
                 error += float((image[:, rows] - pixels[:, rows] / 255).square().sum())
                 shown[:, rows] = (image[:, rows] * 255).round()
-            del image  # of a large image four times as large as what is drawn
+            del image  # float32: four times as large as the uint8 pixels
             originals.append(pixels)
             decoded.append(shown)
             errors.append((path, error / pixels.numel()))
@@ -95,7 +95,7 @@ def sample(
         seed: As for `Model.sample`, like `class_name` and `params`.
         class_name: A class by name or number.
         params: How codes are drawn.
-        save_dir: A folder for single samples.
+        save_dir: A folder that gets one file per sample.
         force: Overwrite files that exist.
 
     Raises:

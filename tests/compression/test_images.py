@@ -85,7 +85,9 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = compress(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(DamagedFileError, match=r"file 1 has 1 whole level, but this model decodes 2 or more: level 2 is cut"):
+    with pytest.raises(
+        DamagedFileError, match=r"file 1 has 1 whole level, but this model decodes 2 or more: level 2 is cut"
+    ):
         decode_images(model, read(entropy_model, [content[:-1]]), CPU)
     assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
     with pytest.raises(InputError, match="takes at least"):

@@ -1,1 +1,1 @@
-"""What is on disk of a run: its folder, tensors, models and priors, code maps; trained models as objects."""
+"""The files of a run: its folder, weights, artifacts and code maps; export and the hub."""

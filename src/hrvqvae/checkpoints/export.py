@@ -1,6 +1,6 @@
-"""A run, or an autoencoder alone, as a folder for others and on the hub.
+"""Export a run to a folder to share, or to the hub.
 
-DIR/config.json         the configuration, without paths of this machine
+DIR/config.json         the configuration, without paths on this machine
     model.safetensors   the weights, with the same configuration inside
     README.md           the model card
     tables.hrvt, prefixes/, priors/level-1/ ...   the entropy model, the progressive decoder and the priors
@@ -42,21 +42,20 @@ def export(
 ) -> list[Path]:  # fmt: skip
     """Write the model of a run, its priors in half precision, and a model card; return the files.
 
-    All is written or nothing.
-
-    What is stale is left out, with a line on standard error. A model card in the run's folder is kept.
+    Everything is written or nothing. Stale artifacts are left out, with a notice. If the run folder has a model card,
+    that card is written.
 
     Args:
-        name: of the model, for its card; None is the name of `out`.
-        license: as the hub names licenses: mit, cc-by-4.0, ...
-        compact: the autoencoder in half precision too, and the matrices of the priors and the progressive decoder in 8
-            bits. Codes can differ from the run's where two codewords are about as near.
-        weights: of the autoencoder, in place of those of the run. Where they differ, what was made for those of the run
-            is left out.
+        name: Name of the model on its card (default: the name of `out`).
+        license: Identifier of the license on the hub: mit, cc-by-4.0, ...
+        compact: Write the autoencoder in half precision, and the matrices of the priors and the progressive decoder in
+            8 bits. Codes can differ from the run's where two codewords are about equally near.
+        weights: Weights to write in place of the run's autoencoder. If they differ from the run's, priors, progressive
+            decoder and entropy model are left out.
 
     Raises:
-        InputError: the run has no model, `out` exists or can't be written.
-        DamagedFileError: a file of the run is damaged.
+        InputError: The run has no model, or `out` exists or can't be written.
+        DamagedFileError: A file of the run is damaged.
     """
     source = Run(run)
     beside, config = source.folder, without_paths(source.config)
@@ -68,7 +67,9 @@ def export(
     else:
         stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
         told_once(f"left out of {out}: what was made for the weights before they were changed")
-    kept = dict[Levels | None, dict[str, Any]]()  # the meta of each prior, and under None of the progressive decoder
+    kept = dict[
+        Levels | None, dict[str, Any]
+    ]()  # the metadata of each prior; that of the progressive decoder under None
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
@@ -107,10 +108,10 @@ def export(
 
 
 def without_paths(config: Config) -> Config:
-    """A configuration without the places of data, codes and first weights on this machine."""
+    """Return a configuration without paths on this machine: of data, codes and initial weights."""
     values = dict(flatten(to_dict(config)))
-    began = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
-    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(began, "")})
+    paths = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
+    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(paths, "")})
 
 
 def _write_config(target: RunFolder, config: Config) -> None:
@@ -121,9 +122,10 @@ def push_run(
     run: str | Path, name: str, *, license: str | None = None, weights: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> str:  # fmt: skip
-    """Put what `export` writes of a run on the hub as user/name, and return its address.
+    """Export a run, upload it to the hub as user/name, and return its address.
 
-    `options` are those of `hub.push`.
+    Args:
+        options: As for `hub.push`.
     """
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, license=license, weights=weights)
@@ -134,11 +136,11 @@ def _card(
     config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
     sampling: Mapping[str, Any], measured: str, license: str | None,
 ) -> str:  # fmt: skip
-    """A model card in Markdown: training steps, the meta of its parts, and what was measured are for its table."""
+    """Return a model card in Markdown, with a table of the data, the training, the networks and the figures."""
     priors = {levels: about for levels, about in parts.items() if levels is not None}
     data, training, model = config.data, config.training, config.model
     images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
-    images = re.sub(r",? \d+x\d+ \w+", "", images)  # a training may have other sizes than the data set
+    images = re.sub(r",? \d+x\d+ \w+", "", images)  # images may be resized for training
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     steps = f", {step:,} steps" if step else ""
@@ -191,9 +193,9 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
 
 
 def _measured(run: RunFolder) -> str:
-    """The last evaluation in a run's metrics.jsonl."""
+    """Return the last evaluation in a run's metrics.jsonl, in words."""
     measured = _UNMEASURED
-    # No file, its last line was cut by a kill, or it has other figures.
+    # There may be no file, a last line cut by a kill, or other figures.
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         for row in map(json.loads, run.metrics.read_text().splitlines()):
             if row["kind"] == "evaluation":
@@ -207,7 +209,7 @@ def _measured(run: RunFolder) -> str:
 
 
 def _with_front_matter(card: str, config: Config, license: str | None = None) -> bytes:
-    """A card with the lines of YAML that a hub reads, the license among them; lines that it has are kept."""
+    """Return a card that begins with YAML for the hub, with the license. YAML that the card has is kept."""
     about = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
     body = f"\n{card}"
     if card.startswith(_FRONT):

@@ -1,20 +1,20 @@
-"""The run folder, and how one is found.
+"""The run folder: its files, its checkpoints, and how a name leads to it.
 
 RUN/config.yaml         the resolved configuration (where exported: config.json, and README.md, the model card)
-    metrics.jsonl       a line for each logged step and each evaluation
+    metrics.jsonl       one line per logged step and evaluation
     model.safetensors   averaged weights with the configuration inside
     tables.hrvt         the entropy model (docs/format.md)
     checkpoints/        the two newest resume states, step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
-    priors/codes/       the codes of the train split; priors/codes-flipped/, codes-shifted-1/, ... of its copies
+    priors/codes/       the codes of the train split; of its copies: codes-flipped/, codes-shifted-1/, ...
     priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
-    sampling.json       guidance and levels that samples are drawn with by default
-    states/DIGEST/      earlier weights by which files of codes were made: model.safetensors, tables.hrvt, prefixes/
-    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that is trained for
+    sampling.json       default guidance and levels of samples
+    states/DIGEST/      earlier weights that made files of codes: model.safetensors, tables.hrvt, prefixes/
+    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this network is trained for
     .lock               held by the process that trains here
-    .job                torchrun's name of the training, by which its restarts know that they go on
+    .job                torchrun's job id, by which a restart knows its own run
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_err
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
-_KEPT = 2
-_SHIPPED = Path(__file__).parent.parent / "weights"  # a folder a model, in the form that `export` writes
+_NUM_CHECKPOINTS = 2
+_SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as `export` writes them
 
 
 class RunFolder:
@@ -61,13 +61,13 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other processes out of the folder; it is made if need be. Raises InUseError and InputError."""
+        """Lock the folder against other processes, and make it if need be. Raises InUseError and InputError."""
         return lock_folder(self.path)
 
     def prepare(self, config: Config) -> None:
-        """Make the folders, clear what a killed writer left, and write the configuration and the name of the job.
+        """Make the folders, delete the temporary files of killed writers, and write the configuration and the job id.
 
-        Only under the lock. Raises InputError where the folder can't be written.
+        Call it under the lock only. Raises InputError if the folder can't be written.
         """
         with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
@@ -78,15 +78,15 @@ class RunFolder:
                 write_atomic(self.job, job_id().encode())
 
     def of_this_job(self) -> bool:
-        """Whether the run began in this very job of torchrun, which was restarted."""
+        """Return whether this job of torchrun began the run, and was restarted since."""
         return bool(job_id()) and self.job.is_file() and self.job.read_text() == job_id()
 
     def begun(self) -> bool:
-        """Whether a new run would overwrite anything here."""
+        """Return whether there is a checkpoint or a model, which a new run would overwrite."""
         return bool(self.saved()) or self.model.is_file()
 
     def is_stale(self, autoencoder: str) -> bool:
-        """Whether what is trained here is for another autoencoder than that of the digest. Raises DamagedFileError."""
+        """Return whether the network here is for another autoencoder than this digest's. Raises DamagedFileError."""
         if self.model.is_file():
             about = storage.read_meta(self.model)
             if "autoencoder" not in about:
@@ -99,7 +99,7 @@ class RunFolder:
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_config(self) -> Config:
-        """The configuration. Raises InputError where there is none, and as `from_file`."""
+        """Return the configuration. Raises InputError if there is none, and as `from_file`."""
         if not self.config.is_file():
             if not self.path.exists() and str(self.path) in list_models():
                 require_own(self.path)
@@ -107,21 +107,21 @@ class RunFolder:
         return from_file(self.config)
 
     def saved(self) -> list[Path]:
-        """Checkpoints, newest first."""
+        """Return the checkpoints, newest first."""
         return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and drop all but the two newest. Raises OSError with the older ones untouched."""
+        """Write a checkpoint and delete all but the two newest. Raises OSError, and then deletes none."""
         path = self.checkpoints / f"step-{step:09d}.safetensors"
         storage.write(path, tensors, meta)
-        for old in self.saved()[_KEPT:]:
+        for old in self.saved()[_NUM_CHECKPOINTS:]:
             old.unlink()
         return path
 
     def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that is whole; None where there is none.
+        """Return the newest intact checkpoint; None if there are no checkpoints.
 
-        Damaged ones are named and renamed to *.damaged. Raises DamagedFileError where every one is damaged.
+        Damaged checkpoints are reported and renamed to *.damaged. Raises DamagedFileError if all are damaged.
         """
         damaged = list[Path]()
         for path in self.saved():
@@ -142,22 +142,22 @@ class RunFolder:
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:
-    """The folder of the prior of a run's consecutive levels, 0 the coarsest."""
+    """Return the folder of the prior of consecutive levels of a run; level 0 is the coarsest."""
     first, last = levels[0] + 1, levels[-1] + 1
     return RunFolder(Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}"))
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
-    """Folders of a run's priors, trained or not, by the levels that each covers, coarse first.
+    """Return the folders of a run's priors, trained or not, by the levels that each covers, coarse first.
 
     Raises:
-        InputError: two cover the same level.
+        InputError: Two priors cover the same level.
     """
     covered = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
-        named = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
-        if named and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
-            covered.append(range(int(named[1]) - 1, int(named[2] or named[1])))
+        match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
+        if match and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
+            covered.append(range(int(match[1]) - 1, int(match[2] or match[1])))
     covered.sort(key=lambda levels: (levels.start, levels.stop))
     for before, after in pairwise(covered):
         if after.start < before.stop:
@@ -169,38 +169,38 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
 
 
 def progressive_folder(run: str | Path) -> RunFolder:
-    """The folder of the progressive decoder."""
+    """Return the folder of the progressive decoder."""
     return RunFolder(Path(run) / "prefixes")
 
 
 def list_models() -> list[str]:
-    """Names of the trained models inside the package."""
+    """Return the names of the trained models inside the package."""
     return sorted(path.name for path in _SHIPPED.glob("*") if RunFolder(path).model.is_file())
 
 
 def run_folder(run: str | Path) -> Path:
-    """A path as it is, or the folder of the model of that name inside the package, unless a run has that path."""
+    """Return the folder of the model of that name inside the package; any other path, or that of a run, as it is."""
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
     return _SHIPPED / path if str(run) in list_models() and not is_run else path
 
 
 def require_own(run: str | Path) -> None:
-    """Raises InputError where a run is no folder, or inside the package: nothing can be trained beside it."""
+    """Raise InputError if a run is no folder or is inside the package: nothing can be trained there."""
     if run_folder(run) != Path(run) or not Path(run).is_dir():
         raise InputError(f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR")
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Whether it has the form user/name of models on the hub; a path may have it too."""
+    """Return whether a name has the form user/name of models on the hub. A path may have it too."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
 
 
 def locate(run: str | Path) -> Path:
-    """The weights file of a run folder, of a path to one, or of the name of a model inside the package.
+    """Return the weights file of a run folder or of a model inside the package; a path to a file as it is.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such file.
     """
     path = run_folder(run)
     folder = RunFolder(path)

@@ -1,4 +1,4 @@
-"""Folders got from the model hub and put there, by the library huggingface_hub."""
+"""Download models from the Hugging Face hub and upload them, by the library huggingface_hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 
-_OURS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # no other file is put there or got: none of these could run
+_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # the only files exchanged; none of them can run
 _CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
-def found_or_fetched(name: str | Path, **options: Any) -> Path:
-    """The path of a name on this machine or inside the package, or what `fetch` gets. Raises InputError."""
+def find_or_fetch(name: str | Path, **options: Any) -> Path:
+    """Return the path of a run on this machine or inside the package; otherwise `fetch` it. Raises InputError."""
     path = run_folder(name)
     return fetch(str(name), **options) if is_hub_name(name) and not path.exists() else path
 
@@ -29,21 +29,21 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
     """Return the folder of the model user/name, from the hub or its cache on this machine.
 
     Args:
-        revision: branch, tag or commit; None is the newest.
-        into: a new folder, instead of the library's cache.
+        revision: Branch, tag or commit (default: the newest).
+        into: A new folder to download to, instead of the library's cache.
         options: cache_dir, token, local_files_only, force_download.
 
     Raises:
-        InputError: it can't be got, or `into` exists.
+        InputError: The model can't be downloaded, or `into` exists.
     """
     if into is not None:
         with create_folder(into) as partial:
             fetch(name, revision=revision, local_dir=partial, **options)
-            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's own notes
+            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's records of the download
         return into
     with _library(name, revision) as hub:
-        wanted = {"allow_patterns": [*_OURS], "library_name": "hrvqvae"}
-        folder = Path(hub.snapshot_download(name, revision=revision, **wanted, **options))
+        filters = {"allow_patterns": [*_PATTERNS], "library_name": "hrvqvae"}
+        folder = Path(hub.snapshot_download(name, revision=revision, **filters, **options))
     if not RunFolder(folder).model.is_file():
         raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
     return folder
@@ -59,37 +59,37 @@ def push(
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
-        files = sorted(path for pattern in _OURS for path in folder.rglob(pattern))
+        files = sorted(path for pattern in _PATTERNS for path in folder.rglob(pattern))
         added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        told = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
-        done = api.create_commit(name, added, **told)  # one commit: all of it or nothing
-    return str(done.pr_url or done.commit_url)
+        commit = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
+        result = api.create_commit(name, added, **commit)  # one commit: all of it or nothing
+    return str(result.pr_url or result.commit_url)
 
 
 @contextmanager
 def _library(name: str, revision: str | None) -> Iterator[Any]:
-    """huggingface_hub, without its chatter; its errors become one line that says what to do."""
+    """Give the library without its progress bars and warnings; turn its errors into InputErrors of one line."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("the hub needs huggingface_hub: pip install 'hrvqvae[hub]'")
     hub = importlib.import_module("huggingface_hub")
-    known = {
+    messages = {
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "HFValidationError": f"{name!r} is no name of the hub",
-        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: several of these are of its kind
+        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: it is the base class of others here
     }
     try:
         with quiet_network():
             yield hub
     except Exception as error:
-        line = next((line for kind, line in known.items() if isinstance(error, getattr(hub.errors, kind))), None)
-        client = type(error).__module__.partition(".")[0]  # the HTTP client, by the library's version
+        line = next((line for kind, line in messages.items() if isinstance(error, getattr(hub.errors, kind))), None)
+        client = type(error).__module__.partition(".")[0]  # which client it is depends on the library's version
         if line is None and not isinstance(error, (OSError, RuntimeError)) and client not in _CLIENTS:
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
-            cause = cause.__cause__  # an error that says only that something failed
+            cause = cause.__cause__  # these say only that something failed
         reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
         line = line or f"the hub can't be reached for {name}"
         raise InputError(f"{line} ({reason})") from error

@@ -69,7 +69,7 @@ def renewal(run: str | Path) -> str:
 
 
 class Run:
-    """A run folder, a weights file, or a model inside the package, by its name.
+    """A run folder, a weights file, or a model inside the package.
 
     Args:
         name: A path or the name of a model inside the package.
@@ -128,7 +128,7 @@ class Run:
         """Return the autoencoder in evaluation mode, and its configuration.
 
         Args:
-            beam: Paths that the search keeps per level (default: as many as in training).
+            beam: Number of candidates that the search keeps per level (default: as many as in training).
             progressive: Decode prefixes by the progressive decoder, unless it is stale.
 
         Raises:
@@ -143,7 +143,7 @@ class Run:
             config = _with_beam(config, beam)
         model = _build_filled(lambda: build(config), weights, self.path)
         _ = self.digest, self.weights_digest
-        del self._content  # which would double the memory that the model takes
+        del self._content  # a second copy of the weights
         decoder = self.progressive
         if progressive and self.path == self.folder.model and decoder.exists():
             if decoder.is_stale():
@@ -225,8 +225,8 @@ class Run:
     def sampling_options(self, guidance: float | None = None, levels: int | None = None) -> dict[str, Any]:
         """Return the guidance and the levels to draw samples with.
 
-        If neither is given, they are those that suit the model, from sampling.json, if it has one. Otherwise what is
-        not given is the prior's own: guidance 1, all levels.
+        If neither is given and the run has a sampling.json, both come from that file. Otherwise guidance defaults to 1
+        and levels to None, which stands for all.
 
         Raises:
             DamagedFileError: sampling.json is no JSON object with guidance and levels.
@@ -257,14 +257,14 @@ class Run:
         return False
 
     def earlier_states(self) -> list[Run]:
-        """Return the states of the run that `keep_state` kept, each a run of its own."""
+        """Return the states that `keep_state` has kept, each as a run."""
         return [Run(path.parent) for path in sorted(self.folder.states.glob("*/model.safetensors"))]
 
     def keep_state(self) -> None:
-        """Keep a copy of what files of codes are read by, because training that goes on will replace it.
+        """Copy the networks that read files of codes, because further training would replace them.
 
-        The copy is RUN/states/DIGEST of the weights: model.safetensors, tables.hrvt and prefixes/. Nothing is kept of a
-        run that has no config.yaml, where nothing can be trained.
+        The copy is in RUN/states/DIGEST, named by the digest of the weights: model.safetensors, tables.hrvt and
+        prefixes/. A run without config.yaml can't be trained, so nothing is copied.
         """
         if self.path != self.folder.model or not self.folder.config.is_file():
             return
@@ -272,7 +272,7 @@ class Run:
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
-    """Copy what files of codes are read by into the states of a run folder, unless it is there."""
+    """Copy the networks that read files of codes into the states of a run folder, unless they are there."""
     copy = RunFolder(target.states / run.weights_digest)
     pairs = {progressive_folder(copy.path).model: run.progressive, copy.tables: run.entropy_model}
     sources = {path: artifact.file for path, artifact in pairs.items() if artifact.exists() and not artifact.is_stale()}
@@ -287,7 +287,7 @@ def copy_state(run: Run, target: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Artifact(ABC):
-    """Something that was made for one state of a run's autoencoder.
+    """A network or an entropy model that was made for one state of a run's autoencoder.
 
     Attributes:
         run: The run.
@@ -341,7 +341,7 @@ class NetworkArtifact(Artifact):
 
     @property
     def config(self) -> Config:
-        """The configuration that it was, or is to be, trained by."""
+        """The configuration of its training, past or to come."""
         if self.folder.config.is_file():
             return self.folder.read_config()
         return config_of(storage.read_meta(self.file), self.file)
@@ -439,7 +439,7 @@ class EntropyModelArtifact(Artifact):
         return self.path
 
     def _is_fitted(self, say: Callable[[str], None]) -> bool:
-        """Return whether these weights have an entropy model, and say so. One that a kept state has is put back."""
+        """Return whether these weights have an entropy model, and say so. Restore it from a kept state if need be."""
         kept = RunFolder(self.run.folder.states / self.run.weights_digest).tables
         if not (self.exists() and not self.is_stale()):
             if not kept.is_file():
@@ -471,8 +471,8 @@ def _with_beam(config: Config, width: int) -> Config:
 def _build_filled(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
     """Build a network in evaluation mode with the weights of a file.
 
-    It is built on the meta device first, where tensors take no memory, and no more of it than the file can fill: a
-    small file makes no large network.
+    The network is built on the meta device first, where tensors take no memory, and only up to the number of parameters
+    that the file can fill. So a small file can't make a large network.
 
     Raises:
         DamagedFileError: The weights do not fit the network.
@@ -499,7 +499,7 @@ def _build_filled(make: Callable[[], _Network], weights: Mapping[str, Tensor], p
 
 
 def stale_notice(name: str | Path) -> list[str]:
-    """Return a line that names what is stale in a run and how to renew it; no line if nothing is, or no model yet."""
+    """Return a line that names the stale artifacts of a run and how to renew them; no line if none is stale."""
     try:
         stale = Run(name).stale_artifacts()
     except InputError:

@@ -3,10 +3,10 @@
 The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name, type, shape and
 bytes.
 
-A compact file (`hrvqvae export --compact`) has weights in a quarter to a half of their bytes: a matrix or filter of a
-prior or a progressive decoder is int8 with a float32 scale a row, `NAME:scale`; every other number is float16 where it
-fits; and `total` of codebooks is left out, for which `NAME:product` stands. Whoever reads the file gets the names of
-the weights: matrices in float32, and codewords * count for `total`.
+A compact file (`hrvqvae export --compact`) holds weights in a quarter to a half of their bytes. A matrix or filter of a
+prior or a progressive decoder is int8, with one float32 scale per row in `NAME:scale`. Any other tensor is float16 if
+its values fit. The `total` of a codebook is replaced by a marker, `NAME:product`. Reading restores the original names:
+matrices in float32, and codewords * count for `total`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of weights as a model has them, half precision in float32, without configuration: 32 digits."""
+    """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as float32."""
     plain = _plain(tensors)
     return _digest(
         {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in plain.items()}
@@ -52,14 +52,14 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able `meta`, atomically. Raises OSError."""
+    """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
     plain, text = _plain(tensors), json.dumps(meta, sort_keys=True)
     header = {"format": "pt", "meta": text, "digest": _digest(plain, text)}
-    write_atomic(path, _ordered(save_tensors(plain, metadata=header)))
+    write_atomic(path, _sort_header(save_tensors(plain, metadata=header)))
 
 
-def _ordered(content: bytes) -> bytes:
-    """The same file with its header in order: safetensors writes the metadata in any, which differs each time."""
+def _sort_header(content: bytes) -> bytes:
+    """Sort the header of a file: safetensors writes the metadata in a different order each time."""
     length = int.from_bytes(content[:8], "little")
     text = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -78,7 +78,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
-    """(meta as text, meta, digest) of a file or of its beginning."""
+    """Return `meta` as text, `meta`, and the digest, from a file or its beginning."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())["__metadata__"]
     meta = json.loads(header["meta"])
     if not isinstance(meta, dict):
@@ -87,11 +87,11 @@ def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """`meta` of a file that `write` made, from its header alone: no checksum is compared.
+    """Return `meta` of a file that `write` made. Only the header is read; the checksum is not verified.
 
     Raises:
-        InputError: there is no such file.
-        DamagedFileError: the header is damaged, or of another format.
+        InputError: There is no such file.
+        DamagedFileError: The header is damaged, or of another format.
     """
     with _damage(path), path.open("rb") as stream:
         start = stream.read(8)
@@ -99,11 +99,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """(tensors, meta, digest) of one state of a file that `write` made, on the CPU.
+    """Return the tensors, on the CPU, `meta` and the digest of a file that `write` made; the file is read once.
 
     Raises:
-        InputError: there is no such file.
-        DamagedFileError: it is cut short, changed, or of another format.
+        InputError: There is no such file.
+        DamagedFileError: The file is cut short, changed, or of another format.
     """
     with _damage(path):
         content = path.read_bytes()
@@ -115,25 +115,25 @@ def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, meta) of a file. Raises as `read_with_digest`."""
+    """Return the tensors and `meta` of a file. Raises as `read_with_digest`."""
     return read_with_digest(path)[:2]
 
 
 def digest(path: Path) -> str:
-    """The digest of a file. Raises as `read_with_digest`."""
+    """Return the digest of a file. Raises as `read_with_digest`."""
     return read_with_digest(path)[2]
 
 
 def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()) -> dict[str, Tensor]:
-    """What the file holds; `matrices` says whether matrices become int8, those in `fine` int16."""
+    """Return weights as a compact file holds them; with `matrices`, matrices are int8, or int16 if named in `fine`."""
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (32767 if name in fine else 127)
-            whole = (tensor.float() / _by_row(scale, tensor)).round()
-            compact[name] = whole.to(torch.int16 if name in fine else torch.int8)
+            rounded = (tensor.float() / _align_rows(scale, tensor)).round()
+            compact[name] = rounded.to(torch.int16 if name in fine else torch.int8)
             compact[name + _SCALE] = scale
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor
@@ -142,11 +142,11 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights from what a file holds; those of a file that is not compact are as they are."""
+    """Return the weights of the tensors of a file. Tensors of a file that is not compact are unchanged."""
     weights = dict[str, Tensor]()
     for name, tensor in stored.items():
         if name + _SCALE in stored:
-            weights[name] = tensor * _by_row(stored[name + _SCALE], tensor)
+            weights[name] = tensor * _align_rows(stored[name + _SCALE], tensor)
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
     for name in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
@@ -154,5 +154,5 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _by_row(scale: Tensor, tensor: Tensor) -> Tensor:
+def _align_rows(scale: Tensor, tensor: Tensor) -> Tensor:
     return scale.view(-1, *(1 for _ in tensor.shape[1:]))

@@ -1,1 +1,1 @@
-"""Trained models as graphs that run without this package: ONNX, checked against torch."""
+"""Export trained models for use without this package: ONNX graphs and web bundles."""
