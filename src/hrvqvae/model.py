@@ -202,15 +202,15 @@ class Model:
     def maker_of(self, path: Path) -> Model:
         """Return the model that made a file of codes: this one, or an earlier state that its run has kept."""
         with suppress(InputError):  # whoever reads the file reports the error
-            return self._state_of(_read_mark(path)[0])
+            return self._find_state(_read_mark(path)[0])
         return self
 
     def _maker(self, content: bytes) -> Model:
         with suppress(InputError):
-            return self._state_of(hrv.read_header(content).fingerprint)
+            return self._find_state(hrv.read_header(content).fingerprint)
         return self
 
-    def _state_of(self, mark: bytes) -> Model:
+    def _find_state(self, mark: bytes) -> Model:
         if not self.run.wrote(mark):
             for state in self.run.earlier_states():
                 if state.wrote(mark):

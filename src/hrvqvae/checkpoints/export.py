@@ -67,9 +67,7 @@ def export(
     else:
         stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
         told_once(f"left out of {out}: what was made for the weights before they were changed")
-    kept = dict[
-        Levels | None, dict[str, Any]
-    ]()  # the metadata of each prior; that of the progressive decoder under None
+    kept = dict[Levels | None, dict[str, Any]]()  # metadata of the priors; None: that of the progressive decoder
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
