@@ -1,4 +1,4 @@
-"""Batches in an order that depends on (seed, epoch, index) alone, decoded by processes beside the one that computes.
+"""Batches in an order that depends on (seed, epoch, index) alone, decoded by worker processes.
 
 The training images form one endless stream, epoch after epoch. Step s takes the samples s * batch ... (s + 1) * batch -
 1 of it, so a run that resumes at step s needs to remember nothing else.
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch."""
+    """A batch of images, with messages about its decoding."""
 
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
@@ -44,17 +44,17 @@ class Batch:
 
 
 def group_by_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
-    """Numbers of the images that go through a network together: of one size, and of at most so many pixels in all.
+    """Yield the indices of images of equal size, in groups that go through a network together.
 
     Args:
-        sizes: of each image, its height and width, and what else must be the same.
-        pixels: in all; an image that has more is alone.
+        sizes: height and width of each image, and further values that must be equal in a group.
+        pixels: most pixels of a group; a larger image is alone.
     """
     alike: dict[tuple[Any, ...], list[int]] = {}
-    for number, size in enumerate(sizes):
-        alike.setdefault(size, []).append(number)
-    for (height, width, *_), numbers in alike.items():
-        yield from chunk_by_size(numbers, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
+    for index, size in enumerate(sizes):
+        alike.setdefault(size, []).append(index)
+    for (height, width, *_), indices in alike.items():
+        yield from chunk_by_size(indices, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
 
 
 def sample_stream(
@@ -65,9 +65,9 @@ def sample_stream(
     part: RankSlice = WHOLE,
     order: Order | None = None,
 ) -> Iterator[list[Sample]]:
-    """The samples of each step from `first_step` on, without end; of several processes, one process's part of each.
+    """Yield the samples of each step from `first_step` on, without end, or the slice `part` of them.
 
-    `order` gives the permutation of the images in an epoch by (seed, epoch); by default each is as likely.
+    `order` returns the permutation of the images by (seed, epoch); by default it is uniformly random.
     """
     current, indices = -1, np.empty(0, np.int64)
     for step in itertools.count(first_step):
@@ -86,14 +86,14 @@ def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
     part: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Training batches from step `first_step` on, without end, augmented. Close it when done: that ends the workers.
+    """Yield augmented training batches from step `first_step` on, without end; closing it ends the workers.
 
     Args:
-        batch_size: of all processes together.
-        part: of each batch, which one of several processes gets.
+        batch_size: images of a batch, in all processes together.
+        part: the slice of each batch that this process reads.
 
     Raises:
-        BrokenImageError: an image can't be decoded; where `data.on_error` is "skip", the next one takes its place.
+        BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, part, images.order)
@@ -107,11 +107,11 @@ def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
     part: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Every image once, in order, not augmented. Broken ones are left out; else as `batches`.
+    """Yield every image once, in order, not augmented, without the broken ones; else as `batches`.
 
     Args:
-        limit: only so many, spread evenly over the set: a folder's images are sorted by class.
-        part: of these images, which one of several processes gets.
+        limit: most images, spread evenly over the set, since folders are sorted by class.
+        part: the slice of these images that this process reads.
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in part.of(count)]
@@ -121,13 +121,13 @@ def evaluation_batches(
 
 
 def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
-    """The samples of batches of these images as they are."""
+    """Yield the samples of batches of these images, not augmented."""
     for start in range(0, len(indices), batch_size):
         yield [(index, None) for index in indices[start : start + batch_size]]
 
 
 def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
-    """A batch for each list of samples, empty where all its images are broken. Raises as `batches` does."""
+    """Yield a batch per list of samples, empty if all its images are broken. Raises as `batches`."""
     for batch in map_in_workers(_BatchReader(images), samples, workers if images.pixels is None else 0):
         if batch.fatal:
             raise batch.fatal
@@ -139,7 +139,7 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
 
 
 class _BatchReader(Dataset[Batch]):
-    """Reads batches. In training a broken image gives its place to the next one, so that every batch is full."""
+    """Reads batches. In training the next image replaces a broken one, so that every batch is full."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -150,14 +150,14 @@ class _BatchReader(Dataset[Batch]):
         for index, augmentation in samples:
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
-                    found, lost = self.images.decode(index, augmentation)
-                except BrokenImageError as error:  # as values: raised in a worker they would arrive in a traceback
+                    image, lost = self.images.decode(index, augmentation)
+                except BrokenImageError as error:  # returned, since a worker would raise it with a traceback
                     broken.append(str(error))
                     index = (index + 1) % len(self.images)
                     continue
                 except InputError as error:
                     return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
-                pixels.append(found)
+                pixels.append(image)
                 labels.append(int(self.images.labels[index]))
                 losses += [lost] if lost else []
                 break
@@ -169,7 +169,7 @@ class _BatchReader(Dataset[Batch]):
 
 
 def map_in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
-    """What a data set gives for each of the samples, in their order, decoded by at most as many processes as cores."""
+    """Yield the items of a data set for the samples, in order, read by at most as many processes as cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     loader = DataLoader(
         dataset, batch_size=None, sampler=samples, collate_fn=_return_unchanged, worker_init_fn=_ignore_signals,
@@ -184,7 +184,7 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Let the main process alone answer a signal to the whole group: it ends its workers when it has saved."""
+    """Leave a signal to the whole group to the main process, which ends its workers after it has saved."""
 
     def once(number: int, _: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -197,7 +197,7 @@ def _ignore_signals(_: int) -> None:
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
-    """Raises InputError where a worker was ended from outside, for which torch has a RuntimeError."""
+    """Turn the RuntimeError of torch for a killed worker into an InputError."""
     try:
         yield
     except RuntimeError as error:

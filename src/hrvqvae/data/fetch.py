@@ -1,4 +1,4 @@
-"""Getting the published data sets: several ways, tried in order, checked, and stored whole or not at all."""
+"""Download the published data sets from several sources, check them, and store them whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NETWORK_SECONDS = 30.0
 
 
 def check(dataset: Dataset, folder: Path) -> None:
-    """Raises DamagedFileError where a file of the set is missing or has another checksum than published."""
+    """Raise DamagedFileError if a file of the set is missing or has another checksum than published."""
     for file, expected in (dataset.files or {}).items():
         path = folder / file
         if not path.is_file():
@@ -32,7 +32,7 @@ def check(dataset: Dataset, folder: Path) -> None:
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
-    """Get a published set, unless it is there and whole; -> its folder.
+    """Download a published set, unless it is complete, and return its folder.
 
     Raises:
         InputError: no such set, one that no command gets, or every way failed (each with its reason).
@@ -71,7 +71,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Content of a file, decompressed where its name ends in .gz. Raises DamagedFileError where it can't be."""
+    """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError if that fails."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if path.suffix == ".gz" else content
@@ -81,7 +81,7 @@ def read_unpacked(path: Path) -> bytes:
 
 @contextmanager
 def quiet_network() -> Iterator[None]:
-    """No endless wait for a connection, and no chatter from a downloader."""
+    """Limit waits for connections, and hide the output of downloads."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:
@@ -92,7 +92,7 @@ def quiet_network() -> Iterator[None]:
 
 
 def run_program(*command: str, folder: str) -> None:
-    """Run a program in a folder. Raises OSError where it is missing or fails, with its standard error."""
+    """Run a program in a folder. Raises OSError, with its standard error, if it is missing or fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
         raise OSError(f"{command[0]} failed: {done.stderr}")

@@ -22,11 +22,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 64_000_000
 Pixels = NDArray[np.uint8]
 Open = Callable[[], Image.Image]
-"""Opens an image, whose pixels need not be read yet; raises whatever its decoder or its file runs into."""
+"""Opens an image, whose pixels need not be read yet; may raise any error of its decoder or file."""
 
 
 class BrokenImageError(InputError):
-    """An image can't be decoded, or may not be: the message names it."""
+    """An image can't be decoded or is too large; the message names it."""
 
 
 class Decoded(NamedTuple):
@@ -42,7 +42,7 @@ def without_suffix(name: str) -> str:
 
 
 def open_image_file(file: Path | BinaryIO) -> Image.Image:
-    """A PNG, JPEG or WebP image, opened and not yet decoded. Raises what Pillow and the file system raise."""
+    """Open a PNG, JPEG or WebP image without decoding it. Raises the errors of Pillow and the file system."""
     return Image.open(file, formats=FORMATS)
 
 
@@ -50,15 +50,15 @@ def decode_image(
     image: Path | Open, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
     place: tuple[float, float] = (0.5, 0.5), name: str = "",
 ) -> Decoded:  # fmt: skip
-    """An image, upright, converted to the channels that a model has; `Decoded.lost` says what that lost.
+    """Decode an image upright, with the channels of a model; `Decoded.lost` lists what the conversion lost.
 
-    Colours become grey by Pillow's luminance ("L"), transparent parts lie on white, CMYK becomes RGB, 16 bits become 8,
-    of several frames the first is taken.
+    Colours become grey by Pillow's luminance ("L"), transparent parts white, CMYK RGB, and 16 bits 8. Of several
+    frames the first is used.
 
     Args:
         size: height and width that a square of the short side is resized to; None keeps the image as it is.
         place: where that square lies, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
-        name: of an image that is no file, for messages.
+        name: the name in messages of an image that is not a file.
 
     Raises:
         BrokenImageError: not a PNG, JPEG or WebP that can be read, or larger than `max_pixels`.
@@ -88,12 +88,12 @@ def decode_image(
 
 
 def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """The pixels that `decode_image` gives: (C, Y, X) uint8. Raises as it does."""
+    """Return the pixels (C, Y, X) uint8 of an image file. Raises as `decode_image`."""
     return decode_image(path, channels, max_pixels).pixels
 
 
 def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """(image, what its first frame in 8 bits has lost), which only the file as it was opened says."""
+    """Decode and turn an image upright; return it and what its first frame in 8 bits has lost."""
     with open_image_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
             raise BrokenImageError(
@@ -107,7 +107,7 @@ def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image
 
 
 def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
-    """In mode L (1 channel) or RGB (3); what that loses is appended."""
+    """Convert an image to mode L (1 channel) or RGB (3), and append what that loses to `lost`."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -140,7 +140,7 @@ def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
 
 
 def to_pil(image: Any) -> Image.Image:
-    """(C, Y, X), an array or a tensor, uint8 or float in [0, 1] -> a greyscale image of 1 channel, RGB of 3."""
+    """Convert an array or tensor (C, Y, X), uint8 or float in [0, 1], to a greyscale or RGB image."""
     pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image).transpose(1, 2, 0)
     if pixels.dtype != np.uint8:  # row after row: an image may be large
         pixels = np.stack([np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels])

@@ -1,7 +1,7 @@
-"""Codes in shards as the code maps that priors are trained from, however many they are.
+"""Copy the codes of shards to code maps, from which priors are trained.
 
-A training step reads images in a drawn order, which compressed row groups are slow at. So the codes are laid out once
-beside the run as arrays that are mapped into memory, as those of its own images are (`checkpoints.codemaps`).
+Training reads images in random order, which is slow in compressed row groups. So the codes are copied once to arrays
+beside the run, which are mapped into memory like those of its own images (`checkpoints.codemaps`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hrvqvae.utils.outputs import remove_temporaries, replace_file
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
-    from hrvqvae.tokens.shards import Rows, Shards  # which need an extra to be imported
+    from hrvqvae.tokens.shards import Rows, Shards  # importing them needs an extra
 
 _NAME = "shards"
 
@@ -33,11 +33,11 @@ _NAME = "shards"
 def load_shard_maps(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
 ) -> CodeMaps:
-    """The code maps of shards of a model's codes; laid out in the folder first, unless they lie there.
+    """Return the code maps of shards, which are written to the folder unless they are there.
 
     Args:
-        folder: of the run's codes; made if it does not exist.
-        path: a folder of shards, or one.
+        folder: the folder of the run's codes; created if it does not exist.
+        path: a folder of shards, or one shard.
         say: as for `load_or_write`.
 
     Raises:
@@ -53,7 +53,7 @@ def load_shard_maps(
             raise InputError(f"{path} holds codes of another model than this run's")
         if not shards.count:
             raise InputError(f"{path} holds codes of no image; make shards of images that can be read")
-        states = [[one.name, one.stat().st_size, one.stat().st_mtime_ns] for one in shards.paths]
+        states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards.paths]
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 
     def write() -> None:
@@ -73,7 +73,7 @@ def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, 
     labels = list[str | int | None]()
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
-        streams, kinds = [], [np.min_scalar_type(number - 1) for number in symbols]
+        streams, kinds = [], [np.min_scalar_type(count - 1) for count in symbols]
         for level, (grid, kind) in enumerate(zip(grids, kinds, strict=True), start=1):
             temporary = stack.enter_context(replace_file(folder / f"{_NAME}-level-{level}.npy"))
             streams.append(stack.enter_context(temporary.open("xb")))
@@ -94,10 +94,10 @@ def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, 
 
 
 def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
-    """The codes of a level, one after the other."""
-    for key, found in zip(rows.keys, rows.codes[level], strict=True):
-        if found.shape != tuple(grid):
-            height, width = found.shape
+    """Return the codes of a level as one array; raise InputError if a grid or a code does not fit the model."""
+    for key, codes_of_image in zip(rows.keys, rows.codes[level], strict=True):
+        if codes_of_image.shape != tuple(grid):
+            height, width = codes_of_image.shape
             raise InputError(
                 f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on "
                 f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without --full-size"
@@ -109,7 +109,7 @@ def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, si
 
 
 def _number_classes(labels: Sequence[Any], named: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """(names of the classes, the class of each label): numbers index the names that the shards say, if they do."""
+    """Return the names of the classes and the class of each label; whole numbers index `named` if they fit."""
     values, numbers = np.unique(labels, return_inverse=True)
     if named and values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(named):
         return named, np.array(labels)

@@ -1,6 +1,6 @@
-"""Shards of codes: Parquet files of one format, read row group by row group, and back to PNG files.
+"""Read shards of codes, which are Parquet files, and decode them to PNG files.
 
-docs/tokens.md is the page of the format. Shard i holds the images i * S to (i + 1) * S - 1 by their sorted keys.
+docs/tokens.md describes the format. Shard i holds the images i * S to (i + 1) * S - 1 by their sorted keys.
 
 OUT/_manifest.json        the plan
     part-000000.parquet   the first S images, and so on
@@ -40,12 +40,12 @@ FORMAT = "1"
 SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so
 _PREFIX = "hrvqvae."
-_PIXELS = 1 << 18  # of the images that are decoded together
+_PIXELS = 1 << 18  # most pixels of the images that are decoded together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a folder of shards is made of."""
+    """The model, images and options of a folder of shards."""
 
     model: str  # digest of the weights
     image_size: int | None  # height and width that every image is brought to; None keeps each image's own
@@ -56,14 +56,14 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, range]:
-        """The file of each shard, and the places of its images in the order of the keys."""
+        """The indices of each shard's images by its file name, in the order of the keys."""
         starts = range(0, self.keys, self.shard_size)
-        places = [range(start, min(self.keys, start + self.shard_size)) for start in starts]
-        return {f"part-{number:06d}{SUFFIX}": some for number, some in enumerate(places)}
+        ranges = [range(start, min(self.keys, start + self.shard_size)) for start in starts]
+        return {f"part-{number:06d}{SUFFIX}": indices for number, indices in enumerate(ranges)}
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
-        """The plan of a folder; None where there is none. Raises DamagedFileError."""
+        """Read the plan of a folder; return None if there is none. Raises DamagedFileError."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -76,20 +76,20 @@ class Plan:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
 
     def write_or_compare(self, folder: Path) -> None:
-        """Write the plan of a new folder, or compare it with the folder's own.
+        """Write the plan to a new folder, or compare it with the plan there.
 
         Raises:
             InputError: the folder was begun otherwise, or holds shards without a plan.
             OSError: the folder can't be written.
         """
-        found = Plan.read(folder)
-        if found is None:
+        existing = Plan.read(folder)
+        if existing is None:
             if any(folder.glob(f"*{SUFFIX}")):
                 raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
             write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
             return
         for name, here in dataclasses.asdict(self).items():
-            there = getattr(found, name)
+            there = getattr(existing, name)
             if there != here:
                 name = _NAMES.get(name, name)
                 raise InputError(f"{folder} was begun with another {name}: {there}, not {here}; choose another folder")
@@ -113,7 +113,7 @@ def make_metadata(
 
 
 class _Metadata(NamedTuple):
-    """What the metadata of a shard says."""
+    """The metadata of a shard."""
 
     model: str
     content: str
@@ -151,10 +151,10 @@ class Rows:
 
 
 def make_schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
-    """The columns of the shards of a model with so many symbols a level, in the smallest type that holds them."""
+    """Return the columns of shards for the number of symbols per level, with codes in the smallest type."""
     columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
-    for level, number in enumerate(symbols, start=1):
-        codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(number - 1)))
+    for level, count in enumerate(symbols, start=1):
+        codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
         columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
     return pa.schema(columns)
 
@@ -171,7 +171,7 @@ class Shards:
     contents: tuple[str, ...]  # of each file, the digest of its images
 
     def rows(self, levels: int) -> Iterator[Rows]:
-        """Every row group, with the codes of the first `levels` levels.
+        """Yield every row group, with the codes of the first `levels` levels.
 
         Raises:
             DamagedFileError: a file is damaged, has not the columns of the format, or codes that fill no grid.
@@ -195,17 +195,17 @@ def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels:
         raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({one_line(error)})") from error
     columns = {name: table.column(name).combine_chunks() for name in kinds}
     lists = [columns.pop(f"codes_{level}") for level in range(1, levels + 1)]
-    if any(column.null_count for column in (*columns.values(), *lists, *(one.values for one in lists))):
+    if any(column.null_count for column in (*columns.values(), *lists, *(column.values for column in lists))):
         raise DamagedFileError(f"{path} has nulls; only labels may be null")
     plain, codes = {name: column.to_pylist() for name, column in columns.items()}, []
     for level, column in enumerate(lists, start=1):
-        values, some = column.values.to_numpy(), list[NDArray[Any]]()
+        values, grids_of_codes = column.values.to_numpy(), list[NDArray[Any]]()
         grids = zip(plain["key"], plain[f"height_{level}"], plain[f"width_{level}"], strict=True)
         for (key, height, width), (start, end) in zip(grids, pairwise(column.offsets.to_numpy()), strict=True):
             if min(height, width) < 1 or end - start != height * width:
                 raise DamagedFileError(f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}")
-            some.append(values[start:end].reshape(height, width))
-        codes.append(some)
+            grids_of_codes.append(values[start:end].reshape(height, width))
+        codes.append(grids_of_codes)
     return Rows(plain["key"], labels, list(zip(plain["height"], plain["width"], strict=True)), codes)
 
 
@@ -229,9 +229,9 @@ def open_shards(paths: Sequence[Path]) -> Shards:
 
 
 def find_shards(path: Path) -> Shards:
-    """The shards of a folder, in the order of their names, or one file.
+    """Open the shards of a folder in the order of their names, or a single file.
 
-    Raises as `open_shards`, and InputError where there are none, or `tokenize` has not finished the folder.
+    Raises as `open_shards`, and InputError if there are none or `tokenize` has not finished the folder.
     """
     if path.is_file():
         return open_shards([path])
@@ -243,7 +243,7 @@ def find_shards(path: Path) -> Shards:
         raise InputError(
             f"{path} lacks {left[0]}, {len(left):,} of {len(plan.parts):,} shards; run the same hrvqvae tokenize again"
         )
-    paths = sorted(one for one in path.glob(f"*{SUFFIX}") if not one.name.startswith("."))
+    paths = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     if not paths:
         raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
     return open_shards(paths)
@@ -256,14 +256,14 @@ def detokenize(
     shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu",
     force: bool = False,
 ) -> int:  # fmt: skip
-    """Write the image of each row of shards as PNG; -> how many.
+    """Decode each row of shards to a PNG file, and return the number of files.
 
     Args:
-        shards: a folder of shards, or one.
-        out: a folder, which gets each image at the path that is its key, see `Outputs.reserve`.
-        model: by which they were made; None finds it inside the package.
-        levels: how many levels to use, coarse first; None uses all.
-        force: write over files that are there.
+        shards: a folder of shards, or one shard.
+        out: the folder of the images; the key of an image is its path there (`Outputs.reserve`).
+        model: the model that encoded the shards; None finds it in the package.
+        levels: number of levels to decode, coarse first; None decodes all.
+        force: overwrite existing files.
 
     Raises:
         InputError: shards of another model, levels out of range, or a file that is there or can't be written.
@@ -284,7 +284,7 @@ def detokenize(
 
 
 def _load_model(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
-    """The model that is named, or the one inside the package, by which the shards were made."""
+    """Load the named model, or the model of the package that encoded the shards."""
     wanted = opened.model
     for name in [named] if named is not None else list_models():
         run = Run(name)
@@ -298,14 +298,14 @@ def _load_model(opened: Shards, path: Path, named: str | None, device: str) -> A
 
 @torch.inference_mode()
 def _decode_rows(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
-    """(place, image (C, Y, X)) of every row; those of one size and grid go through the network together."""
+    """Yield the index and image (C, Y, X) of every row; rows of equal size and grids are decoded together."""
     device = next(model.parameters()).device
-    sizes = [(*size, *(one.shape for one in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
-    for some in group_by_size(sizes, _PIXELS):
-        stacked = (np.stack([level[place] for place in some]).astype(np.int64) for level in rows.codes)
+    sizes = [(*size, *(grid.shape for grid in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
+    for group in group_by_size(sizes, _PIXELS):
+        stacked = (np.stack([level[index] for index in group]).astype(np.int64) for level in rows.codes)
         codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
         try:
-            images = model.decode(codes, levels, rows.sizes[some[0]]).cpu()
+            images = model.decode(codes, levels, rows.sizes[group[0]]).cpu()
         except InputError as error:
-            raise DamagedFileError(f"{whose}: the codes of {rows.keys[some[0]]} fit no image ({error})") from error
-        yield from zip(some, images, strict=True)
+            raise DamagedFileError(f"{whose}: the codes of {rows.keys[group[0]]} fit no image ({error})") from error
+        yield from zip(group, images, strict=True)

@@ -1,4 +1,4 @@
-"""Images to a folder of shards of codes. A run that was stopped goes on.
+"""Encode images to a folder of shards of codes; a stopped command goes on when called again.
 
 The sorted keys of the images decide what each shard holds, so one machine and a cluster of Ray write the same files. A
 finished shard is never written again; an unfinished one is made anew.

@@ -1,4 +1,4 @@
-"""The trainer: it begins or resumes a task, takes steps, logs, saves and evaluates.
+"""The trainer begins or resumes a task, takes steps, logs, saves and evaluates.
 
 A checkpoint is written before the evaluation of its step. So an evaluation that fails, or is killed, loses no step, and
 is made again where the run goes on.
@@ -49,12 +49,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found: the values that are logged, a line for a person, and of images what can be drawn.
+    """The results of an evaluation.
 
     Attributes:
-        report: of an autoencoder on test images.
-        model: that autoencoder, averaged, in evaluation mode, on its device.
-        images: gives a few of the test images (B, C, Y, X), on that device, in [0, 1].
+        record: the logged values.
+        line: a summary in one line.
+        report: measures on test images, for an autoencoder.
+        model: the averaged autoencoder in evaluation mode, on its device.
+        images: returns a few test images (B, C, Y, X) in [0, 1], on that device.
     """
 
     record: Record
@@ -65,7 +67,7 @@ class Evaluation:
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""Called in rank 0 after each evaluation with the run, all records of its log, and what was found: it may draw them."""
+"""Called in rank 0 after each evaluation with the run, the records of its log and the evaluation, to draw plots."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,16 @@ class Outcome:
 
 
 class Task(ABC, Generic[B]):
-    """What is trained: its folder, its network, its batches, its steps, its evaluation and its file.
+    """A training: its folder, network, batches, steps, evaluation and model file.
 
     Attributes:
-        run: the folder that it is trained into.
-        config: what that folder keeps.
-        training: its budget and optimization, and how often it logs, saves and evaluates.
+        run: the folder of the training.
+        config: the configuration, which the folder keeps.
+        training: budget, optimization, and how often to log, save and evaluate.
         compute: device, precision and memory format.
         samples: number of samples in an epoch; set by `open`.
         data: digest of the samples; set by `open`.
-        parent_run: run of the autoencoder that it is trained for; None for an autoencoder.
+        parent_run: the run of the autoencoder, for a prior or a progressive decoder; else None.
         autoencoder: digest of the state of that autoencoder.
         few_steps: warn below this number of steps.
     """
@@ -111,23 +113,23 @@ class Task(ABC, Generic[B]):
         self.compute = Compute.of(training)
 
     def check(self) -> None:
-        """Raise InputError if it can't be trained into its folder. Called in rank 0."""
+        """Raise InputError if the folder does not allow this training. Called in rank 0."""
 
     @abstractmethod
     def open(self, say: Say) -> None:
-        """Read the data. Raises InputError where there is none."""
+        """Read the data. Raises InputError if there is none."""
 
     @abstractmethod
     def describe(self) -> str:
-        """What is trained, and on how much: the beginning of a line."""
+        """Return what is trained and on how much data, as the beginning of a line."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The untrained network on the CPU, drawn from torch's global generator."""
+        """Return the untrained network on the CPU, drawn from torch's global generator."""
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Give a network the weights that `training.init_from` names; -> a line that says so. Raises InputError."""
+        """Load the weights that `training.init_from` names; return a message. Raises InputError."""
 
     def initialize(self, model: nn.Module) -> None:
         """Start a fresh network from data, on its device."""
@@ -138,7 +140,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[B, None, None]:
-        """This process's parts of the batches from a step on, without end."""
+        """Yield this process's parts of the batches from a step on, without end."""
 
     @abstractmethod
     def step(self, state: TrainState, batch: B) -> Metrics:
@@ -163,9 +165,9 @@ class Trainer(Generic[B]):
 
     Args:
         resume: go on where the training stopped, if it has begun.
-        renew: begin anew where the folder holds what was trained for another state of the autoencoder.
+        renew: begin anew if the folder's network was trained for another state of the autoencoder.
         callbacks: called after each evaluation.
-        say: gets lines for a person.
+        say: prints a message.
     """
 
     def __init__(
@@ -447,10 +449,7 @@ def seed_step(seed: int, step: int) -> None:
 
 @contextmanager
 def explain_save_errors(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
-    """Turns an OSError while a step is saved or logged into an InputError with the step and the last good checkpoint.
-
-    So is an InputError that comes of a full disk.
-    """
+    """Turn an OSError, or an InputError of a full disk, into an InputError with the step and the last checkpoint."""
     try:
         yield
     except (OSError, InputError) as error:

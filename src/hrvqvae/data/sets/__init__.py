@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class Arrays(NamedTuple):
-    """A split, as a data set's reader gives it."""
+    """The images of a split, as a data set's reader returns them."""
 
     images: NDArray[np.uint8]  # (N, C, Y, X)
     labels: NDArray[np.int64]  # (N,), zeros where there are no classes

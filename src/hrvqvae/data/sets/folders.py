@@ -1,4 +1,4 @@
-"""Folders of images that presets know by name."""
+"""Data sets that are folders of images."""
 
 from __future__ import annotations
 

