@@ -52,10 +52,10 @@ def watched() -> Iterator[Seen]:
     seen: Seen = {"images": [], "start": None, "end": None, "bytes": []}
     usual, reduce = AutoencoderTask.step, dist.all_reduce
 
-    def counted(tensor: torch.Tensor, *more: object) -> object:
+    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> object:
         if tensor.dtype == torch.float32 and seen["bytes"]:  # and not at the start
             seen["bytes"][-1] += 4 * tensor.numel()
-        return reduce(tensor, *more)
+        return reduce(tensor, *arguments, **options)
 
     def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if not state.step:
