@@ -23,7 +23,7 @@ from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
 from hrvqvae.models.base import Autoencoder, pad_to_grid, unit_images
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.generative import KnownCodes, Sampled, Sampler, kept_parts, sample_cached, sample_images
+from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, mask_kept_codes, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device
@@ -240,17 +240,17 @@ class Model:
 
     def draw(
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
-        known: KnownCodes | None = None, sampler: Sampler = sample_cached,
+        kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """Draw as `sample` does, and return the class and the codes of each image too; known codes are kept."""
+        """Draw as `sample` does, and return the class and the codes of each image too; `kept` codes are not drawn."""
         size, params = self.config.data.size, params or SamplingParams(**self.run.sampling_options())
         return sample_images(
             self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
-            known=known, sampler=sampler,
+            kept=kept, sampler=sampler,
         )  # fmt: skip
 
-    def known_part(self, image: Tensor, keep: str | Tensor) -> KnownCodes:
-        """Return the codes of an image (C, size, size), and which of them a completion keeps: see `complete`."""
+    def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
+        """Encode an image (C, size, size), and choose which of its codes a completion keeps: see `complete`."""
         size = self.config.data.size
         for what, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
@@ -262,7 +262,7 @@ class Model:
             where = self.config.model.geometry
             height, width = (where.unit * side for side in min(grids))
             keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
-        return KnownCodes(codes, kept_parts(keep, grids))
+        return KeptCodes(codes, mask_kept_codes(keep, grids))
 
     def complete(
         self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,
@@ -280,8 +280,8 @@ class Model:
             InputError: As for `sample`; the image has another size than in training, or `keep` is none of these.
         """
         unit_images(image[None], self.autoencoder.channels)
-        known = self.known_part(image, keep)
-        return self.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
+        kept = self.keep_part(image, keep)
+        return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
     def train_prior(self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any) -> None:
         """Train the priors of the model's run folder, as `hrvqvae train-prior` does.

@@ -124,10 +124,10 @@ def draw_completions(
     Returns:
         The image, grey where nothing is kept; the share of its codes that is kept; the completions.
     """
-    known = model.known_part(image, keep)
-    images = model.draw(count, seed=seed, class_name=class_name, params=params, known=known).images
-    kept = interpolate(known.where[-1][None, None].float(), image.shape[-2:])[0] > 0.5
-    return torch.where(kept, image / 255, 0.5), float(known.where[-1].float().mean()), images
+    kept = model.keep_part(image, keep)
+    images = model.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
+    visible = interpolate(kept.masks[-1][None, None].float(), image.shape[-2:])[0] > 0.5
+    return torch.where(visible, image / 255, 0.5), float(kept.masks[-1].float().mean()), images
 
 
 def complete(

@@ -180,7 +180,7 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
 def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path) -> None:
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
-    for where in hrvqvae.load(whole).known_part(torch.zeros(1, 12, 12), mask).where:
+    for where in hrvqvae.load(whole).keep_part(torch.zeros(1, 12, 12), mask).masks:
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
@@ -188,8 +188,8 @@ def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path) -> None:
 def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int) -> None:
     model = hrvqvae.load(whole)
     image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    known = model.known_part(image, keep)
-    drawn = model.draw(5, seed=2, class_name="3", known=known)
+    kept = model.keep_part(image, keep)
+    drawn = model.draw(5, seed=2, class_name="3", kept=kept)
     for codes, given in zip(drawn.codes, model.encode(image[None]), strict=True):
         expected = given.expand(5, -1, -1)
         assert torch.equal(codes[:, :rows, :columns], expected[:, :rows, :columns])

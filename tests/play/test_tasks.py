@@ -126,8 +126,8 @@ def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None
     painted[1:4, :3] = True
     shown, share, images = tasks.complete(model, image, painted, 4, "3", 1.0, 2)
     pixels = painted.repeat_interleave(2, 0).repeat_interleave(2, 1)
-    kept = model.known_part(image, pixels)
-    assert share == pytest.approx(float(kept.where[0].float().mean())) == 6 / 49
+    kept = model.keep_part(image, pixels)
+    assert share == pytest.approx(float(kept.masks[0].float().mean())) == 6 / 49
     assert images.shape == (4, 1, 12, 12)
     assert torch.equal(shown[0][4, :3], image[0][4, :3] / 255)
     assert shown[0][-1].tolist() == [0.5] * 12

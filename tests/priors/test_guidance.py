@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.generative import KnownCodes, Sampler, sample_cached, sample_codes
-from hrvqvae.priors.sampling import SamplingParams, draw_code, guided, sample_plain
+from hrvqvae.priors.generative import KeptCodes, Sampler, sample_cached, sample_codes
+from hrvqvae.priors.sampling import SamplingParams, draw_code, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, threads
@@ -37,10 +37,10 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 def sampled(
-    priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, known: KnownCodes | None = None
+    priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, kept: KeptCodes | None = None
 ) -> Codes:
     numbers = range(len(_LABEL))
-    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, params=params, known=known, sampler=sampler)
+    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
@@ -94,7 +94,7 @@ def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
     number = min(len(one), len(other))
     params = SamplingParams(guidance=1000, temperature=1e-6)
     given_class, without = np.float32(one[:number]), np.float32(other[:number])
-    _, mixing = guided(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
+    _, mixing = expand_labels(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
     mixed = (np.stack([given_class, without]) * mixing.numpy()[:, None]).sum(0)
     assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
 

@@ -14,9 +14,9 @@ from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.generative import KnownCodes, Sampler, draw_labels, kept_parts, sample_cached, sample_codes
+from hrvqvae.priors.generative import KeptCodes, Sampler, draw_labels, mask_kept_codes, sample_cached, sample_codes
 from hrvqvae.priors.kernels import NO_CODE
-from hrvqvae.priors.sampling import SamplingParams, draw_code, guided, sample_plain
+from hrvqvae.priors.sampling import SamplingParams, draw_code, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import same
@@ -32,13 +32,13 @@ def drawn(
     """Random codes of a batch, of which the others are drawn where some are kept."""
     codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
-    known = [torch.rand(one.shape, generator=generator) < keep for one in codes]
+    kept = [torch.rand(one.shape, generator=generator) < keep for one in codes]
     uniforms = [torch.rand(one.shape, generator=generator, dtype=torch.float64) for one in codes]
-    labels, mixing = guided(prior.level, label, params.guidance)
+    labels, mixing = expand_labels(prior.level, label, params.guidance)
     before, seen = [one.clone() for one in codes], [one.repeat(len(mixing), 1, 1) for one in coarser]
-    sampler(prior, codes, known, seen, labels, uniforms, mixing, params)
-    assert same([one[kept] for one, kept in zip(codes, known, strict=True)],
-                [one[kept] for one, kept in zip(before, known, strict=True)])  # fmt: skip
+    sampler(prior, codes, kept, seen, labels, uniforms, mixing, params)
+    assert same([one[mask] for one, mask in zip(codes, kept, strict=True)],
+                [one[mask] for one, mask in zip(before, kept, strict=True)])  # fmt: skip
     return codes
 
 
@@ -144,10 +144,10 @@ def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
     return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def sampled(priors: list[Prior], numbers: Sequence[int], seed: int = 4, known: KnownCodes | None = None) -> Codes:
+def sampled(priors: list[Prior], numbers: Sequence[int], seed: int = 4, kept: KeptCodes | None = None) -> Codes:
     """Of class 1 where the number is odd, else of class 0."""
     label = torch.tensor([number % 2 for number in numbers])
-    return sample_codes(priors, tree_paths, numbers, seed=seed, label=label, params=SamplingParams(), known=known)
+    return sample_codes(priors, tree_paths, numbers, seed=seed, label=label, params=SamplingParams(), kept=kept)
 
 
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
@@ -160,14 +160,14 @@ def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
     free, where = sampled(three_levels, [0]), torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
-    again = sampled(three_levels, [0], known=KnownCodes(free, (where,) * 3))
+    again = sampled(three_levels, [0], kept=KeptCodes(free, (where,) * 3))
     assert same(free, again), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
-    kept = sampled(three_levels, [0], known=KnownCodes(other, (where,) * 3))
+    kept = sampled(three_levels, [0], kept=KeptCodes(other, (where,) * 3))
     assert same([one[0][where] for one in kept], [one[0][where] for one in other])
     assert not same([one[0][~where] for one in kept], [one[0][~where] for one in free])
     every = torch.ones_like(where)
-    finer = sampled(three_levels, [0], known=KnownCodes(other, (every, ~every, ~every)))[1:]
+    finer = sampled(three_levels, [0], kept=KeptCodes(other, (every, ~every, ~every)))[1:]
     assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
 
 
@@ -252,7 +252,7 @@ def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: py
 
 @pytest.mark.parametrize(("keep", "count"), [("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)])
 def test_what_is_kept(keep: str, count: int) -> None:
-    (where,) = kept_parts(keep, [(6, 7)])
+    (where,) = mask_kept_codes(keep, [(6, 7)])
     assert int(where.sum()) == count
     assert where[0, 0]
     assert not where[-1, -1]
@@ -261,11 +261,11 @@ def test_what_is_kept(keep: str, count: int) -> None:
 @pytest.mark.parametrize("keep", ["0.03", "0.98", "left"])
 def test_nothing_and_everything_can_not_be_kept(keep: str) -> None:
     with pytest.raises(InputError, match="--keep .* keeps .* codes"):
-        kept_parts(keep, [(16, 1)])
+        mask_kept_codes(keep, [(16, 1)])
 
 
 def test_a_code_is_kept_where_its_parent_is() -> None:
-    coarse, middle, fine = kept_parts("0.3", [(4, 4), (8, 8), (16, 16)])
+    coarse, middle, fine = mask_kept_codes("0.3", [(4, 4), (8, 8), (16, 16)])
     assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
     assert torch.equal(fine[::4, ::4], coarse)
     assert torch.equal(fine[1::2, 1::2], middle)
@@ -274,11 +274,11 @@ def test_a_code_is_kept_where_its_parent_is() -> None:
 def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
     mask = torch.ones(8, 8, dtype=torch.bool)
     mask[5, 2] = False
-    coarse, fine = kept_parts(mask, [(4, 4), (8, 8)])
+    coarse, fine = mask_kept_codes(mask, [(4, 4), (8, 8)])
     assert (~coarse).nonzero().tolist() == [[2, 1]]
     assert (~fine).nonzero().tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
     with pytest.raises(InputError, match="keeps 16 of 16 .*; keep some, not all$"):
-        kept_parts(torch.ones_like(mask), [(4, 4)])
+        mask_kept_codes(torch.ones_like(mask), [(4, 4)])
 
 
 def test_a_class_is_named_or_numbered() -> None:

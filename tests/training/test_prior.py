@@ -214,9 +214,9 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     coarse = model.draw(3, seed=1, params=SamplingParams(levels=1))
     assert [torch.equal(one, other) for one, other in zip(coarse.codes, cached, strict=False)] == [True]
     assert torch.equal(coarse.images, model.decode(cached, 1, (12, 12)))
-    known = model.known_part(torch.zeros(1, 12, 12), "top")
-    completed = model.draw(2, seed=1, known=known).codes
-    for codes, given, where in zip(completed, known.codes, known.where, strict=True):
+    kept = model.keep_part(torch.zeros(1, 12, 12), "top")
+    completed = model.draw(2, seed=1, kept=kept).codes
+    for codes, given, where in zip(completed, kept.codes, kept.masks, strict=True):
         assert torch.equal(codes[:, where], given[:, where].expand(2, -1))
     export(run, tmp_path / "out")
     bits = ", ".join(f"{one:.3f}" for one in about["level_bits_per_code"])

@@ -18,13 +18,13 @@ from hrvqvae.config import Grid
 from hrvqvae.config.registry import PRIORS, imported
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors
-from hrvqvae.priors.sampling import SamplingParams, guided
+from hrvqvae.priors.sampling import SamplingParams, expand_labels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 Sampler = Callable[..., None]
-"""Draws the codes that are not known; arguments as in `sampling.sample_plain`."""
+"""Draws the codes that are not kept; arguments as in `sampling.sample_plain`."""
 
 
 def sample_cached(prior: Prior, *arguments: Any) -> None:
@@ -33,32 +33,32 @@ def sample_cached(prior: Prior, *arguments: Any) -> None:
 
 
 @dataclass(frozen=True)
-class KnownCodes:
-    """Codes of B images that are kept instead of drawn.
+class KeptCodes:
+    """Codes that samples keep instead of drawing them.
 
     Attributes:
-        codes: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all images.
-        where: (H_l, W_l) bool of each level, true where the codes are kept.
+        codes: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all B images.
+        masks: (H_l, W_l) bool of each level, true where the codes are kept.
     """
 
     codes: Codes
-    where: tuple[Tensor, ...]
+    masks: tuple[Tensor, ...]
 
 
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Return a class (B,) int64 for each sample, as often as among the training images."""
+    """Draw a class for each sample by its frequency among the training images; return them, (B,) int64."""
     borders = np.cumsum(class_counts) / np.sum(class_counts)
-    drawn = [int(np.searchsorted(borders, _generator(seed, index).random(), side="right")) for index in indices]
+    drawn = [int(np.searchsorted(borders, _create_generator(seed, index).random(), side="right")) for index in indices]
     return torch.tensor(drawn, dtype=torch.long)
 
 
-def _generator(seed: int, index: int) -> np.random.Generator:
-    """Return the generator of a sample, whose draws depend on (seed, index) alone, not on its batch."""
+def _create_generator(seed: int, index: int) -> np.random.Generator:
+    """Create the generator of a sample: its draws depend on (seed, index), not on the batch."""
     return np.random.default_rng((seed, index))
 
 
 def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> None:
-    """Check parameters for all levels of the priors. Raises InputError as `SamplingParams.check`."""
+    """Check the parameters for every level of the priors. Raises InputError as `SamplingParams.check`."""
     for prior in priors:
         for level in prior.levels:
             params.check(level)
@@ -72,17 +72,17 @@ def sample_codes(
     seed: int,
     label: Tensor | None,
     params: SamplingParams,
-    known: KnownCodes | None = None,
+    kept: KeptCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
     """Draw the codes (B, H_l, W_l) int64 of the priors' levels, prior after prior.
 
     Args:
-        priors: that cover the levels from the coarsest on, in order, on the CPU.
+        priors: on the CPU; they cover the levels in order, from the coarsest.
         codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
-        indices: of the samples; a sample is the same in every batch.
+        indices: of the samples; a sample of an index is the same in every batch.
         label: (B,) classes, None if the priors have none.
-        known: codes that are kept, of these levels and perhaps of finer ones.
+        kept: codes to keep; those of levels that no prior covers are ignored.
 
     Raises:
         InputError: A parameter or a label is out of range, or a label is missing.
@@ -92,28 +92,28 @@ def sample_codes(
     positions = [level.grid[0] * level.grid[1] for level in levels]
     drawn = []
     for index in indices:
-        generator = _generator(seed, index)
-        generator.random()  # the class
+        generator = _create_generator(seed, index)
+        generator.random()  # skip the draw of the class
         drawn.append(generator.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
-    codes, kept = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
-    if known is not None:
-        parts = zip(levels, codes, known.codes, kept, known.where, strict=False)
-        for level, level_codes, known_codes, level_kept, where in parts:
-            if known_codes.shape[1:] != level.grid:
+    codes, masks = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
+    if kept is not None:
+        parts = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
+        for level, level_codes, kept_codes, level_mask, kept_mask in parts:
+            if kept_codes.shape[1:] != level.grid:
                 raise InputError(
-                    f"level {level.number} has codes {tuple(known_codes.shape)}; its prior has {level.grid}"
+                    f"level {level.number} has codes {tuple(kept_codes.shape)}; its prior has {level.grid}"
                 )
-            level_codes.copy_(known_codes)
-            level_kept.copy_(where)
+            level_codes.copy_(kept_codes)
+            level_mask.copy_(kept_mask)
     level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
     for prior in priors:
         first = prior.level.number - 1
         covered = slice(first, first + len(prior.levels))
-        labels, mixing = guided(prior.level, label, params.guidance)
+        labels, mixing = expand_labels(prior.level, label, params.guidance)
         coarser = [level_indices.repeat(len(mixing), 1, 1) for level_indices in codeword_indices(tuple(codes[:first]))]
-        sampler(prior, codes[covered], kept[covered], coarser, labels, level_uniforms[covered], mixing, params)
+        sampler(prior, codes[covered], masks[covered], coarser, labels, level_uniforms[covered], mixing, params)
     return tuple(codes)
 
 
@@ -122,12 +122,12 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Sampled:
-    """Samples.
+    """Sampled images with their classes and codes.
 
     Attributes:
         images: (B, C, Y, X) float32 in [0, 1].
         classes: the class of each image, "" without classes.
-        codes: (B, H_l, W_l) int64 of each level that was drawn.
+        codes: (B, H_l, W_l) int64 of each drawn level.
     """
 
     images: Tensor
@@ -138,7 +138,7 @@ class Sampled:
 @torch.inference_mode()
 def sample_images(
     model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
-    params: SamplingParams | None = None, known: KnownCodes | None = None, sampler: Sampler = sample_cached,
+    params: SamplingParams | None = None, kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
     """Draw `count` images; without a class, classes come as often as in training.
 
@@ -146,10 +146,10 @@ def sample_images(
         model: in evaluation mode.
         size: Height and width of the images in pixels.
         class_name: Name or index of a class.
-        known: codes of one image that each sample keeps.
+        kept: codes of an image that every sample keeps.
 
     Raises:
-        InputError: An unknown class, or a value out of range.
+        InputError: The class is unknown, or a value is out of range.
     """
     if count < 1:
         raise InputError(f"the number of samples is {count}; it must be at least 1")
@@ -159,8 +159,8 @@ def sample_images(
     device = next(model.parameters()).device
     images, names, drawn = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
-    used = model.check_levels((params := params or SamplingParams()).levels)
-    networks = [prior for prior in priors.networks if prior.level.number <= used]
+    num_levels = model.check_levels((params := params or SamplingParams()).levels)
+    networks = [prior for prior in priors.networks if prior.level.number <= num_levels]
     for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
         indices = range(start, min(start + _BATCH, count))
         label = None
@@ -169,48 +169,48 @@ def sample_images(
             label = label if class_index is None else torch.full_like(label, class_index)
             names += [priors.classes[label_index] for label_index in label.tolist()]
         codes = sample_codes(
-            networks, model.codeword_indices, indices, seed=seed, label=label, params=params, known=known,
+            networks, model.codeword_indices, indices, seed=seed, label=label, params=params, kept=kept,
             sampler=sampler,
-        )[:used]  # fmt: skip
-        images.append(model.decode(tuple(level.to(device) for level in codes), used, size).cpu())
+        )[:num_levels]  # fmt: skip
+        images.append(model.decode(tuple(level.to(device) for level in codes), num_levels, size).cpu())
         drawn.append(codes)
-    together = tuple(torch.cat(level) for level in zip(*drawn, strict=True))
-    return Sampled(torch.cat(images), tuple(names or [""] * count), together)
+    codes = tuple(torch.cat(level) for level in zip(*drawn, strict=True))
+    return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
 
 
-def kept_parts(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
-    """Return which codes (H_l, W_l) of each grid are kept.
+def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
+    """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
-    The border lies between positions of the coarsest grid, so that no code is kept whose parent is drawn anew. Codes
-    are drawn in raster order, and do not see what is kept after them.
+    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent. A drawn code
+    depends only on the codes before it in raster order, not on codes that are kept after it.
 
     Args:
-        keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X), which keeps a code if it keeps all
-            of its pixels.
-        grids: of the levels.
+        keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X); a code is kept if the mask keeps
+            all of its pixels.
+        grids: grid of each level.
 
     Raises:
         InputError: `keep` is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
-    where, named = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"
+    mask, option = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"
     if isinstance(keep, Tensor):
-        where = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
-        named = "the mask"
+        mask = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
+        option = "the mask"
     elif keep == "left":
-        where[:, : columns // 2] = True
+        mask[:, : columns // 2] = True
     else:
         try:
-            share = 0.5 if keep == "top" else float(keep)
+            fraction = 0.5 if keep == "top" else float(keep)
         except ValueError as error:
             raise InputError(
                 f"--keep is {keep!r}; it must be top, left, a fraction between 0 and 1, or an image file"
             ) from error
-        if not 0 < share < 1:
+        if not 0 < fraction < 1:
             raise InputError(f"--keep is {keep}; a fraction lies between 0 and 1")
-        where[: round(rows * share)] = True
-    if where.all() or not where.any():
+        mask[: round(rows * fraction)] = True
+    if mask.all() or not mask.any():
         raise InputError(
-            f"{named} keeps {int(where.sum())} of {where.numel()} codes of a grid of {rows} rows; keep some, not all"
+            f"{option} keeps {int(mask.sum())} of {mask.numel()} codes of a grid of {rows} rows; keep some, not all"
         )
-    return tuple(where.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)
+    return tuple(mask.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)

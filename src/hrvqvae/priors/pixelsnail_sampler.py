@@ -1,13 +1,13 @@
-"""Sample from PixelSNAIL position by position: as its forward pass, but each number is computed once.
+"""Sample from PixelSNAIL position by position. The logits are those of its forward pass; nothing is computed twice.
 
-Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers;
-q = k // 2 rows above and columns to each side that a convolution with filter k sees. With guidance the network sees
-images several times, S = K * B in all, and their logits are mixed: see `sampling.guided`.
+Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers. A
+convolution with filter k reaches q = k // 2 rows up and q columns to each side. With guidance the network takes each
+image K times, S = K * B inputs in all, and their logits are mixed (`sampling.expand_labels`).
 
-The inputs of every causal convolution, and every attention layer's keys and values, are kept. A row is computed in two
-parts. What the convolutions see of the rows above is known when the row begins, so that part is one matrix product for
-all blocks and positions. The rest of the row, attention and the draw follow position by position, compiled. So a
-position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3 of 13 for filter 5.
+The sampler caches the inputs of every causal convolution, and the keys and values of every attention layer. A row is
+computed in two parts. The rows above it are complete when it begins, so their part of all convolutions is one matrix
+product for all blocks and positions. A compiled function then goes through the row: the rest of the convolutions,
+attention, the draw. So a position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3/13 for filter 5.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors import kernels
-from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, Floats, add_product, draw_workspace, normalize, stack
+from hrvqvae.priors.kernels import FAST, FIRST, NO_CODE, Floats, add_product, allocate_workspace, normalize, stack
 from hrvqvae.priors.pixelsnail import PixelSNAIL
-from hrvqvae.priors.sampling import SamplingParams, no_distribution
+from hrvqvae.priors.sampling import SamplingParams, no_distribution_error
 from hrvqvae.utils.compiled import compiled, in_parts
 
 
@@ -30,47 +30,48 @@ from hrvqvae.utils.compiled import compiled, in_parts
 def _add_first(features: Floats, table: Floats, codes: Any, image: int, row: int, x: int, reach: int) -> None:
     """Add the first layer's convolution at a position to features (1, C); table (taps, m, C), codes (B, H, W)."""
     for tap in range(table.shape[0]):
-        source = row + tap // (2 * reach + 1) - reach
+        tap_row = row + tap // (2 * reach + 1) - reach
         column = x + tap % (2 * reach + 1) - reach
-        if source >= 0 and 0 <= column < codes.shape[2]:
-            code = codes[image, source, column]
+        if tap_row >= 0 and 0 <= column < codes.shape[2]:
+            code = codes[image, tap_row, column]
             for c in range(features.shape[1]):
                 features[0, c] += table[tap, code, c]
 
 
 @compiled(**FAST, inline="always")
 def _apply_blocks(
-    features: Floats, seen: int, row: int, x: int, above: Floats, conditions: Floats, kept: Any, weights: Any,
+    features: Floats, source: int, row: int, x: int, above: Floats, conditions: Floats, caches: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
-    """Apply all blocks and attention layers at a position, to one of the images that the network sees.
+    """Apply all blocks and attention layers to one input of the network at a position.
 
     Args:
-        features: (1, C), the first layer's, which become the last one's.
-        seen: index of the image among those that are seen.
-        above: (R, S, W, U) of the row, as conditions (S, W, R * 2C) from `_rows`.
-        kept: the inputs of the convolutions, as in `_rows`; keys and values (A, S, C, H * W).
-        weights: as `_weights` returns them.
+        features: (1, C), the output of the first layer; replaced by the output of the last layer.
+        source: index of the input, below S.
+        above: (R, S, W, U), as `_compute_rows` yields it.
+        conditions: (S, W, R * 2C), as `_compute_rows` yields it.
+        caches: inputs of the convolutions, as `layer_inputs` of `_compute_rows`; keys and values (A, S, C, H * W).
+        weights: as `_collect_weights` returns them.
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
-    taken, keys, values = kept
+    layer_inputs, keys, values = caches
     gated, narrow, projected, attended, scores = work
     blocks, taps, hidden, inner = lefts.shape
-    place = row * above.shape[2] + x
+    position = row * above.shape[2] + x
     for block in range(blocks):
-        came = taken[block, seen, row + taps - 1]
+        inputs_of_row = layer_inputs[block, source, row + taps - 1]
         for c in range(hidden):
             value = features[0, c]
-            came[x + taps - 1, c] = value if value > 0 else np.expm1(value)
+            inputs_of_row[x + taps - 1, c] = value if value > 0 else np.expm1(value)
         for c in range(inner):
-            narrow[0, c] = above[block, seen, x, c]
+            narrow[0, c] = above[block, source, x, c]
         for tap in range(taps):
-            add_product(came[x + tap], lefts[block, tap], narrow[0])
+            add_product(inputs_of_row[x + tap], lefts[block, tap], narrow[0])
         for c in range(inner):
             value = narrow[0, c]
             narrow[0, c] = value if value > 0 else np.expm1(value)
         for c in range(2 * hidden):
-            gated[0, c] = conditions[seen, x, block * 2 * hidden + c]
+            gated[0, c] = conditions[source, x, block * 2 * hidden + c]
         add_product(narrow[0], pointwise[block], gated[0])
         for c in range(hidden):
             features[0, c] += gated[0, c] / (np.float32(1.0) + np.exp(-gated[0, hidden + c]))
@@ -79,19 +80,21 @@ def _apply_blocks(
             normalize(features, norms[layer], attended)
             kernels.copy_rows(inputs_bias[layer], projected)
             add_product(attended[0], inputs[layer], projected[0])
-            kernels.attend(projected, FIRST, place, heads, keys[layer, seen], values[layer, seen], attended, scores)
+            kernels.attend(
+                projected, FIRST, position, heads, keys[layer, source], values[layer, source], attended, scores
+            )
             kernels.add_rows(outputs_bias[layer], features)
             add_product(attended[0], outputs[layer], features[0])
 
 
-def _first_table(prior: PixelSNAIL) -> Floats:
-    """Return the first layer's convolution of the embedded codes as a table: (taps before the position, m, C)."""
+def _tabulate_first_layer(prior: PixelSNAIL) -> Floats:
+    """Return the first layer's output for each code at each tap before the position: (taps, m, C)."""
     taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
     return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
 
 
-def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
-    """Return the weights that a position reads, each (inputs, outputs) so that a product runs along the outputs."""
+def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
+    """Return the weights that a position reads; matrices are (inputs, outputs)."""
     blocks: Sequence[Any] = list(prior.blocks)
     attentions: Sequence[Any] = list(prior.attentions)
     hidden = prior.first.bias.shape[0]
@@ -110,12 +113,15 @@ def _weights(prior: PixelSNAIL) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C) of each row, with biases.
+def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Yield for each row what does not depend on its codes, with biases.
+
+    These are base (S, W, C), above (R, S, W, U), the part of the rows above in each convolution, and conditions
+    (S, W, R * 2C).
 
     Args:
-        base: (S, C, H, W), what does not depend on the codes.
-        taken: (R, S, H + q, W + 2q, C), the inputs of the blocks' convolutions up to the row, inside zeros.
+        base: (S, C, H, W), as `PixelSNAIL.base` returns it.
+        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions in the rows so far, padded with zeros.
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]
@@ -123,59 +129,61 @@ def _rows(prior: PixelSNAIL, base: Tensor, taken: Tensor) -> Iterator[tuple[Floa
     weights = torch.stack([convolution.above.permute(2, 3, 1, 0).flatten(0, 2) for convolution in convolutions])
     bias = torch.stack([convolution.bias for convolution in convolutions])[:, None]
     base = base.permute(0, 2, 3, 1).contiguous()
-    seen, height, width, hidden = base.shape
-    started = base + prior.first.bias
+    num_inputs, height, width, hidden = base.shape
+    base_with_bias = base + prior.first.bias
     assert prior.conditions.bias is not None
     conditions_bias = prior.conditions.bias + torch.cat([block.pointwise.bias for block in blocks])
-    block, image, row, column, _ = taken.stride()
-    shape = (len(blocks), seen, width, reach, kernel, hidden)
+    block, image, row, column, _ = layer_inputs.stride()
+    shape = (len(blocks), num_inputs, width, reach, kernel, hidden)
     for y in range(height):
-        windows = taken.as_strided(shape, (block, image, column, row, column, 1), y * row)
+        windows = layer_inputs.as_strided(shape, (block, image, column, row, column, 1), y * row)
         above = torch.baddbmm(bias, windows.reshape(len(blocks), -1, weights.shape[1]), weights)
         row_base = base[:, y]
         conditions = torch.addmm(conditions_bias, row_base.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
         yield (
-            started[:, y].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
-            conditions.view(seen, width, -1).numpy(),
+            base_with_bias[:, y].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
+            conditions.view(num_inputs, width, -1).numpy(),
         )  # fmt: skip
 
 
 @compiled(**FAST)
 def _draw_row(
-    begin: int, end: int, row: int, codes: Any, known: Any, uniforms: Any, base: Floats, above: Floats,
-    conditions: Floats, kept: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
+    begin: int, end: int, row: int, codes: Any, kept: Any, uniforms: Any, base: Floats, above: Floats,
+    conditions: Floats, caches: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
     mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes of a row of the images begin..end - 1 that are not known.
+    """Draw the codes of a row that are not kept, of the images begin..end - 1.
 
     Args:
-        codes: (B, H, W), as are known and uniforms; mixing (K,); table (taps, m, C), head (C, m); the rest as in
-            `_apply_blocks`.
-        work: mixed logits (m,), room to draw, and scores (H * W,). Others are made inside: the compiler then knows
-            that they do not overlap, which saves 3% of the time.
+        codes, kept, uniforms: (B, H, W).
+        table: (taps, m, C), as `_tabulate_first_layer` returns it.
+        head: (C, m), with the bias (m,).
+        mixing: (K,).
+        work: mixed logits (m,), the arrays of `kernels.draw`, and scores (H * W,). Other arrays are allocated here: the
+            compiler then sees that they do not overlap, which saves 3% of the time.
 
     Returns:
         -1, or the first column whose code has no distribution.
     """
-    mixed, room, scores = work
+    mixed, draw_arrays, scores = work
     hidden, inner = weights[0].shape[2], weights[0].shape[3]
     features, logits = np.empty((1, hidden), np.float32), np.empty((1, len(mixed)), np.float32)
     blocks_work = (
         np.empty((1, 2 * hidden), np.float32), np.empty((1, inner), np.float32),
         np.empty((1, 3 * hidden), np.float32), np.empty((1, hidden), np.float32), scores,
     )  # fmt: skip
-    reach = (kept[0].shape[3] - codes.shape[2]) // 2
+    reach = (caches[0].shape[3] - codes.shape[2]) // 2
     for image in range(begin, end):
         for x in range(codes.shape[2]):
             for symbol in range(len(mixed)):
                 mixed[symbol] = 0.0
             for copy in range(len(mixing)):
-                seen = copy * len(codes) + image
+                source = copy * len(codes) + image
                 for c in range(features.shape[1]):
-                    features[0, c] = base[seen, x, c]
+                    features[0, c] = base[source, x, c]
                 _add_first(features, table, codes, image, row, x, reach)
-                _apply_blocks(features, seen, row, x, above, conditions, kept, weights, heads, blocks_work)
-                if not known[image, row, x]:
+                _apply_blocks(features, source, row, x, above, conditions, caches, weights, heads, blocks_work)
+                if not kept[image, row, x]:
                     for c in range(features.shape[1]):
                         value = features[0, c]
                         features[0, c] = value if value > 0 else np.expm1(value)
@@ -183,8 +191,8 @@ def _draw_row(
                     add_product(features[0], head, logits[0])
                     for symbol in range(len(mixed)):
                         mixed[symbol] += mixing[copy] * logits[0, symbol]
-            if not known[image, row, x]:
-                code = kernels.draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, room)
+            if not kept[image, row, x]:
+                code = kernels.draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, draw_arrays)
                 if code == NO_CODE:
                     return x
                 codes[image, row, x] = code
@@ -193,32 +201,33 @@ def _draw_row(
 
 @torch.inference_mode()
 def sample_pixelsnail(
-    prior: PixelSNAIL, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor],
+    prior: PixelSNAIL, codes: Sequence[Tensor], kept: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Draw the codes that are not known, in raster order; arguments as in `sampling.sample_plain`."""
-    arrays = [only.numpy() for (only,) in (codes, known, uniforms)]
+    """Draw the codes that are not kept, in raster order; arguments as in `sampling.sample_plain`."""
+    arrays = [tensor.numpy() for (tensor,) in (codes, kept, uniforms)]
     batch = len(codes[0])
     base, reach = prior.base(coarser, label, batch * len(mixing)), prior.config.kernel // 2
-    seen, hidden, height, width = base.shape
-    taken = torch.zeros(len(prior.blocks), seen, height + reach, width + 2 * reach, hidden)
-    keys, values = torch.zeros(2, len(prior.attentions), seen, hidden, height * width)
+    num_inputs, hidden, height, width = base.shape
+    layer_inputs = torch.zeros(len(prior.blocks), num_inputs, height + reach, width + 2 * reach, hidden)
+    keys, values = torch.zeros(2, len(prior.attentions), num_inputs, hidden, height * width)
     head = prior.head
     assert head.bias is not None
-    fixed = (
-        tuple(array.numpy() for array in (taken, keys, values)), _weights(prior), _first_table(prior),
+    constants = (
+        tuple(array.numpy() for array in (layer_inputs, keys, values)), _collect_weights(prior),
+        _tabulate_first_layer(prior),
         head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
         mixing.numpy(), *params.values(),
     )  # fmt: skip
 
     symbols = prior.level.symbols
 
-    for row, parts in enumerate(_rows(prior, base, taken)):
+    for row, parts in enumerate(_compute_rows(prior, base, layer_inputs)):
 
         def draw_row(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
-            work = (np.empty(symbols, np.float32), draw_workspace(symbols), np.empty(height * width, np.float32))
-            return int(_draw_row(begin, end, row, *arrays, *parts, *fixed, work))
+            work = (np.empty(symbols, np.float32), allocate_workspace(symbols), np.empty(height * width, np.float32))
+            return int(_draw_row(begin, end, row, *arrays, *parts, *constants, work))
 
         column = max(in_parts(batch, draw_row))
         if column >= 0:
-            raise no_distribution(prior.level.number, row, column)
+            raise no_distribution_error(prior.level.number, row, column)

@@ -1,6 +1,6 @@
 """Draw codes: temperature, top-k, top-p, guidance, and the plain sampler, which has no cache.
 
-Letters: B images, K labels under which a network sees each of them, m symbols.
+Letters: B images, K labels under which the network computes an image's logits, m symbols.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.kernels import NO_CODE, draw, draw_workspace
+from hrvqvae.priors.kernels import NO_CODE, allocate_workspace, draw
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
@@ -26,8 +26,8 @@ class SamplingParams:
         temperature: Divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier.
         top_k: Draw only the k likeliest codes (0: all).
         top_p: Draw only the likeliest codes that together reach this probability (1: all).
-        guidance: w in the logits u + w (c - u), with c given the class and u without it, from 0 to 1000 (1: the class
-            alone); see `guided`.
+        guidance: w in the logits u + w (c - u), where c are the logits with the class and u those without it; from 0 to
+            1000 (1: c alone). See `expand_labels`.
         levels: Draw only the first levels, and decode them as a prefix (None: all).
 
     Raises:
@@ -51,16 +51,16 @@ class SamplingParams:
             raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
 
     def check(self, level: Level) -> None:
-        """Check these parameters for a level. Raises InputError if top-k is too large, or guidance lacks classes."""
+        """Raise InputError if top-k exceeds the symbols of a level, or if its prior does not support guidance."""
         if self.top_k > (symbols := level.symbols):
             raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
         if self.guidance == 1 or level.unconditional:
             return
-        asked = f"guidance is {self.guidance:g}, but the prior of level {level.number}"
+        subject = f"guidance is {self.guidance:g}, but the prior of level {level.number}"
         if not level.classes:
-            raise InputError(f"{asked} knows no classes: leave it at 1, or train on images with classes")
+            raise InputError(f"{subject} knows no classes: leave it at 1, or train on images with classes")
         raise InputError(
-            f"{asked} was trained without class dropout: train it with --prior.class_dropout 0.1, or leave it at 1"
+            f"{subject} was trained without class dropout: train it with --prior.class_dropout 0.1, or leave it at 1"
         )
 
     def values(self) -> tuple[float, int, float]:
@@ -68,7 +68,7 @@ class SamplingParams:
         return self.temperature, self.top_k, self.top_p
 
 
-def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
+def no_distribution_error(level: int, row: int, column: int) -> NonFiniteError:
     """Return the error for `NO_CODE` at a position of a level (1 is the coarsest)."""
     return NonFiniteError(
         f"the prior of level {level} gives logits that are NaN or infinite at row {row}, column {column}; "
@@ -79,14 +79,14 @@ def no_distribution(level: int, row: int, column: int) -> NonFiniteError:
 def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParams) -> int:
     """Return the code that a uniform number in [0, 1) picks by logits (m,), or `NO_CODE`; see `kernels.draw`."""
     symbols = len(logits)
-    return int(draw(logits, symbols, uniform, *params.values(), draw_workspace(symbols)))
+    return int(draw(logits, symbols, uniform, *params.values(), allocate_workspace(symbols)))
 
 
-def guided(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
-    """Return the labels under which a network sees a batch of images with labels (B,), and the weights of its logits.
+def expand_labels(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
+    """Return a batch's labels (B,) as the network needs them for guidance, and the weights that mix its logits.
 
-    The logits are u + w (c - u), c with the class and u without it. So the network sees K * B images: all of them under
-    the first label, then all of them under the next. Without guidance K is 1, and so is the weight.
+    The mixed logits are u + w (c - u), with c from the class and u from "no class". So the network takes K * B images:
+    the whole batch with the class labels, then the whole batch with "no class". Without guidance K is 1.
 
     Returns:
         Labels (K * B,) int64, None if the prior has no classes; weights (K,) float32, whose sum is 1.
@@ -94,27 +94,28 @@ def guided(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor 
     weighted = [(label, guidance)]
     if label is not None and level.unconditional:
         weighted.append((torch.full_like(label, level.no_class), 1 - guidance))
-    used = [(kind, weight) for kind, weight in weighted if weight]
-    labels = [kind for kind, _ in used if kind is not None]
-    return torch.cat(labels) if labels else None, torch.tensor([weight for _, weight in used], dtype=torch.float32)
+    weighted = [(labels, weight) for labels, weight in weighted if weight]
+    label_sets = [labels for labels, _ in weighted if labels is not None]
+    mixing = torch.tensor([weight for _, weight in weighted], dtype=torch.float32)
+    return torch.cat(label_sets) if label_sets else None, mixing
 
 
 @torch.inference_mode()
 def sample_plain(
-    prior: Prior, codes: Sequence[Tensor], known: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
+    prior: Prior, codes: Sequence[Tensor], kept: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
     uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Draw the codes that are not known, in raster order, and level after level at a position.
+    """Draw the codes that are not kept, in raster order, and level after level at a position.
 
     Args:
         prior: in evaluation mode.
-        codes: (B, H, W) int64 of each of the prior's levels, written to where they are not known. On the prior's
-            device, as are `coarser` and `label`.
-        known: (B, H, W) bool of each level, on the CPU, where codes are drawn, as are `uniforms`.
-        coarser: codeword indices of the levels that are coarser than these, (K * B, H_j, W_j).
-        label: (K * B,) or None, and
-        mixing: (K,), as `guided` returns them.
+        codes: (B, H, W) int64 of each of the prior's levels; drawn codes are written in place. On the prior's device,
+            as are `coarser` and `label`.
+        kept: (B, H, W) bool of each level, true where a code is kept. On the CPU, as are `uniforms`.
+        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
+        label: (K * B,) or None, as `expand_labels` returns it.
         uniforms: (B, H, W) float64 in [0, 1) of each level, one per draw.
+        mixing: (K,), as `expand_labels` returns it.
 
     Raises:
         NonFiniteError: A logit is NaN or infinite; the message names the position.
@@ -123,15 +124,15 @@ def sample_plain(
     for row in range(height):
         for column in range(width):
             for index, level in enumerate(prior.levels):
-                seen = [level_codes.repeat(len(mixing), 1, 1) for level_codes in codes]
-                all_logits = prior.level_logits(seen, coarser, label)[index][:, :, row, column].cpu().float()
+                expanded = [level_codes.repeat(len(mixing), 1, 1) for level_codes in codes]
+                all_logits = prior.level_logits(expanded, coarser, label)[index][:, :, row, column].cpu().float()
                 logits = (all_logits.view(len(mixing), batch, -1) * mixing[:, None, None]).sum(0).numpy()
                 drawn = codes[index][:, row, column].tolist()
                 for image in range(batch):
-                    if not known[index][image, row, column]:
+                    if not kept[index][image, row, column]:
                         uniform = float(uniforms[index][image, row, column])
                         code = draw_code(logits[image], uniform, params)
                         if code == NO_CODE:
-                            raise no_distribution(level.number, row, column)
+                            raise no_distribution_error(level.number, row, column)
                         drawn[image] = code
                 codes[index][:, row, column] = torch.tensor(drawn, device=codes[index].device)
