@@ -60,7 +60,7 @@ class Folder:
     """The folder of a comparison, which need not exist yet. Reading it raises DamagedFileError."""
 
     def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
-        """Name the folder, and the columns that every row has."""
+        """Set the path, and the columns that every row must have."""
         self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
@@ -84,7 +84,7 @@ class Folder:
         return {"about": there, "chosen": dict(claim.get("chosen", {}))}
 
     def read_claim(self) -> dict[str, Any]:
-        """Return what the folder says is compared. Raises InputError if it says nothing."""
+        """Return the contents of comparison.json. Raises InputError if there is no such file."""
         if not (self.path / "comparison.json").is_file():
             raise InputError(f"{self.path} holds no comparison")
         claim = _read(self.path / "comparison.json")
@@ -149,8 +149,8 @@ def run_cases(
         using: the instruments that measure the runs.
 
     Raises:
-        InputError: no such data, no network that is needed, or the folder holds another comparison, or runs or rows
-            of other configurations or distances.
+        InputError: The data or a network is missing, or the folder holds another comparison, or runs or rows of other
+            configurations or distances.
     """
     with lock_folder(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
@@ -163,7 +163,7 @@ def run_cases(
         instruments = using(left[0].config, folder.path)
         instruments.require_same(rows, folder.path)
         folder.begin(claim)
-    measured, passed = len(cases) - len(left), 0
+    measured, skipped = len(cases) - len(left), 0
     say(f"{counted(len(left), 'case')} to train and measure; {measured:,} measured before")
     for case in left:
         begun = time.monotonic()
@@ -171,16 +171,16 @@ def run_cases(
             signal = _make(case, folder, instruments, say)
         except InUseError as error:
             say(f"{error}".partition(";")[0])
-            passed += 1
+            skipped += 1
             continue
         if signal:
             return signal
         measured += 1
         say(f"{measured} of {counted(len(cases), 'case')} measured, this one in {clock(time.monotonic() - begun)}")
-    if 0 < passed < len(left):
-        return run_cases(cases, about, folder, say, using)  # some may have been given up since
-    if passed:
-        say(f"still being made elsewhere: {passed} of {len(cases)} cases; the last to end completes the table")
+    if 0 < skipped < len(left):
+        return run_cases(cases, about, folder, say, using)  # the other process may have stopped since
+    if skipped:
+        say(f"still being made elsewhere: {skipped} of {len(cases)} cases; the last to end completes the table")
     return 0
 
 
@@ -194,7 +194,7 @@ def decided(case: Case, chosen: dict[str, str]) -> Case:
 
 
 def _is_open(case: Case, row: Measured) -> bool:
-    """Return whether anything of a case is not measured yet."""
+    """Return whether a measurement of a case is missing."""
     return not row or bool(case.prior and not row["prior"])
 
 
@@ -207,8 +207,8 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
         if all(row[name] == value for name, value in case.labels.items() if name != "seed"):
             for part, there in row.get("digests", {}).items():
                 if here.get(part, there) != there:
-                    other = f"the row of seed {row['seed']} in {folder.path}"
-                    raise InputError(f"the {part} of {case.name} has another configuration than {other}")
+                    place = f"the row of seed {row['seed']} in {folder.path}"
+                    raise InputError(f"the {part} of {case.name} has another configuration than {place}")
 
 
 def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:

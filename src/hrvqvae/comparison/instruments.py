@@ -42,19 +42,19 @@ def test_images(config: Config, count: int) -> tuple[Tensor, ...]:
 
 
 def shown_images(config: Config) -> Tensor:
-    """Return the test images (B, C, Y, X) in [0, 1] whose reconstructions are kept of each run."""
+    """Return the test images (B, C, Y, X) in [0, 1] whose reconstructions every run keeps."""
     return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
 
 
 class Instruments:
-    """Test images of a data set, and the best distances between images, and sets of images, on this machine.
+    """Test images of a data set, with the best distances that this machine has between images and sets of images.
 
     Attributes:
         names: names of the distances; every row has them.
         diverged: row of a training that diverged; None if that is an error.
 
     Raises:
-        InputError: there are no features, a network's file is damaged, the data is not there or is a single image.
+        InputError: There is no feature extractor, a network's file is damaged, or the data is missing or one image.
     """
 
     diverged: Mapping[str, None] | None = None
@@ -66,7 +66,7 @@ class Instruments:
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()
-        except InputError:  # no network for it is on this machine, and none is needed
+        except InputError:  # this machine has no network for it; the distance is optional
             title = None
         else:
             self.perceptual = perceptual_distance(name)
@@ -122,12 +122,12 @@ class Instruments:
         begun = time.perf_counter()
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
-        far = self.real.distances(torch.split(drawn, _BATCH))
+        distances = self.real.distances(torch.split(drawn, _BATCH))
         row = {"prior_bits_per_image": rate["prior_bits_per_image"], "seconds_per_sample": seconds}
-        row |= {f"{name}_samples": value for name, value in vars(far).items()}
+        row |= {f"{name}_samples": value for name, value in vars(distances).items()}
         return row, drawn[:_SHOWN_SAMPLES]
 
 
 def _median_seconds(call: Callable[[], object]) -> float:
-    """Return the median seconds of some calls after a first one, which allocates."""
+    """Return the median seconds of several calls after a first call, which allocates."""
     return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])

@@ -21,7 +21,7 @@ from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.locks import lock_folder
 
-_SHOWN_SIZE = 96  # pixels of a side on the sheets, about
+_SHOWN_SIZE = 96  # approximate side of an image on the sheets, in pixels
 _LINES = ("-", "--", ":", "-.")  # of seeds
 
 # column of results.json -> (header in results.md, format); names in braces are replaced by those of the rows
@@ -99,7 +99,7 @@ def table(rows: Sequence[Measured]) -> str:
 def versus(rows: Sequence[Measured], column: str = "mse") -> str:
     """Return a table of all pairs of systems with several seeds: the difference of a column's means, with p-values.
 
-    p is two-sided, of Welch's t-test, and stands also after Holm's correction for the number of pairs.
+    p is two-sided, of Welch's t-test, without and with Holm's correction for the number of pairs.
     """
     values: dict[str, list[float]] = {}
     for row in rows:
@@ -138,7 +138,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:
-    """Draw the same test images by each system, and samples, of its first seed whose images are kept."""
+    """Draw reconstructions and samples of each system, from its first seed whose images are stored."""
     original = shown_images(comparison.config(comparison.systems[0], 0))
     zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
     reconstructions, samples = [sheets.SheetRow("original", list(original))], []

@@ -19,14 +19,14 @@ _STYLES = {
     "simvq": ("p", "#ee8866"), "qinco": ("h", "#bbaa00"),
 }  # fmt: skip
 
-# The printed batch sizes of priors are for a GPU: every system's get the same small batch here.
+# The paper's batch sizes of priors are for a GPU. Here the priors of every system have the same small batch.
 _SMALL_PRIOR = {
     "prior.training.batch_size": "32", "prior.training.learning_rate": "2e-3",
     "prior.training.warmup_steps": "50", "prior.training.evaluate_every": "200",
     "prior.training.checkpoint_every": "200",
 }  # fmt: skip
 
-# Fields that options of a comparison decide, for every system alike.
+# Fields that the options of a comparison set for all systems.
 _DECIDED = {
     "data.root": "--data", "training.seed": "--seeds", "training.max_steps": "--max-steps",
     "training.max_minutes": "--max-minutes", "training.epochs": "--max-steps",
@@ -50,9 +50,9 @@ def codewords_searched(model: ModelConfig) -> int | None:
         return 0
     if model.system not in _STYLES:
         return None
-    kept = getattr(quantizer, "beam", 1)  # paths, fewer where a level has fewer
+    beam = getattr(quantizer, "beam", 1)
     levels = zip(model.num_symbols, model.num_codewords, strict=True)
-    return sum(min(kept * symbols, codewords) for symbols, codewords in levels)
+    return sum(min(beam * symbols, codewords) for symbols, codewords in levels)
 
 
 def available_systems() -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def available_systems() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training that is measured."""
+    """A training to measure."""
 
     name: str  # of its run folder
     labels: Mapping[str, Any]  # first columns of its row, "seed" among them
@@ -98,7 +98,7 @@ class Comparison:
     prior_steps: int = 0  # updates of all priors of a system together; 0: no priors
     root: str | None = None  # folder of the data
     fields: Mapping[str, str] = field(default_factory=dict)  # fields of every system, or of one: "vqgan.model.NAME"
-    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields of each system that a search chose
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields per system, chosen by a search
 
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
@@ -157,11 +157,11 @@ class Comparison:
         """Return the fields of the priors: budget, seed, and settings for small batches."""
         steps = max(1, self.prior_steps // len(config.prior_levels))
         budget = {"epochs": 0, "max_steps": steps, "max_minutes": 0.0, "seed": config.training.seed}
-        asked = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
-        return {**_SMALL_PRIOR, **asked, **{f"prior.training.{name}": str(value) for name, value in budget.items()}}
+        fields = {name: value for name, value in self.fields.items() if name.startswith("prior.")}
+        return {**_SMALL_PRIOR, **fields, **{f"prior.training.{name}": str(value) for name, value in budget.items()}}
 
     def about(self) -> dict[str, Any]:
-        """Return what may not change when systems, seeds or priors are added."""
+        """Return the settings that must stay the same when systems, seeds or priors are added."""
         plain = {name: getattr(self, name) for name in ("dataset", "max_steps", "max_minutes", "root")}
         priors = {"max_steps": self.prior_steps, "max_minutes": 0.0} if self.prior_steps else None
         return {"study": None, **plain, "fields": self.fields_of(), "priors": priors}

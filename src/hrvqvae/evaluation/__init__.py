@@ -1,1 +1,1 @@
-"""How good a model is on images that it was not trained on."""
+"""Evaluation of a model on images that it was not trained on."""

@@ -1,7 +1,7 @@
-"""Classifiers of data sets, which check samples and give features to compare sets of images.
+"""Classifiers of data sets, for checking samples and for comparing sets of images by features.
 
-A classifier trains on the images and labels of the training split alone, by the recipe in the data set's entry. Some
-data sets have a trained classifier in the package; others train theirs when it is needed.
+A classifier trains on the training split alone, by the recipe in the data set's registry entry. The package has trained
+classifiers for some data sets; those of other data sets are trained when they are needed.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels a side; labels (B,) int64.
 """
@@ -27,7 +27,7 @@ from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import note
 
-_SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"  # a file NAME.safetensors each
+_SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"  # files NAME.safetensors
 _BATCH = 128
 
 
@@ -70,8 +70,8 @@ class _Residual(nn.Module):
         self.branch = nn.Sequential(*_convolution(width, width), *_convolution(width, width))
 
     def forward(self, images: Tensor) -> Tensor:
-        added: Tensor = images + self.branch(images)
-        return added
+        output: Tensor = images + self.branch(images)
+        return output
 
 
 def natural_classifier(channels: int, classes: int) -> Classifier:
@@ -152,7 +152,7 @@ class TrainedClassifier:
 
 
 def recipe_of(config: DataConfig) -> Recipe | None:
-    """Return the recipe in the data set's entry, or None; the features of such a classifier compare images well."""
+    """Return the recipe in the data set's registry entry, or None. With a recipe, the features compare images well."""
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
     return imported(reference) if reference else None
 
@@ -181,7 +181,7 @@ def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassi
     except OSError as error:
         note(f"{kept} can't be written ({error.strerror}): the classifier is trained again next time")
         return trained
-    return read_classifier(kept, config)  # in half precision, as every later process has it
+    return read_classifier(kept, config)  # rounded to half precision, as in every later process
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
@@ -194,7 +194,7 @@ def write_classifier(path: Path, trained: TrainedClassifier) -> None:
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
-    """Read a classifier from a file. Raises DamagedFileError if the file is damaged, or holds another classifier."""
+    """Read a classifier from a file. Raises DamagedFileError if the file is damaged or of another classifier."""
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])

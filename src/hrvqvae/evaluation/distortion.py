@@ -85,7 +85,7 @@ def evaluate(
 ) -> Report:  # fmt: skip
     """Measure a model in evaluation mode on every image of the batches.
 
-    Processes that train together report on the batches of all of them.
+    In a distributed training, the report covers the batches of all processes.
 
     Args:
         model: the autoencoder, on `device`, in evaluation mode.
@@ -95,26 +95,26 @@ def evaluate(
         encode: function that encodes images on the device; None takes the model's own.
 
     Raises:
-        InputError: there is no image.
+        InputError: There is no image.
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords
     counts = [torch.zeros(size, dtype=torch.long) for size in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
     images = values = ssim = 0.0
-    has_ssim = config.data.size >= 11  # the side of its window
+    has_ssim = config.data.size >= 11  # the side of the window of SSIM
     for batch in batches:
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])
         codes = encode(original)
-        for level, path in enumerate(model.codeword_indices(codes)):
-            counts[level] += vq.counts(path, codewords[level]).cpu()
+        for level, indices in enumerate(model.codeword_indices(codes)):
+            counts[level] += vq.counts(indices, codewords[level]).cpu()
         for levels in model.prefixes:
             decoded = model.decode(codes, levels=levels, size=size)
             errors[levels] += float((decoded - original).double().square().sum())
         if has_ssim:
-            each = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
-            ssim += float(each.double().sum())  # type: ignore[union-attr]
+            per_image = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
+            ssim += float(per_image.double().sum())  # type: ignore[union-attr]
         images += len(original)
         values += original.numel()
     counts = distributed.all_reduce(counts)

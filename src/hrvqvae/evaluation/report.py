@@ -55,7 +55,7 @@ class Rate:
 
 
 def label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
-    """Return the mean bits of labels by the frequency of each class; every class counts once more than it occurs."""
+    """Return the mean bits of labels by the frequency of each class; each count is raised by 1."""
     counts = np.asarray(class_counts) + 1
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
@@ -80,7 +80,7 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
     starts = range(0, len(maps), _BATCH)
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
-        coarser = [paths.to(device) for paths in model.codeword_indices(codes[:first])]
+        coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         codes_of_prior = [code.to(device) for code in codes[first : first + count]]
         spent += total_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()
@@ -116,11 +116,12 @@ class Evaluated:
         """Return plain values for JSON; the rate is None without priors or an entropy model."""
         values, rate = self.report.to_dict(), self.rate
         bits = {"prior": rate and rate.prior, "file": rate and rate.files}
-        values |= {f"{name}_bits_per_image": sum(each) if each else None for name, each in bits.items()}
+        values |= {f"{name}_bits_per_image": sum(per_level) if per_level else None for name, per_level in bits.items()}
         values["label_bits_per_image"] = rate and rate.label
         for level, columns in enumerate(values["levels"]):
-            for name, each in bits.items():
-                columns[f"{name}_bits_per_code"] = each[level] / rate.positions[level] if rate and each else None
+            for name, per_level in bits.items():
+                per_code = per_level[level] / rate.positions[level] if rate and per_level else None
+                columns[f"{name}_bits_per_code"] = per_code
         values["no_priors"] = self.no_rate or None
         if self.samples:
             values |= self.samples[0].to_dict()
@@ -150,7 +151,8 @@ def evaluate_run(
         rate: whether to measure the priors.
 
     Raises:
-        InputError: the run or its data is missing, samples can't be guided, or a lambda that the model can't have.
+        InputError: The run or its data is missing, a prior does not support guidance, or the model does not support
+            the lambda.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)

@@ -31,7 +31,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
-DRAWS = 5  # sets of samples, each compared with the same test images
+DRAWS = 5  # number of sets of samples; each is compared with the same test images
 _BLOCK, _BATCH = 1_024, 128
 
 
@@ -115,12 +115,12 @@ class Spread:
 
 
 Spreads = dict[str, Spread | None]
-"""Each of the SetDistances by name; None where the sets are too small."""
+"""Spread of each field of SetDistances, by name; None if the sets are too small."""
 
 
 def summarize(distances: Sequence[SetDistances]) -> Spreads:
     """Summarize the distances of several sets of equal size."""
-    columns = {field.name: [getattr(each, field.name) for each in distances] for field in fields(SetDistances)}
+    columns = {field.name: [getattr(of_set, field.name) for of_set in distances] for field in fields(SetDistances)}
     return {name: None if None in values else Spread.of(values) for name, values in columns.items()}
 
 
@@ -167,7 +167,7 @@ class RealImages:
         )  # fmt: skip
 
     def _frechet(self, features: Tensor) -> float:
-        network = torch.nn.Identity()  # the metric's network: these are features already
+        network = torch.nn.Identity()  # instead of the metric's network: its input is features
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
         metric.update(self._real, real=True)
@@ -239,7 +239,8 @@ def measure_samples(
         levels: levels to draw (`SamplingParams.levels`); None draws all.
 
     Raises:
-        InputError: a level has no prior, or one that can't be guided; no classes; the data is missing.
+        InputError: A level has no prior, a prior does not support guidance, there are no classes, or the data is
+            missing.
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")

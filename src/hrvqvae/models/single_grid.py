@@ -80,7 +80,7 @@ class SingleGridAutoencoder(Autoencoder):
         quantized: Quantized = self.quantizer(latents)
         decoded, count = quantized.latents, len(self.prefixes)
         by_prefix = self.training and getattr(self.config, "train_prefixes", False) and len(unit) >= count
-        if by_prefix:  # image i is decoded from prefix i modulo their number
+        if by_prefix:  # image i is decoded from prefix i % count
             image = torch.arange(len(unit), device=unit.device)
             prefix = image % count
             decoded = straight_through(latents, self.prefix_latents(quantized.codes)[prefix, image])
@@ -98,18 +98,18 @@ class SingleGridAutoencoder(Autoencoder):
         return tiles.encode(whole, images, self.config, self.encoder)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        used, most = self.prefix(codes, levels), self.prefixes[-1]
-        network = self.decoder if len(used) == most else self.progressive_decoder or self.decoder
+        prefix_codes, num_levels = self.prefix(codes, levels), self.prefixes[-1]
+        network = self.decoder if len(prefix_codes) == num_levels else self.progressive_decoder or self.decoder
 
         def whole(part: Codes, size: Grid | None) -> Tensor:
             latents = self.quantizer.lookup(part)
-            prefix = torch.tensor(len(part), device=latents.device) if len(part) < most else None
+            prefix = torch.tensor(len(part), device=latents.device) if len(part) < num_levels else None
             return ((self.pixels(latents, size, prefix) + 1) / 2).clamp(0, 1)
 
-        return tiles.decode(whole, used, size, self.config, network)
+        return tiles.decode(whole, prefix_codes, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode only the prefix that is asked for."""
+        """Decode only the prefix of that level count."""
         latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
         whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
         if progressive is not None and torch.compiler.is_compiling():
@@ -117,7 +117,7 @@ class SingleGridAutoencoder(Autoencoder):
                 whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1),
                 (latents.permute(0, 3, 1, 2), levels),
             )  # fmt: skip
-            output = crop_padding(decoded, self.config.padding, None)  # a branch of a graph gives no part of a tensor
+            output = crop_padding(decoded, self.config.padding, None)  # a branch of torch.cond may not return a view
         else:
             output = self.pixels(latents, None, None if progressive is None or whole else levels)
         return ((output + 1) / 2).clamp(0, 1)
@@ -147,7 +147,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.progressive_decoder is not None:
-            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it goes where the model goes
+            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it stays on the device of the model
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,6 +1,6 @@
-"""Encode and decode large images in tiles, so that memory does not grow with the image; the results are the same.
+"""Encode and decode large images in tiles. Memory does not grow with the image, and the results are the same.
 
-A tile is encoded or decoded with a halo, as much around it as its codes or pixels depend on. Only the core is kept.
+A tile is computed with a halo, the surroundings on which its codes or pixels depend. Only the core is kept.
 Lengths are in positions of the coarsest grid, `stride` pixels each.
 """
 
@@ -90,7 +90,7 @@ def decode(
     images: Tensor | None = None
     for core, around, inside in _tiles(grid, stride, networks, config, "decode"):
         tile_codes = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))
-        # A position's pixels are `padding` up and left of where it lies, which the margin holds.
+        # The pixels of a position are shifted up and left by `padding`; the halo covers this.
         ends = zip(core, around, size, strict=True)
         height, width = (min(tile.stop * stride, side) - seen.start * stride for tile, seen, side in ends)
         part = whole(tile_codes, (height, width))

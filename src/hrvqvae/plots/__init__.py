@@ -1,1 +1,1 @@
-"""What a person would rather see than read: sheets of images, curves, codeword usage."""
+"""Pictures: sheets of images, curves, codeword usage."""

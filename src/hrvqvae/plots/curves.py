@@ -1,4 +1,4 @@
-"""What is drawn of a training: curves, codeword usage, reconstructions."""
+"""Pictures of a training: curves, codeword usage, reconstructions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
+    """Plot loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
     steps = [record for record in records if record.get("kind") == "train"]
     tests = [record for record in records if record.get("kind") == "evaluation"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -60,12 +60,12 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     if losses.lines:
         losses.legend(frameon=False, fontsize=8)
     if tests:
-        at = [record["step"] for record in tests]
+        at_steps = [record["step"] for record in tests]
         for level in range(len(tests[0]["level_mse"])):
             if tests[0]["level_mse"][level] is not None:
                 mse = [record["level_mse"][level] for record in tests]
-                errors.plot(at, mse, ".-", label=level_names(range(level + 1)))
-            usage.plot(at, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
+                errors.plot(at_steps, mse, ".-", label=level_names(range(level + 1)))
+            usage.plot(at_steps, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
         errors.legend(frameon=False)
         usage.legend(frameon=False)
     errors.set(title="test MSE of each prefix", xlabel="step", yscale="log" if tests else "linear")
@@ -74,7 +74,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str) -> None:
-    """A field of the records that have it, against steps; a single point is marked, so that it is seen."""
+    """Plot a field of the records that have it against steps. A single point gets a marker, which makes it visible."""
     points = [(record["step"], record[name]) for record in records if name in record]
     if points:
         (line,) = axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
@@ -83,19 +83,18 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: st
 
 
 def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Bits per code of training batches and of held-out codes against steps, from the records of metrics.jsonl."""
+    """Plot bits per code, in training and on held-out codes, against steps, from the records of metrics.jsonl."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
-        some = [record for record in records if record.get("kind") == kind]
-        _line(axes, some, "bits_per_code", style, label)
+        _line(axes, [record for record in records if record.get("kind") == kind], "bits_per_code", style, label)
     axes.set(title="bits per code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)
 
 
 def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
-    """How often each codeword is chosen, most used first, a panel a level; counts are (K_l,) a level."""
+    """Plot how often each codeword is chosen, most used first, one panel per level; counts are (K_l,) per level."""
     figure = Figure(figsize=(4 * len(counts), 3), layout="constrained")
     for level, (axes, count) in enumerate(zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True)):
         share = torch.sort(count.double() / count.sum().clamp(min=1), descending=True).values * 100
@@ -107,12 +106,12 @@ def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_training(run: RunFolder, records: Sequence[Record], found: Evaluation) -> None:
-    """Write a run's curves; of an autoencoder, also a sheet of reconstructions and the usage of its codewords."""
-    if found.report is None or found.model is None or found.images is None:
+def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
+    """Draw a run's curves, and for an autoencoder also reconstructions and codeword usage, into the run folder."""
+    if evaluation.report is None or evaluation.model is None or evaluation.images is None:
         prior_curves(records, run.pictures / "curves.png")
         return
-    rows = level_rows(found.model, found.images(), found.report.captions())
+    rows = level_rows(evaluation.model, evaluation.images(), evaluation.report.captions())
     write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
     training_curves(records, run.pictures / "curves.png")
-    codeword_usage([level.counts for level in found.report.levels], run.pictures / "usage.png")
+    codeword_usage([level.counts for level in evaluation.report.levels], run.pictures / "usage.png")

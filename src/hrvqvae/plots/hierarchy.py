@@ -1,8 +1,8 @@
-"""Figure 10: which codebooks a choice leaves within reach, a panel a level.
+"""Figure 10: the codebooks that each choice leaves within reach, one panel per level.
 
-A codeword of level l is drawn at e_1 + ... + e_l, the vector that its path stands for: the codebook within reach lies
-around the vector chosen so far. Levels differ in colour and shape; the chosen codeword is ringed and numbered, and what
-is out of reach is small and grey.
+A codeword of level l is drawn at the sum e_1 + ... + e_l of the choices that lead to it. So the codebook within reach
+lies around the sum chosen so far. Each level has a colour and a marker. The chosen codeword has a ring and a number;
+codewords out of reach are small and grey.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Tree(NamedTuple):
     """Codewords to draw."""
 
     codebooks: Sequence[Points]  # level l's at index l - 1, (m^(l-1), m, D)
-    target: Points | None  # (D,), the vector that is quantized; None where only a path is shown
+    target: Points | None  # (D,), the vector to quantize; None shows child indices without a vector
     name: str  # for the title
 
 
 def sums_of(codebooks: Sequence[Points]) -> list[Points]:
-    """The vector of each path of each level: (m^l, D) a level."""
+    """Return the sum of choices that leads to each codeword, (m^l, D) per level."""
     sums: list[Points] = []
     above: Points = np.zeros((1, codebooks[0].shape[-1]))
     for book in codebooks:
@@ -50,7 +50,7 @@ def sums_of(codebooks: Sequence[Points]) -> list[Points]:
 
 
 def codebooks_of(model: Autoencoder) -> list[Points]:
-    """The linked codebooks of a model. Raises InputError where it has none."""
+    """Return the linked codebooks of a model. Raises InputError if it has none."""
     if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
         raise InputError("this model has no linked codebooks")
     return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
@@ -58,9 +58,9 @@ def codebooks_of(model: Autoencoder) -> list[Points]:
 
 @torch.inference_mode()
 def tree_at(model: Autoencoder, image: Tensor, position: tuple[int, int], name: str) -> Tree:
-    """The linked codebooks, and the vector at a position (row, column) of the latent grid of an image (C, Y, X) uint8.
+    """Return the linked codebooks, with the latent of an image (C, Y, X) uint8 at a position (row, column) as target.
 
-    Raises InputError as `codebooks_of`, and where the position is not on the grid.
+    Raises InputError as `codebooks_of`, or if the position is not on the latent grid.
     """
     books = codebooks_of(model)
     assert isinstance(model, SingleGridAutoencoder)
@@ -72,7 +72,7 @@ def tree_at(model: Autoencoder, image: Tensor, position: tuple[int, int], name: 
 
 
 def _plane(leaves: Points) -> tuple[Points, Points, str]:
-    """(origin, two axes (2, D), name) of the projection to the plane; vectors in the plane stay as they are."""
+    """Return (origin, two axes (2, D), name) of the projection to a plane; two dimensions are not projected."""
     dim = leaves.shape[1]
     if dim <= 2:
         return np.zeros(dim), np.eye(2, dim), ""
@@ -87,7 +87,7 @@ def _dots(axes: Axes, points: Points, **style: Any) -> None:
 
 
 def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, previous: Points) -> None:
-    """One level: the codewords within reach coloured, the chosen one of these ringed, the others grey."""
+    """Draw a level: codewords within reach in colour, the chosen codeword with a ring, the others grey."""
     colour, marker = _COLOURS[level % len(_COLOURS)], _MARKERS[level % len(_MARKERS)]
     grey = np.delete(points, np.arange(within.start, within.stop), axis=0)
     _dots(axes, grey, s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1)
@@ -110,9 +110,13 @@ def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, p
 
 
 def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
-    """The panels side by side; `path` holds child indices, None takes those that the search chooses for the target.
+    """Return the panels side by side.
 
-    Raises InputError where the path does not fit the tree, or there are too many codewords to draw.
+    Args:
+        path: child index per level; None takes those that the search chooses for the target.
+
+    Raises:
+        InputError: The path does not fit the tree, or there are too many codewords to draw.
     """
     size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
     if size**levels > _MOST_DRAWN:
@@ -120,7 +124,7 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     if path is None:
         assert tree.target is not None
         books = [torch.from_numpy(book).float() for book in tree.codebooks]
-        path = [int(one) % size for one in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
+        path = [int(index) % size for index in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
     if len(path) != levels:
         raise InputError(f"the path has {len(path)} levels; this tree has {levels}")
     if not all(0 <= child < size for child in path):
@@ -133,11 +137,11 @@ def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
     low, high = everything.min(0) - margin, everything.max(0) + margin
     shape = min(1.2, max(0.4, float((high - low)[1] / (high - low)[0])))
     figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), dpi=110, layout="constrained")
-    previous, place = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
+    previous, index = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
-        _panel(axes, level, flat[level], slice(place * size, (place + 1) * size), path[level], previous)
-        place = place * size + path[level]
-        previous = flat[level][place]
+        _panel(axes, level, flat[level], slice(index * size, (index + 1) * size), path[level], previous)
+        index = index * size + path[level]
+        previous = flat[level][index]
         if tree.target is not None:
             target = (tree.target - origin) @ plane.T
             _dots(axes, target, s=70, marker="x", color="black", linewidths=2, zorder=6)

@@ -1,4 +1,4 @@
-"""Sheets of images: rows with a caption each.
+"""Sheets of images, in rows with captions.
 
 Shapes: an image is (C, Y, X) uint8 or float in [0, 1]; a row may hold images of different sizes.
 """
@@ -25,9 +25,10 @@ class SheetRow(NamedTuple):
 
 
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
-    """The rows below each other, each under its caption, where any row has one.
+    """Return a picture of the rows, each below its caption. Captions take no space if all are empty.
 
-    `zoom` repeats pixels; None brings the largest side to about 64 pixels or more.
+    Args:
+        zoom: how often each pixel is repeated; None enlarges the largest side to about 64 pixels.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
@@ -53,7 +54,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
 
 
 def grid(images: Sequence[Tensor]) -> Image.Image:
-    """Images of one size beside and below each other, without captions, about as many a row as rows."""
-    across = math.ceil(math.sqrt(len(images)))
-    rows = [SheetRow("", images[first : first + across]) for first in range(0, len(images), across)]
+    """Return a picture of images of one size in a grid without captions, about as many per row as there are rows."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = [SheetRow("", images[first : first + columns]) for first in range(0, len(images), columns)]
     return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))

@@ -1,4 +1,4 @@
-"""The contract of every prior: the distribution of the codes of one or several levels, position after position.
+"""The interface of every prior: the distribution of the codes of one or several levels, position by position.
 
 Shapes: codes of a level (B, H, W) int64 in [0, m); coarser levels as indices of each position's codeword in its level,
 int64 (B, H_j, W_j), coarse first; label (B,) int64.
@@ -62,10 +62,10 @@ class Level:
         return self.classes
 
     def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
-        """Check coarser levels and labels, except their values in a training step on a GPU, which would wait for them.
+        """Check coarser levels and labels. In training on a GPU, values are not checked: that would wait for them.
 
         Raises:
-            InputError: Some are missing, too many or out of range.
+            InputError: Levels or labels are missing, superfluous or out of range.
         """
 
         def outside(values: Tensor, end: int) -> bool:
@@ -89,7 +89,7 @@ class Prior(nn.Module, ABC):
     """The distribution of the codes of one or several consecutive levels of one grid, given coarser levels and class.
 
     Attributes:
-        levels: that it covers, coarse first.
+        levels: the levels that the prior covers, coarse first.
     """
 
     def __init__(self, config: PriorNetworkConfig, *levels: Level) -> None:
@@ -98,7 +98,7 @@ class Prior(nn.Module, ABC):
 
     @property
     def level(self) -> Level:
-        """The coarsest of its levels, which have the same grid and classes."""
+        """The coarsest level of the prior; all its levels have the same grid and classes."""
         return self.levels[0]
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
@@ -114,8 +114,8 @@ class Prior(nn.Module, ABC):
     ) -> tuple[Tensor, ...]:
         """Return the logits (B, m_l, H, W) of each of its levels.
 
-        The logits of a level at a position depend on the codes of all these levels at the positions before it in raster
-        order, on those of coarser levels at the position itself, and on no other codes.
+        The logits of a level at a position depend on the codes of all these levels at earlier positions in raster
+        order, and on the codes of coarser levels at the position itself; on no other codes.
 
         Args:
             codes: (B, H, W) of each of its levels.
@@ -131,7 +131,7 @@ class Priors:
     """The priors of a run.
 
     Attributes:
-        networks: that cover its levels one after the other, coarse first; in evaluation mode, on the CPU, float32.
+        networks: priors that together cover all levels, coarse first; in evaluation mode, on the CPU, in float32.
         classes: names of the class labels, empty if there are none.
         class_counts: number of training images of each class.
     """
@@ -165,7 +165,7 @@ def code_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], 
 
 @torch.inference_mode()
 def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
-    """Return the bits that the codes of a batch take under a prior, summed, of each of its levels."""
+    """Return the bits of a batch's codes under a prior, summed over the batch, for each of its levels."""
     all_nats = mean_nats(prior, codes, coarser, label)
     return [
         float(nats.double()) * level_codes.numel() / math.log(2)

@@ -1,7 +1,7 @@
 """Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
 
-Shapes: (B, C, H, W) features. A causal layer sees only what comes before in raster order: the rows above, and what is
-to the left in the same row.
+Shapes: (B, C, H, W) features. A causal layer sees only earlier positions in raster order: the rows above, and the
+positions to the left in the same row.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_at
 
 
 class CausalConv2d(nn.Module):
-    """A convolution with filter k that sees the rows above and, in the same row, what is to the left.
+    """A convolution with filter k that sees the rows above and the positions to the left in the same row.
 
     Its weights are only the causal part of a k x k filter, so there is no mask:
 
         above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 [+ 1 with the position itself])
 
     Args:
-        strict: leave out the position itself, as the first layer must (mask "A" of van den Oord et al. 2016).
+        strict: leave out the position itself, as the first layer does (mask "A" of van den Oord et al. 2016).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, strict: bool = False) -> None:
@@ -82,7 +82,7 @@ _QUERIES = 32  # per block on a CPU: their scores stay in cache, and half of all
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Return softmax(queries keys^T / sqrt(d)) values, (B, heads, N, d) as all three.
+    """Return softmax(queries keys^T / sqrt(d)) values, of shape (B, heads, N, d) like its arguments.
 
     A causal position attends to itself and to those before it. A GPU uses torch's fused attention; on a CPU, where that
     is slow for narrow heads, queries are attended in blocks.
@@ -97,20 +97,20 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     for start in range(0, shape[-2], _QUERIES):
         block = queries[:, start : start + _QUERIES]
         seen = start + block.shape[1] if causal else shape[-2]
-        against = keys[:, :seen].transpose(-1, -2)
+        block_keys = keys[:, :seen].transpose(-1, -2)
         if causal:
             later = torch.full((block.shape[1], seen), -math.inf, dtype=block.dtype).triu(start + 1)
-            scores = torch.baddbmm(later.expand(len(block), -1, -1), block, against)
+            scores = torch.baddbmm(later.expand(len(block), -1, -1), block, block_keys)
         else:
-            scores = block @ against
+            scores = block @ block_keys
         blocks.append(scores.softmax(-1) @ values[:, :seen])
     return torch.cat(blocks, dim=1).view(shape)
 
 
-def self_attention(three: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
+def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
     """Return the attention (B, N, C) of queries, keys and values that are concatenated, (B, N, 3C)."""
-    batch, count, width = three.shape
-    queries, keys, values = three.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
+    batch, count, width = projected.shape
+    queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
 
 
@@ -127,6 +127,6 @@ class Attention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         batch, hidden, height, width = features.shape
         sequence = features.permute(0, 2, 3, 1).reshape(batch, height * width, hidden)
-        three = self.inputs(self.norm(sequence))
-        output: Tensor = self.output(self_attention(three, self.heads, causal=self.causal, form=self.form))
+        projected = self.inputs(self.norm(sequence))
+        output: Tensor = self.output(self_attention(projected, self.heads, causal=self.causal, form=self.form))
         return features + output.view(batch, height, width, hidden).permute(0, 3, 1, 2)

@@ -28,8 +28,8 @@ class TransformerLayer(nn.Module):
         self.widen, self.narrow = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
-        three = self.inputs(self.attention_norm(features))
-        added = self.output(self_attention(three, self.heads, causal=True))
+        projected = self.inputs(self.attention_norm(features))
+        added = self.output(self_attention(projected, self.heads, causal=True))
         features = features + cheap_dropout(added, self.dropped, self.training)
         added = self.narrow(gelu(self.widen(self.network_norm(features))))
         return features + cheap_dropout(added, self.dropped, self.training)
@@ -110,10 +110,10 @@ class GPT(Prior):
             nn.init.zeros_(layer.narrow.weight)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return what does not depend on the codes, (B, N, C): place, class, coarser levels. Raises InputError."""
+        """Return the features of position, class and coarser levels (B, N, C). Raises InputError as `Level.check`."""
         self.level.check(coarser, label, training=self.training)
-        place = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
-        features = place.expand(batch, -1, -1)
+        positions = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
+        features = positions.expand(batch, -1, -1)
         if self.classes is not None:
             features = features + self.classes(label)[:, None]
         if coarser:

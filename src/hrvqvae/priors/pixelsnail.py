@@ -30,12 +30,12 @@ class PixelSNAIL(Prior):
     The features of a position depend on the codes before it in raster order.
 
     The output stack has no further layer (Table 8: 0). With 0 attention layers, the coarser levels get none either, and
-    are seen as far as the convolutions reach. The paper does not print, so these are ours: how many blocks stand
-    between two attention layers, layer normalization before attention, and no weight normalization.
+    are seen as far as the convolutions reach. The paper does not say how many blocks lie between two attention layers,
+    nor which normalization it uses. Here layer normalization precedes attention, and there is no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
-        """Build the network of a level, with that level's value of each setting that has one per level."""
+        """Build the network of a level, with the values of its per-level settings."""
         super().__init__(config, level)
         self.config: PixelSNAILConfig = config
         hidden, (height, width), index = config.hidden_units, level.grid, level.number - 1
@@ -62,10 +62,10 @@ class PixelSNAIL(Prior):
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return what does not depend on the codes, (B, C, H, W): place, class, coarser levels. Raises InputError."""
+        """Return the features of position, class, coarser levels (B, C, H, W). Raises InputError as `Level.check`."""
         self.level.check(coarser, label, training=self.training)
-        place = self.rows[:, None] + self.columns[None]
-        features = place.permute(2, 0, 1).expand(batch, -1, -1, -1)
+        positions = self.rows[:, None] + self.columns[None]
+        features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
         if self.classes is not None:
             features = features + self.classes(label)[:, :, None, None]
         if self.coarser:
@@ -77,7 +77,7 @@ class PixelSNAIL(Prior):
 
     @property
     def attention_after(self) -> tuple[int, ...]:
-        """After how many blocks each attention layer comes: evenly spread, the last one after the last block."""
+        """The number of blocks before each attention layer: spread evenly, the last layer after the last block."""
         count = len(self.attentions)
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
