@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,8 @@ def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) 
 class Rings:
     """Draws the test distribution itself: two kinds of images, the first 19 times as frequent, each with noise."""
 
-    run, classes, class_counts = "", ("often", "seldom"), (95, 5)
+    classes, class_counts = ("often", "seldom"), (95, 5)
+    run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
 
     def __init__(self, shares: tuple[float, float]) -> None:
         self.shares = shares
@@ -200,7 +202,6 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
     monkeypatch.setattr(samples, "features_of", lambda *_: PIXELS)
     monkeypatch.setattr(samples, "classifier_of", lambda *_: brightness)
-    monkeypatch.setattr(samples, "locate", lambda _: tmp_path / "model.safetensors")
     return config
 
 
