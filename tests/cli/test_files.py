@@ -144,7 +144,7 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", new, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
         (["compress", "mnist", image, "-o", archive], "was made by another model or another entropy model"),
-        (["decompress", file, "-o", tmp_path / "y.png"], "none inside the package: name it with --model"),
+        (["decompress", file, "-o", tmp_path / "y.png"], "not inside the package: name it with --model"),
         (["decompress", archive, "-o", tmp_path / "y.png"], "was made by tiny (weights"),
         (["decompress", file, "-o", tmp_path / "y.png", "--model", "mnist"], "was made by another model"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),

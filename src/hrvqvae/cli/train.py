@@ -173,7 +173,7 @@ def _demo(arguments: Arguments) -> int:
         ("train-prior", arguments.out, "--resume", *budget, of_prior, *other_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
-        ("sample", "treevq-mnist", "--guidance", "2", "-o", str(pictures / "samples-of-the-shipped-model.png")),
+        ("sample", "treevq-mnist", "--force", "-o", str(pictures / "samples-of-the-shipped-model.png")),
     ):
         print(f"\n$ hrvqvae {' '.join(words)}", flush=True)
         code = run(words)
