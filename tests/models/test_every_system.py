@@ -64,7 +64,7 @@ def test_every_command(system: str, runs: Path, tmp_path: Path, capsys: pytest.C
         assert main([*command, "-o", str(out)]) == 0, command
         assert read_image(out, 3).shape[1] >= 12
     assert main(["export", run, str(tmp_path / "exported")]) == 0
-    assert main(["sample", str(tmp_path / "exported"), "-n", "2", "-o", str(out)]) == 0
+    assert main(["sample", str(tmp_path / "exported"), "-n", "2", "-o", str(out), "--force"]) == 0
 
 
 def _options(**fields: str) -> list[str]:

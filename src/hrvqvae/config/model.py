@@ -22,7 +22,8 @@ class Geometry(NamedTuple):
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """Return (H, W) of each level for an image of that many pixels, coarse first."""
-        rows, columns = (-(-(side + self.margin) // self.unit) for side in (height, width))
+        # Not -(-x // unit): a traced size rounds that towards zero.
+        rows, columns = ((side + self.margin + self.unit - 1) // self.unit for side in (height, width))
         return tuple((times * rows, times * columns) for times in self.times)
 
 
