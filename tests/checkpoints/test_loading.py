@@ -37,7 +37,7 @@ def test_loading_from_anywhere(run: Path) -> None:
         (lambda path: None, "there is no such run folder"),
         (lambda path: path.mkdir(), "is not a run folder"),
         (lambda path: (path.mkdir(), (path / "config.yaml").write_text("")), "has no model.safetensors yet"),
-        (lambda path: storage.write(path, {}, {}), "not a model of hrvqvae"),
+        (lambda path: storage.write(path, {}, {}), "is no model: give a run folder"),
     ],
 )
 def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_pa
 
 
 def test_the_name_of_a_preset_is_no_model() -> None:
-    with pytest.raises(InputError, match="is a preset.* mnist, .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"):
+    with pytest.raises(InputError, match="is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"):
         hrvqvae.load("vqvae/mnist")
 
 
