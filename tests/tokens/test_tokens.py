@@ -107,7 +107,7 @@ def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeyp
     with monkeypatch.context() as patched:
         killer.watch(patched, (
             (os, "fsync"), (Path, "replace"), (pq.ParquetWriter, "write_table"),
-            (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_coded"),
+            (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_encode"),
         ))  # fmt: skip
         kills = 0
         while kills < 30:
