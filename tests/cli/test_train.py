@@ -77,7 +77,7 @@ def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "continue with --resume" in out
-    assert err == ""
+    assert not [line for line in err.splitlines() if "compiling for this processor" not in line]
     assert RunFolder(tmp_path / "run").model.is_file()
 
 
