@@ -63,7 +63,10 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
 
 def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"can't be written .*choose another folder"), lock_folder(tmp_path / "file" / "run"):
+    with (
+        pytest.raises(InputError, match=r"can't be written .*choose another folder"),
+        lock_folder(tmp_path / "file" / "run"),
+    ):
         pass
 
 
