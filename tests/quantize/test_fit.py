@@ -50,8 +50,9 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
     assert layer(beam=beam).fit(vectors).encode(vectors).unique(dim=0).shape[0] == SIZE**LEVELS
 
 
-def test_a_refit_is_the_mean_of_what_codewords_stand_for() -> None:
-    one, vectors = layer(beam=4), vectors_of(400).double()
+@pytest.mark.parametrize("shrinkage", [0.0, 0.5])
+def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
+    one, vectors = layer(beam=4, shrinkage=shrinkage), vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
     total = torch.zeros(SIZE**LEVELS, DIM, dtype=torch.float64).index_add_(0, leaf, vectors)
     fitting._refit(one.quantizer.levels, torch.bincount(leaf, minlength=SIZE**LEVELS).float(), total.float(), 0.5)
@@ -61,7 +62,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for() -> None:
         means = [residual[path % SIZE == child].mean(0) for child in range(SIZE)]
         for number, word in enumerate(book.codewords.flatten(0, 1)):
             own = residual[path == number]
-            lean = 2 if level else 0
+            lean = (shrinkage or 2) if level else 0
             expected = (own.sum(0) + lean * means[number % SIZE]) / (len(own) + lean)
             np.testing.assert_allclose(word.numpy(), expected.numpy(), atol=1e-5)
             assert float(book.count.view(-1)[number]) == len(own) / 2

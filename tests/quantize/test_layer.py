@@ -91,6 +91,8 @@ def test_options_of_the_quantizer_arrive() -> None:
         "beta": 0.5, "level_betas": (0.0, 0.1, 0.2), "beam": 4, "coarse_weight": 0.1, "update": "gradient",
         "decay": 0.9, "restart_every": 7, "restart_below": 0.1,
     }  # fmt: skip
+    assert layer(shrinkage=0.2).quantizer.config.shrinkage == 0.2
+    assert layer(shrinkage=0.2).schedule.restart_every == 0
     assert layer(level_betas=0.3).quantizer.config.level_betas == (0.3,)
     expected = QuantizerConfig(dim=DIM, codewords=SIZE, levels=LEVELS, **fields)  # type: ignore[arg-type]
     assert layer(**fields).quantizer.config == expected
@@ -177,10 +179,10 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     assert same(before, state_of(one)), "nothing changes in evaluation mode"
 
 
-@pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, update: str) -> None:
+@pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])
+def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, fields: dict[str, object]) -> None:
     """From a file, to the same bits, in a layer that has seen other batches: start, restarts, last tenth included."""
-    options = {"start_vectors": 250, "restart_every": 2, "total_steps": 8, "update": update}
+    options = {"start_vectors": 250, "restart_every": 2, "total_steps": 8, **fields}
     one, batches = layer(**options), [features(5, 20, seed=seed) for seed in range(13)]
     assert all(value.is_floating_point() for value in one.state_dict().values())
     waiting = []

@@ -15,7 +15,7 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import needs_gpu
+from tests.conftest import needs_gpu, same
 from tests.quantize import oracle
 
 DIM, FAR = 5, 50.0
@@ -157,6 +157,32 @@ def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
         np.testing.assert_allclose(book.codewords.numpy(), total / count[..., None], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("linked", [0, 2])
+def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
+    """All parents start alike; a child without vectors is the shared child, and stays it when that one moves."""
+    z = latents(2, 5, 6)
+    quantizer = started(TREE, z, levels=4, linked=linked, shrinkage=0.5, decay=0.8)
+    for book, codes in zip(quantizer.levels, quantizer.codeword_indices(quantizer.encode(z)), strict=True):
+        assert torch.equal(book.codewords, book.codewords[:1].expand_as(book.codewords))
+        assert torch.equal(book.count.view(-1), torch.bincount(codes.flatten(), minlength=book.num_codewords).float())
+    moved = z + 0.5
+    before = [(book.count.double().numpy(), book.total.double().numpy()) for book in quantizer.levels]
+    counts, totals = oracle.batch_sums(flat(moved), books_of(quantizer), quantizer.config.group_size)
+    quantizer.train()(moved)
+    for book, (count, total), new_count, new_total in zip(quantizer.levels, before, counts, totals, strict=True):
+        count, total = 0.8 * count + 0.2 * new_count, 0.8 * total + 0.2 * new_total
+        shared = total.sum(0) / count.sum(0)[:, None]
+        expected = (total + 0.5 * shared) / (count + 0.5)[..., None] if len(count) > 1 else total / count[..., None]
+        np.testing.assert_allclose(book.codewords.numpy(), expected, rtol=1e-4, atol=1e-5)
+        if book.shared is not None:
+            shared = book.shared.expand_as(book.codewords)
+            torch.testing.assert_close(book.codewords[book.count == 0], shared[book.count == 0])
+    assert linked or (book.count == 0).any()
+    aligned = copy.deepcopy(quantizer)
+    aligned.align()
+    assert same(aligned.state_dict(), quantizer.state_dict())
+
+
 def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
     z = latents(1, 50, 60)
     quantizer = started(TREE, z, beam=4, coarse_weight=0.1, decay=0.0)
@@ -222,7 +248,8 @@ def test_names_of_weights_are_those_of_files() -> None:
         ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"), ({"beta": -1.0}, "beta"),
         ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
         ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"), ({"linked": 1, "beam": 2}, "beam"),
-        ({"levels": 14}, r"2\^30"),
+        ({"levels": 14}, r"2\^30"), ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
+        ({"shrinkage": 0.1, "update": "gradient"}, "shrinkage is 0.1; it must be 0 with update gradient"),
     ],
 )  # fmt: skip
 def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -> None:

@@ -108,6 +108,8 @@ class QuantizerConfig(Section):
             levels, as printed. A level of weight 0, and a single one without a value, has no commitment of its own.
         update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
         decay: decay of those moving averages.
+        shrinkage: vectors per batch that the mean of all children with the same code counts for in each child; 0 for
+            none. With more, all parents start with the same codebook, and nothing restarts.
         init_vectors: latent vectors that the k-means start takes (0: random codewords at the scale of the latents).
         restart_every: training steps between restarts of dead codewords (0: none).
         restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
@@ -125,6 +127,7 @@ class QuantizerConfig(Section):
     level_betas: tuple[Weight, ...] = ()
     update: Literal["ema", "gradient"] = "ema"
     decay: Share = 0.99
+    shrinkage: Weight = 0.0
     init_vectors: Count = 131_072
     restart_every: Count = 100
     restart_below: Weight = 0.03
@@ -137,6 +140,7 @@ class QuantizerConfig(Section):
     def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
+        self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
         alone = self.linked == 1 < self.levels and not self.joint_beam
         self.require(self.beam == 1 or not alone, "beam", "1 where no levels are linked, but with joint_beam")
         group = min(self.group_size, 31)  # more than 2^30 from 31 levels on
@@ -185,7 +189,7 @@ class CodebookConfig(NetworkConfig):
 
     @property
     def restart_every(self) -> int:
-        return self.quantizer.restart_every
+        return 0 if self.quantizer.shrinkage else self.quantizer.restart_every
 
 
 class SingleGridConfig(CodebookConfig):

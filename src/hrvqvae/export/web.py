@@ -28,6 +28,7 @@ from hrvqvae.utils.outputs import create_folder, write_atomic
 SUFFIX = ".hrvw"
 _MAGIC = b"HRVQWEB1"
 _PREFIX = "progressive."
+_STATISTICS = (".count", ".total", ".shared")  # of codewords, for training only
 _MAX_BODY = 1 << 26  # bytes
 _KINDS = {"i1": torch.int8, "i2": torch.int16, "f4": torch.float32}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
@@ -54,7 +55,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
     name = Path(run).name.removesuffix(".safetensors")
     name = name.rpartition("/")[2] if is_hub_name(name) else name
-    weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith((".count", ".total"))}
+    weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}
     progressive = model.progressive_decoder
     weights |= {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()} if progressive else {}
     parts = [("", model), *([(_PREFIX, progressive)] if progressive else [])]
@@ -129,6 +130,6 @@ def _parse_bundle(content: bytes, path: Path) -> tuple[SingleGridAutoencoder, En
         model.progressive_decoder.load_state_dict(decoder)
         model.progressive_decoder.eval()
     autoencoder = {key: tensor for key, tensor in weights.items() if not key.startswith(_PREFIX)}
-    counts = {key: tensor for key, tensor in model.state_dict().items() if key.endswith((".count", ".total"))}
+    counts = {key: tensor for key, tensor in model.state_dict().items() if key.endswith(_STATISTICS)}
     model.load_state_dict({**counts, **autoencoder})  # counts are needed for training only; bundles have none
     return model.requires_grad_(False).eval(), entropy_model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
+from hrvqvae.quantize.search import search
 
 
 def random_latents(latents: Tensor, num_leaves: int, rng: torch.Generator) -> Tensor:
@@ -32,18 +33,21 @@ class LevelCodebooks(nn.Module):
     """The codebooks of one level, (num_books, m, D), with a moving average of how often each codeword is used.
 
     With the update "ema" the codewords are a buffer: the moving average of the vectors that chose them (appendix A.1 of
-    VQVAE). With "gradient" they are a parameter, which the codebook loss moves (docs/method.md).
+    VQVAE). With "gradient" they are a parameter, which the codebook loss moves (docs/method.md). With `shrinkage` each
+    codeword leans towards the mean of all codewords with the same code; a codeword without vectors is this mean.
     """
 
     codewords: Tensor
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
+    shared: Tensor | None  # (m, D): mean of all vectors with the same code; only with `shrinkage` and several codebooks
 
     def __init__(
-        self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema"
-    ) -> None:
+        self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
+        shrinkage: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.decay, self.num_books, self.size = decay, num_books, size
+        self.decay, self.num_books, self.size, self.shrinkage = decay, num_books, size, shrinkage
         self.num_codewords = num_books * size
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
         codewords, follows = torch.zeros(num_books, size, dim, dtype=torch.float32), update == "ema"
@@ -52,11 +56,14 @@ class LevelCodebooks(nn.Module):
         else:
             self.codewords = nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if follows else None)
+        self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
         every = torch.arange(self.num_codewords, device=self.count.device)
         self.set_codewords(every, self.count.new_zeros(()), self.count.new_ones(()))
+        if self.shared is not None:
+            self.shared.zero_()
 
     def lookup(self, index: Tensor) -> Tensor:
         """Return the codewords of indices (...) int64: (..., D)."""
@@ -93,16 +100,22 @@ class LevelCodebooks(nn.Module):
             counts = torch.where(finite, counts, self.count)
             self.total.lerp_(torch.where(finite.unsqueeze(-1), sums, self.total), 1 - self.decay)
         self.count.lerp_(counts, 1 - self.decay)
-        if self.total is not None:
+        if self.shared is not None:
+            assert self.total is not None
+            self.shared.copy_(vq.moving_average_codewords(self.count.sum(0), self.total.sum(0), self.shared))
+            self.codewords.copy_(vq.shrink(self.count, self.total, self.shared, self.shrinkage))
+        elif self.total is not None:
             self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
 
     @torch.no_grad()
     def initialize(
-        self, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False
-    ) -> None:
+        self, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False,
+        shared: bool = False,
+    ) -> None:  # fmt: skip
         """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
         Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
+        With `shrinkage` all codebooks begin with the clusters of one k-means.
 
         Args:
             residual: (N, D), input of this level.
@@ -110,8 +123,17 @@ class LevelCodebooks(nn.Module):
             rng: random generator.
             weight: weight of a vector in the counts: vectors per training batch, divided by N.
             even: codewords get about equally many vectors (`kmeans`).
+            shared: all codebooks begin with the clusters of one k-means.
         """
         size, dim = self.size, residual.shape[-1]
+        if shared or self.shared is not None:
+            centers, _ = kmeans(residual, size, rng)
+            count = vq.counts(parent * size + search(residual, [centers[None]])[0], self.num_codewords)
+            every = torch.arange(self.num_codewords, device=residual.device)
+            self.set_codewords(every, centers.repeat(self.num_books, 1), count.to(centers.dtype) * weight)
+            if self.shared is not None:
+                self.shared.copy_(centers)
+            return
         scale = residual.std(0, correction=0) * 0.1
         start = torch.randn(self.num_codewords, dim, generator=rng, dtype=torch.float32).to(residual.device) * scale
         count = torch.zeros(self.num_codewords, device=residual.device, dtype=torch.float32)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks
-from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
@@ -24,7 +23,7 @@ from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
 _RICH = 8  # minimum vectors per codeword for a k-means in each codebook of a level; below it, they share one k-means
-_PRIOR = 2.0  # pseudo-count of the mean, over the codebooks of a level, of the codewords with the same code
+_SHRINKAGE = 2.0  # without a `shrinkage` in the configuration
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
@@ -75,26 +74,21 @@ def fit(
                 advance(len(part))
             for levels, leaves, total in zip(groups, counts, totals, strict=True):
                 _refit(levels, leaves, total, largest / count)
-            _restart(quantizer, rng, count)
+            if not quantizer.config.shrinkage:
+                _restart(quantizer, rng, count)
 
 
 def _start(
     level: LevelCodebooks, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float, *, even: bool
 ) -> None:
     """Start a level as `LevelCodebooks.initialize` does, but share one k-means if there are few vectors."""
-    if len(residual) >= _RICH * level.num_codewords:
-        level.initialize(residual, parent, rng, weight, even)
-    else:
-        shared, sizes = kmeans(residual, level.size, rng)
-        every = torch.arange(level.num_codewords, device=residual.device)
-        level.set_codewords(every, shared.repeat(level.num_books, 1), sizes.repeat(level.num_books))
+    level.initialize(residual, parent, rng, weight, even, shared=len(residual) < _RICH * level.num_codewords)
 
 
 def _refit(levels: Sequence[LevelCodebooks], count: Tensor, total: Tensor, weight: float) -> None:
     """Set the codewords of linked levels from the counts (K,) and sums (K, D) of their leaves.
 
-    A codeword with few vectors is drawn towards the mean, over the codebooks of its level, of the codewords with the
-    same code.
+    With several codebooks they are shrunk towards the mean of the codewords with the same code (`vq.shrink`).
 
     Args:
         levels: codebooks of the linked levels.
@@ -108,10 +102,14 @@ def _refit(levels: Sequence[LevelCodebooks], count: Tensor, total: Tensor, weigh
         sums.append((count.view(-1, finer.size).sum(1), total.view(-1, finer.size, dim).sum(1)))
     parents = total.new_zeros(1, dim)
     for level, (count, total) in zip(levels, reversed(sums), strict=True):
-        counts = count.view(-1, level.size, 1)
-        left = total.view(-1, level.size, dim) - counts * parents.unsqueeze(1)
-        prior = left.sum(0) / counts.sum(0).clamp(min=1)
-        codewords = (left + _PRIOR * prior) / (counts + _PRIOR) if len(counts) > 1 else prior[None]
+        counts = count.view(-1, level.size)
+        left = total.view(-1, level.size, dim) - counts.unsqueeze(-1) * parents.unsqueeze(1)
+        shared = left.sum(0) / counts.sum(0).clamp(min=1).unsqueeze(-1)
+        codewords = shared[None]
+        if len(counts) > 1:
+            codewords = vq.shrink(counts, left, shared, level.shrinkage or _SHRINKAGE)
+        if level.shared is not None:
+            level.shared.copy_(shared)
         every = torch.arange(level.num_codewords, device=count.device)
         level.set_codewords(every, codewords.flatten(0, 1), count * weight)
         parents = (parents.unsqueeze(1) + codewords).flatten(0, 1)

@@ -35,6 +35,20 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
     return means.lerp_(codewords, (~present).to(means.dtype).unsqueeze(-1))  # up to 30 times as fast as `where`
 
 
+def shrink(count: Tensor, total: Tensor, shared: Tensor, shrinkage: float) -> Tensor:
+    """Return the means total / count, drawn towards `shared` (m, D) as by `shrinkage` more vectors there.
+
+    A codeword without vectors is the shared one (docs/method.md).
+
+    Args:
+        count: (num_books, m), number of vectors of each codeword.
+        total: (num_books, m, D), their sum.
+        shared: (m, D), mean of the vectors with the same code.
+        shrinkage: more than 0.
+    """
+    return (total + shrinkage * shared) / (count + shrinkage).unsqueeze(-1)
+
+
 def counts(index: Tensor, num_codewords: int) -> Tensor:
     """Count each codeword in indices (N,) int64: (num_codewords,) int64."""
     flat = index.reshape(-1)

@@ -61,6 +61,8 @@ class TreeVQ(nn.Module):
         coarse_weight: weight of the coarser levels' squared residuals in the cost of a beam; 0.1 keeps prefixes good.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
         decay: decay of all moving averages.
+        shrinkage: lets each child lean towards the mean of all children with the same index, as by so many vectors per
+            batch; only with "ema". All parents start alike, nothing restarts, and links may be long; try 0.05.
         start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
@@ -85,6 +87,7 @@ class TreeVQ(nn.Module):
         coarse_weight: float = 0.1,
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.95,
+        shrinkage: float = 0.0,
         start_vectors: int | None = None,
         restart_every: int = 100,
         restart_below: float = 0.03,
@@ -106,14 +109,15 @@ class TreeVQ(nn.Module):
                 dim=dim, codewords=max(per_level) if per_level else codewords, level_codewords=per_level,  # type: ignore[arg-type]
                 levels=levels, linked=linked, beta=beta, level_betas=betas or (beta,), beam=beam,
                 joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
-                restart_every=restart_every, restart_below=restart_below,
+                shrinkage=shrinkage, restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
         self.channel_last, group = channel_last, distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
         default_start = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
-        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or default_start, dim, group)
+        restarts = 0 if shrinkage else restart_every
+        self.schedule = CodebookSchedule(restarts, total_steps, start_vectors or default_start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
         """Quantize features of any floating type; in training mode, update the codebooks.

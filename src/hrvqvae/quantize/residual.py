@@ -52,7 +52,8 @@ class ResidualQuantizer(Quantizer):
         self.config, self.group, self.frozen = config, group or GroupHandle(), False
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         shapes = zip(config.num_codebooks, config.sizes, strict=True)
-        books = nn.ModuleList(LevelCodebooks(*shape, config.dim, config.decay, config.update) for shape in shapes)
+        options = config.dim, config.decay, config.update, config.shrinkage
+        books = nn.ModuleList(LevelCodebooks(*shape, *options) for shape in shapes)
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
@@ -226,10 +227,10 @@ class ResidualQuantizer(Quantizer):
         """Renumber children so that an index means about the same below every parent.
 
         Children keep their subtrees. So codes change and are easier for a prior, and reconstructions stay the same.
-        Codebooks of more than 1,024 codewords are left as they are.
+        Codebooks of more than 1,024 codewords are left as they are, and so are those that `shrinkage` keeps aligned.
         """
         for level, book in enumerate(self.levels):
-            if book.num_books == 1 or book.size > _LARGEST_ALIGNED:
+            if book.num_books == 1 or book.shared is not None or book.size > _LARGEST_ALIGNED:
                 continue
             order = vq.alignment(book.codewords, book.count)
             index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()
