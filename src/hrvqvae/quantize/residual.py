@@ -52,8 +52,9 @@ class ResidualQuantizer(Quantizer):
         self.config, self.group, self.frozen = config, group or GroupHandle(), False
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         shapes = zip(config.num_codebooks, config.sizes, strict=True)
-        options = config.dim, config.decay, config.update, config.shrinkage
-        books = nn.ModuleList(LevelCodebooks(*shape, *options) for shape in shapes)
+        books = nn.ModuleList(
+            LevelCodebooks(*shape, config.dim, config.decay, config.update, config.shrinkage) for shape in shapes
+        )
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
