@@ -220,6 +220,14 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     ]
 
 
+def test_figures_are_those_of_the_rows() -> None:
+    """Every figure of benchmarks/pages.txt, recomputed from docs/data, stands on its page."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.pages"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
     done = subprocess.run([*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False)

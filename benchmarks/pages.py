@@ -1,0 +1,149 @@
+"""Recompute the figures of the pages from docs/data, apart from the code that wrote them.
+
+python -m benchmarks.pages reads pages.txt: below the name of a page, parts of its text with an expression in braces for
+each figure. It prints the parts that a page lacks, beside its nearest line; exit code 1 if there is one. It imports
+nothing of the package: p-values are scipy's (Welch, two-sided), and Holm's correction is written out here.
+"""
+
+import itertools
+import json
+import re
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from statistics import mean, stdev, variance
+from typing import Any
+
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "docs" / "data"
+Values = Sequence[float]
+Row = dict[str, Any]
+
+
+def read(path: str) -> list[Row]:
+    """Return the rows of a JSON or JSON Lines file in docs/data."""
+    text = (DATA / path).read_text()
+    found: list[Row] = [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
+    return found
+
+
+def where(path: str, field: str, **wanted: object) -> list[float]:
+    """Return a field of the rows of a file that have the wanted values."""
+    return [row[field] for row in read(path) if all(row[name] == value for name, value in wanted.items())]
+
+
+def start(kind: str, start: str, field: str, restarts: bool = False) -> list[float]:
+    """Return a field of the rows of a start of the codewords."""
+    return where("collapse-mnist/rows.json", field, kind=kind, start=start, restarts=restarts)
+
+
+def settings(folder: str, system: str) -> str:
+    """Return the searched settings of least validation error: learning rate; decay; commitment."""
+    trials = [json.loads(path.read_text()) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")]
+    best = min((trial for trial in trials if trial.get("validation_mse")), key=lambda t: t["validation_mse"])
+    named = (best.get(name) for name in ("learning_rate", "decay", "beta"))
+    return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
+
+
+def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
+    """Return mean ± standard deviation, the value alone if it is one."""
+    deviation = f" ± {scale * stdev(sample):,.{digits}f}" if len(sample) > 1 else ""
+    return f"{scale * mean(sample):,.{digits}f}{deviation}"
+
+
+def change(first: Values, second: Values, digits: int = 1) -> str:
+    """Return the relative difference of two means."""
+    return f"{100 * (mean(first) / mean(second) - 1):+.{digits}f}%"
+
+
+def shorten(p: float) -> str:
+    """Return a p-value with two digits."""
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def welch(first: Values, second: Values) -> str:
+    """Return the two-sided p-value of Welch's t-test."""
+    return shorten(stats.ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def least(first: Values, second: Values, tests: int = 1) -> float:
+    """Return the smallest difference, in percent of the second mean, whose p times the tests is 0.05."""
+    errors = [variance(sample) / len(sample) for sample in (first, second)]
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
+    return float(100 * stats.t.ppf(1 - 0.025 / tests, freedom) * sum(errors) ** 0.5 / mean(second))
+
+
+class Table:
+    """The rows of a comparison by system, and p-values with Holm's correction for all pairs of systems."""
+
+    def __init__(self, folder: str) -> None:
+        self.rows = dict[str, list[Row]]()
+        for path in sorted((DATA / folder / "rows").glob("*.json")):
+            self.rows.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+        pairs = list(itertools.combinations(sorted(name for name in self.rows if len(self.rows[name]) > 1), 2))
+        plain = {pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs}
+        self.corrected, reached = dict[tuple[str, ...], float](), 0.0
+        for rank, pair in enumerate(sorted(pairs, key=plain.__getitem__)):
+            reached = max(reached, min(1.0, plain[pair] * (len(pairs) - rank)))
+            self.corrected[pair] = reached
+
+    def values(self, system: str, field: str = "mse") -> list[float]:
+        return [row[field] for row in self.rows[system]]
+
+    def mse(self, system: str) -> str:
+        return spread(self.values(system))
+
+    def frechet(self, system: str, digits: int = 1) -> str:
+        return spread(self.values(system, "frechet_reconstructions"), 1, digits)
+
+    def leaves(self, system: str) -> str:
+        return f"{self.rows[system][0]['leaves_used']:,}, {self.rows[system][0]['perplexity']:,.1f}"
+
+    def change(self, first: str, second: str, digits: int = 1) -> str:
+        return change(self.values(first), self.values(second), digits)
+
+    def holm(self, first: str, second: str) -> str:
+        return shorten(self.corrected[tuple(sorted((first, second)))])
+
+    def least(self, first: str, second: str) -> str:
+        return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
+
+
+def grid(positions: str, bits: int) -> tuple[float, float, int]:
+    """Return mean, deviation and n of an error of docs/data/grids-cifar10."""
+    pattern = rf"^{positions}, levels 1 to \d+, {bits} bits: (\S+) ± (\S+) \(n = (\d+)"
+    found = re.search(pattern, (DATA / "grids-cifar10" / "prefixes.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return 1e4 * float(found[1]), 1e4 * float(found[2]), int(found[3])
+
+
+def grids(first: str, second: str, bits: int) -> str:
+    """Return the difference of two grids at so many bits, and p."""
+    one, other = grid(first, bits), grid(second, bits)
+    p = shorten(stats.ttest_ind_from_stats(*one, *other, equal_var=False).pvalue)
+    return f"{change(one[:1], other[:1], 0)}, p {p if '<' in p else '= ' + p}"
+
+
+def main() -> None:
+    """Look for every recomputed part on its page."""
+    names = globals() | {path.name.replace("-", "_"): Table(path.name) for path in DATA.iterdir()}
+    count = lacking = 0
+    for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
+        if line.endswith(".md"):
+            lines = (ROOT / line).read_text().splitlines()
+            page, text = line, " ".join(" ".join(lines).split())
+            continue
+        part = eval(f"f{line!r}", names)
+        count += 1
+        if part not in text:
+            lacking += 1
+            print(f"{page}: {part}\n    nearest: {get_close_matches(part, lines, 1, 0.0)[0]}")
+    print(f"{count} parts recomputed, {lacking} not on their page")
+    sys.exit(bool(lacking))
+
+
+if __name__ == "__main__":
+    main()
