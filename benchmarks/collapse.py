@@ -25,7 +25,7 @@ from hrvqvae.config import Config
 from hrvqvae.config.parsing import digest_of, override
 from hrvqvae.config.schema import decided
 from hrvqvae.data.batches import Batch
-from hrvqvae.evaluation.samples import split_images
+from hrvqvae.evaluation.samples import read_split
 from hrvqvae.models.objective import Metrics
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots.curves import save_figure
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments, base = preset_of(parser, argv, "hrvqvae/")
     base = override(base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"})
-    test = split_images(base.data, "test", _TESTED)[0]
+    test = read_split(base.data, "test", _TESTED)
     path = arguments.out / "rows.json"
     about = {
         "preset": base.name,

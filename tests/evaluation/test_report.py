@@ -110,7 +110,7 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     assert main(["evaluate", run, "--device", "cpu"]) == 0
     (picture_folder / "dogs").rename(picture_folder / "wolves")
     line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)])
-    assert "know other classes than the data has: cats, dogs" in line
+    assert "have other classes than the data: cats, dogs" in line
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
     assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
 

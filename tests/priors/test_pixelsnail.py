@@ -151,7 +151,7 @@ def test_attention_is_spread_evenly(blocks: int, layers: int, after: tuple[int, 
 @pytest.mark.parametrize(
     ("coarser", "label", "message"),
     [
-        ([], torch.tensor([0, 0]), "0 coarser levels are given; this prior sees 1"),
+        ([], torch.tensor([0, 0]), "there are 0 coarser levels; this prior needs 1"),
         ([torch.full((2, 3, 4), 3)], torch.tensor([0, 0]), "outside 0..2"),
         ([torch.zeros(2, 3, 4, dtype=torch.long)], None, "class-conditional"),
         ([torch.zeros(2, 3, 4, dtype=torch.long)], torch.tensor([0, 5]), "outside 0..4"),

@@ -283,7 +283,7 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
 
 def test_a_class_is_named_or_numbered() -> None:
     priors = Priors((), ("cat", "dog"), (1, 1))
-    assert [priors.class_number(name) for name in ("dog", "1", 1)] == [1, 1, 1]
+    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [1, 1, 1]
 
 
 # Attention by blocks, and dropout

@@ -572,7 +572,7 @@ def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: 
 def test_levels_that_were_begun_with_other_codes(run: Path, own_shards: Path) -> None:
     train_levels(run, 1, training__max_steps="1")
     train_levels(run, 2, training__max_steps="1", codes=str(own_shards))
-    with pytest.raises(InputError, match="begun with codes of several places; go on with one at a time: --level L"):
+    with pytest.raises(InputError, match="begun with different --prior.codes: resume each alone, with --level L"):
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)

@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, features_of, split_images
+from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, features_of, read_split
 from hrvqvae.model import Model
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
@@ -38,7 +38,7 @@ _SHOWN, _SHOWN_SAMPLES = 12, 24
 
 def test_images(config: Config, count: int) -> tuple[Tensor, ...]:
     """Return batches of `count` test images, spread evenly over the split, float32 in [0, 1]."""
-    return torch.split(split_images(config.data, "test", count)[0], _BATCH)
+    return torch.split(read_split(config.data, "test", count), _BATCH)
 
 
 def shown_images(config: Config) -> Tensor:

@@ -1,6 +1,6 @@
 """Ranks and collectives of the processes that train together.
 
-In a single process every function is the identity. Otherwise all processes must call it at the same point. Only rank 0
+In a single process every collective is the identity. Several processes must call it at the same point. Only rank 0
 writes and prints.
 """
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class GroupHandle:
-    """A process group, or all processes (None), in a module that can be copied and pickled."""
+    """Holds a process group, or None for all processes, so that its owner can be copied and pickled."""
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -35,21 +35,18 @@ class GroupHandle:
 
 
 def is_distributed(group: Any = None) -> bool:
-    """Return whether a process group, or all processes (None), has several members."""
+    """Return whether a process group (None: all processes) has several members."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 def _group_on(device: torch.device, group: Any) -> Any:
     """Return the group, or a gloo group of the same processes if the group has no backend for the device."""
-    if device.type in str(dist.get_backend_config(group)):
-        return group
-    return _gloo_twin(group or dist.group.WORLD)
+    return group if device.type in str(dist.get_backend_config(group)) else _gloo_group(group or dist.group.WORLD)
 
 
 @cache
-def _gloo_twin(group: Any) -> Any:
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+def _gloo_group(group: Any) -> Any:
+    return dist.new_group(dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True)
 
 
 def rank() -> int:
@@ -69,14 +66,14 @@ def is_rank_zero() -> bool:
 
 @dataclass(frozen=True)
 class RankSlice:
-    """The share of one process in common work: slice `number` of `count` contiguous slices."""
+    """The share of a process in the common work: slice `rank` of `count` contiguous slices."""
 
-    number: int = 0
+    rank: int = 0
     count: int = 1
 
     def of(self, total: int) -> range:
-        """Return the positions of this slice in `total`. Slices are disjoint and differ by at most one in length."""
-        return range(total * self.number // self.count, total * (self.number + 1) // self.count)
+        """Return the positions of this slice in `total`. Slices are disjoint, and their lengths differ by at most 1."""
+        return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
 
 WHOLE = RankSlice()
@@ -88,7 +85,7 @@ def rank_slice() -> RankSlice:
 
 
 def gather_object(value: T) -> list[T]:
-    """Return the values of all processes by rank in rank 0, and only the process's value elsewhere."""
+    """Return the values of all processes, by rank, in rank 0; other processes get only their value."""
     if not is_distributed():
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_rank_zero() else None
@@ -97,7 +94,7 @@ def gather_object(value: T) -> list[T]:
 
 
 def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
-    """Return the numbers of all processes by rank, in every process."""
+    """Return the values of all processes, by rank, in every process."""
     if not is_distributed():
         return [values]
     rows = torch.zeros(world_size(), len(values), dtype=torch.float64)
@@ -117,15 +114,14 @@ def on_rank_zero(call: Callable[[], T]) -> T:
         except InputError as error:
             outcome[1] = error
     dist.broadcast_object_list(outcome, 0, device=torch.device("cpu"))
-    result, raised = outcome
-    if raised is not None:
-        raise raised
-    return result  # type: ignore[no-any-return]
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]  # type: ignore[no-any-return]
 
 
 @contextmanager
 def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Enter and leave a context in rank 0. Its InputError is raised in every process."""
+    """Enter and leave a context in rank 0. An InputError on entering is raised in every process."""
     with ExitStack() as stack:
 
         def enter() -> None:
@@ -136,7 +132,7 @@ def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]])
 
 
 def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
-    """Return the sum of each tensor over the processes, by one all-reduce. All tensors have the same dtype."""
+    """Return the sum of each tensor over the processes, by one all-reduce of tensors of the same dtype."""
     if not is_distributed(group):
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -151,30 +147,26 @@ def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the processes; its gradient is the sum of theirs."""
+    """The sum over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        summed = value.clone()
-        dist.all_reduce(summed, group=_group_on(summed.device, None))
-        return summed
+        return all_reduce([value])[0]
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Tensor:
-        summed = outer[0].clone()
-        dist.all_reduce(summed, group=_group_on(summed.device, None))
-        return summed
+        return all_reduce(outer)[0]
 
 
 def all_reduce_with_gradient(value: Tensor) -> Tensor:
-    """Return the sum of a contiguous tensor over the processes, with its gradient."""
+    """Return the sum of a tensor over the processes, with its gradient."""
     if not is_distributed():
         return value
     return _Sum.apply(value)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
-    """Return the rows of all processes in order of rank: (n, ...) becomes (N, ...), with another n per process."""
+    """Return the rows of all processes in order of rank: (n, ...), with any n per process, becomes (N, ...)."""
     if not is_distributed(group):
         return vectors
     size, members = dist.get_world_size(group), _group_on(vectors.device, group)
@@ -189,7 +181,7 @@ def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
-    """Overwrite tensors with those of the first process: sums on a GPU may differ in their last bits."""
+    """Overwrite tensors with those of the first process, because sums on a GPU may differ in the last bits."""
     if is_distributed(group):
         first = dist.get_process_group_ranks(group)[0]
         for tensor in tensors:
@@ -209,13 +201,13 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
     if differs.any():
         names = [name for name, different in zip(named, differs.tolist(), strict=True) if different]
         raise InputError(
-            f"the processes have drifted apart {when}: {names[0]} is not the same in all of them "
+            f"the processes have drifted apart {when}: {names[0]} differs between them "
             f"({len(names)} of {len(named)} tensors); give every process the same kind of device"
         )
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """Return the sum of a tensor's values with their bits read as integers, () int64."""
+    """Return the sum () int64 of a tensor's values, their bits read as integers."""
     flat = values.detach().reshape(-1)
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return flat.view(whole).sum(dtype=torch.int64)
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return flat.view(integer).sum(dtype=torch.int64)

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from hrvqvae.distributed import all_gather_numbers, on_rank_zero
 from hrvqvae.utils.errors import InputError
 
-TIMEOUT = timedelta(minutes=30)  # longest wait for other processes; one that has ended is noticed at once
+TIMEOUT = timedelta(minutes=30)  # longest wait for another process; its end is noticed at once
 
 
 @contextmanager
@@ -29,10 +29,10 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, if any, and leave them at the end.
 
     The backend is NCCL if each process of this machine has a GPU, chosen by LOCAL_RANK; otherwise it is gloo. Only rank
-    0 prints. After an error one process reports it and the others exit with code 2.
+    0 prints. A single process reports an error; the others exit with code 2.
 
     Raises:
-        InputError: Another process has ended.
+        InputError: another process has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ or dist.is_initialized():
@@ -54,11 +54,11 @@ def process_group() -> Iterator[None]:
                 stack.enter_context(redirect_stdout(devnull))
                 stack.enter_context(redirect_stderr(devnull))
             yield
-        dist.barrier()  # rank 0 ends last, since it evaluates and plots; gloo aborts processes that leave earlier
+        dist.barrier()  # rank 0 evaluates and plots last; gloo would abort the other processes if they left earlier
         _wait_for_all(store, size)
         dist.destroy_process_group()
     except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the others; report first
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the other processes; report first
         if store is not None and not _is_first_to_report(store):
             sys.exit(2)
         if _is_lost(error):
@@ -72,8 +72,8 @@ def process_group() -> Iterator[None]:
 def _agree_on_name(store: Any, rank: int, size: int) -> str:
     """Return a new name that all processes of this start share.
 
-    torchrun keeps one store for all its restarts, with the keys of earlier processes. So every other process asks with
-    a random word, and rank 0 answers until all have the name.
+    The store of torchrun outlives a restart, with the keys of earlier processes. So every other process asks with a
+    random word, and rank 0 answers until all have the name.
     """
     word = uuid.uuid4().hex
     if rank:
@@ -94,9 +94,9 @@ def _agree_on_name(store: Any, rank: int, size: int) -> str:
 
 
 def _wait_for_all(store: Any, size: int) -> None:
-    """Wait until all processes have left the barrier: gloo aborts one that is still in it when another closes."""
+    """Wait until all processes have left the barrier: gloo aborts a process in it when another process closes."""
     deadline = time.monotonic() + 10
-    with suppress(Exception):  # the machine that kept the store is gone
+    with suppress(Exception):  # the machine that keeps the store is gone
         left = store.add("left", 1)
         while left < size and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -107,24 +107,23 @@ def _is_first_to_report(store: Any) -> bool:
     """Return whether this process is the first with an error to report."""
     try:
         return bool(store.add("told", 1) == 1)
-    except Exception:  # the machine that kept the store is gone
+    except Exception:  # the machine that keeps the store is gone
         return True
 
 
 def _is_lost(error: Exception) -> bool:
     """Return whether an error of torch means that a process has ended."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "NCCL"))
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "NCCL"))
+    return told or isinstance(error, dist.DistError)
 
 
 def is_restarted(began: Callable[[], bool]) -> bool:
     """Return whether torchrun restarted these processes, so that they should resume.
 
-    torchrun counts no restart when machines join or leave; the name of the job (--rdzv-id) shows it instead.
+    torchrun does not count restarts when machines join or leave; the name of the job (--rdzv-id) shows them instead.
 
     Args:
-        began: called in rank 0; returns whether the run already bears the mark of this job (`job_id`).
+        began: called in rank 0; returns whether the run bears the mark of this job (`job_id`).
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -133,9 +132,9 @@ def is_restarted(began: Callable[[], bool]) -> bool:
 
 
 def job_id() -> str:
-    """Return a mark of this job that survives torchrun's restarts; empty without torchrun.
+    """Return a mark of this job that outlives torchrun's restarts; "" without torchrun.
 
-    It is the name from --rdzv-id, which also survives the loss of a machine, or else the process ID of torchrun.
+    It is the name from --rdzv-id, which also outlives the loss of a machine, or the process ID of torchrun.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name

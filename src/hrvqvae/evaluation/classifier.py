@@ -1,9 +1,9 @@
-"""Classifiers of data sets, for checking samples and for comparing sets of images by features.
+"""Classifiers of data sets, which check the classes of samples and give features for distances between images.
 
-A classifier trains on the training split alone, by the recipe in the data set's registry entry. The package has trained
-classifiers for some data sets; those of other data sets are trained when they are needed.
+A classifier trains on the training split, by the recipe in the data set's registry entry. The package has trained
+classifiers for some data sets; others are trained when they are needed.
 
-Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels a side; labels (B,) int64.
+Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels per side; labels (B,) int64.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample, pad
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
@@ -32,14 +32,14 @@ _BATCH = 128
 
 
 class Classifier(nn.Module):
-    """A body that maps images to features (B, width), and a linear head that maps these to logits (B, classes)."""
+    """A body that maps images to features (B, width), and a linear head that maps features to logits (B, classes)."""
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
         self.body, self.head = body, nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, width) of images (B, C, Y, X): the input of the head."""
+        """Return the features (B, width) of images."""
         features: Tensor = self.body(images * 2 - 1)
         return features
 
@@ -54,12 +54,12 @@ def _convolution(inputs: int, outputs: int, *, halve: bool = False) -> list[nn.M
 
 
 def small_classifier(channels: int, classes: int) -> Classifier:
-    """Return a network for digits: two stages of convolutions, each halving the sides, and 128 features."""
-    parts = [
-        *_convolution(channels, 16), *_convolution(16, 16), nn.MaxPool2d(2),
-        *_convolution(16, 32), *_convolution(32, 32), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
-    ]  # fmt: skip
-    return Classifier(nn.Sequential(*parts, nn.Linear(512, 128), nn.ReLU()), 128, classes)
+    """Return an untrained network with 128 features for digits."""
+    body = nn.Sequential(
+        *_convolution(channels, 16), *_convolution(16, 16), nn.MaxPool2d(2), *_convolution(16, 32),
+        *_convolution(32, 32), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(),
+    )  # fmt: skip
+    return Classifier(body, 128, classes)
 
 
 class _Residual(nn.Module):
@@ -75,11 +75,10 @@ class _Residual(nn.Module):
 
 
 def natural_classifier(channels: int, classes: int) -> Classifier:
-    """Return a small network with 192 features for natural images of some 32x32 pixels.
+    """Return an untrained network with 192 features for natural images of some 32x32 pixels.
 
-    It is a narrow form of the fast classifiers of CIFAR10: 3x3 convolutions, three stages that halve the sides before
-    normalization, a residual branch, global maximum pooling (after D. Page, "How to train your ResNet", 2018, and
-    K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    It is a narrow form of the fast classifiers of CIFAR10 (D. Page, "How to train your ResNet", 2018; K. Jordan, "94%
+    on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
     """
     body = nn.Sequential(
         nn.Conv2d(channels, 16, 2), nn.ReLU(), *_convolution(16, 32, halve=True), *_convolution(32, 32),
@@ -89,21 +88,21 @@ def natural_classifier(channels: int, classes: int) -> Classifier:
     return Classifier(body, 192, classes)
 
 
-def turned_and_shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def turn_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
     """Turn each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
-    turn = (torch.rand(len(images), generator=generator) * 2 - 1) * 0.15
-    shift = (torch.rand(len(images), 2, generator=generator) * 2 - 1) * 0.08 * 2
+    turn = (torch.rand(len(images), generator=rng) * 2 - 1) * 0.15
+    shift = (torch.rand(len(images), 2, generator=rng) * 2 - 1) * 0.08 * 2
     rows = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
     return grid_sample(images, affine_grid(rows, list(images.shape), align_corners=False), align_corners=False)
 
 
-def shifted_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     """Shift each image by up to an eighth of a side, mirroring the border, and flip half of the images."""
     count, _, height, width = images.shape
     reach = height // 8
     padded = pad(images, (reach, reach, reach, reach), mode="reflect")
-    down, right = torch.randint(0, 2 * reach + 1, (2, count), generator=generator)
-    flipped = torch.rand(count, generator=generator) < 0.5
+    down, right = torch.randint(0, 2 * reach + 1, (2, count), generator=rng)
+    flipped = torch.rand(count, generator=rng) < 0.5
     columns = torch.arange(width)
     across = right[:, None] + torch.where(flipped[:, None], width - 1 - columns, columns)
     along = down[:, None] + torch.arange(height)
@@ -116,7 +115,7 @@ class Recipe:
 
     Attributes:
         network: builds the classifier from (channels, classes).
-        augment: moves each image of a batch at random.
+        augment: changes each image of a batch at random.
     """
 
     network: Callable[[int, int], Classifier]
@@ -127,11 +126,11 @@ class Recipe:
     label_smoothing: float = 0.0
 
 
-SMALL = Recipe(network=small_classifier, augment=turned_and_shifted, epochs=4)
+SMALL = Recipe(network=small_classifier, augment=turn_and_shift, epochs=4)
 """For images of digits and the like; trains in a minute."""
 
 NATURAL = Recipe(
-    network=natural_classifier, augment=shifted_and_mirrored, epochs=8, learning_rate=5e-3, weight_decay=0.05,
+    network=natural_classifier, augment=shift_and_flip, epochs=8, learning_rate=5e-3, weight_decay=0.05,
     label_smoothing=0.1,
 )  # fmt: skip
 """For natural images of some 32x32 pixels; trains in half an hour to an hour on two CPU cores."""
@@ -139,7 +138,7 @@ NATURAL = Recipe(
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A trained classifier in evaluation mode, with its accuracy on the test split and the names of its classes."""
+    """A trained classifier in evaluation mode, its accuracy on the test split, and the names of its classes."""
 
     classifier: Classifier
     accuracy: float
@@ -147,41 +146,35 @@ class TrainedClassifier:
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> Tensor:
-        """Return the predicted class (B,) int64 of each image (B, C, Y, X) in [0, 1]."""
+        """Return the predicted class (B,) int64 of each image."""
         return torch.cat([self.classifier(batch).argmax(1) for batch in images.split(_BATCH)])  # type: ignore[no-untyped-call]
 
 
 def recipe_of(config: DataConfig) -> Recipe | None:
-    """Return the recipe in the data set's registry entry, or None. With a recipe, the features compare images well."""
+    """Return the recipe in the data set's registry entry, or None."""
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
     return imported(reference) if reference else None
 
 
-def classifier_of(config: DataConfig, kept: Path | None = None) -> TrainedClassifier:
-    """Load the classifier of a data set from the package or from `kept`, or train it.
-
-    Args:
-        kept: weights file, written after training.
+def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
+    """Read the classifier of a data set from the package or from a weights file; or train it, and write the file.
 
     Raises:
-        InputError: the data is not there, or has no classes.
-        DamagedFileError: a weights file is damaged, or holds no classifier of that data.
+        InputError: the data is missing, or has no classes.
+        DamagedFileError: the weights file is damaged, or holds no classifier of that data.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
     standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
     if shipped.is_file() and standard and (standard.size, standard.channels) == (config.size, config.channels):
         return read_classifier(shipped, config)
-    if kept and kept.is_file():
-        return read_classifier(kept, config)
-    trained = train_classifier(config)
-    if not kept:
-        return trained
-    try:
-        write_classifier(kept, trained)
-    except OSError as error:
-        note(f"{kept} can't be written ({error.strerror}): the classifier is trained again next time")
-        return trained
-    return read_classifier(kept, config)  # rounded to half precision, as in every later process
+    if not path.is_file():
+        trained = train_classifier(config)
+        try:
+            write_classifier(path, trained)
+        except OSError as error:
+            note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
+            return trained
+    return read_classifier(path, config)  # rounded to half precision, as in every later process
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
@@ -194,7 +187,7 @@ def write_classifier(path: Path, trained: TrainedClassifier) -> None:
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
-    """Read a classifier from a file. Raises DamagedFileError if the file is damaged or of another classifier."""
+    """Read a classifier from a file. Raises DamagedFileError if the file is damaged or of another data set."""
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
@@ -210,10 +203,10 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     """Train the classifier of a data set on the training split, and measure it on the test split.
 
     Args:
-        epochs: passes over the training split; None takes the recipe's number.
+        epochs: passes over the training split (None: as many as in the recipe).
 
     Raises:
-        InputError: the data is not there, or has no classes.
+        InputError: the data is missing, or has no classes.
     """
     images, test = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
@@ -227,15 +220,13 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
         classifier.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    generator = torch.Generator().manual_seed(seed)
-    bf16 = computes_bf16(torch.device("cpu"))
+    rng, bf16 = torch.Generator().manual_seed(seed), computes_bf16(torch.device("cpu"))
     with closing(batches(images, batch_size=_BATCH, seed=seed)) as stream:
         for step, batch in zip(range(1, steps + 1), stream, strict=False):
-            moved = recipe.augment(batch.images.float() / 255, generator)
+            augmented = recipe.augment(batch.images.float() / 255, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = classifier(moved.contiguous(memory_format=torch.channels_last))
-            loss = loss_of(logits.float(), batch.labels)
+                logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
+            loss = cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -244,5 +235,5 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
     trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
     tests = evaluation_batches(test, batch_size=_BATCH)
-    right = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in tests])
-    return replace(trained, accuracy=float(right.double().mean()))
+    correct = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in tests])
+    return replace(trained, accuracy=float(correct.double().mean()))

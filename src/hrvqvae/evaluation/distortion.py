@@ -24,14 +24,14 @@ from hrvqvae.utils.quantities import psnr
 
 @dataclass(frozen=True, kw_only=True)
 class LevelReport:
-    """Error and codeword usage of one level.
+    """Error and codeword usage of a level.
 
     Attributes:
         codewords: K_l, number of codewords of the level.
         used: number of codewords chosen at least once on the split.
         usage: share of the codewords that are used.
         perplexity: effective number of codewords, exp of the entropy of the choices; 1 to K_l.
-        mse: error of the image decoded from levels 1 to this one; None if the system can't decode them.
+        mse: error of images decoded from the levels up to this level; None if the system can't decode this prefix.
         counts: (K_l,) int64, how often each codeword was chosen.
     """
 
@@ -51,7 +51,7 @@ class Report:
         images: number of images.
         mse: mean squared error of pixel values in [0, 1].
         psnr: peak signal-to-noise ratio of that error, in dB.
-        ssim: mean structural similarity; None for images below 11 pixels.
+        ssim: mean structural similarity; None for images of fewer than 11 pixels per side.
         bits_per_image: bits of the codes, without entropy coding.
         compression_ratio: bits of the 8-bit pixels per bit of the codes.
     """
@@ -73,7 +73,7 @@ class Report:
         return plain
 
     def captions(self) -> list[str]:
-        """Return a line with the error of each prefix of the levels that the system decodes."""
+        """Return a line per prefix of the levels that the system decodes, with its error."""
         mse = {level_names(range(count)): level.mse for count, level in enumerate(self.levels, start=1)}
         return [f"{name}: MSE {error:.2e}" for name, error in mse.items() if error is not None]
 
@@ -83,26 +83,22 @@ def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device,
     encode: Encode | None = None,
 ) -> Report:  # fmt: skip
-    """Measure a model in evaluation mode on every image of the batches.
-
-    In a distributed training, the report covers the batches of all processes.
+    """Measure a model on every image of the batches of all processes.
 
     Args:
         model: the autoencoder, on `device`, in evaluation mode.
-        config: its configuration, which gives the rate and the name of the data.
-        batches: images (B, C, Y, X) uint8.
         split: name of the split, for the report.
-        encode: function that encodes images on the device; None takes the model's own.
+        encode: encodes images on the device (None: `model.encode`).
 
     Raises:
-        InputError: There is no image.
+        InputError: there is no image.
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords
     counts = [torch.zeros(size, dtype=torch.long) for size in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
     images = values = ssim = 0.0
-    has_ssim = config.data.size >= 11  # the side of the window of SSIM
+    has_ssim = config.data.size >= 11  # SSIM has a window of 11x11 pixels
     for batch in batches:
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])

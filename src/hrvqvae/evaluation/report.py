@@ -1,8 +1,8 @@
-"""Evaluation of a run: distortion, codeword usage, rate, and the quality of samples.
+"""Evaluate a run: distortion, codeword usage, rate, and the quality of samples.
 
 The rate is the number of bits of the codes under the priors, and under the entropy model of files. Class-conditional
-priors get the class; the bits of the class are listed separately. The entropy model has no classes, and its bits are
-those of whole files (docs/format.md) without headers.
+priors get the class; the bits of the class are listed separately. The entropy model has no classes; its bits are those
+of files (docs/format.md) without headers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hrvqvae.config import Grid, TrainingConfig, level_names
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
-from hrvqvae.evaluation.samples import SampleQuality, measure_samples, plain
+from hrvqvae.evaluation.samples import SampleQuality, measure_samples, to_plain
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors, total_bits
@@ -43,7 +43,7 @@ class Rate:
 
     Attributes:
         prior: bits of each level under its prior, given the class if the priors are class-conditional.
-        files: bits of each level under the entropy model; None if the run has none.
+        files: bits of each level under the entropy model; None if the run has no entropy model.
         positions: number of positions of each level's grid.
         label: bits of the class, by its frequency in training; 0 without classes.
     """
@@ -55,13 +55,13 @@ class Rate:
 
 
 def label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
-    """Return the mean bits of labels by the frequency of each class; each count is raised by 1."""
+    """Return the mean bits of labels by the frequency of each class, with 1 added to each count."""
     counts = np.asarray(class_counts) + 1
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
 def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
-    """Return the bits per image of each level in files of images of `size` pixels, in whole bytes."""
+    """Return the bits per image of each level in files of images of `size` pixels, rounded up to bytes."""
     layout, spent = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
@@ -90,11 +90,7 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
 def measure_rate(
     priors: Priors, model: Autoencoder, entropy_model: EntropyModel, maps: CodeMaps, size: Grid, device: torch.device
 ) -> Rate:
-    """Return the bits of codes under the priors, and under the entropy model if it is fitted.
-
-    Args:
-        maps: codes of images of `size` pixels; their labels are classes of the priors.
-    """
+    """Return the bits of codes of images of `size` pixels under the priors and, if it is fitted, the entropy model."""
     return Rate(
         prior=tuple(bits for prior in priors.networks for bits in prior_bits(prior, model, maps, device)),
         files=file_bits(entropy_model, maps, size) if entropy_model.networks else None,
@@ -105,15 +101,15 @@ def measure_rate(
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The autoencoder's report, the rate or the reason why it is missing, and the quality of samples per guidance."""
+    """The results of evaluating a run."""
 
     report: Report
     rate: Rate | None
-    no_rate: str
-    samples: tuple[SampleQuality, ...] = ()
+    no_rate: str  # why there is no rate
+    samples: tuple[SampleQuality, ...] = ()  # per guidance weight
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; the rate is None without priors or an entropy model."""
+        """Return plain values for JSON."""
         values, rate = self.report.to_dict(), self.rate
         bits = {"prior": rate and rate.prior, "file": rate and rate.files}
         values |= {f"{name}_bits_per_image": sum(per_level) if per_level else None for name, per_level in bits.items()}
@@ -127,7 +123,7 @@ class Evaluated:
             values |= self.samples[0].to_dict()
             values["by_guidance"] = [
                 {name: vars(quality)[name] for name in ("guidance", "classification_accuracy")}
-                | plain(quality.distances["samples"])
+                | to_plain(quality.distances["samples"])
                 for quality in self.samples
             ]
         return values
@@ -139,20 +135,19 @@ def evaluate_run(
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
     lmbda: float | None = None, sample_levels: int | None = None, rate: bool = True,
 ) -> Evaluated:  # fmt: skip
-    """Measure a run's autoencoder on a split, and its priors if every level has one, in float32.
+    """Measure a run's autoencoder on a split, and its priors if every level has a prior, in float32.
 
     Args:
-        samples: number of samples to draw and measure; 0 draws none.
-        guidance: guidance weights; `samples` are drawn with each of them.
-        limit: number of images, spread evenly over the split; None takes all.
-        beam: paths that the search keeps when it encodes; None keeps as many as in training.
-        lmbda: rate-distortion trade-off of the codes, as for `Model.encode`; None takes the usual codes.
-        sample_levels: levels to draw (`SamplingParams.levels`); None draws all.
+        samples: number of samples to draw and measure.
+        guidance: guidance weights; `samples` samples are drawn with each.
+        limit: number of images, spread evenly over the split (None: all).
+        beam: candidates that the search keeps per level when it encodes (None: as many as in training).
+        lmbda: rate-distortion trade-off of the codes, as for `Model.encode`.
+        sample_levels: levels to draw (`SamplingParams.levels`).
         rate: whether to measure the priors.
 
     Raises:
-        InputError: The run or its data is missing, a prior does not support guidance, or the model does not support
-            the lambda.
+        InputError: the run or its data is missing, or does not support the guidance or the lambda.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)
@@ -165,8 +160,8 @@ def evaluate_run(
     batch_size = min(128, config.training.batch_size)
     batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=config.data.workers)
     total = len(images) if limit is None else min(limit, len(images))
-    shown = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
-    report = evaluate(model, config, shown, split, compute.device, encode)
+    batches = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
+    report = evaluate(model, config, batches, split, compute.device, encode)
     if not rate:
         return Evaluated(report, None, "not asked for")
     if not samples and (command := trained.run.missing_priors()):
@@ -174,12 +169,11 @@ def evaluate_run(
     priors = trained.priors
     coded = extract_codes(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and coded.classes != priors.classes:
-        raise InputError(f"the priors of {run} know other classes than the data has: {', '.join(priors.classes)}")
-    measured = measure_rate(
-        priors, model, trained.entropy_model, coded, (config.data.size, config.data.size), compute.device
-    )
+        raise InputError(f"the priors of {run} have other classes than the data: {', '.join(priors.classes)}")
+    size = (config.data.size, config.data.size)
+    measured = measure_rate(priors, model, trained.entropy_model, coded, size, compute.device)
     if not samples:
         return Evaluated(report, measured, "")
-    drawing = Model(run, beam=beam)
-    quality = measure_samples(drawing, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
+    on_cpu = Model(run, beam=beam)
+    quality = measure_samples(on_cpu, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
     return Evaluated(report, measured, "", quality)

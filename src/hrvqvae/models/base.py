@@ -19,7 +19,7 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
-Encode = Callable[[Tensor], Codes]  # images (B, C, Y, X)
+Encode = Callable[[Tensor], Codes]  # from images (B, C, Y, X)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Reconstructed:
 
     Attributes:
         images: (B, C, Y, X) float32 around [0, 1], not clamped, with gradient.
-        codes: of these images.
+        codes: codes of the images.
         losses: scalars, whose sum training minimizes. "reconstruction" is the mean squared error over the original
             pixels in [-1, 1]; the other losses are on the same scale.
     """
@@ -41,7 +41,7 @@ class Reconstructed:
 def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
     """Return images as float32 in [0, 1].
 
-    Values are not checked while a graph is traced, nor in training on a GPU, where the check would wait for the device.
+    Values are not checked in a traced graph, nor in training on a GPU, where the check would wait for the GPU.
 
     Raises:
         InputError: wrong shape, channel count or type, values outside [0, 1], or NaN.
@@ -87,7 +87,7 @@ def fit_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
 
 
 def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """Return a decoder's output without the padding, float32, not clamped; size as in `fit_size`."""
+    """Return a decoder's output without the padding, float32; size as in `fit_size`."""
     height, width = fit_size(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
@@ -105,7 +105,7 @@ class Autoencoder(nn.Module, ABC):
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
     def check_levels(self, levels: int | None) -> int:
-        """Return the level count; None stands for all levels. Raises InputError if it is none of `prefixes`."""
+        """Return a level count (None: all levels). Raises InputError if it is not in `prefixes`."""
         if levels is None:
             return self.prefixes[-1]
         if levels not in self.prefixes:
@@ -113,7 +113,7 @@ class Autoencoder(nn.Module, ABC):
         return levels
 
     def prefix(self, codes: Codes, levels: int | None) -> Codes:
-        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if too few."""
+        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if some are missing."""
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
             raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
@@ -132,20 +132,17 @@ class Autoencoder(nn.Module, ABC):
         """Return images (B, C, Y, X) float32 in [0, 1] from codes.
 
         Args:
-            levels: How many levels to use, coarse first (None: all).
-            size: Height and width in pixels (None: the largest image of that latent grid).
+            levels: number of levels to decode, coarse first (None: all).
+            size: height and width in pixels (None: the largest image of that latent grid).
 
         Raises:
-            InputError: A code, the size or the level count is out of range.
+            InputError: a code, the size or the level count is out of range.
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Decode a prefix of all codes to the largest size; the level count is a tensor (), as graphs need it.
 
-        This default decodes every prefix; a system with several should override it.
-
-        Raises:
-            IndexError: The level count is none of `prefixes`.
+        This default decodes every prefix; a system with several should override it. Raises as `select_prefix`.
         """
         decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
         return select_prefix(decoded, self.prefixes, levels)
@@ -155,14 +152,14 @@ class Autoencoder(nn.Module, ABC):
         return codes
 
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        """Start from the first training images, if the system does so.
+        """Initialize codebooks from training images, if the system does so.
 
         Args:
-            batch_size: Images per training step, to which usage counts are scaled (None: all of these images).
+            batch_size: images per training step, to which usage counts are scaled (None: all of these images).
         """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        """Restart dead codewords from a training batch, and return how many."""
+        """Restart dead codewords from a training batch; return how many were restarted."""
         return 0
 
     def align(self) -> None:
@@ -170,9 +167,9 @@ class Autoencoder(nn.Module, ABC):
 
 
 def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
-    """Return the entry of values (P, ...), one per prefix, for a level count ().
+    """Return the entry of values (P, ...), an entry per prefix, for a level count ().
 
-    Raises IndexError if the level count is none of the prefixes; a graph's runtime raises its own error.
+    Raises IndexError if the level count is no prefix; the runtime of a graph raises another error.
     """
     chosen = torch.full_like(levels, len(prefixes))  # out of range
     for index, prefix in enumerate(prefixes):

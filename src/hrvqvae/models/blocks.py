@@ -1,5 +1,4 @@
-"""Convolutional encoder and decoder (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix), and the
-progressive decoder.
+"""Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix).
 
 Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride.
 """
@@ -13,7 +12,7 @@ from hrvqvae.config import NetworkConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv(relu(x + bias)))), in the same shape; the bias is learned per case, if there are cases."""
+    """x + conv1x1(relu(conv(relu(x + bias)))), in the same shape, with a learned bias per case, if there are cases."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0) -> None:
         super().__init__()
@@ -36,10 +35,6 @@ class ResidualStack(nn.Sequential):
         super().__init__(*(ResidualBlock(hidden, inner, kernel) for _ in range(blocks)), nn.ReLU())
 
 
-def _halvings(stride: int) -> int:
-    return stride.bit_length() - 1
-
-
 class Encoder(nn.Sequential):
     """Images (B, C, Y, X) to latents (B, D, Y / stride, X / stride); the stride is a power of two, at least 2.
 
@@ -49,7 +44,7 @@ class Encoder(nn.Sequential):
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
         layers: list[nn.Module] = []
         width, hidden, kernel = channels, config.hidden_units, config.kernel
-        for step in range(_halvings(stride)):
+        for step in range(stride.bit_length() - 1):  # log2(stride)
             wider = hidden // 2 if step == 0 else hidden
             layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
             width = wider
@@ -60,7 +55,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Latents (B, D, H, W) to images (B, C, H * stride, W * stride), as the encoder reversed.
+    """Latents (B, D, H, W) to images (B, C, H * stride, W * stride).
 
     latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1)
             -> transposed conv -> image
@@ -70,7 +65,7 @@ class Decoder(nn.Sequential):
         width = hidden = config.hidden_units
         layers: list[nn.Module] = [nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)]
         layers.append(ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks))
-        for step in reversed(range(1, _halvings(stride))):
+        for step in reversed(range(1, stride.bit_length() - 1)):
             narrower = hidden // 2 if step == 1 else hidden
             layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
             width = narrower
@@ -81,7 +76,7 @@ class Decoder(nn.Sequential):
 class Refiner(nn.Module):
     """latents + conv1x1(relu(blocks(conv(latents)))), in the same shape (B, D, H, W); the identity before training.
 
-    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block adds a bias per case to its features.
+    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each has a bias per case.
     """
 
     def __init__(self, *, dim: int, hidden: int, blocks: int, kernel: int, cases: int) -> None:
@@ -95,7 +90,7 @@ class Refiner(nn.Module):
             nn.init.zeros_(values)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents; the case, int64 from 0, is () for all of them or (B,), one each."""
+        """Refine latents; the case, int64 from 0, is () for the whole batch or (B,) for each image."""
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)

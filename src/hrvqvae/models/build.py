@@ -15,7 +15,7 @@ from hrvqvae.utils.errors import InputError
 
 
 def system_of(config: Config) -> System:
-    """Return the system of a configuration. Raises InputError if it, or a package that it needs, is not installed."""
+    """Return the system of a configuration. Raises InputError if the system or a package of it is not installed."""
     system = SYSTEMS.get(config.model.system)
     if not system.available:
         raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
@@ -29,12 +29,12 @@ def build(config: Config) -> Autoencoder:
 
 
 def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
-    """Build the objective of a configuration's model. Raises InputError as `system_of`, or as the objective does."""
+    """Build the objective of a configuration for its model. Raises InputError as `system_of` and the objective."""
     return cast(Objective, imported(system_of(config).objective)(model, config, place))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
-    """Return the model. Raises InputError if it has not several levels on one grid, as a progressive decoder needs."""
+    """Return the model. Raises InputError unless it has several levels on one grid, which progressive decoders need."""
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         title = system_of(config).title
         raise InputError(f"{title} has no progressive decoder: that takes several levels on one grid")
@@ -42,7 +42,7 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
 
 
 def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
-    """Build the untrained decoder of a model's prefixes, on the model's device: a copy of the model's own decoder."""
+    """Build the untrained progressive decoder of a model, on its device: a copy of its decoder behind a refiner."""
     network = config.progressive.network
     refiner = Refiner(
         dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,

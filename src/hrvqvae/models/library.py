@@ -1,6 +1,6 @@
-"""Adapters of the quantizers of vector-quantize-pytorch to the contract of this package (docs/method.md).
+"""Adapt the quantizers of vector-quantize-pytorch to the contract of this package (docs/method.md).
 
-Shapes: (B, H, W, D) latents, L levels; the library takes vectors as (1, N, D), N = B * H * W.
+Shapes: (B, H, W, D) latents, L levels; the library takes vectors (1, N, D), N = B * H * W.
 """
 
 from __future__ import annotations
@@ -20,17 +20,14 @@ from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes,
 
 
 class Adapter(Quantizer):
-    """A quantizer of the library, computed in float32.
-
-    In training it draws from torch's global generator. Some restart dead codewords themselves.
-    """
+    """A quantizer of the library, computed in float32. In training it draws from torch's global generator."""
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
-    sizes: tuple[int, ...]  # values per code of each level
+    sizes: tuple[int, ...]  # number of values of a code of each level
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return quantized vectors (1, N, D), codes (1, N, L), and the losses, which are means over the values."""
+        """Return quantized vectors (1, N, D), codes (1, N, L), and losses, which are means over the values."""
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:
@@ -38,7 +35,7 @@ class Adapter(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
-        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():  # a GPU would be waited for
+        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU the check would wait for it
             require_finite(vectors, ())
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)
@@ -64,18 +61,18 @@ class Adapter(Quantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Show the library latents (..., D): some of its quantizers start from the first vectors that they see."""
+        """Pass latents (..., D) to the library: some of its quantizers start from the first vectors that they see."""
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             self.encode(latents)
 
 
 class FSQQuantizer(Adapter):
-    """Finite scalar quantization: each channel is bounded, and rounded to one of its values (Mentzer et al. 2023).
+    """Finite scalar quantization: each channel is bounded and rounded (Mentzer et al. 2023). There is no loss.
 
         z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
 
-    The code is the index of the grid point, in which the first channel's value changes fastest. There is no loss.
+    The code is the index of the grid point; the value of the first channel changes fastest.
     """
 
     config: FSQQuantizerConfig
@@ -83,7 +80,7 @@ class FSQQuantizer(Adapter):
     def __init__(self, config: FSQQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        # Without `return_indices` the library makes no table of all codes, which is large and needs a real device.
+        # With `return_indices` the library would make a table of all codes, which is large and needs a real device.
         self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim, return_indices=False)
         self.fsq.return_indices = True
         self.sizes = (math.prod(config.channel_levels),)
@@ -97,7 +94,7 @@ class FSQQuantizer(Adapter):
         return vectors
 
 
-# by name: class of the library, its argument for beta, options other than its defaults
+# by name: class of the library, its argument for beta, further options
 _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simvq": ("ResidualSimVQ", "input_to_quantize_commit_loss_weight", {}),
     "lfq": ("ResidualLFQ", "commitment_loss_weight", {}),
@@ -107,7 +104,7 @@ _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 class LibraryQuantizer(Adapter):
-    """A quantizer of the library by name, residual if it has more than one level, with the one loss "auxiliary"."""
+    """A residual quantizer of the library, with a single loss, "auxiliary"."""
 
     def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()
@@ -131,7 +128,7 @@ class LibraryQuantizer(Adapter):
 
 
 class LibraryAutoencoder(SingleGridAutoencoder):
-    """An autoencoder with one grid and a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ."""
+    """An autoencoder with a single grid and a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ."""
 
     def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
         settings = config.quantizer

@@ -1,4 +1,4 @@
-"""The objective of a system: its losses, and the order in which it updates its networks."""
+"""Objectives of systems: the losses, and the order in which networks are updated."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
 Metrics = Mapping[str, float | Tensor]
-"""Numbers by name; on a GPU scalars, so that a step does not wait for them."""
+"""Values by name; on a GPU scalar tensors, so that a step does not wait for them."""
 Place = Callable[[nn.Module], object]
 """Moves a network to the device and memory format of the training."""
 
-MODEL = "model"  # the name of the model among the networks that a learner updates
+MODEL = "model"  # the model's name among the networks of a learner
 
 
 class Learner(Protocol):
-    """What an objective may do to the model and its auxiliary networks."""
+    """Updates the model and its auxiliary networks for an objective."""
 
     step: int  # steps before this update
 
@@ -31,17 +31,17 @@ class Learner(Protocol):
         """Return a context in which forward passes compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses, and return the terms, "loss" and "gradient_norm".
+        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
 
         Raises NonFiniteError if a term or the gradient is NaN or infinite, on a CPU.
         """
 
     def update(self, *names: str) -> None:
-        """Update these networks by their gradients."""
+        """Update networks by their gradients."""
 
 
 class Objective(ABC):
-    """One update of a system from a batch of images."""
+    """Updates the networks of a system from batches of images."""
 
     auxiliary: Mapping[str, nn.Module] = MappingProxyType({})  # trained beside the model, by name, on its device
 
@@ -50,7 +50,7 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
-        """Update from images (B, C, Y, X) uint8, in training mode, and return the logged values and the codes."""
+        """Update from images (B, C, Y, X) uint8, in training mode; return the values to log and the codes."""
 
 
 class SumOfLosses(Objective):

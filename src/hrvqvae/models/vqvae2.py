@@ -16,7 +16,7 @@ from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
 
 class VQVAE2(Autoencoder):
-    """Several latent grids, each with a flat codebook; a finer grid is encoded given the coarser grid's codewords.
+    """Several latent grids, each with a flat codebook; a finer grid is encoded given the codewords of the coarser.
 
         image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features of the coarsest grid
         coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
@@ -87,24 +87,24 @@ class VQVAE2(Autoencoder):
         return Reconstructed((output + 1) / 2, tuple(result.codes[0] for result in results), losses)
 
     def encode(self, images: Tensor) -> Codes:
-        def whole(part: Tensor) -> Codes:
+        def encode_tile(tile: Tensor) -> Codes:
             codes, words = list[Tensor](), list[Tensor]()
-            for quantizer, latents in self._top_down(unit_images(part, self.channels), words):
+            for quantizer, latents in self._top_down(unit_images(tile, self.channels), words):
                 codes += quantizer.encode(latents)
                 words.append(quantizer.lookup((codes[-1],), check=False))
             return tuple(codes)
 
-        return tiles.encode(whole, images, self.config, self)
+        return tiles.encode(encode_tile, images, self.config, self)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.prefix(codes, levels)
         check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
 
-        def whole(part: Codes, size: Grid | None) -> Tensor:
-            quantized = [quantizer.lookup((code,)) for quantizer, code in zip(self._quantizers, part, strict=True)]
+        def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
+            quantized = [quantizer.lookup((code,)) for quantizer, code in zip(self._quantizers, tile, strict=True)]
             return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
 
-        return tiles.decode(whole, codes, size, self.config, self)
+        return tiles.decode(decode_tile, codes, size, self.config, self)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:

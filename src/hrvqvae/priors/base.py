@@ -1,7 +1,7 @@
 """The interface of every prior: the distribution of the codes of one or several levels, position by position.
 
-Shapes: codes of a level (B, H, W) int64 in [0, m); coarser levels as indices of each position's codeword in its level,
-int64 (B, H_j, W_j), coarse first; label (B,) int64.
+Shapes: codes of a level (B, H, W) int64 in [0, m); codeword indices of the coarser levels, int64 (B, H_j, W_j), coarse
+first; label (B,) int64.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from hrvqvae.utils.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A level, as its prior sees it.
+    """What a prior knows of a level.
 
     Attributes:
-        grid: (H, W) of its codes.
-        symbols: m, the values that a code can take, and the entries of the softmax.
-        coarser: codewords of each coarser level, coarse first.
-        codewords: of this level (0: as many as symbols).
+        grid: (H, W) of the codes.
+        symbols: m, the number of values of a code.
+        coarser: number of codewords of each coarser level, coarse first.
+        codewords: number of codewords of this level (0: as many as symbols).
         classes: number of class labels, 0 if there are none.
         unconditional: whether the prior was also trained without classes, under the label `no_class`.
     """
@@ -43,29 +43,28 @@ class Level:
 
     @property
     def number(self) -> int:
-        """The number of the level; 1 is the coarsest."""
+        """Which level this is; 1 is the coarsest."""
         return len(self.coarser) + 1
 
     @property
     def linked(self) -> bool:
-        """Whether each codeword of the next coarser level has codewords here: the index is parent * symbols + code."""
+        """Whether codewords have parents in the next coarser level: the index is then parent * symbols + code."""
         return bool(self.coarser) and self.codewords == self.coarser[-1] * self.symbols
 
     @property
     def labels(self) -> int:
-        """The number of labels: the classes, and "no class" if the prior was trained without classes too."""
+        """The number of labels: the classes, then `no_class` if the prior was trained without classes too."""
         return self.classes + self.unconditional
 
     @property
     def no_class(self) -> int:
-        """The label of "no class", which follows the classes."""
+        """The label of "no class"."""
         return self.classes
 
     def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
-        """Check coarser levels and labels. In training on a GPU, values are not checked: that would wait for them.
+        """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
 
-        Raises:
-            InputError: Levels or labels are missing, superfluous or out of range.
+        Training on a GPU does not check their values: the check would wait for the GPU.
         """
 
         def outside(values: Tensor, end: int) -> bool:
@@ -73,20 +72,20 @@ class Level:
             return not waits and values.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) < end)
 
         if len(coarser) != len(self.coarser):
-            raise InputError(f"{len(coarser)} coarser levels are given; this prior sees {len(self.coarser)}")
+            raise InputError(f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}")
         for level, (indices, codewords) in enumerate(zip(coarser, self.coarser, strict=True), start=1):
             if outside(indices, codewords):
                 raise InputError(f"coarser level {level} has an index outside 0..{codewords - 1}")
         if self.classes and label is None:
             raise InputError(f"this prior is class-conditional: give a label, 0..{self.classes - 1}")
         if label is not None and not self.classes:
-            raise InputError("this prior knows no classes, but a label is given")
+            raise InputError("this prior has no classes: leave the label out")
         if label is not None and outside(label, self.labels):
             raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
 class Prior(nn.Module, ABC):
-    """The distribution of the codes of one or several consecutive levels of one grid, given coarser levels and class.
+    """The distribution of the codes of consecutive levels of one grid, given the coarser levels and the class.
 
     Attributes:
         levels: the levels that the prior covers, coarse first.
@@ -102,7 +101,7 @@ class Prior(nn.Module, ABC):
         return self.levels[0]
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the codeword indices (B, H, W) of each of its levels, from the codes of all of them."""
+        """Return the codeword indices (B, H, W) of the codes of each level."""
         indices = list[Tensor]()
         for level, level_codes in zip(self.levels, codes, strict=True):
             indices.append(indices[-1] * level.symbols + level_codes if indices and level.linked else level_codes)
@@ -112,17 +111,14 @@ class Prior(nn.Module, ABC):
     def level_logits(
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Return the logits (B, m_l, H, W) of each of its levels.
+        """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as `Level.check`.
 
-        The logits of a level at a position depend on the codes of all these levels at earlier positions in raster
-        order, and on the codes of coarser levels at the position itself; on no other codes.
+        The logits of a level at a position depend on the codes of all levels at earlier positions in raster order, and
+        on the codes of coarser levels at the position itself; on no other codes.
 
         Args:
-            codes: (B, H, W) of each of its levels.
-            coarser: codeword indices of the levels that are coarser than these.
-
-        Raises:
-            InputError: The coarser levels or labels do not match `level`.
+            codes: (B, H, W) of each level of the prior.
+            coarser: codeword indices of the levels above the prior.
         """
 
 
@@ -140,8 +136,8 @@ class Priors:
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
 
-    def class_number(self, name: str | int) -> int:
-        """Return the index of a class, given its name or index. Raises InputError if there is no such class."""
+    def class_index(self, name: str | int) -> int:
+        """Return the index of a class by its name or index. Raises InputError if there is no such class."""
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
         name = str(name)
@@ -153,19 +149,19 @@ class Priors:
 
 
 def mean_nats(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[Tensor]:
-    """Return the mean negative log-likelihood per code of each of a prior's levels, in nats (scalars)."""
+    """Return the mean negative log-likelihood per code of each level of a prior, in nats."""
     all_logits = prior.level_logits(codes, coarser, label)
     return [cross_entropy(logits.float(), level_codes) for logits, level_codes in zip(all_logits, codes, strict=True)]
 
 
 def code_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-    """Return the mean of `mean_nats` over the levels (a scalar)."""
+    """Return the mean of `mean_nats` over the levels."""
     return torch.stack(mean_nats(prior, codes, coarser, label)).mean()
 
 
 @torch.inference_mode()
 def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
-    """Return the bits of a batch's codes under a prior, summed over the batch, for each of its levels."""
+    """Return the bits of a batch's codes under a prior, summed over the batch, for each level of the prior."""
     all_nats = mean_nats(prior, codes, coarser, label)
     return [
         float(nats.double()) * level_codes.numel() / math.log(2)
@@ -173,21 +169,16 @@ def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor],
     ]
 
 
-def level_of(config: Config, index: int, classes: int) -> Level:
-    """Return a level (index 0 is the coarsest) of a configuration, for images of the configured size."""
-    model, size = config.model, config.data.size
-    return Level(
-        grid=model.latent_grids(size, size)[index],
-        symbols=model.num_symbols[index],
-        coarser=model.num_codewords[:index],
-        codewords=model.num_codewords[index],
-        classes=classes,
-        unconditional=classes > 0 and config.prior.class_dropout > 0,
-    )
-
-
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
-    """Build the untrained prior of these levels, on the CPU, in float32."""
-    network = config.prior.network
+    """Build the untrained prior of these levels, for images of the configured size, on the CPU, in float32."""
+    model, size, network = config.model, config.data.size, config.prior.network
     kind = cast(type[Prior], imported(PRIORS.get(network.kind).network))
-    return kind(network, *(level_of(config, index, classes) for index in levels))
+    unconditional = classes > 0 and config.prior.class_dropout > 0
+    return kind(network, *(
+        Level(
+            grid=model.latent_grids(size, size)[index], symbols=model.num_symbols[index],
+            coarser=model.num_codewords[:index], codewords=model.num_codewords[index], classes=classes,
+            unconditional=unconditional,
+        )
+        for index in levels
+    ))  # fmt: skip

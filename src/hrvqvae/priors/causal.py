@@ -15,9 +15,7 @@ from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_at
 
 
 class CausalConv2d(nn.Module):
-    """A convolution with filter k that sees the rows above and the positions to the left in the same row.
-
-    Its weights are only the causal part of a k x k filter, so there is no mask:
+    """A causal convolution. Its weights are only the causal part of a k x k filter, so there is no mask.
 
         above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 [+ 1 with the position itself])
 
@@ -46,8 +44,8 @@ class CausalConv2d(nn.Module):
 def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
     """Apply dropout with the share rounded to 1/256, at most 255/256, and keep shape and memory format.
 
-    On a CPU, torch's dropout draws one number per element, a tenth of a training step. Here one number gives the bytes
-    that decide for eight elements.
+    On a CPU, torch's dropout draws a random number per element, which takes a tenth of a training step. Here each byte
+    of a random 64-bit number decides for an element.
     """
     dropped = min(round(share * 256), 255)
     if not training or dropped == 0:
@@ -78,14 +76,14 @@ class GatedResidualBlock(nn.Module):
         return features + gated
 
 
-_QUERIES = 32  # per block on a CPU: their scores stay in cache, and half of all scores are never computed
+_QUERIES = 32  # per block on a CPU: the scores stay in cache, and half of all scores are never computed
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Return softmax(queries keys^T / sqrt(d)) values, of shape (B, heads, N, d) like its arguments.
+    """Return softmax(queries keys^T / sqrt(d)) values, of shape (B, heads, N, d) like the arguments.
 
-    A causal position attends to itself and to those before it. A GPU uses torch's fused attention; on a CPU, where that
-    is slow for narrow heads, queries are attended in blocks.
+    With `causal`, a position attends to itself and to earlier positions. A CPU takes the queries in blocks, because
+    torch's fused attention is slow for narrow heads there.
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
@@ -108,7 +106,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
 
 
 def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
-    """Return the attention (B, N, C) of queries, keys and values that are concatenated, (B, N, 3C)."""
+    """Return the attention (B, N, C) of concatenated queries, keys and values (B, N, 3C); `form` computes it."""
     batch, count, width = projected.shape
     queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
@@ -117,9 +115,9 @@ def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callabl
 class Attention(nn.Module):
     """x + attention(norm(x)), causal or to all positions, in the same shape."""
 
-    def __init__(self, hidden: int, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> None:
+    def __init__(self, hidden: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal, self.form = heads, causal, form
+        self.heads, self.causal = heads, causal
         self.norm = nn.LayerNorm(hidden)
         self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
         self.output = nn.Linear(hidden, hidden)
@@ -128,5 +126,5 @@ class Attention(nn.Module):
         batch, hidden, height, width = features.shape
         sequence = features.permute(0, 2, 3, 1).reshape(batch, height * width, hidden)
         projected = self.inputs(self.norm(sequence))
-        output: Tensor = self.output(self_attention(projected, self.heads, causal=self.causal, form=self.form))
+        output: Tensor = self.output(self_attention(projected, self.heads, causal=self.causal))
         return features + output.view(batch, height, width, hidden).permute(0, 3, 1, 2)

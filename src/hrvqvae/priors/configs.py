@@ -15,7 +15,7 @@ from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
 class PixelSNAILConfig(PriorNetworkConfig):
     """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
 
-    `attention_layers` and `dropout` hold one value for all levels, or one per level, coarse first.
+    `attention_layers` and `dropout` hold a value for all levels, or a value per level, coarse first.
 
     Attributes:
         hidden_units: channels of the features.
@@ -44,7 +44,7 @@ class PixelSNAILConfig(PriorNetworkConfig):
 
 
 class GPTConfig(PriorNetworkConfig):
-    """One transformer for each group of linked levels, with a head for each level (docs/method.md).
+    """A transformer for each group of linked levels, with a head for each level (docs/method.md).
 
     Attributes:
         hidden_units: width of the features.
@@ -52,7 +52,7 @@ class GPTConfig(PriorNetworkConfig):
         heads: heads per attention, a divisor of `hidden_units`.
         dropout: share of each layer's output that training drops.
         path_units: width of the embeddings of codewords.
-        most_paths: embeddings per level; with more codewords, those whose indices are equal modulo this share one.
+        most_paths: embeddings per level; codewords whose indices are equal modulo this number share an embedding.
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -72,17 +72,10 @@ class GPTConfig(PriorNetworkConfig):
 
 
 PIXELSNAIL = PriorNetwork(
-    name="pixelsnail",
-    title="PixelSNAIL",
-    config=PixelSNAILConfig,
-    network="hrvqvae.priors.pixelsnail:PixelSNAIL",
+    name="pixelsnail", title="PixelSNAIL", config=PixelSNAILConfig, network="hrvqvae.priors.pixelsnail:PixelSNAIL",
     sampler="hrvqvae.priors.pixelsnail_sampler:sample_pixelsnail",
-)
-
+)  # fmt: skip
 GPT = PriorNetwork(
-    name="gpt",
-    title="transformer with a head for each level",
-    config=GPTConfig,
-    network="hrvqvae.priors.gpt:GPT",
+    name="gpt", title="transformer with a head for each level", config=GPTConfig, network="hrvqvae.priors.gpt:GPT",
     sampler="hrvqvae.priors.gpt_sampler:sample_gpt",
-)
+)  # fmt: skip

@@ -1,6 +1,7 @@
-"""Draw new images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of an image.
+"""Draw images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of an image.
 
-The first prior draws its levels, the next prior draws its levels given those, and so on. Then the codes are decoded.
+The first prior draws the coarsest levels, the next prior draws further levels given those, and so on. Then the codes
+are decoded.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class KeptCodes:
 
 
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Draw a class for each sample by its frequency among the training images; return them, (B,) int64."""
+    """Draw the classes (B,) int64 of samples, by the frequency of each class among the training images."""
     borders = np.cumsum(class_counts) / np.sum(class_counts)
-    drawn = [int(np.searchsorted(borders, _create_generator(seed, index).random(), side="right")) for index in indices]
+    drawn = [int(np.searchsorted(borders, _create_rng(seed, index).random(), side="right")) for index in indices]
     return torch.tensor(drawn, dtype=torch.long)
 
 
-def _create_generator(seed: int, index: int) -> np.random.Generator:
-    """Create the generator of a sample: its draws depend on (seed, index), not on the batch."""
+def _create_rng(seed: int, index: int) -> np.random.Generator:
+    """Create the generator of a sample, which depends on (seed, index), not on the batch."""
     return np.random.default_rng((seed, index))
 
 
@@ -65,23 +66,17 @@ def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> No
 
 
 def sample_codes(
-    priors: Sequence[Prior],
-    codeword_indices: Callable[[Codes], tuple[Tensor, ...]],
-    indices: Sequence[int],
-    *,
-    seed: int,
-    label: Tensor | None,
-    params: SamplingParams,
-    kept: KeptCodes | None = None,
+    priors: Sequence[Prior], codeword_indices: Callable[[Codes], tuple[Tensor, ...]], indices: Sequence[int], *,
+    seed: int, label: Tensor | None, params: SamplingParams, kept: KeptCodes | None = None,
     sampler: Sampler = sample_cached,
-) -> Codes:
+) -> Codes:  # fmt: skip
     """Draw the codes (B, H_l, W_l) int64 of the priors' levels, prior after prior.
 
     Args:
         priors: on the CPU; they cover the levels in order, from the coarsest.
         codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
-        indices: of the samples; a sample of an index is the same in every batch.
-        label: (B,) classes, None if the priors have none.
+        indices: indices of the samples; a sample of an index is the same in every batch.
+        label: (B,) classes, None if the priors have no classes.
         kept: codes to keep; those of levels that no prior covers are ignored.
 
     Raises:
@@ -92,9 +87,9 @@ def sample_codes(
     positions = [level.grid[0] * level.grid[1] for level in levels]
     drawn = []
     for index in indices:
-        generator = _create_generator(seed, index)
-        generator.random()  # skip the draw of the class
-        drawn.append(generator.random(sum(positions)))
+        rng = _create_rng(seed, index)
+        rng.random()  # skip the draw of the class
+        drawn.append(rng.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
     codes, masks = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
@@ -140,12 +135,12 @@ def sample_images(
     model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
     params: SamplingParams | None = None, kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
-    """Draw `count` images; without a class, classes come as often as in training.
+    """Draw `count` images.
 
     Args:
         model: in evaluation mode.
-        size: Height and width of the images in pixels.
-        class_name: Name or index of a class.
+        size: height and width of the images in pixels.
+        class_name: name or index of a class; None draws classes as often as they come in training.
         kept: codes of an image that every sample keeps.
 
     Raises:
@@ -155,7 +150,7 @@ def sample_images(
         raise InputError(f"the number of samples is {count}; it must be at least 1")
     if seed < 0:
         raise InputError(f"seed is {seed}; it must be at least 0")
-    class_index = None if class_name is None else priors.class_number(class_name)
+    class_index = None if class_name is None else priors.class_index(class_name)
     device = next(model.parameters()).device
     images, names, drawn = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
@@ -181,12 +176,11 @@ def sample_images(
 def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
-    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent. A drawn code
-    depends only on the codes before it in raster order, not on codes that are kept after it.
+    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent.
 
     Args:
         keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X); a code is kept if the mask keeps
-            all of its pixels.
+            all pixels of the code.
         grids: grid of each level.
 
     Raises:

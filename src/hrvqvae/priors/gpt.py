@@ -17,7 +17,7 @@ from hrvqvae.priors.configs import GPTConfig
 
 
 class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + two-layer network(norm(x)), (B, N, C); dropout on both terms that are added."""
+    """x + attention(norm(x)), then x + two-layer network(norm(x)), (B, N, C), with dropout on both added terms."""
 
     def __init__(self, hidden: int, heads: int, dropped: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TransformerLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """The distribution of one level's code at a position, given the features there and the coarser levels.
+    """The distribution of a level's code at a position, given the features there and the coarser levels.
 
     features + linear(embeddings of the coarser levels) -> x
     x + two-layer network(norm(x)) -> norm -> linear -> logits (..., m)
@@ -60,7 +60,7 @@ class Head(nn.Module):
 
 
 class CodewordEmbeddings(nn.Module):
-    """A vector per codeword of some levels. Beyond `most_paths` codewords, indices equal modulo it share a vector."""
+    """A vector per codeword of each level. Codewords whose indices are equal modulo `most_paths` share a vector."""
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class CodewordEmbeddings(nn.Module):
 
 
 class GPT(Prior):
-    """Causal attention over positions; all levels of a position in one step, one after the other by their heads.
+    """A transformer over positions, with a head for each level of a position.
 
     coarser levels -> embeddings -> two convolutions (not causal: the whole map is seen) --+
     row, column, class -> embeddings -----------------------------------------------------+--> base (B, N, C)
-    its levels -> sum of embeddings, of the position before and of three above, + base
+    levels of the prior -> sum of embeddings at the position to the left and at three above, + base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
     features, coarser levels at the position -> head of each level -> logits (B, m_l, H, W)
     """

@@ -1,7 +1,7 @@
-"""Sample from the transformer with a head for each level, position by position. Nothing is computed twice.
+"""Sample from the transformer with a head for each level, position by position, without computing anything twice.
 
-Four images go through each layer together. The layer's weights do not fit in the near caches, and are read once for
-all four.
+Four images go through each layer together: the layer's weights do not fit in the near caches, and are read once for
+all four images.
 
 Letters: B images, N = H * W positions, D levels, C hidden units, E path units, A layers, K labels under which the
 network computes an image's logits (`sampling.expand_labels`), P embeddings of all levels.

@@ -181,10 +181,10 @@ def allocate_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.in
 
 @compiled()
 def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any) -> int:
-    """Return the code that a uniform number in [0, 1) selects from the cumulative distribution, in float64.
+    """Return the code that a uniform draw in [0, 1) selects from the cumulative distribution, in float64.
 
-    Among equally likely codes, top-k and top-p keep the smaller ones. Return `NO_CODE` if a logit is NaN or +inf, or if
-    all logits are -inf: then there is no distribution.
+    Of equally likely codes, top-k and top-p keep the smaller. Return `NO_CODE` if there is no distribution: a logit is
+    NaN or +inf, or all logits are -inf.
     """
     weights, order = work
     largest: Any = -np.inf

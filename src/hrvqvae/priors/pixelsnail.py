@@ -27,15 +27,12 @@ class PixelSNAIL(Prior):
         codes -> embedding -> strict causal conv ------------------------+
               -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
 
-    The features of a position depend on the codes before it in raster order.
-
-    The output stack has no further layer (Table 8: 0). With 0 attention layers, the coarser levels get none either, and
-    are seen as far as the convolutions reach. The paper does not say how many blocks lie between two attention layers,
-    nor which normalization it uses. Here layer normalization precedes attention, and there is no weight normalization.
+    With 0 attention layers, the coarser levels get no attention either, and are seen as far as the convolutions reach.
+    The paper does not say how many blocks lie between two attention layers, nor which normalization it uses. Here layer
+    normalization precedes attention, and there is no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
-        """Build the network of a level, with the values of its per-level settings."""
         super().__init__(config, level)
         self.config: PixelSNAILConfig = config
         hidden, (height, width), index = config.hidden_units, level.grid, level.number - 1
@@ -62,7 +59,7 @@ class PixelSNAIL(Prior):
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return the features of position, class, coarser levels (B, C, H, W). Raises InputError as `Level.check`."""
+        """Return features (B, C, H, W) of position, class and coarser levels. Raises InputError as `Level.check`."""
         self.level.check(coarser, label, training=self.training)
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)

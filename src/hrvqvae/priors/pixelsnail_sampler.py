@@ -1,4 +1,4 @@
-"""Sample from PixelSNAIL position by position. The logits are those of its forward pass; nothing is computed twice.
+"""Sample from PixelSNAIL position by position, without computing anything twice.
 
 Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers. A
 convolution with filter k reaches q = k // 2 rows up and q columns to each side. With guidance the network takes each

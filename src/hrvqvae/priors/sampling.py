@@ -77,7 +77,7 @@ def no_distribution_error(level: int, row: int, column: int) -> NonFiniteError:
 
 
 def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParams) -> int:
-    """Return the code that a uniform number in [0, 1) picks by logits (m,), or `NO_CODE`; see `kernels.draw`."""
+    """Return the code that a draw in [0, 1) selects by logits (m,), or `NO_CODE`; see `kernels.draw`."""
     symbols = len(logits)
     return int(draw(logits, symbols, uniform, *params.values(), allocate_workspace(symbols)))
 
@@ -114,7 +114,7 @@ def sample_plain(
         kept: (B, H, W) bool of each level, true where a code is kept. On the CPU, as are `uniforms`.
         coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
         label: (K * B,) or None, as `expand_labels` returns it.
-        uniforms: (B, H, W) float64 in [0, 1) of each level, one per draw.
+        uniforms: (B, H, W) float64 in [0, 1) of each level, a draw per code.
         mixing: (K,), as `expand_labels` returns it.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Training: one trainer; what it trains, an autoencoder, a prior or a progressive decoder, is a task."""
+"""The trainer, and its tasks: autoencoders, priors, progressive decoders."""

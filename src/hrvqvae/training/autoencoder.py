@@ -38,7 +38,7 @@ class ImageTask(Task[Batch]):
     name_suffix = ""  # follows the name of the configuration in messages
 
     @abstractmethod
-    def averaged(self, state: TrainState) -> Autoencoder:
+    def averaged_model(self, state: TrainState) -> Autoencoder:
         """Return the autoencoder with averaged weights, in evaluation mode."""
 
     def open(self, say: Say) -> None:
@@ -58,7 +58,7 @@ class ImageTask(Task[Batch]):
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        model = self.averaged(state)
+        model = self.averaged_model(state)
         limit, workers = self.training.evaluation_images, self.config.data.workers
         tests = self._test_batches(limit, workers, distributed.rank_slice())
         report = evaluate(model, self.config, tests, "test", self.compute.device)
@@ -68,10 +68,10 @@ class ImageTask(Task[Batch]):
             "level_mse": [level.mse for level in levels], "usage": [level.usage for level in levels],
             "perplexity": [level.perplexity for level in levels],
         }  # fmt: skip
-        return Evaluation(record, f"test {self.format_report(report)}", report, model, self._few_test_images)
+        return Evaluation(record, f"test {self.format_report(report)}", report, model, self._read_test_images)
 
     def format_report(self, report: Report) -> str:
-        """Return a report as one line of text."""
+        """Return a report as a line of text."""
         used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
 
@@ -80,9 +80,9 @@ class ImageTask(Task[Batch]):
             self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, part=part
         )
 
-    def _few_test_images(self) -> Tensor:
-        few = next(self._test_batches(_SHEET_IMAGES, workers=0)).images
-        return self.compute.place_images(few).float() / 255
+    def _read_test_images(self) -> Tensor:
+        images = next(self._test_batches(_SHEET_IMAGES, workers=0)).images
+        return self.compute.place_images(images).float() / 255
 
 
 class AutoencoderTask(ImageTask):
@@ -106,17 +106,13 @@ class AutoencoderTask(ImageTask):
     def initialize(self, model: nn.Module) -> None:
         assert isinstance(model, Autoencoder)
         waiting("fitting the first codewords to images")
-        first = self.compute.place_images(self._first_images())
-        with self.compute.autocast():
-            model.initialize(first, step_generator(self.training.seed, 0), self.training.batch_size)
-
-    def _first_images(self) -> Tensor:
-        """Return the training images whose latents, about `start_vectors`, initialize the codebooks."""
-        config, size = self.config, self.training.batch_size
+        config, size, seed = self.config, self.training.batch_size, self.training.seed
         rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
-        wanted = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
-        some = batches(self.images, batch_size=min(wanted, size), seed=self.training.seed)
-        return torch.cat([batch.images for batch in islice(some, -(-wanted // size))])[:wanted]
+        count = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
+        first_batches = islice(batches(self.images, batch_size=min(count, size), seed=seed), -(-count // size))
+        images = torch.cat([batch.images for batch in first_batches])[:count]
+        with self.compute.autocast():
+            model.initialize(self.compute.place_images(images), step_generator(seed, 0), size)
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
         assert isinstance(model, Autoencoder)
@@ -130,7 +126,10 @@ class AutoencoderTask(ImageTask):
         learned, codes = self.objective(images, state)
         metrics = dict(learned)
         if self.schedule.restart_due(state.step + 1, state.fraction):
-            metrics["restarted"] = float(self._restart_dead_codes(state, model, images))
+            every_image = state.compute.place_images(distributed.all_gather(images))  # every process restarts alike
+            with state.autocast(), self.schedule.track_moves(model):
+                restarted = model.restart_dead_codes(every_image, step_generator(self.training.seed, state.step))
+            metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(model)
         self.schedule.forget(state.optimizer, state.averaged.module)
         if (state.step + 1) % self.training.log_every == 0:
@@ -138,18 +137,12 @@ class AutoencoderTask(ImageTask):
             metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
         return metrics
 
-    def _restart_dead_codes(self, state: TrainState, model: Autoencoder, images: Tensor) -> int:
-        """Restart dead codewords from the images of all processes; return how many moved."""
-        whole = state.compute.place_images(distributed.all_gather(images))  # every process restarts the same
-        with state.autocast(), self.schedule.track_moves(model):
-            return model.restart_dead_codes(whole, step_generator(self.training.seed, state.step))
-
-    def averaged(self, state: TrainState) -> Autoencoder:
+    def averaged_model(self, state: TrainState) -> Autoencoder:
         model = state.averaged.module
         assert isinstance(model, Autoencoder)
         return model.eval()
 
     def save(self, state: TrainState) -> None:
-        model = copy.deepcopy(self.averaged(state))
+        model = copy.deepcopy(self.averaged_model(state))
         model.align()
         save_model(self.run.model, self.config, model.state_dict(), state.step)

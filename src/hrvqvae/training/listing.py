@@ -17,13 +17,10 @@ from hrvqvae.utils.locks import is_locked
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return a row per run in a folder or below it, sorted by path.
+    """Return a row per run in a folder or below it, sorted by path. Raises InputError if there is no such folder.
 
-    A row has run (its path), system, preset, step, budget, mse (of the last evaluation on test images), priors and
-    stale (lists), in_use (another process trains there) and fault (why the run could not be read, or "").
-
-    Raises:
-        InputError: there is no such folder.
+    A row has run (the path), system, preset, step, budget, mse (of the last evaluation on test images), priors and
+    stale (lists), in_use (another process trains there) and fault (why the run can't be read, or "").
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
@@ -32,11 +29,11 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
         below.sort()
         if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *below}:
             below.clear()
-            rows.append(_row(RunFolder(Path(path))))
+            rows.append(_describe(RunFolder(Path(path))))
     return rows
 
 
-def _row(run: RunFolder) -> dict[str, Any]:
+def _describe(run: RunFolder) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {"priors": [], "stale": []}
     row = {"run": str(run.path), **row, "in_use": is_locked(run.path), "fault": ""}
     try:

@@ -1,4 +1,4 @@
-"""The records of a training: metrics.jsonl, and the sinks of further loggers."""
+"""Write the records of a training to metrics.jsonl and to the sinks of further loggers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Sink(Protocol):
     """Receives the records of a training."""
 
     def write(self, record: Record) -> None:
-        """Take a record, with `kind` and `step`. Called between two steps, so it must be fast."""
+        """Write a record, which has `kind` and `step`. Called between two steps, so it must be fast."""
 
     def close(self) -> None:
-        """Finish; nothing comes afterwards."""
+        """Finish writing."""
 
 
 class MetricsLog:
@@ -39,24 +39,23 @@ class MetricsLog:
     def __init__(
         self, path: Path, first_step: int, sinks: Sequence[Sink] = (), window: list[Metrics] | None = None
     ) -> None:
-        """Keep the records up to `first_step`, and drop what a killed run wrote after its checkpoint.
+        """Read the records; drop those after `first_step`, which a killed run wrote after its last checkpoint.
 
         Rank 0 writes the file; every process has the records.
 
         Args:
-            path: the file.
-            first_step: steps of the checkpoint; 0 for a new run.
-            sinks: receive every record.
-            window: metrics of the steps since the last log, to which steps are appended.
+            first_step: step of the checkpoint; 0 for a new run.
+            sinks: receive every new record.
+            window: metrics of the steps since the last means.
         """
-        self.path, self.sinks, self._window = path, sinks, [] if window is None else window
+        self.path, self.sinks, self.window = path, sinks, [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 
     def has_evaluation(self, step: int) -> bool:
-        """Return whether that step has an evaluation."""
+        """Return whether a step has an evaluation."""
         return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -70,18 +69,10 @@ class MetricsLog:
         for sink in self.sinks:
             sink.write(record)
 
-    def add(self, metrics: Metrics) -> None:
-        """Add the metrics of a step; values on a GPU stay there."""
-        self._window.append(metrics)
-
-    def pending(self) -> list[dict[str, float]]:
-        """Read and return the metrics of the steps since the last means."""
-        return [{name: float(value) for name, value in metrics.items()} for metrics in self._window]
-
     def write_means(self, step: int, batch_size: int, broken_images: int = 0) -> Record:
-        """Append and return the means of the steps since the last means; {} if there was no step."""
+        """Append and return the means of the metrics since the last means; {} if there are none."""
         columns: dict[str, list[float]] = {}
-        for metrics in self.pending():
+        for metrics in read_metrics(self.window):
             for name, value in metrics.items():
                 columns.setdefault(name, []).append(value)
         if not columns:
@@ -90,12 +81,17 @@ class MetricsLog:
         mean |= {"broken_images": float(broken_images)} if broken_images else {}
         mean["images_per_second"] = batch_size / mean.pop("step_seconds")
         self.write("train", step, mean)
-        self._window.clear()
+        self.window.clear()
         return mean
 
 
+def read_metrics(window: Sequence[Metrics]) -> list[dict[str, float]]:
+    """Return metrics as floats; a GPU is waited for."""
+    return [{name: float(value) for name, value in metrics.items()} for metrics in window]
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics file, without damaged lines, such as one cut short by a kill."""
+    """Read the records of a metrics file; damaged lines, such as a line cut short by a kill, are left out."""
     records = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
@@ -107,12 +103,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def flatten_record(record: Record) -> dict[str, float]:
-    """Return the numbers of a record by chart names such as "train/loss" and "evaluation/usage/level-1"."""
+    """Return the values of a record by chart names such as "train/loss" and "evaluation/usage/level-1"."""
     flat: dict[str, Any] = {}
     for name, value in record.items():
         full_name = f"{record['kind']}/{name}"
         if isinstance(value, Sequence) and not isinstance(value, str):
-            flat |= {f"{full_name}/level-{level}": number for level, number in enumerate(value, start=1)}
+            flat |= {f"{full_name}/level-{level}": entry for level, entry in enumerate(value, start=1)}
         elif name not in ("kind", "step"):
             flat[full_name] = value
     return {name: float(value) for name, value in flat.items() if value is not None}  # None: not measurable
@@ -130,10 +126,7 @@ def require_packages(names: str) -> None:
 
 @contextmanager
 def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """Open the sinks of these loggers in rank 0, and close them at the end.
-
-    Records after `first_step` that an earlier process wrote are sent again.
-    """
+    """Open the sinks of loggers in rank 0, and close them at the end. They receive records after `first_step`."""
     with ExitStack() as stack:
         sinks: list[Sink] = []
         for logger in _find_loggers(names) if distributed.is_rank_zero() else ():
@@ -143,7 +136,7 @@ def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
 
 
 class TensorBoardSink:
-    """Event files in the folder `tensorboard` of the run, written by a thread of the library."""
+    """Write event files into the folder `tensorboard` of the run, in a thread of the library."""
 
     def __init__(self, run: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -159,24 +152,24 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A run of Weights & Biases with the configuration, its files in the folder `wandb` of the run.
+    """Log to a run of Weights & Biases, with the configuration.
 
-    The folder keeps the run's id, so that a resumed training goes on in the same run. After a kill some steps are
-    logged again; Weights & Biases keeps the first values of a step. Its environment variables set entity, mode and
-    project (default: "hrvqvae").
+    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run. After a kill some
+    steps are logged again; Weights & Biases keeps the first values of a step. Environment variables of the library set
+    entity, mode and project (default: "hrvqvae").
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
         import wandb
 
-        kept = run / "wandb" / "id"
-        if not kept.is_file():
-            kept.parent.mkdir(exist_ok=True)
-            write_atomic(kept, secrets.token_hex(8).encode())
-        about = to_dict(without_paths(RunFolder(run).read_config()))
+        id_file = run / "wandb" / "id"
+        if not id_file.is_file():
+            id_file.parent.mkdir(exist_ok=True)
+            write_atomic(id_file, secrets.token_hex(8).encode())
+        config = to_dict(without_paths(RunFolder(run).read_config()))
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=kept.read_text(),
-            resume="allow", dir=str(run), config=about, allow_val_change=True,
+            project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=id_file.read_text(),
+            resume="allow", dir=str(run), config=config, allow_val_change=True,
             settings=wandb.Settings(quiet=True, console="off", disable_git=True, disable_code=True),
         )  # fmt: skip
 

@@ -14,12 +14,12 @@ from hrvqvae.config import StageConfig
 _ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-_LIKE_ADAM = 0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
-_FEWEST_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write pixels have fewer
+_ADAM_STEP = 0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
+_MIN_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write pixels have fewer
 
 
 def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
-    """Return the optimizer that a stage's configuration names, for the parameters of a network."""
+    """Return the optimizer of a stage's configuration for the parameters of a network."""
     betas = (0.9, config.adam_beta2)
     if config.optimizer == "muon":
         return Muon(module, config.learning_rate, betas)
@@ -27,7 +27,7 @@ def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
 
 
 def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
-    """Return the learning rate of a step after `fraction` of the budget: constant, or warm-up and a cosine to 0."""
+    """Return the learning rate of a step after `fraction` of the budget: constant, or a warm-up and a cosine to 0."""
     if config.schedule == "constant":
         return config.learning_rate
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
@@ -35,10 +35,9 @@ def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return approximately U V^T of a matrix U S V^T (n, k).
+    """Return approximately U V^T of a matrix U S V^T (n, k); a zero matrix stays zero.
 
-    Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2, with coefficients that
-    raise small values fast (Jordan et al. 2024). A zero matrix stays zero.
+    Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2 (Jordan et al. 2024).
     """
     first, third, fifth = _ITERATION
     tall = matrix.shape[0] > matrix.shape[1]
@@ -57,16 +56,16 @@ def matrix_weights(module: nn.Module) -> list[Tensor]:
     """
     linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     weights = [weight for weight in module.parameters() if weight.ndim == 4 or id(weight) in linear]
-    return [weight for weight in weights if min(weight.shape[:2]) >= _FEWEST_CHANNELS]
+    return [weight for weight in weights if min(weight.shape[:2]) >= _MIN_CHANNELS]
 
 
 class Muon(Adam):
     """Muon for matrices: momentum that is orthogonalized before the step (Jordan et al. 2024). Adam for the rest.
 
-    A filter is flattened to a matrix from its second dimension on, so (outputs, inputs * rows * columns); filters of
-    transposed convolutions become (inputs, outputs * rows * columns). The step is the learning rate times
-    0.2 * sqrt(longer side) times the orthogonal matrix. Its entries are about as large as those of Adam's steps, so
-    both use the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam.
+    A filter is flattened to a matrix (outputs, inputs * rows * columns), a filter of a transposed convolution to
+    (inputs, outputs * rows * columns). The step is the learning rate times 0.2 * sqrt(longer side) times the
+    orthogonal matrix. Its entries are about as large as those of Adam's steps, so both use the same learning rate (Liu
+    et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam.
 
     Args:
         module: the network to train; `matrix_weights` selects its matrices.
@@ -102,5 +101,5 @@ class Muon(Adam):
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
         ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
-        scale = _LIKE_ADAM * math.sqrt(max(ahead.shape))
+        scale = _ADAM_STEP * math.sqrt(max(ahead.shape))
         parameter.add_(orthogonalize(ahead).view(parameter.shape), alpha=-learning_rate * scale)

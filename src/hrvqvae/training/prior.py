@@ -1,7 +1,4 @@
-"""Train priors on the codes of a trained autoencoder, and evaluate them on held-out images.
-
-Class dropout hides the class of some images, so that the prior can be guided (Ho and Salimans 2022).
-"""
+"""Train priors on the codes of a trained autoencoder, and evaluate them on held-out images."""
 
 from __future__ import annotations
 
@@ -40,9 +37,9 @@ from hrvqvae.utils.quantities import counted
 
 
 class CodeBatch(NamedTuple):
-    """A batch of the codes of the levels that a prior covers, with its conditions."""
+    """A batch of codes for a prior, with its conditions."""
 
-    codes: tuple[Tensor, ...]  # per level of the prior, (B, H, W) int64
+    codes: tuple[Tensor, ...]  # of each level of the prior, (B, H, W) int64
     coarser: tuple[Tensor, ...]  # codeword indices of the coarser levels, (B, H_j, W_j) int64
     label: Tensor | None  # (B,) int64
 
@@ -55,19 +52,19 @@ class CodeBatch(NamedTuple):
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`; `indices` count through the maps one after the other."""
+    """Read the codes of images for the prior of `levels`; `indices` are those of the concatenated maps."""
     map_indices, rows = np.divmod(indices, len(maps[0]))
     reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
-    restore = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # back to the order of `indices`
+    restore = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # the order of `indices`
     codes = tuple(torch.cat(level)[restore] for level in zip(*(codes for codes, _ in reads), strict=True))
     label = torch.cat([labels for _, labels in reads])[restore] if maps[0].classes else None
     return CodeBatch(codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label)
 
 
 def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide images into training indices, sorted, and held-out indices, in an order drawn with the seed.
+    """Divide images into sorted training indices and shuffled held-out indices, at least one each.
 
-    Each set has at least one image. Raises InputError if there is only one image.
+    Raises InputError if there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
@@ -77,9 +74,9 @@ def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int
 
 
 def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
-    """Replace about `share` of the labels (B,) of this process by "no class".
+    """Replace about `share` of the labels (B,) by "no class", so that the prior can be guided (Ho and Salimans 2022).
 
-    The images of the whole batch that lose their class depend on (seed, step) alone.
+    Which images of the whole batch lose their class depends on (seed, step) alone, not on the number of processes.
     """
     if label is None or not share:
         return label
@@ -90,7 +87,7 @@ def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, st
 
 
 class PriorTask(Task[CodeBatch]):
-    """Train the prior of consecutive levels; keep the averaged weights that need fewest bits for held-out images.
+    """Train the prior of consecutive levels; keep the averaged weights that need the fewest bits for held-out images.
 
     Args:
         path: the run folder.
@@ -150,8 +147,8 @@ class PriorTask(Task[CodeBatch]):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the other run's prior of the same levels.
 
-        If the classes differ, the weights of classes are initialized anew. If only one of the two priors has
-        "no class", its row is left out, or begins as the mean of the classes.
+        If the classes differ, their weights are initialized anew. If only the other prior has "no class", its row is
+        left out; if only this prior has it, its row is the mean of the classes.
         """
         assert isinstance(model, Prior)
         name, initial = self.training.init_from, model.state_dict()
@@ -160,7 +157,11 @@ class PriorTask(Task[CodeBatch]):
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, about = prior.read()
         anew = list[str]()
-        for tensor_name in self._find_class_tensors():
+        with torch.device("meta"):  # the tensors of classes are those whose shapes depend on the number of classes
+            one_class, two_classes = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
+        for tensor_name, tensor in two_classes.items():
+            if tensor.shape == one_class[tensor_name].shape:
+                continue
             if self.classes != tuple(about["classes"]):
                 anew.append(tensor_name)
             elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
@@ -170,12 +171,6 @@ class PriorTask(Task[CodeBatch]):
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", anew)
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
         return message + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
-
-    def _find_class_tensors(self) -> list[str]:
-        """Return the names of the tensors whose shapes depend on the number of classes."""
-        with torch.device("meta"):
-            one_class, two_classes = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
-        return [name for name, tensor in two_classes.items() if tensor.shape != one_class[name].shape]
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
@@ -204,7 +199,9 @@ class PriorTask(Task[CodeBatch]):
         bits_per_code, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
         previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
         best = min(previous, default=math.inf)
-        if bits_per_code <= best and distributed.is_rank_zero():  # before the log: after a kill it is evaluated again
+        if (
+            bits_per_code <= best and distributed.is_rank_zero()
+        ):  # before the log, so that a kill repeats the evaluation
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
                 save_model(
@@ -214,7 +211,7 @@ class PriorTask(Task[CodeBatch]):
                 )  # fmt: skip
         record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image)}
         compared = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        line = f"held out: {bits_per_code:.4f} bits a code, {sum(bits_per_image):.1f} bits an image  ({compared})"
+        line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({compared})"
         return Evaluation({**record, **more}, line)
 
     def _bits_per_image(self, prior: Prior) -> list[float]:
@@ -240,10 +237,10 @@ def train_priors(
     path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, renew: bool = False,
     callbacks: Sequence[Callback] = (), say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train priors of a run one after the other, and return how each ended. A signal ends them all.
+    """Train priors of a run one after the other, and return how each training ended. A signal ends all.
 
-    The options are those of `Trainer`. Raises as `Trainer.train`, if possible before the first prior is trained, and
-    InputError without a trained autoencoder.
+    Options are those of `Trainer`. Raises as `Trainer.train`, if possible before the first training, and InputError
+    without a trained autoencoder.
     """
     run = Run(path)
     trained = (*run.load(progressive=False), run.digest)
@@ -257,7 +254,7 @@ def train_priors(
         for trainer in trainers.values():
             trainer.check()
         next(iter(trainers.values())).task.open(say)
-        for trainer in trainers.values():  # keeps the options of priors that a signal stops before they begin
+        for trainer in trainers.values():  # writes the options of priors that a signal stops before they begin
             distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
         for levels, trainer in trainers.items():
             outcomes[levels] = trainer.train()
@@ -278,22 +275,22 @@ def resolve_priors(
         fields: texts of fields by dotted name.
 
     Raises:
-        InputError: no such run or level, or as `prior_config`.
+        InputError: there is no such run or level, or as `prior_config`.
     """
     stored = RunFolder(Path(path)).read_config()
     count = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= count:
         raise InputError(f"--level is {level}; this model has levels 1 to {count}")
-    wanted = range(count) if level is None else range(level - 1, level)
+    requested = {*range(count)} if level is None else {level - 1}
     configs = {
         levels: prior_config(stored, fields, folder.read_config())
         for levels, folder in prior_folders(path).items()
-        if resume and {*levels} & {*wanted} and folder.config.is_file()
+        if resume and requested & {*levels} and folder.config.is_file()
     }
     covered = {index for levels in configs for index in levels}
-    if not {*wanted} <= covered:
+    if not requested <= covered:
         new = prior_config(stored, fields)
-        configs |= {levels: new for levels in new.prior_levels if {*levels} & {*wanted} and not {*levels} & covered}
+        configs |= {levels: new for levels in new.prior_levels if requested & {*levels} and not covered & {*levels}}
     if len({config.prior.codes for config in configs.values()}) > 1:
-        raise InputError("the levels were begun with codes of several places; go on with one at a time: --level L")
+        raise InputError("the priors were begun with different --prior.codes: resume each alone, with --level L")
     return dict(sorted(configs.items(), key=lambda item: item[0].start))

@@ -1,7 +1,6 @@
-"""Train a progressive decoder, which decodes the first levels of a trained autoencoder.
+"""Train a progressive decoder, which decodes the first levels of a trained and frozen autoencoder.
 
-The autoencoder is frozen. The progressive decoder begins as a copy of its decoder, behind a refiner that is the
-identity at first.
+It begins as a copy of the autoencoder's decoder behind a refiner that is the identity.
 """
 
 from __future__ import annotations
@@ -30,12 +29,16 @@ from hrvqvae.utils.errors import InputError
 
 
 class ProgressiveTask(ImageTask):
-    """Train a progressive decoder: the images of a batch are cut to the prefixes of the levels in turn.
+    """Train a progressive decoder: the images of a batch are decoded from the prefixes of the levels in turn.
 
-    The error of each prefix is divided by its value, so that all weigh the same: this raises the mean PSNR of the
-    prefixes. `config` is the run's configuration, with the `progressive` section of this training.
+    The error of each prefix is divided by its value, so that all prefixes weigh the same: this raises their mean PSNR.
 
-    Raises InputError without a trained autoencoder, or if it has no prefixes.
+    Args:
+        path: the run folder.
+        config: the run's configuration, with the `progressive` section of this training.
+
+    Raises:
+        InputError: there is no trained autoencoder, or it has no prefixes.
     """
 
     name_suffix = ", prefixes"
@@ -90,7 +93,7 @@ class ProgressiveTask(ImageTask):
         reconstruction = {f"reconstruction_{prefixes[index]}": errors_of_prefixes[index] for index in sorted(present)}
         return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
 
-    def averaged(self, state: TrainState) -> Autoencoder:
+    def averaged_model(self, state: TrainState) -> Autoencoder:
         decoder = state.averaged.module
         assert isinstance(decoder, ProgressiveDecoder)
         self.model.use_progressive_decoder(decoder.eval())
@@ -107,7 +110,7 @@ class ProgressiveTask(ImageTask):
 def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: bool) -> Config:
     """Return the configuration of a run with the `progressive` section of a new or resumed training.
 
-    `fields` are texts by dotted name. Raises as `progressive_config`, and InputError if there is no such folder.
+    `fields` are texts by dotted name. Raises InputError if there is no such folder, or as `progressive_config`.
     """
     stored = Run(path).described_config
     require_own(path)

@@ -1,4 +1,4 @@
-"""Renewing the artifacts of a run that were made for another state of its autoencoder."""
+"""Renew the artifacts of a run that were made for another state of its autoencoder."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from hrvqvae.training.prior import train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Say, Trainer
 
-_MARK = ".refreshing"  # in a folder whose renewal has begun and not ended
+_MARK = ".refreshing"  # in a folder while it is renewed
 
 
 def refresh(
     name: str, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
 ) -> int | None:  # fmt: skip
-    """Train the stale networks of a run again, as they were trained before, and fit its entropy model.
+    """Train the stale networks of a run as they were trained before, and fit its entropy model.
 
     Args:
-        root: Where the data is, if it has moved since.
+        root: where the data is, if it has moved.
 
     Returns:
-        The signal that stopped the training, or None at the end. Called again, it goes on where it stopped.
+        The signal that stopped the training, or None at the end. Another call resumes.
 
     Raises:
-        InputError: As `Trainer.train` and `EntropyModelArtifact.fit`.
+        InputError: as `Trainer.train` and `EntropyModelArtifact.fit`.
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
@@ -39,9 +39,9 @@ def refresh(
             task = ProgressiveTask(name, config)
             outcome = Trainer(task, resume=True, renew=True, callbacks=callbacks, say=say).train()
         else:
-            of_prior = {network.levels: config}
-            trained = train_priors(name, of_prior, resume=True, renew=True, callbacks=callbacks, say=say)
-            outcome = trained[network.levels]
+            configs = {network.levels: config}
+            outcomes = train_priors(name, configs, resume=True, renew=True, callbacks=callbacks, say=say)
+            outcome = outcomes[network.levels]
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)

@@ -1,7 +1,6 @@
 """Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive decoder.
 
-Each function resolves the configuration, begins or resumes the stage in its folder, and returns how the training ended.
-Processes that torchrun restarted resume without being asked to.
+Processes that torchrun restarted resume without `resume`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
 from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
 from hrvqvae.utils.errors import InputError
 
-OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")  # of a stage, that have a short name
+OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields of a stage that have a short name
 Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as of the command line."""
 
@@ -34,12 +33,11 @@ def option_fields(stage: str, options: Fields) -> dict[str, Any]:
 
 
 def data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
-    """Return the fields that name the images of a run.
+    """Return the fields that name the images of a run folder.
 
     Args:
-        run: its folder.
         data: a folder or file of images, or a map-style torch data set; None leaves the data of the configuration.
-        test_data: a second data set, to evaluate on; by default the first is divided as `data.split` says.
+        test_data: a data set to evaluate on (default: `data` is divided as `data.split` says).
     """
     if data is None:
         return {}
@@ -49,7 +47,7 @@ def data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, 
 
 
 def run_folder_of(preset: str, out: str | Path | None) -> RunFolder:
-    """Return the folder that a preset is trained into: `out`, else a run folder itself, else runs/PRESET."""
+    """Return the folder to train into: `out`; else the preset, if it is a run folder; else runs/PRESET."""
     is_run = RunFolder(Path(preset)).config.is_file()
     return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
@@ -63,7 +61,9 @@ def train_autoencoder(
     Raises:
         InputError: a bad value, nothing to resume, or as `Trainer.train`.
     """
-    if resume and not _may_hold_run(run.path):
+    begun = (run.path / ".lock").is_file() or run.config.is_file()
+    empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
+    if resume and not (begun or empty):
         raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
     resume = resume or is_restarted(run.of_this_job)
 
@@ -74,18 +74,11 @@ def train_autoencoder(
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
 
-def _may_hold_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, one that was killed before its first file, or nothing at all."""
-    return folder.is_dir() and (
-        (folder / ".lock").is_file() or (folder / "config.yaml").is_file() or not any(folder.iterdir())
-    )
-
-
 def train_missing_priors(
     run: str | Path, fields: Fields, *, level: int | None = None, resume: bool = False,
     callbacks: Sequence[Callback] = (), say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train the priors of a run, or the one that covers a level (counted from 1). Raises as `train_priors`."""
+    """Train the priors of a run, or only the prior that covers a level (counted from 1). Raises as `train_priors`."""
 
     def resolve(resume: bool) -> dict[Levels, Config]:
         return resolve_priors(run, level, fields, resume=resume)
@@ -108,7 +101,7 @@ def train_progressive_decoder(
 
 
 def raise_signal(*outcomes: Outcome) -> None:
-    """Raise the signal that stopped a training, if any, now that it is saved: Ctrl-C is a KeyboardInterrupt."""
+    """Raise the signal that stopped a training, if any; Ctrl-C becomes a KeyboardInterrupt."""
     for outcome in outcomes:
         if outcome.signal is not None:
             signal.raise_signal(outcome.signal)

@@ -1,7 +1,6 @@
-"""The state of a training between two steps, how it is stored, and the gradient of a step.
+"""The state of a training between two steps: weights, moving average, optimizer, step, and seconds spent.
 
-The order of the data, the augmentation and every random draw depend on (seed, step) alone, so the state is the weights,
-their moving average, the optimizer, the step, and the seconds spent.
+The state holds no random generator: every draw depends on (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig, training_steps
 from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
@@ -38,7 +38,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
-    """Copy weights into a model, except those named in `anew`. Raises InputError at the first that does not fit."""
+    """Copy weights into a model, except those named in `anew`. Raises InputError if a weight does not fit."""
     current = model.state_dict()
     copied = {name: tensor for name, tensor in weights.items() if name not in anew}
     for name in sorted({*current, *copied} - set(anew)):
@@ -49,15 +49,15 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, a
 
 
 def require_finite(metrics: Mapping[str, float]) -> None:
-    """Raise NonFiniteError where the loss or the norm of the gradient is NaN or infinite."""
-    for name, what in (("loss", "loss"), ("gradient_norm", "gradient")):
+    """Raise NonFiniteError if the loss or the norm of the gradient is NaN or infinite."""
+    for name, noun in (("loss", "loss"), ("gradient_norm", "gradient")):
         if not math.isfinite(metrics.get(name, 0.0)):
             described = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            raise NonFiniteError(f"the {what} is not finite ({described})")
+            raise NonFiniteError(f"the {noun} is not finite ({described})")
 
 
 class Budget(NamedTuple):
-    """The limits of a training, which ends at the first it reaches; None is no limit."""
+    """The limits of a training; it ends at whichever it reaches first. None is no limit."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -67,16 +67,15 @@ _NO_LIMIT = Budget()
 
 
 def make_budget(config: TrainingConfig, samples: int) -> Budget:
-    """Return the budget of a configuration for epochs of `samples` samples."""
+    """Return the budget of a configuration; an epoch has `samples` samples."""
     limits = [config.max_steps] if config.max_steps else []
     if config.epochs:
         limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
     return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 
-@dataclass
-class TrainedNetwork:
-    """A network that is trained, and its optimizer."""
+class TrainedNetwork(NamedTuple):
+    """A network and its optimizer."""
 
     module: nn.Module
     optimizer: Optimizer
@@ -109,7 +108,7 @@ class TrainState:
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
         budget: Budget = _NO_LIMIT,
     ) -> TrainState:  # fmt: skip
-        """Return the state of a model on its device before its first step."""
+        """Return the state of a model, on its device, before the first step."""
         averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
@@ -126,7 +125,7 @@ class TrainState:
 
     @property
     def fraction(self) -> float:
-        """Spent share of the budget, by the limit that is nearer."""
+        """Spent share of the budget, by the nearer limit."""
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
@@ -136,8 +135,8 @@ class TrainState:
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
         """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
 
-        Gradients and terms are averaged over all processes by one all-reduce. On a GPU the terms stay there;
-        `require_finite` reads them when the trainer logs.
+        Gradients and terms are means over all processes. On a GPU the terms stay there; `require_finite` reads them
+        when the trainer logs.
 
         Raises:
             NonFiniteError: on a CPU, if a term or the gradient of any process is NaN or infinite.
@@ -165,7 +164,7 @@ class TrainState:
             self.networks[name].optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the state by its name in the checkpoint."""
+        """Return every tensor of the state by its name in a checkpoint."""
         named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for prefix, network in self._prefixed_networks():
             named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
@@ -174,31 +173,31 @@ class TrainState:
         return named
 
     def meta(self) -> dict[str, Any]:
-        window = [{name: float(value) for name, value in metrics.items()} for metrics in self.window]
+        """Return everything else of a checkpoint, as plain values."""
         return {
-            "step": self.step, "seconds": self.seconds, "device": self.compute.device.type, "window": window,
-            "broken": sorted(self.broken),
+            "step": self.step, "seconds": self.seconds, "device": self.compute.device.type,
+            "window": read_metrics(self.window), "broken": sorted(self.broken),
         }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Restore a saved state bit for bit. Raises DamagedFileError if it is of another model."""
 
-        def part(prefix: str) -> dict[str, Tensor]:
+        def select(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
         try:
             for prefix, network in self._prefixed_networks():
-                network.module.load_state_dict(part(f"{prefix}model."))
-            self.averaged.load_state_dict(part("averaged."))
+                network.module.load_state_dict(select(f"{prefix}model."))
+            self.averaged.load_state_dict(select("averaged."))
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
             self.window, self.broken = list(meta["window"]), set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
         for prefix, network in self._prefixed_networks():
-            _restore(network.optimizer, part(f"{prefix}optimizer."))
+            _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
-        """Return each network with the prefix of its names in the checkpoint."""
+        """Return each network with the prefix of its names in a checkpoint."""
         return [("" if name == MODEL else f"{name}_", network) for name, network in self.networks.items()]
 
 
@@ -208,7 +207,7 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
     @torch.no_grad()
     def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if averaged[0].is_floating_point():  # torch passes tensors of one type at a time
+        if averaged[0].is_floating_point():  # all tensors of a call have the same type
             average(averaged, current, steps)
         else:
             for mean, value in zip(averaged, current, strict=True):
@@ -217,8 +216,8 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
     return follow
 
 
-def _restore(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore the moments of an optimizer from names such as "3.exp_avg"."""
+def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Restore the moments of an optimizer by names such as "3.exp_avg"."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():

@@ -1,7 +1,7 @@
 """The trainer begins or resumes a task, takes steps, logs, saves and evaluates.
 
-A checkpoint is written before the evaluation of its step. So an evaluation that fails, or is killed, loses no step, and
-is made again where the run goes on.
+A checkpoint is written before the evaluation of its step. So an evaluation that fails or is killed loses no step, and a
+resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation.
+    """The results of an evaluation; report, model and images are None for a prior.
 
     Attributes:
         record: the logged values.
         line: a summary in one line.
-        report: measures on test images, for an autoencoder.
+        report: measures on test images.
         model: the averaged autoencoder in evaluation mode, on its device.
-        images: returns a few test images (B, C, Y, X) in [0, 1], on that device.
+        images: reads a few test images (B, C, Y, X) in [0, 1] onto that device.
     """
 
     record: Record
@@ -67,17 +67,17 @@ class Evaluation:
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""Called in rank 0 after each evaluation with the run, the records of its log and the evaluation, to draw plots."""
+"""Called in rank 0 after each evaluation, with the run, the records of its log and the evaluation; draws plots."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended.
+    """How a training ended.
 
     Attributes:
         step: steps taken in all.
-        signal: number of the signal that stopped it, or None where the budget was spent.
-        seconds: wall-clock time of the training, over all resumptions.
+        signal: the signal that stopped the training, or None if the budget is spent.
+        seconds: wall-clock time over all resumptions.
         peak_bytes: as `Compute.peak_bytes`.
     """
 
@@ -88,18 +88,18 @@ class Outcome:
 
 
 class Task(ABC, Generic[B]):
-    """A training: its folder, network, batches, steps, evaluation and model file.
+    """What is trained: its folder, network, batches, steps, evaluation and model file.
 
     Attributes:
         run: the folder of the training.
         config: the configuration, which the folder keeps.
-        training: budget, optimization, and how often to log, save and evaluate.
+        training: the section of the configuration for this training.
         compute: device, precision and memory format.
         samples: number of samples in an epoch; set by `open`.
         data: digest of the samples; set by `open`.
         parent_run: the run of the autoencoder, for a prior or a progressive decoder; else None.
         autoencoder: digest of the state of that autoencoder.
-        few_steps: warn below this number of steps.
+        few_steps: warn below this many steps.
     """
 
     samples: int
@@ -121,7 +121,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def describe(self) -> str:
-        """Return what is trained and on how much data, as the beginning of a line."""
+        """Return what is trained, and on how much data, as the beginning of a line."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -129,13 +129,13 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Load the weights that `training.init_from` names; return a message. Raises InputError."""
+        """Load the weights that `training.init_from` names, and return a message. Raises InputError."""
 
     def initialize(self, model: nn.Module) -> None:
-        """Start a fresh network from data, on its device."""
+        """Initialize an untrained network from data, on its device."""
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """Build what the steps minimize; return the networks trained beside the model, by name, on its device."""
+        """Build the objective; return the networks that are trained beside the model, by name, on its device."""
         return MappingProxyType({})
 
     @abstractmethod
@@ -144,7 +144,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def step(self, state: TrainState, batch: B) -> Metrics:
-        """Update networks and average; return what is logged, by name.
+        """Update the networks and the average; return the values to log, by name.
 
         Raises NonFiniteError on a CPU, before a weight is updated.
         """
@@ -155,17 +155,17 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def save(self, state: TrainState) -> None:
-        """Write what others load, after a checkpoint. Called in rank 0. Raises OSError."""
+        """Write the model file, after a checkpoint. Called in rank 0. Raises OSError."""
 
 
 class Trainer(Generic[B]):
     """Trains a task into its run folder, in this process or in several that train together.
 
-    A run resumes from its newest whole checkpoint, and comes to the weights of a run that never stopped.
+    A run resumes from its newest intact checkpoint, and comes to the weights of a run that never stopped.
 
     Args:
-        resume: go on where the training stopped, if it has begun.
-        renew: begin anew if the folder's network was trained for another state of the autoencoder.
+        resume: continue the training, if it has begun.
+        renew: begin anew if the network in the folder was trained for another state of the autoencoder.
         callbacks: called after each evaluation.
         say: prints a message.
     """
@@ -179,15 +179,12 @@ class Trainer(Generic[B]):
         self.meter: Meter
 
     def train(self) -> Outcome:
-        """Train until the budget is spent or a signal asks to stop; leave a checkpoint and an evaluation of the end.
-
-        Several processes agree after each step on the time spent, the slowest one's, and on the signal: so all take
-        the same steps at the same rates, and end at the same step.
+        """Train until the budget is spent or a signal asks to stop; then save a checkpoint and evaluate.
 
         Raises:
             InUseError: another process trains in that folder.
-            InputError: bad data, a folder that can't be written, one that holds another training, a full disk;
-                processes that train together no longer hold the same weights and codebooks.
+            InputError: bad data, a folder that can't be written or holds another training, a full disk, or processes
+                that no longer hold the same weights and codebooks.
             NonFiniteError: a loss or gradient is not finite. Nothing of that step is saved; in memory, moving-average
                 codebooks may have followed it.
         """
@@ -199,7 +196,7 @@ class Trainer(Generic[B]):
             stack.enter_context(explain_worker_errors())
             stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
-            shared = stack.enter_context(SharedClock())
+            processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(Meter(sys.stdout))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
@@ -210,8 +207,8 @@ class Trainer(Generic[B]):
 
             if state.step and due(training.evaluate_every) and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
-            shared.tick()
-            while state.fraction < 1 and shared.signal is None:
+            processes.sync()
+            while state.fraction < 1 and processes.signal is None:
                 rate = learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
@@ -223,9 +220,9 @@ class Trainer(Generic[B]):
                 except NonFiniteError as error:
                     raise _non_finite_error(run, state.step, error) from error
                 state.step += 1
-                seconds = shared.tick()
+                seconds = processes.sync()
                 state.seconds += seconds
-                self.log.add({**metrics, "learning_rate": rate, "step_seconds": seconds})
+                state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
                 logs, evaluates = due(training.log_every), due(training.evaluate_every)
                 saves = evaluates or due(training.checkpoint_every)
                 if logs or saves:
@@ -237,18 +234,17 @@ class Trainer(Generic[B]):
                     saved = state.step
                 if evaluates:
                     self._evaluate(state)
-                state.seconds += shared.tick()
+                state.seconds += processes.sync()
             self._log(state)
             if saved < state.step:
                 self._save(state)
-            if shared.signal is None and not self.log.has_evaluation(state.step):
+            if processes.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
-                state.seconds += shared.tick()
-        outcome = Outcome(state.step, shared.signal, state.seconds, task.compute.peak_bytes())
-        if outcome.signal is None and outcome.step < task.few_steps <= (state.budget.steps or task.few_steps):
-            took = counted(outcome.step, "step")
-            self.say(f"hint: {took} fitted into the time: little is learned; go on with more minutes and --resume")
-        return outcome
+                state.seconds += processes.sync()
+        if processes.signal is None and state.step < task.few_steps <= (state.budget.steps or task.few_steps):
+            steps = counted(state.step, "step")
+            self.say(f"hint: {steps} fitted into the time: little is learned; go on with more minutes and --resume")
+        return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
 
     def check(self) -> None:
         """Raise InputError if the task can't be trained as configured, or the folder must not be overwritten."""
@@ -280,11 +276,11 @@ class Trainer(Generic[B]):
         distributed.on_rank_zero(check_folder)
 
     def _is_stale(self) -> bool:
-        """Return whether the folder holds what was trained for another state of the autoencoder. For rank 0."""
+        """Return whether the network in the folder is for another state of the autoencoder. Call it in rank 0."""
         return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder)
 
     def _prepare_state(self) -> TrainState:
-        """Return the state of the newest whole checkpoint, or that of a fresh model."""
+        """Prepare the folder; return the state of the newest intact checkpoint, or of an untrained model."""
         task, run, training = self.task, self.task.run, self.task.training
         self.check()
         stale = distributed.on_rank_zero(self._is_stale)
@@ -294,25 +290,27 @@ class Trainer(Generic[B]):
         fresh = stale or not distributed.on_rank_zero(run.begun)
         torch.manual_seed(training.seed)
         model = task.build()
-        beginning = task.init_from(model) if fresh and training.init_from else ""  # raises before anything is written
+        init_message = (
+            task.init_from(model) if fresh and training.init_from else ""
+        )  # raises before anything is written
 
-        def prepare() -> None:
+        def prepare_folder() -> None:
             for path in (run.model, *run.saved()) if stale else ():
                 path.unlink(missing_ok=True)
             run.prepare(task.config)
             if task.parent_run is not None:
                 write_atomic(run.source, task.autoencoder.encode())
 
-        distributed.on_rank_zero(prepare)
+        distributed.on_rank_zero(prepare_folder)
         if stale:
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
         saved = None if fresh else distributed.on_rank_zero(lambda: run.newest(self.say))
         if self.resume and fresh:
             self.say(f"no checkpoint in {run.path}: starting anew")
-        if beginning:
-            self.say(beginning)
+        if init_message:
+            self.say(init_message)
         model = task.compute.place_model(model)
-        if fresh and not beginning:
+        if fresh and not init_message:
             task.initialize(model)
         budget = make_budget(training, task.samples)
         state = TrainState.start(model, training, task.build_objective(model), budget)
@@ -331,7 +329,7 @@ class Trainer(Generic[B]):
         task, run = self.task, self.task.run
         if meta["data"] != task.data:
             raise InputError(
-                f"{run.path} was trained on other images: give it those again, or begin another run with its weights, "
+                f"{run.path} was trained on other images: give those images, or begin another run with its weights, "
                 "by --init-from"
             )
         state.restore(tensors, meta)
@@ -342,40 +340,42 @@ class Trainer(Generic[B]):
         before, now = meta.get("device", task.compute.device.type), task.compute.device.type
         if before != now:
             self.say(f"trained on {before} so far, and on {now} from here on, where sums round differently")
-        step = None
+        model_step = None
         with suppress(InputError, OSError, KeyError):
-            step = storage.read_meta(run.model)["step"]
-        if distributed.is_rank_zero() and step != state.step:  # killed between checkpoint and model
+            model_step = storage.read_meta(run.model)["step"]
+        if distributed.is_rank_zero() and model_step != state.step:  # killed between checkpoint and model
             with explain_save_errors(run, state.step):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
-        """Log and show the means since the last log. Raises NonFiniteError as `_require_finite`."""
-        self._require_finite(state)
-        state.broken.update(*distributed.gather_object(state.broken))
+        """Log and show the means since the last log. Raises NonFiniteError as `_sync_metrics`."""
+        self._sync_metrics(state)
         with explain_save_errors(self.task.run, state.step, "logged"):
             mean = self.log.write_means(state.step, self.task.training.batch_size, len(state.broken))
         if not mean:
             return
-        used = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
+        usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
         left = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
-        text = f"loss {mean['loss']:.5f}{used}  {mean['images_per_second']:,.0f} images/s  {left} left"
+        text = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {left} left"
         with suppress(OSError):  # a terminal that is gone
             self.meter.show(f"step {state.step}", state.fraction, text, last=state.fraction >= 1)
 
-    def _require_finite(self, state: TrainState) -> None:
-        """Raise NonFiniteError at the first step since the last log whose loss or gradient is not finite."""
-        pending = self.log.pending()
-        for step, metrics in enumerate(pending, state.step - len(pending)):
+    def _sync_metrics(self, state: TrainState) -> None:
+        """Check the metrics since the last log, and gather the messages about broken images of all processes.
+
+        Raises NonFiniteError at the first step whose loss or gradient is not finite.
+        """
+        window = loggers.read_metrics(state.window)
+        for step, metrics in enumerate(window, state.step - len(window)):
             try:
                 require_finite(metrics)
             except NonFiniteError as error:
                 raise _non_finite_error(self.task.run, step, error) from error
+        state.broken.update(*distributed.gather_object(state.broken))
 
     def _save(self, state: TrainState) -> None:
-        """Write a checkpoint, and then what others load. Raises NonFiniteError as `_require_finite`."""
-        self._require_finite(state)
-        state.broken.update(*distributed.gather_object(state.broken))
+        """Write a checkpoint, and then the model file. Raises NonFiniteError as `_sync_metrics`."""
+        self._sync_metrics(state)
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
                 self.task.run.save(
@@ -385,22 +385,23 @@ class Trainer(Generic[B]):
 
     def _evaluate(self, state: TrainState) -> None:
         with explain_save_errors(self.task.run, state.step, "evaluated"):
-            found = self.task.evaluate(state, self.log.records)
-            self.meter.say(f"step {state.step}  {found.line}")
+            evaluation = self.task.evaluate(state, self.log.records)
+            self.meter.say(f"step {state.step}  {evaluation.line}")
             if distributed.is_rank_zero():
-                records = [*self.log.records, {"kind": "evaluation", "step": state.step, **found.record}]
+                records = [*self.log.records, {"kind": "evaluation", "step": state.step, **evaluation.record}]
                 for callback in self.callbacks:
-                    callback(self.task.run, records, found)
-            self.log.write("evaluation", state.step, found.record)  # last: without it the evaluation is made again
+                    callback(self.task.run, records, evaluation)
+            self.log.write("evaluation", state.step, evaluation.record)  # last: without it the evaluation is repeated
 
 
-class SharedClock:
-    """The time spent, and the signal to stop, on which all processes that train together agree at each tick.
+class ProcessSync:
+    """Lets the processes that train together agree on the time spent and on the signal to stop.
 
-    SIGINT, SIGTERM and SIGHUP ask to end after the current step; a second one ends the process at once.
+    So all take the same steps at the same rates, and end at the same step. SIGINT, SIGTERM and SIGHUP ask to end after
+    the current step; a second signal ends the process at once.
 
     Attributes:
-        signal: the signal that a process had received at the last tick.
+        signal: the signal that any process had received at the last `sync`.
     """
 
     def __init__(self) -> None:
@@ -408,10 +409,10 @@ class SharedClock:
         self._received: int | None = None
         self._last = time.monotonic()
 
-    def __enter__(self) -> SharedClock:
+    def __enter__(self) -> ProcessSync:
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            signals = [signal.SIGINT, signal.SIGTERM]  # also where a script's background job ignores SIGINT
+            signals = [signal.SIGINT, signal.SIGTERM]  # SIGINT even if a script's background job ignores it
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
             if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
                 signals.append(hangup)
@@ -422,8 +423,8 @@ class SharedClock:
         for caught, handler in self._handlers.items():
             signal.signal(caught, handler)
 
-    def tick(self) -> float:
-        """Return the seconds since the last tick in the slowest process, and set `signal`."""
+    def sync(self) -> float:
+        """Exchange signals and times with all processes; return the slowest process's seconds since the last `sync`."""
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
         self._last = now
@@ -438,29 +439,27 @@ class SharedClock:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Let what a step draws from torch's global generators, such as dropout, depend on (seed, step) alone.
-
-    Each of several processes that train together draws other numbers, which depend on its rank as well.
-    """
+    """Seed torch's global generators, which dropout uses, for a step. Each process gets another seed, by its rank."""
     rank = distributed.rank()
-    others = make_rng("step", seed, step, rank)
-    torch.manual_seed(int(others.integers(2**63)) if rank else (seed << 32) + step)
+    rng = make_rng("step", seed, step, rank)
+    torch.manual_seed(int(rng.integers(2**63)) if rank else (seed << 32) + step)
 
 
 @contextmanager
-def explain_save_errors(run: RunFolder, step: int, how: str = "saved") -> Iterator[None]:
+def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Iterator[None]:
     """Turn an OSError, or an InputError of a full disk, into an InputError with the step and the last checkpoint."""
     try:
         yield
     except (OSError, InputError) as error:
-        number = error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        code = error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
+        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if not full and not isinstance(error, OSError):
             raise
-        reason = os.strerror(number) if number and isinstance(error, OSError) else error
-        mend = "make room" if full else "mend that"
+        reason = os.strerror(code) if code and isinstance(error, OSError) else error
+        advice = "make room" if full else "mend that"
         raise InputError(
-            f"step {step} could not be {how} ({reason}); {_report_checkpoint(run)}: {mend} and continue with --resume"
+            f"step {step} could not be {action} ({reason}); {_report_checkpoint(run)}: {advice} and continue with "
+            "--resume"
         ) from error
 
 
@@ -471,5 +470,5 @@ def _non_finite_error(run: RunFolder, step: int, error: NonFiniteError) -> NonFi
 
 
 def _report_checkpoint(run: RunFolder) -> str:
-    kept = run.saved()
-    return f"the last good checkpoint is {kept[0]}" if kept else "there is no checkpoint yet"
+    saved = run.saved()
+    return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
