@@ -98,7 +98,7 @@ def test_other_numbers_of_images_are_refused() -> None:
     real, near, _ = sets(20)
     with pytest.raises(InputError, match="there is 1$"):
         RealImages(PIXELS, [real[:1]])
-    with pytest.raises(InputError, match="19 images can't be compared with 20 real ones"):
+    with pytest.raises(InputError, match="19 images can't be compared with 20 real images"):
         RealImages(PIXELS, [real]).distances([near[:19]])
 
 
