@@ -113,7 +113,7 @@ class Autoencoder(nn.Module, ABC):
         return levels
 
     def prefix(self, codes: Codes, levels: int | None) -> Codes:
-        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if there are fewer."""
+        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if too few."""
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
             raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
