@@ -228,7 +228,7 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
 
 def test_a_level_has_one_prior(run: Path) -> None:
     train_levels(run, training__max_steps="1")
-    told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train one of levels 1 to 2"
+    told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1 to 2"
     with pytest.raises(InputError, match=told):
         train_levels(run, of=GIVEN_GPT)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()

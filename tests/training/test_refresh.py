@@ -14,7 +14,7 @@ from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
-from hrvqvae.training.refresh import refresh
+from hrvqvae.training.stages import refresh
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, with_training
 from tests.kills import at_step

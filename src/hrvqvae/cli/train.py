@@ -112,7 +112,7 @@ def _train_progressive(arguments: Arguments) -> int:
 def _refresh(arguments: Arguments) -> int:
     with _join_process_group():
         from hrvqvae.checkpoints.run import stale_notice
-        from hrvqvae.training.refresh import refresh
+        from hrvqvae.training.stages import refresh
 
         signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_callbacks())
         if signal is not None:

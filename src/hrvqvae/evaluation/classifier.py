@@ -202,11 +202,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
     """Train the classifier of a data set on the training split, and measure it on the test split.
 
-    Args:
-        epochs: passes over the training split (None: as many as in the recipe).
-
-    Raises:
-        InputError: the data is missing, or has no classes.
+    Without `epochs`, there are as many as in the recipe. Raises InputError if the data is missing or has no classes.
     """
     images, test = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:

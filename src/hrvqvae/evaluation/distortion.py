@@ -83,15 +83,12 @@ def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device,
     encode: Encode | None = None,
 ) -> Report:  # fmt: skip
-    """Measure a model on every image of the batches of all processes.
+    """Measure a model on every image of the batches of all processes. Raises InputError if there is no image.
 
     Args:
         model: the autoencoder, on `device`, in evaluation mode.
         split: name of the split, for the report.
         encode: encodes images on the device (None: `model.encode`).
-
-    Raises:
-        InputError: there is no image.
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords

@@ -137,6 +137,8 @@ def evaluate_run(
 ) -> Evaluated:  # fmt: skip
     """Measure a run's autoencoder on a split, and its priors if every level has a prior, in float32.
 
+    Raises InputError if the run or its data is missing, or does not support the guidance or the lambda.
+
     Args:
         samples: number of samples to draw and measure.
         guidance: guidance weights; `samples` samples are drawn with each.
@@ -145,9 +147,6 @@ def evaluate_run(
         lmbda: rate-distortion trade-off of the codes, as for `Model.encode`.
         sample_levels: levels to draw (`SamplingParams.levels`).
         rate: whether to measure the priors.
-
-    Raises:
-        InputError: the run or its data is missing, or does not support the guidance or the lambda.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)

@@ -57,13 +57,8 @@ def features_of(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
     Inception comes first, if its weights are on this machine. Grey images with classes, and data sets whose registry
-    entry has a recipe, take a classifier. All others take efficientnet-lite0.
-
-    Args:
-        classifier_path: weights file of the classifier; written if the classifier has to be trained.
-
-    Raises:
-        InputError: no extractor is installed, or the data is missing.
+    entry has a recipe, take a classifier, which is trained and written to `classifier_path` if need be. All others take
+    efficientnet-lite0. Raises InputError if no extractor is installed, or the data is missing.
     """
     if published.INCEPTION.there:
         with published.INCEPTION.read():
@@ -123,16 +118,13 @@ def summarize(distances: Sequence[SetDistances]) -> Spreads:
 
 
 class RealImages:
-    """A set of real images with its features, to compare other sets with.
+    """A set of real images, at least two, with its features, to compare other sets with.
 
     Frechet distances, precision and recall depend on the number of images, so only sets of the same size are compared.
 
     Attributes:
         count: number of real images.
         frechet, kernel: names of the distances, with the features.
-
-    Raises:
-        InputError: there are fewer than two images.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
@@ -149,11 +141,7 @@ class RealImages:
         return torch.cat([self._features(images) for images in batches])
 
     def distances(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of batches of images (B, C, Y, X), in all as many as there are real images.
-
-        Raises:
-            InputError: there are more or fewer images.
-        """
+        """Measure the distances of as many images as there are real images. Raises InputError if there are not."""
         features = self._extract(batches)
         if len(features) != self.count:
             raise InputError(
@@ -228,16 +216,13 @@ def measure_samples(
     """Draw samples, classify them, and compare them with test images.
 
     `count` samples, with classes equally often, are classified. DRAWS other sets, with classes by their frequency in
-    training, are compared with half of the test split, which bounds their size. The other half gives the floor.
+    training, are compared with half of the test split, which bounds their size. The other half gives the floor. Raises
+    InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
 
     Args:
         guidance: guidance weights (`SamplingParams.guidance`); each gives a `SampleQuality`.
         lmbda: rate-distortion trade-off of the reconstructions, as for `Model.encode`.
         levels: levels to draw (`SamplingParams.levels`).
-
-    Raises:
-        InputError: a level has no prior, a prior does not support guidance, there are no classes, or the data is
-            missing.
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")

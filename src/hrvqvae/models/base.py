@@ -39,12 +39,9 @@ class Reconstructed:
 
 
 def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
-    """Return images as float32 in [0, 1].
+    """Return images as float32 in [0, 1]. Raises InputError for a wrong shape, channel count, type or value.
 
     Values are not checked in a traced graph, nor in training on a GPU, where the check would wait for the GPU.
-
-    Raises:
-        InputError: wrong shape, channel count or type, values outside [0, 1], or NaN.
     """
     if images.dim() != 4:
         raise InputError(f"images have {images.dim()} dimensions; expected 4: (B, C, Y, X)")
@@ -74,10 +71,9 @@ def pad_to_grid(images: Tensor, padding: int, height: int, width: int) -> Tensor
 
 
 def fit_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
-    """Return the size of a decoded image without padding; a size of None is the largest that fits.
+    """Return the size of a decoded image without padding; None is the largest size that fits.
 
-    Raises:
-        InputError: The size does not fit into the decoder's output of height x width pixels.
+    Raises InputError if the size does not fit into the decoder's output of height x width pixels.
     """
     largest = (height - 2 * padding, width - 2 * padding)
     height, width = size or largest
@@ -129,14 +125,11 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Return images (B, C, Y, X) float32 in [0, 1] from codes.
+        """Return images (B, C, Y, X) float32 in [0, 1] from codes. Raises InputError if a value is out of range.
 
         Args:
             levels: number of levels to decode, coarse first (None: all).
             size: height and width in pixels (None: the largest image of that latent grid).
-
-        Raises:
-            InputError: a code, the size or the level count is out of range.
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
@@ -152,11 +145,7 @@ class Autoencoder(nn.Module, ABC):
         return codes
 
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        """Initialize codebooks from training images, if the system does so.
-
-        Args:
-            batch_size: images per training step, to which usage counts are scaled (None: all of these images).
-        """
+        """Initialize codebooks from training images, with usage counts scaled to `batch_size` (None: all images)."""
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         """Restart dead codewords from a training batch; return how many were restarted."""

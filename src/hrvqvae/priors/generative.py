@@ -72,15 +72,14 @@ def sample_codes(
 ) -> Codes:  # fmt: skip
     """Draw the codes (B, H_l, W_l) int64 of the priors' levels, prior after prior.
 
+    Raises InputError if a parameter or a label is out of range, or a label is missing.
+
     Args:
         priors: on the CPU; they cover the levels in order, from the coarsest.
         codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
         indices: indices of the samples; a sample of an index is the same in every batch.
         label: (B,) classes, None if the priors have no classes.
         kept: codes to keep; those of levels that no prior covers are ignored.
-
-    Raises:
-        InputError: A parameter or a label is out of range, or a label is missing.
     """
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
@@ -135,16 +134,13 @@ def sample_images(
     model: Autoencoder, priors: Priors, size: Grid, count: int, *, seed: int = 0, class_name: str | int | None = None,
     params: SamplingParams | None = None, kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
 ) -> Sampled:  # fmt: skip
-    """Draw `count` images.
+    """Draw `count` images. Raises InputError if the class is unknown, or a value is out of range.
 
     Args:
         model: in evaluation mode.
         size: height and width of the images in pixels.
         class_name: name or index of a class; None draws classes as often as they come in training.
         kept: codes of an image that every sample keeps.
-
-    Raises:
-        InputError: The class is unknown, or a value is out of range.
     """
     if count < 1:
         raise InputError(f"the number of samples is {count}; it must be at least 1")
@@ -176,15 +172,13 @@ def sample_images(
 def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
-    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent.
+    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent. Raises
+    InputError if `keep` is of no such form, or keeps nothing or everything.
 
     Args:
         keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X); a code is kept if the mask keeps
             all pixels of the code.
         grids: grid of each level.
-
-    Raises:
-        InputError: `keep` is none of these, or keeps nothing or everything.
     """
     rows, columns = min(grids)
     mask, option = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"

@@ -20,7 +20,7 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How codes are drawn from a distribution over m symbols.
+    """How codes are drawn from a distribution over m symbols. Raises InputError if a value is out of range.
 
     Attributes:
         temperature: Divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier.
@@ -29,9 +29,6 @@ class SamplingParams:
         guidance: w in the logits u + w (c - u), where c are the logits with the class and u those without it; from 0 to
             1000 (1: c alone). See `expand_labels`.
         levels: Draw only the first levels, and decode them as a prefix (None: all).
-
-    Raises:
-        InputError: A value is out of range.
     """
 
     temperature: float = 1.0
@@ -107,6 +104,8 @@ def sample_plain(
 ) -> None:  # fmt: skip
     """Draw the codes that are not kept, in raster order, and level after level at a position.
 
+    Raises NonFiniteError if a logit is NaN or infinite; the message names the position.
+
     Args:
         prior: in evaluation mode.
         codes: (B, H, W) int64 of each of the prior's levels; drawn codes are written in place. On the prior's device,
@@ -116,9 +115,6 @@ def sample_plain(
         label: (K * B,) or None, as `expand_labels` returns it.
         uniforms: (B, H, W) float64 in [0, 1) of each level, a draw per code.
         mixing: (K,), as `expand_labels` returns it.
-
-    Raises:
-        NonFiniteError: A logit is NaN or infinite; the message names the position.
     """
     batch, height, width = codes[0].shape
     for row in range(height):

@@ -113,7 +113,7 @@ class PriorTask(Task[CodeBatch]):
                 ", ".join(map(level_names, others)),
                 ", ".join(str(folders[levels].path) for levels in others),
             )
-            raise InputError(f"there is a prior of {names}: delete {paths} to train one of {level_names(self.levels)}")
+            raise InputError(f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
         prior, codes = self.config.prior, RunFolder(self.parent_run).codes
@@ -268,14 +268,12 @@ def resolve_priors(
 ) -> dict[Levels, Config]:
     """Return the configurations of a run's priors by the levels that they cover, coarse first.
 
-    With `resume`, priors that have begun keep their networks; the remaining levels get new priors.
+    With `resume`, priors that have begun keep their networks; the remaining levels get new priors. Raises InputError if
+    there is no such run or level, or as `prior_config`.
 
     Args:
-        level: return only the prior that covers this level, counted from 1; None returns all.
+        level: return only the prior that covers this level, counted from 1 (None: all priors).
         fields: texts of fields by dotted name.
-
-    Raises:
-        InputError: there is no such run or level, or as `prior_config`.
     """
     stored = RunFolder(Path(path)).read_config()
     count = len(stored.model.num_symbols)

@@ -32,13 +32,11 @@ class ProgressiveTask(ImageTask):
     """Train a progressive decoder: the images of a batch are decoded from the prefixes of the levels in turn.
 
     The error of each prefix is divided by its value, so that all prefixes weigh the same: this raises their mean PSNR.
+    Raises InputError if there is no trained autoencoder, or it has no prefixes.
 
     Args:
         path: the run folder.
         config: the run's configuration, with the `progressive` section of this training.
-
-    Raises:
-        InputError: there is no trained autoencoder, or it has no prefixes.
     """
 
     name_suffix = ", prefixes"

@@ -12,6 +12,7 @@ from typing import Any
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import autoencoder_config
 from hrvqvae.data.sources.datasets import give_datasets
@@ -22,6 +23,7 @@ from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
 from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
 from hrvqvae.utils.errors import InputError
 
+_MARK = ".refreshing"  # in a folder while it is renewed
 OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields of a stage that have a short name
 Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as of the command line."""
@@ -58,8 +60,7 @@ def train_autoencoder(
 ) -> Outcome:  # fmt: skip
     """Train the autoencoder of a preset, a configuration file or a run folder.
 
-    Raises:
-        InputError: a bad value, nothing to resume, or as `Trainer.train`.
+    Raises InputError for a bad value, if there is nothing to resume, or as `Trainer.train`.
     """
     begun = (run.path / ".lock").is_file() or run.config.is_file()
     empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
@@ -98,6 +99,37 @@ def train_progressive_decoder(
     resume = resume or is_restarted(progressive_folder(run).of_this_job)
     config = distributed.on_rank_zero(lambda: resolve_progressive(run, fields, resume=resume))
     return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=callbacks, say=say).train()
+
+
+def refresh(
+    name: str, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
+) -> int | None:  # fmt: skip
+    """Train the stale networks of a run as they were trained before, and fit its entropy model.
+
+    Returns the signal that stopped the training, or None at the end; another call resumes. Raises InputError as
+    `Trainer.train` and `EntropyModelArtifact.fit`. `root` is where the data is, if it has moved.
+    """
+    run = Run(name)
+    stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
+    for network in (*run.priors.values(), run.progressive):
+        mark = network.path / _MARK
+        if not (network.path in stale or mark.is_file()):
+            continue
+        config = network.config.with_root(root)
+        distributed.on_rank_zero(mark.touch)
+        if network.levels is None:
+            task = ProgressiveTask(name, config)
+            outcome = Trainer(task, resume=True, renew=True, callbacks=callbacks, say=say).train()
+        else:
+            configs = {network.levels: config}
+            outcomes = train_priors(name, configs, resume=True, renew=True, callbacks=callbacks, say=say)
+            outcome = outcomes[network.levels]
+        if outcome.signal is not None:
+            return outcome.signal
+        distributed.on_rank_zero(mark.unlink)
+    if run.entropy_model.path in stale:
+        distributed.on_rank_zero(lambda: run.entropy_model.fit(root, say=say))
+    return None
 
 
 def raise_signal(*outcomes: Outcome) -> None:

@@ -175,8 +175,6 @@ class Trainer(Generic[B]):
         say: Say = print,
     ) -> None:  # fmt: skip
         self.task, self.resume, self.renew, self.callbacks, self.say = task, resume, renew, callbacks, say
-        self.log: MetricsLog
-        self.meter: Meter
 
     def train(self) -> Outcome:
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and evaluate.
