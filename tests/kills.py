@@ -15,12 +15,12 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], number: int, do: Callable[[Any], object]) -> None:
+def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Callable[[Any], object]) -> None:
     """Have something done with the state at the beginning of a step of a task."""
     original = task.step
 
     def step(self: object, state: Any, batch: object) -> object:
-        if state.step == number:
+        if state.step == at:
             do(state)
         return original(self, state, batch)
 

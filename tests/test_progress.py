@@ -105,7 +105,7 @@ def test_commands_show_it(
 
 
 def test_numbers_for_people() -> None:
-    said = [counted(number, "image") for number in (0, 1, 2, 2000)]
+    said = [counted(count, "image") for count in (0, 1, 2, 2000)]
     assert said == ["0 images", "1 image", "2 images", "2,000 images"]
     assert [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)] == [
         "0:00:00", "0:00:00", "0:00:59", "1:00:00", "100:01:01",

@@ -57,9 +57,9 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
     fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0{small}"
     done = recipe("figure", tmp_path, number, *arguments, "0.02", fields=fields)
     assert done.returncode == 0, done.stderr
-    found = recorded(tmp_path)
-    stopped = [words for words in found if words[1] in ("data", "train")]
-    for steps, several in ((1, stopped), (2, found)):  # the second time it goes on
+    commands = recorded(tmp_path)
+    stopped = [words for words in commands if words[1] in ("data", "train")]
+    for steps, several in ((1, stopped), (2, commands)):  # the second time it goes on
         for words in several:
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
     folder = f"figure-{number}" + ("-images" if number == "14" else "")
@@ -70,9 +70,9 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
 
 def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> None:
     assert recipe("grids", tmp_path, "out").returncode == 0
-    found = recorded(tmp_path)
-    trained = [words for words in found if words[1] == "train"]
-    minutes = [float(words[4]) for words in found if words[1] == "train-prior"]
+    commands = recorded(tmp_path)
+    trained = [words for words in commands if words[1] == "train"]
+    minutes = [float(words[4]) for words in commands if words[1] == "train-prior"]
     assert len(trained) == 9
     for words, each in zip(trained, minutes, strict=False):
         config = from_dict(yaml.safe_load(replay([*words, "--print-config"])), "printed")
@@ -196,7 +196,7 @@ def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
     assert width > 1.7 * height, "pairs side by side"
     config = RunFolder(run).read_config()
     train = load_images(config.data, "train")
-    images = torch.stack([torch.from_numpy(train.read(number, None)) for number in (5, 60)]) / 255
+    images = torch.stack([torch.from_numpy(train.read(index, None)) for index in (5, 60)]) / 255
     moved = (images * 0.9 + 0.01).clamp(0, 1)
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
     found, errors = nearest(moved, config)

@@ -103,8 +103,8 @@ def train_levels(
     path: Path, level: int | None = None, resume: bool = False, of: dict[str, str] = GIVEN, **changes: str
 ) -> None:
     """Train the priors of a run, or one (1 is the coarsest), with `training__max_steps="9"` and the like changed."""
-    given = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
-    train_priors(path, resolve_priors(str(path), level, given, resume=resume), resume=resume, say=silent)
+    fields = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
+    train_priors(path, resolve_priors(str(path), level, fields, resume=resume), resume=resume, say=silent)
 
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)

@@ -30,11 +30,11 @@ def torchrun(count: int, *options: str) -> list[str]:
 
 def ranks(launcher: int) -> list[int]:
     """Numbers of the processes that torchrun has started, in the order of their ranks."""
-    found: list[int] = []
+    pids: list[int] = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         with contextlib.suppress(OSError):
-            found += map(int, children.read_text().split())
-    return sorted(found)
+            pids += map(int, children.read_text().split())
+    return sorted(pids)
 
 
 def logged(folder: Path) -> int:

@@ -63,22 +63,22 @@ def logged(run: Path, name: str, kind: str = "train") -> list[float]:
 
 @pytest.mark.parametrize("system", EVERY)
 def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
-    (one,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
+    (alone,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
     together = [left + right for left, right in zip(first["images"], second["images"], strict=True)]
-    assert together == one["images"], "the same images at each step, in the same order"
+    assert together == alone["images"], "the same images at each step, in the same order"
     assert first["start"] == second["start"], "the start is the same in both"
     assert first["end"] == second["end"], "weights, codebooks and moments are the same to the bit"
     if system in OWN_START:
         return
-    assert first["start"] == one["start"]
+    assert first["start"] == alone["start"]
     losses = [logged(folder / f"{system}-{size}", "loss") for size in (1, 2)]
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     restarted = [logged(folder / f"{system}-{size}", "restarted") for size in (1, 2)]
     assert restarted[0] == restarted[1]
     for name in ("mse", "psnr", "ssim"):
-        found = [logged(folder / f"{system}-{size}", name, "evaluation") for size in (1, 2)]
-        np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+        measures = [logged(folder / f"{system}-{size}", name, "evaluation") for size in (1, 2)]
+        np.testing.assert_allclose(measures[1], measures[0], rtol=1e-4)
     assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [[40]] * 2
 
 
@@ -87,7 +87,7 @@ def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: st
     """And the terms of the loss, a number each."""
     counted = [each[system]["bytes"] for each in seen(folder, 2)]
     assert counted[0] == counted[1]
-    terms = [number - sum(exchanged(from_file(folder / f"{system}.yaml"))) for number in counted[0]]
+    terms = [count - sum(exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]]
     assert set(terms) <= {4 * count for count in range(1, 10)}
 
 

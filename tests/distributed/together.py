@@ -72,9 +72,9 @@ def watched() -> Iterator[Seen]:
 
 def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     """Train each system, then priors of the run that lies in FOLDER/priors-WORLD, if there is one."""
-    size, found = distributed.world_size(), {}
+    size, results = distributed.world_size(), {}
     for system in systems:
-        with watched() as found[system]:
+        with watched() as results[system]:
             run = RunFolder(folder / f"{system}-{size}")
             train_autoencoder(from_file(folder / f"{system}.yaml"), run)
     run = RunFolder(folder / f"priors-{size}")
@@ -82,7 +82,7 @@ def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
         train_priors(run.path, resolve_priors(run.path, None, PRIOR, resume=False), say=silent)
         case = Case("progressive", run.path, with_training(run.read_config(), batch_size=12))
         case.train(max_steps=5, log_every=1)
-    return found
+    return results
 
 
 def fail(config: Config, folder: Path, rank: int, how: str) -> str:
@@ -96,7 +96,7 @@ def fail(config: Config, folder: Path, rank: int, how: str) -> str:
         take_gradient = TrainState.take_gradient
 
         def worse(state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL) -> dict[str, float]:
-            return take_gradient(state, {name: one * float("nan") for name, one in losses.items()}, of)
+            return take_gradient(state, {name: loss * float("nan") for name, loss in losses.items()}, of)
 
         with patch.object(TrainState, "take_gradient", worse if wrong and how == "nan" else take_gradient):
             return usual(self, state, batch)

@@ -55,13 +55,13 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
 
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_rate", measure)
     monkeypatch.setattr("hrvqvae.evaluation.report.measure_samples", judged)
-    found = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
+    evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
     wide = load(run, beam=beam)
     images = load_images(wide.config.data, "train")
     for level, codes in zip(seen["coded"].levels, wide.encode(torch.from_numpy(images.pixels), lmbda), strict=True):
         assert np.array_equal(level, codes.numpy())
     decoded = wide.decode(wide.encode(whole := torch.from_numpy(images.pixels), lmbda), size=(12, 12))
-    assert found.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
+    assert evaluated.report.mse == pytest.approx(float((decoded - whole / 255).square().mean()), rel=1e-4)
     assert seen["model"].config.model.quantizer.beam == (beam or 1)
     assert seen["lmbda"] == lmbda
 

@@ -39,22 +39,22 @@ from tests.conftest import write_picture
 PIXELS = Features("", lambda images: images.flatten(1))
 
 
-def frechet_by_hand(one: np.ndarray, other: np.ndarray) -> float:
+def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the root by the eigenvalues of C1 C2."""
-    means, covariances = zip(*((x.mean(0), np.cov(x, rowvar=False)) for x in (one, other)), strict=True)
+    means, covariances = zip(*((x.mean(0), np.cov(x, rowvar=False)) for x in (left, right)), strict=True)
     roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0))
     return float(((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots.sum())
 
 
-def kernel_by_hand(one: np.ndarray, other: np.ndarray) -> float:
+def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     """E k(x, x') + E k(y, y') - 2 E k(x, y), pairs of the same image left out of the first two."""
-    width = one.shape[1]
+    width = left.shape[1]
 
     def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
         values = [(a @ b / width + 1) ** 3 for i, a in enumerate(x) for j, b in enumerate(y) if not (same and i == j)]
         return float(np.mean(values))
 
-    return mean(one, one, True) + mean(other, other, True) - 2 * mean(one, other, False)
+    return mean(left, left, True) + mean(right, right, True) - 2 * mean(left, right, False)
 
 
 def sets(count: int) -> tuple[torch.Tensor, ...]:
@@ -67,12 +67,12 @@ def test_distances_by_hand() -> None:
     kept = RealImages(PIXELS, [real[:50], real[50:]])
     assert (kept.frechet, kept.kernel) == ("FID of 80 images", "KID of 80 images")
     for other in (near, far, near):
-        one, two = (images.flatten(1).double().numpy() for images in (real, other))
-        found = kept.distances([other[:30], other[30:]])
-        assert found.frechet == pytest.approx(frechet_by_hand(one, two), rel=1e-4)
-        assert found.kernel == pytest.approx(kernel_by_hand(one, two), rel=1e-6)
-        assert found.precision == measure_share_inside(torch.from_numpy(two), torch.from_numpy(one))
-        assert found.recall == measure_share_inside(torch.from_numpy(one), torch.from_numpy(two)) != found.precision
+        left, right = (images.flatten(1).double() for images in (real, other))
+        distances = kept.distances([other[:30], other[30:]])
+        assert distances.frechet == pytest.approx(frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4)
+        assert distances.kernel == pytest.approx(kernel_by_hand(left.numpy(), right.numpy()), rel=1e-6)
+        assert distances.precision == measure_share_inside(right, left)
+        assert distances.recall == measure_share_inside(left, right) != distances.precision
     assert kept.distances([real]).frechet == pytest.approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet == "Frechet distance of 80 images, features of pixels"
@@ -80,10 +80,10 @@ def test_distances_by_hand() -> None:
 
 
 def test_shares_by_hand() -> None:
-    others = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
-    some = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
+    centres = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
+    points = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
     # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
-    assert measure_share_inside(some, others, neighbour=1) == 4 / 5
+    assert measure_share_inside(points, centres, neighbour=1) == 4 / 5
 
 
 def test_fewer_images_than_features_have_no_frechet_distance() -> None:
@@ -125,11 +125,11 @@ def test_a_classifier_of_greyscale_images_is_trained_once(
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    one, again = (features_of(config, tmp_path / "classifier.safetensors") for _ in range(2))
+    first, again = (features_of(config, tmp_path / "classifier.safetensors") for _ in range(2))
     assert trained == ["mnist"]
-    assert one.source == "a classifier of mnist"
-    assert one(images).shape == (3, 128)
-    torch.testing.assert_close(one(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
+    assert first.source == "a classifier of mnist"
+    assert first(images).shape == (3, 128)
+    torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
 
 
 @pytest.mark.usefixtures("cache")
@@ -137,9 +137,9 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
-    found = features_of(config, tmp_path / "classifier.safetensors")
-    assert found.source == "efficientnet-lite0"
-    assert found(torch.rand(2, 3, 32, 32)).shape == (2, 320)
+    features = features_of(config, tmp_path / "classifier.safetensors")
+    assert features.source == "efficientnet-lite0"
+    assert features(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
 
 def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,12 +150,12 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    found = features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
-    assert found.source == ""
+    features = features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
+    assert features.source == ""
     grey = torch.rand(2, 1, 28, 28)
-    seen = found(grey)
+    seen = features(grey)
     assert seen.shape == (2, 2048)
-    torch.testing.assert_close(seen, found(grey.expand(-1, 3, -1, -1)))
+    torch.testing.assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
     assert not seen.isnan().any()
 
 
@@ -222,12 +222,12 @@ class Brightness(torch.nn.Module):
 
 
 def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes: DataConfig) -> None:
-    (found,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)  # type: ignore[arg-type]
-    drawn, floor = (found.distances[name]["frechet"] for name in ("samples", "test images"))
+    (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)  # type: ignore[arg-type]
+    drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
     assert drawn is not None
     assert floor is not None
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
-    assert found.classification_accuracy == 1, "both classes, equally often"
+    assert quality.classification_accuracy == 1, "both classes, equally often"
     (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)  # type: ignore[arg-type]
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean  # type: ignore[union-attr]
 
@@ -240,8 +240,8 @@ def test_the_deviation_is_the_noise_of_repetitions(
     draw = model.draw
     for repetition in range(12):
         monkeypatch.setattr(model, "draw", lambda *a, seed, **k: draw(*a, seed=1_000 * repetition + seed, **k))  # noqa: B023
-        (found,) = measure_samples(model, unequal_classes, 300)  # type: ignore[arg-type]
-        spread = found.distances["samples"]["kernel"]
+        (quality,) = measure_samples(model, unequal_classes, 300)  # type: ignore[arg-type]
+        spread = quality.distances["samples"]["kernel"]
         assert spread is not None
         means.append(spread.mean)
         deviations.append(float(spread.deviation or 0))
@@ -268,11 +268,11 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
     train, test = striped(400, 0), striped(40, 1)
     entropy_model = fit(bare, train.levels, 0.02, lambda _: None)
-    found = file_bits(entropy_model, test, (16, 16))
+    bits = file_bits(entropy_model, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
     written = hrv.read(entropy_model, hrv._write(entropy_model, flat, (16, 16), 2))
-    assert found == tuple(8 * np.mean([one.lengths[level] - 1 for one in written]) for level in (1, 2))
-    assert found[0] < 0.5 * 128 < found[1], "what repeats takes fewer bits than what is drawn"
+    assert bits == tuple(8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2))
+    assert bits[0] < 0.5 * 128 < bits[1], "what repeats takes fewer bits than what is drawn"
 
 
 def test_a_label_takes_the_bits_of_its_frequency() -> None:

@@ -57,8 +57,8 @@ def test_one_grid(name: str) -> None:
     result = model(images)
     assert torch.equal(torch.stack(list(result.codes)), codes)
     torch.testing.assert_close(result.images, expected, atol=1e-5, rtol=1e-5)
-    own = {f"commitment_{level}" for level in range(1, quantizer.levels + 1)} if quantizer.levels > 1 else set()
-    assert set(result.losses) == {"reconstruction", "commitment"} | own
+    per_level = {f"commitment_{level}" for level in range(1, quantizer.levels + 1)} if quantizer.levels > 1 else set()
+    assert set(result.losses) == {"reconstruction", "commitment"} | per_level
     torch.testing.assert_close(result.losses["reconstruction"], (2 * expected - 2 * images).square().mean())
     commitment = quantizer.beta * (z - q).square().sum() / images.numel()
     torch.testing.assert_close(result.losses["commitment"], commitment)
@@ -85,10 +85,10 @@ def test_several_grids() -> None:
         if level < 2:
             above = model.conditions[level](words[-1])
     raised = [up(word) for up, word in zip(model.upsamplings, words, strict=True)]
-    assert [tuple(one.shape[-2:]) for one in raised] == [(8, 8)] * 3
+    assert [tuple(tensor.shape[-2:]) for tensor in raised] == [(8, 8)] * 3
     output = model.decoder(torch.cat(raised, 1))[..., 1:15, 1:15]
     result = model(images)
-    assert all(torch.equal(one, other) for one, other in zip(result.codes, codes, strict=True))
+    assert all(torch.equal(tensor, expected_codes) for tensor, expected_codes in zip(result.codes, codes, strict=True))
     torch.testing.assert_close(result.images, (output + 1) / 2, rtol=1e-4, atol=1e-5)
     assert set(result.losses) == {"reconstruction", "commitment_1", "commitment_2", "commitment_3"}
     for level, loss in enumerate(commitment, start=1):
@@ -113,5 +113,5 @@ def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -
 def test_codewords_count_as_parameters_though_they_are_buffers() -> None:
     model = model_of(config_of("hrvqvae"))
     assert isinstance(model, SingleGridAutoencoder)
-    network = sum(one.numel() for part in (model.encoder, model.decoder) for one in part.parameters())
+    network = sum(tensor.numel() for part in (model.encoder, model.decoder) for tensor in part.parameters())
     assert count_parameters(model) == network + (3 + 9 + 27) * 4

@@ -52,7 +52,7 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     model, images = model_of(config_of(name)), torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
     together, alone = model.encode(images), model.encode(images[1:2] / 255)
-    assert all(torch.equal(one[1:2], other) for one, other in zip(together, alone, strict=True)), "bytes or floats"
+    assert all(torch.equal(left[1:2], right) for left, right in zip(together, alone, strict=True)), "bytes or floats"
 
 
 @systems
@@ -98,9 +98,9 @@ def test_images_outside_the_contract(images: torch.Tensor, message: str) -> None
 def test_every_parameter_learns_from_the_losses(name: str) -> None:
     model, images = model_of(config_of(name)).train(), torch.rand(8, 3, 14, 14)
     torch.stack(list(model(images).losses.values())).sum().backward()
-    for part, one in model.named_parameters():
-        assert one.grad is not None, part
-        assert one.grad.abs().sum() > 0 or "project_out" in part, part  # FSQ begins with points at 0
+    for part, weight in model.named_parameters():
+        assert weight.grad is not None, part
+        assert weight.grad.abs().sum() > 0 or "project_out" in part, part  # FSQ begins with points at 0
 
 
 @systems
@@ -120,12 +120,12 @@ def test_training_alone_changes_a_model(name: str) -> None:
 @systems
 def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
     config, images = config_of(name), torch.rand(8, 3, 14, 14)
-    one, other = model_of(config), model_of(config)
-    assert same(one.state_dict(), other.state_dict())
-    counts = [buffer for key, buffer in one.named_buffers() if key.endswith(".count")]
+    first, second = model_of(config), model_of(config)
+    assert same(first.state_dict(), second.state_dict())
+    counts = [buffer for key, buffer in first.named_buffers() if key.endswith(".count")]
     for count in counts:
         count.view(-1)[0] = 0
-    restarted = one.restart_dead_codes(images, torch.Generator().manual_seed(0))
+    restarted = first.restart_dead_codes(images, torch.Generator().manual_seed(0))
     assert restarted >= 1 if counts else restarted == 0
     assert bool(counts) == bool(config.restart_every)
 

@@ -34,9 +34,9 @@ def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ..
     first = ["train", str(file), "--out", str(folder), *constant, *options]
     with undrawn():
         for command in [first, ["train-prior", str(folder)]] if priors else [first]:
-            for number, step in enumerate(steps):
-                torch.manual_seed(number)  # another process has drawn other numbers
-                assert main([*command, "--max-steps", step, *(["--resume"] if number else [])]) == 0
+            for index, step in enumerate(steps):
+                torch.manual_seed(index)  # another process has drawn other numbers
+                assert main([*command, "--max-steps", step, *(["--resume"] if index else [])]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_stopped_and_resumed_it_is_the_same_run(
             states.append(storage.read(folder.saved()[0])[0] | storage.read(folder.model)[0])
         whole, parts = states
         assert whole.keys() == parts.keys()
-        assert all(torch.equal(one, parts[name]) for name, one in whole.items()), level
+        assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items()), level
     weights = storage.read(run.model)[0]
     assert weights.keys() == build(config).state_dict().keys(), "what others load has no discriminator"
 
@@ -133,10 +133,12 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
     model.initialize(images, torch.Generator().manual_seed(0))
     task = AutoencoderTask(config, RunFolder(Path()))
     state = TrainState.start(model, config.training, task.build_objective(model))
-    before = {key: one.clone() for key, one in state.tensors().items() if "model." in key and one.is_floating_point()}
+    before = {
+        key: tensor.clone() for key, tensor in state.tensors().items() if "model." in key and tensor.is_floating_point()
+    }
     assert math.isfinite(task.step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
     after = state.tensors()
-    moved = {key for key, one in before.items() if not torch.equal(one, after[key])}
+    moved = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
     assert len(moved) > 0.7 * len(before)
     assert all(
         any(key.startswith(f"{network}_model.") for key in moved) for network in state.networks.keys() - {"model"}
@@ -147,10 +149,10 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
         prior = build_prior(config, levels, 3)
         trained = TrainState.start(prior, config.prior.training_of(levels.start))
         old = [parameter.clone() for parameter in prior.parameters()]
-        own, coarser = codes[levels.start : levels.stop], codes[: levels.start]
-        batch = CodeBatch(own, tuple(model.codeword_indices(coarser)), torch.tensor([0, 2]))
+        level_codes, coarser = codes[levels.start : levels.stop], codes[: levels.start]
+        batch = CodeBatch(level_codes, tuple(model.codeword_indices(coarser)), torch.tensor([0, 2]))
         task_of_prior = PriorTask("", levels, config, (model, config, ""))
         for _ in range(2):  # layers of a transformer begin with outputs of 0, behind which nothing moves at first
             task_of_prior.step(trained, batch)
-        new = [not torch.equal(one, other) for one, other in zip(old, prior.parameters(), strict=True)]
+        new = [not torch.equal(tensor, other) for tensor, other in zip(old, prior.parameters(), strict=True)]
         assert sum(new) > 0.7 * len(new)

@@ -39,19 +39,19 @@ def test_perceptual_distance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(perceptual, "_load_efficientnet", lambda: TwoStages().requires_grad_(False))
     distance, generator = EfficientNetDistance(), torch.Generator().manual_seed(0)
-    one, other = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+    left, right = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
     expected = []
-    for a, b in zip(distance.features(one), distance.features(other), strict=True):
+    for a, b in zip(distance.features(left), distance.features(right), strict=True):
         a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in (a, b))
         expected.append(float((a - b).square().sum(1).mean()))
-    assert [feature.shape[-1] for feature in distance.features(one)] == [32, 16]
-    assert float(distance(one, other)) == pytest.approx(np.mean(expected), rel=1e-5)
-    assert float(distance(one, one)) == 0
+    assert [feature.shape[-1] for feature in distance.features(left)] == [32, 16]
+    assert float(distance(left, right)) == pytest.approx(np.mean(expected), rel=1e-5)
+    assert float(distance(left, left)) == 0
     grey = torch.rand(1, 1, 28, 28, generator=generator).requires_grad_()
     distance(grey, grey.detach() * 0.5).backward()
     assert grey.grad is not None
     assert grey.grad.abs().sum() > 0
-    assert distance.pooled(one).shape == (2, 6)
+    assert distance.pooled(left).shape == (2, 6)
 
 
 def test_the_fast_form_of_the_network_is_the_same_function() -> None:
@@ -73,8 +73,8 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
         sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
         features.append(seen)
         gradients.append(images.grad)
-    for one, other in zip(*features, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for slow, quick in zip(*features, strict=True):
+        torch.testing.assert_close(slow, quick, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[0].abs().max()))  # type: ignore[union-attr]
 
 
@@ -130,25 +130,25 @@ def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 _WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-def lpips_by_hand(vgg: dict[str, torch.Tensor], one: torch.Tensor, other: torch.Tensor) -> float:
+def lpips_by_hand(vgg: dict[str, torch.Tensor], left: torch.Tensor, right: torch.Tensor) -> float:
     """Zhang et al. 2018, equation 1, from the weights' own names."""
     folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
     learned = torch.load(folder / "vgg.pth", weights_only=True, map_location="cpu")
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     features = []
-    for images in (one, other):
+    for images in (left, right):
         seen = (images * 2 - 1 - shift[:, None, None]) / scale[:, None, None]
-        number, stages = 0, []
+        index, stages = 0, []
         for stage, widths in enumerate(_WIDTHS):
             if stage:
                 seen = max_pool2d(seen, 2)
-                number += 1
+                index += 1
             for _ in widths:
-                seen = relu(conv2d(seen, vgg[f"features.{number}.weight"], vgg[f"features.{number}.bias"], padding=1))
-                number += 2
+                seen = relu(conv2d(seen, vgg[f"features.{index}.weight"], vgg[f"features.{index}.bias"], padding=1))
+                index += 2
             stages.append(seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12))
         features.append(stages)
-    distance = torch.zeros(len(one))
+    distance = torch.zeros(len(left))
     for stage, (a, b) in enumerate(zip(*features, strict=True)):
         weights = learned[f"lin{stage}.model.1.weight"]
         distance = distance + conv2d((a - b).square(), weights).mean((1, 2, 3))
@@ -162,17 +162,17 @@ def test_lpips_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg)
     distance = perceptual_distance("lpips-vgg16")
     generator = torch.Generator().manual_seed(0)
-    one, other = torch.rand(2, 2, 1, 28, 36, generator=generator)
-    other.requires_grad_()
-    found = distance(one, other)
-    colours = [images.detach().expand(-1, 3, -1, -1) for images in (one, other)]
-    assert float(found.detach()) == pytest.approx(lpips_by_hand(vgg, *colours), rel=1e-3)
-    found.backward()
-    assert other.grad is not None
-    assert other.grad.abs().sum() > 0
+    left, right = torch.rand(2, 2, 1, 28, 36, generator=generator)
+    right.requires_grad_()
+    result = distance(left, right)
+    colours = [images.detach().expand(-1, 3, -1, -1) for images in (left, right)]
+    assert float(result.detach()) == pytest.approx(lpips_by_hand(vgg, *colours), rel=1e-3)
+    result.backward()
+    assert right.grad is not None
+    assert right.grad.abs().sum() > 0
     assert all(not parameter.requires_grad for parameter in distance.parameters())
-    assert float(distance(one, one)) == 0
-    distance(one, other * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
+    assert float(distance(left, left)) == 0
+    distance(left, right * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
 
 
 def test_the_best_distance_that_is_there_is_taken(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,15 +71,15 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 
 
 def test_vq_starts_from_the_latents_it_is_given() -> None:
-    z, found = latents(4, 10, 10), []
+    z, results = latents(4, 10, 10), []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
         quantizer.initialize(z, torch.Generator().manual_seed(seed))
-        found.append(quantizer.eval()(z).latents)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
-    assert float((found[0] - z).square().mean()) < 0.8 * float(z.square().mean())
+        results.append(quantizer.eval()(z).latents)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert float((results[0] - z).square().mean()) < 0.8 * float(z.square().mean())
 
 
 # The systems
@@ -88,19 +88,19 @@ def test_vq_starts_from_the_latents_it_is_given() -> None:
 @pytest.mark.parametrize("data", ["mnist", "imagenet", "emoji32"])
 @pytest.mark.parametrize("system", ["fsq", "vqpytorch", "vqvae", "rqvae"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
-    own, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
-    assert dataclasses.replace(own, name="", model=tree.model) == dataclasses.replace(tree, name="")
-    mine, its = dataclasses.asdict(own.model), dataclasses.asdict(tree.model)
-    (quantizer, of_tree), _ = ((one.pop("quantizer") for one in (mine, its)), (mine.pop("system"), its.pop("system")))
-    assert mine | {"train_prefixes": False} == its
-    assert quantizer["dim"] == of_tree["dim"]
-    assert bits_per_image(own.model, own.data.size, own.data.size) == bits_per_image(
-        tree.model, own.data.size, own.data.size
-    )
+    config, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
+    assert dataclasses.replace(config, name="", model=tree.model) == dataclasses.replace(tree, name="")
+    fields, tree_fields = dataclasses.asdict(config.model), dataclasses.asdict(tree.model)
+    quantizer, tree_quantizer = (each.pop("quantizer") for each in (fields, tree_fields))
+    fields["system"] = tree_fields["system"]
+    assert fields | {"train_prefixes": False} == tree_fields
+    assert quantizer["dim"] == tree_quantizer["dim"]
+    size = (config.data.size, config.data.size)
+    assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
     if system == "rqvae":
-        assert quantizer == {**of_tree, "linked": 1}, "only the linking differs"
+        assert quantizer == {**tree_quantizer, "linked": 1}, "only the linking differs"
     else:
-        assert own.model.num_codewords == tree.model.num_codewords[-1:], "as many codewords as the tree has leaves"
+        assert config.model.num_codewords == tree.model.num_codewords[-1:], "as many codewords as the tree has leaves"
 
 
 def test_another_quantizer_is_one_option() -> None:
@@ -195,7 +195,7 @@ def test_a_prefix_is_what_its_levels_add(name: str) -> None:
     quantizer, levels, _ = started(name)
     z = latents(2, 3, 4)
     codes = quantizer.eval().encode(z)
-    sums = [quantizer.lookup(codes[:number]) for number in range(1, levels + 1)]
+    sums = [quantizer.lookup(codes[:count]) for count in range(1, levels + 1)]
     assert len({tuple(one.flatten().tolist()) for one in sums}) == levels
     if levels == 3 and "-" in name and "qinco" not in name:  # a level's codewords do not depend on the coarser ones
         last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup((codes[0], codes[0] * 0))

@@ -24,8 +24,8 @@ def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def model_of(preset: str, **fields: str) -> Autoencoder:
     torch.manual_seed(0)
-    given = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
-    config = override(get(preset).config, given)
+    options = SMALL | {name.replace("__", "."): value for name, value in fields.items()}
+    config = override(get(preset).config, options)
     model = build(config).eval().requires_grad_(False)
     model.initialize(torch.rand(64, config.data.channels, 32, 32), torch.Generator().manual_seed(0))
     if isinstance(model, SingleGridAutoencoder) and preset.startswith("treevq"):
@@ -59,8 +59,8 @@ def test_codes_and_pixels_are_those_of_the_whole_image(
     whole = [model.decode(codes[:levels], levels, size) for levels in model.prefixes]
     largest = model.decode(codes)
     request.getfixturevalue("tiled")
-    for one, other in zip(model.encode(pixels), codes, strict=True):
-        assert torch.equal(one, other)
+    for left, right in zip(model.encode(pixels), codes, strict=True):
+        assert torch.equal(left, right)
     for levels, decoded in zip(model.prefixes, whole, strict=True):
         torch.testing.assert_close(model.decode(codes[:levels], levels, size), decoded, atol=1e-5, rtol=0)
     torch.testing.assert_close(model.decode(codes), largest, atol=1e-5, rtol=0)

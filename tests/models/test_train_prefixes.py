@@ -24,7 +24,7 @@ def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn() -> No
     result = model(images)
     model.eval()
     prefixes = [model.decode(result.codes, levels=levels) for levels in model.prefixes]
-    for number, image in enumerate(result.images):
-        expected = prefixes[number % len(prefixes)][number]
+    for index, image in enumerate(result.images):
+        expected = prefixes[index % len(prefixes)][index]
         assert torch.allclose(image.clamp(0, 1), expected, atol=1e-5)
     assert torch.allclose(model(images).images.clamp(0, 1), prefixes[-1], atol=1e-5)

@@ -71,11 +71,11 @@ def test_the_adaptive_weight_by_gradients_computed_by_hand() -> None:
     x, target, direction = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0]), torch.tensor([2.0, -1.0])
     output = weight @ x
     reconstruction, adversarial = (output - target).square().sum(), -(direction * output).sum()
-    found = adaptive_weight(reconstruction, adversarial, weight)
+    computed = adaptive_weight(reconstruction, adversarial, weight)
     by_hand = np.outer(2 * ((weight.detach() @ x) - target).numpy(), x.numpy())
     of_adversarial = np.outer(-direction.numpy(), x.numpy())
-    assert float(found) == pytest.approx(np.linalg.norm(by_hand) / (np.linalg.norm(of_adversarial) + 1e-6))
-    assert not found.requires_grad
+    assert float(computed) == pytest.approx(np.linalg.norm(by_hand) / (np.linalg.norm(of_adversarial) + 1e-6))
+    assert not computed.requires_grad
     assert weight.grad is None, "nothing is accumulated"
     assert float(adaptive_weight(reconstruction, adversarial * 0, weight)) == 1e4, "bounded"
 
@@ -92,8 +92,8 @@ def test_a_known_gradient_is_the_losses_own() -> None:
     taken = fix_gradient(network(image).square().mean(), image)
     assert float(taken.detach()) == pytest.approx(float(loss.detach()))
     for _ in range(2):
-        found = torch.autograd.grad(3 * taken + image.sum(), weight, retain_graph=True)[0]
-        torch.testing.assert_close(found, expected)
+        gradient = torch.autograd.grad(3 * taken + image.sum(), weight, retain_graph=True)[0]
+        torch.testing.assert_close(gradient, expected)
     assert len(passes) == 1
     taken.backward()
     assert network.weight.grad is None, "nothing beside the image gets a gradient"
@@ -101,12 +101,12 @@ def test_a_known_gradient_is_the_losses_own() -> None:
 
 def test_the_step_by_hand(gan: Config) -> None:
     """One update of generator and discriminator, against the same put together from its parts."""
-    one, two = Started(gan), Started(gan)
-    metrics, codes = one.step()
-    other, twin = two.model, two.state
-    real = two.images.float() / 255 * 2 - 1
-    result = other(two.images)
-    judge = two.discriminator.train()
+    started, by_hand = Started(gan), Started(gan)
+    metrics, codes = started.step()
+    other, twin = by_hand.model, by_hand.state
+    real = by_hand.images.float() / 255 * 2 - 1
+    result = other(by_hand.images)
+    judge = by_hand.discriminator.train()
     fake = result.images * 2 - 1
     adversarial = -judge(fake).mean()
     last = other.decoder[-1].weight
@@ -128,8 +128,8 @@ def test_the_step_by_hand(gan: Config) -> None:
     network.optimizer.step()
     assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
     assert torch.equal(codes[0], result.codes[0])
-    for found, expected in ((one.model, other), (one.discriminator, judge)):
-        for a, b in zip(found.parameters(), expected.parameters(), strict=True):
+    for updated, expected in ((started.model, other), (started.discriminator, judge)):
+        for a, b in zip(updated.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 

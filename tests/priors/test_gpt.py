@@ -22,10 +22,10 @@ def levels_of(
     codewords = np.cumprod(symbols).tolist() if linked else list(symbols)
     return [
         Level(
-            grid=grid, symbols=own, coarser=(*coarser, *codewords[:index]), codewords=codewords[index],
+            grid=grid, symbols=count, coarser=(*coarser, *codewords[:index]), codewords=codewords[index],
             classes=classes, unconditional=unconditional,
         )
-        for index, own in enumerate(symbols)
+        for index, count in enumerate(symbols)
     ]  # fmt: skip
 
 
@@ -44,12 +44,12 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
     prior, codes = random_prior(SMALL, *levels).double(), random_codes(levels, 1)
 
     def logits(codes: list[Tensor], label: int = 1) -> Tensor:
-        found = prior.level_logits(codes, [], torch.tensor([label]))
-        return torch.stack([one[0, 0] - one[0, 1] for one in found], -1).flatten()  # by position, then level
+        all_logits = prior.level_logits(codes, [], torch.tensor([label]))
+        return torch.stack([logits[0, 0] - logits[0, 1] for logits in all_logits], -1).flatten()  # by position, level
 
     before, reached = logits(codes), torch.zeros(36, 36, dtype=torch.bool)
     for place in range(36):
-        changed = [one.clone() for one in codes]
+        changed = [level_codes.clone() for level_codes in codes]
         position, level = divmod(place, 3)
         changed[level].view(-1)[position] = (changed[level].view(-1)[position] + 1) % levels[level].symbols
         reached[place] = logits(changed) != before
@@ -68,8 +68,8 @@ def test_logits_by_hand() -> None:
         return layer_norm(x, (6,), norm.weight, norm.bias)
 
     first, second = (table.weight for table in prior.embeddings.tables)
-    own = [first[codes[0]], second[codes[0] * 2 + codes[1]]]
-    seen, x = own[0] + own[1], torch.zeros(2, 6, 6)
+    embedded = [first[codes[0]], second[codes[0] * 2 + codes[1]]]
+    seen, x = embedded[0] + embedded[1], torch.zeros(2, 6, 6)
     for place in range(6):
         row, column = divmod(place, 3)
         x[:, place] = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]  # type: ignore[union-attr]
@@ -81,14 +81,15 @@ def test_logits_by_hand() -> None:
     q, k, v = layer.inputs(normed(x, layer.attention_norm)).chunk(3, -1)
     parts = []
     for head in range(2):
-        one = slice(3 * head, 3 * head + 3)
-        scores = q[..., one] @ k[..., one].transpose(1, 2) / 3**0.5
+        columns = slice(3 * head, 3 * head + 3)
+        scores = q[..., columns] @ k[..., columns].transpose(1, 2) / 3**0.5
         scores = scores.masked_fill(torch.ones(6, 6).triu(1).bool(), -torch.inf)
-        parts.append(scores.softmax(-1) @ v[..., one])
+        parts.append(scores.softmax(-1) @ v[..., columns])
     x = x + layer.output(torch.cat(parts, -1))
     x = x + layer.narrow(gelu(layer.widen(normed(x, layer.network_norm))))
-    features, found = normed(x, prior.norm), prior.level_logits(codes, [], label)
-    for head, before, logits in zip(prior.heads, (torch.zeros(2, 6, 3), own[0].flatten(1, 2)), found, strict=True):
+    features, result = normed(x, prior.norm), prior.level_logits(codes, [], label)
+    coarser = (torch.zeros(2, 6, 3), embedded[0].flatten(1, 2))
+    for head, before, logits in zip(prior.heads, coarser, result, strict=True):
         y = features + before @ head.before.weight.T
         y = y + head.narrow(gelu(head.widen(normed(y, head.norm))))
         expected = head.output(normed(y, head.last_norm))
@@ -107,18 +108,18 @@ def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
     levels = levels_of((2, 3), (3, 2, 4), linked=True)
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
-    found = random_prior(SMALL, *levels).codeword_indices(codes)
-    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
-    found = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes)
-    assert all(torch.equal(one, other) for one, other in zip(found, codes, strict=True))
+    result = random_prior(SMALL, *levels).codeword_indices(codes)
+    assert all(torch.equal(left, right) for left, right in zip(result, expected, strict=True))
+    result = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes)
+    assert all(torch.equal(left, right) for left, right in zip(result, codes, strict=True))
 
 
 def test_bits_are_of_each_level() -> None:
     levels = levels_of((3, 4), (3, 2), linked=True)
     prior, codes = random_prior(SMALL, *levels), random_codes(levels, 2)
     expected = []
-    for own, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
-        shares = logits.double().softmax(1).gather(1, own[:, None])
+    for level_codes, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
+        shares = logits.double().softmax(1).gather(1, level_codes[:, None])
         expected.append(float(-shares.log2().sum()))
     assert total_bits(prior, codes, [], None) == pytest.approx(expected, rel=1e-5)
     nats = float(code_loss(prior, codes, [], None))

@@ -29,7 +29,7 @@ def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> lis
         Level(grid=grid, symbols=symbols, coarser=coarser, classes=3, unconditional=True)
         for coarser in ((), (symbols,))
     ]
-    return [random_network(kind, level, seed + number) for number, level in enumerate(levels)]
+    return [random_network(kind, level, seed + index) for index, level in enumerate(levels)]
 
 
 def paths(codes: Codes) -> tuple[Tensor, ...]:
@@ -39,25 +39,26 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 def sampled(
     priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, kept: KeptCodes | None = None
 ) -> Codes:
-    numbers = range(len(_LABEL))
-    return sample_codes(priors, paths, numbers, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler)
+    indices = range(len(_LABEL))
+    return sample_codes(priors, paths, indices, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler)
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
 def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
     prior = random_network("gpt", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
     (codes,) = sampled([prior], SamplingParams(guidance=guidance), sample_plain)
-    for number, label in enumerate(_LABEL.tolist()):
-        generator = np.random.default_rng((6, number))
+    for index, label in enumerate(_LABEL.tolist()):
+        generator = np.random.default_rng((6, index))
         generator.random()  # the class
         expected = torch.zeros(1, 2, 3, dtype=torch.long)
         for place, uniform in enumerate(generator.random(6)):
             c, u = (
-                prior.level_logits([expected], [], torch.tensor([one]))[0].flatten(2)[0, :, place] for one in (label, 3)
+                prior.level_logits([expected], [], torch.tensor([condition]))[0].flatten(2)[0, :, place]
+                for condition in (label, 3)
             )
             mixed = np.exp((u + guidance * (c - u)).double().numpy())
             expected.view(-1)[place] = int(np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right"))
-        assert torch.equal(codes[number], expected[0])
+        assert torch.equal(codes[index], expected[0])
 
 
 @pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
@@ -89,11 +90,11 @@ def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_with
     st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5),
 )
 def test_the_largest_guidance_and_the_least_temperature_draw_the_likeliest(
-    one: list[float], other: list[float]
+    left: list[float], right: list[float]
 ) -> None:
-    number = min(len(one), len(other))
+    length = min(len(left), len(right))
     params = SamplingParams(guidance=1000, temperature=1e-6)
-    given_class, without = np.float32(one[:number]), np.float32(other[:number])
+    given_class, without = np.float32(left[:length]), np.float32(right[:length])
     _, mixing = expand_labels(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
     mixed = (np.stack([given_class, without]) * mixing.numpy()[:, None]).sum(0)
     assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3

@@ -57,11 +57,11 @@ def logits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor
 
 
 def moved(
-    prior: Prior, one: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]], label: Tensor | None
+    prior: Prior, before: tuple[Tensor, list[Tensor]], after: tuple[Tensor, list[Tensor]], label: Tensor | None
 ) -> Tensor:
     """(H * W) bool: the positions whose logits differ, in float64, where nothing is lost to rounding."""
     prior = copy.deepcopy(prior).double()
-    return (logits(prior, *one, label) != logits(prior, *other, label)).any(1)[0].flatten()
+    return (logits(prior, *before, label) != logits(prior, *after, label)).any(1)[0].flatten()
 
 
 def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor | None]:
@@ -123,10 +123,10 @@ def test_the_class_moves_every_position_and_no_class_is_none_of_them() -> None:
     for unconditional in (True, False):
         level = Level(grid=(3, 4), symbols=3, classes=3, unconditional=unconditional)
         prior, (codes, _, _) = random_prior(network(), level), inputs(level, 1)
-        found = [logits(prior, codes, [], torch.tensor([label])) for label in range(level.labels)]
-        assert len(found) == 3 + unconditional
-        for one, other in itertools.combinations(found, 2):
-            assert (one != other).any(1).all()
+        results = [logits(prior, codes, [], torch.tensor([label])) for label in range(level.labels)]
+        assert len(results) == 3 + unconditional
+        for left, right in itertools.combinations(results, 2):
+            assert (left != right).any(1).all()
 
 
 def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:

@@ -32,13 +32,13 @@ def drawn(
     """Random codes of a batch, of which the others are drawn where some are kept."""
     codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
-    kept = [torch.rand(one.shape, generator=generator) < keep for one in codes]
-    uniforms = [torch.rand(one.shape, generator=generator, dtype=torch.float64) for one in codes]
+    kept = [torch.rand(tensor.shape, generator=generator) < keep for tensor in codes]
+    uniforms = [torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in codes]
     labels, mixing = expand_labels(prior.level, label, params.guidance)
-    before, seen = [one.clone() for one in codes], [one.repeat(len(mixing), 1, 1) for one in coarser]
+    before, seen = [tensor.clone() for tensor in codes], [tensor.repeat(len(mixing), 1, 1) for tensor in coarser]
     sampler(prior, codes, kept, seen, labels, uniforms, mixing, params)
-    assert same([one[mask] for one, mask in zip(codes, kept, strict=True)],
-                [one[mask] for one, mask in zip(before, kept, strict=True)])  # fmt: skip
+    assert same([tensor[mask] for tensor, mask in zip(codes, kept, strict=True)],
+                [tensor[mask] for tensor, mask in zip(before, kept, strict=True)])  # fmt: skip
     return codes
 
 
@@ -47,31 +47,31 @@ def drawn(
 def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
     random = np.random.default_rng(seed)
 
-    def some(*values: Any) -> Any:
+    def choose(*values: Any) -> Any:
         return values[random.integers(len(values))]
 
-    def number(most: int, least: int = 1) -> int:
+    def draw(most: int, least: int = 1) -> int:
         return int(random.integers(least, most + 1))
 
-    grid, heads, layers, classes = (number(7), number(6)), number(3), number(4), number(3, 0)
-    about: dict[str, Any] = {"classes": classes, "unconditional": classes > 0 and some(True, False)}
-    about["coarser"] = some((), (3,), (3, 6))
+    grid, heads, layers, classes = (draw(7), draw(6)), draw(3), draw(4), draw(3, 0)
+    about: dict[str, Any] = {"classes": classes, "unconditional": classes > 0 and choose(True, False)}
+    about["coarser"] = choose((), (3,), (3, 6))
     if kind == "pixelsnail":
-        levels = [Level(grid=grid, symbols=number(8, 2), **about)]
+        levels = [Level(grid=grid, symbols=draw(8, 2), **about)]
         config: PriorNetworkConfig = network(
-            hidden_units=heads * number(5), residual_units=number(9), residual_blocks=layers, attention_heads=heads,
-            attention_layers=(number(layers, 0),), kernel=some(3, 5, 7),
+            hidden_units=heads * draw(5), residual_units=draw(9), residual_blocks=layers, attention_heads=heads,
+            attention_layers=(draw(layers, 0),), kernel=choose(3, 5, 7),
         )  # fmt: skip
     else:
-        symbols = tuple(number(5, 2) for _ in range(number(4)))
-        levels = levels_of(grid, symbols, linked=some(True, False), **about)
+        symbols = tuple(draw(5, 2) for _ in range(draw(4)))
+        levels = levels_of(grid, symbols, linked=choose(True, False), **about)
         config = GPTConfig(hidden_units=4 * heads, layers=layers, heads=heads, path_units=6, most_paths=7)
     fewest = min(level.symbols for level in levels)
     params = SamplingParams(
-        temperature=some(1.0, 0.7, 1.5), top_k=some(0, 1, fewest), top_p=some(1.0, 0.9, 0.4),
-        guidance=some(0.0, 1.0, 1.5, 3.0) if about["unconditional"] else 1.0,
+        temperature=choose(1.0, 0.7, 1.5), top_k=choose(0, 1, fewest), top_p=choose(1.0, 0.9, 0.4),
+        guidance=choose(0.0, 1.0, 1.5, 3.0) if about["unconditional"] else 1.0,
     )  # fmt: skip
-    prior, batch, keep = random_prior(config, *levels, seed=seed), number(4), some(0.0, 0.0, 0.4)
+    prior, batch, keep = random_prior(config, *levels, seed=seed), draw(4), choose(0.0, 0.0, 0.4)
     cached, plain = (drawn(sampler, prior, batch, seed, params, keep) for sampler in (sample_cached, sample_plain))
     assert same(cached, plain)
 
@@ -130,10 +130,10 @@ def test_codes_come_as_often_as_their_probability_says() -> None:
 
 
 def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
-    found: list[Tensor] = []
+    indices: list[Tensor] = []
     for code in codes:
-        found.append(code if not found else found[-1] * 3 + code)
-    return tuple(found)
+        indices.append(code if not indices else indices[-1] * 3 + code)
+    return tuple(indices)
 
 
 @pytest.fixture(params=["pixelsnail", "gpt"])
@@ -144,16 +144,16 @@ def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
     return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def sampled(priors: list[Prior], numbers: Sequence[int], seed: int = 4, kept: KeptCodes | None = None) -> Codes:
+def sampled(priors: list[Prior], indices: Sequence[int], seed: int = 4, kept: KeptCodes | None = None) -> Codes:
     """Of class 1 where the number is odd, else of class 0."""
-    label = torch.tensor([number % 2 for number in numbers])
-    return sample_codes(priors, tree_paths, numbers, seed=seed, label=label, params=SamplingParams(), kept=kept)
+    label = torch.tensor([index % 2 for index in indices])
+    return sample_codes(priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept)
 
 
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
     together = sampled(three_levels, range(5))
-    for number in range(5):
-        assert same([one[number : number + 1] for one in together], sampled(three_levels, [number]))
+    for index in range(5):
+        assert same([tensor[index : index + 1] for tensor in together], sampled(three_levels, [index]))
     assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
@@ -164,8 +164,8 @@ def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior
     assert same(free, again), "its own codes change nothing"
     other = tuple((code + 1) % 3 for code in free)
     kept = sampled(three_levels, [0], kept=KeptCodes(other, (where,) * 3))
-    assert same([one[0][where] for one in kept], [one[0][where] for one in other])
-    assert not same([one[0][~where] for one in kept], [one[0][~where] for one in free])
+    assert same([tensor[0][where] for tensor in kept], [tensor[0][where] for tensor in other])
+    assert not same([tensor[0][~where] for tensor in kept], [tensor[0][~where] for tensor in free])
     every = torch.ones_like(where)
     finer = sampled(three_levels, [0], kept=KeptCodes(other, (every, ~every, ~every)))[1:]
     assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
@@ -175,7 +175,7 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
     model = load("treevq-cifar10")
     whole, coarse = (model.draw(1, params=SamplingParams(levels=levels)) for levels in (None, 4))
     assert (len(whole.codes), len(coarse.codes)) == (12, 4)
-    assert all(torch.equal(one, other) for one, other in zip(coarse.codes, whole.codes, strict=False))
+    assert all(torch.equal(left, right) for left, right in zip(coarse.codes, whole.codes, strict=False))
     assert torch.equal(coarse.images, model.decode(whole.codes, levels=4))
     assert torch.equal(model.sample(1, levels=4), coarse.images)
     with pytest.raises(InputError, match="levels is 13"):
@@ -198,7 +198,7 @@ def test_labels_come_as_often_as_in_training() -> None:
         ({"top_k": -1}, "top-k is -1"),
         ({"top_p": 0.0}, "top-p is 0"),
         ({"top_p": 1.5}, "top-p is 1.5"),
-        *(({"guidance": one}, f"guidance is {one:g}; it must be from 0 to 1000") for one in (-0.5, np.nan, 1000.5)),
+        *(({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000") for w in (-0.5, np.nan, 1000.5)),
     ],
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
@@ -216,9 +216,9 @@ def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
 def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams) -> None:
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
-        some = logits.copy()
-        some[code] = bad
-        drawn_code = draw_code(some, 0.3, params)
+        changed = logits.copy()
+        changed[code] = bad
+        drawn_code = draw_code(changed, 0.3, params)
         assert drawn_code == NO_CODE if bad != -np.inf else 0 <= drawn_code != code
     assert draw_code(np.full(4, bad, np.float32), 0.3, params) == NO_CODE
 
@@ -291,12 +291,12 @@ def test_a_class_is_named_or_numbered() -> None:
 
 @pytest.mark.parametrize("number", [1, 31, 32, 33, 65, 130, 256])
 @pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_a_masked_softmax(number: int, causal: bool) -> None:
-    generator = torch.Generator().manual_seed(number)
-    queries, keys, values = (torch.randn(2, 3, number, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(length)
+    queries, keys, values = (torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64) for _ in range(3))
     scores = queries @ keys.transpose(-1, -2) / 2
     if causal:
-        scores = scores.masked_fill(torch.ones(number, number).triu(1).bool(), -torch.inf)
+        scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
     torch.testing.assert_close(attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values)
 
 

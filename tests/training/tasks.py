@@ -56,9 +56,9 @@ class Case:
         return folders.get(self.name, progressive_folder(self.path))
 
     def config(self, **training: object) -> Config:
-        given = {**AUTOENCODER, **PRIOR, **PROGRESSIVE}
-        given |= {f"{SECTIONS[self.name]}.{name}": str(value) for name, value in training.items()}
-        return override(self.base, given)
+        fields = {**AUTOENCODER, **PRIOR, **PROGRESSIVE}
+        fields |= {f"{SECTIONS[self.name]}.{name}": str(value) for name, value in training.items()}
+        return override(self.base, fields)
 
     def task(self, config: Config) -> Task[Any]:
         if self.name == "autoencoder":
@@ -87,5 +87,5 @@ class Case:
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
         """What the log holds, without what depends on the clock."""
-        found = [one for one in read_records(self.folder.metrics) if kind in ("", one["kind"])]
-        return [{name: value for name, value in one.items() if name != "images_per_second"} for one in found]
+        records = [record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])]
+        return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]

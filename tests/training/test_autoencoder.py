@@ -32,8 +32,8 @@ def state(folder: Path) -> dict[str, Tensor]:
 
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
     """The state after training to each number of steps in turn, at a rate that does not depend on them."""
-    for number, most in enumerate(steps):
-        train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=number > 0)
+    for index, most in enumerate(steps):
+        train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0)
     return state(folder)
 
 
@@ -112,7 +112,7 @@ class Started:
     def codewords(self, *, averaged: bool = False) -> list[Tensor]:
         """Copies of each level's codewords (m^l, m, D)."""
         model = self.state.averaged.module if averaged else self.model
-        return [one.clone() for one in model.linked_codebooks]  # type: ignore[union-attr]
+        return [codewords.clone() for codewords in model.linked_codebooks]  # type: ignore[union-attr]
 
     def let_one_die(self) -> None:
         """Codeword 1 of level 1, in the model and its average, where nothing is."""
@@ -153,17 +153,18 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
     expected = started.codewords()
     started.train()
     expected = [0.75 * old + 0.25 * new for old, new in zip(expected, started.codewords(), strict=True)]
-    for found, one in zip(started.codewords(averaged=True), expected, strict=True):
-        torch.testing.assert_close(found, one, rtol=1e-5, atol=1e-6)
+    for average, mean in zip(started.codewords(averaged=True), expected, strict=True):
+        torch.testing.assert_close(average, mean, rtol=1e-5, atol=1e-6)
     started.let_one_die()
     before = started.codewords(averaged=True)
     assert started.train()["restarted"] == 1
-    own, averaged = started.codewords(), started.codewords(averaged=True)
-    assert own[0][0, 1].abs().max() < FAR / 2
-    assert torch.equal(averaged[0][0, 1], own[0][0, 1])
-    assert torch.equal(averaged[1][1], own[1][1])
+    current, averaged = started.codewords(), started.codewords(averaged=True)
+    assert current[0][0, 1].abs().max() < FAR / 2
+    assert torch.equal(averaged[0][0, 1], current[0][0, 1])
+    assert torch.equal(averaged[1][1], current[1][1])
     for level, others in ((0, (0, [0, 2])), (1, ([0, 2],))):
-        torch.testing.assert_close(averaged[level][others], 0.75 * before[level][others] + 0.25 * own[level][others])
+        mean = 0.75 * before[level][others] + 0.25 * current[level][others]
+        torch.testing.assert_close(averaged[level][others], mean)
     if update == "gradient":
         moments = started.state.optimizer.state[started.model.get_parameter(FIRST)]
         assert moments["exp_avg"][0, 1].abs().max() == moments["exp_avg_sq"][0, 1].abs().max() == 0
@@ -202,8 +203,8 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     moved = folder.rename(tmp_path / "moved")
     config = with_data(pictures, root=str(moved))
     train_autoencoder(with_training(config, max_steps=4, schedule="constant"), tmp_path / "run", resume=True)
-    for number in range(3):  # not all of which are for test
-        (moved / "cats" / f"new-{number}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
+    for index in range(3):  # not all of which are for test
+        (moved / "cats" / f"new-{index}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
     with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
         train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
     for path in moved.rglob("new-*.png"):

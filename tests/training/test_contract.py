@@ -75,16 +75,16 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
 @of_the_trainer
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_after_the_step(
-    case: Case, whole: Case, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    case: Case, whole: Case, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Whatever this process inherited; a script's background job inherits an ignored SIGINT, which does not count."""
-    handler = signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL
-    before = signal.signal(number, handler)
-    request.addfinalizer(lambda: signal.signal(number, before))
-    at_step(monkeypatch, case.kind, 6, lambda _: signal.raise_signal(number))
+    handler = signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(signum, handler)
+    request.addfinalizer(lambda: signal.signal(signum, before))
+    at_step(monkeypatch, case.kind, 6, lambda _: signal.raise_signal(signum))
     outcome = case.train()
-    assert (outcome.step, outcome.signal) == (7, number)
-    assert signal.getsignal(number) == handler, "as it was before"
+    assert (outcome.step, outcome.signal) == (7, signum)
+    assert signal.getsignal(signum) == handler, "as it was before"
     assert case.folder.saved()[0].stem == "step-000000007"
     monkeypatch.undo()
     assert case.train(resume=True).signal is None
@@ -135,7 +135,7 @@ def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monk
 
     def spoiled(self: TrainState, losses: dict[str, Tensor], of: str = "model") -> dict[str, float]:
         if self.step == 7 and where == "loss":
-            losses = {name: one * math.inf for name, one in losses.items()}
+            losses = {name: tensor * math.inf for name, tensor in losses.items()}
         if self.step == 7 and where == "gradient":
             next(self.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         try:
@@ -156,7 +156,7 @@ def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monk
     trained = [name for name in seen[0] if "codebooks" not in name]
     assert all(torch.equal(seen[0][name].nan_to_num(), seen[-1][name].nan_to_num()) for name in trained)
     kept = storage.read(case.folder.saved()[0])[0]
-    assert all(bool(torch.isfinite(one).all()) for one in kept.values())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
 @pytest.mark.parametrize("full", ["step-000000009", "model"])
@@ -277,7 +277,7 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
     said = list[str]()
     case.train(init_from=source, max_steps=1, learning_rate=1e-12, say=said.append)
     assert any(line.startswith("beginning with") and str(source) in line for line in said)
-    first, second = (storage.read(one.folder.model)[0] for one in (whole, case))
+    first, second = (storage.read(each.folder.model)[0] for each in (whole, case))
     for name in first:
         if name.rsplit(".", 1)[-1] not in ("codewords", "count", "total"):  # which averages lead
             torch.testing.assert_close(second[name], first[name], msg=name, atol=1e-5, rtol=1e-4)

@@ -120,8 +120,8 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="use --device cpu"):
         train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append)
     stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
-    given = {"training.device": "cpu", "training.max_steps": "4"}
-    config = autoencoder_config("hrvqvae/mnist", given, stored)
+    fields = {"training.device": "cpu", "training.max_steps": "4"}
+    config = autoencoder_config("hrvqvae/mnist", fields, stored)
     outcome = train_autoencoder(config, run, resume=True, say=said.append)
     assert outcome.step == 4
     assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said

@@ -20,9 +20,9 @@ def filled(shape: tuple[int, ...], seed: int) -> Tensor:
 @pytest.mark.parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
 def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int], size: float) -> None:
     matrix = size * filled(shape, 0)
-    found = orthogonalize(matrix)
+    result = orthogonalize(matrix)
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-    along = left.T @ found.double() @ right.T  # in the matrix's own directions: a diagonal
+    along = left.T @ result.double() @ right.T  # in the matrix's own directions: a diagonal
     values = along.diagonal()
     assert (along - values.diag()).abs().max() < 1e-3
     kept = sizes > 0.02 * sizes.norm()
@@ -36,14 +36,14 @@ def test_matrices_are_the_weights_between_layers() -> None:
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.GroupNorm(2, 16), CausalConv2d(16, 8, 3), nn.Linear(8, 8),
         nn.ConvTranspose2d(8, 1, 4), nn.Embedding(8, 8),
     )  # fmt: skip
-    names = {id(one): name for name, one in module.named_parameters()}
-    assert {names[id(one)] for one in matrix_weights(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
+    names = {id(weight): name for name, weight in module.named_parameters()}
+    assert {names[id(weight)] for weight in matrix_weights(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
 def test_tied_weights_are_one_matrix() -> None:
     module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     module[0].weight = module[2].weight = module[1].weight
-    assert [id(one) for one in matrix_weights(module)] == [id(module[1].weight)]
+    assert [id(weight) for weight in matrix_weights(module)] == [id(module[1].weight)]
     assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
 
 
@@ -54,7 +54,7 @@ def test_moments_and_their_steps_go_to_the_device_of_the_weights() -> None:
     trained(here, saved)
     there = Muon(network().to("meta"), 0.01, (0.9, 0.99))
     there.load_state_dict(saved.state_dict())
-    assert {one.device.type for state in there.state.values() for one in state.values()} == {"meta"}
+    assert {weight.device.type for state in there.state.values() for weight in state.values()} == {"meta"}
 
 
 def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
@@ -93,17 +93,17 @@ def test_what_is_no_matrix_is_left_to_adam() -> None:
     alone, beside = network(), network()
     alone[2].weight.requires_grad_(False)
     beside[2].weight.requires_grad_(False)
-    one = trained(alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99)))
-    other = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, msg=name)
+    expected = trained(alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99)))
+    result = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(result[name], tensor, msg=name)
 
 
 def test_the_memory_format_does_not_matter() -> None:
     plain, last = network(), network(torch.channels_last)
-    one, other = (trained(each, Muon(each, 0.01, (0.9, 0.99))) for each in (plain, last))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    expected, result = (trained(each, Muon(each, 0.01, (0.9, 0.99))) for each in (plain, last))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_the_configuration_chooses(tiny: Config) -> None:

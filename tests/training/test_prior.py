@@ -54,19 +54,19 @@ STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1
 
 
 def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
-    return [one for one in read_records(prior_folder(path, *levels).metrics) if one["kind"] == "evaluation"]
+    return [record for record in read_records(prior_folder(path, *levels).metrics) if record["kind"] == "evaluation"]
 
 
 def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
-    given = GIVEN | {f"prior.training.{name}": value for name, value in {
+    fields = GIVEN | {f"prior.training.{name}": value for name, value in {
         "max_steps": "60", "learning_rate": "0.01", "evaluate_every": "30"}.items()}  # fmt: skip
-    configs = resolve_priors(run, None, given, resume=False)
+    configs = resolve_priors(run, None, fields, resume=False)
     train_priors(run, configs, callbacks=[draw_training], say=silent)
     for level in range(2):
-        found = evaluations(run, level)
-        assert [record["step"] for record in found] == [30, 60]
-        assert found[-1]["bits_per_code"] < np.log2(3) - 0.1
-        assert found[0]["bits_per_image"] == pytest.approx(found[0]["bits_per_code"] * 49)
+        records = evaluations(run, level)
+        assert [record["step"] for record in records] == [30, 60]
+        assert records[-1]["bits_per_code"] < np.log2(3) - 0.1
+        assert records[0]["bits_per_image"] == pytest.approx(records[0]["bits_per_code"] * 49)
         assert (prior_folder(run, level).pictures / "curves.png").is_file()
     priors = Run(run).load_priors()
     assert [len(prior.level.coarser) for prior in priors.networks] == [0, 1]
@@ -119,16 +119,16 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
     images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
     size, reach = images.shape[-1], images.shape[-1] // 8
     drawn = make_rng("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
-    down, right = next(one for one in drawn if one != [reach, reach])
+    down, right = next(shift for shift in drawn if shift != [reach, reach])
     copies = list[Tensor]()
-    for some in (images, images.flip(3)):
-        padded = np.pad(some.numpy(), ((0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
-        copies += [some, torch.from_numpy(padded[:, :, down : down + size, right : right + size])]
-    coded = [model.encode(some)[0].numpy().astype(np.uint8) for some in copies]
+    for pixels in (images, images.flip(3)):
+        padded = np.pad(pixels.numpy(), ((0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
+        copies += [pixels, torch.from_numpy(padded[:, :, down : down + size, right : right + size])]
+    coded = [model.encode(pixels)[0].numpy().astype(np.uint8) for pixels in copies]
     seen, original = list[bytes](), PriorTask.step
 
     def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
-        seen.extend(one.numpy().astype(np.uint8).tobytes() for one in batch.codes[0])
+        seen.extend(image.numpy().astype(np.uint8).tobytes() for image in batch.codes[0])
         return original(self, state, batch)
 
     monkeypatch.setattr(PriorTask, "step", step)
@@ -210,16 +210,16 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     assert [bits < 49 * math.log2(3) for bits in rate.prior] == [True, True]
     model = load(run)
     cached, plain = (model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain))
-    assert all(torch.equal(one, other) for one, other in zip(cached, plain, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(cached, plain, strict=True))
     coarse = model.draw(3, seed=1, params=SamplingParams(levels=1))
-    assert [torch.equal(one, other) for one, other in zip(coarse.codes, cached, strict=False)] == [True]
+    assert [torch.equal(left, right) for left, right in zip(coarse.codes, cached, strict=False)] == [True]
     assert torch.equal(coarse.images, model.decode(cached, 1, (12, 12)))
     kept = model.keep_part(torch.zeros(1, 12, 12), "top")
     completed = model.draw(2, seed=1, kept=kept).codes
-    for codes, given, where in zip(completed, kept.codes, kept.masks, strict=True):
-        assert torch.equal(codes[:, where], given[:, where].expand(2, -1))
+    for codes, known_codes, where in zip(completed, kept.codes, kept.masks, strict=True):
+        assert torch.equal(codes[:, where], known_codes[:, where].expand(2, -1))
     export(run, tmp_path / "out")
-    bits = ", ".join(f"{one:.3f}" for one in about["level_bits_per_code"])
+    bits = ", ".join(f"{value:.3f}" for value in about["level_bits_per_code"])
     assert bits in (tmp_path / "out" / "README.md").read_text()
     assert load(tmp_path / "out").sample(1).shape == (1, 1, 12, 12)
     (again,) = resolve_priors(run, None, {}, resume=True).values()
@@ -259,14 +259,16 @@ _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
 def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     label = torch.arange(64) % 4
     drawn = [drop_classes(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
-    gone = torch.stack([one == 4 for one in drawn if one is not None])
+    gone = torch.stack([labels == 4 for labels in drawn if labels is not None])
     assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
-    assert all(torch.equal(one[~of], label[~of]) for one, of in zip(drawn, gone, strict=True) if one is not None)
+    assert all(
+        torch.equal(labels[~of], label[~of]) for labels, of in zip(drawn, gone, strict=True) if labels is not None
+    )
     assert len({tuple(row) for row in gone.tolist()}) == 200, "other images at every step"
     halves = []
-    for number in range(2):
-        monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda number=number: RankSlice(number, 2))
-        halves.append(drop_classes(label[number * 32 : number * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
+    for rank in range(2):
+        monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda rank=rank: RankSlice(rank, 2))
+        halves.append(drop_classes(label[rank * 32 : rank * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
     assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"  # type: ignore[arg-type]
     assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
@@ -291,17 +293,17 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     task = PriorTask("", range(1), config, (prior, config, ""))  # type: ignore[arg-type]
     state = TrainState.start(prior, task.training)
     generator = torch.Generator().manual_seed(1)
-    for number in range(150):
+    for step in range(150):
         label = torch.multinomial(torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator)
         codes = torch.where(label == 3, 2, label % 2)[:, None, None]  # the class says it: 0, 1, 0, 2
-        state.step = number
+        state.step = step
         task.step(state, CodeBatch((codes,), (), label))
     learned = state.averaged.module.eval()
     (logits,) = learned.level_logits([torch.zeros(5, 1, 1, dtype=torch.long)], [], torch.arange(5))
-    found = logits.softmax(1)[:, :, 0, 0]
+    shares = logits.softmax(1)[:, :, 0, 0]
     for label, code in enumerate((0, 1, 0, 2)):
-        assert found[label, code] > 0.95
-    assert found[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
+        assert shares[label, code] > 0.95
+    assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
 def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
@@ -321,7 +323,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]
     assert main([*told, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [one["guidance"] for one in report["by_guidance"]] == [1, 3]
+    assert [row["guidance"] for row in report["by_guidance"]] == [1, 3]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
     assert first != second
     assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])
@@ -345,13 +347,15 @@ def test_a_prior_begins_with_one_of_other_classes(
         first["classes.weight"] = torch.cat([first["classes.weight"], torch.zeros(1, 8)])
         storage.write(path, first, about | {"classes": [*about["classes"], "more"]})
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    given = GIVEN | STILL | {"prior.training.init_from": str(run), "prior.class_dropout": after}
+    fields = GIVEN | STILL | {"prior.training.init_from": str(run), "prior.class_dropout": after}
     told = list[str]()
-    train_priors(other, resolve_priors(other, 1, given, resume=False), say=told.append)
+    train_priors(other, resolve_priors(other, 1, fields, resume=False), say=told.append)
     second = storage.read(prior_folder(other, 0).model)[0]
-    rows, found = first.pop("classes.weight"), second.pop("classes.weight")
+    rows, class_rows = first.pop("classes.weight"), second.pop("classes.weight")
     assert any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told) == more
     expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
-    assert found.shape == expected.shape
+    assert class_rows.shape == expected.shape
     for name, tensor in (first if more else first | {"classes.weight": expected}).items():
-        torch.testing.assert_close((second | {"classes.weight": found})[name], tensor, msg=name, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            (second | {"classes.weight": class_rows})[name], tensor, msg=name, atol=1e-4, rtol=1e-4
+        )

@@ -32,9 +32,9 @@ def case(run: Path, tiny: Config) -> Case:
 def images() -> Tensor:
     """Bars such as the training images have."""
     drawn = torch.zeros(16, 1, 12, 12)
-    for number in range(16):
-        drawn[number, :, 2:10, 2 + number % 8] = 1
-        drawn[number, :, 2 + number // 2, 2:-2] = 0.7
+    for index in range(16):
+        drawn[index, :, 2:10, 2 + index % 8] = 1
+        drawn[index, :, 2 + index // 2, 2:-2] = 0.7
     return drawn
 
 
@@ -67,8 +67,8 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
     assert evaluated[1][-1] == evaluated[0][-1]
     for levels in range(1, whole + 1):
         for one in (after.autoencoder, copy.deepcopy(after.autoencoder)):  # the form that a graph holds, and copies
-            found = one.decode_prefix(codes, torch.tensor(levels))
-            assert torch.allclose(after.decode(codes, levels), found, atol=1e-6)
+            result = one.decode_prefix(codes, torch.tensor(levels))
+            assert torch.allclose(after.decode(codes, levels), result, atol=1e-6)
     decoder = after.autoencoder.double().progressive_decoder  # type: ignore[attr-defined]
     assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
 
@@ -88,11 +88,11 @@ def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(
     codes = model.eval().encode(pixels)
     with torch.no_grad():
         plain = [model.decode(codes, levels, (12, 12)) - pixels / 255 for levels in (1, 2)]
-    found = task.step(state, Batch(pixels[:15], torch.zeros(15, dtype=torch.long)))
-    for number in (1, 2):  # nothing is learned yet; decoded images are clamped, those that are learned from are not
-        cut = plain[number - 1][number - 1 : 15 : 2]
-        assert found[f"reconstruction_{number}"] == pytest.approx(4 * float(cut.square().mean()), rel=0.05)
-    assert found["gradient_norm"] > 0
+    result = task.step(state, Batch(pixels[:15], torch.zeros(15, dtype=torch.long)))
+    for index in (1, 2):  # nothing is learned yet; decoded images are clamped, those that are learned from are not
+        cut = plain[index - 1][index - 1 : 15 : 2]
+        assert result[f"reconstruction_{index}"] == pytest.approx(4 * float(cut.square().mean()), rel=0.05)
+    assert result["gradient_norm"] > 0
     state.step = 1
     one = task.step(state, Batch(pixels[:1], torch.zeros(1, dtype=torch.long)))
     assert "reconstruction_2" in one

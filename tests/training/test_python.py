@@ -58,8 +58,8 @@ def test_it_is_the_training_of_the_command_line(floats: bool, tiny_file: str, tm
     hrvqvae.train(tiny_file, **data, out=called.path, max_steps=6, **options)
     model = hrvqvae.train(str(called.path), **data, resume=True, max_steps=9)
     model.train_prior(**GIVEN)
-    for one, other in ((typed, called), *((prior_folder(path.path, 1) for path in (typed, called)),)):
-        assert same(tensors(one), tensors(other)), one.path
+    for left, right in ((typed, called), *((prior_folder(path.path, 1) for path in (typed, called)),)):
+        assert same(tensors(left), tensors(right)), left.path
     assert {path.name for path in called.pictures.iterdir()} == {path.name for path in typed.pictures.iterdir()}
     assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
     assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2, "the data set fits the entropy model"
