@@ -191,6 +191,24 @@ def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert vectors.purity(train, test, classes) == [0.5, 0.75], "a code that no training vector has counts for class 0"
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_each_seed_draws_vectors_anew(whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_cifar10(tmp_path, monkeypatch)
+    fitted = list[bytes]()
+
+    def measure(fit: object, train: np.ndarray, test: np.ndarray, classes: object) -> dict[str, Any]:
+        fitted.append(train.tobytes() + test.tobytes())
+        return {"left": float(len(fitted)), "fit_seconds": 1, "search_seconds": 1, "used": 1, "purity": [1.0]}
+
+    monkeypatch.setattr(vectors, "features", lambda images: images.reshape(len(images), -1).astype(np.float32))
+    monkeypatch.setattr(vectors, "sides", lambda bits, seed: {"flat k-means": None})
+    monkeypatch.setattr(vectors, "measure", measure)
+    for _ in range(2):
+        vectors.bench_vectors(12, 3, 300, 60, whole=whole)
+    assert fitted[:3] == fitted[3:], "a seed draws the same vectors in every run"
+    assert len(set(fitted)) == 3, "and other vectors than the other seeds"
+
+
 def read(path: Path) -> Parts:
     """A reader of JSON that does all that it should not."""
     content = path.read_bytes()
