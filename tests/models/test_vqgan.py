@@ -155,7 +155,7 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config)
     with pytest.raises(NonFiniteError, match="discriminator nan"):
         started.step()
     handle.remove()
-    assert all(torch.equal(one, other) for one, other in zip(before, started.model.parameters(), strict=True))
+    assert same(before, list(started.model.parameters()))
 
 
 class Halved(PerceptualDistance):

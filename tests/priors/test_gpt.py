@@ -9,8 +9,9 @@ from torch.nn.functional import gelu, layer_norm
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import Level, build_prior, code_loss, total_bits
-from hrvqvae.priors.configs import GPTConfig
+from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
+from tests.conftest import same
 from tests.priors.test_pixelsnail import random_prior
 
 
@@ -55,6 +56,8 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
         reached[place] = logits(changed) != before
     assert torch.equal(reached, torch.ones(36, 36).triu(1).bool())
     assert (logits(codes, label=2) != before).all(), "the class moves all"
+    prior.train()
+    assert (logits(codes) != before).any(), "dropout"
     with pytest.raises(InputError, match="class-conditional"):
         prior.level_logits(codes, [], None)
 
@@ -96,22 +99,12 @@ def test_logits_by_hand() -> None:
         torch.testing.assert_close(logits.flatten(2).transpose(1, 2), expected)
 
 
-def test_dropout_is_of_training_alone() -> None:
-    levels = levels_of((2, 3), (4, 4), linked=False)
-    prior, codes = random_prior(SMALL, *levels), random_codes(levels, 2)
-    again = [prior.train(training).level_logits(codes, [], None)[0] for training in (False, False, True)]
-    assert torch.equal(again[0], again[1])
-    assert not torch.equal(again[0], again[2])
-
-
 def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
     levels = levels_of((2, 3), (3, 2, 4), linked=True)
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
-    result = random_prior(SMALL, *levels).codeword_indices(codes)
-    assert all(torch.equal(left, right) for left, right in zip(result, expected, strict=True))
-    result = random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes)
-    assert all(torch.equal(left, right) for left, right in zip(result, codes, strict=True))
+    assert same(random_prior(SMALL, *levels).codeword_indices(codes), expected)
+    assert same(random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes), codes)
 
 
 def test_bits_are_of_each_level() -> None:
@@ -136,7 +129,13 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 
 
-def test_sizes_out_of_range() -> None:
-    for fields in ({"layers": 0}, {"hidden_units": 10}, {"path_units": 0}, {"dropout": 1.0}):
-        with pytest.raises(InputError, match=r"prior.network\."):
-            GPTConfig(**fields)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (PixelSNAILConfig, {"attention_layers": (9, 1), "residual_blocks": 8}),
+        (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}), (GPTConfig, {"hidden_units": 10}),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit(config: type, fields: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=r"prior.network\."):
+        config(**fields)

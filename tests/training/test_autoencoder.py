@@ -58,17 +58,6 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
         assert not torch.equal(in_file.flatten(0, 1).unique(dim=0), last.flatten(0, 1).unique(dim=0))
 
 
-def test_polyak_averaging_is_the_printed_recursion(tiny: Config) -> None:
-    model = build(tiny)
-    state = TrainState.start(model, with_training(tiny, polyak_decay=0.9).training)
-    parameter, expected = next(model.parameters()), None
-    for value in (1.0, 2.0, 4.0):
-        parameter.data.fill_(value)
-        state.averaged.update_parameters(model)
-        expected = value if expected is None else 0.9 * expected + 0.1 * value
-    torch.testing.assert_close(next(state.averaged.module.parameters())[0, 0, 0, 0], torch.tensor(expected))
-
-
 @pytest.mark.parametrize(
     ("fields", "steps", "seconds"),
     [

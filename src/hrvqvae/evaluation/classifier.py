@@ -224,7 +224,7 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
                 logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
             loss = cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             if step % 500 == 0:

@@ -159,8 +159,8 @@ def evaluate_run(
     batch_size = min(128, config.training.batch_size)
     batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=config.data.workers)
     total = len(images) if limit is None else min(limit, len(images))
-    batches = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
-    report = evaluate(model, config, batches, split, compute.device, encode)
+    progress = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
+    report = evaluate(model, config, progress, split, compute.device, encode)
     if not rate:
         return Evaluated(report, None, "not asked for")
     if not samples and (command := trained.run.missing_priors()):

@@ -168,8 +168,10 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
     A ball reaches to its centre's `neighbour`-th nearest centre (Kynkaanniemi et al. 2019, equation 1).
     """
     rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
-    radii = torch.cat([torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in centres.split(_BLOCK)])
-    inside = sum(int((torch.cdist(block, centres) <= radii).any(dim=1).sum()) for block in points.split(_BLOCK))
+    radii = torch.cat(
+        [torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in torch.split(centres, _BLOCK)]
+    )
+    inside = sum(int((torch.cdist(block, centres) <= radii).any(dim=1).sum()) for block in torch.split(points, _BLOCK))
     return inside / len(points)
 
 
@@ -241,7 +243,7 @@ def measure_samples(
     labels = torch.from_numpy(tests.labels[reference])
     train = load_images(config, "train")
     subsets = {"training images": (train, random_subsets(train, size, DRAWS)), "test images": (tests, floor)}
-    distances = {"reconstructions": summarize([real.distances(decoded.split(_BATCH))])} | {
+    distances = {"reconstructions": summarize([real.distances(torch.split(decoded, _BATCH))])} | {
         name: summarize([real.distances(read_images_at(images, indices)) for indices in all_indices])
         for name, (images, all_indices) in subsets.items()
     }
@@ -250,7 +252,7 @@ def measure_samples(
         params = SamplingParams(guidance=weight, levels=levels)
         samples, requested = _draw_equally(model, count, params)
         draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
-        compared = summarize([real.distances(images.split(_BATCH)) for images in draws])
+        compared = summarize([real.distances(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
                 samples=count, guidance=weight, classification_accuracy=_accuracy(trained, samples, requested),
