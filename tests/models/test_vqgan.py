@@ -15,13 +15,7 @@ from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.models.vqgan import (
-    AdversarialObjective,
-    PatchDiscriminator,
-    adaptive_weight,
-    fix_gradient,
-    hinge_loss,
-)
+from hrvqvae.models.vqgan import AdversarialObjective, PatchDiscriminator, adaptive_weight, fix_gradient, hinge_loss
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError

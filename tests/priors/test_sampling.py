@@ -289,7 +289,7 @@ def test_a_class_is_named_or_numbered() -> None:
 # Attention by blocks, and dropout
 
 
-@pytest.mark.parametrize("number", [1, 31, 32, 33, 65, 130, 256])
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 65, 130, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(length)

@@ -73,7 +73,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
 
 
 @of_the_trainer
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_after_the_step(
     case: Case, whole: Case, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:

@@ -1,6 +1,7 @@
 """Device and precision: decided once when a run begins, kept, and said where they cost something."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,19 @@ from tests.trained_run import train_autoencoder
 
 @pytest.fixture
 def left_open(tiny: Config) -> Config:
-    """The tiny configuration with precision and device left to the machine, of the autoencoder and of the priors."""
+    """The tiny configuration with precision and device left to the machine, for the autoencoder and the priors."""
     names = [f"{stage}.{name}" for stage in ("training", "prior.training") for name in ("precision", "device")]
     return override(tiny, dict.fromkeys(names, "auto"))
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, bf16: bool) -> None:
-    """Make this a processor that has bfloat16, or one that has not."""
-    monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device: bf16)
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the processor by one with or without bfloat16."""
+    return lambda *, bf16: monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device: bf16)
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_bf16_is_chosen_where_the_processor_has_it(
-    present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = dataclasses.replace(tiny.training, precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute.of(auto).bf16 is present
@@ -69,39 +69,31 @@ def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
         Compute.of(dataclasses.replace(tiny.training, device=name))
 
 
-def test_what_is_decided_is_kept(left_open: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, bf16=True)
-    begun = decided(left_open, "model", "training")
+def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:
+    machine(bf16=True)
+    begun = decided(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
     assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
     assert begun.prior == left_open.prior, "the priors may be trained on another machine"
-    machine(monkeypatch, bf16=False)
+    machine(bf16=False)
     assert decided(begun, "model", "training") == begun
     assert decided(left_open, "training").training.precision == "fp32"
-    of_priors = decided(begun, "prior")
-    assert (of_priors.prior.training.precision, of_priors.training.precision) == ("fp32", "bf16")
-    assert of_priors.prior.training.device == "cpu"
-
-
-def test_a_run_that_goes_on_computes_as_it_began(left_open: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, bf16=True)
-    begun = decided(dataclasses.replace(left_open, name="hrvqvae/mnist"), "training")
-    machine(monkeypatch, bf16=False)
     assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training == begun.training
     of_prior = prior_config(begun, {})
-    assert of_prior.prior.training.precision == "fp32"
-    machine(monkeypatch, bf16=True)
+    stages = (of_prior.prior.training, of_prior.training)
+    assert [(stage.device, stage.precision) for stage in stages] == [("cpu", "fp32"), ("cpu", "bf16")]
+    machine(bf16=True)
     assert prior_config(begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
 
 
 def test_a_run_in_bf16_stays_so_where_it_is_emulated(
-    left_open: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    left_open: Config, tmp_path: Path, machine: Callable[..., None]
 ) -> None:
     run, said = RunFolder(tmp_path / "run"), list[str]()
-    machine(monkeypatch, bf16=True)
+    machine(bf16=True)
     config = decided(with_training(left_open, max_steps=3), "training")
     train_autoencoder(config, run, resume=False, say=said.append)
     assert not any("emulated" in line for line in said)
-    machine(monkeypatch, bf16=False)
+    machine(bf16=False)
     further = with_training(run.read_config(), max_steps=4)
     train_autoencoder(decided(further, "training"), run, resume=True, say=said.append)
     assert run.read_config().training.precision == "bf16"

@@ -58,18 +58,6 @@ class LPIPS(PerceptualDistance):
         return distances.mean()
 
 
-class _EveryOther(nn.Module):
-    """Every other row and column of a convolution's output."""
-
-    def __init__(self, convolution: nn.Module) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.convolution(images)
-        return features[:, :, ::2, ::2]
-
-
 def make_fast(network: Any) -> nn.Module:
     """Change a network in place to compute the same function in a third of the time; it can't be trained any more.
 
@@ -88,7 +76,7 @@ def make_fast(network: Any) -> nn.Module:
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
-            block._depthwise_conv = _EveryOther(block._depthwise_conv)
+            block._depthwise_conv.register_forward_hook(lambda _, __, output: output[:, :, ::2, ::2])
     fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
     return fast
 
