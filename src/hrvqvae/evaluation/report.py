@@ -8,7 +8,7 @@ of files (docs/format.md) without headers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hrvqvae.config import Grid, TrainingConfig, level_names
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
-from hrvqvae.evaluation.samples import SampleQuality, measure_samples, to_plain
+from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors, total_bits
@@ -120,10 +120,10 @@ class Evaluated:
                 columns[f"{name}_bits_per_code"] = per_code
         values["no_priors"] = self.no_rate or None
         if self.samples:
-            values |= self.samples[0].to_dict()
+            values |= asdict(self.samples[0])
             values["by_guidance"] = [
                 {name: vars(quality)[name] for name in ("guidance", "classification_accuracy")}
-                | to_plain(quality.distances["samples"])
+                | asdict(quality)["distances"]["samples"]
                 for quality in self.samples
             ]
         return values

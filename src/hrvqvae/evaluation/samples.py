@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 import torch
@@ -101,11 +100,6 @@ class Spread:
     mean: float
     deviation: float | None
 
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        """Summarize at least one value."""
-        return cls(mean(values), stdev(values) if len(values) > 1 else None)
-
 
 Spreads = dict[str, Spread | None]
 """Spread of each field of SetDistances, by name; None if the sets are too small."""
@@ -113,8 +107,13 @@ Spreads = dict[str, Spread | None]
 
 def summarize(distances: Sequence[SetDistances]) -> Spreads:
     """Summarize the distances of several sets of equal size."""
-    columns = {field.name: [getattr(of_set, field.name) for of_set in distances] for field in fields(SetDistances)}
-    return {name: None if None in values else Spread.of(values) for name, values in columns.items()}
+    spreads: Spreads = {}
+    for field in fields(SetDistances):
+        values = [getattr(of_set, field.name) for of_set in distances]
+        spreads[field.name] = None
+        if None not in values:
+            spreads[field.name] = Spread(mean(values), stdev(values) if len(values) > 1 else None)
+    return spreads
 
 
 class RealImages:
@@ -200,15 +199,6 @@ class SampleQuality:
     compared: int
     frechet: str
     distances: dict[str, Spreads]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**vars(self), "distances": {name: to_plain(spreads) for name, spreads in self.distances.items()}}
-
-
-def to_plain(spreads: Spreads) -> dict[str, Any]:
-    """Return spreads as plain values for JSON."""
-    return {name: spread and vars(spread) for name, spread in spreads.items()}
 
 
 def measure_samples(
