@@ -134,7 +134,7 @@ def test_the_pictures_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifier, "recipe_of", lambda config: dataclasses.replace(NATURAL, epochs=1))
+    monkeypatch.setattr(classifier, "find_recipe", lambda config: dataclasses.replace(NATURAL, epochs=1))
     assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
         replay(words)

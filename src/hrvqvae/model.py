@@ -21,7 +21,7 @@ from hrvqvae.compression.archive import is_archive, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Config, Grid
-from hrvqvae.models.base import Autoencoder, pad_to_grid, unit_images
+from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, mask_kept_codes, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
@@ -279,7 +279,7 @@ class Model:
         Raises:
             InputError: As for `sample`; the image has another size than in training, or `keep` is none of these.
         """
-        unit_images(image[None], self.autoencoder.channels)
+        to_unit_images(image[None], self.autoencoder.channels)
         kept = self.keep_part(image, keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
@@ -300,7 +300,9 @@ class Model:
         from hrvqvae.plots.curves import draw_training
         from hrvqvae.training import stages
 
-        fields = stages.option_fields("prior.training", options) | stages.data_fields(self.run.name, data)
+        fields = stages.collect_option_fields("prior.training", options) | stages.collect_data_fields(
+            self.run.name, data
+        )
         with process_group():
             outcomes = stages.train_missing_priors(
                 self.run.name, fields, level=level, resume=resume, callbacks=[draw_training]
@@ -333,8 +335,8 @@ def train(
     from hrvqvae.plots.curves import draw_training
     from hrvqvae.training import stages
 
-    run = stages.run_folder_of(preset, out)
-    fields = stages.option_fields("training", options) | stages.data_fields(run.path, data, test_data)
+    run = stages.choose_run_folder(preset, out)
+    fields = stages.collect_option_fields("training", options) | stages.collect_data_fields(run.path, data, test_data)
     with process_group():
         outcome = stages.train_autoencoder(preset, run, fields, resume=resume, callbacks=[draw_training])
     stages.raise_signal(outcome)

@@ -272,7 +272,7 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, monkeypatc
     assert "the sheets leave out theirs" in do(*command, "--out", there)
     assert "| theirs | 1 |" in (there / "results.md").read_text(), "a system that is not on this machine"
     model = (here / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
-    monkeypatch.setattr(instruments, "features_of", lambda *_: Features("", lambda images: images.flatten(1)))
+    monkeypatch.setattr(instruments, "choose_features", lambda *_: Features("", lambda images: images.flatten(1)))
     line = refused([*command, "--seeds", "2", "--out", here])
     assert "FID of 40 images" in line
     assert f"delete {here / 'rows'}" in line

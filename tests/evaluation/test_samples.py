@@ -19,12 +19,12 @@ from hrvqvae.config import DataConfig, Geometry
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
-from hrvqvae.evaluation.report import file_bits, label_bits, measure_rate
+from hrvqvae.evaluation.report import measure_file_bits, measure_label_bits, measure_rate
 from hrvqvae.evaluation.samples import (
     DRAWS,
     Features,
     RealImages,
-    features_of,
+    choose_features,
     measure_samples,
     measure_share_inside,
     summarize,
@@ -125,7 +125,7 @@ def test_a_classifier_of_greyscale_images_is_trained_once(
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    first, again = (features_of(config, tmp_path / "classifier.safetensors") for _ in range(2))
+    first, again = (choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2))
     assert trained == ["mnist"]
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
@@ -137,7 +137,7 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
-    features = features_of(config, tmp_path / "classifier.safetensors")
+    features = choose_features(config, tmp_path / "classifier.safetensors")
     assert features.source == "efficientnet-lite0"
     assert features(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
@@ -150,7 +150,9 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    features = features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
+    features = choose_features(
+        DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors"
+    )
     assert features.source == ""
     grey = torch.rand(2, 1, 28, 28)
     seen = features(grey)
@@ -163,7 +165,7 @@ def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) 
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.write_bytes(b"nothing that was published" * 9)
     with pytest.raises(InputError, match=r"inception.*pth is damaged .*; delete it, then hrvqvae data get inception"):
-        features_of(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
+        choose_features(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
 
 
 # Samples of a generator that is known
@@ -208,7 +210,7 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
     images = ImageSet(config, labels, ("often", "seldom"), pixels=pixels)
     brightness = TrainedClassifier(Brightness(), 1.0, images.classes)  # type: ignore[arg-type]
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
-    monkeypatch.setattr(samples, "features_of", lambda *_: PIXELS)
+    monkeypatch.setattr(samples, "choose_features", lambda *_: PIXELS)
     monkeypatch.setattr(samples, "obtain_classifier", lambda *_: brightness)
     return config
 
@@ -268,7 +270,7 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
     train, test = striped(400, 0), striped(40, 1)
     entropy_model = fit(bare, train.levels, 0.02, lambda _: None)
-    bits = file_bits(entropy_model, test, (16, 16))
+    bits = measure_file_bits(entropy_model, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
     written = hrv.read(entropy_model, hrv._write(entropy_model, flat, (16, 16), 2))
     assert bits == tuple(8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2))
@@ -277,8 +279,8 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
 
 def test_a_label_takes_the_bits_of_its_frequency() -> None:
     counts = [7, 3, 3, 0]  # each once more: 8, 4, 4 and 1 of 17
-    assert label_bits(counts, np.array([0, 1])) == pytest.approx(np.log2(17) - 2.5)
-    assert label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
+    assert measure_label_bits(counts, np.array([0, 1])) == pytest.approx(np.log2(17) - 2.5)
+    assert measure_label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
 
 
 class Knowing(Prior):

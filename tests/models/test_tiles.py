@@ -82,7 +82,7 @@ def test_a_tile_needs_no_more_than_its_margin() -> None:
     model.latents(pixels)[0, 40, 40].sum().backward()
     assert pixels.grad is not None
     seen = pixels.grad[0].abs().sum(0).nonzero()
-    margin = tiles.reach(model.encoder, 0, 2)
+    margin = tiles.compute_halo(model.encoder, 0, 2)
     assert seen.min() >= 2 * (40 - margin)
     assert seen.max() < 2 * (41 + margin)
     assert seen.max() - seen.min() > 2 * margin, "and no more than twice of it"

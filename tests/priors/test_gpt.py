@@ -8,7 +8,7 @@ from torch.nn.functional import gelu, layer_norm
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.priors.base import Level, build_prior, code_loss, total_bits
+from hrvqvae.priors.base import Level, build_prior, compute_loss, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same
@@ -114,8 +114,8 @@ def test_bits_are_of_each_level() -> None:
     for level_codes, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
         shares = logits.double().softmax(1).gather(1, level_codes[:, None])
         expected.append(float(-shares.log2().sum()))
-    assert total_bits(prior, codes, [], None) == pytest.approx(expected, rel=1e-5)
-    nats = float(code_loss(prior, codes, [], None))
+    assert measure_bits(prior, codes, [], None) == pytest.approx(expected, rel=1e-5)
+    nats = float(compute_loss(prior, codes, [], None))
     assert nats / np.log(2) == pytest.approx(sum(expected) / 48, rel=1e-5)
 
 

@@ -15,7 +15,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.optimizers import learning_rate
+from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import Budget, TrainState, make_budget
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, with_data, with_quantizer, with_training, write_picture
@@ -73,10 +73,10 @@ def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | 
 
 def test_learning_rates(tiny: Config) -> None:
     cosine = with_training(tiny, learning_rate=1.0, warmup_steps=10, schedule="cosine").training
-    assert learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
-    assert learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
-    assert learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
-    assert learning_rate(with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9) == 1.0
+    assert compute_learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
+    assert compute_learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
+    assert compute_learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
+    assert compute_learning_rate(with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9) == 1.0
 
 
 class Started:

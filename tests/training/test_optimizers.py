@@ -9,7 +9,7 @@ from torch.optim import Adam
 
 from hrvqvae.config import Config
 from hrvqvae.priors.causal import CausalConv2d
-from hrvqvae.training.optimizers import Muon, make_optimizer, matrix_weights, orthogonalize
+from hrvqvae.training.optimizers import Muon, make_optimizer, orthogonalize, select_matrices
 from tests.conftest import with_training
 
 
@@ -37,13 +37,13 @@ def test_matrices_are_the_weights_between_layers() -> None:
         nn.ConvTranspose2d(8, 1, 4), nn.Embedding(8, 8),
     )  # fmt: skip
     names = {id(weight): name for name, weight in module.named_parameters()}
-    assert {names[id(weight)] for weight in matrix_weights(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
+    assert {names[id(weight)] for weight in select_matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
 
 
 def test_tied_weights_are_one_matrix() -> None:
     module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     module[0].weight = module[2].weight = module[1].weight
-    assert [id(weight) for weight in matrix_weights(module)] == [id(module[1].weight)]
+    assert [id(weight) for weight in select_matrices(module)] == [id(module[1].weight)]
     assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
 
 

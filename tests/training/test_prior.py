@@ -29,7 +29,7 @@ from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.model import Model, load
 from hrvqvae.models.objective import Metrics
 from hrvqvae.plots.curves import draw_training
-from hrvqvae.priors.base import Level, code_loss
+from hrvqvae.priors.base import Level, compute_loss
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.gpt import GPT
@@ -109,7 +109,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
     batch = read_codes([maps], model, range(1, 2), split_held_out(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
-        nats = float(code_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
+        nats = float(compute_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 

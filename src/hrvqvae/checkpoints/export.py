@@ -26,7 +26,7 @@ from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
 from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
-from hrvqvae.models.build import system_of
+from hrvqvae.models.build import get_system
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
@@ -161,7 +161,7 @@ def _card(
     got = f"$ hrvqvae hub get {name}\n" if on_hub else ""
     return (
         f"# Model card: {name}\n\n"
-        f"{system_of(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
+        f"{get_system(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
         f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
         "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import Model\n\n"
         f'model = Model.from_pretrained("{name}")\n'

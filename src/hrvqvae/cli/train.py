@@ -74,9 +74,9 @@ def _train(arguments: Arguments) -> int:
             return 0
         from hrvqvae import distributed
         from hrvqvae.checkpoints.run import stale_notice
-        from hrvqvae.training.stages import run_folder_of, train_autoencoder
+        from hrvqvae.training.stages import choose_run_folder, train_autoencoder
 
-        run = run_folder_of(arguments.preset, arguments.out)
+        run = choose_run_folder(arguments.preset, arguments.out)
         outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume, callbacks=_callbacks())
         code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):

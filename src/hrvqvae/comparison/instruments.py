@@ -17,7 +17,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.comparison.systems import codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, features_of, read_split
+from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features, read_split
 from hrvqvae.model import Model
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
@@ -62,7 +62,7 @@ class Instruments:
     def __init__(self, config: Config, folder: Path) -> None:
         """Load the networks; a classifier that is trained for them is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
-        self.real = RealImages(features_of(config.data, folder / CLASSIFIER), self.tests)
+        self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.tests)
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()

@@ -10,7 +10,7 @@ from typing import Any
 from hrvqvae.config import Config, ModelConfig, presets
 from hrvqvae.config.parsing import digest_of, override, prior_config
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.models.build import system_of
+from hrvqvae.models.build import get_system
 from hrvqvae.utils.errors import InputError
 
 _STYLES = {
@@ -125,7 +125,7 @@ class Comparison:
             ):
                 raise InputError(f"--{name} must be a field of the model or training of {', '.join(self.systems)}")
         for system in self.systems:  # checks its package and fields before any training
-            system_of(self.config(system, self.first_seed))
+            get_system(self.config(system, self.first_seed))
 
     def config(self, system: str, seed: int) -> Config:
         """Return the preset of a system with the budget and seed of this comparison."""

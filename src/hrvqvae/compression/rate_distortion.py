@@ -36,7 +36,7 @@ from torch import Tensor
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, unit_images
+from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import areas, pixels
 from hrvqvae.quantize import Codes
@@ -98,7 +98,7 @@ class RateDistortion:
 
     def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
         """Return the codes as `encode`, and the squared error of each image (B,)."""
-        unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
+        to_unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
         count, stride = len(images), self._model.config.stride
         grid = self._model.config.latent_grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
@@ -120,7 +120,7 @@ class RateDistortion:
         self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
     ) -> tuple[NDArray[np.int32], Tensor]:
         """Return the codes (L, B, H, W) of images, searched in one piece, and their squared errors (B, Y, X)."""
-        unit = unit_images(images, self._model.channels).clone()
+        unit = to_unit_images(images, self._model.channels).clone()
         size = (unit.shape[-2], unit.shape[-1])
         layout = self.entropy_model.layout(size).first(self.levels)
         entropy_model = self.entropy_model if lmbdas.any() else self.entropy_model.bare

@@ -150,7 +150,7 @@ class TrainedClassifier:
         return torch.cat([self.classifier(batch).argmax(1) for batch in images.split(_BATCH)])  # type: ignore[no-untyped-call]
 
 
-def recipe_of(config: DataConfig) -> Recipe | None:
+def find_recipe(config: DataConfig) -> Recipe | None:
     """Return the recipe in the data set's registry entry, or None."""
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
     return imported(reference) if reference else None
@@ -191,7 +191,7 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
-        classifier = (recipe_of(config) or SMALL).network(config.channels, len(classes))
+        classifier = (find_recipe(config) or SMALL).network(config.channels, len(classes))
         classifier.load_state_dict(weights)
         return TrainedClassifier(classifier.eval().requires_grad_(False), float(meta["accuracy"]), classes)
     except (KeyError, TypeError, RuntimeError) as error:
@@ -207,7 +207,7 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     images, test = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
-    recipe = recipe_of(config) or SMALL
+    recipe = find_recipe(config) or SMALL
     torch.manual_seed(seed)
     classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)

@@ -27,7 +27,7 @@ from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.priors.base import Prior, Priors, total_bits
+from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute, exact_float32
@@ -54,13 +54,13 @@ class Rate:
     label: float
 
 
-def label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
+def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
     """Return the mean bits of labels by the frequency of each class, with 1 added to each count."""
     counts = np.asarray(class_counts) + 1
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
-def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
+def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
     """Return the bits per image of each level in files of images of `size` pixels, rounded up to bytes."""
     layout, spent = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
@@ -71,7 +71,7 @@ def file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[
     return tuple((8 * spent / len(maps)).tolist())
 
 
-def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
+def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
     """Return the bits per image of each level that a prior covers, computed in float32."""
     prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first, count = prior.level.number - 1, len(prior.levels)
@@ -82,7 +82,7 @@ def prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.d
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         codes_of_prior = [code.to(device) for code in codes[first : first + count]]
-        spent += total_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
+        spent += measure_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()
     return tuple((spent / len(maps)).tolist())
 
@@ -92,10 +92,10 @@ def measure_rate(
 ) -> Rate:
     """Return the bits of codes of images of `size` pixels under the priors and, if it is fitted, the entropy model."""
     return Rate(
-        prior=tuple(bits for prior in priors.networks for bits in prior_bits(prior, model, maps, device)),
-        files=file_bits(entropy_model, maps, size) if entropy_model.networks else None,
+        prior=tuple(bits for prior in priors.networks for bits in measure_prior_bits(prior, model, maps, device)),
+        files=measure_file_bits(entropy_model, maps, size) if entropy_model.networks else None,
         positions=tuple(int(np.prod(level[0].shape)) for level in maps.levels),
-        label=label_bits(priors.class_counts, maps.labels) if priors.classes else 0.0,
+        label=measure_label_bits(priors.class_counts, maps.labels) if priors.classes else 0.0,
     )
 
 

@@ -22,7 +22,7 @@ from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import chunk_samples, evaluation_batches, read_batches
 from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.classifier import TrainedClassifier, obtain_classifier, recipe_of
+from hrvqvae.evaluation.classifier import TrainedClassifier, find_recipe, obtain_classifier
 from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
@@ -52,7 +52,7 @@ class Features:
         return self.extract(images).double()
 
 
-def features_of(config: DataConfig, classifier_path: Path) -> Features:
+def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
     Inception comes first, if its weights are on this machine. Grey images with classes, and data sets whose registry
@@ -63,7 +63,7 @@ def features_of(config: DataConfig, classifier_path: Path) -> Features:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         return Features("", lambda images: inception(to_three_channels((images * 255).byte())))
-    if (config.channels == 1 or recipe_of(config)) and load_images(config, "test").classes:
+    if (config.channels == 1 or find_recipe(config)) and load_images(config, "test").classes:
         trained = obtain_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
     if not has_efficientnet():
@@ -224,15 +224,15 @@ def measure_samples(
     size = min(count, len(tests) // 2)
     if size < 2:
         raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
-    reference, *floor = random_subsets(tests, size, 1 + DRAWS)
-    real = RealImages(features_of(config, classifier_path), read_images_at(tests, reference))
+    reference, *floor = draw_subsets(tests, size, 1 + DRAWS)
+    real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
     decoded = torch.cat([
         model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
         for images in read_images_at(tests, reference)
     ])  # fmt: skip
     labels = torch.from_numpy(tests.labels[reference])
     train = load_images(config, "train")
-    subsets = {"training images": (train, random_subsets(train, size, DRAWS)), "test images": (tests, floor)}
+    subsets = {"training images": (train, draw_subsets(train, size, DRAWS)), "test images": (tests, floor)}
     distances = {"reconstructions": summarize([real.distances(torch.split(decoded, _BATCH))])} | {
         name: summarize([real.distances(read_images_at(images, indices)) for indices in all_indices])
         for name, (images, all_indices) in subsets.items()
@@ -253,7 +253,7 @@ def measure_samples(
     return tuple(qualities)
 
 
-def random_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
+def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
     """Return the indices of up to `count` disjoint subsets of `size` images, the same in every call."""
     order = make_rng("subsets", 0).permutation(len(images))
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]

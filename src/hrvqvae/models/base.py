@@ -38,7 +38,7 @@ class Reconstructed:
     losses: Mapping[str, Tensor]
 
 
-def unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
+def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
     """Return images as float32 in [0, 1]. Raises InputError for a wrong shape, channel count, type or value.
 
     Values are not checked in a traced graph, nor in training on a GPU, where the check would wait for the GPU.
@@ -117,11 +117,11 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode images, with the loss terms. Raises InputError as `unit_images`."""
+        """Encode, quantize and decode images, with the loss terms. Raises InputError as `to_unit_images`."""
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
-        """Return the codes of images. Raises InputError as `unit_images`."""
+        """Return the codes of images. Raises InputError as `to_unit_images`."""
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:

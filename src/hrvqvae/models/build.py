@@ -14,7 +14,7 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 
 
-def system_of(config: Config) -> System:
+def get_system(config: Config) -> System:
     """Return the system of a configuration. Raises InputError if the system or a package of it is not installed."""
     system = SYSTEMS.get(config.model.system)
     if not system.available:
@@ -23,20 +23,20 @@ def system_of(config: Config) -> System:
 
 
 def build(config: Config) -> Autoencoder:
-    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as `system_of`."""
-    model = imported(system_of(config).model)
+    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as `get_system`."""
+    model = imported(get_system(config).model)
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
 def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
-    """Build the objective of a configuration for its model. Raises InputError as `system_of` and the objective."""
-    return cast(Objective, imported(system_of(config).objective)(model, config, place))
+    """Build the objective of a configuration for its model. Raises InputError as `get_system` and the objective."""
+    return cast(Objective, imported(get_system(config).objective)(model, config, place))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
     """Return the model. Raises InputError unless it has several levels on one grid, which progressive decoders need."""
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
-        title = system_of(config).title
+        title = get_system(config).title
         raise InputError(f"{title} has no progressive decoder: that takes several levels on one grid")
     return model
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, select_prefix, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, select_prefix, to_unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 from hrvqvae.quantize.functional import straight_through
@@ -75,7 +75,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize and decode; the losses are the paper's (docs/method.md), per pixel value of the batch."""
-        unit = unit_images(images, self.channels, training=self.training)
+        unit = to_unit_images(images, self.channels, training=self.training)
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
         decoded, count = quantized.latents, len(self.prefixes)
@@ -93,7 +93,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def encode(self, images: Tensor) -> Codes:
         def encode_tile(tile: Tensor) -> Codes:
-            return self.quantizer.encode(self.latents(unit_images(tile, self.channels)))
+            return self.quantizer.encode(self.latents(to_unit_images(tile, self.channels)))
 
         return tiles.encode(encode_tile, images, self.config, self.encoder)
 
@@ -127,12 +127,12 @@ class SingleGridAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        latents = self.latents(unit_images(images, self.channels))
+        latents = self.latents(to_unit_images(images, self.channels))
         self.quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        return self.quantizer.restart_dead_codes(self.latents(unit_images(images, self.channels)), rng)
+        return self.quantizer.restart_dead_codes(self.latents(to_unit_images(images, self.channels)), rng)
 
     def align(self) -> None:
         if isinstance(self.quantizer, ResidualQuantizer):

@@ -26,7 +26,7 @@ Tile = tuple[Area, Area, Area]
 """(core, core + halo, core within core + halo)."""
 
 
-def reach(networks: nn.Module, padding: int, stride: int) -> int:
+def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
     """Return the width of the halo: an upper bound of how far codes and pixels depend on their surroundings.
 
     It is the sum of the reach of every convolution, as if each worked on the coarsest grid.
@@ -35,7 +35,7 @@ def reach(networks: nn.Module, padding: int, stride: int) -> int:
     return sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions) + -(-padding // stride)
 
 
-def areas(grid: Grid, side: int, margin: int) -> list[Tile]:
+def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
     """Return tiles of about the same size, at most `side` positions per side, with a halo of `margin` positions."""
 
     def parts(length: int) -> Iterator[Area]:
@@ -48,13 +48,13 @@ def areas(grid: Grid, side: int, margin: int) -> list[Tile]:
     return [tuple(zip(*axes, strict=True)) for axes in product(*map(parts, grid))]  # type: ignore[misc]
 
 
-def pixels(area: Area, factor: int = 1) -> Any:
+def index_pixels(area: Area, factor: int = 1) -> Any:
     """Return the index of an area in a tensor (..., Y, X), on a grid that is `factor` times as fine."""
     return ..., *(slice(factor * side.start, factor * side.stop) for side in area)
 
 
-def _tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str) -> Iterator[Tile]:
-    tiles = areas(grid, max(1, _TILE // stride), reach(networks, config.padding, stride))
+def _track_tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str) -> Iterator[Tile]:
+    tiles = divide_grid(grid, max(1, _TILE // stride), compute_halo(networks, config.padding, stride))
     return tracked(tiles, f"{action} tiles", len(tiles), lambda _: 1)
 
 
@@ -71,10 +71,10 @@ def encode(encode_tile: Callable[[Tensor], Codes], images: Tensor, config: Netwo
     times = [grid[0] // grids[0][0] for grid in grids]
     stride = config.stride * times[-1]
     codes = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
-    for core, around, inside in _tiles(grids[0], stride, networks, config, "encode"):
-        tile_codes = encode_tile(images[pixels(around, stride)])
+    for core, around, inside in _track_tiles(grids[0], stride, networks, config, "encode"):
+        tile_codes = encode_tile(images[index_pixels(around, stride)])
         for level, tile_level, n in zip(codes, tile_codes, times, strict=True):
-            level[pixels(core, n)] = tile_level[pixels(inside, n)]
+            level[index_pixels(core, n)] = tile_level[index_pixels(inside, n)]
     return tuple(codes)
 
 
@@ -93,13 +93,13 @@ def decode(
     stride = config.stride * times[-1]
     size = fit_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
-    for core, around, inside in _tiles(grid, stride, networks, config, "decode"):
-        tile_codes = tuple(code[pixels(around, n)] for code, n in zip(codes, times, strict=True))
+    for core, around, inside in _track_tiles(grid, stride, networks, config, "decode"):
+        tile_codes = tuple(code[index_pixels(around, n)] for code, n in zip(codes, times, strict=True))
         # The pixels of a position are shifted up and left by `padding`; the halo covers this.
         ends = zip(core, around, size, strict=True)
         height, width = (min(tile.stop * stride, side) - halo.start * stride for tile, halo, side in ends)
         decoded = decode_tile(tile_codes, (height, width))
         images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images
-        images[pixels(core, stride)] = decoded[pixels(inside, stride)]
+        images[index_pixels(core, stride)] = decoded[index_pixels(inside, stride)]
     assert images is not None
     return images

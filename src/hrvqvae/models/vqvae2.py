@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, unit_images
+from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, to_unit_images
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
@@ -75,7 +75,7 @@ class VQVAE2(Autoencoder):
 
     def forward(self, images: Tensor) -> Reconstructed:
         """Encode, quantize and decode; the losses of each grid are per pixel value of the batch."""
-        unit = unit_images(images, self.channels, training=self.training)
+        unit = to_unit_images(images, self.channels, training=self.training)
         results, words = list[Quantized](), list[Tensor]()
         for quantizer, latents in self._top_down(unit, words):
             results.append(quantizer(latents))
@@ -89,7 +89,7 @@ class VQVAE2(Autoencoder):
     def encode(self, images: Tensor) -> Codes:
         def encode_tile(tile: Tensor) -> Codes:
             codes, words = list[Tensor](), list[Tensor]()
-            for quantizer, latents in self._top_down(unit_images(tile, self.channels), words):
+            for quantizer, latents in self._top_down(to_unit_images(tile, self.channels), words):
                 codes += quantizer.encode(latents)
                 words.append(quantizer.lookup((codes[-1],), check=False))
             return tuple(codes)
@@ -109,14 +109,14 @@ class VQVAE2(Autoencoder):
     @torch.no_grad()
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
         words = list[Tensor]()
-        for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
+        for quantizer, latents in self._top_down(to_unit_images(images, self.channels), words):
             quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
             words.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         restarted, words = 0, list[Tensor]()
-        for quantizer, latents in self._top_down(unit_images(images, self.channels), words):
+        for quantizer, latents in self._top_down(to_unit_images(images, self.channels), words):
             words.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
             restarted += quantizer.restart_dead_codes(latents, rng)
         return restarted

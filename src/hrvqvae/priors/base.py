@@ -148,21 +148,23 @@ class Priors:
         raise InputError(f"class {name!r} is not one of {', '.join(self.classes)} (or 0..{len(self.classes) - 1})")
 
 
-def mean_nats(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[Tensor]:
+def compute_nats(
+    prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+) -> list[Tensor]:
     """Return the mean negative log-likelihood per code of each level of a prior, in nats."""
     all_logits = prior.level_logits(codes, coarser, label)
     return [cross_entropy(logits.float(), level_codes) for logits, level_codes in zip(all_logits, codes, strict=True)]
 
 
-def code_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-    """Return the mean of `mean_nats` over the levels."""
-    return torch.stack(mean_nats(prior, codes, coarser, label)).mean()
+def compute_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+    """Return the mean of `compute_nats` over the levels."""
+    return torch.stack(compute_nats(prior, codes, coarser, label)).mean()
 
 
 @torch.inference_mode()
-def total_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
+def measure_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
     """Return the bits of a batch's codes under a prior, summed over the batch, for each level of the prior."""
-    all_nats = mean_nats(prior, codes, coarser, label)
+    all_nats = compute_nats(prior, codes, coarser, label)
     return [
         float(nats.double()) * level_codes.numel() / math.log(2)
         for nats, level_codes in zip(all_nats, codes, strict=True)

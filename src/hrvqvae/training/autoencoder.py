@@ -24,7 +24,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
-from hrvqvae.training.state import TrainState, copy_weights, step_generator
+from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
@@ -112,7 +112,7 @@ class AutoencoderTask(ImageTask):
         first_batches = islice(batches(self.images, batch_size=min(count, size), seed=seed), -(-count // size))
         images = torch.cat([batch.images for batch in first_batches])[:count]
         with self.compute.autocast():
-            model.initialize(self.compute.place_images(images), step_generator(seed, 0), size)
+            model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), size)
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
         assert isinstance(model, Autoencoder)
@@ -128,7 +128,7 @@ class AutoencoderTask(ImageTask):
         if self.schedule.restart_due(state.step + 1, state.fraction):
             every_image = state.compute.place_images(distributed.all_gather(images))  # every process restarts alike
             with state.autocast(), self.schedule.track_moves(model):
-                restarted = model.restart_dead_codes(every_image, step_generator(self.training.seed, state.step))
+                restarted = model.restart_dead_codes(every_image, make_step_rng(self.training.seed, state.step))
             metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(model)
         self.schedule.forget(state.optimizer, state.averaged.module)

@@ -26,7 +26,7 @@ def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
     return Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)
 
 
-def learning_rate(config: StageConfig, step: int, fraction: float) -> float:
+def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> float:
     """Return the learning rate of a step after `fraction` of the budget: constant, or a warm-up and a cosine to 0."""
     if config.schedule == "constant":
         return config.learning_rate
@@ -49,7 +49,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return wide.T if tall else wide
 
 
-def matrix_weights(module: nn.Module) -> list[Tensor]:
+def select_matrices(module: nn.Module) -> list[Tensor]:
     """Return the weights that Muon treats as matrices: filters of convolutions and weights of linear layers.
 
     Layers that read or write pixels, embeddings, codewords, biases and scales are not among them.
@@ -68,13 +68,13 @@ class Muon(Adam):
     et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam.
 
     Args:
-        module: the network to train; `matrix_weights` selects its matrices.
+        module: the network to train; `select_matrices` selects its matrices.
         learning_rate: the rate of Muon and of Adam.
         betas: decays of Adam's moments.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
-        orthogonal = matrix_weights(module)
+        orthogonal = select_matrices(module)
         matrix_ids = {id(weight) for weight in orthogonal}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in matrix_ids]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]

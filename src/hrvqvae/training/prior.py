@@ -27,7 +27,7 @@ from hrvqvae.data.batches import sample_stream
 from hrvqvae.data.image_sets import make_rng
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.priors.base import Level, Prior, build_prior, code_loss, total_bits
+from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
@@ -184,7 +184,7 @@ class PriorTask(Task[CodeBatch]):
         assert isinstance(model, Prior)
         label = drop_classes(placed.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
         with state.autocast():
-            loss = code_loss(model, placed.codes, placed.coarser, label)
+            loss = compute_loss(model, placed.codes, placed.coarser, label)
         metrics = state.take_gradient({"nats_per_code": loss})
         state.update(MODEL)
         state.averaged.update_parameters(model)
@@ -223,7 +223,7 @@ class PriorTask(Task[CodeBatch]):
             indices = held_out[start : start + size]
             placed = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
             with self.compute.autocast():
-                spent += torch.tensor(total_bits(prior, *placed))
+                spent += torch.tensor(measure_bits(prior, *placed))
             images += len(indices)
         gathered = distributed.all_gather_numbers(*spent.tolist(), images)
         *level_bits, total_images = (sum(column) for column in zip(*gathered, strict=True))

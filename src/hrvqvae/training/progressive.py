@@ -18,7 +18,7 @@ from hrvqvae.config import Config
 from hrvqvae.config.parsing import progressive_config
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.distortion import Report
-from hrvqvae.models.base import Autoencoder, unit_images
+from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
 from hrvqvae.models.objective import MODEL, Metrics
@@ -69,7 +69,7 @@ class ProgressiveTask(ImageTask):
         assert isinstance(decoder, ProgressiveDecoder)
         self.model.use_progressive_decoder(decoder)
         placed = state.compute.place_images(batch.images)
-        images = unit_images(placed, self.model.channels)
+        images = to_unit_images(placed, self.model.channels)
         prefixes, part = self.model.prefixes[:-1], distributed.rank_slice()
         first = part.of(len(images) * part.count).start  # position in the batch of all processes
         assigned = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)

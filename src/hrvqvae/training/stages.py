@@ -29,12 +29,12 @@ Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as of the command line."""
 
 
-def option_fields(stage: str, options: Fields) -> dict[str, Any]:
+def collect_option_fields(stage: str, options: Fields) -> dict[str, Any]:
     """Return options by the dotted names of their fields; short names are fields of the stage's section."""
     return {f"{stage}.{name}" if name in OPTIONS else name: value for name, value in options.items()}
 
 
-def data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
+def collect_data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
     """Return the fields that name the images of a run folder.
 
     Args:
@@ -48,7 +48,7 @@ def data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, 
     return {"data.root": give_datasets(str(Path(run).absolute()), data, test_data)}
 
 
-def run_folder_of(preset: str, out: str | Path | None) -> RunFolder:
+def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
     """Return the folder to train into: `out`; else the preset, if it is a run folder; else runs/PRESET."""
     is_run = RunFolder(Path(preset)).config.is_file()
     return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))

@@ -26,7 +26,7 @@ from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def make_step_rng(seed: int, step: int) -> torch.Generator:
     """Return the generator of a step's random draws."""
     return torch.Generator().manual_seed((seed << 32) + step)
 

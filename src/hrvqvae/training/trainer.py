@@ -35,7 +35,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
-from hrvqvae.training.optimizers import learning_rate
+from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import TrainState, count_parameters, make_budget, require_finite
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -207,7 +207,7 @@ class Trainer(Generic[B]):
                 self._evaluate(state)
             processes.sync()
             while state.fraction < 1 and processes.signal is None:
-                rate = learning_rate(training, state.step, state.fraction)
+                rate = compute_learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
                         group["lr"] = rate
@@ -333,7 +333,7 @@ class Trainer(Generic[B]):
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
         if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:
-            rate = learning_rate(task.training, state.step, state.fraction)
+            rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(f"its learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
         before, now = meta.get("device", task.compute.device.type), task.compute.device.type
         if before != now:
