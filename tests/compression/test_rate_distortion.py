@@ -19,7 +19,7 @@ from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config.parsing import override
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.models.tiles import areas
+from hrvqvae.models.tiles import divide_grid
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import bits_of, digits, single_grid, squared_errors, untrained
@@ -179,7 +179,7 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, mo
     whole, usual = encoder.encode(image, lmbda), model.encode(image)
     monkeypatch.setattr(rate_distortion, "_SIDE", 12)
     monkeypatch.setattr(rate_distortion, "_AROUND", 6)
-    assert len(areas(tuple(usual[0].shape[1:]), 12, 6)) == 9
+    assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
     found, squares = encoder.weigh(image, lmbda)
     assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
     least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))

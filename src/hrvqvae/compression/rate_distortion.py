@@ -38,7 +38,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.models.tiles import areas, pixels
+from hrvqvae.models.tiles import divide_grid, index_pixels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import InputError
@@ -104,14 +104,14 @@ class RateDistortion:
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
         chosen = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)
-        together, tiles = max(1, _POSITIONS // math.prod(grid)), areas(grid, _SIDE, _AROUND)
+        together, tiles = max(1, _POSITIONS // math.prod(grid)), divide_grid(grid, _SIDE, _AROUND)
         parts = [*product(range(0, count, together), tiles)]
         for begin, tile in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(tiles) > 1 else parts:
             batch, (core, around, inside) = slice(begin, begin + together), tile
             window = (around[0].start, around[1].start, *grid)
-            codes, squares = self._weighed(images[batch][pixels(around, stride)], lmbdas[batch].numpy(), window)
-            chosen[:, batch][pixels(core)] = torch.from_numpy(codes[pixels(inside)])
-            errors[batch] += squares[pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
+            codes, squares = self._weighed(images[batch][index_pixels(around, stride)], lmbdas[batch].numpy(), window)
+            chosen[:, batch][index_pixels(core)] = torch.from_numpy(codes[index_pixels(inside)])
+            errors[batch] += squares[index_pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
         return tuple(level.long().to(images.device) for level in chosen), errors
 
     @torch.inference_mode(False)  # gradients are wanted
