@@ -23,13 +23,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def torchrun(count: int, *options: str) -> list[str]:
-    """The command line that starts so many processes of this package on this machine; what they run comes after it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return [*command, "--monitor-interval", "0.5", *options, "-m", "hrvqvae"]
 
 
 def ranks(launcher: int) -> list[int]:
-    """Numbers of the processes that torchrun has started, in the order of their ranks."""
+    """The process IDs of the workers of torchrun, by rank."""
     pids: list[int] = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -38,7 +37,7 @@ def ranks(launcher: int) -> list[int]:
 
 
 def logged(folder: Path) -> int:
-    """Lines of the run's log."""
+    """Count the lines of a run's log."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
@@ -92,7 +91,7 @@ def test_a_training_goes_on_where_this_job_has_begun_it(
     began: str | None, restarts: str, now: str, goes_on: bool, tmp_path: Path, tiny: Config,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """By the job's name, where machines came or went too, which torchrun does not count; else after a restart."""
+    """The name of the job decides if there is one, otherwise the count of restarts."""
     run = RunFolder(tmp_path / "run")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     if began is not None:

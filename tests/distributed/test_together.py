@@ -29,7 +29,6 @@ STEPS = 10
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
-    """The runs of one process, and of two that torchrun started."""
     folder = tmp_path_factory.mktemp("together")
     for system, config in tiny_systems(mnist_root).items():
         config = with_training(
@@ -84,7 +83,6 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
 
 @pytest.mark.parametrize("system", ["hrvqvae", "vqvae", "vqvae2", "rqvae", "fsq"])
 def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
-    """And the terms of the loss, a number each."""
     counted = [each[system]["bytes"] for each in seen(folder, 2)]
     assert counted[0] == counted[1]
     terms = [count - sum(exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]]
@@ -110,7 +108,6 @@ def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None
 
 
 def test_a_progressive_decoder_is_trained_on_the_same_prefixes(folder: Path) -> None:
-    """Of batches of 12, in two parts of six."""
     alone, shared = (logged(folder / f"priors-{size}" / "prefixes", "loss") for size in (1, 2))
     assert len(alone) == 5
     np.testing.assert_allclose(shared, alone, rtol=1e-5)

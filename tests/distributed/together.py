@@ -42,13 +42,12 @@ PRIOR = {
 
 
 def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Codewords and their statistics, by name."""
     return {name: one.clone() for name, one in model.state_dict().items() if "codebook" in name or "residual" in name}
 
 
 @contextmanager
 def watched() -> Iterator[Seen]:
-    """Writes down what each step gets and adds up, the codebooks before the first, and what the last one left."""
+    """Record the images and exchanged bytes of each step, the first codebooks and the last state."""
     seen: Seen = {"images": [], "start": None, "end": None, "bytes": []}
     usual, reduce = AutoencoderTask.step, dist.all_reduce
 
@@ -71,7 +70,7 @@ def watched() -> Iterator[Seen]:
 
 
 def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
-    """Train each system, then priors of the run that lies in FOLDER/priors-WORLD, if there is one."""
+    """Train each system, and then the priors of FOLDER/priors-WORLD, if that run exists."""
     size, results = distributed.world_size(), {}
     for system in systems:
         with watched() as results[system]:
@@ -86,7 +85,7 @@ def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
 
 
 def fail(config: Config, folder: Path, rank: int, how: str) -> str:
-    """What ends a training in which one process has gone wrong in its fifth step."""
+    """Return the error of a training in which a process goes wrong in the fifth step."""
     usual = AutoencoderTask.step
 
     def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:

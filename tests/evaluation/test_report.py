@@ -43,7 +43,6 @@ def test_evaluation_with_priors(run: Path, capsys: pytest.CaptureFixture[str]) -
 def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     run: Path, beam: int | None, lmbda: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codes of both kinds, though the run has stored those of its own search, and what samples stand beside."""
     seen = {}
 
     def measure(priors: object, model: object, entropy_model: object, coded: CodeMaps, *_: object) -> None:
@@ -95,7 +94,6 @@ def test_samples_are_judged(run: Path, capsys: pytest.CaptureFixture[str], monke
 
 
 def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
-    """A run, with priors, of a folder of colour images."""
     config = to_dict(tiny_run(mnist_root))
     config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
     file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))

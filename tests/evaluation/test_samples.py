@@ -47,7 +47,7 @@ def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
-    """E k(x, x') + E k(y, y') - 2 E k(x, y), pairs of the same image left out of the first two."""
+    """E k(x, x') + E k(y, y') - 2 E k(x, y), without pairs of the same image."""
     width = left.shape[1]
 
     def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
@@ -107,7 +107,6 @@ def test_other_numbers_of_images_are_refused() -> None:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of published networks."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch"
 
@@ -143,7 +142,6 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
 
 
 def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published network's form with weights of no use, read from where torch-fidelity reads them."""
     torch.manual_seed(0)
     monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: made)
     made: dict[str, torch.Tensor] = {}
@@ -172,7 +170,7 @@ def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) 
 
 
 class Rings:
-    """Draws the test distribution itself: two kinds of images, the first 19 times as frequent, each with noise."""
+    """A perfect generator of two classes of noisy images."""
 
     classes, class_counts = ("often", "seldom"), (95, 5)
     run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
@@ -195,14 +193,12 @@ class Rings:
 
 
 def rings(labels: np.ndarray, generator: np.random.Generator) -> Tensor:
-    """Images (B, 1, 2, 2): bright or dark by their label, with noise of each pixel."""
     noise = generator.normal(0, 0.05, (len(labels), 1, 2, 2))
     return torch.from_numpy(np.where(labels == 0, 0.3, 0.8)[:, None, None, None] + noise).clamp(0, 1).float()
 
 
 @pytest.fixture
 def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConfig:
-    """A data set of 4,000 test images, of which one in twenty is of the second class."""
     generator = np.random.default_rng(0)
     labels = (np.arange(4_000) % 20 == 19).astype(np.int64)
     config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
@@ -216,8 +212,6 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
 
 
 class Brightness(torch.nn.Module):
-    """Takes dark images for the first class."""
-
     def forward(self, images: Tensor) -> Tensor:
         mean = images.mean((1, 2, 3)) - 0.55
         return torch.stack([-mean, mean], 1)
@@ -237,7 +231,7 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes:
 def test_the_deviation_is_the_noise_of_repetitions(
     unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean of DRAWS sets varies over repetitions by the deviation of a set / sqrt(DRAWS)."""
+    """The mean of DRAWS sets deviates by the deviation of a set / sqrt(DRAWS)."""
     model, means, deviations = Rings((0.95, 0.05)), list[float](), list[float]()
     draw = model.draw
     for repetition in range(12):
@@ -260,7 +254,7 @@ def test_too_few_images_are_refused(unequal_classes: DataConfig) -> None:
 
 
 def striped(count: int, seed: int) -> CodeMaps:
-    """Two levels: a level 1 whose rows repeat, and a level 2 that is drawn."""
+    """A level whose rows repeat, and a random level."""
     generator = np.random.default_rng(seed)
     rows = generator.integers(0, 4, (count, 8, 1)).repeat(8, 2)
     return CodeMaps((rows, generator.integers(0, 4, (count, 8, 8))), np.zeros(count, np.int64), ())
@@ -284,7 +278,7 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
 
 
 class Knowing(Prior):
-    """A prior that gives the class's own code half of the probability."""
+    """A prior in which half of the probability is that of the code equal to the class."""
 
     def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
         assert label is not None
@@ -294,8 +288,6 @@ class Knowing(Prior):
 
 
 class Paths:
-    """A model that is asked for paths alone, which are its codes."""
-
     def codeword_indices(self, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return codes
 

@@ -33,13 +33,11 @@ EVERY = tuple(_MODELS)
 
 
 def config_of(name: str, **changes: Any) -> ModelConfig:
-    """The configuration of a small model, with fields changed."""
     system, fields = _MODELS[name]
     return dataclasses.replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
 
 
 def model_of(config: ModelConfig, channels: int = 3, seed: int = 0) -> Autoencoder:
-    """A started model in evaluation mode."""
     torch.manual_seed(seed)
     model = build(Config(data=DataConfig(channels=channels), model=config))
     model.initialize(torch.rand(8, channels, 14, 14), torch.Generator().manual_seed(seed))

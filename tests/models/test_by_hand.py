@@ -19,7 +19,6 @@ from tests.quantize import oracle
 
 @pytest.mark.parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
 def test_one_grid(name: str) -> None:
-    """Encoder, search, sum of codewords, decoder: a path begins anew with each group of linked levels."""
     config = config_of(name, stride=4, residual_blocks=2)
     quantizer: QuantizerConfig = config.quantizer  # type: ignore[attr-defined]
     model, images = model_of(config).requires_grad_(False), torch.rand(2, 3, 10, 14)
@@ -66,7 +65,6 @@ def test_one_grid(name: str) -> None:
 
 
 def test_several_grids() -> None:
-    """Bottom-up features, then top-down: each grid is coded with what the one above it decodes to."""
     model, images = model_of(config_of("vqvae2")).requires_grad_(False), torch.rand(2, 3, 14, 14)
     assert isinstance(model, VQVAE2)
     bottom = model.encoders[0](pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate"))

@@ -128,7 +128,6 @@ def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
 
 @pytest.mark.parametrize("leaves", [8, 512])
 def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None:
-    """Without the k-means start a codebook is not smaller than it says; copies could never be told apart."""
     for quantizer in (
         dataclasses.replace(FLAT, codewords=leaves, init_vectors=0),
         dataclasses.replace(TREE, codewords=round(leaves ** (1 / 3)), init_vectors=0),

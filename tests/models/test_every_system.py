@@ -41,7 +41,6 @@ def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ..
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
-    """A folder with a run of each system, priors included."""
     folder = tmp_path_factory.mktemp("systems")
     for system, config in tiny_systems(mnist_root).items():
         train(folder / system, config, [], ("4",))
@@ -83,7 +82,6 @@ def _options(**fields: str) -> list[str]:
 def test_stopped_and_resumed_it_is_the_same_run(
     system: str, options: list[str], runs: Path, tmp_path: Path, mnist_root: Path
 ) -> None:
-    """Autoencoder and every level's prior, to the bit."""
     tiny, whole_run = tiny_systems(mnist_root)[system], tmp_path / "whole" if options else runs / system
     if options:
         train(whole_run, tiny, options, ("4",), priors=False)

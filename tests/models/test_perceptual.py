@@ -20,8 +20,6 @@ from tests.conftest import refused
 
 
 class TwoStages(nn.Module):
-    """Stands for the classifier: features at two resolutions."""
-
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Identity(), nn.ReLU()
@@ -113,7 +111,6 @@ def test_a_damaged_file_of_the_package_is_refused(
 
 @pytest.fixture
 def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where VGG16's weights lie; they are not read."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     published.LPIPS.path.parent.mkdir(parents=True)
     published.LPIPS.path.touch()
@@ -166,7 +163,6 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 
 def network_of(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> published.Published:
-    """A network whose publisher is a folder."""
     monkeypatch.setenv("TORCH_HOME", str(folder / "cache"))
     network = dataclasses.replace(published.LPIPS, name="small", url=(folder / name).as_uri)
     monkeypatch.setitem(published.NETWORKS, "small", network)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
 
 
 def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
-    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch as ResidualQuantizer's."""
+    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch."""
     quantizer, z = LibraryQuantizer(LibraryQuantizerConfig(name="simvq", codewords=8, dim=6)), latents(2, 3, 4)
     z.requires_grad_()
     result = quantizer(z)
@@ -130,7 +130,7 @@ def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.Monkey
 
 
 def test_whole_numbers_are_not_averaged(tiny: Config) -> None:
-    """FSQ keeps 3 as a buffer, and 0.9 times 3 plus 0.1 times 3 is a bit less than 3: as a whole number, 2."""
+    """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
     model = dataclasses.replace(
         SYSTEMS.get("fsq").config, quantizer=FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
     )
@@ -162,7 +162,6 @@ every = pytest.mark.parametrize("name", QUANTIZERS)
 
 
 def started(name: str) -> tuple[Quantizer, int, int]:
-    """The quantizer, its levels, and how many values a code can take."""
     torch.manual_seed(0)
     config = QUANTIZERS[name]
     if isinstance(config, FSQQuantizerConfig):
@@ -174,7 +173,6 @@ def started(name: str) -> tuple[Quantizer, int, int]:
 
 @every
 def test_codes_give_what_training_decodes(name: str) -> None:
-    """Coded, looked up and passed forward are the same, in float32 whatever autocast says; nothing is changed."""
     quantizer, levels, _ = started(name)
     z = latents(2, 3, 4).bfloat16()
     before = state_of(quantizer)

@@ -18,7 +18,6 @@ SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantize
 
 @pytest.fixture
 def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every image of more than 400 pixels is divided."""
     monkeypatch.setattr(tiles, "_TILE", 24)
     monkeypatch.setattr(tiles, "_WHOLE", 400)
 
@@ -75,7 +74,6 @@ def test_a_size_that_does_not_fit_is_refused() -> None:
 
 
 def test_a_tile_needs_no_more_than_its_margin() -> None:
-    """Farther pixels change no code and no pixel: the margin is an upper bound of what a gradient reaches."""
     model = model_of("treevq/cifar10")
     assert isinstance(model, SingleGridAutoencoder)
     pixels = image(model, 160, 160).requires_grad_()

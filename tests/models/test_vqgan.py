@@ -33,7 +33,7 @@ def gan(tiny: Config) -> Config:
 
 
 class Started:
-    """A model, its objective and its state after the data-dependent start, and images to learn from."""
+    """An initialized model with its objective and state, and images to train on."""
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(0)
@@ -51,7 +51,6 @@ class Started:
         return self.state.networks["discriminator"].module
 
     def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
-        """One update of model and discriminator."""
         return self.objective(self.images, self.state)
 
 
@@ -94,7 +93,6 @@ def test_a_known_gradient_is_the_losses_own() -> None:
 
 
 def test_the_step_by_hand(gan: Config) -> None:
-    """One update of generator and discriminator, against the same put together from its parts."""
     started, by_hand = Started(gan), Started(gan)
     metrics, codes = started.step()
     other, twin = by_hand.model, by_hand.state
@@ -153,8 +151,6 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan: Config)
 
 
 class Halved(PerceptualDistance):
-    """Stands for a published network."""
-
     name = title = "halved"
 
     def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -181,7 +177,6 @@ def test_the_best_distance_is_decided_when_a_run_begins(gan: Config, monkeypatch
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(layers: int, gan: Config) -> None:
-    """Though the discriminator would begin much later."""
     model, smallest = dataclasses.replace(GAN, discriminator_layers=layers, adversarial_start=1_000), 3 * 2**layers
     judge = PatchDiscriminator(1, 2, layers).train()
     model.check_images(smallest)

@@ -40,7 +40,7 @@ SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) -> None:
-    """Before it: at earlier positions of all levels, and of the levels before at its own position."""
+    """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same position."""
     levels = levels_of((3, 4), (3, 2, 4), linked=linked, classes=3)
     prior, codes = random_prior(SMALL, *levels).double(), random_codes(levels, 1)
 

@@ -18,13 +18,11 @@ from hrvqvae.utils.errors import InputError
 
 
 class TableConfig(PriorNetworkConfig):
-    """Registered by no one, unless a test does."""
-
     kind: str = "table"
 
 
 class Table(Prior):
-    """A prior that says the same everywhere: the shares of the symbols."""
+    """A prior with the same distribution at every position."""
 
     def __init__(self, level: Level, shares: Sequence[float]) -> None:
         super().__init__(TableConfig(), level)
@@ -52,14 +50,13 @@ def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> A
 
 
 def logits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
-    """(B, m, H, W) of a prior of one level."""
     return prior.level_logits([codes], coarser, label)[0]
 
 
 def moved(
     prior: Prior, before: tuple[Tensor, list[Tensor]], after: tuple[Tensor, list[Tensor]], label: Tensor | None
 ) -> Tensor:
-    """(H * W) bool: the positions whose logits differ, in float64, where nothing is lost to rounding."""
+    """The positions (H * W) bool whose logits differ in float64."""
     prior = copy.deepcopy(prior).double()
     return (logits(prior, *before, label) != logits(prior, *after, label)).any(1)[0].flatten()
 

@@ -29,7 +29,7 @@ PLAIN = SamplingParams()
 def drawn(
     sampler: Sampler, prior: Prior, batch: int, seed: int, params: SamplingParams = PLAIN, keep: float = 0.0
 ) -> list[Tensor]:
-    """Random codes of a batch, of which the others are drawn where some are kept."""
+    """Random codes, of which a share `keep` is kept and the rest is drawn."""
     codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
     kept = [torch.rand(tensor.shape, generator=generator) < keep for tensor in codes]
@@ -77,7 +77,6 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
 
 
 def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingParams) -> int:
-    """The draw, written from its description: sort, cut, renormalize, inverse distribution."""
     shares = np.exp(logits.astype(np.float64) / params.temperature)
     shares /= shares.sum()
     order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
@@ -145,7 +144,6 @@ def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
 
 
 def sampled(priors: list[Prior], indices: Sequence[int], seed: int = 4, kept: KeptCodes | None = None) -> Codes:
-    """Of class 1 where the number is odd, else of class 0."""
     label = torch.tensor([index % 2 for index in indices])
     return sample_codes(priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept)
 
@@ -319,7 +317,6 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format:
 
 
 def test_dropout_of_nearly_everything_stays_finite() -> None:
-    """Rounded to 1/256 such a share would be all, and what is kept would be divided by zero."""
     torch.manual_seed(0)
     dropped = cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True)
     assert torch.isfinite(dropped).all()

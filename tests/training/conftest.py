@@ -18,7 +18,7 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 
 @pytest.fixture(params=SECTIONS)
 def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
-    """One task after the other, nothing of it trained yet."""
+    """Each task in turn, before its training."""
     if request.param == "autoencoder":
         shutil.rmtree(run)
     return Case(request.param, run, tiny)
@@ -26,7 +26,7 @@ def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
 
 @pytest.fixture
 def other(case: Case, tmp_path: Path) -> Case:
-    """The same task in another folder, from the same autoencoder."""
+    """The same task in another folder, with the same autoencoder."""
     path = tmp_path / "other"
     if case.path.is_dir():
         shutil.copytree(case.path, path)
@@ -38,7 +38,7 @@ _WHOLE: dict[tuple[str, str], Case] = {}
 
 @pytest.fixture
 def whole(case: Case, tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Case:
-    """The same task trained in one go, which is not to be written to."""
+    """The same task, trained without interruption. Do not write to it."""
     key = (case.name, str(mnist_root))
     if key not in _WHOLE:
         path = tmp_path_factory.mktemp("whole") / "run"

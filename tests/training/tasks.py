@@ -51,7 +51,7 @@ class Case:
 
     @property
     def folder(self) -> RunFolder:
-        """What is trained into."""
+        """The folder of the training."""
         folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
         return folders.get(self.name, progressive_folder(self.path))
 
@@ -72,20 +72,20 @@ class Case:
         self, *, resume: bool = False, renew: bool = False, callbacks: tuple[Callback, ...] = (), say: Say = silent,
         config: Config | None = None, **training: object,
     ) -> Outcome:  # fmt: skip
-        """Train, with `max_steps=9` and the like changed."""
+        """Train, with changed fields such as `max_steps=9`."""
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
     def at(self, path: Path) -> Self:
-        """The same in another folder."""
+        """The same task in another folder."""
         return dataclasses.replace(self, path=path)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of the newest checkpoint, and of the file that others load."""
+        """All tensors of the newest checkpoint and of the model file."""
         kept = storage.read(self.folder.model)[0]
         return storage.read(self.folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
-        """What the log holds, without what depends on the clock."""
+        """The records of the log, without times."""
         records = [record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])]
         return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]

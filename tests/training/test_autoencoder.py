@@ -31,7 +31,7 @@ def state(folder: Path) -> dict[str, Tensor]:
 
 
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
-    """The state after training to each number of steps in turn, at a rate that does not depend on them."""
+    """Train up to each step count in turn, at a constant rate, and return the state."""
     for index, most in enumerate(steps):
         train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0)
     return state(folder)
@@ -80,7 +80,7 @@ def test_learning_rates(tiny: Config) -> None:
 
 
 class Started:
-    """A model after its start, which takes steps on one batch."""
+    """An initialized model that takes steps on a single batch."""
 
     def __init__(self, config: Config, budget: Budget) -> None:
         torch.manual_seed(0)
@@ -104,7 +104,7 @@ class Started:
         return [codewords.clone() for codewords in model.linked_codebooks]  # type: ignore[union-attr]
 
     def let_one_die(self) -> None:
-        """Codeword 1 of level 1, in the model and its average, where nothing is."""
+        """Move codeword 1 of level 1 far away, in the model and its average."""
         for model in (self.model, self.state.averaged.module):
             for name, rows in model.state_dict().items():
                 if name == FIRST:
@@ -119,7 +119,7 @@ class Started:
 def test_nothing_is_restarted_in_the_last_tenth_of_the_budget(
     budget: Budget, expected: list[int], tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third step, in a budget of 20 steps, or of 30 seconds of which each step takes 1.25."""
+    """Restarts are due every third step; a step takes 1.25 seconds."""
     started, restarted = Started(with_quantizer(tiny, restart_every=3), budget), list[int]()
 
     def restart_dead_codes(self: Autoencoder, images: Tensor, generator: torch.Generator) -> int:
@@ -135,7 +135,7 @@ def test_nothing_is_restarted_in_the_last_tenth_of_the_budget(
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config) -> None:
-    """It and its subtree are taken over as they are, the others are averaged, and Adam has forgotten the old place."""
+    """The average copies it and its subtree and averages the others; Adam's moments of it are 0."""
     config = with_training(with_quantizer(tiny, update=update, restart_every=3), polyak_decay=0.75)
     started = Started(config, (None, None))
     started.train()
@@ -166,7 +166,7 @@ def pictures(tiny: Config, picture_folder: Path) -> Config:
 
 
 def test_broken_images(pictures: Config, tmp_path: Path) -> None:
-    """They stop a run; where they are skipped they are counted, and do not move the data against the steps."""
+    """Broken images stop a run; skipped, they are counted and do not shift the data against the steps."""
     folder = Path(str(pictures.data.root))
     for path in sorted(folder.rglob("*.png"))[:3]:
         path.write_bytes(b"broken")
@@ -186,7 +186,6 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
 
 
 def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
-    """One image more in a folder is another order of all of them."""
     folder = Path(str(pictures.data.root))
     trained(pictures, tmp_path / "run", 3)
     moved = folder.rename(tmp_path / "moved")

@@ -77,7 +77,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
 def test_signals_end_it_after_the_step(
     case: Case, whole: Case, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Whatever this process inherited; a script's background job inherits an ignored SIGINT, which does not count."""
+    """An inherited handler does not matter; a background job of a script inherits an ignored SIGINT."""
     handler = signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(signum, handler)
     request.addfinalizer(lambda: signal.signal(signum, before))
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str) -> None:
 def test_a_kill_between_checkpoint_and_model(
     case: Case, whole: Case, write: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither of the last two files may stay behind the other."""
+    """A resumed run brings the model to the step of the checkpoint."""
     original, last = storage.write, [0]
 
     def mortal(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
@@ -272,7 +272,7 @@ def test_another_process_that_trains_there_is_named(case: Case) -> None:
 
 
 def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whole: Case) -> None:
-    """Weights that hardly move in one step show what they were; what does not fit is named, and nothing written."""
+    """With a tiny learning rate, a step leaves the weights as they were copied."""
     source = whole.path
     said = list[str]()
     case.train(init_from=source, max_steps=1, learning_rate=1e-12, say=said.append)

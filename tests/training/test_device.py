@@ -102,7 +102,7 @@ def test_a_run_in_bf16_stays_so_where_it_is_emulated(
 
 
 def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
-    """Stands for a run that began on a GPU: this one has to pass where there is none."""
+    """The checkpoint is changed to name a GPU, so that the test needs none."""
     run, said = RunFolder(tmp_path / "run"), list[str]()
     train_autoencoder(with_training(tiny, max_steps=3), run, resume=False, say=said.append)
     tensors, meta = storage.read(run.saved()[0])

@@ -19,13 +19,13 @@ from tests.trained_run import train_autoencoder
 
 
 def expected(folder: Path) -> dict[tuple[str, int], float]:
-    """(name, step) -> value of every number in metrics.jsonl."""
+    """The values in metrics.jsonl by (name, step)."""
     records = read_records(folder / "metrics.jsonl")
     return {(name, record["step"]): value for record in records for name, value in flatten_record(record).items()}
 
 
 def shown(folder: Path) -> dict[tuple[str, int], float]:
-    """The same of TensorBoard's event files."""
+    """The values in TensorBoard's event files by (name, step)."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     return {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
 
@@ -41,7 +41,6 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Confi
 
 
 def test_what_a_system_can_not_measure_is_left_out() -> None:
-    """A prefix that VQ-VAE-2 does not decode, and the similarity of images below 11 pixels."""
     record = {"kind": "evaluation", "step": 1, "mse": 0.5, "ssim": None, "level_mse": [None, 0.5]}
     assert flatten_record(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
 
@@ -86,8 +85,6 @@ def test_weights_and_biases_has_what_the_log_holds_in_one_run(
 
 
 class Full:
-    """A sink whose disk is full."""
-
     closed = 0
 
     def __init__(self, run: Path, first_step: int) -> None:
@@ -101,7 +98,6 @@ class Full:
 
 
 def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here of a logger that another package registers."""
     monkeypatch.setitem(LOGGERS._entries, "full", Logger(name="full", sink=f"{__name__}:Full", needs="json"))
     with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
         train_autoencoder(with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path)

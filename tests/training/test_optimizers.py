@@ -48,7 +48,6 @@ def test_tied_weights_are_one_matrix() -> None:
 
 
 def test_moments_and_their_steps_go_to_the_device_of_the_weights() -> None:
-    """As a run that was saved on one device goes on on another, where Adam's kernel wants all of them."""
     here = network()
     saved = Muon(here, 0.01, (0.9, 0.99))
     trained(here, saved)
@@ -72,7 +71,7 @@ def trained(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3)
 
 
 def test_a_step_is_that_of_the_paper() -> None:
-    """By hand, twice: momentum, Nesterov's look ahead, the orthogonal matrix, and its size."""
+    """Momentum, Nesterov's look ahead, the orthogonal matrix and its size, by hand."""
     module = network()
     weight, rate = module[2].weight, 0.01
     momentum, expected = torch.zeros_like(weight), weight.detach().clone()
@@ -89,7 +88,7 @@ def test_a_step_is_that_of_the_paper() -> None:
 
 
 def test_what_is_no_matrix_is_left_to_adam() -> None:
-    """Where the matrices stand still, all others take the very steps of torch's Adam."""
+    """With frozen matrices, the other parameters take the steps of torch's Adam."""
     alone, beside = network(), network()
     alone[2].weight.requires_grad_(False)
     beside[2].weight.requires_grad_(False)

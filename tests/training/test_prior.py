@@ -333,7 +333,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
 def test_a_prior_begins_with_one_of_other_classes(
     run: Path, tmp_path: Path, before: str, after: str, more: bool
 ) -> None:
-    """Of one that knew no class, or did not; or of one class more, where the rest of the network is kept."""
+    """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
     path = prior_folder(run, 0).model
     first, about = storage.read(path)

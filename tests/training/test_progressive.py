@@ -31,7 +31,6 @@ def case(run: Path, tiny: Config) -> Case:
 
 @pytest.fixture
 def images() -> Tensor:
-    """Bars such as the training images have."""
     drawn = torch.zeros(16, 1, 12, 12)
     for index in range(16):
         drawn[index, :, 2:10, 2 + index % 8] = 1

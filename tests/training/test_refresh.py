@@ -24,7 +24,7 @@ from tests.training.tasks import Case
 
 @pytest.fixture
 def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run, "run" in the working folder, whose autoencoder was trained on after everything that lies beside it."""
+    """A run whose autoencoder was trained further after its priors, progressive decoder and entropy model."""
     monkeypatch.chdir(run.parent)
     monkeypatch.setattr(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
     with pytest.raises(InputError, match="nowhere"):
