@@ -204,7 +204,7 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
     config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
     pixels = (rings(labels, generator) * 255).byte().numpy()
     images = ImageSet(config, labels, ("often", "seldom"), pixels=pixels)
-    brightness = TrainedClassifier(Brightness(), 1.0, images.classes)  # type: ignore[arg-type]
+    brightness = TrainedClassifier(Brightness(), 1.0, images.classes)
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
     monkeypatch.setattr(samples, "choose_features", lambda *_: PIXELS)
     monkeypatch.setattr(samples, "obtain_classifier", lambda *_: brightness)
@@ -218,14 +218,12 @@ class Brightness(torch.nn.Module):
 
 
 def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes: DataConfig) -> None:
-    (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)  # type: ignore[arg-type]
+    (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
-    assert drawn is not None
-    assert floor is not None
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
     assert quality.classification_accuracy == 1, "both classes, equally often"
-    (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)  # type: ignore[arg-type]
-    assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean  # type: ignore[union-attr]
+    (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)
+    assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
 
 
 def test_the_deviation_is_the_noise_of_repetitions(
@@ -236,9 +234,8 @@ def test_the_deviation_is_the_noise_of_repetitions(
     draw = model.draw
     for repetition in range(12):
         monkeypatch.setattr(model, "draw", lambda *a, seed, **k: draw(*a, seed=1_000 * repetition + seed, **k))  # noqa: B023
-        (quality,) = measure_samples(model, unequal_classes, 300)  # type: ignore[arg-type]
+        (quality,) = measure_samples(model, unequal_classes, 300)
         spread = quality.distances["samples"]["kernel"]
-        assert spread is not None
         means.append(spread.mean)
         deviations.append(float(spread.deviation or 0))
     ratio = np.std(means, ddof=1) * np.sqrt(DRAWS) / np.sqrt(np.mean(np.square(deviations)))
@@ -247,7 +244,7 @@ def test_the_deviation_is_the_noise_of_repetitions(
 
 def test_too_few_images_are_refused(unequal_classes: DataConfig) -> None:
     with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
-        measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)  # type: ignore[arg-type]
+        measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
 
 # Bits of codes: under priors, by the entropy model as files hold them, of labels
@@ -281,7 +278,6 @@ class Knowing(Prior):
     """A prior in which half of the probability is that of the code equal to the class."""
 
     def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
-        assert label is not None
         shares = torch.full((len(label), self.level.symbols), 0.5 / (self.level.symbols - 1))
         shares[torch.arange(len(label)), label] = 0.5
         return (shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid),)
@@ -298,10 +294,10 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     prior = Knowing(PixelSNAILConfig(), Level(grid=(3, 5), symbols=4, classes=4))
     priors = Priors((prior,), maps.classes, (1000, 1000, 1000, 1000))
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1,)), (4,))
-    rate = measure_rate(priors, Paths(), bare, maps, (6, 10), torch.device("cpu"))  # type: ignore[arg-type]
+    rate = measure_rate(priors, Paths(), bare, maps, (6, 10), torch.device("cpu"))
     assert rate.prior == (pytest.approx(15),)
     assert rate.positions == (15,)
     assert rate.files is None
     assert rate.label == pytest.approx(2)
     wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
-    assert measure_rate(priors, Paths(), bare, wrong, (6, 10), torch.device("cpu")).prior[0] > 30  # type: ignore[arg-type]
+    assert measure_rate(priors, Paths(), bare, wrong, (6, 10), torch.device("cpu")).prior[0] > 30

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.models.vqvae2 import VQVAE2
+from hrvqvae.models.single_grid import relative_error
 from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same
@@ -20,7 +19,7 @@ from tests.quantize import oracle
 @pytest.mark.parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
 def test_one_grid(name: str) -> None:
     config = config_of(name, stride=4, residual_blocks=2)
-    quantizer: QuantizerConfig = config.quantizer  # type: ignore[attr-defined]
+    quantizer: QuantizerConfig = config.quantizer
     model, images = model_of(config).requires_grad_(False), torch.rand(2, 3, 10, 14)
     weights = model.state_dict()
 
@@ -66,7 +65,6 @@ def test_one_grid(name: str) -> None:
 
 def test_several_grids() -> None:
     model, images = model_of(config_of("vqvae2")).requires_grad_(False), torch.rand(2, 3, 14, 14)
-    assert isinstance(model, VQVAE2)
     bottom = model.encoders[0](pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate"))
     middle = model.encoders[1](bottom)
     top = model.encoders[2](middle)
@@ -100,7 +98,6 @@ def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -
         model.zero_grad()
         model(images).losses[f"commitment_{level}"].backward()
         first = next(model.parameters()).grad
-        assert first is not None
         assert first.abs().sum() > 0
     codes = model.encode(images)
     with pytest.raises(InputError, match="levels is 2; this model decodes 3"):
@@ -111,6 +108,26 @@ def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -
 
 def test_codewords_count_as_parameters_though_they_are_buffers() -> None:
     model = model_of(config_of("hrvqvae"))
-    assert isinstance(model, SingleGridAutoencoder)
     network = sum(tensor.numel() for part in (model.encoder, model.decoder) for tensor in part.parameters())
     assert count_parameters(model) == network + (3 + 9 + 27) * 4
+
+
+def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
+    errors = torch.tensor([4.0, 1.0, 8.0, 3.0], requires_grad=True)
+    prefix = torch.tensor([0, 1, 0, 1])
+    loss = relative_error(errors, prefix, 2)
+    assert loss == 2.0  # the mean error of the longest prefix
+    loss.backward()
+    assert errors.grad.tolist() == pytest.approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
+
+
+def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn() -> None:
+    model = model_of(config_of("hrvqvae", train_prefixes=True)).train()
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    result = model(images)
+    model.eval()
+    prefixes = [model.decode(result.codes, levels=levels) for levels in model.prefixes]
+    for index, image in enumerate(result.images):
+        expected = prefixes[index % len(prefixes)][index]
+        assert torch.allclose(image.clamp(0, 1), expected, atol=1e-5)
+    assert torch.allclose(model(images).images.clamp(0, 1), prefixes[-1], atol=1e-5)

@@ -133,7 +133,7 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
         dataclasses.replace(TREE, codewords=round(leaves ** (1 / 3)), init_vectors=0),
     ):
         model = model_of(config_of("hrvqvae", quantizer=quantizer))
-        finest = model.quantizer.levels[-1].codewords  # type: ignore[union-attr]
+        finest = model.quantizer.levels[-1].codewords
         assert sum(len(book.unique(dim=0)) for book in finest) > 0.95 * leaves
         codes = model.codeword_indices(model.encode(torch.rand(64, 3, 14, 14)))[-1]
         assert len(codes.unique()) > 0.3 * leaves, "they lie where latents are"
@@ -157,7 +157,7 @@ def test_what_a_quantizer_makes_of_one_architecture() -> None:
     sizes = {name: config_of(name).num_codewords for name in ("hrvqvae", "groups", "vqvae", "rqvae")}
     assert sizes == {"hrvqvae": (3, 9, 27), "groups": (3, 9, 3, 9, 3), "vqvae": (6,), "rqvae": (3, 3, 3)}
     assert SingleGridConfig() == SYSTEMS.get("hrvqvae").config
-    linked = {name: len(model_of(config_of(name)).linked_codebooks) for name in (*sizes, "fsq")}  # type: ignore[arg-type]
+    linked = {name: len(model_of(config_of(name)).linked_codebooks) for name in (*sizes, "fsq")}
     assert linked == {"hrvqvae": 3, "groups": 0, "vqvae": 0, "rqvae": 0, "fsq": 0}
     with pytest.raises(InputError, match=r"model\.quantizer\.levels is 2; it must be 1"):
         dataclasses.replace(SYSTEMS.get("vqvae2").config, quantizer=QuantizerConfig(levels=2))
@@ -169,5 +169,5 @@ def test_a_network_s_fields_are_checked() -> None:
         ("hidden_units", 1, "at least 2"), ("residual_units", 0, "at least 1"), ("residual_blocks", -1, "0"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=rf"model\.{name} is {value}; it must be .*{what}"):
-            SingleGridConfig(**{name: value})  # type: ignore[arg-type]
+            SingleGridConfig(**{name: value})
     assert build(Config(data=DataConfig(channels=1), model=SingleGridConfig())).channels == 1

@@ -75,7 +75,7 @@ def test_logits_by_hand() -> None:
     seen, x = embedded[0] + embedded[1], torch.zeros(2, 6, 6)
     for place in range(6):
         row, column = divmod(place, 3)
-        x[:, place] = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]  # type: ignore[union-attr]
+        x[:, place] = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]
         x[:, place] += prior.left(seen[:, (place - 1) // 3, (place - 1) % 3] if place else torch.zeros(2, 3))
         for tap in range(3):
             if row and 0 <= column + tap - 1 < 3:

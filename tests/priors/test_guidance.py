@@ -21,7 +21,7 @@ _LABEL = torch.tensor([2, 0, 1, 1, 2])
 
 def random_network(kind: str, level: Level, seed: int = 0) -> Prior:
     """A network of that kind whose weights are large enough that everything matters."""
-    return random_prior(network() if kind == "pixelsnail" else SMALL, level, seed=seed)  # type: ignore[no-any-return]
+    return random_prior(network() if kind == "pixelsnail" else SMALL, level, seed=seed)
 
 
 def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[Prior]:

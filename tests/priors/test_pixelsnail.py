@@ -37,7 +37,7 @@ def network(**changes: object) -> PixelSNAILConfig:
         "hidden_units": 8, "residual_units": 6, "residual_blocks": 3, "attention_layers": (2,), "attention_heads": 2,
         "kernel": 5, "dropout": (0.3,),
     }  # fmt: skip
-    return PixelSNAILConfig(**{**fields, **changes})  # type: ignore[arg-type]
+    return PixelSNAILConfig(**{**fields, **changes})
 
 
 def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:

@@ -201,7 +201,7 @@ def test_labels_come_as_often_as_in_training() -> None:
 )
 def test_options_out_of_range(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        SamplingParams(**options)  # type: ignore[arg-type]
+        SamplingParams(**options)
 
 
 def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:

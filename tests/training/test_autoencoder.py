@@ -26,15 +26,11 @@ FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
 
 
-def state(folder: Path) -> dict[str, Tensor]:
-    return Case("autoencoder", folder, Run(folder).load()[1]).state()
-
-
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
     """Train up to each step count in turn, at a constant rate, and return the state."""
     for index, most in enumerate(steps):
         train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0)
-    return state(folder)
+    return Case("autoencoder", folder, config).state()
 
 
 def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path: Path) -> None:
@@ -101,7 +97,7 @@ class Started:
     def codewords(self, *, averaged: bool = False) -> list[Tensor]:
         """Copies of each level's codewords (m^l, m, D)."""
         model = self.state.averaged.module if averaged else self.model
-        return [codewords.clone() for codewords in model.linked_codebooks]  # type: ignore[union-attr]
+        return [codewords.clone() for codewords in model.linked_codebooks]
 
     def let_one_die(self) -> None:
         """Move codeword 1 of level 1 far away, in the model and its average."""
@@ -212,4 +208,4 @@ def test_codebooks_keep_their_counts_where_a_run_begins_with_another(run: Path, 
     counts = [name for name in first if name.endswith(".count")]
     assert counts
     for name in counts:  # one step adds what the batch holds
-        assert (second[name] >= first[name] * config.model.quantizer.decay - 1e-3).all()  # type: ignore[attr-defined]
+        assert (second[name] >= first[name] * config.model.quantizer.decay - 1e-3).all()

@@ -166,7 +166,7 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
     def write(path: Path, tensors: object, meta: object) -> None:
         if path.stem == full:
             raise OSError(errno.ENOSPC, "full")
-        original(path, tensors, meta)  # type: ignore[arg-type]
+        original(path, tensors, meta)
 
     monkeypatch.setattr(storage, "write", write)
     kept = "step-000000008" if full != "model" else "step-00000000[34]"

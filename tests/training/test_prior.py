@@ -97,7 +97,6 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     train_levels(run, 1)
     model, config = Run(run).load()
     maps = codemaps.load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
-    assert maps is not None
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))  # what can only be learned by heart
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
@@ -200,7 +199,6 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     assert sum(about["level_bits_per_code"]) / 2 == pytest.approx(about["bits_per_code"])
     assert [len(prior.levels) for prior in Run(run).load_priors().networks] == [2]
     rate = evaluate_run(run).rate
-    assert rate is not None
     assert [bits < 49 * math.log2(3) for bits in rate.prior] == [True, True]
     model = load(run)
     cached, plain = (model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain))
@@ -263,7 +261,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
     for rank in range(2):
         monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda rank=rank: RankSlice(rank, 2))
         halves.append(drop_classes(label[rank * 32 : rank * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
-    assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"  # type: ignore[arg-type]
+    assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"
     assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
 
@@ -284,7 +282,7 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
               "precision": "fp32", "device": "cpu", "batch_size": "256"}  # fmt: skip
     config = override(tiny, {f"prior.training.{name}": value for name, value in fields.items()})
     config = override(config, {"prior.class_dropout": "0.5"})
-    task = PriorTask("", range(1), config, (prior, config, ""))  # type: ignore[arg-type]
+    task = PriorTask("", range(1), config, (prior, config, ""))
     state = TrainState.start(prior, task.training)
     generator = torch.Generator().manual_seed(1)
     for step in range(150):

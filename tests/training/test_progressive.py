@@ -69,7 +69,7 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
         for one in (after.autoencoder, copy.deepcopy(after.autoencoder)):  # the form that a graph holds, and copies
             result = one.decode_prefix(codes, torch.tensor(levels))
             assert torch.allclose(after.decode(codes, levels), result, atol=1e-6)
-    decoder = after.autoencoder.double().progressive_decoder  # type: ignore[attr-defined]
+    decoder = after.autoencoder.double().progressive_decoder
     assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
 
 
