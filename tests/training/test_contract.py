@@ -57,7 +57,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
         (Path, "unlink"), (MetricsLog, "write"), (TrainState, "update"),
     ))  # fmt: skip
     kills = 0
-    while kills < 12:
+    while kills < 8:
         killer.arm(60)
         try:
             case.train(resume=True)
