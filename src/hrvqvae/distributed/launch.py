@@ -111,8 +111,8 @@ def _is_first_to_report(store: Any) -> bool:
 
 def _is_lost(error: Exception) -> bool:
     """Return whether an error of torch means that a process has ended."""
-    told = isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "NCCL"))
-    return told or isinstance(error, dist.DistError)
+    named = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "peer", "NCCL"))
+    return named or isinstance(error, dist.DistError)
 
 
 def is_restarted(began: Callable[[], bool]) -> bool:

@@ -62,29 +62,29 @@ def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
     """Return the bits per image of each level in files of images of `size` pixels, rounded up to bytes."""
-    layout, spent = entropy_model.layout(size), np.zeros(len(maps.levels))
+    layout, sizes = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
         flat = flat_codes(codes)
-        for level in range(len(spent)):
-            spent[level] += sum(map(len, encode_level(flat, layout, level, entropy_model.network(level))))
-    return tuple((8 * spent / len(maps)).tolist())
+        for level in range(len(sizes)):
+            sizes[level] += sum(map(len, encode_level(flat, layout, level, entropy_model.network(level))))
+    return tuple((8 * sizes / len(maps)).tolist())
 
 
 def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
     """Return the bits per image of each level that a prior covers, computed in float32."""
     prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     first, count = prior.level.number - 1, len(prior.levels)
-    spent = np.zeros(count)
+    bits = np.zeros(count)
     title = f"bits of {level_names(range(first, first + count))} under {'its' if count == 1 else 'their'} prior"
     starts = range(0, len(maps), _BATCH)
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         codes_of_prior = [code.to(device) for code in codes[first : first + count]]
-        spent += measure_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
+        bits += measure_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()
-    return tuple((spent / len(maps)).tolist())
+    return tuple((bits / len(maps)).tolist())
 
 
 def measure_rate(
@@ -166,11 +166,11 @@ def evaluate_run(
     if not samples and (command := trained.run.missing_priors()):
         return Evaluated(report, None, f"train them: {command}")
     priors = trained.priors
-    coded = extract_codes(model, config, split, compute.device, limit, encode=encode)
-    if priors.classes and coded.classes != priors.classes:
+    maps = extract_codes(model, config, split, compute.device, limit, encode=encode)
+    if priors.classes and maps.classes != priors.classes:
         raise InputError(f"the priors of {run} have other classes than the data: {', '.join(priors.classes)}")
     size = (config.data.size, config.data.size)
-    measured = measure_rate(priors, model, trained.entropy_model, coded, size, compute.device)
+    measured = measure_rate(priors, model, trained.entropy_model, maps, size, compute.device)
     if not samples:
         return Evaluated(report, measured, "")
     on_cpu = Model(run, beam=beam)

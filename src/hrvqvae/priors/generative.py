@@ -49,8 +49,8 @@ class KeptCodes:
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
     """Draw the classes (B,) int64 of samples, by the frequency of each class among the training images."""
     borders = np.cumsum(class_counts) / np.sum(class_counts)
-    drawn = [int(np.searchsorted(borders, _create_rng(seed, index).random(), side="right")) for index in indices]
-    return torch.tensor(drawn, dtype=torch.long)
+    labels = [int(np.searchsorted(borders, _create_rng(seed, index).random(), side="right")) for index in indices]
+    return torch.tensor(labels, dtype=torch.long)
 
 
 def _create_rng(seed: int, index: int) -> np.random.Generator:
@@ -84,12 +84,12 @@ def sample_codes(
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
     positions = [level.grid[0] * level.grid[1] for level in levels]
-    drawn = []
+    draws = []
     for index in indices:
         rng = _create_rng(seed, index)
         rng.random()  # skip the draw of the class
-        drawn.append(rng.random(sum(positions)))
-    uniforms = torch.from_numpy(np.stack(drawn)).split(positions, dim=1)  # type: ignore[no-untyped-call]
+        draws.append(rng.random(sum(positions)))
+    uniforms = torch.from_numpy(np.stack(draws)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
     codes, masks = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
     if kept is not None:
@@ -148,7 +148,7 @@ def sample_images(
         raise InputError(f"seed is {seed}; it must be at least 0")
     class_index = None if class_name is None else priors.class_index(class_name)
     device = next(model.parameters()).device
-    images, names, drawn = [], list[str](), list[Codes]()
+    images, names, all_codes = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
     num_levels = model.check_levels((params := params or SamplingParams()).levels)
     networks = [prior for prior in priors.networks if prior.level.number <= num_levels]
@@ -164,8 +164,8 @@ def sample_images(
             sampler=sampler,
         )[:num_levels]  # fmt: skip
         images.append(model.decode(tuple(level.to(device) for level in codes), num_levels, size).cpu())
-        drawn.append(codes)
-    codes = tuple(torch.cat(level) for level in zip(*drawn, strict=True))
+        all_codes.append(codes)
+    codes = tuple(torch.cat(level) for level in zip(*all_codes, strict=True))
     return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
 
 

@@ -43,7 +43,7 @@ def _apply_blocks(
     features: Floats, source: int, row: int, x: int, above: Floats, conditions: Floats, caches: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
-    """Apply all blocks and attention layers to one input of the network at a position.
+    """Apply all blocks and attention layers to an input of the network at a position.
 
     Args:
         features: (1, C), the output of the first layer; replaced by the output of the last layer.
@@ -114,14 +114,13 @@ def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
 
 
 def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield for each row what does not depend on its codes, with biases.
+    """Yield for each row the values that do not depend on its codes, with biases.
 
-    These are base (S, W, C), above (R, S, W, U), the part of the rows above in each convolution, and conditions
-    (S, W, R * 2C).
+    These are base (S, W, C); above (R, S, W, U), each convolution's sum over the rows above; conditions (S, W, R * 2C).
 
     Args:
         base: (S, C, H, W), as `PixelSNAIL.base` returns it.
-        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions in the rows so far, padded with zeros.
+        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions in earlier rows, padded with zeros.
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]

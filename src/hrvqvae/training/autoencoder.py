@@ -60,8 +60,8 @@ class ImageTask(Task[Batch]):
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         model = self.averaged_model(state)
         limit, workers = self.training.evaluation_images, self.config.data.workers
-        tests = self._test_batches(limit, workers, distributed.rank_slice())
-        report = evaluate(model, self.config, tests, "test", self.compute.device)
+        batches = self._read_test_batches(limit, workers, distributed.rank_slice())
+        report = evaluate(model, self.config, batches, "test", self.compute.device)
         levels = report.levels
         record = {
             "images": report.images, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
@@ -72,16 +72,16 @@ class ImageTask(Task[Batch]):
 
     def format_report(self, report: Report) -> str:
         """Return a report as a line of text."""
-        used = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
-        return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {used}"
+        usage = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
+        return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {usage}"
 
-    def _test_batches(self, limit: int, workers: int, part: RankSlice = WHOLE) -> Generator[Batch, None, None]:
+    def _read_test_batches(self, limit: int, workers: int, part: RankSlice = WHOLE) -> Generator[Batch, None, None]:
         return evaluation_batches(
             self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, part=part
         )
 
     def _read_test_images(self) -> Tensor:
-        images = next(self._test_batches(_SHEET_IMAGES, workers=0)).images
+        images = next(self._read_test_batches(_SHEET_IMAGES, workers=0)).images
         return self.compute.place_images(images).float() / 255
 
 

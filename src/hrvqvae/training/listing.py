@@ -25,10 +25,10 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
     rows = []
-    for path, below, files in os.walk(folder):
-        below.sort()
-        if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *below}:
-            below.clear()
+    for path, folders, files in os.walk(folder):
+        folders.sort()
+        if "model.safetensors" in files or {"config.yaml", "checkpoints"} <= {*files, *folders}:
+            folders.clear()
             rows.append(_describe(RunFolder(Path(path))))
     return rows
 
@@ -37,8 +37,8 @@ def _describe(run: RunFolder) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {"priors": [], "stale": []}
     row = {"run": str(run.path), **row, "in_use": is_locked(run.path), "fault": ""}
     try:
-        about = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
-        config = run.read_config() if run.config.is_file() else from_dict(about["config"], str(run.model))
+        meta = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
+        config = run.read_config() if run.config.is_file() else from_dict(meta["config"], str(run.model))
         limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
         minutes = config.training.max_minutes
         budget = [f"{limit:,} {unit}s" for unit, limit in limits.items() if limit]
@@ -47,7 +47,7 @@ def _describe(run: RunFolder) -> dict[str, Any]:
         errors = [record["mse"] for record in read_records(run.metrics) if "mse" in record]
         row |= {
             "system": config.model.system, "preset": config.name,
-            "step": max([about.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
+            "step": max([meta.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
             "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
             "priors": [level_names(levels) for levels, folder in folders if folder.model.is_file()],
             "stale": [str(part) for part in Run(run.path).stale_artifacts()] if run.model.is_file() else [],

@@ -109,10 +109,8 @@ class PriorTask(Task[CodeBatch]):
         folders = prior_folders(self.parent_run)
         others = [levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)]
         if others:
-            names, paths = (
-                ", ".join(map(level_names, others)),
-                ", ".join(str(folders[levels].path) for levels in others),
-            )
+            names = ", ".join(map(level_names, others))
+            paths = ", ".join(str(folders[levels].path) for levels in others)
             raise InputError(f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
@@ -131,14 +129,14 @@ class PriorTask(Task[CodeBatch]):
         self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
         if prior.class_dropout and not self.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
-        self.kept, self.held_out = split_held_out(len(self.labels), prior.held_out, self.training.seed)
-        self.samples = len(self.kept) * len(self.maps)
+        self.train_indices, self.held_out = split_held_out(len(self.labels), prior.held_out, self.training.seed)
+        self.samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
         self.data = digest.hexdigest()
 
     def describe(self) -> str:
-        images = f"{counted(len(self.kept), 'image')}, {len(self.held_out):,} held out"
+        images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
@@ -166,8 +164,8 @@ class PriorTask(Task[CodeBatch]):
                 anew.append(tensor_name)
             elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
                 rows, labels = weights[tensor_name], model.level.labels
-                more = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
-                weights[tensor_name] = torch.cat([rows, more])[:labels]
+                mean_rows = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
+                weights[tensor_name] = torch.cat([rows, mean_rows])[:labels]
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", anew)
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
         return message + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
@@ -175,9 +173,9 @@ class PriorTask(Task[CodeBatch]):
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
         for samples in sample_stream(self.samples, size, seed, first_step, distributed.rank_slice()):
-            map_indices, rows = np.divmod([index for index, _ in samples], len(self.kept))
-            images = map_indices * len(self.labels) + self.kept[rows]
-            yield read_codes(self.maps, self.model, self.levels, images)
+            map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
+            indices = map_indices * len(self.labels) + self.train_indices[rows]
+            yield read_codes(self.maps, self.model, self.levels, indices)
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model, placed = state.model, batch.to(state.compute.device)
@@ -194,40 +192,39 @@ class PriorTask(Task[CodeBatch]):
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior needed fewer."""
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
-        bits_per_image = self._bits_per_image(prior)
-        levels = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
-        bits_per_code, more = sum(levels) / len(levels), {"level_bits_per_code": levels} if len(levels) > 1 else {}
+        bits_per_image = self._measure_bits_per_image(prior)
+        level_bits = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
+        bits_per_code = sum(level_bits) / len(level_bits)
+        by_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
         previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
         best = min(previous, default=math.inf)
-        if (
-            bits_per_code <= best and distributed.is_rank_zero()
-        ):  # before the log, so that a kill repeats the evaluation
+        if bits_per_code <= best and distributed.is_rank_zero():  # not yet logged: after a kill it is evaluated again
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
                 save_model(
                     self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
                     autoencoder=self.autoencoder, classes=list(self.classes), class_counts=counts.tolist(),
-                    bits_per_code=mean(levels), **({"levels": len(levels)} if more else {}), **more,
+                    bits_per_code=mean(level_bits), **({"levels": len(level_bits)} if by_level else {}), **by_level,
                 )  # fmt: skip
-        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image)}
-        compared = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({compared})"
-        return Evaluation({**record, **more}, line)
+        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **by_level}
+        comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
+        line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({comparison})"
+        return Evaluation(record, line)
 
-    def _bits_per_image(self, prior: Prior) -> list[float]:
+    def _measure_bits_per_image(self, prior: Prior) -> list[float]:
         """Return the bits per image of each level, averaged over the held-out images of all processes."""
-        spent, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
+        bits, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
         held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
         held_out = held_out[distributed.rank_slice().of(len(held_out))]
         for start in range(0, len(held_out), size):
             indices = held_out[start : start + size]
             placed = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
             with self.compute.autocast():
-                spent += torch.tensor(measure_bits(prior, *placed))
+                bits += torch.tensor(measure_bits(prior, *placed))
             images += len(indices)
-        gathered = distributed.all_gather_numbers(*spent.tolist(), images)
+        gathered = distributed.all_gather_numbers(*bits.tolist(), images)
         *level_bits, total_images = (sum(column) for column in zip(*gathered, strict=True))
-        return [bits / total_images for bits in level_bits]
+        return [total / total_images for total in level_bits]
 
     def save(self, state: TrainState) -> None:
         """Do nothing: `evaluate` saves the prior."""

@@ -206,14 +206,14 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def follow(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
         if averaged[0].is_floating_point():  # all tensors of a call have the same type
             average(averaged, current, steps)
         else:
             for mean, value in zip(averaged, current, strict=True):
                 mean.copy_(value)
 
-    return follow
+    return update
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:

@@ -200,10 +200,10 @@ class Trainer(Generic[B]):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
             saved = state.step or -1
 
-            def due(every: int) -> bool:
+            def is_due(every: int) -> bool:
                 return state.step % every == 0
 
-            if state.step and due(training.evaluate_every) and not self.log.has_evaluation(state.step):
+            if state.step and is_due(training.evaluate_every) and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
             processes.sync()
             while state.fraction < 1 and processes.signal is None:
@@ -221,8 +221,8 @@ class Trainer(Generic[B]):
                 seconds = processes.sync()
                 state.seconds += seconds
                 state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
-                logs, evaluates = due(training.log_every), due(training.evaluate_every)
-                saves = evaluates or due(training.checkpoint_every)
+                logs, evaluates = is_due(training.log_every), is_due(training.evaluate_every)
+                saves = evaluates or is_due(training.checkpoint_every)
                 if logs or saves:
                     distributed.require_same(state.tensors(), f"at step {state.step}")
                 if logs:
