@@ -290,7 +290,7 @@ class Trainer(Generic[B]):
         model = task.build()
         init_message = (
             task.init_from(model) if fresh and training.init_from else ""
-        )  # raises before anything is written
+        )  # may raise: nothing is written yet
 
         def prepare_folder() -> None:
             for path in (run.model, *run.saved()) if stale else ():
