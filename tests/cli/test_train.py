@@ -92,7 +92,7 @@ def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert printed.count("$ hrvqvae ") == 6
         assert "mnist test: 40 images" in printed
         assert printed.count("trained 12 steps") == 4, "the autoencoder and three priors"
-        assert "bits a code" in printed
+        assert "bits per code" in printed
     for name in ("reconstructions", "curves", "usage", "samples", "samples-of-the-shipped-model"):
         assert f"{name}.png" in printed.splitlines()[-1]
         assert read_image(out / "pictures" / f"{name}.png", 3).shape[2] > 100

@@ -13,8 +13,7 @@ from hrvqvae.config.parsing import (
     from_dict,
     from_file,
     override,
-    prior_config,
-    progressive_config,
+    stage_config,
 )
 from hrvqvae.utils.errors import InputError
 
@@ -154,7 +153,7 @@ def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
     for other in ("training.seed", "training.max_steps"):
         assert budget(override(without, {other: "0"}).training) == (1, 0, 0)
     assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (999, 500, 0), "not the default"
-    later = progressive_config(mnist(), {"progressive.training.max_minutes": "5"})
+    later = stage_config("progressive", mnist(), {"progressive.training.max_minutes": "5"})
     assert budget(later.progressive.training) == (0, 0, 5)
     assert budget(override(without, {"prior.training.max_steps": "9"}).prior.training) == (0, 9, 0)
     with pytest.raises(InputError, match="no budget"):
@@ -181,9 +180,9 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
 
 def test_a_prior_that_goes_on_keeps_its_held_out_images() -> None:
     with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
-        prior_config(mnist(), {"prior.training.evaluation_images": "9"}, mnist())
+        stage_config("prior", mnist(), {"prior.training.evaluation_images": "9"}, mnist())
     with pytest.raises(InputError, match="--model.stride"):
-        progressive_config(mnist(), {"model.stride": "4"})
+        stage_config("progressive", mnist(), {"model.stride": "4"})
 
 
 class TheirData(DataConfig):

@@ -39,11 +39,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
     for table in REGISTRIES:
-        monkeypatch.delitem(table.__dict__, "_announced", raising=False)
-        monkeypatch.setattr(table, "_entries", dict(table._entries))
+        monkeypatch.delitem(table.__dict__, "_entries", raising=False)
     yield folder
     for table in REGISTRIES:
-        table.__dict__.pop("_announced", None)
+        table.__dict__.pop("_entries", None)
     presets.get.cache_clear()
 
 

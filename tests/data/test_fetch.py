@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 
 from hrvqvae.config import DataConfig
 from hrvqvae.config.presets import data_config
-from hrvqvae.config.registry import DATASETS, imported
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sets import cifar10, mnist
@@ -34,7 +35,7 @@ def register(monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] 
     entry = DATASETS.get("mnist")
     changed = dataclasses.replace(entry, ways=named, files=files or entry.files)
     monkeypatch.setitem(DATASETS._entries, "mnist", changed)
-    monkeypatch.setattr(fetch, "imported", {way.__name__: way for way in ways}.__getitem__)
+    monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
 
 
 def refused(folder: Path) -> None:
@@ -226,7 +227,7 @@ def test_an_entry_is_whole(name: str) -> None:
     assert bool(dataset.files) == bool(dataset.ways) == bool(dataset.read)
     assert all(len(md5) == 32 for md5 in (dataset.files or {}).values())
     for _, way in dataset.ways:
-        assert callable(imported(way))
+        assert callable(resolve_name(way))
 
 
 def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:

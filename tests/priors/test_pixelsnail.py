@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.config.registry import PRIORS, imported
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.priors.configs import PixelSNAILConfig
@@ -43,7 +44,7 @@ def network(**changes: object) -> PixelSNAILConfig:
 def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:
     """A prior in evaluation mode whose weights are large enough that everything matters."""
     torch.manual_seed(seed)
-    prior = imported(PRIORS.get(config.kind).network)(config, *levels).eval().requires_grad_(False)
+    prior = resolve_name(PRIORS.get(config.kind).network)(config, *levels).eval().requires_grad_(False)
     for parameter in prior.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return prior

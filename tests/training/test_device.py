@@ -12,7 +12,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import autoencoder_config, override, prior_config
+from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decided
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
@@ -78,11 +78,11 @@ def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]
     assert decided(begun, "model", "training") == begun
     assert decided(left_open, "training").training.precision == "fp32"
     assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training == begun.training
-    of_prior = prior_config(begun, {})
+    of_prior = stage_config("prior", begun, {})
     stages = (of_prior.prior.training, of_prior.training)
     assert [(stage.device, stage.precision) for stage in stages] == [("cpu", "fp32"), ("cpu", "bf16")]
     machine(bf16=True)
-    assert prior_config(begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
+    assert stage_config("prior", begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
 
 
 def test_a_run_in_bf16_stays_so_where_it_is_emulated(

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Nothing heavy is imported before a command is known."""
+"""The command line: parse, call, print. Heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
-    """Return what may have been meant by an argument that a command does not know."""
+    """Return a hint at the option or field that an unknown argument may stand for."""
     name, near = argument.partition("=")[0].lstrip("-"), ""
     if argument.startswith("--") and arguments.takes_fields:
         from hrvqvae.config import Config, flatten, to_dict
@@ -76,22 +76,22 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: in Python or numpy, in torch on a GPU, or in torch on a CPU."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "DefaultCPUAllocator" in str(error)
+    names = ("MemoryError", "OutOfMemoryError")
+    return type(error).__name__ in names or "DefaultCPUAllocator" in str(error)
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Messages in which names of files and images can't control the terminal."""
+    """Escape control characters, which names of files and images may hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. An error that a user can cause is one line on stderr, and 2."""
+    """Run a command and return its exit code. An error that a user can cause is a line on stderr, and 2."""
     handler, level = logging.StreamHandler(), LOG.level
     handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
-    for stream in (sys.stdout, sys.stderr):  # of a strict encoding: a name that is no text must not end a command
+    for stream in (sys.stdout, sys.stderr):  # a name that the encoding lacks must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
@@ -123,8 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        known = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
-        what = known.get(type(error), error.strerror or error)
+        causes = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
+        what = causes.get(type(error), error.strerror or error)
         LOG.error("%s%s", f"{error.filename!r}: " if error.filename else "", what)
         return 2
     except KeyboardInterrupt:

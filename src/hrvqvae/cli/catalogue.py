@@ -50,9 +50,9 @@ def _data_list(arguments: Arguments) -> int:
     rows: list[tuple[str, str, str]] = []
     for dataset in DATASETS.entries():
         folder = root / dataset.name
-        there = not missing_files(dataset, root) if dataset.files else folder.is_dir()
+        present = not missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
-        rows.append((dataset.name, f"in {folder}" if there else "not there", f"{dataset.about}; {how}"))
+        rows.append((dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}"))
     about = "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are; or tars, Parquet files, arrays"
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
@@ -78,37 +78,41 @@ def _data_get(arguments: Arguments) -> int:
 def _runs(arguments: Arguments) -> int:
     from hrvqvae.training.listing import list_runs
 
-    found = list_runs(arguments.folder)
+    runs = list_runs(arguments.folder)
     if arguments.json:
-        print_json(found)
+        print_json(runs)
         return 0
     rows: list[Sequence[object]] = [("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")]
-    for one in found:
-        error = "-" if one["mse"] is None else f"{one['mse']:.4e}"
-        lists = (", ".join(one[name]) or "-" for name in ("priors", "stale"))
-        state = one["fault"] or ("in use" if one["in_use"] else "")
-        known = (one[name] or "-" for name in ("run", "system", "preset", "step", "budget"))
-        rows.append((*known, error, *lists, state))
+    for run in runs:
+        error = "-" if run["mse"] is None else f"{run['mse']:.4e}"
+        lists = (", ".join(run[name]) or "-" for name in ("priors", "stale"))
+        state = run["fault"] or ("in use" if run["in_use"] else "")
+        rows.append(
+            (*(run[name] or "-" for name in ("run", "system", "preset", "step", "budget")), error, *lists, state)
+        )
     print_table(rows)
     return 0
 
 
 def examine() -> dict[str, Any]:
-    """This installation as plain values: `versions` of what is required (None: missing), `device` and `precision` where
-    torch can be imported, `folders` of data and models, missing packages of `extras`, and `problems`, a line each."""
+    """Return this installation as plain values.
+
+    `versions` of what is required (None: missing), `device` and `precision` if torch can be imported, `folders` of data
+    and models, missing packages of `extras`, and `problems`, a line each.
+    """
     from importlib import metadata
 
     from hrvqvae.data.loading import data_root
     from hrvqvae.utils.extras import packages
 
     def version(name: str) -> str | None:
-        return next((found.version for found in metadata.distributions(name=name)), None)
+        return next((package.version for package in metadata.distributions(name=name)), None)
 
     needed = dict(packages())
     versions = {"python": platform.python_version(), "hrvqvae": version("hrvqvae")}
     versions |= {name: version(name) for name in needed.pop("", ())}
-    found: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "cores": os.cpu_count()}
-    problems = [f"{name} is missing: pip install {name}" for name, there in versions.items() if there is None]
+    report: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "cores": os.cpu_count()}
+    problems = [f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None]
     folders = dict[str, Path]()
     try:
         folders["data sets (HRVQVAE_DATA)"] = data_root(None)
@@ -121,8 +125,8 @@ def examine() -> dict[str, Any]:
         from hrvqvae.utils.device import computes_bf16
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        found["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-        found["precision"] = "bf16" if computes_bf16(device) else "fp32"
+        report["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+        report["precision"] = "bf16" if computes_bf16(device) else "fp32"
         folders["published networks (TORCH_HOME)"] = Path(torch.hub.get_dir(), "checkpoints")
     except (ImportError, OSError) as error:
         problems.append(f"torch can't be used: {' '.join(str(error).split())}")
@@ -134,58 +138,43 @@ def examine() -> dict[str, Any]:
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             problems.append(f"the folder for {what} can't be written: {path}")
-    found["folders"] = {what: str(path) for what, path in folders.items()}
-    found["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
-    return found | {"problems": problems}
+    report["folders"] = {what: str(path) for what, path in folders.items()}
+    report["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
+    return report | {"problems": problems}
 
 
 def _doctor(arguments: Arguments) -> int:
-    found = examine()
+    report = examine()
     if arguments.json:
-        print_json(found)
-        return 1 if found["problems"] else 0
-    rows = [(name, version or "missing") for name, version in found["versions"].items()]
-    rows += [(name, found[name]) for name in ("platform", "cores", "device", "precision") if name in found]
-    rows += found["folders"].items()
-    for extra, lacking in found["extras"].items():
+        print_json(report)
+        return 1 if report["problems"] else 0
+    rows = [(name, version or "missing") for name, version in report["versions"].items()]
+    rows += [(name, report[name]) for name in ("platform", "cores", "device", "precision") if name in report]
+    rows += report["folders"].items()
+    for extra, lacking in report["extras"].items():
         how = f"pip install 'hrvqvae[{extra}]' for {', '.join(lacking)}"
         rows.append((f"extra {extra}", how if lacking else "complete"))
     print_table(rows)
-    for problem in found["problems"]:
+    for problem in report["problems"]:
         LOG.error("%s", problem)
-    return 1 if found["problems"] else 0
+    return 1 if report["problems"] else 0
 
 
 def add(commands: Group) -> None:
-    """presets, runs, data list, data get, doctor."""
-    about = "list the presets, or show the values of one with their sources"
-    command(
-        commands,
-        "presets",
-        about,
-        _presets,
-        option("name", nargs="?", metavar="NAME", help="show this preset (default: list all)"),
-        "--json",
-    )
-
-    folder = option(
-        "folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help="look below FOLDER (default: runs)"
-    )
-    command(
-        commands, "runs", "list the runs below a folder: step, error, priors, what is stale", _runs, folder, "--json"
-    )
+    """Add presets, runs, data list, data get and doctor."""
+    name = option("name", nargs="?", metavar="NAME", help="show the preset NAME (default: list all)")
+    about = "list the presets, or show the values of a preset with their sources"
+    command(commands, "presets", about, _presets, name, "--json")
+    where = "look below FOLDER (default: runs)"
+    folder = option("folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help=where)
+    about = "list the runs below a folder: step, error, priors, what is stale"
+    command(commands, "runs", about, _runs, folder, "--json")
 
     actions = group(commands, "data", "list and get data sets, and networks that compare images")
-    root = option("--root", metavar="DIR", help="root folder of data sets (default: HRVQVAE_DATA, or the user's cache)")
+    root = option("--root", metavar="DIR", help="keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)")
     command(actions, "list", "list data sets and networks, and where they are", _data_list, root)
-    command(
-        actions,
-        "get",
-        "get a data set or a network",
-        _data_get,
-        option("name", metavar="NAME", help="such as mnist"),
-        root,
-    )
+    name = option("name", metavar="NAME", help="data set or network, such as mnist")
+    command(actions, "get", "get a data set or a network", _data_get, name, root)
 
     about = "check this installation: packages, device, folders; exit code 1 if it can't work"
     command(commands, "doctor", about, _doctor, "--json")

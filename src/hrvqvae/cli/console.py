@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ Group = Any  # argparse's subparsers
 Call = Callable[[Arguments], int]
 Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
+# argparse's message -> ours
 _MESSAGES = {
     "^argument ([^:]+): is ": r"\1 is ",  # of `whole`
     "^argument ([^:]+): invalid (.*) value: (.*)$": r"\1 is \3; it must be a \2",
@@ -25,8 +25,7 @@ _MESSAGES = {
     "^argument ([^:]+): expected .*argument$": r"\1 needs a value",
     "^argument ([^:]+): ignored explicit argument (.*)$": r"\1 takes no value; \2 is given",
 }
-"""What argparse says, and what we say."""
-_OPTION = re.compile(r"-[^\d.]")  # and not a negative number
+_OPTION = re.compile(r"-[^\d.]")  # not a negative number
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +50,7 @@ def _path(text: str) -> Path:
 
 
 def option(*names: str, **settings: Any) -> Option:
-    """Return an argument of a command; `settings` are those of argparse's `add_argument`."""
+    """Return an argument of a command; `settings` are for argparse's `add_argument`."""
     if settings.get("type") is Path:
         settings["type"] = _path
     return names, settings
@@ -63,7 +62,7 @@ def flag(name: str, about: str) -> Option:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return the type of an option that is a whole number from `least` to `most`."""
+    """Return an argparse type: a whole number from `least` to `most`."""
     limits = f"at least {least}" if most is None else f"{least} to {most}"
 
     def convert(text: str) -> int:
@@ -71,7 +70,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"is {text}; it must be {limits}")
         return int(text)
 
-    convert.__name__ = "whole number"  # in argparse's message about a text that is none
+    convert.__name__ = "whole number"  # for argparse's message
     return convert
 
 
@@ -102,35 +101,29 @@ def command(under: Group, name: str, about: str, call: Call, *options: Option | 
     """Add a command and return its parser.
 
     Args:
-        call: takes the parsed arguments and returns the exit code.
-        options: the command's arguments, or names of `COMMON` ones.
-        fields: help on `--section.field VALUE`, if the command takes these.
+        call: Takes the parsed arguments and returns the exit code.
+        options: The command's arguments, or their names in `COMMON`.
+        fields: Help on `--section.field VALUE`, if the command takes fields.
     """
-    added = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
-    declared = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
-    for names, settings in declared:
-        added.add_argument(*names, **settings)
-    known = [name[2:] for names, _ in declared for name in names if name.startswith("--")]
-    added.set_defaults(call=call, takes_fields=bool(fields), parser=added, options=known)
-    return added
+    parser = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
+    arguments = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
+    for names, settings in arguments:
+        parser.add_argument(*names, **settings)
+    long_names = [name[2:] for names, _ in arguments for name in names if name.startswith("--")]
+    parser.set_defaults(call=call, takes_fields=bool(fields), parser=parser, options=long_names)
+    return parser
 
 
 def group(under: Group, name: str, about: str) -> Group:
-    """Add a command that has commands of its own, and return what they are added to."""
-    added = under.add_parser(name, help=about, description=about)
-    return added.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
-
-
-def import_training() -> None:
-    """Report a missing extra `train` first, not `figures`, which is a part of it."""
-    importlib.import_module("hrvqvae.training.trainer")
+    """Add a command with actions, and return the group to which `command` adds them."""
+    parser = under.add_parser(name, help=about, description=about)
+    return parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the other arguments, and the text by name of each `--section.field VALUE` before `--`.
+    """Return the arguments without each `--section.field VALUE` before `--`, and those values by name.
 
-    Raises:
-        InputError: a field has no value, or two.
+    Raises InputError if a field has no value, or two.
     """
     others, fields, rest = list[str](), dict[str, str](), list(arguments)
     while rest:
@@ -158,12 +151,12 @@ def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print plain values as JSON, in which a number that is not finite is null."""
+    """Print plain values as JSON; infinity and NaN are null."""
     print(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2))
 
 
 def print_table(rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in columns, the heads first."""
+    """Print rows in columns."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

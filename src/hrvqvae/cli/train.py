@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, import_training, option, print_json
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, option, print_json
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from hrvqvae.comparison.systems import Comparison
     from hrvqvae.training.trainer import Callback, Outcome
 
-_OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")
+_SHORT = ("max_steps", "max_minutes", "seed", "device", "init_from")  # options that are fields of the trained stage
 
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     """Return the fields that options set, by dotted name; `stage` is the section that is trained."""
     fields: dict[str, str] = dict(arguments.fields)
-    names = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _OPTIONS}
+    names = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _SHORT}
     for short, name in names.items():
         value = getattr(arguments, short, None)
         if value is not None:
@@ -35,7 +36,7 @@ def _absolute(path: str) -> str:
 
 
 def _join_process_group() -> AbstractContextManager[None]:
-    """Join the processes that torchrun started; in a single process this needs no torch."""
+    """Join the processes that torchrun started; a single process needs no torch for it."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from hrvqvae.distributed.launch import process_group
@@ -44,7 +45,7 @@ def _join_process_group() -> AbstractContextManager[None]:
 
 
 def _callbacks() -> list[Callback]:
-    import_training()
+    importlib.import_module("hrvqvae.training.trainer")  # report a missing extra `train` first: `figures` is part of it
     from hrvqvae.plots.curves import draw_training
 
     return [draw_training]
@@ -89,9 +90,9 @@ def _train_prior(arguments: Arguments) -> int:
         from hrvqvae.config import level_names
         from hrvqvae.training.stages import train_missing_priors
 
-        fields, resume = _collect_fields(arguments, "prior.training"), arguments.resume
+        fields = _collect_fields(arguments, "prior.training")
         outcomes = train_missing_priors(
-            arguments.run, fields, level=arguments.level, resume=resume, callbacks=_callbacks()
+            arguments.run, fields, level=arguments.level, resume=arguments.resume, callbacks=_callbacks()
         )
         codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
         if not codes[-1]:
@@ -123,8 +124,6 @@ def _refresh(arguments: Arguments) -> int:
 
 
 def _train_classifier(arguments: Arguments) -> int:
-    from dataclasses import replace
-
     from hrvqvae.config.presets import data_config
     from hrvqvae.config.registry import DATASETS
     from hrvqvae.evaluation.classifier import train_classifier, write_classifier
@@ -134,8 +133,7 @@ def _train_classifier(arguments: Arguments) -> int:
         raise InputError(f"{out} exists already; choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = arguments.data and _absolute(arguments.data)
-    data = replace(data_config(DATASETS.get(arguments.dataset)), root=root)
-    trained = train_classifier(data, seed=arguments.seed)
+    trained = train_classifier(data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed)
     write_classifier(out, trained)
     print(f"{out}: accuracy {trained.accuracy:.2%} on the test images, {out.stat().st_size / 1e6:.2f} MB")
     return 0
@@ -151,26 +149,26 @@ _DEMO_SHARE = 0.45  # of the demo's training time, for the autoencoder; its prio
 
 
 def _demo(arguments: Arguments) -> int:
-    """Run the commands that a newcomer would type, each shown before it runs; again, they go on."""
+    """Print and run the commands that a newcomer would type; a second demo continues the first."""
     from hrvqvae.cli import run
     from hrvqvae.config.parsing import base_config
 
     config = base_config(arguments.preset)
-    _callbacks()  # what is missing is told before anything is got
+    _callbacks()  # report a missing package before any download
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
     root, data = ((name, arguments.root) if arguments.root else () for name in ("--root", "--data"))
     budget = (*(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
-    of_autoencoder = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
-    of_prior = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
+    autoencoder_minutes = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
+    prior_minutes = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
     guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
-    other_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
-    begun = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
+    smaller_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
+    resume = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
     for words in (
         ("data", "get", "mnist", *root),
-        ("train", arguments.preset, "--out", arguments.out, *data, *begun, *budget, of_autoencoder),
-        ("train-prior", arguments.out, "--resume", *budget, of_prior, *other_prior),
+        ("train", arguments.preset, "--out", arguments.out, *data, *resume, *budget, autoencoder_minutes),
+        ("train-prior", arguments.out, "--resume", *budget, prior_minutes, *smaller_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
         ("sample", "treevq-mnist", "--force", "-o", str(pictures / "samples-of-the-shipped-model.png")),
@@ -187,8 +185,8 @@ def comparison_of(arguments: Arguments) -> Comparison:
     """Return the comparison that the options of `compare` describe. Raises InputError as `Comparison`."""
     from hrvqvae.comparison.systems import Comparison, available_systems
 
-    named = ",".join(available_systems()) if arguments.systems is None else arguments.systems
-    pairs = [[part.strip() for part in name.partition("=")] for name in named.split(",") if name.strip()]
+    names = ",".join(available_systems()) if arguments.systems is None else arguments.systems
+    pairs = [[part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()]
     same = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
     return Comparison(
         systems=tuple(name for name, _, _ in pairs), root=arguments.data and _absolute(arguments.data),
@@ -198,90 +196,87 @@ def comparison_of(arguments: Arguments) -> Comparison:
 
 
 def _compare(arguments: Arguments) -> int:
-    import_training()
+    _callbacks()
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
         rows, signal = compare(comparison_of(arguments), Path(arguments.out))
     if signal:
-        print("stopped, saved; the same command goes on", file=sys.stderr)
+        print("stopped, saved; the same command continues", file=sys.stderr)
         return 128 + signal
     if arguments.json:
         print_json(rows)
-        return 0
-    print(f"\n{table(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
+    else:
+        print(f"\n{table(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
     return 0
 
 
+_DATA = option(
+    "--data", metavar="DIR",
+    help="read data sets below DIR, or the images of DIR: a folder, tars, Parquet or arrays (default: the run's, "
+    "HRVQVAE_DATA or the user's cache)",
+)  # fmt: skip
 _TRAINING: tuple[Option, ...] = (
-    option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
+    _DATA,
     option("--max-steps", metavar="N", help="stop after N steps (default: the preset's)"),
-    option("--max-minutes", metavar="M", help="stop after M minutes (default: no limit)"),
-    option("--seed", metavar="S", help="seed of weights and order (default: the preset's)"),
-    option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N"),
-    option("--init-from", metavar="MODEL", help="begin with the weights of that run or model, such as cifar10"),
-    flag("--resume", "go on from the newest good checkpoint"),
+    option("--max-minutes", metavar="M", help="stop after M minutes (default: the preset's)"),
+    option("--seed", metavar="S", help="draw weights and the order of images from seed S (default: the preset's)"),
+    option("--device", metavar="NAME", help="train on auto, cpu, cuda or cuda:N (default: auto)"),
+    option("--init-from", metavar="MODEL", help="begin with the weights of a run or model, such as cifar10"),
+    flag("--resume", "continue from the newest good checkpoint"),
 )
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 
 def add(commands: Group) -> None:
-    """train, train-prior, train-progressive, refresh, train-classifier, demo, compare."""
+    """Add train, train-prior, train-progressive, refresh, train-classifier, demo and compare."""
     command(
         commands, "train", "train an autoencoder from a preset, or from a YAML or JSON file", _train,
         option("preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"),
-        option("--out", metavar="RUN", help="run folder (default: runs/PRESET)"),
+        option("--out", metavar="RUN", help="write to the run folder RUN (default: runs/PRESET)"),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING, fields=_FIELDS.format("--model.quantizer.codewords 8"),
     )  # fmt: skip
+    level = "train the prior of level L only, 1 is the coarsest (default: all)"
+    codes = "train from shards of codes (hrvqvae tokenize; default: the images of the run)"
     command(
-        commands, "train-prior", "train the priors of a run, which draw new images",
-        _train_prior,
-        "run",
-        option(
-            "--level", type=int, metavar="L",
-            help="train the prior of level L only, 1 is the coarsest (default: all)",
-        ),
-        option("--codes", metavar="SHARDS", help="train from shards of codes (hrvqvae tokenize), not the run's images"),
+        commands, "train-prior", "train the priors of a run, which draw new images", _train_prior, "run",
+        option("--level", type=int, metavar="L", help=level), option("--codes", metavar="SHARDS", help=codes),
         *_TRAINING, fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )  # fmt: skip
-    about = "train a decoder for the first levels of a run"
-    fields = _FIELDS.format("--progressive.network.hidden_units 32")
-    command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=fields)
+    about, fields = "train a decoder for the first levels of a run", "--progressive.network.hidden_units 32"
+    command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=_FIELDS.format(fields))
     about = "renew what was made for an earlier state of a run's model"
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
-        option("dataset", metavar="DATASET", help="such as cifar10"),
-        option("--out", required=True, metavar="FILE.safetensors"),
-        option("--data", metavar="DIR", help="root folder of the data"),
-        option("--seed", type=int, default=1, metavar="S"),
+        option("dataset", metavar="DATASET", help="data set, such as cifar10"),
+        option("--out", required=True, metavar="FILE", help="write the classifier to FILE.safetensors"),
+        _DATA, option("--seed", type=int, default=1, metavar="S", help="draw weights from seed S (default: 1)"),
     )  # fmt: skip
+    preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
         commands, "demo", "get MNIST, train, evaluate and draw, in some ten minutes", _demo,
-        option(
-            "--preset", default="treevq-deep/mnist", help="default: treevq-deep/mnist; hrvqvae/mnist is the paper's",
-        ),
-        option("--out", default="runs/demo", metavar="RUN"),
-        option("--root", metavar="DIR", help="root folder of the data"),
-        option("--max-minutes", type=float, default=9.5, metavar="M", help="training time in all (default: 9.5)"),
-        option("--max-steps", type=int, default=0, metavar="N", help="steps of each stage at most"),
+        option("--preset", default="treevq-deep/mnist", help=preset),
+        option("--out", default="runs/demo", metavar="RUN", help="write to the run folder RUN (default: runs/demo)"),
+        option("--root", metavar="DIR", help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
+        option("--max-minutes", type=float, default=9.5, metavar="M", help="train M minutes in all (default: 9.5)"),
+        option("--max-steps", type=int, default=0, metavar="N", help="train N steps per stage at most (default: any)"),
     )  # fmt: skip
+    systems = "compare these systems (default: all that are installed); NAME=SYSTEM is a variant with fields of its own"
     command(
         commands, "compare", "train systems on the same data and budget, and measure them", _compare,
         option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
+        option("--systems", metavar="A,B", help=systems),
+        option("--max-steps", type=int, default=0, metavar="N", help="train each autoencoder for N steps"),
+        option("--max-minutes", type=float, default=0.0, metavar="M", help="train each autoencoder for M minutes"),
+        option("--seeds", type=int, default=1, metavar="K", help="train each system with K seeds (default: 1)"),
+        option("--first-seed", type=int, default=0, metavar="S", help="begin with seed S (default: 0)"),
         option(
-            "--systems", metavar="A,B", help="which (default: all that are installed); NAME=SYSTEM is a variant, which "
-            "--NAME.section.field sets apart",
+            "--prior-steps", type=int, default=0, metavar="N",
+            help="train priors too, N steps per system in all (default: 0, none)",
         ),
-        option("--max-steps", type=int, default=0, metavar="N", help="budget of each autoencoder in steps"),
-        option("--max-minutes", type=float, default=0.0, metavar="M", help="the same in minutes"),
-        option("--seeds", type=int, default=1, metavar="K", help="how often each is trained (default: 1)"),
-        option("--first-seed", type=int, default=0, metavar="S", help="seeds begin at this one (default: 0)"),
-        option("--prior-steps", type=int, default=0, metavar="N", help="also priors, of N steps a system in all"),
-        option("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"),
-        option("--out", required=True, metavar="DIR"),
-        "--json",
+        _DATA, option("--out", required=True, metavar="DIR", help="write runs, rows and results to DIR"), "--json",
         fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
-        "VALUE of one's model or training, such as --vqgan.model.adversarial_start 500",
+        "VALUE a field of the model or training of a system, such as --vqgan.model.adversarial_start 500",
     )  # fmt: skip

@@ -19,7 +19,7 @@ def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.evaluation.report import evaluate_run
 
     if arguments.guidance and not arguments.samples:
-        raise InputError("--guidance is that of samples: say how many to draw, --samples N")
+        raise InputError("--guidance needs samples: add --samples N")
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
@@ -32,11 +32,11 @@ def _evaluate(arguments: Arguments) -> int:
     ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
     print(f"{report.dataset} {report.split}: {counted(report.images, 'image')}")
     print(f"MSE {report.mse:.4e}   PSNR {report.psnr:.2f} dB   SSIM {ssim}")
-    print(f"{report.bits_per_image:,.0f} bits an image, compression factor {report.compression_ratio:.2f}\n")
+    print(f"{report.bits_per_image:,.0f} bits per image, compression factor {report.compression_ratio:.2f}\n")
     rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
-    for number, level in enumerate(report.levels, start=1):
+    for index, level in enumerate(report.levels, start=1):
         error = "-" if level.mse is None else f"{level.mse:.4e}"
-        rows.append((number, level.codewords, level.used, f"{level.usage:.1%}", f"{level.perplexity:.1f}", error))
+        rows.append((index, level.codewords, level.used, f"{level.usage:.1%}", f"{level.perplexity:.1f}", error))
     print_table(rows)
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
@@ -49,19 +49,19 @@ def _evaluate(arguments: Arguments) -> int:
 
 def _print_rate(rate: Rate) -> None:
     columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
-    rows: list[Sequence[object]] = [("bits a code", *columns)]
+    rows: list[Sequence[object]] = [("bits per code", *columns)]
     for level, positions in enumerate(rate.positions):
         rows.append((f"level {level + 1}", *(f"{bits[level] / positions:.4f}" for bits in columns.values())))
-    rows.append(("an image", *(f"{sum(bits):.1f}" for bits in columns.values())))
+    rows.append(("bits per image", *(f"{sum(bits):.1f}" for bits in columns.values())))
     print()
     print_table(rows)
     if rate.label:
-        print(f"the priors are given the class; it takes {rate.label:.1f} bits an image where it is not known")
+        print(f"the priors are given the class; an unknown class takes {rate.label:.1f} bits more per image")
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
-    names = [f"samples with guidance {quality.guidance:g}" for quality in qualities]
-    for quality, name in zip(qualities, names, strict=True):
+    drawn = {f"samples with guidance {quality.guidance:g}": quality for quality in qualities}
+    for name, quality in drawn.items():
         print(f"{name}: classification accuracy {quality.classification_accuracy:.1%} of {quality.samples:,}")
     first = qualities[0]
     print(
@@ -69,11 +69,11 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
         f"of reconstructions of {first.compared:,} test images: {first.reconstructions_accuracy:.2%}\n"
     )
     rows: list[Sequence[object]] = [("from test images", first.frechet, "kernel", "precision", "recall")]
-    drawn = {name: quality.distances["samples"] for quality, name in zip(qualities, names, strict=True)}
-    for name, spreads in (drawn | {name: each for name, each in first.distances.items() if name != "samples"}).items():
-        rows.append(
-            (name, *(_show(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True)))
-        )
+    distances = {name: quality.distances["samples"] for name, quality in drawn.items()} | dict(first.distances)
+    del distances["samples"]
+    for name, spreads in distances.items():
+        cells = (_show(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True))
+        rows.append((name, *cells))
     print_table(rows)
     print("mean ± standard deviation of several sets; test images from other test images are the floor")
 
@@ -89,14 +89,9 @@ def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
-        arguments.run,
-        arguments.images,
-        arguments.out,
-        arguments.levels,
-        arguments.beam,
-        arguments.lmbda,
+        arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam, arguments.lmbda,
         force=arguments.force,
-    )
+    )  # fmt: skip
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
     print(f"originals above reconstructions: {arguments.out}")
@@ -104,14 +99,13 @@ def _reconstruct(arguments: Arguments) -> int:
 
 
 def _sampling(arguments: Arguments) -> dict[str, Any]:
-    """What `sample` and `complete` have in common."""
+    """Return the options that `sample` and `complete` share."""
     from hrvqvae.checkpoints.run import Run
     from hrvqvae.priors.sampling import SamplingParams
 
     options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
-    params = SamplingParams(
-        temperature=arguments.temperature, top_k=arguments.top_k or 0, top_p=arguments.top_p, **options
-    )
+    limits = {"temperature": arguments.temperature, "top_k": arguments.top_k or 0, "top_p": arguments.top_p}
+    params = SamplingParams(**limits, **options)
     return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params, "force": arguments.force}
 
 
@@ -121,7 +115,7 @@ def _sample(arguments: Arguments) -> int:
     sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_sampling(arguments))
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
-        print(f"each on its own: {arguments.save_dir}")
+        print(f"single images: {arguments.save_dir}")
     return 0
 
 
@@ -134,46 +128,30 @@ def _complete(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """evaluate, reconstruct, sample, complete."""
+    """Add evaluate, reconstruct, sample and complete."""
+    images, samples = "measure N images, evenly spread over the split (default: all)", "draw N images and measure them"
     command(
         commands, "evaluate", "measure distortion, rate and codeword usage of a run, and its samples", _evaluate,
         "run", "--data", "--device", "--beam", "--lmbda", "--json",
         option("--split", choices=("test", "train"), default="test", help="images to measure (default: test)"),
-        option(
-            "--samples", type=whole(0), default=0, metavar="N",
-            help="draw N images and measure them, too (default: 0)",
-        ),
-        option(
-            "--guidance", type=float, nargs="+", metavar="W",
-            help="draw the N images with each guidance W (default: 1)",
-        ),
+        option("--images", type=whole(1), metavar="N", help=images),
+        option("--samples", type=whole(0), default=0, metavar="N", help=f"{samples} too (default: 0)"),
+        option("--guidance", type=float, nargs="+", metavar="W", help=f"{samples} with each guidance W (default: 1)"),
         option("--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"),
-        option(
-            "--images", type=whole(1), metavar="N",
-            help="measure N images, evenly spread over the split (default: all)",
-        ),
     )  # fmt: skip
     sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path, help="write the picture to SHEET.png")
-    images = option("images", nargs="+", metavar="IMAGE", type=Path)
-    about = "draw images above their reconstructions"
-    command(
-        commands, "reconstruct", about, _reconstruct, "run", images, sheet, "--levels", "--beam", "--lmbda", "--force"
-    )
+    paths = option("images", nargs="+", metavar="IMAGE", type=Path, help="images of any sizes")
+    options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--force")
+    command(commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options)
 
     guided = "above 1, draw images more typical of their class; 1: the prior itself (default: as suits the model, or 1)"
+    label = "draw images of class C, a name or an index (default: any)"
+    likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
-        option(
-            "--class", dest="class_name", metavar="C", help="draw images of class C, a name or a number (default: any)"
-        ),
+        option("--class", dest="class_name", metavar="C", help=label),
         option("--temperature", type=float, default=1.0, metavar="T", help="below 1, prefer likely codes (default: 1)"),
         option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only (default: all)"),
-        option(
-            "--top-p",
-            type=float,
-            default=1.0,
-            metavar="P",
-            help="draw from the likeliest codes with probability P together (default: 1)",
-        ),
+        option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
         option("--guidance", type=float, metavar="W", help=guided),
         option("--levels", type=int, metavar="K", help="draw levels 1 to K only (default: as for --guidance, or all)"),
         option("--seed", type=int, default=0, metavar="S", help="draw other images with another S (default: 0)"),
@@ -181,18 +159,16 @@ def add(commands: Group) -> None:
         "--force",
     )
     count = {"dest": "count", "type": whole(1), "metavar": "N"}
+    each = "write each image to DIR as well, as PNG named by class and number"
     command(
         commands, "sample", "draw new images with the priors of a run", _sample,
         "run", option("-n", default=64, help="draw N images (default: 64)", **count), *drawing,
-        option(
-            "--save-dir", type=Path, metavar="DIR",
-            help="write each image to DIR as well, as PNG named by class and number",
-        ),
+        option("--save-dir", type=Path, metavar="DIR", help=each),
     )  # fmt: skip
     kept = "keep top, left, a fraction of the rows such as 0.3, or what is white in an image (default: top)"
     command(
         commands, "complete", "keep a part of an image and draw the rest with the priors of a run", _complete,
-        "run", option("image", type=Path, metavar="IMAGE"),
+        "run", option("image", type=Path, metavar="IMAGE", help="image of the size in training"),
         option("--keep", default="top", metavar="PART", help=kept),
         option("-n", default=8, help="draw N completions (default: 8)", **count), *drawing,
     )  # fmt: skip

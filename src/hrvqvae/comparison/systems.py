@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hrvqvae.config import Config, ModelConfig, presets
-from hrvqvae.config.parsing import digest_of, override, prior_config
+from hrvqvae.config.parsing import digest_of, override, stage_config
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.build import get_system
 from hrvqvae.utils.errors import InputError
@@ -74,7 +74,7 @@ class Case:
         config = override(self.config, {"training.seed": "0"})
         digests = {"autoencoder": digest_of(config, "data", "model", "training")}
         if self.prior:
-            prior = prior_config(self.config, {**self.prior, "prior.training.seed": "0"})
+            prior = stage_config("prior", self.config, {**self.prior, "prior.training.seed": "0"})
             digests["prior"] = digest_of(prior, "prior")
         return digests
 

@@ -17,6 +17,5 @@ from hrvqvae.config.schema import at_level as at_level
 from hrvqvae.config.schema import bits_per_image as bits_per_image
 from hrvqvae.config.schema import compression_ratio as compression_ratio
 from hrvqvae.config.schema import level_names as level_names
-from hrvqvae.config.schema import training_steps as training_steps
 from hrvqvae.config.section import flatten as flatten
 from hrvqvae.config.section import to_dict as to_dict

@@ -1,4 +1,4 @@
-"""The contract of every system's configuration, and one configuration for each architecture."""
+"""The contract of every system's configuration, and a configuration for each architecture."""
 
 from __future__ import annotations
 
@@ -27,12 +27,10 @@ class Geometry(NamedTuple):
         return tuple((times * rows, times * columns) for times in self.times)
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, section="model"):
     """The contract of every system's configuration: these fields and properties."""
 
     system: str = ""  # its name in the registry
-
-    section = "model"
 
     @property
     @abstractmethod
@@ -42,7 +40,7 @@ class ModelConfig(Section):
     @property
     @abstractmethod
     def num_symbols(self) -> tuple[int, ...]:
-        """Values that a code of each level can take."""
+        """Number of values that a code of each level can take."""
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
@@ -68,81 +66,56 @@ class ModelConfig(Section):
 
 
 class NetworkConfig(ModelConfig):
-    """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7).
+    """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7)."""
 
-    Attributes:
-        stride: image pixels per latent position of the finest grid and side: 2^s.
-        padding: pixels added on each side of the image before encoding, cropped after decoding.
-        hidden_units: channels of the convolutions.
-        residual_units: channels inside a residual block.
-        residual_blocks: residual blocks in the encoder, and in the decoder.
-        kernel: filter size of the convolutions that keep the resolution.
-    """
-
+    # Image pixels per latent position of the finest grid and side.
     stride: Annotated[int, Range(lambda side: side >= 2 and side & (side - 1) == 0, "a power of two, from 2")] = 2
-    padding: Count = 0
-    hidden_units: AtLeastTwo = 64
-    residual_units: Positive = 64
-    residual_blocks: Count = 2
-    kernel: Odd = 3
+    padding: Count = 0  # pixels added on each side of an image before encoding, and cropped after decoding
+    hidden_units: AtLeastTwo = 64  # channels of the convolutions
+    residual_units: Positive = 64  # channels inside a residual block
+    residual_blocks: Count = 2  # of the encoder, and of the decoder
+    kernel: Odd = 3  # filter size of the convolutions that keep the resolution
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.stride, 2 * self.padding, (1,) * len(self.num_symbols))
 
 
-class QuantizerConfig(Section):
-    """Residual quantization, from one flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
+class QuantizerConfig(Section, section="model.quantizer"):
+    """Residual quantization, from a flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
-    One level is VQ, `linked` 1 is RQ, all levels linked is HR-VQVAE; between lie groups of linked levels.
-
-    Attributes:
-        levels: L, number of quantization levels.
-        codewords: m, of one codebook.
-        linked: consecutive levels in which each codeword has a codebook of its own at the next level; then links begin
-            anew, and the last group may be shorter. 0 links all levels, 1 none.
-        level_codewords: m of each level, coarse first, where it is not the same; none for `codewords` at every level.
-        dim: D, width of a codeword.
-        beta: beta_0, weight of the commitment to the sum of the codewords.
-        level_betas: beta_l of each level, coarse first; one value for every level; none for `beta` at each of several
-            levels, as printed. A level of weight 0, and a single one without a value, has no commitment of its own.
-        update: codewords follow moving averages of their latents, or the gradient of the codebook loss.
-        decay: decay of those moving averages.
-        shrinkage: vectors per batch that the mean of all children with the same code counts for in each child; 0 for
-            none. With more, all parents start with the same codebook, and nothing restarts.
-        init_vectors: latent vectors that the k-means start takes (0: random codewords at the scale of the latents).
-        restart_every: training steps between restarts of dead codewords (0: none).
-        restart_below: a codeword is dead when its share of its codebook's assignments is below this / codewords.
-        beam: paths that the search keeps at each level; 1 is greedy, as printed.
-        joint_beam: a beam decides after the last level, not after each group of linked levels.
-        coarse_weight: weight of the coarser levels' squared residuals in what a beam of several paths minimizes.
+    A single level is VQ, `linked` 1 is RQ, all levels linked are HR-VQVAE; groups of linked levels lie between.
     """
 
-    levels: Positive = 1
-    codewords: AtLeastTwo = 512
+    levels: Positive = 1  # L
+    codewords: AtLeastTwo = 512  # m, of a codebook
+    # Levels of a group, in which each codeword has a codebook of its own at the next level. The next group begins with
+    # a single codebook, and the last group may be shorter. 0: all levels; 1: no links.
     linked: Count = 0
-    level_codewords: tuple[AtLeastTwo, ...] = ()
-    dim: Positive = 32
-    beta: Weight = 0.25
+    level_codewords: tuple[AtLeastTwo, ...] = ()  # m of each level, coarse first (default: `codewords`)
+    dim: Positive = 32  # D, width of a codeword
+    beta: Weight = 0.25  # beta_0, weight of the commitment to the sum of the codewords
+    # beta_l, weight of the commitment at each level, coarse first, or a value for all. Default: `beta` at each of
+    # several levels, as printed, and no such commitment at a single level.
     level_betas: tuple[Weight, ...] = ()
-    update: Literal["ema", "gradient"] = "ema"
-    decay: Share = 0.99
+    update: Literal["ema", "gradient"] = "ema"  # codewords follow averages of their latents, or the codebook loss
+    decay: Share = 0.99  # of those averages
+    # Vectors per batch for which the mean of all children with the same code counts in each child. Above 0, all parents
+    # start with the same codebook, and nothing restarts.
     shrinkage: Weight = 0.0
-    init_vectors: Count = 131_072
-    restart_every: Count = 100
-    restart_below: Weight = 0.03
-    beam: Positive = 1
-    joint_beam: bool = False
-    coarse_weight: Weight = 0.0
-
-    section = "model.quantizer"
+    init_vectors: Count = 131_072  # latents for the k-means start (0: random codewords at the scale of the latents)
+    restart_every: Count = 100  # training steps between restarts of dead codewords (0: none)
+    restart_below: Weight = 0.03  # a codeword is dead if its share of its codebook is below this / codewords
+    beam: Positive = 1  # candidates that the search keeps per level; 1 is greedy, as printed
+    joint_beam: bool = False  # the beam decides after the last level, not after each group of linked levels
+    coarse_weight: Weight = 0.0  # weight of the coarser levels' squared residuals in what a beam above 1 minimizes
 
     def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
         self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
-        alone = self.linked == 1 < self.levels and not self.joint_beam
-        self.require(self.beam == 1 or not alone, "beam", "1 where no levels are linked, but with joint_beam")
+        unlinked = self.linked == 1 < self.levels and not self.joint_beam
+        self.require(self.beam == 1 or not unlinked, "beam", "1 where no levels are linked, but with joint_beam")
         group = min(self.group_size, 31)  # more than 2^30 from 31 levels on
         values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
         what = "model.quantizer.codewords ** levels * dim"
@@ -150,11 +123,11 @@ class QuantizerConfig(Section):
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
-        """beta_l of each level, coarse first; none where the commitment is VQ's, which has one term."""
+        """beta_l of each level, coarse first; empty if a single level has no value of its own."""
         if self.levels == 1:
             return self.level_betas
-        given = self.level_betas or (self.beta,)
-        return given * self.levels if len(given) == 1 else given
+        betas = self.level_betas or (self.beta,)
+        return betas * self.levels if len(betas) == 1 else betas
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -163,7 +136,7 @@ class QuantizerConfig(Section):
 
     @property
     def group_size(self) -> int:
-        """Levels of a group of linked ones; the last group may have fewer."""
+        """Levels of a group of linked levels; the last group may have fewer."""
         return min(self.linked or self.levels, self.levels)
 
     @property
@@ -193,17 +166,14 @@ class CodebookConfig(NetworkConfig):
 
 
 class SingleGridConfig(CodebookConfig):
-    """One encoder, one latent grid, residual quantization, one decoder (docs/method.md, Table 6).
+    """Encoder, one latent grid with residual quantization, decoder (docs/method.md, Table 6).
 
-    As it stands it is HR-VQVAE's; with one level it is VQVAE's, without links RQ-VAE's.
-
-    Attributes:
-        train_prefixes: train the decoder on all prefixes of the levels, so that it needs no progressive decoder.
+    The defaults are HR-VQVAE's. With a single level it is VQVAE, without links RQ-VAE.
     """
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
-    train_prefixes: bool = False
+    train_prefixes: bool = False  # train the decoder on all prefixes of the levels, in place of a progressive decoder
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -215,25 +185,17 @@ class SingleGridConfig(CodebookConfig):
 
 
 class VQGANConfig(SingleGridConfig):
-    """One latent grid, one flat codebook; trained for what images look like as well (docs/method.md).
-
-    Attributes:
-        perceptual: the perceptual loss; auto is the best on this machine when a run begins, none leaves it out.
-        perceptual_weight: its weight beside the squared error.
-        adversarial_weight: of the adversarial loss, times the adaptive weight (Esser et al. 2021, equation 7).
-        adversarial_start: training steps before the discriminator begins.
-        discriminator_units: channels of the patch discriminator's first layer.
-        discriminator_layers: its layers that halve the resolution.
-    """
+    """A latent grid with a flat codebook, trained with a perceptual and an adversarial loss (docs/method.md)."""
 
     system: str = "vqgan"
     quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
+    # auto: the best perceptual loss on this machine when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
-    perceptual_weight: Weight = 1.0
-    adversarial_weight: Weight = 0.8
-    adversarial_start: Count = 10_000
-    discriminator_units: Positive = 64
-    discriminator_layers: Positive = 3
+    perceptual_weight: Weight = 1.0  # beside the squared error
+    adversarial_weight: Weight = 0.8  # times the adaptive weight (Esser et al. 2021, equation 7)
+    adversarial_start: Count = 10_000  # training steps before the discriminator begins
+    discriminator_units: Positive = 64  # channels of the patch discriminator's first layer
+    discriminator_layers: Positive = 3  # layers that halve the resolution
 
     decided_by: ClassVar = {"perceptual": "hrvqvae.models.perceptual:choose_perceptual"}
 
@@ -241,22 +203,15 @@ class VQGANConfig(SingleGridConfig):
         """Each layer halves the side, rounded down; the two convolutions after them take away a row each."""
         least = 3 * 2**self.discriminator_layers
         if size < least:
-            raise InputError(
-                f"model.discriminator_layers {self.discriminator_layers} needs images of {least} pixels a side; "
-                f"these have {size}: take fewer layers"
-            )
+            layers = f"model.discriminator_layers {self.discriminator_layers}"
+            raise InputError(f"{layers} needs images of {least} pixels a side; these have {size}: take fewer layers")
 
 
 class VQVAE2Config(CodebookConfig):
-    """Several latent grids, each half as wide as the one below it and with a flat codebook of its own (docs/method.md).
-
-    Attributes:
-        grids: the finest is `stride` times coarser than the image, each next one twice as coarse.
-        quantizer: of each grid; it has one level.
-    """
+    """Several latent grids, each half as wide as the next finer one, with a flat codebook each (docs/method.md)."""
 
     system: str = "vqvae2"
-    grids: Positive = 3
+    grids: Positive = 3  # the finest is `stride` times coarser than the image
 
     def check(self) -> None:
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
@@ -271,18 +226,12 @@ class VQVAE2Config(CodebookConfig):
         return (self.quantizer.codewords,) * self.grids
 
 
-class FSQQuantizerConfig(Section):
-    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023).
+class FSQQuantizerConfig(Section, section="model.quantizer"):
+    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023)."""
 
-    Attributes:
-        channel_levels: L_i, values of each channel; their product is the number of codes.
-        dim: D, width of a latent; linear layers lead to the channels and back, where D is not their number.
-    """
-
+    # L_i, values of each channel; their product is the number of codes.
     channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
-    dim: Positive = 32
-
-    section = "model.quantizer"
+    dim: Positive = 32  # D, width of a latent; linear layers lead to the channels and back unless there are D channels
 
     def check(self) -> None:
         codes = math.prod(self.channel_levels)
@@ -290,7 +239,7 @@ class FSQQuantizerConfig(Section):
 
 
 class FSQConfig(NetworkConfig):
-    """One latent grid, finite scalar quantization."""
+    """A latent grid with finite scalar quantization."""
 
     system: str = "fsq"
     quantizer: FSQQuantizerConfig = FSQQuantizerConfig()
@@ -300,34 +249,26 @@ class FSQConfig(NetworkConfig):
         return (math.prod(self.quantizer.channel_levels),)
 
 
-class LibraryQuantizerConfig(Section):
+class LibraryQuantizerConfig(Section, section="model.quantizer"):
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
-    Attributes:
-        name: simvq (Zhu et al. 2024), lfq (Yu et al. 2023), qinco (Huijben et al. 2024): codewords that a network
-            shifts by what the levels before chose, or vq: moving averages, the rotation trick, the library's k-means
-            start and restart of dead codewords.
-        codewords: of a level; a power of two for lfq.
-        levels: of residual quantization with codebooks that are not linked; 1 is flat.
-        dim: D, width of a latent.
-        beta: weight of the commitment loss; None takes the library's.
+    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: codewords that a network shifts by what the coarser levels chose
+    (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's k-means start and restart.
     """
 
     name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
-    codewords: AtLeastTwo = 512
-    levels: Positive = 1
-    dim: Positive = 32
-    beta: Weight | None = None
-
-    section = "model.quantizer"
+    codewords: AtLeastTwo = 512  # per level; a power of two for lfq
+    levels: Positive = 1  # of residual quantization without links; 1 is flat
+    dim: Positive = 32  # D, width of a latent
+    beta: Weight | None = None  # weight of the commitment loss (default: the library's)
 
     def check(self) -> None:
-        right = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
-        self.require(right, "codewords", "a power of two for lfq")
+        fits = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
+        self.require(fits, "codewords", "a power of two for lfq")
 
 
 class LibraryConfig(NetworkConfig):
-    """One latent grid, a quantizer of the library by name."""
+    """A latent grid with a quantizer of the library."""
 
     system: str = "vqpytorch"
     quantizer: LibraryQuantizerConfig = LibraryQuantizerConfig()

@@ -1,7 +1,7 @@
-"""The whole configuration of a run, with its checks; no torch.
+"""The whole configuration of a run, with its checks. No torch.
 
-The dotted name of a field is its option on the command line (`--model.quantizer.codewords 8`), its place in
-`config.yaml` and its name in presets.
+The dotted name of a field is its option (`--model.quantizer.codewords 8`), its place in `config.yaml` and its name in
+presets.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import field
+from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from hrvqvae.config.model import Grid, ModelConfig
-from hrvqvae.config.registry import PRIORS, SYSTEMS, imported
+from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import AUTO, Count, Odd, OpenUnit, PerLevel, Positive, Range, Rate, Section, Share, Weight
 from hrvqvae.utils.errors import InputError
 
@@ -24,98 +25,62 @@ BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
-class DataConfig(Section):
-    """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md).
+class DataConfig(Section, section="data"):
+    """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md)."""
 
-    `data.loading.open_stored` says how images are divided where the data has a given split (`train/` beside `test/`).
-
-    Attributes:
-        dataset: a data set's name (mnist, fashion-mnist, cifar10), or an image folder's (imagenet, ffhq, photos, ...).
-        root: folder of the data, or tars, Parquet files or arrays, by a name or a pattern; None takes the variable
-            HRVQVAE_DATA, else the user's cache folder.
-        size: height and width in pixels that images of a folder are resized and cropped to.
-        channels: 1 (greyscale) or 3 (RGB); images of a folder are converted.
-        train_samples, test_samples: published counts (0: not published); they give the published training steps.
-        split: without a given split, by a hash of the file name, or the first `train_samples` names in sorted order
-            for training (FFHQ's convention).
-        test_fraction: share of the files in the test split where the split is by hash.
-        validation: share of the training images, spread evenly, that stands for the test split and is not trained on.
-        crop: of training images; test images always take the centre.
-        flip: mirror half of the training images.
-        labels: whether class folders are classes.
-        on_error: a broken image stops the run, or is skipped and counted.
-        max_pixels: largest image that is decoded, in pixels.
-        workers: processes that decode images.
-        memory_mb: images without a random crop are held in memory as uint8 where all take up to this size.
-    """
-
-    dataset: str = "mnist"
+    dataset: str = "mnist"  # a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
+    # A folder, or tars, Parquet files or arrays by a name or pattern (default: HRVQVAE_DATA or the user's cache).
     root: str | None = None
-    size: Positive = 28
+    size: Positive = 28  # height and width in pixels, to which images of a folder are resized and cropped
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = 0
+    train_samples: Count = 0  # published number of images, for the published training steps (0: not published)
     test_samples: Count = 0
+    # Without train/ and test/: by a hash of the file name, or the first `train_samples` names in order (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
-    test_fraction: OpenUnit = 0.1
-    validation: Share = 0.0
-    crop: Literal["center", "random"] = "center"
-    flip: bool = False
-    labels: bool = True
-    on_error: Literal["stop", "skip"] = "stop"
+    test_fraction: OpenUnit = 0.1  # of the files, in a split by hash
+    validation: Share = 0.0  # of the training images, spread evenly: used for tests in place of the test images
+    crop: Literal["center", "random"] = "center"  # of training images; test images take the centre
+    flip: bool = False  # mirror half of the training images
+    labels: bool = True  # class folders are classes
+    on_error: Literal["stop", "skip"] = "stop"  # at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
-    workers: Count = 2
-    memory_mb: Count = 512
-
-    section = "data"
+    workers: Count = 2  # processes that decode images
+    memory_mb: Count = 512  # images without a random crop stay in memory as uint8 if they fit in this size
 
     def check(self) -> None:
         counted = self.split != "sorted" or self.train_samples > 0
         self.require(counted, "train_samples", "above 0 where data.split is sorted")
 
 
-class StageConfig(Section):
-    """Optimization of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
+class StageConfig(Section, section="training"):
+    """Training of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
 
-    Attributes:
-        epochs, max_steps, max_minutes: the budget; whichever is spent first ends the run (0: no such limit).
-        optimizer: adam; or muon, which orthogonalizes the steps of the weights between layers, with Adam for the rest.
-        learning_rate: of either, after the warm-up.
-        adam_beta2: decay of Adam's second moment; its first moment's is 0.9.
-        schedule: constant, or a linear warm-up and a cosine down to zero over the budget.
-        polyak_decay: decay of the moving average of the network's weights.
-        device: cpu, cuda or cuda:N; auto takes a GPU where there is one when a run begins.
-        precision: auto takes bf16 where the processor or GPU computes in it when a run begins.
-        threads: CPU threads (0: as torch decides).
-        seed: start weights, data order, augmentation, k-means and dead-code restart depend on it alone.
-        init_from: a run folder, a weights file or the name of a model inside the package, with whose weights it
-            begins; empty: weights are drawn by the seed.
-        loggers: further places for the records of metrics.jsonl, such as tensorboard, separated by commas.
-        log_every, evaluate_every, checkpoint_every: in steps.
-        evaluation_images: test images that an evaluation during training takes.
+    The budget is `epochs`, `max_steps` and `max_minutes` (0: no limit); the first to be spent ends the training.
     """
 
     epochs: Count = 0
     max_steps: Count = 0
     max_minutes: Weight = 0.0
-    optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: Rate = 3e-3
-    adam_beta2: Share = 0.999
-    schedule: Literal["constant", "cosine"] = "cosine"
+    optimizer: Literal["adam", "muon"] = "adam"  # muon orthogonalizes steps of weights between layers; the rest: Adam
+    learning_rate: Rate = 3e-3  # after the warm-up
+    adam_beta2: Share = 0.999  # decay of Adam's second moment; the first moment's is 0.9
+    schedule: Literal["constant", "cosine"] = (
+        "cosine"  # cosine: a linear warm-up, then a cosine to zero over the budget
+    )
     warmup_steps: Count = 100
-    polyak_decay: Share = 0.9
-    device: str = AUTO
-    precision: Literal["auto", "fp32", "bf16"] = AUTO
+    polyak_decay: Share = 0.9  # of the moving average of the network's weights
+    device: str = AUTO  # cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
+    precision: Literal["auto", "fp32", "bf16"] = AUTO  # auto: bf16 if the device computes in it when a run begins
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: Count = 0
+    threads: Count = 0  # of the CPU (0: torch decides)
+    # Of start weights, data order, augmentation, k-means and restarts, which depend on nothing else.
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
-    init_from: str = ""
-    loggers: str = ""
-    log_every: Positive = 50
+    init_from: str = ""  # run folder, weights file or model of the package with the start weights (default: random)
+    loggers: str = ""  # places for the records beside metrics.jsonl, such as tensorboard, separated by commas
+    log_every: Positive = 50  # steps
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
-    evaluation_images: Positive = 1_000
-
-    section = "training"
+    evaluation_images: Positive = 1_000  # test images of an evaluation during training
     decided_by: ClassVar = {
         "device": "hrvqvae.utils.device:decide_device", "precision": "hrvqvae.utils.device:decide_precision",
     }  # fmt: skip
@@ -126,30 +91,27 @@ class StageConfig(Section):
             raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
-        """Return the optimization of one network with that batch size."""
+        """Return the training of a single network with that batch size."""
         return TrainingConfig(**{**dict(self.items()), "batch_size": batch_size})
 
 
 class TrainingConfig(StageConfig):
-    """Optimization of an autoencoder; `batch_size` is that of all processes together (docs/scale.md)."""
+    """Training of an autoencoder."""
 
-    batch_size: Positive = 128
+    batch_size: Positive = 128  # of all processes together (docs/scale.md)
 
 
-class PriorTrainingConfig(StageConfig):
-    """Optimization of each prior. `batch_size` is one number for all levels, or one a level, coarse first; a prior of
-    several levels takes that of the coarsest."""
+class PriorTrainingConfig(StageConfig, section="prior.training"):
+    """Training of each prior."""
 
-    batch_size: PerLevel[Positive] = (32,)
+    batch_size: PerLevel[Positive] = (32,)  # a prior of several levels takes that of the coarsest
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
 
-    section = "prior.training"
 
-
-class ProgressiveTrainingConfig(StageConfig):
-    """Optimization of the progressive decoder; a step takes as many images as one of the autoencoder's training."""
+class ProgressiveTrainingConfig(StageConfig, section="progressive.training"):
+    """Training of the progressive decoder, with the batch size of the autoencoder."""
 
     max_steps: Count = 400
     optimizer: Literal["adam", "muon"] = "muon"
@@ -157,104 +119,75 @@ class ProgressiveTrainingConfig(StageConfig):
     adam_beta2: Share = 0.99
     warmup_steps: Count = 50
 
-    section = "progressive.training"
-
 
 Levels = range
-"""Consecutive levels that one prior covers, 0 the coarsest."""
+"""Consecutive levels that a prior covers; 0 is the coarsest."""
 
 
 def level_names(levels: Levels) -> str:
-    """Levels for people, who count from 1: "level 2", or "levels 1 to 3"."""
+    """Return levels for people, who count from 1: "level 2", or "levels 1 to 3"."""
     first, last = levels.start + 1, levels.stop
     return f"level {first}" if first == last else f"levels {first} to {last}"
 
 
 def at_level(values: tuple[T, ...], level: int) -> T:
-    """The value of a level, of one value for all levels or one a level."""
+    """Return the value of a level from a tuple with a single value for all levels, or a value per level."""
     return values[0] if len(values) == 1 else values[level]
 
 
-class PriorNetworkConfig(Section):
-    """The contract of every prior network's configuration.
+class PriorNetworkConfig(Section, section="prior.network"):
+    """The contract of every prior network's configuration. A field that differs by level is a `PerLevel`."""
 
-    A field that differs by level is a tuple of one value for all levels, or one a level, coarse first.
-    """
-
-    kind: str = ""
-    """The network's name in the registry."""
-
-    section = "prior.network"
+    kind: str = ""  # its name in the registry
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
-        """The levels that each network covers, coarse first; by default there is one network a level.
+        """Return the levels that each network covers, coarse first; by default a network per level.
 
         Args:
             grids: (H, W) of each level's codes.
-            linked: of each level, whether its codebooks belong to the codewords of the level before.
+            linked: Whether the codebooks of each level belong to the codewords of the coarser level.
 
         Raises:
-            InputError: the network can't cover levels of these grids.
+            InputError: The network can't cover levels of these grids.
         """
         return tuple(range(level, level + 1) for level in range(len(grids)))
 
 
-class PriorConfig(Section):
-    """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9).
-
-    Attributes:
-        held_out: share of the training images whose codes are held out; the state that codes them best is kept.
-        codes: shards of codes to train from (docs/tokens.md), one or a folder; None takes the codes of the run's own
-            training images.
-        class_dropout: share of the images whose class is withheld in training, so that the priors can be guided (Ho
-            and Salimans 2022).
-        flip: train on the codes of the mirror images as well.
-        shifts: train on the codes of so many shifted copies of each as well, by up to an eighth of a side.
-    """
+class PriorConfig(Section, section="prior"):
+    """The priors of all levels and their training (docs/paper-tables.md, Tables 8 and 9)."""
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = PriorTrainingConfig()
-    held_out: OpenUnit = 0.05
-    codes: str | None = None
-    class_dropout: Share = 0.0
-    flip: bool = False
-    shifts: Count = 0
-
-    section = "prior"
+    held_out: OpenUnit = 0.05  # share of the images held out from training; the state that codes them best is kept
+    codes: str | None = None  # shards to train from (docs/tokens.md), a file or folder (default: the run's own images)
+    class_dropout: Share = 0.0  # share of images trained without their class, for guidance (Ho and Salimans 2022)
+    flip: bool = False  # train on the codes of mirror images too
+    shifts: Count = 0  # train on the codes of this many shifted copies per image too, by up to an eighth of a side
 
     def training_of(self, level: int) -> TrainingConfig:
-        """Optimization of the prior whose coarsest level is that one (0 is the coarsest of all)."""
+        """Return the training of the prior whose coarsest level is `level`, counted from 0."""
         return self.training.with_batch_size(at_level(self.training.batch_size, level))
 
 
-class RefinerConfig(Section):
-    """The network before the progressive decoder, which has the shape of the model's own (docs/method.md).
+class RefinerConfig(Section, section="progressive.network"):
+    """The network before the progressive decoder, whose shape is that of the model's own decoder (docs/method.md)."""
 
-    Attributes:
-        hidden_units: channels of its features; half as many inside a block.
-        residual_blocks: a dilated convolution and a pointwise one each, with a bias for each depth.
-    """
-
-    hidden_units: Positive = 64
-    residual_blocks: Count = 4
+    hidden_units: Positive = 64  # channels of the features; half as many inside a block
+    residual_blocks: Count = 4  # each a dilated and a pointwise convolution, with a bias for each number of levels
     kernel: Odd = 3
 
-    section = "progressive.network"
 
-
-class ProgressiveConfig(Section):
+class ProgressiveConfig(Section, section="progressive"):
     """The decoder of the first levels, and its training on a frozen autoencoder (`train-progressive`)."""
 
     network: RefinerConfig = RefinerConfig()
     training: ProgressiveTrainingConfig = ProgressiveTrainingConfig()
 
-    section = "progressive"
-
 
 class Config(Section):
-    """A run: data, model, training, priors, the progressive decoder; `name` is the preset that it began as."""
+    """A run: data, model, training, priors and progressive decoder."""
 
-    name: str = "custom"
+    name: str = "custom"  # of the preset that it began as
     data: DataConfig = DataConfig()
     model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
     training: TrainingConfig = TrainingConfig(epochs=1)
@@ -270,15 +203,15 @@ class Config(Section):
         return self.prior.network.covers(model.latent_grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
-        """Return the configuration with its data in another root folder; None leaves it."""
+        """Return the configuration with its data in another root folder (None: the same)."""
         return self if root is None else self.replace(**{"data.root": root})
 
 
 def decided(config: Config, *sections: str) -> Config:
-    """Return a configuration in which every "auto" of some sections is decided.
+    """Return a configuration in which every "auto" of the sections is decided.
 
     Raises:
-        InputError: this machine lacks what a field asks for, or the model can't be trained on images of that size.
+        InputError: This machine lacks what a field asks for, or the model can't be trained on images of that size.
     """
     if "model" in sections:
         config.model.check_images(config.data.size)
@@ -286,7 +219,7 @@ def decided(config: Config, *sections: str) -> Config:
     for part in parts:
         parts += [value for _, value in part.items() if isinstance(value, Section)]
         undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
-        values |= {f"{part.section}.{name}": imported(part.decided_by[name])(part) for name in undecided}
+        values |= {f"{part.section}.{name}": resolve_name(part.decided_by[name])(part) for name in undecided}
     return config.replace(**values)
 
 
@@ -295,17 +228,12 @@ def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -
     return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
 
 
-def training_steps(samples: int, epochs: int, batch_size: int) -> int:
-    """Steps of that many epochs: samples * epochs / batch, rounded down (how Table 5 counts)."""
-    return samples * epochs // batch_size
-
-
 def bits_per_image(model: ModelConfig, height: int, width: int) -> float:
-    """Bits that the codes of one image take: positions * log2(symbols), over the levels (appendix A.1)."""
+    """Return the bits of an image's codes: positions * log2(symbols), summed over the levels (appendix A.1)."""
     grids = model.latent_grids(height, width)
     return math.fsum(h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True))
 
 
 def compression_ratio(model: ModelConfig, channels: int, height: int, width: int) -> float:
-    """Bits of the 8-bit image over bits of its codes (appendix A.1: 170.67 for 256x256x3 and FFHQ's row)."""
+    """Return the bits of an 8-bit image over the bits of its codes (appendix A.1: 170.67 for 256x256x3 and FFHQ)."""
     return 8 * channels * height * width / bits_per_image(model, height, width)

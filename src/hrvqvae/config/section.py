@@ -15,15 +15,15 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, T
 from hrvqvae.utils.errors import InputError, near_names, require
 
 AUTO: Final = "auto"
-_MOST_NESTED = 8  # sections inside sections of a file
+_MAX_DEPTH = 8  # sections inside sections of a file
 T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """The values that a field takes, as a part of its type: `Annotated[int, Range(..., "at least 1")]`."""
+    """The valid values of a field, in its type: `Annotated[int, Range(lambda value: value >= 1, "at least 1")]`."""
 
     holds: Callable[[Any], bool]
-    what: str  # a value must be
+    what: str  # the value must be
 
 
 Positive = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
@@ -35,10 +35,10 @@ Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and bel
 OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]
 Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
 PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
-"""One value for all levels, or one per level, coarse first."""
+"""A value for all levels, or one per level, coarse first."""
 
 _WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_hints = cache(typing.get_type_hints)
+_get_hints = cache(typing.get_type_hints)
 
 
 def _parse(value: Any, hint: Any) -> Any:
@@ -67,10 +67,10 @@ def _parse(value: Any, hint: Any) -> Any:
         raise ValueError(" or ".join(map(str, parts)))
     if hint is bool and value in ("true", "false"):
         return value == "true"
-    number = {int: Integral, float: Real}.get(hint)
-    if number is None and isinstance(value, hint):
+    kind = {int: Integral, float: Real}.get(hint)
+    if kind is None and isinstance(value, hint):
         return value
-    if number and isinstance(value, (str, number)) and not isinstance(value, bool):
+    if kind and isinstance(value, (str, kind)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             return hint(value)
     raise ValueError(_WORDS.get(hint, "a mapping of fields"))
@@ -80,22 +80,22 @@ def _parse(value: Any, hint: Any) -> Any:
 class Section:
     """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
 
-    A field takes what a file or the command line gives: "8" for a number, "4,1,0" or one value for a tuple, "null". It
-    is a number, a text, true or false, a Literal of texts, a tuple of these, one of them or None, or a section.
+    A field is an int, float, str, bool, Literal, a tuple of these, an optional one, or a section. It also takes the
+    text of a file or the command line: "8", "4,1,0" for a tuple, "null" for None.
     """
 
-    section: ClassVar[str] = ""
-    """Dotted name of the section in a configuration, for messages."""
+    section: ClassVar[str] = ""  # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
     decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """For a field that is "auto" until a run begins, "module:function": from the section to the value."""
+    """Field that is "auto" until a run begins -> "module:function", from the section to the value."""
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        cls.section = cls.section if section is None else section
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         kind: Any = type(self)
-        hints = _hints(kind, include_extras=True)
+        hints = _get_hints(kind, include_extras=True)
         for name, value in self.items():
             try:
                 object.__setattr__(self, name, _parse(value, hints[name]))
@@ -111,23 +111,21 @@ class Section:
         """Raise InputError if fields contradict each other."""
 
     def require(self, holds: bool, name: str, what: str) -> None:
-        """Raise InputError if a field does not hold; `what` says what it must be."""
+        """Raise InputError about a field unless `holds`; `what` says what the value must be."""
         require(holds, self._dotted(name), getattr(self, name), what)
 
     def replace(self, /, **changes: Any) -> Self:
-        """Return a copy with fields replaced and checked; a dotted name is a field of an inner section.
+        """Return a copy with other values; a dotted name is a field of an inner section.
 
-        Raises:
-            InputError: a field is unknown, or a value has the wrong type or is out of range.
+        Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
         fields, values, inner = dict(self.items()), dict[str, Any](), dict[str, dict[str, Any]]()
         for name, value in changes.items():
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
-                same = (self._dotted(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}"))
-                near = " or ".join(same)
-                near = near or near_names(first, fields)
+                same = [self._dotted(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}")]
+                near = " or ".join(same) or near_names(first, fields)
                 hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
                 raise InputError(f"unknown field {self._dotted(name)!r}: {hint}")
             if rest:
@@ -148,7 +146,7 @@ def to_dict(section: Section) -> dict[str, Any]:
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if it is too deep."""
-    if prefix.count(".") > _MOST_NESTED:
+    if prefix.count(".") > _MAX_DEPTH:
         raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
     for name, value in tree.items():
         if isinstance(value, Mapping):

@@ -12,8 +12,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from pkgutil import resolve_name
 
-from hrvqvae.config.registry import DATASETS, Dataset, imported
+from hrvqvae.config.registry import DATASETS, Dataset
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0
@@ -56,7 +57,7 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
             filled = Path(scratch) / name
             filled.mkdir()
             try:
-                imported(way)(filled)
+                resolve_name(way)(filled)
                 check(dataset, filled)
             except Exception as error:  # whatever a library, a program or a network runs into
                 failures.append(f"{title}: {one_line(error)}")

@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
-from hrvqvae.config.registry import DATASETS, Dataset, imported
+from hrvqvae.config.registry import DATASETS, Dataset
 from hrvqvae.data.batches import chunk_samples, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
@@ -113,7 +114,7 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
             f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: "
             f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
         )
-    stored: Arrays = imported(dataset.read)(dataset_folder(root, dataset.name), split)
+    stored: Arrays = resolve_name(dataset.read)(dataset_folder(root, dataset.name), split)
     channels, height, width = stored.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
         raise InputError(

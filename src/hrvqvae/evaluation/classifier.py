@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
 from hrvqvae.config.presets import data_config
-from hrvqvae.config.registry import DATASETS, imported
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.device import computes_bf16
@@ -153,7 +154,7 @@ class TrainedClassifier:
 def find_recipe(config: DataConfig) -> Recipe | None:
     """Return the recipe in the data set's registry entry, or None."""
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
-    return imported(reference) if reference else None
+    return resolve_name(reference) if reference else None
 
 
 def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:

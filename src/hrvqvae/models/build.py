@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pkgutil import resolve_name
 from typing import cast
 
 from hrvqvae.config import Config
-from hrvqvae.config.registry import SYSTEMS, System, imported
+from hrvqvae.config.registry import SYSTEMS, System
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
 from hrvqvae.models.objective import Objective, Place
@@ -24,13 +25,13 @@ def get_system(config: Config) -> System:
 
 def build(config: Config) -> Autoencoder:
     """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as `get_system`."""
-    model = imported(get_system(config).model)
+    model = resolve_name(get_system(config).model)
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
 def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
     """Build the objective of a configuration for its model. Raises InputError as `get_system` and the objective."""
-    return cast(Objective, imported(get_system(config).objective)(model, config, place))
+    return cast(Objective, resolve_name(get_system(config).objective)(model, config, place))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hrvqvae.config import Config, Grid, Levels, PriorNetworkConfig
-from hrvqvae.config.registry import PRIORS, imported
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.utils.errors import InputError
 
 
@@ -174,7 +175,7 @@ def measure_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     """Build the untrained prior of these levels, for images of the configured size, on the CPU, in float32."""
     model, size, network = config.model, config.data.size, config.prior.network
-    kind = cast(type[Prior], imported(PRIORS.get(network.kind).network))
+    kind = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
     unconditional = classes > 0 and config.prior.class_dropout > 0
     return kind(network, *(
         Level(

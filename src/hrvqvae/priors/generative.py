@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d
 
 from hrvqvae.config import Grid
-from hrvqvae.config.registry import PRIORS, imported
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.priors.base import Prior, Priors
 from hrvqvae.priors.sampling import SamplingParams, expand_labels
@@ -30,7 +31,7 @@ Sampler = Callable[..., None]
 
 def sample_cached(prior: Prior, *arguments: Any) -> None:
     """Draw codes with the sampler that is registered for the prior's network."""
-    imported(PRIORS.get(prior.config.kind).sampler)(prior, *arguments)
+    resolve_name(PRIORS.get(prior.config.kind).sampler)(prior, *arguments)
 
 
 @dataclass(frozen=True)

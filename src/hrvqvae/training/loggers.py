@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import to_dict
-from hrvqvae.config.registry import LOGGERS, Logger, imported
+from hrvqvae.config.registry import LOGGERS, Logger
 from hrvqvae.models.objective import Metrics
 from hrvqvae.utils.outputs import write_atomic
 
@@ -130,7 +131,7 @@ def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
     with ExitStack() as stack:
         sinks: list[Sink] = []
         for logger in _find_loggers(names) if distributed.is_rank_zero() else ():
-            sinks.append(imported(logger.sink)(run, first_step))
+            sinks.append(resolve_name(logger.sink)(run, first_step))
             stack.callback(sinks[-1].close)
         yield sinks
 

@@ -22,7 +22,7 @@ from hrvqvae.checkpoints.codemaps import CodeMaps, list_copies, load_or_extract
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
-from hrvqvae.config.parsing import prior_config
+from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import sample_stream
 from hrvqvae.data.image_sets import make_rng
 from hrvqvae.models.base import Autoencoder
@@ -266,7 +266,7 @@ def resolve_priors(
     """Return the configurations of a run's priors by the levels that they cover, coarse first.
 
     With `resume`, priors that have begun keep their networks; the remaining levels get new priors. Raises InputError if
-    there is no such run or level, or as `prior_config`.
+    there is no such run or level, or as `stage_config`.
 
     Args:
         level: return only the prior that covers this level, counted from 1 (None: all priors).
@@ -278,13 +278,13 @@ def resolve_priors(
         raise InputError(f"--level is {level}; this model has levels 1 to {count}")
     requested = {*range(count)} if level is None else {level - 1}
     configs = {
-        levels: prior_config(stored, fields, folder.read_config())
+        levels: stage_config("prior", stored, fields, folder.read_config())
         for levels, folder in prior_folders(path).items()
         if resume and requested & {*levels} and folder.config.is_file()
     }
     covered = {index for levels in configs for index in levels}
     if not requested <= covered:
-        new = prior_config(stored, fields)
+        new = stage_config("prior", stored, fields)
         configs |= {levels: new for levels in new.prior_levels if requested & {*levels} and not covered & {*levels}}
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError("the priors were begun with different --prior.codes: resume each alone, with --level L")

@@ -15,7 +15,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import progressive_folder, require_own
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import progressive_config
+from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder, to_unit_images
@@ -108,10 +108,10 @@ class ProgressiveTask(ImageTask):
 def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: bool) -> Config:
     """Return the configuration of a run with the `progressive` section of a new or resumed training.
 
-    `fields` are texts by dotted name. Raises InputError if there is no such folder, or as `progressive_config`.
+    `fields` are texts by dotted name. Raises InputError if there is no such folder, or as `stage_config`.
     """
     stored = Run(path).described_config
     require_own(path)
     folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None
-    return progressive_config(stored, fields, begun)
+    return stage_config("progressive", stored, fields, begun)

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hrvqvae import distributed
-from hrvqvae.config import TrainingConfig, training_steps
+from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
@@ -70,7 +70,7 @@ def make_budget(config: TrainingConfig, samples: int) -> Budget:
     """Return the budget of a configuration; an epoch has `samples` samples."""
     limits = [config.max_steps] if config.max_steps else []
     if config.epochs:
-        limits.append(max(1, training_steps(samples, config.epochs, config.batch_size)))
+        limits.append(max(1, samples * config.epochs // config.batch_size))
     return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 

@@ -6,8 +6,10 @@ from hrvqvae.config.registry import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 
 _CROPPED = {"data.crop": "random", "data.flip": True}
-# Priors of a few thousand images, on a few cores.
-_SMALL_PRIORS = {
+# For a few thousand images, on a few cores.
+_FEW_IMAGES = {
+    "model.adversarial_start": 1_000,
+    "prior.network.dropout": 0.3,
     "prior.training.batch_size": (32,),
     "prior.training.epochs": 60,
     "prior.training.evaluate_every": 100,
@@ -48,11 +50,10 @@ EMOJI32 = Dataset(
             "training.epochs": 60,
             "training.evaluate_every": 250,
             "training.checkpoint_every": 250,
-            **_SMALL_PRIORS,
+            **_FEW_IMAGES,
         },
     ),
     column="cifar10",
-    few_images=True,
     how="any folder of small colour images: --data DIR",
 )
 
@@ -73,11 +74,10 @@ PHOTOS = Dataset(
             "training.evaluate_every": 250,
             "training.checkpoint_every": 250,
             "training.evaluation_images": 64,
-            **_SMALL_PRIORS,
+            **_FEW_IMAGES,
             "prior.training.batch_size": (8,),
         },
     ),
     column="ffhq",
-    few_images=True,
     how="any folder of photographs: --data DIR",
 )
