@@ -23,7 +23,7 @@ from benchmarks.common import Row, as_script, options, positive, preset_of, read
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import digest_of, override
-from hrvqvae.config.schema import decided
+from hrvqvae.config.schema import decide_auto
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.samples import read_split
 from hrvqvae.models.objective import Metrics
@@ -109,7 +109,7 @@ def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
 
 def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Tensor, Tensor]]]:
     """Train and measure a case; -> its row, and what it kept of the steps that are shown."""
-    config = decided(configuration(base, **case), "model", "training")
+    config = decide_auto(configuration(base, **case), "model", "training")
     with TemporaryDirectory() as folder:
         task = CollapseTask(config, RunFolder(Path(folder)), case["start"])
         trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *found: models.append(found[2].model)])

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.folder import Folder, decided, markdown, run_cases
+from hrvqvae.comparison.folder import Folder, decide_case, markdown, run_cases
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
@@ -144,7 +144,7 @@ class Search:
         for row in rows:
             if row["system"] == self.name:
                 settings = tuple((name, row.get(name.rpartition(".")[2], value)) for name, value in start)
-                if row["digests"] != decided(self.case(settings), dict(self.chosen)).digests():
+                if row["digests"] != decide_case(self.case(settings), dict(self.chosen)).digests():
                     raise InputError(f"trials of {self.name} are of another configuration; choose another --out")
                 found[settings] = math.inf if row["validation_mse"] is None else row["validation_mse"]
         return found

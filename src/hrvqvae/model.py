@@ -1,4 +1,4 @@
-"""Trained models: encode, decode, compress, decompress, sample, complete."""
+"""The public object: a trained model that encodes, decodes, compresses, samples and completes; and its training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hrvqvae.compression import images as compression
 from hrvqvae.compression.archive import is_archive, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
-from hrvqvae.config import Config, Grid
-from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
+from hrvqvae.config import Grid
+from hrvqvae.models.base import pad_to_grid, to_unit_images
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, mask_kept_codes, sample_cached, sample_images
 from hrvqvae.priors.sampling import SamplingParams
@@ -38,50 +38,39 @@ class Model:
 
     def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
         self.run = Run(run)
-        self.autoencoder: Autoencoder
-        self.config: Config
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
         self._load_state = cache(partial(Model, device=device))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """Load a model as `load` does, or user/name from the hub.
+        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is none.
 
         Args:
-            options: Of the hub: revision, cache_dir, token, local_files_only, force_download.
-
-        Raises:
-            InputError: There is no such model, or the hub can't be reached.
+            options: For the hub: revision, cache_dir, token, local_files_only, force_download.
         """
         return cls(hub.find_or_fetch(name, **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
-        """Write the model with its priors, config.json and a model card into a new folder.
+        """Write the model with its priors, config.json and a model card into a new folder, or raise InputError.
 
         The weights are those in memory. If they were changed, priors, progressive decoder and entropy model are left
         out, because they were made for the old weights.
-
-        Raises:
-            InputError: The folder exists already or can't be written.
         """
         export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the hub as user/name, and return its address.
+        """Upload what `save_pretrained` writes to the hub as user/name, and return its address, or raise InputError.
 
         Args:
             options: private, token, commit_message, branch, create_pr.
-
-        Raises:
-            InputError: No token is allowed to write there, or the hub can't be reached.
         """
         weights = self.autoencoder.state_dict()
         return push_run(self.run.name, name, license=license, weights=weights, **options)
 
     @cached_property
     def priors(self) -> Priors:
-        """The priors of all levels. Raises InputError where one is missing or stale."""
+        """The priors of all levels. Raises InputError if a prior is missing or stale."""
         return self.run.load_priors()
 
     @property
@@ -91,7 +80,7 @@ class Model:
 
     @cached_property
     def entropy_model(self) -> EntropyModel:
-        """The entropy model, which writes and reads files of codes. Raises InputError where it is stale or damaged."""
+        """The entropy model, which writes and reads files of codes. Raises InputError if it is stale or damaged."""
         return self.run.entropy_model.load(storage.weights_digest(self.autoencoder.state_dict()))
 
     @overload
@@ -105,14 +94,14 @@ class Model:
         """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: Rate-distortion trade-off. The search minimizes the squared error, summed over the pixel values of an
-                image in [0, 1], plus lmbda * bits, and takes about a hundred times as long. None takes the nearest
-                codewords. Without an entropy model all codes of a level cost the same bits.
+            lmbda: Minimize the squared error, summed over the pixel values of an image in [0, 1], plus lmbda * bits,
+                which takes about a hundred times as long (default: take the nearest codewords). Without an entropy
+                model all codes of a level cost the same bits.
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
 
         Raises:
-            InputError: The images do not fit; lmbda is not from 0 to 1e6, or the model has several latent grids or more
-                than 65,536 leaves and takes no lmbda; the codes of several grids can't be stacked.
+            InputError: The images do not fit; lmbda is not from 0 to 1e6; the model takes no lmbda, because it has
+                several latent grids or more than 65,536 leaves; the codes of several grids can't be stacked.
         """
         codes = self.encoder(lmbda)(images.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
@@ -120,12 +109,7 @@ class Model:
         return torch.stack(codes, 1) if stacked else codes
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """Return the function that `encode` calls on images on the model's device.
-
-        Args:
-            lmbda: As for `encode`.
-            levels: Number of levels whose bits lmbda weighs (default: all).
-        """
+        """Return the function from images on the model's device to codes; lmbda weighs the bits of `levels` levels."""
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -190,31 +174,22 @@ class Model:
             DamagedFileError: A file is no file of codes, has no intact level, or holds a larger image.
         """
         self.autoencoder.check_levels(levels)
-        images, most = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
-        makers = [self._maker(content) for content in files]
+        images, max_pixels = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
+        makers = [self.maker_of(content) for content in files]
         for maker in dict.fromkeys(makers):
             places = [place for place, model in enumerate(makers) if model is maker]
-            codes = hrv.read(maker.entropy_model, [files[place] for place in places], levels, max_pixels=most)
-            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels)
-            images |= zip(places, decoded, strict=True)
+            codes = hrv.read(maker.entropy_model, [files[place] for place in places], levels, max_pixels=max_pixels)
+            images |= zip(places, compression.decode_images(maker.autoencoder, codes, self.device, levels), strict=True)
         return [images[place] for place in range(len(files))]
 
-    def maker_of(self, path: Path) -> Model:
-        """Return the model that made a file of codes: this one, or an earlier state that its run has kept."""
+    def maker_of(self, file: Path | bytes) -> Model:
+        """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
         with suppress(InputError):  # whoever reads the file reports the error
-            return self._find_state(_read_mark(path)[0])
-        return self
-
-    def _maker(self, content: bytes) -> Model:
-        with suppress(InputError):
-            return self._find_state(hrv.read_header(content).fingerprint)
-        return self
-
-    def _find_state(self, mark: bytes) -> Model:
-        if not self.run.wrote(mark):
-            for state in self.run.earlier_states():
-                if state.wrote(mark):
-                    return self._load_state(state.folder.path)
+            mark = hrv.read_header(file).fingerprint if isinstance(file, bytes) else _read_mark(file)[0]
+            if not self.run.wrote(mark):
+                for state in self.run.earlier_states():
+                    if state.wrote(mark):
+                        return self._load_state(state.folder.path)
         return self
 
     def sample(
@@ -231,8 +206,7 @@ class Model:
                 suit the model (sampling.json in its folder), or else 1 and all levels.
 
         Raises:
-            InputError: A level has no prior, or one that can't be guided; the class is unknown, or a value out of
-                range.
+            InputError: A level has no prior, or a prior can't be guided; the class is unknown; a value is out of range.
         """
         options = self.run.sampling_options(guidance, levels)
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
@@ -250,7 +224,7 @@ class Model:
         )  # fmt: skip
 
     def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
-        """Encode an image (C, size, size), and choose which of its codes a completion keeps: see `complete`."""
+        """Encode an image (C, size, size), and choose the codes that a completion keeps (see `complete`)."""
         size = self.config.data.size
         for what, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
@@ -259,9 +233,9 @@ class Model:
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
-            where = self.config.model.geometry
-            height, width = (where.unit * side for side in min(grids))
-            keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), where.margin // 2, height, width)[0, 0] > 0
+            geometry = self.config.model.geometry
+            height, width = (geometry.unit * side for side in min(grids))
+            keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, mask_kept_codes(keep, grids))
 
     def complete(
@@ -277,7 +251,7 @@ class Model:
                 order, and do not depend on kept codes after them.
 
         Raises:
-            InputError: As for `sample`; the image has another size than in training, or `keep` is none of these.
+            InputError: As for `sample`; the image has another size than in training, or `keep` is something else.
         """
         to_unit_images(image[None], self.autoencoder.channels)
         kept = self.keep_part(image, keep)
@@ -307,7 +281,7 @@ class Model:
             outcomes = stages.train_missing_priors(
                 self.run.name, fields, level=level, resume=resume, callbacks=[draw_training]
             )
-        self.__dict__.pop("priors", None)  # the next sample reads the new ones
+        self.__dict__.pop("priors", None)  # the next sample reads the new priors
         stages.raise_signal(*outcomes.values())
 
 
@@ -344,11 +318,11 @@ def train(
 
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
-    """Load the trained model of a run folder, a weights file, or a name of a model inside the package.
+    """Load the trained model of a run folder, a weights file, or the name of a model inside the package.
 
     Args:
-        beam: Number of candidates that the encoder's search keeps per level (default: as many as in training). More
-            give less error and take more time (docs/results.md).
+        beam: Candidates that the encoder's search keeps per level (default: as in training). More candidates give less
+            error and take more time (docs/results.md).
 
     Raises:
         InputError: There is no such model, or it has no linked codebooks for a beam to search.
@@ -370,15 +344,14 @@ def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
         model = Model(name)
         return [model.maker_of(path) for path in paths]
     runs, load = [Run(shipped) for shipped in list_models()], cache(Model)
-    return [load(_find_maker(path, runs)) for path in paths]
-
-
-def _find_maker(path: Path, runs: Sequence[Run]) -> str:
-    mark, maker = _read_mark(path)
-    for run in runs:
-        if run.wrote(mark):
-            return str(run)
-    raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
+    models = []
+    for path in paths:
+        mark, maker = _read_mark(path)
+        run = next((run for run in runs if run.wrote(mark)), None)
+        if run is None:
+            raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
+        models.append(load(str(run)))
+    return models
 
 
 def _read_mark(path: Path) -> tuple[bytes, str]:

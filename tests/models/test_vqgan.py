@@ -9,7 +9,7 @@ from torch import nn
 
 from hrvqvae.config import Config, QuantizerConfig
 from hrvqvae.config.model import VQGANConfig
-from hrvqvae.config.schema import decided
+from hrvqvae.config.schema import decide_auto
 from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
@@ -169,7 +169,7 @@ def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: 
 def test_the_best_distance_is_decided_when_a_run_begins(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrvqvae.models.perceptual.choose_perceptual", lambda _: "none")
     left_open = dataclasses.replace(gan, model=dataclasses.replace(GAN, perceptual="auto"))
-    assert decided(left_open, "model") == gan
+    assert decide_auto(left_open, "model") == gan
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -180,6 +180,6 @@ def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(
     assert judge(torch.rand(2, 1, smallest, smallest)).shape == (2, 1, 1, 1)
     small = with_data(dataclasses.replace(gan, model=model), size=smallest - 1)
     with pytest.raises(InputError, match=f"images of {smallest} pixels a side; these have {smallest - 1}"):
-        decided(small, "model")
+        decide_auto(small, "model")
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         judge(torch.rand(2, 1, smallest - 1, smallest - 1))

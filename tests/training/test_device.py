@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config, override, stage_config
-from hrvqvae.config.schema import decided
+from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.device import Compute
@@ -71,12 +71,12 @@ def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
 
 def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:
     machine(bf16=True)
-    begun = decided(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
+    begun = decide_auto(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
     assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
     assert begun.prior == left_open.prior, "the priors may be trained on another machine"
     machine(bf16=False)
-    assert decided(begun, "model", "training") == begun
-    assert decided(left_open, "training").training.precision == "fp32"
+    assert decide_auto(begun, "model", "training") == begun
+    assert decide_auto(left_open, "training").training.precision == "fp32"
     assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training == begun.training
     of_prior = stage_config("prior", begun, {})
     stages = (of_prior.prior.training, of_prior.training)
@@ -90,12 +90,12 @@ def test_a_run_in_bf16_stays_so_where_it_is_emulated(
 ) -> None:
     run, said = RunFolder(tmp_path / "run"), list[str]()
     machine(bf16=True)
-    config = decided(with_training(left_open, max_steps=3), "training")
+    config = decide_auto(with_training(left_open, max_steps=3), "training")
     train_autoencoder(config, run, resume=False, say=said.append)
     assert not any("emulated" in line for line in said)
     machine(bf16=False)
     further = with_training(run.read_config(), max_steps=4)
-    train_autoencoder(decided(further, "training"), run, resume=True, say=said.append)
+    train_autoencoder(decide_auto(further, "training"), run, resume=True, say=said.append)
     assert run.read_config().training.precision == "bf16"
     assert any(line.startswith("bf16 is emulated on this cpu") for line in said)
     assert said[-1].endswith("bf16")

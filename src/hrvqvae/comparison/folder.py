@@ -60,7 +60,6 @@ class Folder:
     """The folder of a comparison, which need not exist yet. Reading it raises DamagedFileError."""
 
     def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
-        """Set the path, and the columns that every row must have."""
         self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
@@ -79,8 +78,8 @@ class Folder:
         here["priors"] = here["priors"] or there["priors"]
         for name in {**there, **here}:
             if there.get(name) != here.get(name):
-                differs = f"{name} is {there.get(name)} there, {here.get(name)} here"
-                raise InputError(f"{self.path} holds another comparison: {differs}; choose another --out")
+                values = f"{name} is {there.get(name)} there, {here.get(name)} here"
+                raise InputError(f"{self.path} holds another comparison: {values}; choose another --out")
         return {"about": there, "chosen": dict(claim.get("chosen", {}))}
 
     def read_claim(self) -> dict[str, Any]:
@@ -100,16 +99,17 @@ class Folder:
         _write(self.path / "comparison.json", claim)
 
     def row(self, name: str) -> Measured:
-        """Return the row of a case; empty if it is not measured yet."""
+        """Return the row of a case; empty if the case is not measured yet."""
         return _read(self.rows_path / f"{name}.json")
 
     def rows(self) -> list[Measured]:
         """Return all rows."""
-        paths = [path for path in sorted(self.rows_path.glob("*.json")) if not path.name.startswith(TEMPORARY)]
-        rows = [_read(path) for path in paths]
-        for path, row in zip(paths, rows, strict=True):
-            if missing := set(self.columns) - row.keys():
-                raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
+        rows = []
+        for path in sorted(self.rows_path.glob("*.json")):
+            if not path.name.startswith(TEMPORARY):
+                rows.append(_read(path))
+                if missing := set(self.columns) - rows[-1].keys():
+                    raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
         return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
@@ -140,21 +140,21 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 def run_cases(
     cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Instruments] = Instruments
 ) -> int:
-    """Train and measure every case that is not measured yet; return the signal that stopped this, or 0.
+    """Train and measure every case that is not measured yet; return the signal that stopped the work, or 0.
 
     A case that another process works on is skipped, and done here if that process stops.
 
     Args:
-        about: what `Comparison.about` returns.
-        using: the instruments that measure the runs.
+        about: As `Comparison.about` returns it.
+        using: The instruments that measure the runs.
 
     Raises:
-        InputError: The data or a network is missing, or the folder holds another comparison, or runs or rows of other
+        InputError: The data or a network is missing; or the folder holds another comparison, or runs or rows of other
             configurations or distances.
     """
     with lock_folder(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
-        cases = [decided(case, claim["chosen"]) for case in cases]
+        cases = [decide_case(case, claim["chosen"]) for case in cases]
         for case in cases:
             _require_same(case, folder, rows)
         left = [case for case in cases if _is_open(case, folder.row(case.name))]
@@ -184,11 +184,11 @@ def run_cases(
     return 0
 
 
-def decided(case: Case, chosen: dict[str, str]) -> Case:
-    """Return the case with "auto" fields decided as in `chosen`; decisions of this machine are added to it."""
+def decide_case(case: Case, chosen: dict[str, str]) -> Case:
+    """Return the case with "auto" fields decided as in `chosen`; add what this machine decides to `chosen`."""
     before = dict(flatten(to_dict(case.config)))
     config = case.config.replace(**{name: value for name, value in chosen.items() if before.get(name) == AUTO})
-    config = schema.decided(config, "model", "training", "prior")
+    config = schema.decide_auto(config, "model", "training", "prior")
     chosen |= {name: value for name, value in flatten(to_dict(config)) if before[name] == AUTO != value}
     return dataclasses.replace(case, config=config)
 
@@ -212,7 +212,7 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
 
 
 def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
-    """Train and measure what is left of a case; return the signal that stopped this, or 0. Raises InUseError."""
+    """Train and measure what is left of a case; return the signal that stopped it, or 0. Raises InUseError."""
 
     def keep(row: Measured, kind: str, images: Tensor) -> None:
         with lock_folder(folder.path, wait=say):
@@ -227,21 +227,19 @@ def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
         digests = case.digests()
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         if not row:
-            task = AutoencoderTask(case.config, run)
+            row = {**case.labels, "digests": {"autoencoder": digests["autoencoder"]}}
             try:
+                task = AutoencoderTask(case.config, run)
                 outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
             except NonFiniteError:
                 if using.diverged is None:
                     raise
-                keep(
-                    {**case.labels, **using.diverged, "digests": {"autoencoder": digests["autoencoder"]}}, "", empty(0)
-                )
+                keep({**row, **using.diverged}, "", empty(0))
                 return 0
             if outcome.signal is not None:
                 return outcome.signal
             measured, shown = using.measure(run)
-            row = {**case.labels, "training_seconds": outcome.seconds, "prior": {}, **measured}
-            row["digests"] = {"autoencoder": digests["autoencoder"]}
+            row |= {"training_seconds": outcome.seconds, "prior": {}, **measured}
             keep(row, "reconstructions", shown)
         if case.prior:
             configs = resolve_priors(str(run.path), None, case.prior, resume=False)

@@ -49,28 +49,24 @@ def shown_images(config: Config) -> Tensor:
 class Instruments:
     """Test images of a data set, with the best distances that this machine has between images and sets of images.
 
-    Attributes:
-        names: names of the distances; every row has them.
-        diverged: row of a training that diverged; None if that is an error.
-
     Raises:
-        InputError: There is no feature extractor, a network's file is damaged, or the data is missing or one image.
+        InputError: There is no feature extractor, a network's file is damaged, or the data is missing or has one image.
     """
 
-    diverged: Mapping[str, None] | None = None
+    diverged: Mapping[str, None] | None = None  # columns of a training that diverged; None: that is an error
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Load the networks; a classifier that is trained for them is kept in `folder`."""
+        """Load the networks. A classifier that is trained for the features is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.tests)
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()
-        except InputError:  # this machine has no network for it; the distance is optional
-            title = None
+        except InputError:  # this machine has no network for the distance, which is optional
+            pass
         else:
             self.perceptual = perceptual_distance(name)
-            title = self.perceptual.title
+        title = self.perceptual and self.perceptual.title
         self.names: Measured = {"perceptual": title, "frechet": self.real.frechet, "kernel": self.real.kernel}
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
@@ -85,16 +81,16 @@ class Instruments:
 
     @torch.inference_mode()
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """Return the row of a trained autoencoder, without priors, and some reconstructions (B, C, Y, X) in [0, 1]."""
+        """Return the row of a trained autoencoder and a few reconstructions (B, C, Y, X) in [0, 1]."""
         report = evaluate_run(run.path, rate=False).report
         model, config = Run(run.path).load()
         size = (config.data.size, config.data.size)
         decoded = [model.decode(model.encode(images), size=size) for images in self.tests]
-        perceptual = None
+        distance = None
         if self.perceptual is not None:
             pairs = zip(self.tests, decoded, strict=True)
-            total = sum(float(self.perceptual(images, others)) * len(images) for images, others in pairs)
-            perceptual = total / sum(map(len, self.tests))
+            total = sum(float(self.perceptual(images, outputs)) * len(images) for images, outputs in pairs)
+            distance = total / sum(map(len, self.tests))
         timed = torch.cat(self.tests)[:_TIMED_IMAGES]
         codes = model.encode(timed)
         start = getattr(config.model, "adversarial_start", None)
@@ -102,7 +98,7 @@ class Instruments:
         row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
-            **self.names, "perceptual_distance": perceptual,
+            **self.names, "perceptual_distance": distance,
             "frechet_reconstructions": self.real.distances(decoded).frechet,
             "usage": sum(level.used for level in report.levels) / sum(config.model.num_codewords),
             "perplexity": report.levels[-1].perplexity, "leaves_used": report.levels[-1].used,
@@ -116,7 +112,7 @@ class Instruments:
 
     @torch.inference_mode()
     def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """Return the columns of a run's priors, from as many samples as there are test images, and some samples."""
+        """Return the columns of a run's priors, from as many samples as test images, and a few samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).to_dict()
         model, count = Model(run.path), sum(map(len, self.tests))
         begun = time.perf_counter()

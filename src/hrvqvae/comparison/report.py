@@ -104,10 +104,9 @@ def versus(rows: Sequence[Measured], column: str = "mse") -> str:
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["system"], []).append(row[column])
-    systems = [system for system, errors in values.items() if len(errors) > 1]
-    tested = sorted((welch(values[a], values[b]), a, b) for a, b in combinations(systems, 2))
-    lines = [(f"{column.upper()} of", "against", "n", "difference", "p", "p, Holm")]
-    corrected = 0.0
+    pairs = combinations([system for system, errors in values.items() if len(errors) > 1], 2)
+    tested = sorted((welch(values[a], values[b]), a, b) for a, b in pairs)
+    lines, corrected = [(f"{column.upper()} of", "against", "n", "difference", "p", "p, Holm")], 0.0
     for rank, (p, a, b) in enumerate(tested):
         corrected = max(corrected, min(1.0, p * (len(tested) - rank)))
         difference = mean(values[a]) / mean(values[b]) - 1
@@ -126,9 +125,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     if not sum(squared):
         return float(mean(first) == mean(second))
     t = abs(mean(first) - mean(second)) / math.sqrt(sum(squared))
-    freedom = sum(squared) ** 2 / sum(
-        error**2 / (len(sample) - 1) for error, sample in zip(squared, samples, strict=True)
-    )
+    freedom = sum(squared) ** 2 / sum(a**2 / (len(sample) - 1) for a, sample in zip(squared, samples, strict=True))
     # Half of Student's density lies between 0 and pi / 2 where x = sqrt(freedom) * tan(angle).
     end = math.atan(t / math.sqrt(freedom))
     angles = (np.arange(20_000) + 0.5) * end / 20_000

@@ -108,21 +108,17 @@ class Comparison:
                 raise InputError(f"--systems names {name}; there are {', '.join(SYSTEMS)}")
         for name in self.variants:
             if not re.fullmatch("[a-z0-9_]+", name) or name in (*SYSTEMS, "data", "model", "training", "prior"):
-                raise InputError(
-                    f"--systems names a variant {name!r}; take a name of small letters and digits of its own"
-                )
+                raise InputError(f"--systems names a variant {name!r}; take a new name of small letters and digits")
         for option, least in (("seeds", 1), ("first_seed", 0), ("prior_steps", 0)):
             if getattr(self, option) < least:
                 raise InputError(f"--{option.replace('_', '-')} is below {least}")
         for name in self.fields:
-            first, *rest = name.split(".")
-            if name in _DECIDED:
-                raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[name]}")
-            if first in self.systems and (inner := ".".join(rest)) in _DECIDED:
-                raise InputError(f"--{name} is decided by the comparison: give {_DECIDED[inner]}")
-            if first in (*SYSTEMS, *self.systems) and (
-                first not in self.systems or rest[0] not in ("model", "training")
-            ):
+            first, _, inner = name.partition(".")
+            decided = _DECIDED.get(name) or (_DECIDED.get(inner) if first in self.systems else None)
+            if decided:
+                raise InputError(f"--{name} is decided by the comparison: give {decided}")
+            of_system = first in self.systems and inner.partition(".")[0] in ("model", "training")
+            if first in (*SYSTEMS, *self.systems) and not of_system:
                 raise InputError(f"--{name} must be a field of the model or training of {', '.join(self.systems)}")
         for system in self.systems:  # checks its package and fields before any training
             get_system(self.config(system, self.first_seed))
@@ -135,13 +131,13 @@ class Comparison:
         return override(preset, {**self.settings.get(system, {}), **self.fields_of(system), **fields})
 
     def fields_of(self, system: str | None = None) -> dict[str, str]:
-        """Return the fields for all systems, and those for one system."""
+        """Return the fields for all systems, and those for a system."""
         names = (*SYSTEMS, *self.systems)
         shared = {name: text for name, text in self.fields.items() if name.split(".")[0] not in names}
-        of_system = {
-            name.partition(".")[2]: text for name, text in self.fields.items() if name.startswith(f"{system}.")
+        prefix = f"{system}."
+        return shared | {
+            name.removeprefix(prefix): text for name, text in self.fields.items() if name.startswith(prefix)
         }
-        return shared | of_system
 
     def cases(self) -> list[Case]:
         """Return the cases: every system with every seed."""

@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
 class ModelConfig(Section, section="model"):
     """The contract of every system's configuration: these fields and properties."""
 
-    system: str = ""  # its name in the registry
+    system: str = ""  #: its name in the registry
 
     @property
     @abstractmethod
@@ -68,13 +68,13 @@ class ModelConfig(Section, section="model"):
 class NetworkConfig(ModelConfig):
     """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7)."""
 
-    # Image pixels per latent position of the finest grid and side.
+    #: Image pixels per latent position of the finest grid and side.
     stride: Annotated[int, Range(lambda side: side >= 2 and side & (side - 1) == 0, "a power of two, from 2")] = 2
-    padding: Count = 0  # pixels added on each side of an image before encoding, and cropped after decoding
-    hidden_units: AtLeastTwo = 64  # channels of the convolutions
-    residual_units: Positive = 64  # channels inside a residual block
-    residual_blocks: Count = 2  # of the encoder, and of the decoder
-    kernel: Odd = 3  # filter size of the convolutions that keep the resolution
+    padding: Count = 0  #: pixels added on each side of an image before encoding, and cropped after decoding
+    hidden_units: AtLeastTwo = 64  #: channels of the convolutions
+    residual_units: Positive = 64  #: channels inside a residual block
+    residual_blocks: Count = 2  #: of the encoder, and of the decoder
+    kernel: Odd = 3  #: filter size of the convolutions that keep the resolution
 
     @property
     def geometry(self) -> Geometry:
@@ -87,28 +87,28 @@ class QuantizerConfig(Section, section="model.quantizer"):
     A single level is VQ, `linked` 1 is RQ, all levels linked are HR-VQVAE; groups of linked levels lie between.
     """
 
-    levels: Positive = 1  # L
-    codewords: AtLeastTwo = 512  # m, of a codebook
-    # Levels of a group, in which each codeword has a codebook of its own at the next level. The next group begins with
-    # a single codebook, and the last group may be shorter. 0: all levels; 1: no links.
+    levels: Positive = 1  #: L
+    codewords: AtLeastTwo = 512  #: m, of a codebook
+    #: Levels of a group, in which each codeword has a codebook of its own at the next level. The next group begins with
+    #: a single codebook, and the last group may be shorter. 0: all levels; 1: no links.
     linked: Count = 0
-    level_codewords: tuple[AtLeastTwo, ...] = ()  # m of each level, coarse first (default: `codewords`)
-    dim: Positive = 32  # D, width of a codeword
-    beta: Weight = 0.25  # beta_0, weight of the commitment to the sum of the codewords
-    # beta_l, weight of the commitment at each level, coarse first, or a value for all. Default: `beta` at each of
-    # several levels, as printed, and no such commitment at a single level.
+    level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
+    dim: Positive = 32  #: D, width of a codeword
+    beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
+    #: beta_l, weight of the commitment at each level, coarse first, or a value for all. Default: `beta` at each of
+    #: several levels, as printed, and no such commitment at a single level.
     level_betas: tuple[Weight, ...] = ()
-    update: Literal["ema", "gradient"] = "ema"  # codewords follow averages of their latents, or the codebook loss
-    decay: Share = 0.99  # of those averages
-    # Vectors per batch for which the mean of all children with the same code counts in each child. Above 0, all parents
-    # start with the same codebook, and nothing restarts.
+    update: Literal["ema", "gradient"] = "ema"  #: codewords follow averages of their latents, or the codebook loss
+    decay: Share = 0.99  #: of those averages
+    #: Vectors per batch for which the mean of all children with the same code counts in each child. Above 0, all parents
+    #: start with the same codebook, and nothing restarts.
     shrinkage: Weight = 0.0
-    init_vectors: Count = 131_072  # latents for the k-means start (0: random codewords at the scale of the latents)
-    restart_every: Count = 100  # training steps between restarts of dead codewords (0: none)
-    restart_below: Weight = 0.03  # a codeword is dead if its share of its codebook is below this / codewords
-    beam: Positive = 1  # candidates that the search keeps per level; 1 is greedy, as printed
-    joint_beam: bool = False  # the beam decides after the last level, not after each group of linked levels
-    coarse_weight: Weight = 0.0  # weight of the coarser levels' squared residuals in what a beam above 1 minimizes
+    init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
+    restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
+    restart_below: Weight = 0.03  #: a codeword is dead if its share of its codebook is below this / codewords
+    beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as printed
+    joint_beam: bool = False  #: the beam decides after the last level, not after each group of linked levels
+    coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in what a beam above 1 minimizes
 
     def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
@@ -173,7 +173,7 @@ class SingleGridConfig(CodebookConfig):
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
-    train_prefixes: bool = False  # train the decoder on all prefixes of the levels, in place of a progressive decoder
+    train_prefixes: bool = False  #: train the decoder on all prefixes of the levels, in place of a progressive decoder
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -189,13 +189,13 @@ class VQGANConfig(SingleGridConfig):
 
     system: str = "vqgan"
     quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
-    # auto: the best perceptual loss on this machine when a run begins.
+    #: auto: the best perceptual loss on this machine when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
-    perceptual_weight: Weight = 1.0  # beside the squared error
-    adversarial_weight: Weight = 0.8  # times the adaptive weight (Esser et al. 2021, equation 7)
-    adversarial_start: Count = 10_000  # training steps before the discriminator begins
-    discriminator_units: Positive = 64  # channels of the patch discriminator's first layer
-    discriminator_layers: Positive = 3  # layers that halve the resolution
+    perceptual_weight: Weight = 1.0  #: beside the squared error
+    adversarial_weight: Weight = 0.8  #: times the adaptive weight (Esser et al. 2021, equation 7)
+    adversarial_start: Count = 10_000  #: training steps before the discriminator begins
+    discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
+    discriminator_layers: Positive = 3  #: layers that halve the resolution
 
     decided_by: ClassVar = {"perceptual": "hrvqvae.models.perceptual:choose_perceptual"}
 
@@ -211,7 +211,7 @@ class VQVAE2Config(CodebookConfig):
     """Several latent grids, each half as wide as the next finer one, with a flat codebook each (docs/method.md)."""
 
     system: str = "vqvae2"
-    grids: Positive = 3  # the finest is `stride` times coarser than the image
+    grids: Positive = 3  #: the finest is `stride` times coarser than the image
 
     def check(self) -> None:
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
@@ -229,9 +229,9 @@ class VQVAE2Config(CodebookConfig):
 class FSQQuantizerConfig(Section, section="model.quantizer"):
     """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023)."""
 
-    # L_i, values of each channel; their product is the number of codes.
+    #: L_i, values of each channel; their product is the number of codes.
     channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
-    dim: Positive = 32  # D, width of a latent; linear layers lead to the channels and back unless there are D channels
+    dim: Positive = 32  #: D, width of a latent; linear layers lead to the channels and back unless there are D channels
 
     def check(self) -> None:
         codes = math.prod(self.channel_levels)
@@ -257,10 +257,10 @@ class LibraryQuantizerConfig(Section, section="model.quantizer"):
     """
 
     name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
-    codewords: AtLeastTwo = 512  # per level; a power of two for lfq
-    levels: Positive = 1  # of residual quantization without links; 1 is flat
-    dim: Positive = 32  # D, width of a latent
-    beta: Weight | None = None  # weight of the commitment loss (default: the library's)
+    codewords: AtLeastTwo = 512  #: per level; a power of two for lfq
+    levels: Positive = 1  #: of residual quantization without links; 1 is flat
+    dim: Positive = 32  #: D, width of a latent
+    beta: Weight | None = None  #: weight of the commitment loss (default: the library's)
 
     def check(self) -> None:
         fits = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0

@@ -17,7 +17,7 @@ import yaml
 
 from hrvqvae.config import presets
 from hrvqvae.config.registry import PRIORS
-from hrvqvae.config.schema import BUDGET, DEFAULT_PRIOR, DEFAULT_SYSTEM, STAGES, Config, decided, default_config
+from hrvqvae.config.schema import BUDGET, DEFAULT_PRIOR, DEFAULT_SYSTEM, STAGES, Config, decide_auto, default_config
 from hrvqvae.config.section import AUTO, flatten, to_dict
 from hrvqvae.utils.errors import InputError, one_line
 
@@ -90,7 +90,7 @@ def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | N
     """
     base = base_config(name)
     if stored is None:
-        return decided(override(base, options), "model", "training")
+        return decide_auto(override(base, options), "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     file = _NO_FILE
@@ -98,7 +98,7 @@ def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | N
         # An option may have replaced a default when the run began, and need not be repeated.
         default = dict(flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind))))
         file = {field: value for field, value in flatten(to_dict(base)) if value not in (AUTO, default.get(field))}
-    return decided(_resumed(stored, options, "training", file), "model", "training")
+    return decide_auto(_resumed(stored, options, "training", file), "model", "training")
 
 
 def stage_config(section: str, run: Config, options: Mapping[str, str], stored: Config | None = None) -> Config:
@@ -116,7 +116,7 @@ def stage_config(section: str, run: Config, options: Mapping[str, str], stored: 
     for name, values in flatten(to_dict(getattr(config, section)), f"{section}."):
         if isinstance(values, tuple) and len(values) not in (1, levels):
             raise InputError(f"{name} has {len(values)} values; give one, or one for each of the {levels} levels")
-    return decided(config, section)
+    return decide_auto(config, section)
 
 
 def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any] = _NO_FILE) -> Config:

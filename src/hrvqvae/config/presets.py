@@ -89,7 +89,7 @@ def get(name: str) -> Preset:
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 
 
-def derived(config: Config) -> dict[str, Any]:
+def derive_figures(config: Config) -> dict[str, Any]:
     """Return figures that follow from a configuration: grids, codewords, training steps, bits, compression factor."""
     data, model, training = config.data, config.model, config.training
     figures: dict[str, Any] = {
@@ -112,7 +112,7 @@ def describe(preset: Preset) -> dict[str, Any]:
         "about": preset.about,
         "system": preset.config.model.system,
         "values": {name: {"value": value, "source": preset.source(name)} for name, value in values if name != "name"},
-        "derived": derived(preset.config),
+        "derived": derive_figures(preset.config),
         "printed": preset.printed,
         "notes": list(preset.notes),
     }

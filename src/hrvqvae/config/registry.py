@@ -101,7 +101,7 @@ class Logger:
     needs: str  # a module
 
 
-E = TypeVar("E", Dataset, System, PriorNetwork, Logger)
+E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
 
 
 class Registry(Generic[E]):

@@ -28,24 +28,24 @@ _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 class DataConfig(Section, section="data"):
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md)."""
 
-    dataset: str = "mnist"  # a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
-    # A folder, or tars, Parquet files or arrays by a name or pattern (default: HRVQVAE_DATA or the user's cache).
+    dataset: str = "mnist"  #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
+    #: A folder, or tars, Parquet files or arrays by a name or pattern (default: HRVQVAE_DATA or the user's cache).
     root: str | None = None
-    size: Positive = 28  # height and width in pixels, to which images of a folder are resized and cropped
+    size: Positive = 28  #: height and width in pixels, to which images of a folder are resized and cropped
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = 0  # published number of images, for the published training steps (0: not published)
+    train_samples: Count = 0  #: published number of images, for the published training steps (0: not published)
     test_samples: Count = 0
-    # Without train/ and test/: by a hash of the file name, or the first `train_samples` names in order (as for FFHQ).
+    #: Without train/ and test/: by a hash of the file name, or the first `train_samples` names in order (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
-    test_fraction: OpenUnit = 0.1  # of the files, in a split by hash
-    validation: Share = 0.0  # of the training images, spread evenly: used for tests in place of the test images
-    crop: Literal["center", "random"] = "center"  # of training images; test images take the centre
-    flip: bool = False  # mirror half of the training images
-    labels: bool = True  # class folders are classes
-    on_error: Literal["stop", "skip"] = "stop"  # at a broken image
+    test_fraction: OpenUnit = 0.1  #: of the files, in a split by hash
+    validation: Share = 0.0  #: of the training images, spread evenly: used for tests in place of the test images
+    crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
+    flip: bool = False  #: mirror half of the training images
+    labels: bool = True  #: class folders are classes
+    on_error: Literal["stop", "skip"] = "stop"  #: at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
-    workers: Count = 2  # processes that decode images
-    memory_mb: Count = 512  # images without a random crop stay in memory as uint8 if they fit in this size
+    workers: Count = 2  #: processes that decode images
+    memory_mb: Count = 512  #: images without a random crop stay in memory as uint8 if they fit in this size
 
     def check(self) -> None:
         counted = self.split != "sorted" or self.train_samples > 0
@@ -61,26 +61,24 @@ class StageConfig(Section, section="training"):
     epochs: Count = 0
     max_steps: Count = 0
     max_minutes: Weight = 0.0
-    optimizer: Literal["adam", "muon"] = "adam"  # muon orthogonalizes steps of weights between layers; the rest: Adam
-    learning_rate: Rate = 3e-3  # after the warm-up
-    adam_beta2: Share = 0.999  # decay of Adam's second moment; the first moment's is 0.9
-    schedule: Literal["constant", "cosine"] = (
-        "cosine"  # cosine: a linear warm-up, then a cosine to zero over the budget
-    )
+    optimizer: Literal["adam", "muon"] = "adam"  #: muon orthogonalizes steps of weights between layers; the rest: Adam
+    learning_rate: Rate = 3e-3  #: after the warm-up
+    adam_beta2: Share = 0.999  #: decay of Adam's second moment; the first moment's is 0.9
+    schedule: Literal["constant", "cosine"] = "cosine"  #: a linear warm-up, then a cosine to zero over the budget
     warmup_steps: Count = 100
-    polyak_decay: Share = 0.9  # of the moving average of the network's weights
-    device: str = AUTO  # cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
-    precision: Literal["auto", "fp32", "bf16"] = AUTO  # auto: bf16 if the device computes in it when a run begins
+    polyak_decay: Share = 0.9  #: of the moving average of the network's weights
+    device: str = AUTO  #: cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
+    precision: Literal["auto", "fp32", "bf16"] = AUTO  #: auto: bf16 if the device computes in it when a run begins
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: Count = 0  # of the CPU (0: torch decides)
-    # Of start weights, data order, augmentation, k-means and restarts, which depend on nothing else.
+    threads: Count = 0  #: of the CPU (0: torch decides)
+    #: Of start weights, data order, augmentation, k-means and restarts, which depend on nothing else.
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
-    init_from: str = ""  # run folder, weights file or model of the package with the start weights (default: random)
-    loggers: str = ""  # places for the records beside metrics.jsonl, such as tensorboard, separated by commas
-    log_every: Positive = 50  # steps
+    init_from: str = ""  #: run folder, weights file or model of the package with the start weights (default: random)
+    loggers: str = ""  #: places for the records beside metrics.jsonl, such as tensorboard, separated by commas
+    log_every: Positive = 50  #: steps
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
-    evaluation_images: Positive = 1_000  # test images of an evaluation during training
+    evaluation_images: Positive = 1_000  #: test images of an evaluation during training
     decided_by: ClassVar = {
         "device": "hrvqvae.utils.device:decide_device", "precision": "hrvqvae.utils.device:decide_precision",
     }  # fmt: skip
@@ -98,13 +96,13 @@ class StageConfig(Section, section="training"):
 class TrainingConfig(StageConfig):
     """Training of an autoencoder."""
 
-    batch_size: Positive = 128  # of all processes together (docs/scale.md)
+    batch_size: Positive = 128  #: of all processes together (docs/scale.md)
 
 
 class PriorTrainingConfig(StageConfig, section="prior.training"):
     """Training of each prior."""
 
-    batch_size: PerLevel[Positive] = (32,)  # a prior of several levels takes that of the coarsest
+    batch_size: PerLevel[Positive] = (32,)  #: a prior of several levels takes that of the coarsest
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
@@ -138,7 +136,7 @@ def at_level(values: tuple[T, ...], level: int) -> T:
 class PriorNetworkConfig(Section, section="prior.network"):
     """The contract of every prior network's configuration. A field that differs by level is a `PerLevel`."""
 
-    kind: str = ""  # its name in the registry
+    kind: str = ""  #: its name in the registry
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """Return the levels that each network covers, coarse first; by default a network per level.
@@ -158,11 +156,11 @@ class PriorConfig(Section, section="prior"):
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = PriorTrainingConfig()
-    held_out: OpenUnit = 0.05  # share of the images held out from training; the state that codes them best is kept
-    codes: str | None = None  # shards to train from (docs/tokens.md), a file or folder (default: the run's own images)
-    class_dropout: Share = 0.0  # share of images trained without their class, for guidance (Ho and Salimans 2022)
-    flip: bool = False  # train on the codes of mirror images too
-    shifts: Count = 0  # train on the codes of this many shifted copies per image too, by up to an eighth of a side
+    held_out: OpenUnit = 0.05  #: share of the images held out from training; the state that codes them best is kept
+    codes: str | None = None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's own images)
+    class_dropout: Share = 0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
+    flip: bool = False  #: train on the codes of mirror images too
+    shifts: Count = 0  #: train on the codes of this many shifted copies per image too, by up to an eighth of a side
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""
@@ -172,8 +170,8 @@ class PriorConfig(Section, section="prior"):
 class RefinerConfig(Section, section="progressive.network"):
     """The network before the progressive decoder, whose shape is that of the model's own decoder (docs/method.md)."""
 
-    hidden_units: Positive = 64  # channels of the features; half as many inside a block
-    residual_blocks: Count = 4  # each a dilated and a pointwise convolution, with a bias for each number of levels
+    hidden_units: Positive = 64  #: channels of the features; half as many inside a block
+    residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
     kernel: Odd = 3
 
 
@@ -187,7 +185,7 @@ class ProgressiveConfig(Section, section="progressive"):
 class Config(Section):
     """A run: data, model, training, priors and progressive decoder."""
 
-    name: str = "custom"  # of the preset that it began as
+    name: str = "custom"  #: of the preset that it began as
     data: DataConfig = DataConfig()
     model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
     training: TrainingConfig = TrainingConfig(epochs=1)
@@ -207,7 +205,7 @@ class Config(Section):
         return self if root is None else self.replace(**{"data.root": root})
 
 
-def decided(config: Config, *sections: str) -> Config:
+def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
     Raises:

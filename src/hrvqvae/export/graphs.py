@@ -1,11 +1,10 @@
-"""A run's autoencoder as two ONNX graphs.
+"""A run's autoencoder as two ONNX graphs (docs/graphs.md).
 
-encoder: takes images (B, C, Y, X) float32 in [0, 1]; gives the codes (B, H_l, W_l) int64 of each level, coarse first
-decoder: takes the codes of every level and `levels`, () int64; gives images (B, C, Y', X') float32 in [0, 1]
+encoder: from images (B, C, Y, X) float32 in [0, 1] to the codes (B, H_l, W_l) int64 of each level, coarse first
+decoder: from the codes of every level and `levels`, () int64, to images (B, C, Y', X') float32 in [0, 1]
 
-B, Y and X are free. The encoder repeats the last rows and columns of an image that does not fill its grid, as `encode`
-does. The decoder gives the whole grid; the image is `[..., :Y, :X]`. The graphs check no values: a code out of range is
-an error of the runtime, or another codeword. Codes equal those of the model, except at ties.
+B, Y and X are free. The encoder pads an image to its grid; the decoder returns the whole grid, whose part
+`[..., :Y, :X]` is the image. The graphs check no values. Codes equal those of the model, except at ties.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from hrvqvae.utils.quantities import counted
 TOLERANCE = 1e-4
 """Largest difference that rounding may make to an image, whose values are in [0, 1]."""
 
-_METADATA = "hrvqvae"  # key of a file's metadata: JSON with the configuration and the numbers of levels to decode
+_METADATA = "hrvqvae"  # key of a file's metadata: JSON with the configuration and the prefixes that can be decoded
 _GRAPHS = ("encoder", "decoder")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _NUM_NEIGHBOURS = 32  # noisy copies of the images that tell ties from errors
@@ -65,14 +64,10 @@ class _Decoder(nn.Module):
 
 
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
-    """Trace a model, in evaluation mode on the CPU, into two graphs.
+    """Trace a model, in evaluation mode on the CPU, into encoder and decoder. Raises InputError if it can't be traced.
 
-    Returns:
-        The encoder, the decoder, and the smallest side of an image that both take. It has two positions on the coarsest
-        grid, because torch.export takes one position for a constant.
-
-    Raises:
-        InputError: torch.export can't trace the system.
+    The third value is the smallest side of an image that both take. It has two positions on the coarsest grid, because
+    torch.export takes a single position for a constant.
     """
 
     def coarsest_side(size: int) -> int:
@@ -114,15 +109,7 @@ def _build_graph(
     module: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], inputs: tuple[str, ...],
     outputs: tuple[str, ...], metadata: dict[str, Any],
 ) -> bytes:  # fmt: skip
-    """Trace a module into the content of an ONNX file.
-
-    Args:
-        arguments: Example arguments of the module.
-        dynamic_shapes: The free sizes of the arguments, as torch.export takes them.
-        inputs: Names of the graph's inputs.
-        outputs: Names of the graph's outputs.
-        metadata: Stored in the file as JSON.
-    """
+    """Trace a module with example arguments into an ONNX file's content, with names and metadata."""
     try:
         program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:  # torch raises errors of many types
@@ -157,11 +144,7 @@ class OnnxModel:
         return self._run(self._encoder, images)
 
     def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Return images (B, C, Y', X') float32 in [0, 1], as large as the grid, from the codes of every level.
-
-        Args:
-            levels: Number of levels to use, coarse first.
-        """
+        """Return images (B, C, Y', X') float32 in [0, 1] from the codes of all levels, of which `levels` are used."""
         return self._run(self._decoder, *codes, torch.tensor(levels))[0]
 
     @staticmethod
@@ -172,21 +155,13 @@ class OnnxModel:
 
 @dataclass
 class Agreement:
-    """The outcome of a comparison of graphs with their model.
-
-    Attributes:
-        images: Number of images compared.
-        codes: Number of codes compared.
-        equal: Number of equal codes.
-        errors: Number of codes that differ and are no tie; all other codes that differ are ties.
-        difference: The largest difference of decoded images, over every number of levels.
-    """
+    """The outcome of a comparison of graphs with their model."""
 
     images: int = 0
     codes: int = 0
-    equal: int = 0
-    errors: int = 0
-    difference: float = 0.0
+    equal: int = 0  # codes
+    errors: int = 0  # codes that differ and are no tie
+    difference: float = 0.0  # largest difference of decoded images, over all prefixes of the levels
 
     def __str__(self) -> str:
         tied = self.codes - self.equal - self.errors
@@ -241,13 +216,10 @@ def _check_images(config: Config, smallest: int) -> list[Tensor]:
 
 
 def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
-    """Write the encoder and the decoder of a run as graphs, and compare them with the model.
-
-    Everything is written or nothing.
+    """Write the encoder and the decoder of a run into the new folder `out`, or nothing if they differ from the model.
 
     Args:
-        out: The new folder.
-        beam: Number of candidates that the encoder's search keeps per level (default: as many as in training).
+        beam: Candidates that the encoder's search keeps per level (default: as in training).
 
     Returns:
         The files, and the outcome of the comparison.
