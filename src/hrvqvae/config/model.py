@@ -100,8 +100,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     level_betas: tuple[Weight, ...] = ()
     update: Literal["ema", "gradient"] = "ema"  #: codewords follow averages of their latents, or the codebook loss
     decay: Share = 0.99  #: of those averages
-    #: Vectors per batch for which the mean of all children with the same code counts in each child. Above 0, all parents
-    #: start with the same codebook, and nothing restarts.
+    #: Vectors per batch for which the mean of all children with the same code counts in each child. With more than 0,
+    #: all parents start with the same codebook, and nothing restarts.
     shrinkage: Weight = 0.0
     init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
