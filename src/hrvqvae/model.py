@@ -144,13 +144,12 @@ class Model:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
             max_bytes: Largest size of a file. Of these levels, the codes with the least error that fit are written,
-                which takes some hundred times as long. If the model takes no lambda, as many levels as fit are written.
+                which takes a hundred times as long. If the model takes no lambda, as many levels as fit are written.
             lmbda: As for `encode`; it weighs the bits of these levels alone.
             names: Names of the images in messages (default: 1, 2, ...).
 
         Raises:
-            InputError: As for `encode`; levels are out of range, an image does not fit, or both lmbda and max_bytes are
-                given.
+            InputError: As for `encode`; levels are out of range; an image does not fit; there are lmbda and max_bytes.
         """
         if lmbda is not None and max_bytes is not None:
             raise InputError("give max_bytes or a lambda, not both")
@@ -200,7 +199,7 @@ class Model:
 
         Args:
             class_name: Name or number of a class (default: classes as often as in training).
-            seed: A sample depends on the seed and its number alone.
+            seed: A sample depends on the seed and its index alone.
             guidance: How much samples follow their class; 1 is the prior itself.
             levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are those that
                 suit the model (sampling.json in its folder), or else 1 and all levels.

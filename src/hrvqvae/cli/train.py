@@ -256,14 +256,14 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
-        commands, "demo", "get MNIST, train, evaluate and draw, in some ten minutes", _demo,
+        commands, "demo", "get MNIST, train, evaluate and draw, in about ten minutes", _demo,
         option("--preset", default="treevq-deep/mnist", help=preset),
         option("--out", default="runs/demo", metavar="RUN", help="write to the run folder RUN (default: runs/demo)"),
         option("--root", metavar="DIR", help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
         option("--max-minutes", type=float, default=9.5, metavar="M", help="train M minutes in all (default: 9.5)"),
         option("--max-steps", type=int, default=0, metavar="N", help="train N steps per stage at most (default: any)"),
     )  # fmt: skip
-    systems = "compare these systems (default: all that are installed); NAME=SYSTEM is a variant with fields of its own"
+    systems = "compare these systems (default: all that are installed); NAME=SYSTEM is a variant with separate fields"
     command(
         commands, "compare", "train systems on the same data and budget, and measure them", _compare,
         option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),

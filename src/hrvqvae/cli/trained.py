@@ -56,7 +56,7 @@ def _print_rate(rate: Rate) -> None:
     print()
     print_table(rows)
     if rate.label:
-        print(f"the priors are given the class; an unknown class takes {rate.label:.1f} bits more per image")
+        print(f"the priors know the class; an unknown class takes {rate.label:.1f} bits more per image")
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:

@@ -3,11 +3,11 @@
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder per case
     rows/NAME.json       the measurements of a case
-    rows/NAME-KIND.png   some of its reconstructions or samples side by side
+    rows/NAME-KIND.png   a few reconstructions or samples side by side
     results.json, results.md, and pictures of all rows
 
 A case with a row is not measured again, so the folder without its runs is enough to continue on another machine.
-Several processes can share the cases: files of DIR are written under its lock, and runs under their own.
+Several processes can share the cases: files of DIR are written under its lock, and runs under their locks.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ _COLUMNS = (
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is an empty one. Raises DamagedFileError."""
+    """Read a JSON object; a missing file is empty. Raises DamagedFileError."""
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError, OSError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a plain value as JSON."""
     write_atomic(path, json.dumps(value, indent=2).encode())
 
 
@@ -96,7 +97,7 @@ class Folder:
         self.rows_path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.rows_path):
             remove_temporaries(folder)
-        _write(self.path / "comparison.json", claim)
+        write_json(self.path / "comparison.json", claim)
 
     def row(self, name: str) -> Measured:
         """Return the row of a case; empty if the case is not measured yet."""
@@ -113,21 +114,16 @@ class Folder:
         return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
-        """Write the row of a case, and some of its images (B, C, Y, X) in [0, 1], if any."""
+        """Write the row of a case, and a few of its images (B, C, Y, X) in [0, 1], if any."""
         if images.numel():
             write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
-        _write(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
+        write_json(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
         """Return the stored images of a case, (3, Y, Y) uint8 each; () if there are none."""
         path = self.rows_path / f"{name}-{kind}.png"
         pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
         return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
-
-    def write_results(self, rows: Sequence[Measured], table: str) -> None:
-        """Write the rows and their table."""
-        _write(self.path / "results.json", list(rows))
-        write_atomic(self.path / "results.md", table.encode())
 
 
 def markdown(rows: Sequence[Sequence[object]]) -> str:
@@ -142,11 +138,8 @@ def run_cases(
 ) -> int:
     """Train and measure every case that is not measured yet; return the signal that stopped the work, or 0.
 
-    A case that another process works on is skipped, and done here if that process stops.
-
-    Args:
-        about: As `Comparison.about` returns it.
-        using: The instruments that measure the runs.
+    A case that another process works on is skipped, and done here if that process stops. `about` is what
+    `Comparison.about` returns.
 
     Raises:
         InputError: The data or a network is missing; or the folder holds another comparison, or runs or rows of other
@@ -176,7 +169,7 @@ def run_cases(
         if signal:
             return signal
         measured += 1
-        say(f"{measured} of {counted(len(cases), 'case')} measured, this one in {clock(time.monotonic() - begun)}")
+        say(f"{measured} of {counted(len(cases), 'case')} measured, this case in {clock(time.monotonic() - begun)}")
     if 0 < skipped < len(left):
         return run_cases(cases, about, folder, say, using)  # the other process may have stopped since
     if skipped:
@@ -193,8 +186,7 @@ def decide_case(case: Case, chosen: dict[str, str]) -> Case:
     return dataclasses.replace(case, config=config)
 
 
-def _is_open(case: Case, row: Measured) -> bool:
-    """Return whether a measurement of a case is missing."""
+def _is_open(case: Case, row: Measured) -> bool:  # a measurement is missing
     return not row or bool(case.prior and not row["prior"])
 
 

@@ -47,16 +47,12 @@ def shown_images(config: Config) -> Tensor:
 
 
 class Instruments:
-    """Test images of a data set, with the best distances that this machine has between images and sets of images.
-
-    Raises:
-        InputError: There is no feature extractor, a network's file is damaged, or the data is missing or has one image.
-    """
+    """Test images of a data set, with the best distances that this machine has between images and sets of images."""
 
     diverged: Mapping[str, None] | None = None  # columns of a training that diverged; None: that is an error
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Load the networks. A classifier that is trained for the features is kept in `folder`."""
+        """Load the networks, or raise InputError. A classifier that is trained for the features is kept in `folder`."""
         self.tests = test_images(config, _FEATURE_IMAGES)
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.tests)
         self.perceptual: PerceptualDistance | None = None
@@ -124,6 +120,5 @@ class Instruments:
         return row, drawn[:_SHOWN_SAMPLES]
 
 
-def _median_seconds(call: Callable[[], object]) -> float:
-    """Return the median seconds of several calls after a first call, which allocates."""
+def _median_seconds(call: Callable[[], object]) -> float:  # without the first call, which allocates
     return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])

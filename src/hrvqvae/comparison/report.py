@@ -11,7 +11,7 @@ from statistics import mean, stdev, variance
 import numpy as np
 from matplotlib.figure import Figure
 
-from hrvqvae.comparison.folder import Folder, markdown, run_cases
+from hrvqvae.comparison.folder import Folder, markdown, run_cases, write_json
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
 from hrvqvae.comparison.systems import Comparison, style
 from hrvqvae.config.registry import SYSTEMS
@@ -20,6 +20,7 @@ from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import DamagedFileError
 from hrvqvae.utils.locks import lock_folder
+from hrvqvae.utils.outputs import write_atomic
 
 _SHOWN_SIZE = 96  # approximate side of an image on the sheets, in pixels
 _LINES = ("-", "--", ":", "-.")  # of seeds
@@ -51,10 +52,7 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Measured], int]:
-    """Train, measure and draw every system and seed; return all rows, and the signal that stopped this, or 0.
-
-    Raises InputError as `run_cases`.
-    """
+    """Train, measure and draw every system and seed; return all rows, and the signal that stopped the work, or 0."""
     folder = Folder(out)
     for system in comparison.systems:
         start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
@@ -65,14 +63,15 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     with lock_folder(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))
         if rows and not signal:
-            folder.write_results(rows, f"{table(rows)}\n{versus(rows)}".rstrip() + "\n")
+            write_json(out / "results.json", rows)
+            write_atomic(out / "results.md", f"{table(rows)}\n{versus(rows)}".rstrip().encode() + b"\n")
             _sheets(comparison, rows, folder, say)
             _curves(rows, out / "curves.png")
     return rows, signal
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """Return the comparison as Markdown, one row per system: means over its seeds with standard deviations.
+    """Return the comparison as Markdown, a row per system: means over its seeds with standard deviations.
 
     Raises:
         DamagedFileError: a value does not fit its column.
@@ -156,7 +155,7 @@ def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, sa
 
 
 def _curves(rows: Sequence[Measured], path: Path) -> None:
-    """Draw the test MSE against steps, and the final one against bits per image."""
+    """Draw the test MSE against steps, and the final MSE against bits per image."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
     first = {row["system"]: row["seed"] for row in reversed(rows)}

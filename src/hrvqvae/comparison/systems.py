@@ -41,10 +41,7 @@ def style(system: str) -> tuple[str, str]:
 
 
 def codewords_searched(model: ModelConfig) -> int | None:
-    """Return the number of distances that the search computes per position, over all levels or grids.
-
-    It is 0 for a system that rounds, and None for a third-party system.
-    """
+    """Return the distances that the search computes per position in all; 0 if it rounds, None if unknown."""
     quantizer = getattr(model, "quantizer", None)
     if model.system == "fsq" or getattr(quantizer, "name", "") == "lfq":
         return 0
@@ -81,12 +78,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Systems to compare, with their budget, seeds and fields.
-
-    Raises:
-        InputError: an unknown preset or system, no budget, or a field that is not of a compared system or that an
-            option of the comparison decides.
-    """
+    """Systems to compare, with their budget, seeds and fields. Raises InputError if they can't be compared."""
 
     dataset: str  # second part of the presets' names
     systems: tuple[str, ...]
@@ -97,7 +89,9 @@ class Comparison:
     max_minutes: float = 0.0
     prior_steps: int = 0  # updates of all priors of a system together; 0: no priors
     root: str | None = None  # folder of the data
-    fields: Mapping[str, str] = field(default_factory=dict)  # fields of every system, or of one: "vqgan.model.NAME"
+    fields: Mapping[str, str] = field(
+        default_factory=dict
+    )  # fields of every system, or of a system: "vqgan.model.NAME"
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields per system, chosen by a search
 
     def __post_init__(self) -> None:

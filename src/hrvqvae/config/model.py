@@ -89,7 +89,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     levels: Positive = 1  #: L
     codewords: AtLeastTwo = 512  #: m, of a codebook
-    #: Levels of a group, in which each codeword has a codebook of its own at the next level. The next group begins with
+    #: Levels of a group, in which each codeword leads to its codebook at the next level. The next group begins with
     #: a single codebook, and the last group may be shorter. 0: all levels; 1: no links.
     linked: Count = 0
     level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
@@ -123,7 +123,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
-        """beta_l of each level, coarse first; empty if a single level has no value of its own."""
+        """beta_l of each level, coarse first; empty if a single level has no `level_betas`."""
         if self.levels == 1:
             return self.level_betas
         betas = self.level_betas or (self.beta,)
@@ -208,7 +208,7 @@ class VQGANConfig(SingleGridConfig):
 
 
 class VQVAE2Config(CodebookConfig):
-    """Several latent grids, each half as wide as the next finer one, with a flat codebook each (docs/method.md)."""
+    """Several latent grids, each half as wide as the next finer grid, with flat codebooks (docs/method.md)."""
 
     system: str = "vqvae2"
     grids: Positive = 3  #: the finest is `stride` times coarser than the image
@@ -279,5 +279,5 @@ class LibraryConfig(NetworkConfig):
 
     @property
     def start_vectors(self) -> int:
-        """Latents for the library's own k-means start, which vq and qinco have."""
+        """Latents for the library's k-means start, which vq and qinco have."""
         return 131_072 if self.quantizer.name in ("vq", "qinco") else 0

@@ -157,7 +157,7 @@ class PriorConfig(Section, section="prior"):
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = PriorTrainingConfig()
     held_out: OpenUnit = 0.05  #: share of the images held out from training; the state that codes them best is kept
-    codes: str | None = None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's own images)
+    codes: str | None = None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
     class_dropout: Share = 0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
     flip: bool = False  #: train on the codes of mirror images too
     shifts: Count = 0  #: train on the codes of this many shifted copies per image too, by up to an eighth of a side
@@ -168,7 +168,7 @@ class PriorConfig(Section, section="prior"):
 
 
 class RefinerConfig(Section, section="progressive.network"):
-    """The network before the progressive decoder, whose shape is that of the model's own decoder (docs/method.md)."""
+    """The network before the progressive decoder, whose shape is that of the model's decoder (docs/method.md)."""
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
     residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels

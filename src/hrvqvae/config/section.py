@@ -80,7 +80,7 @@ def _parse(value: Any, hint: Any) -> Any:
 class Section:
     """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
 
-    A field is an int, float, str, bool, Literal, a tuple of these, an optional one, or a section. It also takes the
+    A field is an int, float, str, bool, Literal, a tuple of these, None beside any, or a section. It also takes the
     text of a file or the command line: "8", "4,1,0" for a tuple, "null" for None.
     """
 
@@ -112,7 +112,8 @@ class Section:
 
     def require(self, holds: bool, name: str, what: str) -> None:
         """Raise InputError about a field unless `holds`; `what` says what the value must be."""
-        require(holds, self._dotted(name), getattr(self, name), what)
+        if not holds:
+            require(False, self._dotted(name), getattr(self, name), what)
 
     def replace(self, /, **changes: Any) -> Self:
         """Return a copy with other values; a dotted name is a field of an inner section.
