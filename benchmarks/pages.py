@@ -7,6 +7,7 @@ nothing of the package: p-values are scipy's (Welch, two-sided), and Holm's corr
 
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -23,11 +24,10 @@ Values = Sequence[float]
 Row = dict[str, Any]
 
 
-def read(path: str) -> list[Row]:
-    """Return the rows of a JSON or JSON Lines file in docs/data."""
+def read(path: str) -> Any:
+    """Return the content of a JSON or JSON Lines file in docs/data."""
     text = (DATA / path).read_text()
-    found: list[Row] = [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
-    return found
+    return [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
 
 
 def where(path: str, field: str, **wanted: object) -> list[float]:
@@ -35,16 +35,15 @@ def where(path: str, field: str, **wanted: object) -> list[float]:
     return [row[field] for row in read(path) if all(row[name] == value for name, value in wanted.items())]
 
 
-def start(kind: str, start: str, field: str, restarts: bool = False) -> list[float]:
-    """Return a field of the rows of a start of the codewords."""
-    return where("collapse-mnist/rows.json", field, kind=kind, start=start, restarts=restarts)
+def best(folder: str, system: str, optimizer: str = "") -> Row:
+    """Return the trial of least validation error, of one optimizer if it is named."""
+    trials = [read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json")]
+    return min((trial for trial in trials if trial.get("validation_mse")), key=lambda trial: trial["validation_mse"])
 
 
-def settings(folder: str, system: str) -> str:
-    """Return the searched settings of least validation error: learning rate; decay; commitment."""
-    trials = [json.loads(path.read_text()) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")]
-    best = min((trial for trial in trials if trial.get("validation_mse")), key=lambda t: t["validation_mse"])
-    named = (best.get(name) for name in ("learning_rate", "decay", "beta"))
+def settings(trial: Row) -> str:
+    """Return learning rate; decay; commitment."""
+    named = (trial.get(name) for name in ("learning_rate", "decay", "beta"))
     return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
 
 
@@ -129,7 +128,7 @@ def grids(first: str, second: str, bits: int) -> str:
 
 def main() -> None:
     """Look for every recomputed part on its page."""
-    names = globals() | {path.name.replace("-", "_"): Table(path.name) for path in DATA.iterdir()}
+    names = globals() | {"math": math} | {path.name.replace("-", "_"): Table(path.name) for path in DATA.iterdir()}
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
         if line.endswith(".md"):
