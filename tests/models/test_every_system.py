@@ -11,7 +11,6 @@ import torch
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.cli import main
 from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
@@ -21,7 +20,7 @@ from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
-from tests.conftest import same, write_file, write_picture
+from tests.conftest import do, done, same, write_file, write_picture
 from tests.trained_run import tiny_systems, undrawn
 
 EVERY = tuple(SYSTEMS)
@@ -31,12 +30,12 @@ def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ..
     """Train by commands up to each of these steps in turn, at a constant rate, so that the budget may grow."""
     file = write_file(config, folder.with_suffix(".yaml"))
     constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
-    first = ["train", str(file), "--out", str(folder), *constant, *options]
+    first = ["train", file, "--out", folder, *constant, *options]
     with undrawn():
-        for command in [first, ["train-prior", str(folder)]] if priors else [first]:
+        for command in [first, ["train-prior", folder]] if priors else [first]:
             for index, step in enumerate(steps):
                 torch.manual_seed(index)  # another process has another state of the generator
-                assert main([*command, "--max-steps", step, *(["--resume"] if index else [])]) == 0
+                do(*command, "--max-steps", step, *(["--resume"] if index else []))
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +47,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
 
 
 @pytest.mark.parametrize("system", EVERY)
-def test_every_command(system: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, image, out = str(runs / system), str(tmp_path / "image.png"), tmp_path / "sheet.png"
-    write_picture(tmp_path / "image.png", 3, (12, 12), "L")
-    assert main(["evaluate", run, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_every_command(system: str, runs: Path, tmp_path: Path) -> None:
+    run, image, exported = runs / system, tmp_path / "image.png", tmp_path / "exported"
+    write_picture(image, 3, (12, 12), "L")
+    report = json.loads(done("evaluate", run, "--json")[1])
     assert report["prior_bits_per_image"] > 0
-    assert len(report["levels"]) == len(RunFolder(runs / system).read_config().model.num_symbols)
-    exported = str(tmp_path / "exported")
-    assert main(["export", run, exported]) == 0
+    assert len(report["levels"]) == len(RunFolder(run).read_config().model.num_symbols)
+    do("export", run, exported)
     for command in (
-        ["reconstruct", run, image], ["sample", run, "--class", "4"], ["complete", run, image, "--class", "4"],
-        ["sample", exported],
+        ("reconstruct", run, image), ("sample", run, "-n", 2, "--class", 4), ("sample", exported, "-n", 2),
+        ("complete", run, image, "-n", 2, "--class", 4),
     ):  # fmt: skip
-        out.unlink(missing_ok=True)
-        assert main([*command, "-o", str(out), *(["-n", "2"] if image not in command[:3] else [])]) == 0, command
-        assert read_image(out, 3).shape[1] >= 12
+        do(*command, "-o", tmp_path / "sheet.png", "--force")
+        assert read_image(tmp_path / "sheet.png", 3).shape[1] >= 12
 
 
 def _options(**fields: str) -> list[str]:

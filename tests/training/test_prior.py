@@ -17,7 +17,6 @@ from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.image_sets import make_rng
@@ -46,7 +45,7 @@ from hrvqvae.training.prior import (
 )
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.conftest import refused, same, with_data, with_training, write_picture
+from tests.conftest import do, done, refused, same, with_data, with_training, write_picture
 from tests.kills import at_step, in_another_process
 from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_autoencoder, train_levels
 
@@ -299,22 +298,17 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
 
 
 def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
     weak, strong = (model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0))
     assert not torch.equal(weak, strong)
-    out = tmp_path / "sheet.png"
-    assert main(["sample", str(guided), "-n", "2", "--guidance", "1.5", "-o", str(out)]) == 0
-    monkeypatch.setattr(
-        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
-    )  # fmt: skip
-    capsys.readouterr()
-    told = ["evaluate", str(guided), "--samples", "20", "--guidance", "1", "3", "--device", "cpu"]
-    assert main([*told, "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
+    do("sample", guided, "-n", 2, "--guidance", 1.5, "-o", tmp_path / "sheet.png")
+    monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
+    command = ("evaluate", guided, "--samples", 20, "--guidance", 1, 3, "--device", "cpu", "--json")
+    report = json.loads(done(*command)[1])
     assert [row["guidance"] for row in report["by_guidance"]] == [1, 3]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
     assert first != second

@@ -11,15 +11,13 @@ from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
 from hrvqvae.checkpoints.run import save_model
-from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.model import Model
 from hrvqvae.models.build import build
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import same
+from tests.conftest import refused, same
 from tests.trained_run import tiny_systems
 from tests.training.tasks import Case
 
@@ -99,19 +97,15 @@ def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(
     assert "reconstruction_1" not in one, "a batch smaller than the number of prefixes has some of them"
 
 
-def test_an_untrained_one_changes_nothing_and_a_damaged_one_is_told(case: Case, images: Tensor) -> None:
+def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew(case: Case, images: Tensor) -> None:
     before = load(case.path)
     case.train(max_steps=1, learning_rate=1e-30)
-    after = load(case.path)
     codes = before.encode(images)
+    case.folder.model.write_bytes(case.folder.model.read_bytes()[:-9])
+    case.train(max_steps=2, learning_rate=1e-30, resume=True)
+    after = load(case.path)
     for levels in range(1, len(codes) + 1):
         assert torch.allclose(before.decode(codes, levels), after.decode(codes, levels), atol=1e-6)
-    whole = case.folder.model.read_bytes()
-    case.folder.model.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DamagedFileError, match="damaged"):
-        load(case.path)
-    case.train(max_steps=2, learning_rate=1e-30, resume=True)  # written anew
-    load(case.path)
 
 
 def test_it_goes_with_the_model(case: Case, tmp_path: Path, images: Tensor) -> None:
@@ -124,14 +118,9 @@ def test_it_goes_with_the_model(case: Case, tmp_path: Path, images: Tensor) -> N
 
 
 @pytest.mark.parametrize("system", ["vqvae", "vqvae2"])
-def test_other_systems_are_refused_in_one_line(
-    system: str, mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path) -> None:
     config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
     run.prepare(config)
     save_model(run.model, config, build(config).state_dict(), 0)
-    assert main(["train-progressive", str(run.path)]) == 2
-    told = capsys.readouterr().err
-    assert "has no progressive decoder" in told
-    assert told.count("\n") == 1
+    assert "has no progressive decoder" in refused(["train-progressive", run.path])
     assert not progressive_folder(run.path).path.exists()

@@ -10,13 +10,12 @@ import pytest
 from hrvqvae import load
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run
-from hrvqvae.cli import main
 from hrvqvae.config import Config
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.stages import refresh
 from hrvqvae.utils.errors import InputError
-from tests.conftest import same, with_training
+from tests.conftest import do, same, with_training
 from tests.kills import at_step
 from tests.trained_run import silent, train_autoencoder, train_levels
 from tests.training.tasks import Case
@@ -40,7 +39,7 @@ def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_stale_is_neither_trained_on_nor_deleted_and_is_renewed(
-    stale: Path, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stale: Path, tiny: Config, tmp_path: Path
 ) -> None:
     cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
     for case in cases:
@@ -52,9 +51,7 @@ def test_what_is_stale_is_neither_trained_on_nor_deleted_and_is_renewed(
             case.train(renew=True, init_from="nowhere")
         assert same(case.state(), kept), "it makes way when the next one begins, and not before"
     anew = shutil.copytree(stale, tmp_path / "anew", ignore=shutil.ignore_patterns("priors", "prefixes", "tables*"))
-    capsys.readouterr()
-    assert main(["refresh", "run"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("everything in run")
+    assert do("refresh", "run").splitlines()[-1].startswith("everything in run")
     assert Run(stale).stale_artifacts() == []
     model = load(stale)
     model.compress(model.sample(1))
