@@ -169,9 +169,9 @@ def network_of(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> publ
 def test_weights_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     (tmp_path / f"small-{DIGEST}.pth").write_bytes(CONTENT)
-    assert not network.there
+    assert not network.available
     assert do("data", "get", "small").startswith("small: from its publisher, checked, in ")
-    assert network.there
+    assert network.available
     assert network.path == tmp_path / "cache" / "hub" / "checkpoints" / f"small-{DIGEST}.pth"
     assert network.path.read_bytes() == CONTENT
     assert do("data", "get", "small").startswith("small: already in ")
@@ -195,7 +195,7 @@ def test_what_is_missing_or_damaged_leaves_nothing(
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
-    assert not published.INCEPTION.there
+    assert not published.INCEPTION.available
     line = refused(["data", "get", "inception"])
     assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):

@@ -56,7 +56,7 @@ def _data_list(arguments: Arguments) -> int:
     about = "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are; or tars, Parquet files, arrays"
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
-        where = f"in {network.path.parent}" if network.there else "not there"
+        where = f"in {network.path.parent}" if network.available else "not there"
         rows.append((network.name, where, f"{network.about}; {network.how}"))
     print(f"root folder: {root}")
     print_table(rows)

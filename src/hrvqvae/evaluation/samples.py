@@ -59,7 +59,7 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     entry has a recipe, take a classifier, which is trained and written to `classifier_path` if need be. All others take
     efficientnet-lite0. Raises InputError if no extractor is installed, or the data is missing.
     """
-    if published.INCEPTION.there:
+    if published.INCEPTION.available:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
         return Features("", lambda images: inception(to_three_channels((images * 255).byte())))

@@ -149,7 +149,7 @@ _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 def choose_perceptual(_: object = None) -> str:
     """Return the name of the best distance whose network is on this machine. Raises InputError if there is none."""
-    if published.LPIPS.there:
+    if published.LPIPS.available:
         return LPIPS.name
     if has_efficientnet():
         return EFFICIENTNET

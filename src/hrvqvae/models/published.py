@@ -46,14 +46,14 @@ class Published:
         return Path(torch.hub.get_dir()) / "checkpoints" / self.url().rsplit("/", 1)[-1]
 
     @property
-    def there(self) -> bool:
+    def available(self) -> bool:
         """Whether the weights and the library are on this machine."""
         return self._has_library() and self.path.is_file()
 
     @contextmanager
     def read(self) -> Iterator[None]:
         """Return a context in which the library reads the weights. Raises InputError if they are missing or damaged."""
-        if not self.there:
+        if not self.available:
             raise InputError(f"{self.name} is not on this machine: {self.how}")
         try:
             yield
