@@ -68,12 +68,12 @@ def test_distances_by_hand() -> None:
     assert (kept.frechet, kept.kernel) == ("FID of 80 images", "KID of 80 images")
     for other in (near, far, near):
         left, right = (images.flatten(1).double() for images in (real, other))
-        distances = kept.distances([other[:30], other[30:]])
+        distances = kept.compare([other[:30], other[30:]])
         assert distances.frechet == pytest.approx(frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4)
         assert distances.kernel == pytest.approx(kernel_by_hand(left.numpy(), right.numpy()), rel=1e-6)
         assert distances.precision == measure_share_inside(right, left)
         assert distances.recall == measure_share_inside(left, right) != distances.precision
-    assert kept.distances([real]).frechet == pytest.approx(0, abs=1e-4)
+    assert kept.compare([real]).frechet == pytest.approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
     assert plain.frechet == "Frechet distance of 80 images, features of pixels"
     assert plain.kernel == "kernel distance of 80 images, features of pixels"
@@ -88,7 +88,7 @@ def test_shares_by_hand() -> None:
 
 def test_fewer_images_than_features_have_no_frechet_distance() -> None:
     real, near, _ = sets(6)  # of 6 features
-    distances = RealImages(PIXELS, [real]).distances([near])
+    distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
     assert distances.kernel == pytest.approx(kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near))))
     assert summarize([distances, distances])["frechet"] is None
@@ -99,7 +99,7 @@ def test_other_numbers_of_images_are_refused() -> None:
     with pytest.raises(InputError, match="there is 1$"):
         RealImages(PIXELS, [real[:1]])
     with pytest.raises(InputError, match="19 images can't be compared with 20 real images"):
-        RealImages(PIXELS, [real]).distances([near[:19]])
+        RealImages(PIXELS, [real]).compare([near[:19]])
 
 
 # Features of images, each under its own name

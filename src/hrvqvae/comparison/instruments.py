@@ -95,7 +95,7 @@ class Instruments:
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
             **self.names, "perceptual_distance": distance,
-            "frechet_reconstructions": self.real.distances(decoded).frechet,
+            "frechet_reconstructions": self.real.compare(decoded).frechet,
             "usage": sum(level.used for level in report.levels) / sum(config.model.num_codewords),
             "perplexity": report.levels[-1].perplexity, "leaves_used": report.levels[-1].used,
             "codewords_searched": codewords_searched(config.model),
@@ -114,7 +114,7 @@ class Instruments:
         begun = time.perf_counter()
         drawn = model.sample(count, seed=1)
         seconds = (time.perf_counter() - begun) / count
-        distances = self.real.distances(torch.split(drawn, _BATCH))
+        distances = self.real.compare(torch.split(drawn, _BATCH))
         row = {"prior_bits_per_image": rate["prior_bits_per_image"], "seconds_per_sample": seconds}
         row |= {f"{name}_samples": value for name, value in vars(distances).items()}
         return row, drawn[:_SHOWN_SAMPLES]

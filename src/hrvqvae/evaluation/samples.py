@@ -83,7 +83,7 @@ class SetDistances:
         frechet: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al.
             2017, equation 6); None if there are fewer images than features, since the covariance is then singular.
         kernel: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
-        precision: share of the images among the real ones (Kynkaanniemi et al. 2019, third neighbour).
+        precision: share of the images among the real images (Kynkaanniemi et al. 2019, third neighbour).
         recall: share of the real images among the images.
     """
 
@@ -139,20 +139,20 @@ class RealImages:
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._features(images) for images in batches])
 
-    def distances(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of as many images as there are real images. Raises InputError if there are not."""
+    def compare(self, batches: Iterable[Tensor]) -> SetDistances:
+        """Measure the distances of as many images as there are real images. Raises InputError for another number."""
         features = self._extract(batches)
         if len(features) != self.count:
             raise InputError(
                 f"{len(features):,} images can't be compared with {self.count:,} real images: give as many"
             )
         return SetDistances(
-            frechet=self._frechet(features) if self.count > self.width else None,
+            frechet=self._measure_frechet(features) if self.count > self.width else None,
             kernel=float(poly_mmd(self._real, features)),
             precision=measure_share_inside(features, self._real), recall=measure_share_inside(self._real, features),
         )  # fmt: skip
 
-    def _frechet(self, features: Tensor) -> float:
+    def _measure_frechet(self, features: Tensor) -> float:
         network = torch.nn.Identity()  # instead of the metric's network: the metric gets features, not images
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
@@ -217,7 +217,7 @@ def measure_samples(
         levels: levels to draw (`SamplingParams.levels`).
     """
     if not model.classes:
-        raise InputError(f"the priors of {model.run} know no classes, which samples are measured by")
+        raise InputError(f"the priors of {model.run} know no classes: samples can't be measured")
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
     tests = load_images(config, "test")
@@ -232,21 +232,25 @@ def measure_samples(
     ])  # fmt: skip
     labels = torch.from_numpy(tests.labels[reference])
     train = load_images(config, "train")
-    subsets = {"training images": (train, draw_subsets(train, size, DRAWS)), "test images": (tests, floor)}
-    distances = {"reconstructions": summarize([real.distances(torch.split(decoded, _BATCH))])} | {
-        name: summarize([real.distances(read_images_at(images, indices)) for indices in all_indices])
-        for name, (images, all_indices) in subsets.items()
+
+    def compare_subsets(images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
+        return summarize([real.compare(read_images_at(images, indices)) for indices in subsets])
+
+    distances = {
+        "reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))]),
+        "training images": compare_subsets(train, draw_subsets(train, size, DRAWS)),
+        "test images": compare_subsets(tests, floor),
     }
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
         samples, requested = _draw_equally(model, count, params)
         draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
-        compared = summarize([real.distances(torch.split(images, _BATCH)) for images in draws])
+        compared = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, classification_accuracy=_accuracy(trained, samples, requested),
-                classifier_accuracy=trained.accuracy, reconstructions_accuracy=_accuracy(trained, decoded, labels),
+                samples=count, guidance=weight, classification_accuracy=_measure_accuracy(trained, samples, requested),
+                classifier_accuracy=trained.accuracy, reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
                 compared=size, frechet=real.frechet, distances={"samples": compared, **distances},
             )
         )  # fmt: skip
@@ -276,7 +280,7 @@ def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Ten
     return torch.cat(images), torch.tensor(requested)
 
 
-def _accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:
+def _measure_accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:
     """Return the share of images whose predicted class is right."""
     return float((trained.classify(images) == classes).double().mean())
 
