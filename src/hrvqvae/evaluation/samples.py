@@ -249,9 +249,11 @@ def measure_samples(
         compared = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, classification_accuracy=_measure_accuracy(trained, samples, requested),
-                classifier_accuracy=trained.accuracy, reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
-                compared=size, frechet=real.frechet, distances={"samples": compared, **distances},
+                samples=count, guidance=weight, compared=size, frechet=real.frechet,
+                classification_accuracy=_measure_accuracy(trained, samples, requested),
+                classifier_accuracy=trained.accuracy,
+                reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
+                distances={"samples": compared, **distances},
             )
         )  # fmt: skip
     return tuple(qualities)
