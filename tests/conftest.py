@@ -1,4 +1,4 @@
-"""Small real runs for the tests: drawn digits in MNIST's own files, a folder of colour images, a tiny configuration."""
+"""Fixtures: drawn digits in MNIST's format, a folder of colour images, a tiny configuration; helpers that run commands."""
 
 import dataclasses
 import io
@@ -28,20 +28,20 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", 
 
 
 def same(one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tensor] | Sequence[Tensor]) -> bool:
-    """Whether two states, or codes of the same levels, are the same to the bit."""
+    """Return whether two states, or two sequences of tensors, are equal bit for bit."""
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())  # type: ignore[union-attr,call-overload]
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all its values."""
+    """Copy the state of a module."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many threads of torch."""
+    """Set the number of torch's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -51,7 +51,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Images of random bars and their labels: something that an autoencoder can learn."""
+    """Draw images of random bars, with labels."""
     generator = np.random.default_rng(seed)
     images = np.zeros((count, size, size), np.uint8)
     labels = generator.integers(0, 10, count).astype(np.uint8)
@@ -71,7 +71,7 @@ def write_mnist(folder: Path, train: int = 96, test: int = 40, size: int = 12) -
 
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root folder with a small data set in MNIST's form."""
+    """A root folder with a small data set in MNIST's format."""
     root = tmp_path_factory.mktemp("data")
     write_mnist(root / "mnist")
     return root
@@ -116,7 +116,7 @@ def tiny(mnist_root: Path) -> Config:
 
 @pytest.fixture
 def run(mnist_root: Path) -> Path:
-    """A run folder with priors, which is not to be written to."""
+    """A run folder with priors. Do not write to it."""
     from tests.trained_run import tiny_run_with_priors
 
     return tiny_run_with_priors(mnist_root)
@@ -136,20 +136,20 @@ def with_quantizer(config: Config, **changes: object) -> Config:
 
 
 def write_file(config: Config, path: Path) -> Path:
-    """A configuration as the YAML file that the commands take."""
+    """Write a configuration as the YAML file that commands take."""
     path.write_text(yaml.safe_dump(to_dict(config)))
     return path
 
 
 def done(*arguments: object) -> tuple[int, str, str]:
-    """The exit code of a command, and what it prints on stdout and stderr."""
+    """Run a command; return its exit code, stdout and stderr."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         code = main([str(argument) for argument in arguments])
     return code, out.getvalue(), err.getvalue()
 
 
 def do(*arguments: object) -> str:
-    """What a command prints that ends well; it is printed as well."""
+    """Run a command that succeeds; print and return its stdout."""
     code, out, err = done(*arguments)
     print(out, end="")
     print(err, end="", file=sys.stderr)
@@ -158,7 +158,7 @@ def do(*arguments: object) -> str:
 
 
 def refused(arguments: list[object]) -> str:
-    """The one line that a command refuses with, exit code 2; code may be compiled before."""
+    """Run a command that is refused with exit code 2; return its only line."""
     code, out, err = done(*arguments)
     err = "".join(line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line)
     assert (code, out, err.count("\n")) == (2, "", 1)

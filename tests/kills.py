@@ -1,4 +1,4 @@
-"""Kills at random moments inside one process, without the cost of starting anew; another process that has a lock."""
+"""Simulate kills at random moments inside this process; lock a folder in another process."""
 
 import random
 import subprocess
@@ -16,7 +16,7 @@ class Killed(BaseException):
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Callable[[Any], object]) -> None:
-    """Have something done with the state at the beginning of a step of a task."""
+    """Call `do` with the state at the beginning of a step of a task."""
     original = task.step
 
     def step(self: object, state: Any, batch: object) -> object:
@@ -28,13 +28,13 @@ def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Calla
 
 
 class Kills:
-    """Ends the process before or after one of the calls that it watches."""
+    """Raises Killed before or after a call that it watches."""
 
     def __init__(self, seed: int) -> None:
         self.draw, self.left = random.Random(seed), 0
 
     def arm(self, moments: int) -> None:
-        """The next kill comes at one of so many moments from now, of which each call has two."""
+        """Raise at a random moment of the next `moments`; each call has two moments."""
         self.left = self.draw.randint(1, moments)
 
     def _passes(self) -> None:
@@ -43,7 +43,7 @@ class Kills:
             raise Killed
 
     def watch(self, monkeypatch: pytest.MonkeyPatch, calls: Iterable[tuple[object, str]]) -> None:
-        """Watch functions, each an attribute of its owner."""
+        """Watch attributes of their owners."""
         for owner, name in calls:
             monkeypatch.setattr(owner, name, self._mortal(getattr(owner, name)))
 
@@ -69,7 +69,7 @@ with getattr(outputs if sys.argv[2] == "create_folder" else locks, sys.argv[2])(
 
 @contextmanager
 def in_another_process(path: Path, lock: str = "lock_folder") -> Iterator[int]:
-    """Another process has the lock of a folder, or by "lock_file" of a file, until the block ends; -> its number."""
+    """Lock a folder, or with "lock_file" a file, in another process; yield its process ID."""
     command = [sys.executable, "-c", _PROGRAM, str(path), lock]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Commands as pages and recipes give them, run in this process with small budgets and models, on drawn digits."""
+"""Run the commands of pages and recipes in this process, with small budgets and models, on drawn digits."""
 
 import io
 import re
@@ -14,18 +14,18 @@ from hrvqvae.data import fetch
 from tests.conftest import do, drawn_digits, write_mnist
 
 Cut = tuple[str, str]
-"""A pattern of a command, and what replaces it."""
+"""A pattern in a command, and its replacement."""
 
 
 def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
-    """Make 28x28 drawn digits the MNIST, or the set of that name, of a root folder, which the commands take."""
+    """Write 28x28 drawn digits as a data set in MNIST's format, which the commands take."""
     write_mnist(root / name, 120, 60, size=28)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
 
 def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make 32x32 drawn digits, in three colours, the CIFAR10 of a root folder, which the commands take."""
+    """Write 32x32 drawn digits in colour as CIFAR10, which the commands take."""
     folder = root / "cifar10"
     folder.mkdir(parents=True)
     for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
@@ -38,7 +38,7 @@ def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
-    """A command's words after the patterns that it matches have been replaced, one after another."""
+    """Replace patterns in the words of a command, in order."""
     command = "\0".join(words)
     for pattern, replacement in cuts:
         command = re.sub(pattern.replace(" ", "\0"), replacement.replace(" ", "\0"), command)
@@ -46,7 +46,7 @@ def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
 
 
 def replay(words: Sequence[str]) -> str:
-    """What `hrvqvae ...`, or `python SCRIPT ...`, prints; it must succeed."""
+    """Run `hrvqvae ...` or `python SCRIPT ...`; return what it prints."""
     if words[0] == "python":
         with redirect_stdout(io.StringIO()) as out:
             runpy.run_path(words[1])["main"](words[2:])

@@ -1,4 +1,4 @@
-"""Long work shows itself only where it is asked for, on standard error, as lines or as a bar; numbers for people."""
+"""Progress on standard error, as lines or as a bar; formats of numbers."""
 
 import io
 import math

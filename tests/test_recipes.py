@@ -1,4 +1,4 @@
-"""The recipes in reduced form: what they command, run from data to sheet, and again where it was stopped."""
+"""The recipes, with small budgets: their commands from data to sheet, and resumption."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD
 
 
 def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a recipe with commands that do nothing but record what they are asked for."""
+    """Run a recipe with commands that only record their arguments."""
     (folder / "bin").mkdir(exist_ok=True)
     for command in ("hrvqvae", "python"):
         (folder / "bin" / command).write_text(RECORDER)
@@ -143,7 +143,7 @@ def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def figure(name: str, *arguments: object) -> str:
-    """What a script of a figure prints."""
+    """Run the script of a figure; return what it prints."""
     return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
 
 

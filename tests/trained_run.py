@@ -1,4 +1,4 @@
-"""Trainings by a call; and a run with priors that many tests look at: trained once in a process, never written to."""
+"""Train small runs. Runs that tests share are trained once per process and never written to."""
 
 import dataclasses
 import shutil
@@ -34,14 +34,14 @@ def train_autoencoder(
     config: Config, run: RunFolder | Path, *, resume: bool = False, callbacks: Sequence[Callback] = (),
     say: Say = silent,
 ) -> Outcome:  # fmt: skip
-    """Train the autoencoder of a configuration into a folder; nothing is drawn of it but by callbacks."""
+    """Train the autoencoder of a configuration into a folder, without plots."""
     task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
 
 @cache
 def tiny_run_with_priors(mnist_root: Path) -> Path:
-    """A run folder of HR-VQVAE with three levels of three codewords and its priors, trained by the command line."""
+    """Return a run folder of HR-VQVAE with three levels of three codewords and its priors."""
     folder = mnist_root.parent / "tiny-with-priors"
     folder.mkdir()
     file = write_file(with_training(tiny_run(mnist_root), max_steps=60), folder / "tiny.yaml")
@@ -53,7 +53,7 @@ def tiny_run_with_priors(mnist_root: Path) -> Path:
 
 @cache
 def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
-    """A copy of it that has an entropy model, too."""
+    """Return a copy of that run with an entropy model."""
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
     Run(folder).entropy_model.fit(effort=0.2, say=lambda _: None)
@@ -62,7 +62,7 @@ def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Files of a few bytes, written as any, in the place of curves and codeword usage of a training."""
+    """Write small files in place of plots of training."""
 
     def write(_: object, path: Path) -> None:
         write_atomic(path, b"not drawn")
@@ -90,7 +90,7 @@ _TRAINED: dict[Config, Path] = {}
 
 
 def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) -> Path:
-    """A copy, at `path`, of a run whose autoencoder is trained so far that its codes tell something; trained once."""
+    """Copy a run with a trained autoencoder to `path`; the run is trained once."""
     if config not in _TRAINED:
         _TRAINED[config] = folders.mktemp("trained") / "run"
         longer = with_training(config, max_steps=60)
@@ -102,7 +102,7 @@ def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) ->
 def train_levels(
     path: Path, level: int | None = None, resume: bool = False, of: dict[str, str] = GIVEN, **changes: str
 ) -> None:
-    """Train the priors of a run, or one (1 is the coarsest), with `training__max_steps="9"` and the like changed."""
+    """Train the priors of a run, or of a level, with changed fields such as `training__max_steps="9"`."""
     fields = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
     train_priors(path, resolve_priors(str(path), level, fields, resume=resume), resume=resume, say=silent)
 
@@ -111,7 +111,7 @@ _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 
 
 def tiny_run(mnist_root: Path) -> Config:
-    """HR-VQVAE with three levels of three codewords, and small priors."""
+    """Return the configuration of HR-VQVAE with three levels of three codewords, and small priors."""
     arguments = {
         "data.root": str(mnist_root), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
         "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",
@@ -126,7 +126,7 @@ def tiny_run(mnist_root: Path) -> Config:
 
 
 def tiny_systems(mnist_root: Path) -> dict[str, Config]:
-    """System -> configuration; they differ in the model, and VQGAN in its prior's network."""
+    """Return configurations by system; they differ in the model, VQGAN also in the prior's network."""
     tree = tiny_run(mnist_root)
     network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
     ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))  # type: ignore[attr-defined]

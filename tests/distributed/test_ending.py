@@ -1,4 +1,4 @@
-"""How processes that train together end: one is killed, torchrun starts them again; one is stopped, all stop."""
+"""Processes that train together are killed, restarted and stopped."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Two processes that train together against one: the same images, start, losses and restarts, for every system."""
+"""Two processes train as a single process does, for every system."""
 
 import json
 import shutil

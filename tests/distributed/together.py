@@ -1,4 +1,4 @@
-"""What each of the processes that train together does, or one that trains alone; started by torchrun.
+"""A process of a training, started by torchrun or alone.
 
 python -m tests.distributed.together FOLDER SYSTEM ...: trains each system of FOLDER/SYSTEM.yaml into
 FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run FOLDER/priors-WORLD, and writes what it saw to

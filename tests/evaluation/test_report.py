@@ -1,4 +1,4 @@
-"""A run measured: the rate under its priors and in files, and the quality of samples."""
+"""Evaluation of a run."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A small model of each system, and of what a quantizer's fields make of one, for images of three channels."""
+"""Small models of every system and quantizer, for images of three channels."""
 
 import dataclasses
 from typing import Any

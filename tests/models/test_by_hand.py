@@ -1,4 +1,4 @@
-"""The forward paths of both architectures against ones put together by hand, from the weights' names."""
+"""Forward passes of both architectures against passes by hand from the names of the weights."""
 
 from itertools import product
 

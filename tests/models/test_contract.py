@@ -1,4 +1,4 @@
-"""What every system promises of images, codes and losses."""
+"""The contract of every system."""
 
 import dataclasses
 

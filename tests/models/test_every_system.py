@@ -1,4 +1,4 @@
-"""Every system through every command, stopped and resumed; no command knows which system it has."""
+"""Every system and preset: commands, resumption, a step of training."""
 
 import dataclasses
 import json

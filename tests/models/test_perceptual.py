@@ -1,4 +1,4 @@
-"""Perceptual distances: efficientnet-lite0's and LPIPS, each by hand; which a machine takes, and how it gets them."""
+"""Perceptual distances, and the weights of published networks."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""What every quantizer promises, and the library's: FSQ by its equations, losses, starts, systems that have them."""
+"""The contract of every quantizer, and the quantizers of the library."""
 
 import dataclasses
 import importlib.util

@@ -1,4 +1,4 @@
-"""Large images in tiles: the codes and the pixels of the whole image."""
+"""Tiles give the codes and pixels of the whole image."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""VQGAN: its losses by hand, the adaptive weight, the late start."""
+"""The objective of a VQGAN."""
 
 import dataclasses
 

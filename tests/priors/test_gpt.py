@@ -1,4 +1,4 @@
-"""The transformer with a head for each level: what a code depends on, the network by hand."""
+"""The transformer: causality, and its logits by hand."""
 
 import numpy as np
 import pytest

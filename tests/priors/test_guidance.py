@@ -1,4 +1,4 @@
-"""Classifier-free guidance: the mixture by hand, cached samplers beside the plain one, and what can't be guided."""
+"""Classifier-free guidance."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The prior of a level: causal, conditioned, and the network that its docstring draws."""
+"""PixelSNAIL: causality and conditions."""
 
 import copy
 import itertools

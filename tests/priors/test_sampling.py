@@ -1,4 +1,4 @@
-"""The cached sampler is the plain one, faster: every code the same, whatever network and options; completions."""
+"""Cached samplers draw the codes of the plain sampler; options, kept codes, attention, dropout."""
 
 from collections.abc import Sequence
 from typing import Any

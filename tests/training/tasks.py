@@ -1,4 +1,4 @@
-"""The three tasks of the trainer, each small, as the tests that hold for all of them run them."""
+"""Small trainings of the three tasks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ SECTIONS = {"autoencoder": "training", "prior": "prior.training", "progressive":
 
 @dataclass(frozen=True)
 class Case:
-    """A task in a run folder, which holds a trained autoencoder where the task is not to train one.
+    """A task in a run folder, which holds a trained autoencoder unless the task trains it.
 
     Attributes:
         name: autoencoder, prior (of level 2) or progressive.

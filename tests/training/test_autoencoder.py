@@ -1,4 +1,4 @@
-"""Training an autoencoder: what it learns and writes, codewords that are restarted, data in every form, real kills."""
+"""Training an autoencoder: loss and files, restarted codewords, images."""
 
 from pathlib import Path
 

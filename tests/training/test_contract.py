@@ -1,4 +1,4 @@
-"""What holds for every task of the trainer: killed, stopped, damaged or refused, it ends as if nothing had happened."""
+"""Every task after kills, signals, damage, full disks and refusals."""
 
 import errno
 import math

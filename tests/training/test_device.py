@@ -1,4 +1,4 @@
-"""Device and precision: decided once when a run begins, kept, and said where they cost something."""
+"""Device and precision: decided when a run begins, and kept."""
 
 import dataclasses
 from collections.abc import Callable

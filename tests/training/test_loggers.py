@@ -1,4 +1,4 @@
-"""Loggers get the records of metrics.jsonl, and are nothing that a training needs."""
+"""Loggers receive the records of metrics.jsonl."""
 
 import sys
 from collections.abc import Mapping

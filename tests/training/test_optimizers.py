@@ -1,4 +1,4 @@
-"""Muon: its matrices against singular values, its rest against torch's Adam, its steps, and runs that resume."""
+"""Muon against singular values, its definition and torch's Adam."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Priors of a run: the best state is kept, several are trained by one call, one may cover all levels, or be guided."""
+"""Training priors: the best state, several levels, class dropout."""
 
 import dataclasses
 import json

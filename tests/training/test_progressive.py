@@ -1,4 +1,4 @@
-"""The progressive decoder: what it changes and what not, how it learns, and where it goes."""
+"""Training a progressive decoder."""
 
 import copy
 from pathlib import Path

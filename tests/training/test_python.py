@@ -1,4 +1,4 @@
-"""Training from Python: images of a torch data set, and the same run as by the command line."""
+"""Training from Python, on a torch data set, gives the run of the command line."""
 
 from pathlib import Path
 

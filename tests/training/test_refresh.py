@@ -1,4 +1,4 @@
-"""What is of another state of the autoencoder is refused, named, and renewed by one command, which may be stopped."""
+"""Stale networks are refused and renewed."""
 
 import shutil
 import signal
