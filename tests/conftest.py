@@ -1,4 +1,4 @@
-"""Fixtures: drawn digits in MNIST's format, a folder of colour images, a tiny configuration; helpers that run commands."""
+"""Fixtures: drawn digits, colour images, a tiny configuration; helpers that run commands."""
 
 import dataclasses
 import io
