@@ -124,7 +124,7 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     assert config.prior_levels == (range(3), range(3, 6), range(6, 7))
     prior = build_prior(config, range(3, 6), 10)
     assert [level.linked for level in prior.levels] == [False, True, True]
-    assert [level.number for level in prior.levels] == [4, 5, 6]
+    assert [level.index for level in prior.levels] == [3, 4, 5]
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 

@@ -196,7 +196,9 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
         classifier.load_state_dict(weights)
         return TrainedClassifier(classifier.eval().requires_grad_(False), float(meta["accuracy"]), classes)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise DamagedFileError(f"{path} is no classifier of {config.dataset}; delete it to train one") from error
+        raise DamagedFileError(
+            f"{path} is no classifier of {config.dataset}; delete it to train a new classifier"
+        ) from error
 
 
 @torch.random.fork_rng(devices=())

@@ -74,7 +74,7 @@ def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -
 def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
     """Return the bits per image of each level that a prior covers, computed in float32."""
     prior.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    first, count = prior.level.number - 1, len(prior.levels)
+    first, count = prior.level.index, len(prior.levels)
     bits = np.zeros(count)
     title = f"bits of {level_names(range(first, first + count))} under {'its' if count == 1 else 'their'} prior"
     starts = range(0, len(maps), _BATCH)

@@ -52,7 +52,7 @@ class VQVAE2(Autoencoder):
     def _top_down(self, images: Tensor, words: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
         """Yield the quantizer and z of each grid of images in [0, 1], coarse first.
 
-        Between two grids the caller appends the codewords (B, H, W, D) of the coarser one to `words`.
+        Between two grids the caller appends the codewords (B, H, W, D) of the coarser grid to `words`.
         """
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride

@@ -43,9 +43,9 @@ class Level:
     unconditional: bool = False
 
     @property
-    def number(self) -> int:
-        """Which level this is; 1 is the coarsest."""
-        return len(self.coarser) + 1
+    def index(self) -> int:
+        """The index of the level; 0 is the coarsest."""
+        return len(self.coarser)
 
     @property
     def linked(self) -> bool:

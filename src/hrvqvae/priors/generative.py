@@ -98,13 +98,13 @@ def sample_codes(
         for level, level_codes, kept_codes, level_mask, kept_mask in parts:
             if kept_codes.shape[1:] != level.grid:
                 raise InputError(
-                    f"level {level.number} has codes {tuple(kept_codes.shape)}; its prior has {level.grid}"
+                    f"level {level.index + 1} has codes {tuple(kept_codes.shape)}; its prior has {level.grid}"
                 )
             level_codes.copy_(kept_codes)
             level_mask.copy_(kept_mask)
     level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
     for prior in priors:
-        first = prior.level.number - 1
+        first = prior.level.index
         covered = slice(first, first + len(prior.levels))
         labels, mixing = expand_labels(prior.level, label, params.guidance)
         coarser = [level_indices.repeat(len(mixing), 1, 1) for level_indices in codeword_indices(tuple(codes[:first]))]
@@ -152,7 +152,7 @@ def sample_images(
     images, names, all_codes = [], list[str](), list[Codes]()
     starts = range(0, count, _BATCH)
     num_levels = model.check_levels((params := params or SamplingParams()).levels)
-    networks = [prior for prior in priors.networks if prior.level.number <= num_levels]
+    networks = [prior for prior in priors.networks if prior.level.index < num_levels]
     for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
         indices = range(start, min(start + _BATCH, count))
         label = None

@@ -267,6 +267,6 @@ def sample_gpt(
     failure = max(in_parts(batch, draw_images))
     if failure >= 0:
         position, level = divmod(failure, num_levels)
-        raise no_distribution_error(prior.levels[level].number, *divmod(position, width))
+        raise no_distribution_error(prior.levels[level], *divmod(position, width))
     for level_codes, drawn in zip(codes, stacked[0].unbind(1), strict=True):
         level_codes.copy_(drawn)

@@ -35,7 +35,7 @@ class PixelSNAIL(Prior):
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
         super().__init__(config, level)
         self.config: PixelSNAILConfig = config
-        hidden, (height, width), index = config.hidden_units, level.grid, level.number - 1
+        hidden, (height, width), index = config.hidden_units, level.grid, level.index
         self.embedding = nn.Embedding(level.symbols, hidden)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)

@@ -229,4 +229,4 @@ def sample_pixelsnail(
 
         column = max(in_parts(batch, draw_row))
         if column >= 0:
-            raise no_distribution_error(prior.level.number, row, column)
+            raise no_distribution_error(prior.level, row, column)

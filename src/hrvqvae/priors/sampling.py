@@ -53,7 +53,7 @@ class SamplingParams:
             raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
         if self.guidance == 1 or level.unconditional:
             return
-        subject = f"guidance is {self.guidance:g}, but the prior of level {level.number}"
+        subject = f"guidance is {self.guidance:g}, but the prior of level {level.index + 1}"
         if not level.classes:
             raise InputError(f"{subject} knows no classes: leave it at 1, or train on images with classes")
         raise InputError(
@@ -65,10 +65,10 @@ class SamplingParams:
         return self.temperature, self.top_k, self.top_p
 
 
-def no_distribution_error(level: int, row: int, column: int) -> NonFiniteError:
-    """Return the error for `NO_CODE` at a position of a level (1 is the coarsest)."""
+def no_distribution_error(level: Level, row: int, column: int) -> NonFiniteError:
+    """Return the error for `NO_CODE` at a position of a level."""
     return NonFiniteError(
-        f"the prior of level {level} gives logits that are NaN or infinite at row {row}, column {column}; "
+        f"the prior of level {level.index + 1} gives logits that are NaN or infinite at row {row}, column {column}; "
         "train it again, or look at its weights"
     )
 
@@ -129,6 +129,6 @@ def sample_plain(
                         uniform = float(uniforms[index][image, row, column])
                         code = draw_code(logits[image], uniform, params)
                         if code == NO_CODE:
-                            raise no_distribution_error(level.number, row, column)
+                            raise no_distribution_error(level, row, column)
                         drawn[image] = code
                 codes[index][:, row, column] = torch.tensor(drawn, device=codes[index].device)
