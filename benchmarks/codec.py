@@ -32,12 +32,9 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
 
     Args:
         run: a run folder, or a model in the package.
-        root: Folder of the data, if it has moved since training.
-        images: Number of test images, evenly spread.
-        archived: Number of images in an archive, which repeats the test images.
-
-    Raises:
-        InputError: The run or its data is missing.
+        root: folder of the data, if it has moved since training.
+        images: number of test images, evenly spread.
+        archived: number of images in an archive, which repeats the test images.
     """
     model = Model(run)
     pixels = read_images(model.config.with_root(root).data, images)
@@ -53,16 +50,15 @@ def bench_codec(run: str | Path, root: str | None = None, images: int = 1000, ar
     }  # fmt: skip
     row["share"] = row["bytes"] / raw
     note("speed")
-    row["speed"] = _speed(model, pixels[:_TIMED], codes[:_TIMED], files[:_TIMED], size)
+    row["speed"] = _bench_speed(model, pixels[:_TIMED], codes[:_TIMED], files[:_TIMED], size)
     with tempfile.TemporaryDirectory() as folder:
         note(f"an archive of {archived:,} images")
-        row["archive"] = _archive(
-            model.entropy_model, codes, size, archived, float(lengths[:, 1:].sum(1).mean()), Path(folder)
-        )
+        alone = float(lengths[:, 1:].sum(1).mean())
+        row["archive"] = _bench_archive(model.entropy_model, codes, size, archived, alone, Path(folder))
     return row
 
 
-def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
+def _bench_speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size: tuple[int, int]) -> Row:
     """Return images per second of each step."""
     pictures = read(model.entropy_model, files)
     spent = side_by_side(
@@ -77,10 +73,10 @@ def _speed(model: Model, pixels: Tensor, codes: Codes, files: list[bytes], size:
     return {name: len(files) / time_spent for name, time_spent in spent.items()}
 
 
-def _archive(
+def _bench_archive(
     entropy_model: EntropyModel, codes: Codes, size: tuple[int, int], count: int, alone: float, folder: Path
 ) -> Row:
-    """Return size, overhead and times of an archive."""
+    """Return size, overhead and times of an archive; `alone` are the bytes per image in files of their own."""
     path = folder / "many.hrva"
     rows = [codes[index % len(codes)] for index in range(count)]
     begun = time.perf_counter()
@@ -93,8 +89,8 @@ def _archive(
     begun = time.perf_counter()
     archive = open_archive(path)
     opened = time.perf_counter() - begun
-    random = np.random.default_rng(0)
-    times = [seconds(partial(archive.read, [index])) for index in random.integers(0, count, 200).tolist()]
+    indices = np.random.default_rng(0).integers(0, count, 200).tolist()
+    times = [seconds(partial(archive.read, [index])) for index in indices]
     bytes_each = (path.stat().st_size - head) / count
     checks = len(entropy_model.symbols)  # in the files of single images, which `alone` counts
     return {

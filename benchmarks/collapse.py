@@ -1,9 +1,9 @@
 """Collapse: leaves in use, and error, after a short training of trees, flat and unlinked codebooks from several starts.
 
 python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and goes on where it
-stopped. A leaf is a sum of codewords that some path stands for: m^L in a tree of L levels and in unlinked codebooks, m
-in a flat one. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of the latents of the
-untrained encoder, the default where there is no k-means.
+stopped. A leaf is the sum of the codewords of a path: there are m^L in a tree of L levels and in unlinked codebooks, m
+in a flat codebook. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of the latents of
+the untrained encoder, the default without k-means.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ SHOWN = {"kind": ("tree", "flat"), "start": ("N(0, 1)", "latents"), "leaves": (5
 _SHOWN_STEPS, _SHOWN_LATENTS, _TESTED = (0, 50), 400, 2_000  # steps beside the last one
 
 
-def configuration(base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int) -> Config:
-    """The preset with as many leaves in codebooks of that kind."""
+def configure(base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int) -> Config:
+    """Return the preset with as many leaves in codebooks of that kind."""
     levels, linked = KINDS[kind]
-    given = {
+    fields = {
         "model.quantizer.levels": levels, "model.quantizer.codewords": round(leaves ** (1 / levels)),
         "model.quantizer.linked": linked, "training.seed": seed,
         **({} if start == "k-means" else {"model.quantizer.init_vectors": 0}),
         **({} if restarts else {"model.quantizer.restart_every": 0}),
     }  # fmt: skip
-    return override(base, {name: str(value) for name, value in given.items()})
+    return override(base, {name: str(value) for name, value in fields.items()})
 
 
 class CollapseTask(AutoencoderTask):
@@ -78,41 +78,35 @@ class CollapseTask(AutoencoderTask):
 
     @torch.no_grad()
     def keep(self, step: int, model: nn.Module, images: Tensor) -> None:
-        """Keep some latents (n, D), and all leaves (m^L, D)."""
+        """Keep a sample of the latents (n, D), and all leaves (m^L, D)."""
         assert isinstance(model, SingleGridAutoencoder)
         latents = model.latents(images.float() / 255).flatten(0, -2)
-        some = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:_SHOWN_LATENTS]
-        self.kept[step] = latents[some], leaf_vectors(model)
-
-
-def leaf_vectors(model: SingleGridAutoencoder) -> Tensor:
-    """(m^L, D): what every path stands for."""
-    numbers = [torch.arange(symbols) for symbols in model.config.num_symbols]
-    codes = torch.cartesian_prod(*numbers).view(1, 1, -1, len(numbers))
-    return model.quantizer.lookup(codes.unbind(-1)).flatten(0, -2)
+        sample = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:_SHOWN_LATENTS]
+        codes = torch.cartesian_prod(*(torch.arange(symbols) for symbols in model.config.num_symbols))
+        leaves = model.quantizer.lookup(codes.view(1, 1, *codes.shape).unbind(-1)).flatten(0, -2)
+        self.kept[step] = latents[sample], leaves
 
 
 @torch.inference_mode()
 def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
-    """Leaves that the latents of images choose, the perplexity of these choices, and the reconstructions' MSE."""
+    """Return the number of leaves that the latents of images choose, their perplexity, and the MSE."""
     codes, error = [], 0.0
-    for some in torch.split(images, 200):
-        codes.append(torch.stack(model.encode(some)))
-        error += float((model.decode(tuple(codes[-1])) - some).square().mean()) * len(some)
+    for batch in torch.split(images, 200):
+        codes.append(torch.stack(model.encode(batch)))
+        error += float((model.decode(tuple(codes[-1])) - batch).square().mean()) * len(batch)
     leaf = torch.zeros((), dtype=torch.long)
-    for symbols, one in zip(model.config.num_symbols, torch.cat(codes, dim=1), strict=True):
-        leaf = leaf * symbols + one
-    share = vq.counts(leaf.flatten(), int(leaf.max()) + 1) / leaf.numel()
-    used = share[share > 0]
-    return {"used": len(used), "perplexity": float((-used * used.log()).sum().exp()), "mse": error / len(images)}
+    for symbols, level in zip(model.config.num_symbols, torch.cat(codes, dim=1), strict=True):
+        leaf = leaf * symbols + level
+    counts = vq.counts(leaf.flatten(), int(leaf.max()) + 1)
+    return {"used": int((counts > 0).sum()), "perplexity": vq.perplexity(counts), "mse": error / len(images)}
 
 
 def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Tensor, Tensor]]]:
-    """Train and measure a case; -> its row, and what it kept of the steps that are shown."""
-    config = decide_auto(configuration(base, **case), "model", "training")
+    """Train and measure a case; return its row, and the latents and leaves of the steps that are shown."""
+    config = decide_auto(configure(base, **case), "model", "training")
     with TemporaryDirectory() as folder:
         task = CollapseTask(config, RunFolder(Path(folder)), case["start"])
-        trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *found: models.append(found[2].model)])
+        trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *values: models.append(values[2].model)])
         models: list[Any] = []
         outcome = trainer.train()
         if outcome.signal is not None:
@@ -123,7 +117,7 @@ def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Ten
 
 
 def draw(shown: dict[str, dict[int, tuple[Tensor, Tensor]]], path: Path) -> None:
-    """Latents and leaves in the latents' first two principal components: a row for each case, a column for a step."""
+    """Draw latents and leaves in the latents' first two principal components: a row per case, a column per step."""
     columns = max(map(len, shown.values()))
     figure = Figure(figsize=(3 * columns, 2.8 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
@@ -133,9 +127,9 @@ def draw(shown: dict[str, dict[int, tuple[Tensor, Tensor]]], path: Path) -> None
             plane = torch.linalg.svd(latents - mean, full_matrices=False).Vh[:2].T
             near = torch.unique(torch.cdist(latents, words).argmin(1))
             chosen = torch.zeros(len(words), dtype=torch.bool).index_fill(0, near, True)
-            known, points = (latents - mean) @ plane, (words - mean) @ plane
+            points = (words - mean) @ plane
             axes.scatter(*points[~chosen].T, s=6, color="0.75", label="leaves that none of these latents chooses")
-            axes.scatter(*known.T, s=6, color="tab:blue", alpha=0.4, label="latents")
+            axes.scatter(*((latents - mean) @ plane).T, s=6, color="tab:blue", alpha=0.4, label="latents")
             axes.scatter(*points[chosen].T, s=9, color="tab:red", label="leaves that some choose")
             axes.set(xticks=[], yticks=[], title=f"step {step}: {len(near)} chosen", ylabel=name if step == 0 else "")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
@@ -155,11 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = override(base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"})
     test = read_split(base.data, "test", _TESTED)
     path = arguments.out / "rows.json"
-    about = {
-        "preset": base.name,
-        "max_steps": arguments.max_steps,
-        "configuration": digest_of(base, "data", "model", "training"),
-    }
+    digest = digest_of(base, "data", "model", "training")
+    about = {"preset": base.name, "max_steps": arguments.max_steps, "configuration": digest}
     rows = read_rows(arguments.out, about)
     shown = {}
     for seed in range(arguments.seeds):
@@ -167,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind in arguments.kinds:
                 for start, restarts in [*((start, False) for start in STARTS), ("latents", True), ("k-means", True)]:
                     case: Row = {"kind": kind, "leaves": leaves, "start": start, "restarts": restarts, "seed": seed}
-                    pictured = seed == 0 and not restarts and all(case[name] in some for name, some in SHOWN.items())
+                    pictured = seed == 0 and not restarts and all(case[name] in SHOWN[name] for name in SHOWN)
                     if pictured or not any(case.items() <= row.items() for row in rows):
                         row, kept = run(case, base, test)
-                        rows = [one for one in rows if not case.items() <= one.items()] + [row]
+                        rows = [*(other for other in rows if not case.items() <= other.items()), row]
                         write_atomic(path, json.dumps(rows, indent=2).encode())
                         if pictured:
                             shown[f"{kind}, {start}"] = kept

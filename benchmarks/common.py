@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: timing in turns, test images, tables of rows, and the frame of a script."""
+"""Timing in turns, test images, tables of rows and the main function, for all benchmarks."""
 
 from __future__ import annotations
 
@@ -71,11 +71,7 @@ def matrix_rate(device: torch.device = CPU, side: int = 1536, bf16: bool = False
 
 
 def read_images(config: DataConfig, limit: int | None = None, split: str = "test") -> Tensor:
-    """Read the images of a split (N, C, Y, X) uint8, not augmented; at most `limit` of them, evenly spread.
-
-    Raises:
-        InputError: The data is missing, or no image could be read.
-    """
+    """Read the images of a split (N, C, Y, X) uint8, not augmented; at most `limit` of them, evenly spread."""
     batches = [batch.images for batch in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)]
     if not batches:
         raise InputError(f"no image of the {split} split could be read")
@@ -98,11 +94,9 @@ def options(about: str | None) -> argparse.ArgumentParser:
 
 
 def preset_of(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    prefix: str = "",
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, prefix: str = "",
     overrides: Mapping[str, str] | None = None,
-) -> tuple[Any, Config]:
+) -> tuple[Any, Config]:  # fmt: skip
     """Return the options, and the configuration of the preset that they name.
 
     Args:
@@ -110,9 +104,6 @@ def preset_of(
         argv: arguments (None: those of the process).
         prefix: to put before the name of the preset.
         overrides: texts of fields of the configuration by dotted name; `--section.field VALUE` wins over them.
-
-    Raises:
-        InputError: There is no such preset or field.
     """
     arguments_left, fields = split_fields(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(arguments_left)
@@ -120,24 +111,18 @@ def preset_of(
 
 
 def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
-    """Return the rows that a script has written to its folder so far, and write down what it measures there.
+    """Return the rows.json of a folder; write `about`, what all rows share, to about.json there.
 
-    Args:
-        folder: made if it is missing; holds rows.json and about.json.
-        about: what all rows share, such as the budget and the preset.
-
-    Raises:
-        InputError: the folder holds rows of something else.
+    Raises InputError if the folder holds rows of something else.
     """
     path, claim = folder / "rows.json", folder / "about.json"
     here = json.loads(json.dumps(about))
     if path.is_file():
         there = json.loads(claim.read_text()) if claim.is_file() else {}
-        if differing := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
-            name = differing[0]
-            raise InputError(
-                f"{folder} has rows with {name} {there.get(name)}, not {here.get(name)}: choose another --out"
-            )
+        for name in {**here, **there}:
+            ours, theirs = here.get(name), there.get(name)
+            if ours != theirs:
+                raise InputError(f"{folder} has rows with {name} {theirs}, not {ours}: choose another --out")
         return list(json.loads(path.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(claim, json.dumps(here, indent=1).encode())
@@ -150,10 +135,10 @@ def show(rows: Sequence[Row], columns: Columns) -> None:
     A format may also use times in milliseconds and sizes in megabytes: "step_ms" for "step_seconds", "peak_MB" for
     "peak_bytes".
     """
-    print_table([tuple(columns), *(tuple(_cell(row, form) for form in columns.values()) for row in rows)])
+    print_table([tuple(columns), *(tuple(_format_cell(row, form) for form in columns.values()) for row in rows)])
 
 
-def _cell(row: Row, form: str) -> str:
+def _format_cell(row: Row, form: str) -> str:
     numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
     derived = {name.replace("seconds", "ms"): 1e3 * value for name, value in numbers.items()}
     derived |= {name.replace("bytes", "MB"): value / 1e6 for name, value in numbers.items()}

@@ -1,8 +1,8 @@
-"""Codes, training, search and memory of a GPU in minutes; without one, a small form on the CPU.
+"""Check and time a GPU in minutes: codes, search, training and memory; without a GPU, a small form on the CPU.
 
-The exit code is 1 where the codes of its searches are not the CPU's.
+The exit code is 1 if the codes of its searches are not the CPU's.
 
-Shapes: N vectors, D their width, L levels, m codewords a codebook; level l's codebooks are (m^(l-1), m, D).
+Shapes: N vectors of width D, L levels, m codewords per codebook; the codebooks of level l are (m^(l-1), m, D).
 """
 
 from __future__ import annotations
@@ -33,25 +33,24 @@ from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
 
-class Searched(NamedTuple):
-    """One kind of search: the paths that it keeps, the weight of coarser levels, and whether its codebook is flat."""
+class SearchKind(NamedTuple):
+    """A kind of search."""
 
-    width: int = 1
+    width: int = 1  # paths that it keeps
     coarse_weight: float = 0.0
     flat: bool = False
 
 
-SEARCHES = {"greedy": Searched(), "beam of 4": Searched(4, 0.1), "flat": Searched(flat=True)}
+SEARCHES = {"greedy": SearchKind(), "beam of 4": SearchKind(4, 0.1), "flat": SearchKind(flat=True)}
 
 
-def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: Tensor, kind: Searched) -> Row:
-    """Paths (L, N) that two searches found for vectors (N, D), compared.
+def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, actual: Tensor, kind: SearchKind) -> Row:
+    """Compare the indices (L, N) of two searches for vectors (N, D).
 
-    Returns:
-        equal (a share), ties (vectors whose codes differ where rounding decides), errors (all others that differ) and
-        worst (the largest relative difference of costs that a vector whose codes differ left, as `exact_search` says).
+    Return equal (a share), ties (vectors that differ where rounding decides), errors (all others that differ) and worst
+    (the largest relative difference of costs, by `exact_search`, of a vector that differs).
     """
-    differ = (expected != found).any(0)
+    differ = (expected != actual).any(0)
     clear = exact_search(latents[differ], books, kind.width, kind.coarse_weight)[1] if differ.any() else torch.zeros(0)
     errors = int((clear > TOLERANCE).sum())
     return {
@@ -60,77 +59,76 @@ def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, found: T
     }  # fmt: skip
 
 
-def problem(tree: tuple[int, int, int], vectors: int) -> tuple[Tensor, list[tuple[Row, list[Tensor], Searched]]]:
-    """Latents (N, D) and, for each search, a row that tells its size, and the codebooks that it searches.
+def make_searches(
+    tree: tuple[int, int, int], vectors: int
+) -> tuple[Tensor, list[tuple[Row, list[Tensor], SearchKind]]]:
+    """Return latents (N, D) and, for each search, a row with its size, its codebooks and its kind.
 
-    Args:
-        tree: (levels, codewords a codebook, width); the flat codebook has as many codewords as it has leaves.
+    `tree` is (levels, codewords per codebook, width); the flat codebook has as many codewords as the tree has leaves.
     """
     levels, codewords, width = tree
     case = make_problem(levels, codewords, vectors, width)
     searches = []
     for name, kind in SEARCHES.items():
         books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
-        about = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
-        searches.append(({"search": name, **about}, books, kind))
+        size = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
+        searches.append(({"search": name, **size}, books, kind))
     return case.latents, searches
 
 
-def codes_rows(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
-    """Rows with search, levels, codewords, width, vectors, and what `compare` finds.
+def bench_codes(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
+    """Return rows with search, levels, codewords, width, vectors, and the values of `compare` with the CPU.
 
-    On a CPU it is the tensor operations that are compared with the compiled loops.
+    On a CPU the tensor operations are compared with the compiled loops.
     """
     rows = []
     for tree in trees:
-        latents, searches = problem(tree, vectors)
+        latents, searches = make_searches(tree, vectors)
         for row, books, kind in searches:
             expected = search_compiled(latents, books, kind.width, kind.coarse_weight)
             on_device = [book.to(device) for book in books]
-            found = search_tensors(latents.to(device), on_device, kind.width, kind.coarse_weight).cpu()
-            rows.append({**row, **compare(latents, books, expected, found, kind)})
+            actual = search_tensors(latents.to(device), on_device, kind.width, kind.coarse_weight).cpu()
+            rows.append({**row, **compare(latents, books, expected, actual, kind)})
     return rows
 
 
-def forget_peak(device: torch.device) -> None:
-    """From here on `peak_memory` counts."""
+def reset_peak(device: torch.device) -> None:
+    """Begin to measure the peak memory of a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device: torch.device) -> Row:
-    """peak_bytes: the most that tensors have held on a GPU since `forget_peak`; nothing on a CPU."""
+def read_peak(device: torch.device) -> Row:
+    """Return peak_bytes, the most that tensors have held on a GPU since `reset_peak`; nothing on a CPU."""
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
 
-def _repeated(call: Callable[[], object], times: int) -> None:
+def _repeat(call: Callable[[], object], times: int) -> None:
     for _ in range(times):
         call()
 
 
 @torch.inference_mode()
-def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int) -> list[Row]:
-    """Rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds, ratio; peak_bytes on a GPU.
+def bench_searches(
+    device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int
+) -> list[Row]:
+    """Return rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds, ratio, peak_bytes.
 
-    bytes are those that must move: latents (N, D) float32 in, codes (L, N) int64 out.
-    copy_seconds is what they take at the rate of a copy of the latents, timed by turns with the searches.
-
-    Args:
-        tree: as of `problem`.
-        calls: that are timed together, so that a GPU is not waited for after each.
+    bytes must move: latents (N, D) float32 in, codes (L, N) int64 out. copy_seconds is their time at the rate of a copy
+    of the latents, timed in turns with the searches. `calls` are timed together, without a wait between them.
     """
-    latents, searches = problem(tree, vectors)
+    latents, searches = make_searches(tree, vectors)
     latents = latents.to(device)
     target = torch.empty_like(latents)
     runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(latents)}
     for row, books, kind in searches:
         on_device = [book.to(device) for book in books]
         runs[row["search"]] = run = partial(search_tensors, latents, on_device, kind.width, kind.coarse_weight)
-        forget_peak(device)
+        reset_peak(device)
         run()
-        row |= peak_memory(device)
-    spent = side_by_side({name: partial(_repeated, run, calls) for name, run in runs.items()}, rounds, device)
+        row |= read_peak(device)
+    spent = side_by_side({name: partial(_repeat, run, calls) for name, run in runs.items()}, rounds, device)
     for row, books, _ in searches:
         row["bytes"] = latents.nbytes + 8 * len(books) * vectors
         row["seconds"] = spent[row["search"]] / calls
@@ -139,8 +137,8 @@ def search_rows(device: torch.device, vectors: int, tree: tuple[int, int, int], 
     return [row for row, _, _ in searches]
 
 
-def training_row(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
-    """trained, batch, step_seconds, images_per_second, flop (a step), matrix_share (of `rate`), peak_bytes on a GPU.
+def bench_training(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
+    """Return trained, batch, step_seconds, images_per_second, flop per step, matrix_share of `rate`, peak_bytes.
 
     FLOP are those of the convolutions and matrix products; a multiply-add is two.
     """
@@ -150,26 +148,26 @@ def training_row(side: AutoencoderSide | PriorSide, trained: str, batch: int, st
     return {
         "trained": trained, "batch": batch, "step_seconds": spent,
         "images_per_second": batch / spent, "flop": flop, "matrix_share": flop / spent / rate,
-        **peak_memory(side.compute.device),
+        **read_peak(side.compute.device),
     }  # fmt: skip
 
 
-def training_rows(device: torch.device, form: Form, rate: float) -> list[Row]:
-    """Rows as of `training_row`, of autoencoders and of the priors of some levels, for random images and codes."""
+def bench_trainings(device: torch.device, form: Form, rate: float) -> list[Row]:
+    """Return rows of `bench_training` of autoencoders and of priors, for random images and codes."""
     rows = []
     for name, fields in form.trained.items():
         waiting(f"training {name}")
         config = override(presets.get(name).config, {**fields, "training.device": str(device)})
-        forget_peak(device)
+        reset_peak(device)
         batch = config.training.batch_size
-        rows.append(training_row(AutoencoderSide(config, plain=False), name, batch, form.steps, rate))
+        rows.append(bench_training(AutoencoderSide(config, plain=False), name, batch, form.steps, rate))
     config = override(presets.get(_PRIOR).config, {**form.prior, "prior.training.device": str(device)})
     for level in form.prior_levels:
         waiting(f"training the prior of level {level + 1} of {_PRIOR}")
-        forget_peak(device)
+        reset_peak(device)
         prior = PriorSide(config, range(level, level + 1), bf16=computes_bf16(device))
         trained = f"{_PRIOR}, prior of level {level + 1} ({counted(prior.parameters, 'parameter')})"
-        rows.append(training_row(prior, trained, len(prior.batch.codes[0]), form.steps, rate))
+        rows.append(bench_training(prior, trained, len(prior.batch.codes[0]), form.steps, rate))
         del prior
     return rows
 
@@ -180,11 +178,11 @@ class Form:
 
     name: str
     matrix: int  # rows of the matrices whose product gives the device's rate
-    trees: Sequence[tuple[int, int, int]]  # (levels, codewords a codebook, width), whose codes are compared
+    trees: Sequence[tuple[int, int, int]]  # (levels, codewords per codebook, width), whose codes are compared
     compared: int  # vectors whose codes are compared
     searched: int  # vectors of the timed search, with the first tree
     calls: int  # searches that are timed together
-    trained: Mapping[str, Mapping[str, str]]  # preset -> fields that differ from it
+    trained: Mapping[str, Mapping[str, str]]  # fields that differ from each preset
     prior: Mapping[str, str]  # fields that differ from the preset whose priors are trained
     prior_levels: Sequence[int]  # 0 is the coarsest
     steps: int  # of each training that are timed
@@ -215,19 +213,17 @@ _FAULT = (
 def bench_gpu(device: torch.device, form: Form) -> Row:
     """Check and time a device.
 
-    Returns:
-        device, device_name, form, torch (its version), precision and matrix_rate (FLOP a second, in that precision);
-        codes, search and training, the rows of each part (`codes_rows`, `search_rows`, `training_rows`); faults, a
-        line for each search whose codes are not the CPU's; seconds, of all.
+    Return device, device_name, form, torch (version), precision, matrix_rate (FLOP per second in that precision); the
+    rows codes, search and training; faults, a line for each search whose codes are not the CPU's; and seconds.
     """
     begun, bf16 = time.perf_counter(), computes_bf16(device)
     waiting("timing matrix products")
     rate = matrix_rate(device, form.matrix, bf16, form.rounds)
     waiting("comparing codes")
-    codes = codes_rows(device, form.compared, form.trees)
+    codes = bench_codes(device, form.compared, form.trees)
     waiting("timing the search")
-    search = search_rows(device, form.searched, form.trees[0], form.rounds, form.calls)
-    training = training_rows(device, form, rate)
+    search = bench_searches(device, form.searched, form.trees[0], form.rounds, form.calls)
+    training = bench_trainings(device, form, rate)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
@@ -245,8 +241,8 @@ COLUMNS = {
         "peak MB": "{peak_MB:,.0f}",
     },
     "training": {
-        "trained": "{trained}", "batch": "{batch}", "ms a step": "{step_ms:,.1f}",
-        "images/s": "{images_per_second:,.1f}", "FLOP a step": "{flop:.3e}", "share": "{matrix_share:.1%}",
+        "trained": "{trained}", "batch": "{batch}", "ms per step": "{step_ms:,.1f}",
+        "images/s": "{images_per_second:,.1f}", "FLOP per step": "{flop:.3e}", "share": "{matrix_share:.1%}",
         "peak MB": "{peak_MB:,.0f}",
     },
 }  # fmt: skip
@@ -256,24 +252,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check and time this machine's GPU."""
     arguments = options(__doc__).parse_args(argv)
     device = resolve_device("auto")
-    found = bench_gpu(device, FULL if device.type == "cuda" else SMALL)
+    report = bench_gpu(device, FULL if device.type == "cuda" else SMALL)
     if arguments.json:
-        print_json(found)
+        print_json(report)
     else:
         if device.type != "cuda":
             print("no GPU here: a small form of the measurements, on the CPU")
-        rate = f"{found['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in {found['precision']}"
-        print(f"{found['device_name']}, torch {found['torch']}: {rate}; {found['seconds']:.0f} s in all")
-        for part, title in (
+        rate = f"{report['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in {report['precision']}"
+        print(f"{report['device_name']}, torch {report['torch']}: {rate}; {report['seconds']:.0f} s in all")
+        for name, title in (
             ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
             ("search", "search beside a copy of the same bytes"),
-            ("training", f"training (share: of the rate of matrix products in {found['precision']})"),
+            ("training", f"training (share: of the rate of matrix products in {report['precision']})"),
         ):
             print(f"\n{title}")
-            show(found[part], COLUMNS[part])
-    for fault in found["faults"]:
-        print(fault, file=sys.stderr)
-    if found["faults"]:
+            show(report[name], COLUMNS[name])
+    if report["faults"]:
+        print(*report["faults"], sep="\n", file=sys.stderr)
         sys.exit(1)
 
 

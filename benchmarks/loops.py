@@ -1,4 +1,4 @@
-"""TreeVQ in other training loops and wrappers, on the CPU: the share of the variance that is left after training.
+"""TreeVQ in other training loops and wrappers, on the CPU: the unexplained share of the variance after training.
 
 pip install accelerate ema-pytorch lightning timm
 python -m benchmarks.loops "DDP, 2 processes" Lightning
@@ -7,13 +7,13 @@ python -m benchmarks.loops "DDP, 2 processes" Lightning
 from __future__ import annotations
 
 import copy
-import importlib
 import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -56,7 +56,7 @@ class Model(nn.Module):
         return (values - x).square().mean() + loss
 
 
-def batches(steps: int = STEPS, seed: int = 0) -> list[Tensor]:
+def make_batches(steps: int = STEPS, seed: int = 0) -> list[Tensor]:
     """Return tensors (4, 64, D) around forty centres."""
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(40, DIM, generator=torch.Generator().manual_seed(9), dtype=torch.float32)
@@ -66,8 +66,8 @@ def batches(steps: int = STEPS, seed: int = 0) -> list[Tensor]:
 
 def train(model: nn.Module, after: Callable[[], object] = lambda: None, of: Iterable[Tensor] = ()) -> None:
     """Train in a plain loop; call `after` after each step."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4)  # of float16, too
-    for x in of or batches():
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4)  # an eps that float16 holds
+    for x in of or make_batches():
         optimizer.zero_grad()
         model(x).backward()
         optimizer.step()
@@ -84,34 +84,30 @@ def _swa(buffers: bool) -> Any:
     model = Model()
     average: Any = AveragedModel(model, use_buffers=buffers, avg_fn=lambda a, m, _: a.lerp(m.to(a.dtype), 1 - DECAY))
     train(model, lambda: average.update_parameters(model))
-    if not buffers:  # as the manual of torch says of batch normalization: buffers are to be taken over
+    if not buffers:  # as torch's manual says of batch normalization: copy the buffers
         average.module.quantizer.load_state_dict(model.quantizer.state_dict())
     return average.module
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(name)
-
-
 def _timm(version: str) -> Any:
     model = Model()
-    average = getattr(_module("timm.utils"), f"ModelEma{version}")(model, decay=DECAY)
+    average = getattr(import_module("timm.utils"), f"ModelEma{version}")(model, decay=DECAY)
     train(model, lambda: average.update(model))
     return average.module
 
 
 def _ema_pytorch() -> Any:
     model = Model()
-    average = _module("ema_pytorch").EMA(model, beta=DECAY, update_after_step=0, update_every=1)
+    average = import_module("ema_pytorch").EMA(model, beta=DECAY, update_after_step=0, update_every=1)
     train(model, average.update)
     return average.ema_model
 
 
 def _accelerate() -> Any:
-    accelerator = _module("accelerate").Accelerator(cpu=True, gradient_accumulation_steps=2)
+    accelerator = import_module("accelerate").Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = Model()
     prepared, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-3))
-    for x in batches():
+    for x in make_batches():
         with accelerator.accumulate(prepared):
             optimizer.zero_grad()
             accelerator.backward(prepared(x))
@@ -120,9 +116,9 @@ def _accelerate() -> Any:
 
 
 def _lightning() -> Any:
-    lightning = _module("lightning")
+    lightning: Any = import_module("lightning")
 
-    class Lit(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    class Lit(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = Model()
@@ -138,7 +134,8 @@ def _lightning() -> Any:
 
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     module = Lit()
-    loaders: Any = [torch.utils.data.DataLoader(some, batch_size=None) for some in (batches(), batches(2, 1))]  # type: ignore[arg-type]
+    sets: Any = make_batches(), make_batches(2, 1)
+    loaders = [torch.utils.data.DataLoader(samples, batch_size=None) for samples in sets]
     lightning.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(module, *loaders)
     return module.model
 
@@ -152,7 +149,7 @@ def _compiled() -> Any:
 def _checkpointed() -> Any:
     model = Model(checkpointed=True)
     train(model)
-    states = [each.quantizer.state_dict().values() for each in (model, _plain())]
+    states = [trained.quantizer.state_dict().values() for trained in (model, _plain())]
     for value, expected in zip(*states, strict=True):
         torch.testing.assert_close(value, expected, atol=1e-4, rtol=1e-4)
     return model
@@ -186,7 +183,7 @@ def _worker(rank: int, kind: str, folder: str) -> None:
         model.quantizer.reset_parameters()
         start = {name: value for name, value in Model().state_dict().items() if not name.startswith("quantizer.")}
         set_model_state_dict(model, start, options=StateDictOptions(full_state_dict=True, strict=False))
-    train(trained, of=[x.chunk(2)[rank] for x in batches()])
+    train(trained, of=[x.chunk(2)[rank] for x in make_batches()])
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
         torch.save(state, f"{folder}/state.pt")
@@ -205,8 +202,8 @@ def _default_dtype(dtype: torch.dtype) -> Any:
     torch.set_default_dtype(dtype)
     try:
         model = Model()
-        train(model, of=[x.to(dtype) for x in batches()])
-        assert {one.dtype for one in model.quantizer.state_dict().values()} == {torch.float32}
+        train(model, of=[x.to(dtype) for x in make_batches()])
+        assert {value.dtype for value in model.quantizer.state_dict().values()} == {torch.float32}
     finally:
         torch.set_default_dtype(torch.float32)
     return model.float()
@@ -214,15 +211,15 @@ def _default_dtype(dtype: torch.dtype) -> Any:
 
 def _copied() -> Any:
     model = Model()
-    train(model, of=batches(20))
+    train(model, of=make_batches(20))
     other = copy.deepcopy(model)
-    train(other, of=batches(STEPS)[20:])
+    train(other, of=make_batches(STEPS)[20:])
     return other
 
 
 def _other_process() -> Any:
     model = Model()
-    train(model, of=batches(1))  # in the middle of the start
+    train(model, of=make_batches(1))  # in the middle of the start
     code = (
         "import pickle, sys; from benchmarks import loops; model = pickle.load(sys.stdin.buffer); "
         "loops.train(model); sys.stdout.buffer.write(pickle.dumps(model))"
@@ -249,7 +246,7 @@ def measure(name: str) -> Row:
     torch.manual_seed(0)
     try:
         model = LOOPS[name]().eval()
-        x = torch.cat(batches(8, 1))
+        x = torch.cat(make_batches(8, 1))
         with torch.no_grad():
             values, indices, _ = model.reconstruct(x)
         used = len(torch.unique(indices.flatten(0, -2), dim=0))
@@ -262,17 +259,17 @@ COLUMNS = {"loop": "{loop}", "variance left": "{left:.4f}", "leaves of 64": "{us
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train in every loop, or in those that are named."""
+    """Train in the loops that are named."""
     parser = options(__doc__)
     parser.add_argument("loops", nargs="*", metavar="NAME", help=f"{', '.join(LOOPS)} (default: all)")
-    given = parser.parse_args(argv)
-    if unknown := set(given.loops) - set(LOOPS):
+    arguments = parser.parse_args(argv)
+    if unknown := set(arguments.loops) - set(LOOPS):
         parser.error(f"there is no loop {', '.join(sorted(unknown))}; there are {', '.join(LOOPS)}")
     warnings.simplefilter("ignore")
-    finish([measure(name) for name in given.loops or LOOPS], COLUMNS, given.json)
+    finish([measure(name) for name in arguments.loops or LOOPS], COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":
-    from benchmarks.loops import main as named  # so that pickles name this module
+    from benchmarks.loops import main as run  # so that pickles name this module
 
-    as_script(named)
+    as_script(run)

@@ -1,9 +1,9 @@
-"""A speedrun of a prior: held-out bits after as many images, and its time; a row for each change of the recipe.
+"""A speedrun of a prior: held-out bits and time after equal numbers of images; a row per change of the recipe.
 
 python -m benchmarks.prior_speedrun RUN --images 18432 --out DIR trains the prior of a run's coarsest levels, row after
-row, writes rows.json, and goes on where it stopped; then it times steps of all rows by turns. The recipe is also
-trained on half and on twice the images: a line of its bits over the logarithm of its time says how long it takes to the
-bits of a row.
+row, writes rows.json, and goes on where it stopped; then it times steps of all rows in turns. The recipe is also
+trained on half and on twice the images: a line through its bits over the logarithm of its time says how long the recipe
+takes to reach the bits of a row.
 """
 
 from __future__ import annotations
@@ -90,66 +90,65 @@ PATCHES: dict[str, Callable[[], Any]] = {
 }
 
 
-def configured(run: Path, change: str, images: int = 0, seed: int = 0) -> tuple[Levels, Config]:
-    """The coarsest levels of a run, and how their prior is trained."""
-    given = {
+def configure(run: Path, change: str, images: int = 0, seed: int = 0) -> tuple[Levels, Config]:
+    """Return the coarsest levels of a run, and the configuration that trains their prior."""
+    fields = {
         "threads": "1", "seed": str(seed), "evaluate_every": "1000000", "checkpoint_every": "1000000",
         "evaluation_images": "2500",
     }  # fmt: skip
-    given = {**{TRAINING + name: value for name, value in given.items()}, **FIELDS.get(change, {})}
-    levels, config = next(iter(resolve_priors(run, 1, given, resume=False).items()))
+    fields = {**{TRAINING + name: value for name, value in fields.items()}, **FIELDS.get(change, {})}
+    levels, config = next(iter(resolve_priors(run, 1, fields, resume=False).items()))
     steps = max(1, images // config.prior.training_of(levels.start).batch_size)
     return levels, override(config, {TRAINING + "max_steps": str(steps)})
 
 
 def train(run: Path, change: str, images: int, seed: int) -> Row:
-    """Train one row."""
-    levels, config = configured(run, change, images, seed)
-    trained = Run(run)
-    task = PriorTask(run, levels, config, (*trained.load(progressive=False), trained.digest))
-    found = list[Any]()
+    """Train a row."""
+    levels, config = configure(run, change, images, seed)
+    autoencoder, bits = Run(run), list[float]()
+    task = PriorTask(run, levels, config, (*autoencoder.load(progressive=False), autoencoder.digest))
     with TemporaryDirectory() as folder, PATCHES.get(change, nullcontext)():
         task.run = RunFolder(Path(folder))
-        keep = lambda _, records, __: found.append(records[-1])  # noqa: E731
-        outcome = Trainer(task, say=lambda _: None, callbacks=[keep]).train()
+        keep_bits = lambda _, records, __: bits.append(records[-1]["bits_per_code"])  # noqa: E731
+        outcome = Trainer(task, say=lambda _: None, callbacks=[keep_bits]).train()
     if outcome.signal is not None:
         sys.exit(128 + outcome.signal)
-    return {"change": change, "seed": seed, "images": images, "bits": found[-1]["bits_per_code"]}
+    return {"change": change, "seed": seed, "images": images, "bits": bits[-1]}
 
 
-def seconds_of_images(run: Path, changes: Sequence[str]) -> dict[str, float]:
-    """Seconds that training takes for an image, by steps of all rows in turns."""
+def time_images(run: Path, changes: Sequence[str]) -> dict[str, float]:
+    """Return the seconds of training per image of each change, by steps of all in turns."""
 
     def step(change: str, side: PriorSide) -> None:
         with PATCHES.get(change, nullcontext)():
             side.train()
 
-    found = {change: configured(run, change) for change in changes}
-    sides = {change: PriorSide(config, levels) for change, (levels, config) in found.items()}
+    configurations = {change: configure(run, change) for change in changes}
+    sides = {change: PriorSide(config, levels) for change, (levels, config) in configurations.items()}
     spent = side_by_side({change: partial(step, change, side) for change, side in sides.items()}, rounds=4)
     return {change: spent[change] / len(side.batch.codes[0]) for change, side in sides.items()}
 
 
-def summary(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
-    """A row for each change: bits, minutes, those that the recipe takes to the same bits, p (Welch) against it."""
+def summarize(rows: Sequence[Row], seconds: Mapping[str, float]) -> list[Row]:
+    """Return a row per change: bits, minutes, the recipe's minutes to the same bits, p (Welch) against the recipe."""
     bits = {change: [row["bits"] for row in rows if row["change"] == change] for change in seconds}
     images = {change: mean(row["images"] for row in rows if row["change"] == change) for change in seconds}
     minutes = {change: images[change] * seconds[change] / 60 for change in seconds}
     line = np.array([(math.log(minutes[change]), mean(bits[change])) for change in (HALF, RECIPE, TWICE)])
     slope, start = np.polyfit(line[:, 0], line[:, 1], 1)
-    found = list[Row]()
-    for change, some in bits.items():
-        equal = math.exp((mean(some) - start) / slope)
-        row = {"change": change, "n": len(some), "bits": mean(some), "minutes": minutes[change], "equal": equal}
-        if len(some) > 1:
-            row["spread"] = stdev(some)
-            row |= {"p": welch(some, bits[RECIPE])} if change != RECIPE and len(bits[RECIPE]) > 1 else {}
-        found.append({**row, "speed": equal / minutes[change]})
-    return sorted(found, key=lambda one: -float(one["speed"]))
+    summary = list[Row]()
+    for change, values in bits.items():
+        equal = math.exp((mean(values) - start) / slope)
+        row = {"change": change, "n": len(values), "bits": mean(values), "minutes": minutes[change], "equal": equal}
+        if len(values) > 1:
+            row["spread"] = stdev(values)
+            row |= {"p": welch(values, bits[RECIPE])} if change != RECIPE and len(bits[RECIPE]) > 1 else {}
+        summary.append({**row, "speed": equal / minutes[change]})
+    return sorted(summary, key=lambda row: -float(row["speed"]))
 
 
 COLUMNS = {
-    "change": "{change}", "n": "{n}", "bits a code": "{bits:.4f}", "sd": "{spread:.4f}", "p": "{p:.2g}",
+    "change": "{change}", "n": "{n}", "bits per code": "{bits:.4f}", "sd": "{spread:.4f}", "p": "{p:.2g}",
     "minutes": "{minutes:.2f}", "the recipe's": "{equal:.2f}", "speed": "{speed:.2f}",
 }  # fmt: skip
 
@@ -163,17 +162,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--changes", nargs="+", choices=[*FIELDS, *PATCHES], default=[*FIELDS, *PATCHES], metavar="ROW")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
-    path = arguments.out / "rows.json"
     rows = read_rows(arguments.out, {"images": arguments.images, "autoencoder": Run(arguments.run).digest})
     for seed in arguments.seeds:
         for change in arguments.changes:
             if not any((row["change"], row["seed"]) == (change, seed) for row in rows):
                 images = round(arguments.images * {HALF: 0.5, TWICE: 2.0}.get(change, 1.0))
                 rows.append(train(arguments.run, change, images, seed))
-                write_atomic(path, json.dumps(rows, indent=1).encode())
+                write_atomic(arguments.out / "rows.json", json.dumps(rows, indent=1).encode())
                 print(rows[-1], flush=True)
     if {RECIPE, HALF, TWICE} <= (there := {row["change"] for row in rows}):
-        show(summary(rows, seconds_of_images(arguments.run, sorted(there))), COLUMNS)
+        show(summarize(rows, time_images(arguments.run, sorted(there))), COLUMNS)
 
 
 if __name__ == "__main__":

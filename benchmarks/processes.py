@@ -1,7 +1,4 @@
-"""Training under torchrun against training alone: losses, and bytes that the processes exchange.
-
-What is run are the commands that people run, one after the other, on images that are drawn at random.
-"""
+"""Training under torchrun against training alone, by command, on random images: losses, and bytes exchanged."""
 
 from __future__ import annotations
 
@@ -37,37 +34,33 @@ _SMALL = {
 _ADVERSARIAL = {"model.perceptual": "none", "model.adversarial_start": "5", "model.discriminator_units": "8"}
 
 
-def exchanged(config: Config) -> tuple[int, int]:
-    """Bytes that each process adds up with the others in a step: (gradients, codebooks that follow moving averages).
-
-    The terms of the loss, the signal and the clock are some tens of bytes more.
-    """
+def count_exchanged(config: Config) -> tuple[int, int]:
+    """Return the bytes that processes add up in a step: gradients, and codebooks that follow moving averages."""
     torch.manual_seed(0)
     model = build(config)
-    networks = [model, *build_objective(model, config, lambda one: one).auxiliary.values()]
-    gradients = sum(one.numel() for network in networks for one in network.parameters() if one.requires_grad)
-    books = [one for one in model.modules() if isinstance(one, LevelCodebooks)]
+    networks = [model, *build_objective(model, config, lambda network: network).auxiliary.values()]
+    weights = [weight for network in networks for weight in network.parameters() if weight.requires_grad]
     statistics = [
-        values.numel()
-        for one in books
-        for values in one.statistics(torch.zeros(0, one.codewords.shape[-1]), torch.zeros(0, dtype=torch.long))
-    ]
-    return _BYTES * gradients, _BYTES * sum(statistics)
+        values
+        for book in model.modules() if isinstance(book, LevelCodebooks)
+        for values in book.statistics(torch.zeros(0, book.codewords.shape[-1]), torch.zeros(0, dtype=torch.long))
+    ]  # fmt: skip
+    return _BYTES * sum(weight.numel() for weight in weights), _BYTES * sum(values.numel() for values in statistics)
 
 
 def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> list[Row]:
-    """Measure what `count` processes on this machine do as one does, on the CPU, a thread each.
+    """Compare trainings of `count` processes on this machine with one process, on the CPU, a thread per process.
 
     Args:
-        steps: of each training that is compared.
-        systems: names; empty: every one of this package.
+        steps: of each training.
+        systems: names (empty: every system of this package).
 
     Returns:
         Rows with system, first (largest relative difference of the loss in the first ten steps), all, restarted (in
-        one process, in several), gradients and codebooks (bytes a step).
+        one process, in several), gradients and codebooks (bytes per step).
 
     Raises:
-        InputError: a training failed; what it said last is in the message.
+        InputError: a training failed; its last line is in the message.
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,56 +68,54 @@ def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()
         rows = []
         for system in systems or tuple(SYSTEMS):
             note(f"{system}: one process, then {count}")
-            rows.append(_compare(_small(system, folder, 12 * count, steps), folder, count))
+            rows.append(_compare(_shrink(system, folder, 12 * count, steps), folder, count))
     return rows
 
 
 def _draw_images(folder: Path) -> None:
-    """Smooth random images, in the files of MNIST."""
+    """Write smooth random images, in the files of MNIST."""
     folder.mkdir()
-    generator = np.random.default_rng(0)
-    for part, number in (("train", 2_000), ("t10k", 100)):
-        coarse = generator.integers(0, 256, (number, 7, 7), np.uint8)
-        images = coarse.repeat(4, axis=1).repeat(4, axis=2)
-        labels = generator.integers(0, 10, number).astype(np.uint8)
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+    rng = np.random.default_rng(0)
+    for prefix, count in (("train", 2_000), ("t10k", 100)):
+        images = rng.integers(0, 256, (count, 7, 7), np.uint8).repeat(4, axis=1).repeat(4, axis=2)
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", rng.integers(0, 10, count).astype(np.uint8))
 
 
-def _small(system: str, folder: Path, batch_size: int, steps: int) -> Config:
-    """The system's preset for MNIST with narrow networks, dead codewords restarted often."""
+def _shrink(system: str, folder: Path, batch_size: int, steps: int) -> Config:
+    """Return the system's preset for MNIST with narrow networks, and dead codewords restarted often."""
     config = presets.get(f"{system}/mnist").config
-    given = {**_SMALL, "data.root": str(folder), "training.batch_size": str(batch_size)}
-    given |= {name: value for name, value in _ADVERSARIAL.items() if hasattr(config.model, name.split(".")[-1])}
+    fields = {**_SMALL, "data.root": str(folder), "training.batch_size": str(batch_size)}
+    fields |= {name: value for name, value in _ADVERSARIAL.items() if hasattr(config.model, name.split(".")[-1])}
     if config.model.restart_every:
-        given |= {"model.quantizer.restart_every": "15", "model.quantizer.restart_below": "0.3"}
-    return override(config, {**given, "training.max_steps": str(steps)})
+        fields |= {"model.quantizer.restart_every": "15", "model.quantizer.restart_below": "0.3"}
+    return override(config, {**fields, "training.max_steps": str(steps)})
 
 
 def _train(config: Config, folder: Path, count: int) -> list[Row]:
-    """Train by command in so many processes; -> the records of its steps."""
+    """Train by command in so many processes; return the records of the steps."""
     run = folder / f"{config.name.replace('/', '-')}-{config.training.batch_size}-{count}"
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(to_dict(config)))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
     command = [sys.executable, *launcher, "-m", "hrvqvae", "train", str(file), "--out", str(run)]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.startswith("hrvqvae: ")]
-        raise InputError(f"{' '.join(command)} failed: {(told or done.stderr.splitlines())[-1]}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        lines = finished.stderr.splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("hrvqvae: ")), lines[-1])
+        raise InputError(f"{' '.join(command)} failed: {reason}")
     return [record for record in read_records(run / "metrics.jsonl") if record["kind"] == "train"]
 
 
 def _compare(config: Config, folder: Path, count: int) -> Row:
-    one, several = (_train(config, folder, number) for number in (1, count))
-    losses = np.array([[record["loss"] for record in records] for records in (one, several)])
-    apart = np.abs(losses[1] / losses[0] - 1)
-    gradients, codebooks = exchanged(config)
-    restarted = [int(sum(record.get("restarted", 0) for record in records)) for records in (one, several)]
+    trainings = [_train(config, folder, processes) for processes in (1, count)]
+    losses = np.array([[record["loss"] for record in records] for records in trainings])
+    difference = np.abs(losses[1] / losses[0] - 1)
+    gradients, codebooks = count_exchanged(config)
+    restarted = [int(sum(record.get("restarted", 0) for record in records)) for records in trainings]
     return {
-        "system": config.model.system, "first": float(apart[:FIRST_STEPS].max()), "all": float(apart.max()),
+        "system": config.model.system, "first": float(difference[:FIRST_STEPS].max()), "all": float(difference.max()),
         "restarted": restarted, "gradients": gradients, "codebooks": codebooks,
     }  # fmt: skip
 

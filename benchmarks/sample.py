@@ -20,17 +20,17 @@ from hrvqvae.training.state import count_parameters
 
 
 def multiply_adds(prior: Prior) -> int:
-    """Return the multiply-adds of a forward pass of one image, without small terms: what any sampler computes."""
+    """Return the multiply-adds of a forward pass of an image, which any sampler computes, without small terms."""
     assert isinstance(prior, PixelSNAIL | GPT)
     height, width = prior.level.grid
     positions, attentions = height * width, prior.attentions if isinstance(prior, PixelSNAIL) else prior.layers
-    weights = sum(part.numel() for part in prior.parameters() if part.dim() > 1)
-    weights -= sum(part.weight.numel() for part in prior.modules() if isinstance(part, nn.Embedding))
+    weights = sum(weight.numel() for weight in prior.parameters() if weight.dim() > 1)
+    weights -= sum(module.weight.numel() for module in prior.modules() if isinstance(module, nn.Embedding))
     attention = len(attentions) * 2 * prior.config.hidden_units * positions * (positions + 1) // 2
     return weights * positions + attention
 
 
-def _row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: float, rate: float) -> Row:
+def _make_row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: float, rate: float) -> Row:
     return {
         "method": method, "drawn": drawn, "batch": batch, "parameters": sum(map(count_parameters, priors)),
         "seconds_per_image": seconds / batch, "floor_seconds": 2 * sum(map(multiply_adds, priors)) / rate,
@@ -38,8 +38,8 @@ def _row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: 
 
 
 @torch.inference_mode()
-def level_rows(preset: str, index: int, rounds: int, positions: int, rate: float) -> list[Row]:
-    """Return rows as `bench_sample`, of both samplers that draw one image's levels of a prior (1 is the coarsest)."""
+def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: float) -> list[Row]:
+    """Return rows as `bench_sample`, of both samplers that draw an image's levels of a prior (1 is the coarsest)."""
     config = presets.get(preset).config
     prior, levels = random_priors(config)[index - 1], config.prior_levels[index - 1]
     level, generator = prior.level, torch.Generator().manual_seed(0)
@@ -54,18 +54,18 @@ def level_rows(preset: str, index: int, rounds: int, positions: int, rate: float
     cached = median_seconds(lambda: sample_cached(prior, *arguments, SamplingParams()), rounds)
     drawn = f"{preset}, {level_names(levels)}, {level.grid[0]}x{level.grid[1]}"
     return [
-        {**_row("plain", drawn, [prior], 1, plain, rate), "timed_positions": positions},
-        {**_row("cached", drawn, [prior], 1, cached, rate), "ratio": plain / cached},
+        {**_make_row("plain", drawn, [prior], 1, plain, rate), "timed_positions": positions},
+        {**_make_row("cached", drawn, [prior], 1, cached, rate), "ratio": plain / cached},
     ]
 
 
-def image_row(preset: str, batch: int, rounds: int, rate: float) -> Row:
+def bench_images(preset: str, batch: int, rounds: int, rate: float) -> Row:
     """Return a row as `bench_sample`, of images of which all levels are drawn and decoded."""
     config = presets.get(preset).config
     model, priors = build(config).eval().requires_grad_(False), random_priors(config)
     draw, size = draws(model, priors, batch), (config.data.size, config.data.size)
     seconds = median_seconds(lambda: model.decode(draw(), size=size), rounds)
-    return _row("cached", f"{preset}, decoded", priors, batch, seconds, rate)
+    return _make_row("cached", f"{preset}, decoded", priors, batch, seconds, rate)
 
 
 def bench_sample(
@@ -73,19 +73,14 @@ def bench_sample(
 ) -> list[Row]:
     """Return rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
 
-    The plain sampler makes one forward pass per code, all alike. Some passes are timed (timed_positions), and the
-    median is scaled to all. ratio is the plain time divided by the cached one. The floor is the multiply-adds of one
-    forward pass of an image at the rate of a large float32 matrix product in the same run.
-
-    Args:
-        levels: presets and the numbers of their priors (1 is the coarsest) that both samplers draw.
-        images: presets and batches of which whole images are drawn.
-        rounds: calls per row.
-        positions: of the plain sampler that are timed.
+    The plain sampler makes a forward pass per code; `positions` passes are timed, and the median is scaled to all.
+    ratio is the plain time divided by the cached time. The floor is the multiply-adds of a forward pass of an image at
+    the rate of a large float32 matrix product in the same run. `levels` are presets and their priors (1 is the
+    coarsest) that both samplers draw; `images` presets and batches of which whole images are drawn.
     """
     rate = matrix_rate()
-    rows = [row for preset, index in levels for row in level_rows(preset, index, rounds, positions, rate)]
-    return rows + [image_row(preset, batch, rounds, rate) for preset, batch in images]
+    rows = [row for preset, index in levels for row in bench_levels(preset, index, rounds, positions, rate)]
+    return rows + [bench_images(preset, batch, rounds, rate) for preset, batch in images]
 
 
 COLUMNS = {
@@ -95,7 +90,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def _numbered(text: str) -> tuple[str, int]:
+def _parse_pair(text: str) -> tuple[str, int]:
     """Parse PRESET:NUMBER."""
     preset, _, index = text.rpartition(":")
     return preset, positive(index)
@@ -109,9 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--positions", type=positive, default=24, metavar="N", help="of the plain sampler that are timed"
     )
     usual, what = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)], "that both samplers draw"
-    parser.add_argument("--levels", type=_numbered, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what)
+    parser.add_argument("--levels", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what)
     usual, what = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64)], "of which whole images are drawn"
-    parser.add_argument("--images", type=_numbered, nargs="*", default=usual, metavar="PRESET:BATCH", help=what)
+    parser.add_argument("--images", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:BATCH", help=what)
     arguments = parser.parse_args(argv)
     rows = bench_sample(arguments.levels, arguments.images, arguments.rounds, arguments.positions)
     finish(rows, COLUMNS, arguments.json)

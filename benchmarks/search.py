@@ -43,27 +43,19 @@ class SearchProblem:
 
 @dataclass(frozen=True)
 class Method:
-    """A search.
+    """A search."""
 
-    Attributes:
-        run: returns the leaves of vectors.
-        distances: distances per vector.
-        full_matrix: whether it makes a matrix of vectors by codewords.
-        books: the codebooks that it searches; None if the method brings its own and is not checked.
-    """
-
-    run: Callable[[Tensor], Tensor]
-    distances: int
-    full_matrix: bool
-    books: Sequence[Tensor] | None
+    run: Callable[[Tensor], Tensor]  # returns the leaves of vectors
+    distances: int  # per vector
+    full_matrix: bool  # whether it makes a matrix of vectors by codewords
+    books: Sequence[Tensor] | None  # None if the method has codebooks of its own, and is not checked
 
 
 def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> SearchProblem:
     """Draw random vectors, and codewords that shrink by half from level to level."""
     generator = torch.Generator().manual_seed(levels * 1000 + codewords)
-    books = [
-        torch.randn(codewords**level, codewords, width, generator=generator) * 0.5**level for level in range(levels)
-    ]
+    shapes = [(codewords**level, codewords, width) for level in range(levels)]
+    books = [torch.randn(shape, generator=generator) * 0.5**level for level, shape in enumerate(shapes)]
     flat = torch.randn(codewords**levels, width, generator=generator)
     return SearchProblem(torch.randn(vectors, width, generator=generator), books, flat)
 
@@ -73,22 +65,18 @@ def exact_search(
 ) -> tuple[Tensor, Tensor]:
     """Search as `search` in float64.
 
-    Returns:
-        The leaves (N,), and how clear each leaf is (N,): the least relative difference, over the levels, between the
-        cost of the last index that is kept and of the next. At most `TOLERANCE`, rounding decides.
+    Return the leaves (N,), and the margin of each (N,): the least relative difference, over the levels, between the
+    costs of the last path that is kept and of the next. Where it is at most `TOLERANCE`, rounding decides.
     """
-    parts = [
-        _exact(chunk.double(), books, width, coarse_weight)
-        for chunk in latents.split(128)  # type: ignore[no-untyped-call]
-    ]
-    leaves, clear = zip(*parts, strict=True)
-    return torch.cat(leaves), torch.cat(clear)
+    chunks = torch.split(latents.double(), 128)
+    leaves, margins = zip(*(_search_chunk(chunk, books, width, coarse_weight) for chunk in chunks), strict=True)
+    return torch.cat(leaves), torch.cat(margins)
 
 
-def _exact(latents: Tensor, books: Sequence[Tensor], width: int, weight: float) -> tuple[Tensor, Tensor]:
+def _search_chunk(latents: Tensor, books: Sequence[Tensor], width: int, weight: float) -> tuple[Tensor, Tensor]:
     size, rows = books[0].shape[1], torch.arange(len(latents)).unsqueeze(1)
     residuals, indices = latents.unsqueeze(1), torch.zeros(len(latents), 1, dtype=torch.long)
-    before, clear = torch.zeros_like(residuals[..., 0]), torch.full_like(latents[:, 0], torch.inf)
+    before, margin = torch.zeros_like(residuals[..., 0]), torch.full_like(latents[:, 0], torch.inf)
     for level, book in enumerate(map(Tensor.double, books), start=1):
         if level == 1:  # a flat codebook may be too large to be copied for each vector
             distances = torch.cdist(latents, book[0], compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -99,19 +87,19 @@ def _exact(latents: Tensor, books: Sequence[Tensor], width: int, weight: float) 
         least, best = costs.topk(min(kept + 1, costs.shape[1]), largest=False)
         if least.shape[1] > kept:
             gap = (least[:, kept] - least[:, kept - 1]) / least[:, kept]
-            clear = torch.minimum(clear, gap.nan_to_num(0.0))  # 0 / 0: two codewords are the vector
+            margin = torch.minimum(margin, gap.nan_to_num(0.0))  # 0 / 0: two codewords equal the vector
         best = best[:, :kept]
         parents = best // size
         before = before[rows, parents] + weight * distances[rows, best]
         indices = indices[rows, parents] * size + best % size
         residuals = residuals[rows, parents] - book.flatten(0, 1)[indices]
-    return indices[:, 0], clear
+    return indices[:, 0], margin
 
 
-def agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) -> float:
-    """Return the share of vectors whose leaf equals that of `exact_search`, among those whose leaf is clear."""
-    expected, clear = exact_search(latents, books)
-    return float((leaves == expected)[clear > TOLERANCE].double().mean())
+def measure_agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) -> float:
+    """Return the share of vectors whose leaf is that of `exact_search`, without those that rounding decides."""
+    expected, margins = exact_search(latents, books)
+    return float((leaves == expected)[margins > TOLERANCE].double().mean())
 
 
 def _methods(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
@@ -138,10 +126,7 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS,
 
     They also have floor (seconds that the multiply-adds take at the rate of matrix products in the same run),
     times_floor, agreement (with the oracle), and timed_on (vectors that were timed, fewer if the time is scaled).
-
-    Raises:
-        InputError: vector-quantize-pytorch is missing.
-        AssertionError: One of our methods disagrees with the oracle.
+    Raises InputError if vector-quantize-pytorch is missing, AssertionError if our methods disagree with the oracle.
     """
     rows = []
     for levels, codewords in grid:
@@ -155,10 +140,10 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS,
             runs[name], timed_on[name] = partial(method.run, chunk), len(chunk)
             if method.books:
                 chunk = chunk[: max(32, min(2_048, 2**26 // leaves))]
-                agreed[name] = agreement(chunk, method.books, method.run(chunk))
+                agreed[name] = measure_agreement(chunk, method.books, method.run(chunk))
         assert agreed["tree"] == agreed["flat"] == 1, f"a search disagrees with the oracle: {agreed}"
         products = matrix_rate() / 2
-        spent = {name: time * vectors / timed_on[name] for name, time in _interleaved(runs).items()}
+        spent = {name: time * vectors / timed_on[name] for name, time in _time_in_turns(runs).items()}
         for name, method in methods.items():
             floor = vectors * method.distances * width / products
             rows.append(
@@ -172,11 +157,10 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS,
     return rows
 
 
-def _interleaved(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def _time_in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Return the median seconds of each run, in turns; slow runs drop out when their time is spent.
 
-    A turn of a fast run starts with a call that is not timed, because it pays for what the run before left: sleeping
-    threads, and memory that went back to the system.
+    A turn of a fast run starts with a call that is not timed: it wakes threads and gets memory back.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     slow = {name for name, run in runs.items() if seconds(run) > _TURN}

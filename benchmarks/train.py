@@ -20,7 +20,7 @@ from hrvqvae.utils.device import Compute
 
 
 def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Search greedily as the definition says, one codeword after the other."""
+    """Search greedily as the definition says, codeword by codeword."""
     residual, index, indices = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
     for codebook in codebooks:
         children = range(codebook.shape[1])
@@ -61,11 +61,11 @@ class AutoencoderSide:
         self.step(self.state, self.batch)
         self.state.step += 1
 
-    def quantizing(self) -> Callable[[], object]:
+    def prepare_quantizers(self) -> Callable[[], object]:
         """Return a call of the quantizers' part of a step: search, losses, gradients, and updates of the codebooks."""
-        seen: list[tuple[ResidualQuantizer, torch.Tensor]] = []
+        inputs: list[tuple[ResidualQuantizer, torch.Tensor]] = []
         hooks = [
-            quantizer.register_forward_pre_hook(lambda quantizer, inputs: seen.append((quantizer, inputs[0].detach())))
+            quantizer.register_forward_pre_hook(lambda quantizer, args: inputs.append((quantizer, args[0].detach())))
             for quantizer in self.quantizers
         ]
         with torch.no_grad(), self.compute.autocast():
@@ -74,14 +74,14 @@ class AutoencoderSide:
             hook.remove()
         self.model.train()
 
-        def both_ways() -> None:
-            for quantizer, latents in seen:
+        def quantize() -> None:
+            for quantizer, latents in inputs:
                 quantized = quantizer(latents.requires_grad_())
                 total = torch.stack(list(quantized.losses.values())).sum()
                 gradients = [torch.ones_like(total), torch.ones_like(latents)]
                 torch.autograd.backward([total, quantized.latents], gradients)
 
-        return both_ways
+        return quantize
 
 
 def bench_train(config: Config, rounds: int = 12) -> list[Row]:
@@ -92,7 +92,7 @@ def bench_train(config: Config, rounds: int = 12) -> list[Row]:
     """
     sides = {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
-    calls |= {f"{name}, quantizer": side.quantizing() for name, side in sides.items()}
+    calls |= {f"{name}, quantizer": side.prepare_quantizers() for name, side in sides.items()}
     spent, batch = side_by_side(calls, rounds, sides["plain"].compute.device), config.training.batch_size
     return [
         {

@@ -68,7 +68,7 @@ def undrawn() -> Iterator[None]:
         write_atomic(path, b"not drawn")
 
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("training_curves", "prior_curves", "codeword_usage"):
+        for name in ("plot_training", "plot_prior", "plot_usage"):
             patched.setattr(curves, name, write)
         yield
 

@@ -331,7 +331,7 @@ def _of_file(path: Path) -> Parts:
 
 def _of_shards(path: Path) -> Parts:
     shards, found = find_shards(path.parent), Parts()
-    for rows in shards.rows(2):
+    for rows in shards.read_rows(2):
         for place, key in enumerate(rows.keys):
             found[key] = digest([rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]])
     return found | {"about": digest([shards.broken, shards.classes, str(Plan.read(path.parent))])}

@@ -34,11 +34,11 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
             tree = hierarchy.Tree(tree.codebooks, None, tree.name)
     else:
         model, config = Run(run).load()
-        books = hierarchy.codebooks_of(model)
+        books = hierarchy.get_codebooks(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"
             image = torch.from_numpy(load_images(config.data, "test").read(0, None))
-            tree = hierarchy.tree_at(model, image, (position[0], position[1]), name)
+            tree = hierarchy.make_tree(model, image, (position[0], position[1]), name)
         elif path is not None:
             tree = hierarchy.Tree(books, None, f"{config.name}, the path given")
         else:
@@ -58,7 +58,7 @@ def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> hierar
         angle = angle + generator.normal(0, 0.18, shape)
         radius = generator.uniform(0.75, 1.1, shape) * 0.42**level
         books.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
-    leaf = hierarchy.sums_of(books)[-1][generator.integers(codewords**levels)]
+    leaf = hierarchy.sum_choices(books)[-1][generator.integers(codewords**levels)]
     return hierarchy.Tree(
         books, leaf + generator.normal(0, 0.02, 2), f"{levels} levels of {codewords} codewords, synthetic"
     )

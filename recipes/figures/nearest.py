@@ -50,7 +50,7 @@ def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[f
     samples = model.sample(count, seed=seed)
     found, errors = nearest_training_images(samples, model.config.with_root(root))
     pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, found, strict=True)]
-    write_image(sheets.grid(pairs), out)
+    write_image(sheets.draw_grid(pairs), out)
     return errors
 
 

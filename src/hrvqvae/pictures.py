@@ -112,7 +112,7 @@ def sample(
         for index, (image, name) in enumerate(zip(drawn.images, drawn.classes, strict=True)):
             label = f"{name}-{index:0{digits}d}" if name else f"{index:0{digits}d}"
             write_image(to_pil(image), outputs.reserve(label.replace("/", "_"), ".png"))
-    write_image(sheets.grid(list(drawn.images)), out)
+    write_image(sheets.draw_grid(list(drawn.images)), out)
 
 
 def draw_completions(

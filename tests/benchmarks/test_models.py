@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks import gpu as report
 from benchmarks.gpu import SEARCHES, compare
 from benchmarks.layer_tuned import SmallAutoencoder
-from benchmarks.search import TOLERANCE, agreement, exact_search, make_problem
+from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from hrvqvae.quantize.search.tensors import search_tensors
 
 
@@ -63,7 +63,7 @@ def test_vectors_that_rounding_decides_are_not_judged() -> None:
         assert (found["worst"] > TOLERANCE) != tie
         same = compare(vectors, books, right, right, SEARCHES["greedy"])
         assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
-    assert (agreement(vectors, books, right[0]), agreement(vectors, books, wrong[0])) == (1, 0)
+    assert (measure_agreement(vectors, books, right[0]), measure_agreement(vectors, books, wrong[0])) == (1, 0)
 
 
 TINY = dataclasses.replace(

@@ -104,7 +104,7 @@ def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
     """By hand: a doubling takes 0.3 bits; a row is worth sqrt(2) of its images, each in half the time."""
     shown = {speedrun.HALF: (20, 2.5), speedrun.RECIPE: (40, 2.2), speedrun.TWICE: (80, 1.9), "4 layers": (40, 2.05)}
     rows = [{"change": change, "images": images, "bits": bits} for change, (images, bits) in shown.items()]
-    best, *_ = speedrun.summary(rows, {**dict.fromkeys(shown, 6.0), "4 layers": 3.0})
+    best, *_ = speedrun.summarize(rows, {**dict.fromkeys(shown, 6.0), "4 layers": 3.0})
     assert (best["change"], best["minutes"]) == ("4 layers", 2)
     assert (best["equal"], best["speed"]) == pytest.approx((4 * 2**0.5, 2 * 2**0.5))
     changes = (speedrun.RECIPE, speedrun.HALF, speedrun.TWICE, "Muon's iteration in bf16")
@@ -174,7 +174,7 @@ def test_the_speedrun_of_one_seed_has_no_p() -> None:
         {"change": change, "seed": seed, "bits": value, "images": images.get(change, 100)}
         for change, values in bits.items() for seed, value in enumerate(values)
     ]  # fmt: skip
-    summary = {row["change"]: row for row in speedrun.summary(rows, dict.fromkeys(bits, 1.0))}
+    summary = {row["change"]: row for row in speedrun.summarize(rows, dict.fromkeys(bits, 1.0))}
     assert "p" not in summary["batch 32"]
     assert summary["batch 32"]["spread"] == pytest.approx(0.00707, rel=1e-2)
 

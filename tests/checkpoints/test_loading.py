@@ -14,7 +14,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_own
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
-from hrvqvae.plots.sheets import grid
+from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors import generative
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
@@ -159,7 +159,7 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, 
     how = ["--class", "7", "--seed", "3", "--temperature", "0.8", "--top-k", "2", "--top-p", "0.9"]
     where = ["-o", str(tmp_path / "sheet.png"), "--save-dir", str(tmp_path / "single")]
     assert main(["sample", str(whole), "-n", "6", *how, *where]) == 0
-    assert np.array_equal(read_image(tmp_path / "sheet.png", 3), np.asarray(grid(list(images))).transpose(2, 0, 1))
+    assert np.array_equal(read_image(tmp_path / "sheet.png", 3), np.asarray(draw_grid(list(images))).transpose(2, 0, 1))
     for number, image in enumerate(images):
         written = torch.from_numpy(read_image(tmp_path / "single" / f"7-{number:04d}.png", 1))
         assert torch.equal(written, (image * 255).round().byte())

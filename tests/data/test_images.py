@@ -38,9 +38,6 @@ def test_orientation_is_followed(tmp_path: Path) -> None:
     assert read_image(tmp_path / "x.jpg", 3).shape == (3, 20, 10)
 
 
-# Conversions: one rule for every mode. An image that a greyscale model refused in RGB was taken in others.
-
-
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_mode_is_converted_and_what_is_lost_is_told(mode: str, channels: int, tmp_path: Path) -> None:
@@ -80,7 +77,7 @@ def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
 
 
 def _rgb16() -> bytes:
-    """A PNG of one pixel of 3 x 16 bits, which Pillow writes in no mode."""
+    """Return a PNG of a pixel of 3 x 16 bits, which Pillow can't write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import batches, evaluation_batches, explain_worker_errors, sample_stream
 from hrvqvae.data.image_sets import ImageSet, make_rng
-from hrvqvae.data.loading import data_root, load_images
+from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
-from tests.conftest import drawn_digits
+from tests.conftest import drawn_digits, same
 from tests.data.stored import folder_config
 
 
 def paths_of(folder: Path, split: str = "train") -> list[Path]:
-    """The files of a split, in order."""
+    """Return the files of a split, in order."""
     images = load_images(folder_config(folder, memory_mb=0), split)
-    return [Path(images.where(index)) for index in range(len(images))]
+    return [Path(images.source.where(int(images.rows[index]))) for index in range(len(images))]
 
 
 def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
@@ -34,8 +34,11 @@ def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
     expected, labels = drawn_digits(96, 1)
     np.testing.assert_array_equal(np.stack([images.read(index, None) for index in range(96)])[:, 0], expected)
     np.testing.assert_array_equal(images.labels, labels)
-    direct = load_images(DataConfig(dataset="mnist", root=str(mnist_root / "mnist"), size=12, channels=1), "test")
+    direct = load_images(dataclasses.replace(config, root=str(mnist_root / "mnist")), "test")
     assert len(direct) == 40
+    for fields in ({"channels": 3}, {"size": 28}):
+        with pytest.raises(InputError, match=r"mnist has 1 channels of 12x12 pixels; data.channels is"):
+            load_images(dataclasses.replace(config, **fields), "train")
 
 
 def test_missing_data_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,26 +51,20 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mon
         load_images(DataConfig(dataset="pets", channels=3), "train")
 
 
-@pytest.mark.parametrize("fields", [{"channels": 3, "size": 12}, {"size": 28}])
-def test_channels_and_size_of_a_published_set(fields: dict[str, int], mnist_root: Path) -> None:
-    with pytest.raises(InputError, match=r"mnist has 1 channels of 12x12 pixels; data.channels is"):
-        load_images(DataConfig(dataset="mnist", root=str(mnist_root), **fields), "train")
-
-
 def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "variable"))
-    assert data_root("given") == Path("given")
-    assert data_root(None) == tmp_path / "variable"
+    assert find_data_root("given") == Path("given")
+    assert find_data_root(None) == tmp_path / "variable"
     monkeypatch.delenv("HRVQVAE_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert data_root(None).name == "hrvqvae"
+    assert find_data_root(None).name == "hrvqvae"
     for name in ("XDG_CACHE_HOME", "HOME"):  # as in a container with a user of no name
         monkeypatch.delenv(name)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(InputError, match="HOME is not set: .*HRVQVAE_DATA"):
-        data_root(None)
+        find_data_root(None)
     with pytest.raises(InputError, match="give a path without ~"):
-        data_root("~/images")
+        find_data_root("~/images")
 
 
 def test_a_root_that_is_given_is_all_of_it(picture_folder: Path) -> None:
@@ -103,24 +100,21 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb: int, pictu
     config = folder_config(picture_folder, memory_mb=memory_mb)
     whole = load_images(config, "train")
     cut = dataclasses.replace(config, validation=0.2)
-    parts = {split: load_images(cut, split) for split in ("train", "test")}
-    assert len(parts["test"]) == len(whole) // 5
 
     def pixels(images: ImageSet) -> list[bytes]:
         return [images.read(index, None).tobytes() for index in range(len(images))]
 
-    held = pixels(parts["test"])
-    assert [one for one in pixels(whole) if one not in held] == pixels(parts["train"])
-    assert set(held) <= set(pixels(whole))
-    assert not set(held) & set(pixels(load_images(config, "test")))
+    train, validation = (pixels(load_images(cut, split)) for split in ("train", "test"))
+    assert len(validation) == len(whole) // 5
+    assert [image for image in pixels(whole) if image not in validation] == train
+    assert set(validation) <= set(pixels(whole))
+    assert not set(validation) & set(pixels(load_images(config, "test")))
     with pytest.raises(InputError, match="leaves one part empty"):
         load_images(dataclasses.replace(config, validation=0.01), "test")
     paths_of(picture_folder)[0].write_bytes(b"no image")
     cut = dataclasses.replace(cut, on_error="skip")
-    assert sum(len(load_images(cut, split)) for split in parts) == len(whole) - bool(memory_mb), "left out on reading"
-
-
-# The order of batches, augmentation, what is skipped
+    counts = [len(load_images(cut, split)) for split in ("train", "test")]
+    assert counts == [len(train) - bool(memory_mb), len(validation)], "left out when decoded, of the same images"
 
 
 def test_an_epoch_shows_every_image_once() -> None:
@@ -141,13 +135,10 @@ def test_flips_in_memory() -> None:
 
 
 def test_every_stream_is_its_own() -> None:
-    """A number more, another number and another purpose are other streams; numpy takes (3, 1) and (3, 1, 0) for one."""
-    numbers = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
-    drawn = {make_rng(purpose, *some).bytes(16) for purpose in ("order", "augmentation") for some in numbers}
-    assert len(drawn) == 2 * len(numbers)
-
-
-# Evaluation
+    """By numbers, their count and the purpose; numpy takes (3, 1) and (3, 1, 0) for the same seed."""
+    seeds = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
+    drawn = {make_rng(purpose, *seed).bytes(16) for purpose in ("order", "augmentation") for seed in seeds}
+    assert len(drawn) == 2 * len(seeds)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 1000])
@@ -158,12 +149,9 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture
     count = len(images) if limit is None else min(limit, len(images))
     assert len(pixels) == count
     whole = np.stack([images.read(index, None) for index in range(len(images))])
-    places = [int(np.flatnonzero((whole == one.numpy()).all((1, 2, 3)))[0]) for one in pixels]
+    places = [int(np.flatnonzero((whole == image.numpy()).all((1, 2, 3)))[0]) for image in pixels]
     assert places[0] == 0
     assert all(0 < after - before <= -(-len(images) // count) for before, after in pairwise([*places, len(images)]))
-
-
-# Workers, broken and converted images
 
 
 def test_one_core_gets_one_worker(picture_folder: Path) -> None:
@@ -173,10 +161,10 @@ def test_one_core_gets_one_worker(picture_folder: Path) -> None:
     expected = list(evaluation_batches(images, batch_size=7))
     os.sched_setaffinity(0, {min(cores)})
     try:
-        found = list(evaluation_batches(images, batch_size=7, workers=3))
+        decoded = list(evaluation_batches(images, batch_size=7, workers=3))
     finally:
         os.sched_setaffinity(0, cores)
-    assert all(torch.equal(one.images, other.images) for one, other in zip(found, expected, strict=True))
+    assert same([batch.images for batch in decoded], [batch.images for batch in expected])
 
 
 def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
@@ -199,17 +187,17 @@ def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pyt
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))
-def test_parts_are_disjoint_in_order_and_of_one_size(total: int, count: int) -> None:
-    parts = [RankSlice(number, count).of(total) for number in range(count)]
-    assert [place for part in parts for place in part] == list(range(total))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_slices_are_disjoint_in_order_and_of_equal_size(total: int, count: int) -> None:
+    slices = [RankSlice(rank, count).of(total) for rank in range(count)]
+    assert [*chain(*slices)] == list(range(total))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_the_parts_of_a_stream_are_the_stream_whoever_goes_on_with_it(count: int) -> None:
-    """Stopped with two, it goes on with any number: no gap, no repeat."""
+def test_the_slices_of_a_stream_are_the_stream(count: int) -> None:
+    """Stopped with two processes, it goes on with any number: no gap, no repeat."""
     whole = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
-    before = [list(islice(sample_stream(50, 12, 3, 0, RankSlice(number, 2)), 4)) for number in range(2)]
-    after = [list(islice(sample_stream(50, 12, 3, 4, RankSlice(number, count)), 5)) for number in range(count)]
+    before = [list(islice(sample_stream(50, 12, 3, 0, RankSlice(rank, 2)), 4)) for rank in range(2)]
+    after = [list(islice(sample_stream(50, 12, 3, 4, RankSlice(rank, count)), 5)) for rank in range(count)]
     steps = [[*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)]
     assert steps == whole

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from hrvqvae.data.image_sets import ImageSet, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import HELD_OUT, parquet, tars
-from hrvqvae.data.sources.files import named_files
+from hrvqvae.data.sources.files import match_files
 from hrvqvae.utils.errors import InputError
-from tests.data.stored import folder_config, folder_of, write_parquet, write_tar
+from tests.data.stored import folder_config, write_parquet, write_tar
 
 SPLITS = ("train", "test")
 FORMS = ("folder", "tar", "parquet", "npy", "npz")
@@ -48,45 +48,45 @@ def decoded(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
+def planes(images: Iterable[bytes]) -> np.ndarray:
+    return np.stack([decoded(image).transpose(2, 0, 1) for image in images])
+
+
 def store(form: str, root: Path, files: dict[str, bytes]) -> Path:
-    """Images by name in a form, several files of it where there can be; their folders "0", "1" ... are their labels."""
-    labels = [int(name.split("/")[-2]) for name in files]
+    """Write images by name in a form, in three tars or Parquet files; their folders "0", "1" ... are their labels."""
+    labels = {name: int(name.split("/")[-2]) for name in files}
     root.parent.mkdir(parents=True, exist_ok=True)
     if form == "folder":
-        for name, one in files.items():
+        for name, image in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_bytes(one)
-    elif form == "tar":
-        for number, names in enumerate(np.array_split(list(files), 3)):
+            (root / name).write_bytes(image)
+        return root
+    for index, names in enumerate(np.array_split(list(files), 3)):
+        if form == "tar":
             members = {}
             for name in names.tolist():
-                members |= {name: files[name], f"{name.rpartition('.')[0]}.cls": name.split("/")[-2].encode()}
-            write_tar(Path(f"{root}-{number}.tar"), members)
-    elif form == "parquet":
-        for number, names in enumerate(np.array_split(list(files), 3)):
-            some = [labels[list(files).index(name)] for name in names]
-            images = [files[name] for name in names]
-            write_parquet(Path(f"{root}-{number}.parquet"), images, some, paths=names.tolist(), rows=4)
-    elif form == "npy":
-        np.save(f"{root}-images.npy", np.asarray(np.stack([decoded(one) for one in files.values()]), order="F"))
-        np.save(f"{root}-labels.npy", labels)
-    else:
-        np.savez(f"{root}.npz", images=np.stack([decoded(one) for one in files.values()]), labels=labels)
-    return root if form == "folder" else root.parent
+                members |= {name: files[name], f"{name.rpartition('.')[0]}.cls": b"%d" % labels[name]}
+            write_tar(Path(f"{root}-{index}.tar"), members)
+        elif form == "parquet":
+            images, values = ([table[name] for name in names] for table in (files, labels))
+            write_parquet(Path(f"{root}-{index}.parquet"), images, values, paths=names.tolist(), rows=4)
+    if form == "npy":
+        np.save(f"{root}-images.npy", np.asarray(np.stack([*map(decoded, files.values())]), order="F"))
+        np.save(f"{root}-labels.npy", [*labels.values()])
+    elif form == "npz":
+        np.savez(f"{root}.npz", images=np.stack([*map(decoded, files.values())]), labels=[*labels.values()])
+    return root.parent
 
 
 def drawn(count: int, seed: int = 0) -> dict[str, bytes]:
-    """Drawn images by sorted names in folders 0, 1 and 2."""
-    names = sorted(f"{(number * 7) % 3}/{number:03d}.png" for number in range(count))
-    return {name: png(seed + number) for number, name in enumerate(names)}
+    """Return random images by sorted names in folders 0, 1 and 2."""
+    names = sorted(f"{(index * 7) % 3}/{index:03d}.png" for index in range(count))
+    return {name: png(seed + index) for index, name in enumerate(names)}
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-# The contract
 
 
 @pytest.mark.parametrize(("form", "held_out"), [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
@@ -96,8 +96,7 @@ def test_a_given_split(form: str, held_out: str, tmp_path: Path) -> None:
         store(form, tmp_path / "set" / word, files)
     for split, files in zip(SPLITS, stored.values(), strict=True):
         images = loaded(tmp_path / "set", split)
-        expected = np.stack([decoded(one).transpose(2, 0, 1) for one in files.values()])
-        np.testing.assert_array_equal(content(images), expected)
+        np.testing.assert_array_equal(content(images), planes(files.values()))
         assert images.labels.tolist() == [int(name[0]) for name in files]
         assert images.classes == ("0", "1", "2")
         assert loaded(tmp_path / "set", split, labels=False).classes == ()
@@ -107,43 +106,44 @@ def test_a_given_split(form: str, held_out: str, tmp_path: Path) -> None:
 def test_a_hash_of_each_name_divides(form: str, tmp_path: Path) -> None:
     files = drawn(40)
     root = store(form, tmp_path / "set" / "images", files)
-    numbers = [int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") for name in files]
-    test = [number < 0.2 * 2**64 for number in numbers]
-    for split, wanted in (("train", False), ("test", True)):
-        images = loaded(root, split, test_fraction=0.2)
-        chosen = [one for one, held_out in zip(files.values(), test, strict=True) if held_out == wanted]
-        np.testing.assert_array_equal(content(images), [decoded(one).transpose(2, 0, 1) for one in chosen])
-    first = [loaded(root, split, split="sorted", train_samples=30) for split in SPLITS]
-    assert [len(images) for images in first] == [30, 10]
-    np.testing.assert_array_equal(content(first[1])[0], decoded(list(files.values())[30]).transpose(2, 0, 1))
+    hashes = {name: hashlib.blake2b(name.encode(), digest_size=8).digest() for name in files}
+    test = [files[name] for name, value in hashes.items() if int.from_bytes(value, "big") < 0.2 * 2**64]
+    train = [image for image in files.values() if image not in test]
+    for split, expected in (("train", train), ("test", test)):
+        np.testing.assert_array_equal(content(loaded(root, split, test_fraction=0.2)), planes(expected))
+    first = [content(loaded(root, split, split="sorted", train_samples=30)) for split in SPLITS]
+    np.testing.assert_array_equal(np.concatenate(first), planes(files.values()))
+    assert [*map(len, first)] == [30, 10]
     with pytest.raises(InputError, match="has 40 images, none in the test split.*--data.split"):
         loaded(root, "test", split="sorted", train_samples=40)
 
 
 def test_no_split_is_empty(tmp_path: Path) -> None:
-    for start in range(60):
-        np.save(tmp_path / f"{start}.npy", np.zeros((2 + start // 40, 4, 4), np.uint8))
-        assert all(len(loaded(tmp_path / f"{start}.npy", split, channels=1)) for split in SPLITS)
+    for index in range(30):
+        np.save(tmp_path / f"{index}.npy", np.zeros((2 + index // 20, 4, 4), np.uint8))
+        assert all(len(loaded(tmp_path / f"{index}.npy", split, channels=1)) for split in SPLITS)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With any number of processes, forked or pickled; nothing open goes along."""
+    """In this process and in two, forked, pickled, and with a small window; nothing open goes along."""
     files = drawn(40)
-    roots = [store(one, tmp_path / one / "images", files) for one in ("folder", form)]
+    roots = [store(name, tmp_path / name / "images", files) for name in ("folder", form)]
     options = {"crop": "random", "flip": True, "size": 12, "split": "sorted", "train_samples": 30}
     folder, images = (loaded(root, **options) for root in roots)
-    expected = list(islice(batches(folder, batch_size=4, seed=2), 14))
     assert len({folder.read(0, (1, epoch, 0)).tobytes() for epoch in range(8)}) > 1
+
+    def read(images: ImageSet, workers: int = 0) -> torch.Tensor:
+        return torch.cat([batch.images for batch in islice(batches(images, batch_size=4, seed=2, workers=workers), 14)])
+
+    expected = read(folder)
+    assert torch.equal(read(images), expected)
+    assert torch.equal(read(pickle.loads(pickle.dumps(images)), workers=2), expected)
+    assert torch.equal(next(batches(images, batch_size=4, seed=2, first_step=11)).images, expected[44:48])
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 3_000)
-    windowed = loaded(roots[1], **options)
-    for one in (images, pickle.loads(pickle.dumps(images)), *((windowed,) if form != "parquet" else ())):
-        for workers in (0, 2):
-            found = list(islice(batches(one, batch_size=4, seed=2, workers=workers), 14))
-            assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
-        assert torch.equal(next(batches(one, batch_size=4, seed=2, first_step=11)).images, expected[11].images)
-    single, several = (list(islice(batches(windowed, batch_size=4, seed=2, workers=n), 14)) for n in (0, 2))
-    assert all(torch.equal(a.images, b.images) for a, b in zip(single, several, strict=True))
+    windowed = read(loaded(roots[1], **options))
+    assert torch.equal(read(loaded(roots[1], **options), workers=2), windowed)
+    assert torch.equal(windowed, expected) == (form != "parquet")
     assert len(pickle.dumps(images)) < 5_000
     assert multiprocessing.active_children() == [], "processes have ended with who asked for batches"
 
@@ -160,11 +160,11 @@ def test_broken_images_stop_or_are_skipped(
     options = {"memory_mb": memory_mb, "split": "sorted", "train_samples": 10}
     with pytest.raises(BrokenImageError, match=r"is not a readable .*--data.on_error skip"):
         list(evaluation_batches(loaded(root, **options), batch_size=2))
-    found = list(evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2))
-    assert sum(len(batch.images) for batch in found) == 8
-    assert all(len(batch.images) for batch in found), "no batch is empty"
+    counts = [len(batch.images) for batch in evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2)]
+    assert sum(counts) == 8
+    assert all(counts), "no batch is empty"
     assert len(caplog.messages) == bool(memory_mb)
-    assert all(told.startswith("broken images skipped: 2 of 10, the first: ") for told in caplog.messages)
+    assert all(line.startswith("broken images skipped: 2 of 10, the first: ") for line in caplog.messages)
     root = store(form, tmp_path / "broken" / "images", dict.fromkeys(drawn(10), b"nothing"))
     with pytest.raises(InputError, match="all images are broken"):
         next(batches(loaded(root, **options, on_error="skip"), batch_size=2, seed=0))
@@ -172,24 +172,19 @@ def test_broken_images_stop_or_are_skipped(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its shards open
 def test_shards_of_webdataset_are_read(picture_folder: Path, tmp_path: Path) -> None:
-    """WebDataset's own writer."""
+    """As WebDataset's writer writes them."""
     import webdataset
 
-    files = folder_of(picture_folder)
-    (tmp_path / "theirs").mkdir()
-    with webdataset.TarWriter(str(tmp_path / "theirs" / "train-0.tar")) as writer:
-        for number, (name, one) in enumerate(files.items()):
-            writer.write({"__key__": f"{number:06d}", name.rpartition(".")[2]: one, "cls": number % 3})
-    theirs = loaded(tmp_path / "theirs" / "train-0.tar", test_fraction=0.5)
-    assert theirs.classes == ("0", "1", "2")
-    assert theirs.labels.tolist() == [int(row) % 3 for row in theirs.rows]
-
-
-# Folders
+    with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
+        for index, path in enumerate(sorted(picture_folder.rglob("*.*"))):
+            writer.write({"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 3})
+    images = loaded(tmp_path / "train-0.tar", test_fraction=0.5)
+    assert images.classes == ("0", "1", "2")
+    assert images.labels.tolist() == [int(row) % 3 for row in images.rows]
 
 
 def touch(folder: Path, *names: str) -> None:
-    """Files that are images by their names: listing opens none."""
+    """Create empty files, which are listed by their names."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -197,7 +192,10 @@ def touch(folder: Path, *names: str) -> None:
 
 def names_of(folder: Path, split: str = "train", **changes: object) -> list[str]:
     images = loaded(folder, split, **changes)
-    return [Path(images.where(index)).relative_to(folder).as_posix() for index in range(len(images))]
+    return [
+        Path(images.source.where(int(images.rows[index]))).relative_to(folder).as_posix()
+        for index in range(len(images))
+    ]
 
 
 def test_given_splits_of_folders(tmp_path: Path) -> None:
@@ -232,7 +230,7 @@ def test_folders_that_are_refused(names: list[str], message: str, tmp_path: Path
     assert "train/a/0.png" not in names or "test/1.png" not in names or names_of(tmp_path, labels=False)
 
 
-def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "0.png", "1.png")
     folder = tmp_path / "set"
     touch(folder, "train/2.png")
@@ -246,6 +244,11 @@ def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path, caplo
         write_tar(tmp_path / "disk" / split / "0.tar", {"a.png": png(1)})
         (tmp_path / "tars" / split).symlink_to(tmp_path / "disk" / split)
     assert [len(loaded(tmp_path / "tars", split)) for split in SPLITS] == [1, 1]
+    touch(tmp_path / "deep", "a/b/1.png")
+    (tmp_path / "deep" / "a" / "b" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "deep" / "a")
+    names = names_of(tmp_path / "deep") + names_of(tmp_path / "deep", "test")
+    assert sorted(names) == ["a/b/1.png", "a/b/link/0.png", "a/b/link/1.png"], "at any depth, once around"
 
 
 def test_unreadable_folders_are_told(
@@ -275,7 +278,7 @@ def test_names_that_stand_for_files(tmp_path: Path) -> None:
     touch(tmp_path, "a-8.tar", "a-9.tar", "a-10.tar", "b-1.tar", "c[1].tar", ".hidden.tar")
 
     def names(pattern: str) -> list[str]:
-        return [path.name for path in named_files(tmp_path / pattern)]
+        return [path.name for path in match_files(tmp_path / pattern)]
 
     assert names("a-{8..10}.tar") == ["a-8.tar", "a-9.tar", "a-10.tar"]
     assert names("{a-8,b-1}.tar") == ["a-8.tar", "b-1.tar"]
@@ -290,24 +293,23 @@ def test_names_that_stand_for_files(tmp_path: Path) -> None:
         ("a-{0..99999999}.tar", "no range of at most"),
     ):
         with pytest.raises(InputError, match=message):
-            named_files(tmp_path / pattern)
-
-
-# Tars
+            match_files(tmp_path / pattern)
 
 
 def test_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "KEPT_FROM", 10)
     shards, scanned, real = store("tar", tmp_path / "shards" / "x", drawn(15)), list[str](), tars.scan
-    monkeypatch.setattr(tars, "scan", lambda path, *found: (scanned.append(path.name), real(path, *found)))
+    monkeypatch.setattr(tars, "scan", lambda path, *lists: (scanned.append(path.name), real(path, *lists)))
 
     def read() -> tuple[int, np.ndarray]:
         scanned.clear()
         images = content(loaded(shards))
         return len(scanned), images
 
-    (first, images), (again, same) = read(), read()
-    assert (first, again) == (3, 0)
+    count, images = read()
+    assert count == 3
+    count, same = read()
+    assert count == 0
     np.testing.assert_array_equal(same, images)
     write_tar(shards / "x-1.tar", {f"1-{seed}.png": png(100 + seed) for seed in range(6)})
     changed, others = read()
@@ -345,17 +347,17 @@ def test_links_in_a_tar_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", {f"{number}.png": png(number) for number in range(4)})
+    path = write_tar(tmp_path / "a.tar", {f"{index}.png": png(index) for index in range(4)})
     whole = path.read_bytes()
     with tarfile.open(path) as archive:
         ends = [member.offset_data + member.size for member in archive]
     end = -(-ends[-1] // 512) * 512
-    for length in [*range(0, end + 512, 97), *ends, *(one + 1 for one in ends), end, end + 100]:
+    for length in [*range(0, end + 512, 97), *ends, *(value + 1 for value in ends), end, end + 100]:
         path.write_bytes(whole[:length])
-        last = sum(one <= length for one in ends) - 1
-        told = f"cut short or damaged after its member [{last}{last + 1}].png"
-        none = "|no uncompressed tar" if last < 0 else ""
-        with pytest.raises(InputError, match=f"a.tar is ({told}{none}).*; get or pack it again"):
+        last = sum(value <= length for value in ends) - 1
+        message = f"cut short or damaged after its member [{last}{last + 1}].png"
+        other = "|no uncompressed tar" if last < 0 else ""
+        with pytest.raises(InputError, match=f"a.tar is ({message}{other}).*; get or pack it again"):
             loaded(path)
     path.write_bytes(whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :])
     with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 1.png"):
@@ -368,15 +370,12 @@ def test_only_what_is_asked_is_read_of_a_given_split(tmp_path: Path) -> None:
     assert len(loaded(tmp_path, labels=False)) == 1
 
 
-# Parquet and arrays
-
-
 def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger than the window: each row group is read once in an epoch, and every epoch has each image once."""
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 23_000)
-    for number in range(2):
-        images = [png(10 * number + seed, (20, 16)) for seed in range(50)]
-        write_parquet(tmp_path / f"{number}.parquet", images, rows=5)
+    for index in range(2):
+        images = [png(10 * index + seed, (20, 16)) for seed in range(50)]
+        write_parquet(tmp_path / f"{index}.parquet", images, rows=5)
     images = loaded(tmp_path, test_fraction=0.3)
     groups = images.source.groups
     assert 5_000 < groups[0].bytes < 11_500, "two and more row groups fit into the window"
@@ -425,11 +424,8 @@ def test_other_arrays(save: object, tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.labels, images.rows % 7)
 
 
-# What can be wrong
-
-
 def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
-    """(root, what the one line says)"""
+    """Yield each input and its message."""
     images = [png(seed) for seed in range(4)]
     yield write_tar(folder / "text.tar", {"a.txt": b"no image"}), "text.tar: no PNG, JPEG or WebP image is in it"
     for label in (b"cat", b"9" * 20, b"9" * 5000):
@@ -477,8 +473,8 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     np.save(folder / "odd-labels.npy", np.arange(5) / 2)
     for name, array, message in (
         ("float", pixels.astype(np.float32), "float.npy has type float32; images are uint8"),
-        ("second", pixels, r"has shape \(5, 3, 8, 8\); .*transpose\(0, 2, 3, 1\)"),
-        ("flat", pixels.reshape(5, -1), r"has shape \(5, 192\); images are \(N, Y, X\) or"),
+        ("second", pixels, r"has shape \(5, 3, 8, 8\); images are \(N, Y, X\), or"),
+        ("flat", pixels.reshape(5, -1), r"has shape \(5, 192\); images are \(N, Y, X\), or"),
         ("many", flat, "many-labels.npy has 6 labels for the 5 images of .*many.npy"),
         ("odd", flat, r"odd-labels.npy has shape \(5,\) and type float64; labels are"),
     ):
@@ -497,10 +493,10 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     for name in ("cutted.npy", "object.npy", "object.npz", "header.npy", "inflated.npz"):
         yield folder / name, "is damaged or holds no numbers"
     np.savez(folder / "keys.npz", pixels=pixels, more=pixels)
-    yield folder / "keys.npz", "holds pixels, more; name the images `images` or `x`"
+    yield folder / "keys.npz", "holds pixels, more; name images `images` or `x`"
     content[content.index(b"PK\1\2") + 6] = 255  # the version that reads it
-    for some in (b"nothing", bytes(content)):
-        (folder / "zip.npz").write_bytes(some)
+    for damage in (b"nothing", bytes(content)):
+        (folder / "zip.npz").write_bytes(damage)
         yield folder / "zip.npz", "zip.npz can't be read"
 
 
@@ -519,16 +515,16 @@ def test_shards_are_no_published_set(tmp_path: Path) -> None:
 
 
 def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
-    """Every form: an image of the same name and size that is another one, and a copy elsewhere that is the same."""
-    files = {f"0/{number}.png": png(number) for number in range(9)}
+    """Every form: another image of the same name and size, and a copy elsewhere."""
+    files = {f"0/{index}.png": png(index) for index in range(9)}
     same_size = png(50)[: len(files["0/4.png"])].ljust(len(files["0/4.png"]), b"\0")
     for form in FORMS:
-        others = files | {"0/4.png": same_size if form in ("folder", "tar") else png(50)}
-        first, again, changed = (
-            loaded(store(form, tmp_path / f"{form}{copy}" / "set", images), split="sorted", train_samples=9).digest()
-            for copy, images in enumerate((files, files, others))
-        )
-        assert first == again != changed, form
+        changed = files | {"0/4.png": same_size if form in ("folder", "tar") else png(50)}
+        roots = [
+            store(form, tmp_path / f"{form}{i}" / "set", images) for i, images in enumerate((files, files, changed))
+        ]
+        first, again, other = (loaded(root, split="sorted", train_samples=9).digest() for root in roots)
+        assert first == again != other, form
 
 
 def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -541,15 +537,6 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     assert f"{tmp_path / 'split'}: 2 images outside of train/ and test/ left out" in caplog.messages
 
 
-def test_linked_folders_at_any_depth_are_followed_once_around(tmp_path: Path) -> None:
-    touch(tmp_path / "elsewhere", "0.png")
-    touch(tmp_path / "set", "a/b/1.png")
-    (tmp_path / "set" / "a" / "b" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set" / "a")
-    names = names_of(tmp_path / "set") + names_of(tmp_path / "set", "test")
-    assert sorted(names) == ["a/b/1.png", "a/b/link/0.png"]
-
-
 def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "zeros.npz", images=np.zeros((80_000, 32, 32), np.uint8))
     with pytest.raises(InputError, match=r"zeros.npz: images has 82 MB in 0\.\d MB, .*numpy.savez"):
@@ -560,9 +547,8 @@ def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypat
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "rows.parquet")
     with pytest.raises(InputError, match=r"rows.parquet has 1,000,000 rows in [\d,]+ bytes, which are no images"):
         loaded(tmp_path / "rows.parquet")
-    pictures = [png(number % 50) for number in range(2_000)]
-    table = pa.table({"image": pa.array(pictures), "label": labels[:2_000]})
+    table = pa.table({"image": pa.array([png(seed) for seed in range(50)] * 40), "label": labels[:2_000]})
     pq.write_table(table, tmp_path / "text.parquet")
-    images_of_text = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
-    assert images_of_text.classes == ("x" * 10_000,)
-    assert images_of_text.source.labels.nbytes == 8 * 2_000
+    labelled = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
+    assert labelled.classes == ("x" * 10_000,)
+    assert labelled.source.labels.nbytes == 8 * 2_000

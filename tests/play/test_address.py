@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from hrvqvae.play.address import LOOPBACK, admits, check_address, host_names
+from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_hosts
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused
 
@@ -24,8 +24,8 @@ def test_an_address_that_can_not_be_served_is_one_line() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "me.example"])
 def test_foreign_names_of_the_host_are_refused(host: str) -> None:
-    hosts = host_names(host)
-    assert not admits(hosts, "rebound.example")
-    assert not admits(hosts, "")
-    assert all(admits(hosts, name) for name in (*LOOPBACK, host))
-    assert admits(hosts, "192.0.2.7") == admits(hosts, socket.gethostname()) == (host != "127.0.0.1")
+    hosts = list_hosts(host)
+    assert not is_admitted("rebound.example", hosts)
+    assert not is_admitted("", hosts)
+    assert all(is_admitted(name, hosts) for name in (*LOOPBACK, host))
+    assert is_admitted("192.0.2.7", hosts) == is_admitted(socket.gethostname(), hosts) == (host != "127.0.0.1")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
-from hrvqvae.play.tasks import Limits, _reduced, marked, take
+from hrvqvae.play.tasks import Limits, _reduce, parse_marks, read_upload
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, write_picture
 
@@ -48,27 +48,27 @@ def test_a_hostile_upload_is_one_line(kind: str, tmp_path: Path, monkeypatch: py
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match=f"^hostile.png .*{line}") as found:
-        take(path, 1, 28, Limits())
+        read_upload(path, 1, 28, Limits())
     assert "\n" not in str(found.value)
     assert str(tmp_path) not in str(found.value)
 
 
 def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
-    found = take(tmp_path / "x.png", 1, 28, Limits())
-    assert (found.own.shape, found.square.shape) == ((1, 40, 60), (1, 28, 28))
+    found = read_upload(tmp_path / "x.png", 1, 28, Limits())
+    assert (found.whole.shape, found.square.shape) == ((1, 40, 60), (1, 28, 28))
     assert found.note == "colour to greyscale"
     monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
-    small = take(tmp_path / "x.png", 3, 28, Limits())
-    assert small.own.shape == (3, 20, 30)
+    small = read_upload(tmp_path / "x.png", 3, 28, Limits())
+    assert small.whole.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
-    assert abs(float(small.own.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1
+    assert abs(float(small.whole.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3_000), st.integers(1, 3_000), st.integers(1, 4_000))
 def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels: int) -> None:
-    found, note = _reduced(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width), pixels)
+    found, note = _reduce(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width), pixels)
     rows, columns = found.shape[-2:]
     assert rows * columns <= max(1, pixels)
     assert bool(note) == (height * width > pixels)
@@ -82,13 +82,13 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
 )  # fmt: skip
 def test_marks_that_are_none_are_refused(told: str) -> None:
     with pytest.raises(InputError, match="load the page anew"):
-        marked(told)
+        parse_marks(told)
 
 
 def test_marks_are_those_of_the_painter() -> None:
-    assert marked('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
-    assert marked('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
-    assert not marked(None).any()
+    assert parse_marks('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
+    assert parse_marks('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
+    assert not parse_marks(None).any()
 
 
 @cache
@@ -140,7 +140,7 @@ def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None
 
 def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
     paths = model.autoencoder.codeword_indices(model.encode(image[None]))
-    for level, (found, path) in enumerate(zip(tasks.usage(model, image), paths, strict=True), start=1):
+    for level, (found, path) in enumerate(zip(tasks.measure_usage(model, image), paths, strict=True), start=1):
         codewords, used, perplexity, trained = found
         counted = Counter(path.flatten().tolist())
         shares = [count / path.numel() for count in counted.values()]
@@ -153,10 +153,10 @@ def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
 def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Tensor) -> None:
     codes, where = model.encode(image[None]), model.config.model.geometry
     for x, y in ((0, 0), (5, 3), (11, 11)):
-        figure = tasks.hierarchy_at(model, image, x, y)
+        figure = tasks.draw_hierarchy(model, image, x, y)
         row, column = (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit
         shown = [int(axes.texts[0].get_text().strip("$").split("=")[1]) for axes in figure.axes]
         assert shown == [int(code[0, row, column]) for code in codes]
         figure.savefig(BytesIO(), format="png")
     with pytest.raises(InputError, match="not on the latent grid"):
-        tasks.hierarchy_at(model, image, 99, 0)
+        tasks.draw_hierarchy(model, image, 99, 0)

@@ -29,19 +29,19 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
 
 
 def test_curves_of_a_run_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    curves.training_curves([], tmp_path / "curves.png")
-    curves.codeword_usage([torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png")
+    curves.plot_training([], tmp_path / "curves.png")
+    curves.plot_usage([torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png")
     assert read_image(tmp_path / "curves.png", 3).shape[0] == read_image(tmp_path / "usage.png", 3).shape[0] == 3
     with pytest.raises(InputError, match="can't be written"):
-        curves.training_curves([], tmp_path / "nowhere" / "curves.png")
+        curves.plot_training([], tmp_path / "nowhere" / "curves.png")
     figures = list[Figure]()
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
     records = [
         {"kind": "train", "step": step, "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0} for step in (9, 18)
     ]
     for some in (records[:1], records):
-        curves.training_curves(some, tmp_path / "curves.png")
-        curves.prior_curves(some, tmp_path / "curves.png")
+        curves.plot_training(some, tmp_path / "curves.png")
+        curves.plot_prior(some, tmp_path / "curves.png")
     markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
     assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
@@ -32,40 +33,39 @@ from hrvqvae.tokens.tokenize import Tokenizer
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
-from tests.conftest import drawn_digits, refused, write_picture
+from tests.conftest import drawn_digits, refused, same, write_picture
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, train_levels, trained_copy
 
 
 def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path:
-    """Drawn digits as PNG files in class folders; -> the folder."""
-    for number, (pixels, label) in enumerate(zip(*drawn_digits(count, seed, size), strict=True)):
-        path = folder / str(label) / f"{number:04d}.png"
+    """Write drawn digits as PNG files in class folders; return the folder."""
+    for index, (pixels, label) in enumerate(zip(*drawn_digits(count, seed, size), strict=True)):
+        path = folder / str(label) / f"{index:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     return folder
 
 
-def tokenize(*arguments: object) -> None:
-    """`hrvqvae tokenize ...` without workers, which must succeed."""
-    assert main(["tokenize", *map(str, arguments), "--workers", "0"]) == 0
+def tokenize(*arguments: object, workers: int = 0) -> None:
+    """Run `hrvqvae tokenize ...`, which must succeed."""
+    assert main(["tokenize", *map(str, arguments), "--workers", str(workers)]) == 0
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Name -> content of the shards of a folder."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".parquet"}
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of the shards of a folder, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
-def table(folder: Path) -> pa.Table:
-    """Every row, in the order of the files."""
+def read_table(folder: Path) -> pa.Table:
+    """Return every row, in the order of the files."""
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
 
 
-def code_arrays(rows: pa.Table, level: int) -> list[Any]:
-    """The codes of a level of each image, as arrays (H, W)."""
-    shapes = zip(rows.column(f"height_{level}").to_pylist(), rows.column(f"width_{level}").to_pylist(), strict=True)
-    found = zip(rows.column(f"codes_{level}").to_pylist(), shapes, strict=True)
-    return [np.array(codes).reshape(shape) for codes, shape in found]
+def read_codes(rows: pa.Table, level: int) -> list[Any]:
+    """Return the codes of a level of each image, as arrays (H, W)."""
+    columns = (rows.column(f"{name}_{level}").to_pylist() for name in ("codes", "height", "width"))
+    return [np.array(codes).reshape(height, width) for codes, height, width in zip(*columns, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shards(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Their shards, which no test changes."""
+    """Return the shards of the digits, which no test changes."""
     out = tmp_path_factory.mktemp("shards") / "out"
     tokenize("mnist", digits, out, "--shard-size", 20)
     return out
@@ -85,24 +85,24 @@ def shards(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
     model = hrvqvae.load("mnist")
     names = sorted(path.relative_to(digits).as_posix() for path in digits.rglob("*.png"))
-    rows = table(shards)
+    rows = read_table(shards)
     assert rows.column("key").to_pylist() == names
     assert rows.column("label").to_pylist() == [name.split("/")[0] for name in names]
     assert set(rows.column("height").to_pylist()) == set(rows.column("width").to_pylist()) == {28}
     pixels = torch.from_numpy(np.stack([read_image(digits / name, 1) for name in names]))
     for level, codes in enumerate(model.encode(pixels), start=1):
         assert str(rows.schema.field(f"codes_{level}").type.value_type) == "uint8"
-        assert np.array_equal(np.stack(code_arrays(rows, level)), codes.numpy())
+        assert np.array_equal(np.stack(read_codes(rows, level)), codes.numpy())
     assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [20, 20, 20, 20, 10]
-    told = pq.read_metadata(shards / "part-000004.parquet").metadata
-    assert told[b"hrvqvae.format"] == b"1"
-    assert told[b"hrvqvae.model"].decode() == model.entropy_model.model
-    assert told[b"hrvqvae.version"].decode() == hrvqvae.__version__
-    assert json.loads(told[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
-    assert json.loads(told[b"hrvqvae.classes"]) == sorted({path.name for path in digits.iterdir()})
+    metadata = pq.read_metadata(shards / "part-000004.parquet").metadata
+    assert metadata[b"hrvqvae.format"] == b"1"
+    assert metadata[b"hrvqvae.model"].decode() == model.entropy_model.model
+    assert metadata[b"hrvqvae.version"].decode() == hrvqvae.__version__
+    assert json.loads(metadata[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
+    assert json.loads(metadata[b"hrvqvae.classes"]) == sorted({path.name for path in digits.iterdir()})
 
 
-def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killer = Kills(5)
     with monkeypatch.context() as patched:
         killer.watch(patched, (
@@ -110,7 +110,7 @@ def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeyp
             (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_encode"),
         ))  # fmt: skip
         kills = 0
-        while kills < 30:
+        while kills < 12:
             killer.arm(16)
             try:
                 tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
@@ -122,18 +122,28 @@ def test_thirty_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeyp
                 if not killer.draw.randrange(4):  # or nothing would be left to kill
                     shutil.rmtree(tmp_path / "out")
     tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
-    assert files(tmp_path / "out") == files(shards)
+    assert read_files(tmp_path / "out") == read_files(shards)
     assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
 
-def test_workers_go_on_with_what_is_there(digits: Path, shards: Path, tmp_path: Path) -> None:
+def test_workers_write_the_missing_shards(
+    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     (out / "part-000001.parquet").unlink()
     (out / "part-000003.parquet").unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    assert main(["tokenize", "mnist", str(digits), str(out), "--shard-size", "20", "--workers", "2"]) == 0
-    assert files(out) == files(shards)
+    begun, real = list[int](), tokenize_module.map_in_workers
+
+    def count_sets(reader: Any, samples: Any, workers: int) -> Any:
+        begun.append(workers)
+        return real(reader, samples, workers)
+
+    monkeypatch.setattr(tokenize_module, "map_in_workers", count_sets)
+    tokenize("mnist", digits, out, "--shard-size", 20, workers=2)
+    assert begun == [2], "workers for each shard would import everything anew where processes are spawned"
+    assert read_files(out) == read_files(shards)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are not touched"
 
 
@@ -149,15 +159,15 @@ def test_broken_images_are_listed_and_can_be_tried_again(
     tokenize("mnist", folder, out, "--shard-size", 20)
     assert "broken images left out: 22 of 90, listed in" in capsys.readouterr().err
     listed = [json.loads(line) for line in (out / "_broken.jsonl").read_text().splitlines()]
-    assert [one["key"] for one in listed] == broken
-    assert all(one["error"] == "is not a readable PNG, JPEG or WebP image" for one in listed)
-    parts = files(out)
-    assert table(out).column("key").to_pylist() == [name for name in names if name not in broken]
+    assert [image["key"] for image in listed] == broken
+    assert {image["error"] for image in listed} == {"is not a readable PNG, JPEG or WebP image"}
+    parts = read_files(out)
+    assert read_table(out).column("key").to_pylist() == [name for name in names if name not in broken]
     for name in broken[:2]:
         shutil.copyfile(digits / name, folder / name)
     for _ in range(2):
         tokenize("mnist", folder, out, "--retry-broken")
-        assert [name for name in files(out) if name not in parts] == ["retry-000000.parquet"]
+        assert [name for name in read_files(out) if name not in parts] == ["retry-000000.parquet"]
         assert len((out / "_broken.jsonl").read_text().splitlines()) == 20
     for name in broken:
         shutil.copyfile(digits / name, folder / name)
@@ -165,31 +175,22 @@ def test_broken_images_are_listed_and_can_be_tried_again(
     tokenize("mnist", folder, out, "--retry-broken")
     assert (out / "retry-000001.parquet").read_bytes() == first, "the first free number is taken"
     assert not (out / "_broken.jsonl").exists()
-    assert {name: files(out)[name] for name in parts} == parts
-    assert table(out).sort_by("key").equals(table(shards).sort_by("key"))
+    assert {name: read_files(out)[name] for name in parts} == parts
+    assert read_table(out).sort_by("key").equals(read_table(shards).sort_by("key"))
 
 
-def _plan(**changes: object) -> Callable[[Path], object]:
-    """Changes the plan of a folder."""
-
-    def change(out: Path) -> None:
-        plan = json.loads((out / "_manifest.json").read_text())
-        (out / "_manifest.json").write_text(json.dumps(plan | changes))
-
-    return change
+def _change_plan(out: Path, **changes: object) -> None:
+    plan = json.loads((out / "_manifest.json").read_text())
+    (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (_plan(model="0" * 32), (), "was begun with another model: 000000000000"),
-        (_plan(shard_size=0), (), "_manifest.json is damaged"),
-        (_plan(more=0), (), "_manifest.json is damaged"),
-        (
-            lambda out: os.truncate(out / "part-000001.parquet", 300),
-            (),
-            "part-000001.parquet is damaged",
-        ),
+        (lambda out: _change_plan(out, model="0" * 32), (), "was begun with another model: 000000000000"),
+        (lambda out: _change_plan(out, shard_size=0), (), "_manifest.json is damaged"),
+        (lambda out: _change_plan(out, more=0), (), "_manifest.json is damaged"),
+        (lambda out: os.truncate(out / "part-000001.parquet", 300), (), "part-000001.parquet is damaged"),
         (lambda out: (out / "_manifest.json").unlink(), (), "holds .parquet files, but no _manifest.json"),
         (None, ("--shard-size", 30), "was begun with another shard_size: 20, not 30"),
         (None, ("--full-size",), "was begun with another image_size: 28, not None"),
@@ -204,9 +205,9 @@ def test_a_folder_that_was_begun_otherwise(
     shutil.copytree(shards, out)
     if change:
         change(out)
-    before = files(out)
+    before = read_files(out)
     assert message in refused(["tokenize", "mnist", digits, out, *options])
-    assert files(out) == before
+    assert read_files(out) == before
 
 
 def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> None:
@@ -216,13 +217,14 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> No
     said = refused(["tokenize", "mnist", more, shards])
     assert "was begun with another number of images: 90, not 91; choose another folder" in said
     (tmp_path / "empty").mkdir()
-    assert "has no image" in refused(["tokenize", "mnist", tmp_path / "empty", tmp_path / "out"])
     (tmp_path / "none.txt").write_text("\n\n")
-    assert "names no image" in refused(["tokenize", "mnist", tmp_path / "none.txt", tmp_path / "out"])
     (tmp_path / "twice.txt").write_text("a.png\n./a.png\n")
-    assert "two images named a.png" in refused(["tokenize", "mnist", tmp_path / "twice.txt", tmp_path / "out"])
-    refused(["tokenize", "mnist", tmp_path / "nowhere", tmp_path / "out"])
-    refused(["tokenize", "no-such-model", digits, tmp_path / "out"])
+    for model, source, message in (
+        ("mnist", tmp_path / "empty", "has no image"), ("mnist", tmp_path / "none.txt", "names no image"),
+        ("mnist", tmp_path / "twice.txt", "two images named a.png"), ("mnist", tmp_path / "nowhere", "no such file"),
+        ("no-such-model", digits, "no-such-model"),
+    ):  # fmt: skip
+        assert message in refused(["tokenize", model, source, tmp_path / "out"])
     assert not (tmp_path / "out").exists()
 
 
@@ -235,82 +237,62 @@ def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 9).save(paths[3])
     tokenize("mnist", folder, out)
     Image.new("L", (28, 28), 9).save(paths[0])
-    before = files(out)
+    before = read_files(out)
     said = refused(["tokenize", "mnist", folder, out])
     assert "part-000000.parquet was made of other images of the same names; choose another folder" in said
-    assert files(out) == before
-
-
-def test_workers_read_for_all_shards(
-    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where processes are spawned, workers for each shard would import everything anew."""
-    begun, real = list[int](), tokenize_module.map_in_workers
-    monkeypatch.setattr(
-        tokenize_module,
-        "map_in_workers",
-        lambda reader, samples, workers: (begun.append(workers), real(reader, samples, workers))[1],
-    )
-    assert main(["tokenize", "mnist", str(digits), str(tmp_path), "--shard-size", "20", "--workers", "2"]) == 0
-    assert begun == [2]
-    assert files(tmp_path) == files(shards)
+    assert read_files(out) == before
 
 
 def test_two_writers(digits: Path, tmp_path: Path) -> None:
     with in_another_process(tmp_path / "out") as pid:
         said = refused(["tokenize", "mnist", digits, tmp_path / "out"])
         assert f"is in use by another process (pid {pid})" in said
-    assert files(tmp_path / "out") == {}
+    assert read_files(tmp_path / "out") == {}
 
 
 def test_images_at_their_own_sizes(tmp_path: Path) -> None:
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
-    for number, size in enumerate(sizes):
-        write_picture(tmp_path / "pictures" / f"{number}.png", number, size)
+    for index, size in enumerate(sizes):
+        write_picture(tmp_path / "pictures" / f"{index}.png", index, size)
     tokenize("cifar10", tmp_path / "pictures", tmp_path / "out", "--full-size")
-    rows, model = table(tmp_path / "out"), hrvqvae.load("cifar10")
-    found = zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True)
-    assert list(found) == sizes
+    rows, model = read_table(tmp_path / "out"), hrvqvae.load("cifar10")
+    assert list(zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True)) == sizes
     assert rows.column("label").to_pylist() == [None] * 5
-    codes = [code_arrays(rows, level) for level in (1, 2, 3)]
-    for number in range(5):
-        pixels = read_image(tmp_path / "pictures" / f"{number}.png", 3)
-        expected = model.encode(torch.from_numpy(pixels)[None])
-        assert all(np.array_equal(level[number], one[0]) for level, one in zip(codes, expected, strict=True))
     assert main(["detokenize", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
-    back = [read_image(tmp_path / "back" / f"{number}.png", 3).shape for number in range(5)]
-    assert back == [(3, height, width) for width, height in sizes]
+    codes = [read_codes(rows, level) for level in (1, 2, 3)]
+    for index, (width, height) in enumerate(sizes):
+        pixels = read_image(tmp_path / "pictures" / f"{index}.png", 3)
+        expected = model.encode(torch.from_numpy(pixels)[None])
+        assert all(np.array_equal(level[index], grid[0]) for level, grid in zip(codes, expected, strict=True))
+        assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
 
 
 def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Path) -> None:
-    rows = table(shards)
+    rows = read_table(shards)
     names, labels = rows.column("key").to_pylist(), rows.column("label").to_pylist()
     lines = [f"{digits / name}\t{label}\n" for name, label in zip(names, labels, strict=True)]
     (tmp_path / "list.txt").write_text("".join(random.Random(1).sample(lines, len(lines))))
     tokenize("mnist", tmp_path / "list.txt", tmp_path / "listed")
-    listed = table(tmp_path / "listed")
+    listed = read_table(tmp_path / "listed")
     assert listed.column("key").to_pylist() == [f"{digits / name}".lstrip("/") for name in names]
     pixels = np.concatenate([read_image(digits / name, 1) for name in names])
     np.savez(tmp_path / "digits.npz", images=pixels, labels=np.array(labels, np.int64))
     tokenize("mnist", tmp_path / "digits.npz", tmp_path / "arrays")
-    arrays = table(tmp_path / "arrays")
+    arrays = read_table(tmp_path / "arrays")
     numbers = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
     for other in (listed, arrays.take(np.argsort(numbers))):
         assert list(map(str, other.column("label").to_pylist())) == labels
         assert all(other.column(f"codes_{level}").equals(rows.column(f"codes_{level}")) for level in (1, 2, 3))
 
 
-def test_ray_writes_the_same_bytes(
-    digits: Path, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """On this machine; nothing but its own results is printed."""
+def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -> None:
     program = (
         "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
-        "from types import SimpleNamespace as Made\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
-        "ended = main(sys.argv[1:])\n"
-        "none = Made(of=('no/run', False, None), images=None, workers=0, device=Made(type='cpu'))\n"
-        "try:\n    list(tokenize._write_on_ray(none, {tokenize.Path('x'): range(1)}, print))\n"
-        "except tokenize.InputError as error:\n    print(error)\nsys.exit(ended)"
+        "from types import SimpleNamespace as Fake\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
+        "code = main(sys.argv[1:])\n"
+        "absent = Fake(options=('no/run', False, None), images=None, workers=0, device=Fake(type='cpu'))\n"
+        "try:\n    list(tokenize._write_on_ray(absent, {tokenize.Path('x'): range(1)}, print))\n"
+        "except tokenize.InputError as error:\n    print(error)\nsys.exit(code)"
     )
     command = ["tokenize", "mnist", str(digits), str(tmp_path / "out"), "--shard-size", "20", "--engine", "ray"]
     done = subprocess.run(
@@ -320,7 +302,7 @@ def test_ray_writes_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert "90 images in 5 shards" in done.stdout
     assert "no/run: there is no such run folder" in done.stdout, "why Ray stopped"
-    assert files(tmp_path / "out") == files(shards)
+    assert read_files(tmp_path / "out") == read_files(shards)
 
 
 # Read back
@@ -330,19 +312,16 @@ def test_ray_writes_the_same_bytes(
 def test_back_to_images(levels: int | None, shards: Path, tmp_path: Path) -> None:
     options = [] if levels is None else ["--levels", str(levels)]
     assert main(["detokenize", str(shards), str(tmp_path / "back"), *options]) == 0
-    model, rows = hrvqvae.load("mnist"), table(shards)
-    codes = tuple(
-        torch.tensor(rows.column(f"codes_{level}").to_pylist()).view(90, 16, 16)
-        for level in range(1, (levels or 3) + 1)
-    )
+    model, rows = hrvqvae.load("mnist"), read_table(shards)
+    codes = tuple(torch.from_numpy(np.stack(read_codes(rows, level))) for level in range(1, (levels or 3) + 1))
     for key, image in zip(rows.column("key").to_pylist(), model.decode(codes, levels, (28, 28)), strict=True):
-        with Image.open(tmp_path / "back" / key) as found:
-            assert (found.format, found.mode) == ("PNG", "L")
-            assert np.array_equal(np.asarray(found), (image[0] * 255).round().to(torch.uint8).numpy())
+        with Image.open(tmp_path / "back" / key) as written:
+            assert (written.format, written.mode) == ("PNG", "L")
+            assert np.array_equal(np.asarray(written), (image[0] * 255).round().to(torch.uint8).numpy())
 
 
 def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path) -> None:
-    mine = tmp_path / table(shards).column("key")[25].as_py()
+    mine = tmp_path / read_table(shards).column("key")[25].as_py()
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"an original")
     assert f"{mine} exists already" in refused(["detokenize", shards, tmp_path])
@@ -357,59 +336,54 @@ def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(tmp_pat
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "all.txt").write_text("../a.png\n../a.jpg\n../b.png\n")
     tokenize("mnist", tmp_path / "lists" / "all.txt", tmp_path / "out")
-    assert table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
+    assert read_table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
     assert main(["detokenize", str(tmp_path / "out"), str(tmp_path / "back")]) == 0
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a-2.png", "a.png", "b.png"]
 
 
-def _rewritten(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
-    """A shard as another tool might write it, with something changed."""
+def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
+    """Write a shard as another tool might, with something changed."""
     with pq.ParquetFile(path) as file:
-        told = {name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"}
+        values = {name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"}
         rows = file.read()
-    told |= {f"hrvqvae.{name}".encode(): value.encode() for name, value in metadata.items()}
-    pq.write_table(change(rows).replace_schema_metadata(told), path)
+    values |= {f"hrvqvae.{name}".encode(): value.encode() for name, value in metadata.items()}
+    pq.write_table(change(rows).replace_schema_metadata(values), path)
 
 
-def _with(name: str, values: Any) -> Callable[[pa.Table], pa.Table]:
-    return lambda rows: rows.set_column(rows.column_names.index(name), name, pa.array(values(rows.column(name))))
+def _replace_column(path: Path, name: str, values: Any) -> None:
+    """Replace the values of a column by a function of them, or by a value for each row."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        column = values(rows.column(name)) if callable(values) else [values] * len(rows)
+        return rows.set_column(rows.column_names.index(name), name, pa.array(column))
+
+    _rewrite(path, change)
 
 
-def _flipped_byte(path: Path) -> None:
+def _flip_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    place = pq.read_metadata(path).row_group(0).column(6).data_page_offset + 60
-    content[place] ^= 0xFF
+    content[pq.read_metadata(path).row_group(0).column(6).data_page_offset + 60] ^= 0xFF
     path.write_bytes(content)
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged, or no Parquet file"),
-    "flipped": (_flipped_byte, "is damaged, or no Parquet file"),
+    "flipped": (_flip_byte, "is damaged, or no Parquet file"),
     "name of a column": (
         lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")),
         "is damaged, or no Parquet file",
     ),
-    "version": (lambda path: _rewritten(path, format="2"), "is of version 2 of the format"),
-    "models": (lambda path: _rewritten(path, model="0" * 32), "shards of one model belong together"),
-    "metadata": (lambda path: _rewritten(path, broken="["), "has damaged metadata"),
+    "version": (lambda path: _rewrite(path, format="2"), "is of version 2 of the format"),
+    "models": (lambda path: _rewrite(path, model="0" * 32), "are of two models"),
+    "metadata": (lambda path: _rewrite(path, broken="["), "has damaged metadata"),
     "no shard": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "is no shard of codes: its metadata has no"),
-    "column": (lambda path: _rewritten(path, lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
-    "grid": (
-        lambda path: _rewritten(path, _with("height_2", lambda old: [9] * len(old))),
-        "has 256 codes of level 2 for 9x16",
-    ),
-    "nulls": (
-        lambda path: _rewritten(path, _with("codes_1", lambda old: [None, *old.to_pylist()[1:]])), "has nulls",
-    ),
-    "no numbers": (
-        lambda path: _rewritten(path, _with("codes_1", lambda old: [[0.5] * 256] * len(old))),
-        "has other columns than docs/tokens.md says",
-    ),
-    "out of range": (
-        lambda path: _rewritten(path, _with("codes_3", lambda old: [[4] * 256] * len(old))), "codes of",
-    ),
+    "column": (lambda path: _rewrite(path, lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
+    "grid": (lambda path: _replace_column(path, "height_2", 9), "has 256 codes of level 2 for 9x16"),
+    "nulls": (lambda path: _replace_column(path, "codes_1", lambda old: [None, *old.to_pylist()[1:]]), "has nulls"),
+    "no numbers": (lambda path: _replace_column(path, "codes_1", [0.5] * 256), "has other columns than docs/tokens.md"),
+    "out of range": (lambda path: _replace_column(path, "codes_3", [4] * 256), "codes of"),
     "gone": (lambda path: path.unlink(), "lacks part-000001.parquet, 1 of 5 shards; run the same"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -427,7 +401,7 @@ def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
     assert "levels is 4; this model decodes 1, 2, 3" in refused(["detokenize", shards, back, "--levels", 4])
     unknown = tmp_path / "unknown.parquet"
     shutil.copyfile(shards / "part-000000.parquet", unknown)
-    _rewritten(unknown, model="0" * 32)
+    _rewrite(unknown, model="0" * 32)
     said = refused(["detokenize", unknown, back])
     assert "by no model inside the package (000000000000): name it with --model RUN" in said
     unknown.unlink()
@@ -442,16 +416,23 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 
 
 @pytest.fixture
-def own_shards(run: Path, tmp_path: Path) -> Path:
-    """Shards of the run's own training images, from a list of files."""
+def run_shards(run: Path, tmp_path: Path) -> Path:
+    """Return shards of the run's training images, from a list of files."""
     images = load_images(RunFolder(run).read_config().data, "train")
-    names = [tmp_path / f"{number:03d}.png" for number in range(len(images))]
-    for number, name in enumerate(names):
-        Image.fromarray(images.read(number, None)[0]).save(name)
+    names = [tmp_path / f"{index:03d}.png" for index in range(len(images))]
+    for index, name in enumerate(names):
+        Image.fromarray(images.read(index, None)[0]).save(name)
     lines = [f"{name}\t{images.classes[label]}\n" for name, label in zip(names, images.labels, strict=True)]
     (tmp_path / "list.txt").write_text("".join(lines))
     tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)
     return tmp_path / "tokens"
+
+
+def assert_equal_maps(maps: CodeMaps, expected: CodeMaps | None) -> None:
+    assert expected is not None
+    assert all(np.array_equal(*levels) for levels in zip(maps.levels, expected.levels, strict=True))
+    assert np.array_equal(maps.labels, expected.labels)
+    assert maps.classes == expected.classes
 
 
 def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
@@ -459,103 +440,93 @@ def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
     return [storage.read(path)[0] for folder in folders for path in (folder.model, folder.saved()[0])]
 
 
-def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, own_shards: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "own")
-    schedule = {"prior.training.schedule": "constant"}  # that does not depend on where training ends
-    train_levels(tmp_path / "own", training__schedule="constant")
-    fields = {name: value for name, value in GIVEN.items() if name != "prior.training.max_steps"} | schedule
-    given = [part for name, value in fields.items() for part in (f"--{name}", value)]
-    codes = ["--codes", str(own_shards)]
-    assert main(["train-prior", str(run), *codes, "--max-steps", "5", *given]) == 0
+def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, run_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    train_levels(tmp_path / "copy", training__schedule="constant")  # does not depend on where training ends
+    fields = {name: value for name, value in GIVEN.items() if name != "prior.training.max_steps"}
+    fields["prior.training.schedule"] = "constant"
+    options = [word for name, value in fields.items() for word in (f"--{name}", value)]
+    assert main(["train-prior", str(run), "--codes", str(run_shards), "--max-steps", "5", *options]) == 0
     assert main(["train-prior", str(run), "--max-steps", "12", "--resume"]) == 0, "it knows its codes"
-    for found, expected in zip(_weights(run), _weights(tmp_path / "own"), strict=True):
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(same(*states) for states in zip(_weights(run), _weights(tmp_path / "copy"), strict=True))
     model, config = Run(run).load()
-    maps = load_shard_maps(RunFolder(run).codes, own_shards, model, config)
-    own = codemaps.load_stored(
-        RunFolder(tmp_path / "own").codes, storage.digest(run / "model.safetensors"), config, "train"
-    )
-    assert own is not None
+    maps = load_shard_maps(RunFolder(run).codes, run_shards, model, config)
+    digest = storage.digest(run / "model.safetensors")
+    expected = codemaps.load_stored(RunFolder(tmp_path / "copy").codes, digest, config, "train")
     assert all(isinstance(level, np.memmap) and level.dtype == np.uint8 for level in maps.levels)
-    assert all(np.array_equal(one, other) for one, other in zip(maps.levels, own.levels, strict=True))
-    assert np.array_equal(maps.labels, own.labels)
-    assert maps.classes == own.classes
+    assert_equal_maps(maps, expected)
 
 
-def test_shards_of_another_tool(run: Path, own_shards: Path, tmp_path: Path) -> None:
+def test_shards_of_another_tool(run: Path, run_shards: Path, tmp_path: Path) -> None:
     """Other row groups, types and order of columns, no more metadata than has to be, labels as numbers."""
-    rows = table(own_shards)
+    rows = read_table(run_shards)
     wide = rows.select(["key", "height", "width"])
     for level in (2, 1):
         wide = wide.append_column(f"codes_{level}", rows.column(f"codes_{level}").cast(pa.large_list(pa.int64())))
         for name in (f"height_{level}", f"width_{level}"):
             wide = wide.append_column(name, rows.column(name).cast(pa.int64()))
     wide = wide.append_column("label", pc.cast(rows.column("label"), pa.int64()))
-    told = pq.read_metadata(own_shards / "part-000000.parquet").metadata
-    told = {name: told[name] for name in (b"hrvqvae.format", b"hrvqvae.model")}
-    (tmp_path / "other").mkdir()
-    pq.write_table(wide.replace_schema_metadata(told), tmp_path / "other" / "all.parquet", row_group_size=7)
+    metadata = pq.read_metadata(run_shards / "part-000000.parquet").metadata
+    metadata = {name: metadata[name] for name in (b"hrvqvae.format", b"hrvqvae.model")}
+    file = tmp_path / "all.parquet"
+    pq.write_table(wide.replace_schema_metadata(metadata), file, row_group_size=7)
     model, config = Run(run).load()
-    found = load_shard_maps(tmp_path / "a", tmp_path / "other", model, config)
-    expected = load_shard_maps(tmp_path / "b", own_shards, model, config)
-    assert all(np.array_equal(one, other) for one, other in zip(found.levels, expected.levels, strict=True))
-    names = json.dumps([f"digit {number}" for number in reversed(range(10))])
-    _rewritten(tmp_path / "other" / "all.parquet", classes=names)
-    named = load_shard_maps(tmp_path / "a", tmp_path / "other", model, config)
+    maps = load_shard_maps(tmp_path / "a", file, model, config)
+    assert_equal_maps(maps, load_shard_maps(tmp_path / "b", run_shards, model, config))
+    assert maps.classes == tuple("0123456789")
+    names = json.dumps([f"digit {label}" for label in reversed(range(10))])
+    _rewrite(file, classes=names)
+    named = load_shard_maps(tmp_path / "a", file, model, config)
     assert named.classes == tuple(json.loads(names)), "numbers index the names"
     assert named.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
-    assert np.array_equal(found.labels, expected.labels)
-    assert found.classes == expected.classes == tuple("0123456789")
 
 
-def test_shards_that_change_are_laid_out_anew(run: Path, own_shards: Path, tmp_path: Path) -> None:
+def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_path: Path) -> None:
     model, config = Run(run).load()
-    first = load_shard_maps(tmp_path / "codes", own_shards, model, config)
+    first = load_shard_maps(tmp_path / "codes", run_shards, model, config)
     laid_out = (tmp_path / "codes" / "shards.json").stat().st_mtime_ns
-    load_shard_maps(tmp_path / "codes", own_shards, model, config)
+    load_shard_maps(tmp_path / "codes", run_shards, model, config)
     assert (tmp_path / "codes" / "shards.json").stat().st_mtime_ns == laid_out
     assert len(first) == 96
-    assert len(load_shard_maps(tmp_path / "codes", own_shards / "part-000002.parquet", model, config)) == 16
+    assert len(load_shard_maps(tmp_path / "codes", run_shards / "part-000002.parquet", model, config)) == 16
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: _rewritten(path, _with("codes_1", lambda old: [[3] * 49] * len(old))), "has codes 0 to 2 there"),
+        (lambda path: _replace_column(path, "codes_1", [3] * 49), "has codes 0 to 2 there"),
         (
-            lambda path: _rewritten(path, _with("label", lambda old: [None, *old.to_pylist()[1:]])),
+            lambda path: _replace_column(path, "label", lambda old: [None, *old.to_pylist()[1:]]),
             "1 of 96 images have no label; label all of them, or none",
         ),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no Parquet file"),
     ],
 )
 def test_codes_that_priors_can_not_be_trained_from(
-    change: Callable[[Path], Any], message: str, run: Path, own_shards: Path
+    change: Callable[[Path], Any], message: str, run: Path, run_shards: Path
 ) -> None:
-    change(own_shards / "part-000001.parquet")
-    assert message in refused(["train-prior", run, "--codes", own_shards, "--max-steps", 1])
+    change(run_shards / "part-000001.parquet")
+    assert message in refused(["train-prior", run, "--codes", run_shards, "--max-steps", 1])
     assert not [path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")]
     assert not prior_folder(run, 0).begun()
 
 
 def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path) -> None:
-    said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1])
-    assert "holds codes of another model" in said
     tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
-    said = refused(["train-prior", run, "--codes", tmp_path / "tokens", "--max-steps", 1])
-    assert "priors are trained on 7x7, of images of 12x12 pixels: make the shards without --full-size" in said
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.png").write_bytes(b"no image")
     tokenize(run, tmp_path / "broken", tmp_path / "none")
-    for copies in (["--prior.flip", "true"], ["--prior.shifts", "1"]):
-        said = refused(["train-prior", run, "--codes", shards, "--max-steps", 1, *copies])
-        assert "need the run's own images" in said
-    said = refused(["train-prior", run, "--codes", tmp_path / "none", "--max-steps", 1])
-    assert "none holds codes of no image; make shards of images that can be read" in said
+    for codes, options, message in (
+        (shards, [], "holds codes of another model"),
+        (shards, ["--prior.flip", "true"], "need the run's own images"),
+        (shards, ["--prior.shifts", "1"], "need the run's own images"),
+        (tmp_path / "tokens", [], "priors are trained on 7x7, of images of 12x12 pixels: make the shards without "),
+        (tmp_path / "none", [], "none holds codes of no image; make shards of images that can be read"),
+    ):
+        assert message in refused(["train-prior", run, "--codes", codes, "--max-steps", 1, *options])
 
 
-def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: Path) -> None:
+def test_who_lays_them_out_is_waited_for(run: Path, run_shards: Path, tmp_path: Path) -> None:
     model, config = Run(run).load()
     said = list[str]()
     with in_another_process(tmp_path / "codes") as pid:
@@ -565,13 +536,13 @@ def test_who_lays_them_out_is_waited_for(run: Path, own_shards: Path, tmp_path: 
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            load_shard_maps(tmp_path / "codes", own_shards, model, config, say)
+            load_shard_maps(tmp_path / "codes", run_shards, model, config, say)
     assert said == [f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it"]
 
 
-def test_levels_that_were_begun_with_other_codes(run: Path, own_shards: Path) -> None:
+def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) -> None:
     train_levels(run, 1, training__max_steps="1")
-    train_levels(run, 2, training__max_steps="1", codes=str(own_shards))
+    train_levels(run, 2, training__max_steps="1", codes=str(run_shards))
     with pytest.raises(InputError, match="begun with different --prior.codes: resume each alone, with --level L"):
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):

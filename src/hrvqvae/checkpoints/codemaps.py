@@ -110,7 +110,9 @@ def extract_codes(
     dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
     levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]
     labels = []
-    batches = evaluation_batches(images, batch_size=_BATCH, limit=limit, workers=config.data.workers, part=rank_slice)
+    batches = evaluation_batches(
+        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, rank_slice=rank_slice
+    )
     total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())

@@ -43,14 +43,14 @@ def _presets(arguments: Arguments) -> int:
 
 def _data_list(arguments: Arguments) -> int:
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.data.loading import data_root, missing_files
+    from hrvqvae.data.loading import find_data_root, list_missing_files
     from hrvqvae.models import published
 
-    root = data_root(arguments.root)
+    root = find_data_root(arguments.root)
     rows: list[tuple[str, str, str]] = []
     for dataset in DATASETS.entries():
         folder = root / dataset.name
-        present = not missing_files(dataset, root) if dataset.files else folder.is_dir()
+        present = not list_missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}"))
     about = "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are; or tars, Parquet files, arrays"
@@ -65,13 +65,13 @@ def _data_list(arguments: Arguments) -> int:
 
 def _data_get(arguments: Arguments) -> int:
     from hrvqvae.data import fetch
-    from hrvqvae.data.loading import data_root
+    from hrvqvae.data.loading import find_data_root
     from hrvqvae.models import published
 
     if arguments.name in published.NETWORKS:
         published.get(arguments.name, print)
     else:
-        fetch.get(arguments.name, data_root(arguments.root), print)
+        fetch.get(arguments.name, find_data_root(arguments.root), print)
     return 0
 
 
@@ -102,7 +102,7 @@ def examine() -> dict[str, Any]:
     """
     from importlib import metadata
 
-    from hrvqvae.data.loading import data_root
+    from hrvqvae.data.loading import find_data_root
     from hrvqvae.utils.extras import packages
 
     def version(name: str) -> str | None:
@@ -115,7 +115,7 @@ def examine() -> dict[str, Any]:
     problems = [f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None]
     folders = dict[str, Path]()
     try:
-        folders["data sets (HRVQVAE_DATA)"] = data_root(None)
+        folders["data sets (HRVQVAE_DATA)"] = find_data_root(None)
     except InputError as error:
         problems.append(str(error))
     waiting("loading torch, to see what it computes on")

@@ -1,7 +1,7 @@
 """Batches in an order that depends on (seed, epoch, index) alone, decoded by worker processes.
 
-The training images form one endless stream, epoch after epoch. Step s takes the samples s * batch ... (s + 1) * batch -
-1 of it, so a run that resumes at step s needs to remember nothing else.
+The training images form an endless stream, epoch after epoch. Step s takes the samples s * batch to (s + 1) * batch - 1
+of it, so a run that resumes at step s needs to remember nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Batch:
 
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
-    broken: tuple[str, ...] = ()  # messages about the images that are not in it
+    broken: tuple[str, ...] = ()  # messages about the images that were left out
     lost: tuple[str, ...] = ()  # what the conversion of images lost
     fatal: InputError | None = None  # an error that no setting skips
 
@@ -50,29 +50,25 @@ def group_by_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[lis
         sizes: height and width of each image, and further values that must be equal in a group.
         pixels: most pixels of a group; a larger image is alone.
     """
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    by_size: dict[tuple[Any, ...], list[int]] = {}
     for index, size in enumerate(sizes):
-        alike.setdefault(size, []).append(index)
-    for (height, width, *_), indices in alike.items():
+        by_size.setdefault(size, []).append(index)
+    for (height, width, *_), indices in by_size.items():
         yield from chunk_by_size(indices, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
 
 
 def sample_stream(
-    num_images: int,
-    batch_size: int,
-    seed: int,
-    first_step: int = 0,
-    part: RankSlice = WHOLE,
+    num_images: int, batch_size: int, seed: int, first_step: int = 0, rank_slice: RankSlice = WHOLE,
     order: Order | None = None,
-) -> Iterator[list[Sample]]:
-    """Yield the samples of each step from `first_step` on, without end, or the slice `part` of them.
+) -> Iterator[list[Sample]]:  # fmt: skip
+    """Yield the samples of each step from `first_step` on, without end, or this process's slice of them.
 
     `order` returns the permutation of the images by (seed, epoch); by default it is uniformly random.
     """
     current, indices = -1, np.empty(0, np.int64)
     for step in itertools.count(first_step):
         samples: list[Sample] = []
-        for place in part.of(batch_size):
+        for place in rank_slice.of(batch_size):
             epoch, within = divmod(step * batch_size + place, num_images)
             if epoch != current:
                 current = epoch
@@ -84,19 +80,19 @@ def sample_stream(
 
 def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
-    part: RankSlice = WHOLE,
+    rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
     """Yield augmented training batches from step `first_step` on, without end; closing it ends the workers.
 
     Args:
         batch_size: images of a batch, in all processes together.
-        part: the slice of each batch that this process reads.
+        rank_slice: the slice of each batch that this process reads.
 
     Raises:
         BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image takes its place.
         InputError: every image is broken, or the process that decodes them was ended.
     """
-    samples = sample_stream(len(images), batch_size, seed, first_step, part, images.order)
+    samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
     for batch in read_batches(images, samples, workers):
         if not len(batch.images):
             raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
@@ -105,16 +101,16 @@ def batches(
 
 def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
-    part: RankSlice = WHOLE,
+    rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield every image once, in order, not augmented, without the broken ones; else as `batches`.
+    """Yield every image that can be decoded once, in order, not augmented; raise as `batches`.
 
     Args:
         limit: most images, spread evenly over the set, since folders are sorted by class.
-        part: the slice of these images that this process reads.
+        rank_slice: the slice of these images that this process reads.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    indices = [place * len(images) // count for place in part.of(count)]
+    indices = [place * len(images) // count for place in rank_slice.of(count)]
     for batch in read_batches(images, chunk_samples(indices, batch_size), workers):
         if len(batch.images):
             yield batch
@@ -139,7 +135,7 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
 
 
 class _BatchReader(Dataset[Batch]):
-    """Reads batches. In training the next image replaces a broken one, so that every batch is full."""
+    """Reads batches. In training the next image replaces a broken image, so that every batch is full."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -165,9 +161,6 @@ class _BatchReader(Dataset[Batch]):
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
-# The processes that decode
-
-
 def map_in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
     """Yield the items of a data set for the samples, in order, read by at most as many processes as cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -184,15 +177,15 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Leave a signal to the whole group to the main process, which ends its workers after it has saved."""
+    """Leave a signal to the process group to the main process, which ends its workers after it has saved."""
 
-    def once(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+    def ignore_once(signum: int, _: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), once)
+            signal.signal(getattr(signal, name), ignore_once)
 
 
 @contextmanager

@@ -26,17 +26,15 @@ def check(dataset: Dataset, folder: Path) -> None:
         path = folder / file
         if not path.is_file():
             raise DamagedFileError(f"{path} is missing")
-        if expected:
-            found = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest()
-            if found != expected:
-                raise DamagedFileError(f"{path} has MD5 {found}, published is {expected}")
+        md5 = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest() if expected else ""
+        if md5 != expected:
+            raise DamagedFileError(f"{path} has MD5 {md5}, published is {expected}")
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     """Download a published set, unless it is complete, and return its folder.
 
-    Raises:
-        InputError: no such set, one that no command gets, or every way failed (each with its reason).
+    Raises InputError if there is no such set, no command gets it, or every way failed (each with its reason).
     """
     dataset = DATASETS.get(name)
     if not dataset.ways:
@@ -54,18 +52,18 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     failures = []
     for title, way in dataset.ways:
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
-            filled = Path(scratch) / name
-            filled.mkdir()
+            download = Path(scratch) / name
+            download.mkdir()
             try:
-                resolve_name(way)(filled)
-                check(dataset, filled)
-            except Exception as error:  # whatever a library, a program or a network runs into
+                resolve_name(way)(download)
+                check(dataset, download)
+            except Exception as error:  # libraries, programs and networks raise any error
                 failures.append(f"{title}: {one_line(error)}")
                 say(f"{name}: not from {title}")
                 continue
             for file in dataset.files or ():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (filled / file).replace(folder / file)
+                (download / file).replace(folder / file)
         say(f"{name}: from {title}, checked, in {folder}")
         return folder
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
@@ -94,6 +92,6 @@ def quiet_network() -> Iterator[None]:
 
 def run_program(*command: str, folder: str) -> None:
     """Run a program in a folder. Raises OSError, with its standard error, if it is missing or fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    if done.returncode:
-        raise OSError(f"{command[0]} failed: {done.stderr}")
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    if finished.returncode:
+        raise OSError(f"{command[0]} failed: {finished.stderr}")

@@ -25,10 +25,8 @@ Augmentation = tuple[int, int, int]
 
 
 def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
-    """Return a generator that depends on its purpose and numbers alone.
-
-    The count of numbers is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same generator.
-    """
+    """Return a generator that depends on its purpose and numbers alone."""
+    # The count is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same generator.
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
@@ -53,7 +51,7 @@ class ImageSet:
         labels: (N,), zeros where there are no classes.
         classes: the names of the classes, if any.
         source: where the images are stored; None for a published data set.
-        rows: (N,) their rows in the source; more than N if broken images were left out when images were decoded.
+        rows: (N,) their rows in the source; more than N if broken images were left out of `pixels`.
         pixels: (N, C, Y, X) uint8; None where reading decodes an image.
     """
 
@@ -68,7 +66,7 @@ class ImageSet:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Return a digest of the images: names, labels, classes and content, as far as a source tells it fast."""
+        """Return a digest of names, labels, classes and content; of a source by `Source.digest`."""
         state = hashlib.blake2b(repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16)
         if self.source:
             state.update(self.source.digest(self.rows).encode())
@@ -80,11 +78,6 @@ class ImageSet:
                 state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()
 
-    def where(self, index: int) -> str:
-        """Return where a stored image lies, for messages."""
-        assert self.source
-        return self.source.where(int(self.rows[index]))
-
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
         config, place, lost = self.config, (0.5, 0.5), ""
@@ -95,8 +88,8 @@ class ImageSet:
             assert self.source
             if rng and config.crop == "random":
                 place = (rng.random(), rng.random())
-            open_row = partial(self.source.open, int(self.rows[index]))
-            where = self.where(index)
+            row = int(self.rows[index])
+            open_row, where = partial(self.source.open, row), self.source.where(row)
             pixels, lost = decode_image(open_row, config.channels, config.max_pixels, config.size, place, where)
         if rng and config.flip and rng.random() < 0.5:
             pixels = pixels[..., ::-1].copy()
@@ -107,7 +100,7 @@ class ImageSet:
         return self.decode(index, augmentation).pixels
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the order of an epoch, a permutation of the indices (N,) that depends on (seed, epoch) alone."""
+        """Return the order of an epoch, a permutation of the indices (N,)."""
         rng = make_rng("order", seed, epoch)
         if self.source and self.pixels is None:
             return self.source.order(self.rows, rng)

@@ -69,21 +69,20 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             upright, lost = _load_upright(image, name, max_pixels)
-            found = _convert(upright, channels, lost)
+            picture = _convert(upright, channels, lost)
     except BrokenImageError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{name}: there is no such image") from error
     except IsADirectoryError as error:
         raise InputError(f"{name} is a folder; name the images in it, such as {name}/*.png") from error
-    except Exception as error:  # decoders of damaged files raise whatever they run into
+    except Exception as error:  # decoders of damaged files raise any error
         raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
     if size is not None:
-        side = min(found.size)
-        left, top = (round(share * (length - side)) for share, length in zip(place, found.size, strict=True))
-        box = (left, top, left + side, top + side)
-        found = found.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    array = np.array(found, np.uint8)
+        side = min(picture.size)
+        left, top = (round(share * (length - side)) for share, length in zip(place, picture.size, strict=True))
+        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    array = np.array(picture, np.uint8)
     return Decoded(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)), ", ".join(lost))
 
 
@@ -93,7 +92,7 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
 
 
 def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """Decode and turn an image upright; return it and what its first frame in 8 bits has lost."""
+    """Decode an image and turn it upright; return it, and what its first frame in 8 bits has lost."""
     with open_image_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
             raise BrokenImageError(
@@ -128,15 +127,12 @@ def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
 
 
 def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
-    """A line about the converted ones of images, by what each lost; empty where none lost anything."""
+    """Return a line about the conversions that lost something, `lost` by image; empty where none did."""
     losing = {name: what for name, what in lost.items() if what}
     if not losing:
         return ""
     kinds = "; ".join(sorted(set(losing.values())))
     return f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is {next(iter(losing))}"
-
-
-# Writing
 
 
 def to_pil(image: Any) -> Image.Image:
@@ -151,12 +147,12 @@ def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> Non
     """Write a PNG file, and its folder; without waiting for the disk, which would cost 7 ms.
 
     Args:
-        image: The image.
-        path: The file, which is replaced if it exists: see `check_output` and `Outputs`.
-        optimize: Look for the smallest file, which takes several times as long.
+        image: the image.
+        path: the file, which is replaced if it exists: see `check_output` and `Outputs`.
+        optimize: look for the smallest file, which takes several times as long.
 
     Raises:
-        InputError: The path does not end in .png or can't be written; the disk is full.
+        InputError: the path does not end in .png or can't be written; the disk is full.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} must end in .png")

@@ -1,7 +1,7 @@
 """From a configuration to the images of a split.
 
-`data.dataset` is a published set of the registry, or the name of a folder in the default root. A root that is given is
-itself the folder of images, or tars, Parquet files or arrays.
+`data.dataset` is a published set of the registry, or the name of a folder in the default root. With `data.root`, that
+is itself the folder of images, or tars, Parquet files or arrays.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hrvqvae.data.batches import chunk_samples, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import TRAIN, WORDS, Shard, Source, arrays, datasets, given_split, parquet, tars, user_cache
-from hrvqvae.data.sources.files import LISTS, FolderSource, folder_sources, listed_images, named_files, names_below
+from hrvqvae.data.sources import TRAIN, WORDS, Shard, Source, arrays, datasets, find_user_cache, parquet, tars
+from hrvqvae.data.sources.files import LISTS, FolderSource, find_names, find_split, match_files, open_folder, read_list
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
@@ -34,28 +34,27 @@ _WILD = re.compile(r"[*?{\[]")
 _BATCH = 64  # images that are decoded into memory at a time
 
 
-def data_root(root: str | None) -> Path:
+def find_data_root(root: str | None) -> Path:
     """Return the folder of the data: `root`, else the variable HRVQVAE_DATA, else the user's cache folder.
 
-    Raises:
-        InputError: there is no home folder, and neither of the others.
+    Raises InputError if the folder is below the home folder, and there is none.
     """
     chosen = root or os.environ.get("HRVQVAE_DATA")
     try:
-        return Path(chosen).expanduser() if chosen else user_cache()
+        return Path(chosen).expanduser() if chosen else find_user_cache()
     except RuntimeError as error:
         raise InputError(f"{chosen}: there is no home folder here; give a path without ~") from error
 
 
-def dataset_folder(root: Path, name: str) -> Path:
-    """Return `root/name`, or the root itself if it is the data set's own folder."""
-    return root / name if (root / name).is_dir() else root
+def _find_folder(dataset: Dataset, root: Path) -> Path:
+    """Return the folder of a published set: `root/name`, or the root itself."""
+    return root / dataset.name if (root / dataset.name).is_dir() else root
 
 
-def missing_files(dataset: Dataset, root: Path) -> list[Path]:
+def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
     """Return the files of a published set that are missing."""
-    base = dataset_folder(root, dataset.name)
-    return [base / name for name in dataset.files or () if not (base / name).is_file()]
+    folder = _find_folder(dataset, root)
+    return [folder / name for name in dataset.files or () if not (folder / name).is_file()]
 
 
 def load_images(config: DataConfig, split: str) -> ImageSet:
@@ -65,10 +64,7 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         InputError: as `open_images`.
         BrokenImageError: an image can't be decoded and `on_error` is "stop".
     """
-    if not config.validation:
-        return _in_memory(open_images(config, split), split)
-    images = load_images(dataclasses.replace(config, validation=0.0), "train")
-    return _cut_validation(images, config, split)
+    return _decode_into_memory(open_images(config, split), split)
 
 
 def open_images(config: DataConfig, split: str) -> ImageSet:
@@ -82,9 +78,9 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
     if config.validation:
         return _cut_validation(open_images(dataclasses.replace(config, validation=0.0), "train"), config, split)
     if (config.root or "").startswith(datasets.PREFIX):
-        sources = datasets.given_sources(str(config.root), config.labels)
+        sources = datasets.open_registered(str(config.root), config.labels)
         return _select_split(sources, "the data set", split, config)
-    root = data_root(config.root)
+    root = find_data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
         return _read_published(dataset, root, config, split)
@@ -97,24 +93,24 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
 def _cut_validation(images: ImageSet, config: DataConfig, split: str) -> ImageSet:
     """Return the images of a training split that are left for training, or that stand for the test split."""
-    places = np.arange(len(images) + 1) * config.validation
-    chosen = (np.floor(places[1:]) > np.floor(places[:-1])) == (split == "test")
+    steps = np.floor(np.arange(len(images) + 1) * config.validation)
+    chosen = (steps[1:] > steps[:-1]) == (split == "test")
     if not chosen.any():
         raise InputError(
             f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
         )
-    rows = images.rows[chosen] if len(images.rows) == len(chosen) else images.rows
+    rows = images.rows[chosen] if images.source else images.rows
     pixels = None if images.pixels is None else images.pixels[chosen]
     return dataclasses.replace(images, config=config, labels=images.labels[chosen], rows=rows, pixels=pixels)
 
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
-    if absent := missing_files(dataset, root):
+    if absent := list_missing_files(dataset, root):
         raise InputError(
             f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: "
             f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
         )
-    stored: Arrays = resolve_name(dataset.read)(dataset_folder(root, dataset.name), split)
+    stored: Arrays = resolve_name(dataset.read)(_find_folder(dataset, root), split)
     channels, height, width = stored.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
         raise InputError(
@@ -124,7 +120,7 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     return ImageSet(config, stored.labels, stored.classes, pixels=stored.images)
 
 
-def _in_memory(images: ImageSet, split: str) -> ImageSet:
+def _decode_into_memory(images: ImageSet, split: str) -> ImageSet:
     """Decode images into memory, unless they are there already, are cropped at random or do not fit."""
     config = images.config
     size = len(images) * config.channels * config.size**2
@@ -151,7 +147,7 @@ def _in_memory(images: ImageSet, split: str) -> ImageSet:
 def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
     """Return the images of the split "train" or "test" of a folder, tars, Parquet files or arrays.
 
-    The path is a folder of image files (`sources.files.folder_sources`); or a tar, Parquet file or array, a pattern of
+    The path is a folder of image files (`sources.files.open_folder`); or a tar, Parquet file or array, a pattern of
     such files (`train-{000..099}.tar`, `train-*.parquet`), or a folder of such files without image files. Names with
     the word `train` beside names with `test`, `val` or `validation` (of a file, of a folder above it, or of an array in
     an .npz) are a given split; else `data.split` decides. There are classes if every image of both splits has a label.
@@ -159,12 +155,12 @@ def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
     Raises:
         InputError: nothing is there, or it is damaged, without images, or can't be divided.
     """
-    sources: Mapping[str, Source] = folder_sources(path) if path.is_dir() else {}
+    sources: Mapping[str, Source] = open_folder(path) if path.is_dir() else {}
     if sources:
         for kind in sorted({file.suffix for file in path.iterdir()} & {".tar", ".parquet"}):
             note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
     else:
-        sources = _read_shards(path, split, config.labels)
+        sources = _open_shards(path, split, config.labels)
     return _select_split(sources, str(path), split, config)
 
 
@@ -192,15 +188,11 @@ def is_stored(path: Path) -> bool:
 
 
 def open_whole(path: Path) -> Source:
-    """Return all images of a folder, a list, tars, Parquet files or arrays, undivided, with labels.
-
-    Raises:
-        InputError: as `open_stored`.
-    """
-    if path.is_dir() and (names := sorted(names_below(path, SUFFIXES))):
+    """Return all images of a folder, a list, tars, Parquet files or arrays, with labels. Raises as `open_stored`."""
+    if path.is_dir() and (names := sorted(find_names(path, SUFFIXES))):
         return FolderSource(path, names, depth=int({name.split("/")[0] for name in names} <= set(WORDS)))
     if path.suffix.lower() in LISTS and path.is_file():
-        return listed_images(path)
+        return read_list(path)
     read, shards = _list_shards(path)
     return read(shards, True)
 
@@ -208,11 +200,11 @@ def open_whole(path: Path) -> Source:
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:
     """Return the tars, Parquet files or arrays that a path names, and their reader."""
     if path.is_dir():
-        base, files = path, sorted(path / name for name in names_below(path, tuple(_READERS)))
+        base, files = path, sorted(path / name for name in find_names(path, tuple(_READERS)))
         if not files:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
     elif is_stored(path):
-        files = named_files(path)
+        files = match_files(path)
         base = Path(os.path.commonpath([file.parent for file in files]))
     elif not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
@@ -227,14 +219,14 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
     return read, [Shard(file.relative_to(base).as_posix(), file) for file in files]
 
 
-def _read_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
+def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     """Return the images of tars and the like by the word of their split, or all of them under ""."""
     read, shards = _list_shards(path)
     by_word: dict[str, list[Shard]] = {}
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
         by_word.setdefault(next((word for word in words if word in WORDS), ""), []).append(shard)
-    splits = given_split(by_word if path.is_dir() else {*by_word, ""}, path)
+    splits = find_split(by_word if path.is_dir() else {*by_word, ""}, path)
     if splits is None:
         return {"": read(shards, labels)}
     needed = splits if labels else (splits[split != "train"],)  # the classes are those of both splits
@@ -242,7 +234,7 @@ def _read_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
 
 
 def _hold_out(source: Source, config: DataConfig) -> NDArray[np.bool_]:
-    """Return which images (N,) are of the test split, by a hash of each name; two images are one for each split."""
+    """Return which images (N,) are of the test split, by a hash of each name; of two images, each split has one."""
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
@@ -264,9 +256,9 @@ def _number_classes(
     if not labels:
         return (), {}
     if len(labels) < len(sources):
-        without = next(word for word, source in sources.items() if source not in labels)
+        unlabelled = next(word for word, source in sources.items() if source not in labels)
         raise InputError(
-            f"{where}: images of the {without} split have no labels, those of the other do; "
+            f"{where}: images of the {unlabelled} split have no labels, those of the other do; "
             "take no classes with --data.labels false"
         )
     classes = next(iter(labels)).class_names

@@ -1,4 +1,4 @@
-"""Where the page is served, and the names of the host under which it may be asked for."""
+"""Where the page is served, and the host names that requests may use for it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def check_address(host: str, port: int | None) -> None:
         raise InputError(f"the page can't be served at {where} ({error}): choose another") from error
 
 
-def host_names(host: str) -> tuple[str, ...]:
-    """Return the names of the host in requests for a page that is served at an address."""
+def list_hosts(host: str) -> tuple[str, ...]:
+    """Return the host names that requests may use for a page that is served at an address."""
     return LOOPBACK if host in LOOPBACK else (*LOOPBACK, host, socket.gethostname(), socket.getfqdn())
 
 
-def admits(hosts: tuple[str, ...], host: str) -> bool:
-    """Return whether a request that names this host is for the page.
+def is_admitted(host: str, hosts: tuple[str, ...]) -> bool:
+    """Return whether a request may use this name of the host.
 
-    A foreign site can give its own name the address of this machine (DNS rebinding). An address in place of a name is
-    safe, and admitted if the page is served to other machines.
+    A foreign site can give its domain the address of this machine (DNS rebinding), so other names are refused. An
+    address in place of a name is safe, and admitted if the page is served to other machines.
     """
     try:
         return host in hosts or (hosts != LOOPBACK and bool(ipaddress.ip_address(host)))

@@ -1,4 +1,4 @@
-"""The page (Gradio): its widgets and what they call, and how it is served. `tasks` computes what is shown."""
+"""The page (Gradio): its widgets and their callbacks, and how it is served. `tasks` computes what is shown."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from torch import Tensor
 from hrvqvae.data.images import to_pil
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
-from hrvqvae.play.address import LOOPBACK, admits, host_names
+from hrvqvae.play.address import LOOPBACK, is_admitted, list_hosts
 from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
-_Given = TypeVar("_Given")
+_T = TypeVar("_T")
 _SIDE = 360  # pixels on the screen of an image's longer side, about
 _ANY = "any class"
 _KEPT_SECONDS = 3_600  # uploads and drawn images
@@ -54,94 +54,83 @@ class Page:
         except InputError as error:
             self.classes, self.missing, self.guided = (), str(error), False
 
-    def _answer(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function; the page shows its InputError as one line."""
-
-        @wraps(function)
-        def answer(*values: Any) -> Any:
-            try:
-                return function(*values)
-            except InputError as error:
-                raise gr.Error(str(error), title="Not possible", print_exception=False) from None
-
-        return answer
-
-    def look(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
-        """All that is shown of a new image."""
+    def show(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
+        """Return the contents of all widgets that show an image."""
+        usage = tasks.measure_usage(self.model, picture.square)
         rows = [
-            [number, codewords, used, f"{perplexity:.1f}", "-" if trained is None else f"{trained:.1f}"]
-            for number, (codewords, used, perplexity, trained) in enumerate(tasks.usage(self.model, picture.square), 1)
+            [level, codewords, used, f"{perplexity:.1f}", "-" if trained is None else f"{trained:.1f}"]
+            for level, (codewords, used, perplexity, trained) in enumerate(usage, start=1)
         ]
-        made = self.reconstruct(picture, levels, whole)
-        painter, square = self._canvas(picture), _enlarged(picture.square)
-        return picture, _enlarged(picture.own), picture.note, *made, painter, square, rows, None
+        reconstruction, canvas = self.reconstruct(picture, levels, whole), self._make_canvas(picture)
+        square = _enlarge(picture.square)
+        return picture, _enlarge(picture.whole), picture.note, *reconstruction, canvas, square, rows, None
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
-        """An uploaded image file."""
-        taken = tasks.take(Path(_given(file)), self.model.autoencoder.channels, self.size, self.limits)
-        return self.look(taken, levels, whole)
+        """Show an uploaded image file."""
+        picture = tasks.read_upload(Path(_require(file)), self.model.autoencoder.channels, self.size, self.limits)
+        return self.show(picture, levels, whole)
 
     def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
-        """An image from the model; -> the next seed, and all that is shown of it."""
+        """Show an image drawn by the model; return the next seed first."""
         drawn = (self.model.sample(1, seed=int(seed))[0] * 255).round().to(torch.uint8)
         picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
-        return int(seed) + 1, *self.look(picture, levels, whole)
+        return int(seed) + 1, *self.show(picture, levels, whole)
 
     def reconstruct(self, picture: Picture | None, levels: int, whole: bool) -> tuple[Image.Image, str]:
-        """An image from the chosen levels."""
-        image = _given(picture).own if whole else _given(picture).square
-        made, length, psnr = tasks.reconstruct(self.model, image, int(levels))
+        """Return an image from the chosen levels, and a line about it."""
+        image = _require(picture).whole if whole else _require(picture).square
+        decoded, length, psnr = tasks.reconstruct(self.model, image, int(levels))
         error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
         (height, width), pixels = image.shape[-2:], image.numel()
         line = f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels; {error}"
-        return _enlarged(made), line
+        return _enlarge(decoded), line
 
-    def draw(self, count: int, *how: Any) -> Image.Image:
-        """New images."""
-        return sheets.grid(list(self.model.sample(_checked(count), **_params(*how))))
+    def draw(self, *options: Any) -> Image.Image:
+        """Draw new images."""
+        return sheets.draw_grid(list(self.model.sample(**_parse_options(*options))))
 
     def complete(
-        self, picture: Picture | None, painted: str | None, count: int, *how: Any
+        self, picture: Picture | None, painted: str | None, *options: Any
     ) -> tuple[Image.Image, str, Image.Image]:
-        """Images that keep what is painted."""
-        image, marks = _given(picture).square, tasks.marked(painted)
-        kept, share, images = tasks.complete(self.model, image, marks, _checked(count), **_params(*how))
-        return _enlarged(kept), f"{share:.0%} of the codes are kept", sheets.grid(list(images))
+        """Draw images that keep what is painted over."""
+        image, marks = _require(picture).square, tasks.parse_marks(painted)
+        kept, share, images = tasks.complete(self.model, image, marks, **_parse_options(*options))
+        return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
 
-    def hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
-        """Figure 10 for the position that was clicked."""
-        image = _given(picture).square
-        x, y = (int(value) // _zoom(image) for value in where.index)
+    def draw_hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
+        """Draw Figure 10 for the position that was clicked."""
+        image = _require(picture).square
+        x, y = (int(value) // _choose_zoom(image) for value in where.index)
         stream = BytesIO()
-        tasks.hierarchy_at(self.model, image, x, y).savefig(stream, format="png")
+        tasks.draw_hierarchy(self.model, image, x, y).savefig(stream, format="png")
         return Image.open(stream)
 
-    def _canvas(self, picture: Picture) -> str:
-        """The painter's JSON: an image, and nothing painted."""
+    def _make_canvas(self, picture: Picture) -> str:
+        """Return the painter's JSON of an image with nothing painted."""
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         return json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
 
-    def blocks(self) -> gr.Blocks:
-        """The page, to be served."""
+    def build(self) -> gr.Blocks:
+        """Build the widgets and connect them."""
         config, prefixes, can_draw = self.model.config, self.model.autoencoder.prefixes, not self.missing
         about = (
             f"## {config.name}\n{config.model.system}, codewords by level: "
-            f"{', '.join(f'{one:,}' for one in config.model.num_codewords)}; trained on {config.data.dataset} at "
+            f"{', '.join(f'{count:,}' for count in config.model.num_codewords)}; trained on {config.data.dataset} at "
             f"{self.size}x{self.size} pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
         )
         most = self.limits.upload_bytes / (1 << 20)
-        title, kept = f"hrvqvae: {config.name}", (600, _KEPT_SECONDS)
-        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=kept) as page:
+        deletion = (600, _KEPT_SECONDS)
+        with gr.Blocks(title=f"hrvqvae: {config.name}", analytics_enabled=False, delete_cache=deletion) as page:
             gr.Markdown(about)
             picture, next_seed = gr.State(None, time_to_live=_KEPT_SECONDS), gr.State(1)
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
                     file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=150)
-                    file.async_move_resource_to_block_cache = _uploaded_only(file.async_move_resource_to_block_cache)
+                    file.async_move_resource_to_block_cache = _refuse_addresses(file.async_move_resource_to_block_cache)
                     borrow = gr.Button("Let the model draw one", interactive=can_draw, elem_id="borrow")
-                    original = _image("Original", "original")
+                    original = _make_image("Original", "original")
                     note = gr.Markdown()
                 with gr.Column(scale=2):
                     with gr.Tab("Reconstruct"):
@@ -149,47 +138,51 @@ class Page:
                             prefixes[0], max(prefixes[-1], prefixes[0] + 1), value=prefixes[-1], step=1,
                             label=f"Levels of {prefixes[-1]}", interactive=len(prefixes) > 1, elem_id="levels",
                         )  # fmt: skip
-                        own = f"at its own size (else as in training, {self.size}x{self.size})"
-                        whole = gr.Checkbox(True, label=own)
+                        whole = gr.Checkbox(
+                            True, label=f"at its own size (else as in training, {self.size}x{self.size})"
+                        )
                         line = gr.Markdown(elem_id="line")
-                        made = _image("From the file of its codes", "made")
+                        decoded = _make_image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
-                        asked = self._asked(16)
+                        sample_options = self._make_options(16)
                         go_draw = gr.Button("Draw", variant="primary", interactive=can_draw, elem_id="draw")
-                        drawn = _image("New images", "drawn")
+                        drawn = _make_image("New images", "drawn")
                     with gr.Tab("Complete"):
                         gr.Markdown("Paint over what should stay; the rest is drawn anew.")
                         painter = gr.HTML(
                             "", html_template=_CANVAS, css_template=_CANVAS_STYLE, js_on_load=_PAINTER.read_text(),
                             elem_id="painter",
                         )  # fmt: skip
-                        asked_too = self._asked(8)
-                        go = gr.Button("Complete", variant="primary", interactive=can_draw, elem_id="complete")
+                        completion_options = self._make_options(8)
+                        go_complete = gr.Button("Complete", variant="primary", interactive=can_draw, elem_id="complete")
                         kept_line = gr.Markdown(elem_id="kept-line")
                         with gr.Row():
-                            kept, completed = _image("What is kept", "kept"), _image("Completions", "completed")
+                            kept = _make_image("What is kept", "kept")
+                            completed = _make_image("Completions", "completed")
                     with gr.Tab("Codebook"):
                         table = gr.Dataframe(headers=_HEADS, interactive=False, elem_id="usage")
-                        clicked = _image("Click on a position", "clicked")
-                        reach = _image("The codebooks within its reach (Figure 10)", "reach")
-            seen = [picture, original, note, made, line, painter, clicked, table, reach]
+                        clicked = _make_image("Click on a position", "clicked")
+                        reach = _make_image("The codebooks within its reach (Figure 10)", "reach")
+            views = [picture, original, note, decoded, line, painter, clicked, table, reach]
             on = partial(gr.on, concurrency_id="model", concurrency_limit=1)  # one request at a time
-            answer, how = self._answer, [levels, whole]
-            on(file.upload, answer(self.upload), [file, *how], seen, api_name="upload")
-            on(borrow.click, answer(self.borrow), [next_seed, *how], [next_seed, *seen], api_name="borrow")
+            modes = [levels, whole]
+            on(file.upload, _report(self.upload), [file, *modes], views, api_name="upload")
+            on(borrow.click, _report(self.borrow), [next_seed, *modes], [next_seed, *views], api_name="borrow")
             on(
-                [levels.change, whole.change], answer(self.reconstruct), [picture, *how], [made, line],
+                [levels.change, whole.change], _report(self.reconstruct), [picture, *modes], [decoded, line],
                 trigger_mode="always_last", api_name="reconstruct",
             )  # fmt: skip
-            on(go_draw.click, answer(self.draw), asked, drawn, api_name="draw")
-            on(go.click, answer(self.complete), [picture, painter, *asked_too], [kept, kept_line, completed],
-               api_name="complete")  # fmt: skip
-            on(clicked.select, answer(self.hierarchy), picture, reach, api_visibility="private")
+            on(go_draw.click, _report(self.draw), sample_options, drawn, api_name="draw")
+            on(
+                go_complete.click, _report(self.complete), [picture, painter, *completion_options],
+                [kept, kept_line, completed], api_name="complete",
+            )  # fmt: skip
+            on(clicked.select, _report(self.draw_hierarchy), picture, reach, api_visibility="private")
         page.queue(max_size=MOST_IMAGES, default_concurrency_limit=1)
         return page
 
-    def _asked(self, count: int) -> list[Any]:
-        """The widgets of a sampling: number, class, temperature, seed, guidance."""
+    def _make_options(self, count: int) -> list[Any]:
+        """Return the widgets of a sampling: number of images, class, temperature, seed, guidance."""
         with gr.Row():
             return [
                 gr.Slider(1, MOST_IMAGES, value=count, step=1, label="Images"),
@@ -200,49 +193,59 @@ class Page:
             ]
 
 
-def _checked(count: int) -> int:
+def _report(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a callback whose InputError the page shows as one line."""
+
+    @wraps(function)
+    def call(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except InputError as error:
+            raise gr.Error(str(error), title="Not possible", print_exception=False) from None
+
+    return call
+
+
+def _parse_options(count: int, name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
+    """Return the values of the widgets of a sampling by name. Raises InputError if the count is out of range."""
     if not 1 <= count <= MOST_IMAGES:
         raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
-    return int(count)
-
-
-def _params(name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
     class_name = None if name == _ANY else name
-    return {"class_name": class_name, "temperature": float(temperature), "seed": int(seed), "guidance": float(guidance)}
+    return {
+        "count": int(count), "class_name": class_name, "temperature": float(temperature), "seed": int(seed),
+        "guidance": float(guidance),
+    }  # fmt: skip
 
 
-def _image(label: str, name: str) -> Any:
+def _make_image(label: str, name: str) -> Any:
     return gr.Image(label=label, interactive=False, format="png", buttons=[], elem_id=name)
 
 
-def _uploaded_only(move: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuses addresses, which Gradio would fetch."""
+def _refuse_addresses(move: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function without addresses, which Gradio would fetch."""
 
-    async def moved(path: Any) -> Any:
+    async def move_file(path: Any) -> Any:
         if "://" in str(path):
             raise gr.Error("an address is given instead of a file", print_exception=False)
         return await move(path)
 
-    return moved
+    return move_file
 
 
-def _given(given: _Given | None) -> _Given:
-    if given is None:
+def _require(value: _T | None) -> _T:
+    if value is None:
         raise InputError("there is no image yet: upload one, or draw one")
-    return given
+    return value
 
 
-def _zoom(image: Tensor) -> int:
+def _choose_zoom(image: Tensor) -> int:
     return max(1, round(_SIDE / max(image.shape[-2:])))
 
 
-def _enlarged(image: Tensor) -> Image.Image:
-    """An image whose pixels can be seen."""
-    picture, zoom = to_pil(image), _zoom(image)
+def _enlarge(image: Tensor) -> Image.Image:
+    """Return an image whose pixels can be seen."""
+    picture, zoom = to_pil(image), _choose_zoom(image)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-
-
-# Serving it: to this machine alone by default, with nothing from elsewhere
 
 
 _MOST_SESSIONS = 32
@@ -256,26 +259,25 @@ _POLICY = (
 class Guard:
     """Middleware that limits who may ask, the size of a request and of all uploads, and what a browser may load.
 
-    Another name of the host than its own, or another origin than the host, means another site's page. A site can give
-    its own name the address of this machine, but an address has no owner: it is admitted where others are.
+    A request with another host name (`is_admitted`), or with another origin than the host, comes from another site.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
         self.app, self.most_bytes, self.hosts, self.folder = app, most_bytes, hosts, folder
 
-    def _refusal(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
-        """(HTTP status, reason) where the head of a request is refused."""
-        whole = headers.get(b"host", "")
-        host = whole.rpartition(":")[0].strip("[]") or whole
-        if not admits(self.hosts, host):
+    def check(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        """Return the HTTP status and the reason if the head of a request is refused, else None."""
+        address = headers.get(b"host", "")
+        host = address.rpartition(":")[0].strip("[]") or address
+        if not is_admitted(host, self.hosts):
             return 403, f"this page answers to {' and '.join(self.hosts)} alone"
-        if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != whole:
+        if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != address:
             return 403, "this page answers to itself alone"
         if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
             return 413, f"too large: at most {self.most_bytes:,} bytes are admitted"
         if path.endswith("/upload"):
-            kept = sum(one.stat().st_size for one in self.folder.rglob("*") if one.is_file())
-            if kept > _MOST_UPLOADS * self.most_bytes:
+            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+            if size > _MOST_UPLOADS * self.most_bytes:
                 return 503, "too many uploads are kept; wait until some are deleted"
         return None
 
@@ -283,47 +285,44 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(
-            scope["path"], {name.lower(): text.decode("latin-1") for name, text in scope["headers"]}
-        )
-        if refusal is not None:
+        headers = {name.lower(): text.decode("latin-1") for name, text in scope["headers"]}
+        if refusal := self.check(scope["path"], headers):
             while (await receive()).get("more_body"):  # read to its end, so that the answer arrives
                 pass
             await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
             return
         received = 0
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             return message if received <= self.most_bytes else {"type": "http.disconnect"}
 
-        async def guarded(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
             await send(message)
 
-        await self.app(scope, counted, guarded)
+        await self.app(scope, receive_limited, send_with_policy)
 
 
 def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
     """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
 
     Args:
-        port: None takes a free one from 7860 on.
+        port: None takes a free port from 7860 on.
 
     Raises:
-        InputError: the port is taken, or the host is none of this machine.
+        InputError: the port is taken, or the host is not an address of this machine.
     """
     if host not in LOOPBACK:
         note("everyone who reaches this machine can use the page")
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
-        guard = Middleware(
-            Guard, most_bytes=limits.upload_bytes + (1 << 16), hosts=host_names(host), folder=Path(folder)
-        )  # fmt: skip
-        page = Page(model, limits).blocks()
+        most_bytes = limits.upload_bytes + (1 << 16)
+        guard = Middleware(Guard, most_bytes=most_bytes, hosts=list_hosts(host), folder=Path(folder))
+        page = Page(model, limits).build()
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         try:
             _, address, _ = page.launch(

@@ -22,9 +22,9 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
 
-MOST_MARKS = 64  # a side of the grid that is painted on
+MOST_MARKS = 64  # per side of the grid that is painted on
 MOST_IMAGES = 64  # drawn at once
-_CODED_PIXELS = 1 << 18  # of an image that a model gets; a larger one is reduced
+_CODED_PIXELS = 1 << 18  # of an image that a model encodes; a larger image is reduced
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ class Limits:
 class Picture(NamedTuple):
     """An uploaded or sampled image, uint8."""
 
-    own: Tensor  # (C, Y, X), at its own size or reduced
+    whole: Tensor  # (C, Y, X), at its full size or reduced
     square: Tensor  # (C, size, size), cropped and resized as in training
     note: str  # what was changed; may be empty
 
 
-def take(path: Path, channels: int, size: int, limits: Limits) -> Picture:
-    """Read an image file for a model of so many channels and square images of that size. Raises InputError."""
+def read_upload(path: Path, channels: int, size: int, limits: Limits) -> Picture:
+    """Read an image file for a model with this number of channels and size of images. Raises InputError."""
     length = path.stat().st_size
     if length > limits.upload_bytes:
         raise InputError(f"{path.name} has {length:,} bytes; at most {limits.upload_bytes:,} are admitted")
     try:
         decoded = decode_image(path, channels, limits.pixels)
         square = torch.from_numpy(decode_image(path, channels, limits.pixels, size).pixels)
-    except InputError as error:  # Pillow names the whole path
+    except InputError as error:  # messages name the whole path
         raise InputError(str(error).replace(str(path), path.name)) from error
-    own, reduced = _reduced(torch.from_numpy(decoded.pixels), _CODED_PIXELS)
-    return Picture(own, square, "; ".join(note for note in (decoded.lost, reduced) if note))
+    whole, reduction = _reduce(torch.from_numpy(decoded.pixels), _CODED_PIXELS)
+    return Picture(whole, square, "; ".join(note for note in (decoded.lost, reduction) if note))
 
 
-def _reduced(image: Tensor, pixels: int) -> tuple[Tensor, str]:
-    """(image (C, Y, X) uint8 of at most so many pixels, a note)."""
+def _reduce(image: Tensor, pixels: int) -> tuple[Tensor, str]:
+    """Return the image (C, Y, X) uint8 with at most so many pixels, and a note if it was reduced."""
     height, width = image.shape[-2:]
     if height * width <= pixels:
         return image, ""
@@ -69,11 +69,11 @@ def _reduced(image: Tensor, pixels: int) -> tuple[Tensor, str]:
     return small.round().clamp(0, 255).to(torch.uint8), f"{width}x{height} pixels reduced to {size[1]}x{size[0]}"
 
 
-def marked(text: str | None) -> Tensor:
-    """The painter's JSON as (side, side) bool. Raises InputError."""
+def parse_marks(text: str | None) -> Tensor:
+    """Return the painter's JSON as marks (side, side) bool. Raises InputError."""
     try:
-        told = json.loads(text or "{}")
-        side, marks = told.get("side", 1), told.get("marks") or "0"
+        painted = json.loads(text or "{}")
+        side, marks = painted.get("side", 1), painted.get("marks") or "0"
         if not (isinstance(side, int) and 1 <= side <= MOST_MARKS and len(marks) in (1, side * side)):
             raise ValueError("the marks are not those of a square")
         return torch.tensor([mark == "1" for mark in marks]).expand(side * side).view(side, side)
@@ -82,39 +82,39 @@ def marked(text: str | None) -> Tensor:
 
 
 def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
-    """(image, bytes, PSNR in dB) of the file of codes of an image (C, Y, X) uint8 with so many levels."""
+    """Return what a file of codes of an image (C, Y, X) uint8 decodes to, its bytes and its PSNR in dB."""
     (file,) = model.compress([image], levels)
     (decoded,) = model.decompress([file])
     return decoded, len(file), psnr(float((decoded - image / 255).double().square().mean()))
 
 
 def complete(
-    model: Model, image: Tensor, painted: Tensor, count: int, class_name: str | None, temperature: float,
+    model: Model, image: Tensor, marks: Tensor, count: int, class_name: str | None, temperature: float,
     seed: int, guidance: float = 1.0,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """What `draw_completions` gives of a mask (Y, X) bool that is stretched over an image (C, size, size)."""
+    """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C, size, size)."""
     size = model.config.data.size
-    mask = interpolate(painted[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
+    mask = interpolate(marks[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
     params = SamplingParams(temperature=temperature, guidance=guidance)
     return draw_completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
 
 
-def usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
-    """(codewords, used by an image, perplexity, that of the moving averages of training or None) of each level."""
-    paths = model.autoencoder.codeword_indices(model.encode(image[None]))
+def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
+    """Return per level: codewords, how many an image uses, its perplexity, and that of training (None if unknown)."""
+    level_indices = model.autoencoder.codeword_indices(model.encode(image[None]))
     quantizer = getattr(model.autoencoder, "quantizer", None)
-    books = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
-    found = []
-    for level, (path, codewords) in enumerate(zip(paths, model.config.model.num_codewords, strict=True)):
-        counts = vq.counts(path.cpu(), codewords)
-        trained = vq.perplexity(books[level].count.flatten().cpu()) if books else None
-        found.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
-    return found
+    codebooks = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
+    rows = []
+    for level, (indices, codewords) in enumerate(zip(level_indices, model.config.model.num_codewords, strict=True)):
+        counts = vq.counts(indices.cpu(), codewords)
+        trained = vq.perplexity(codebooks[level].count.flatten().cpu()) if codebooks else None
+        rows.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
+    return rows
 
 
-def hierarchy_at(model: Model, image: Tensor, x: int, y: int) -> Figure:
-    """Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
-    where = model.config.model.geometry
-    position = ((y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit)
+def draw_hierarchy(model: Model, image: Tensor, x: int, y: int) -> Figure:
+    """Draw Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
+    geometry = model.config.model.geometry
+    position = ((y + geometry.margin // 2) // geometry.unit, (x + geometry.margin // 2) // geometry.unit)
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
-    return hierarchy.draw(hierarchy.tree_at(model.autoencoder, image, position, name))
+    return hierarchy.draw(hierarchy.make_tree(model.autoencoder, image, position, name))

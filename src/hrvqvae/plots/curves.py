@@ -28,17 +28,17 @@ _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "dis
 
 
 @torch.inference_mode()
-def level_rows(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
-    """Return originals above their reconstructions, a row with a caption for each prefix of the levels."""
+def reconstruct_prefixes(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
+    """Return rows of a sheet: the originals, and their reconstructions from each prefix of the levels."""
     codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
-    for level, caption in zip(model.prefixes, captions, strict=True):
-        decoded = model.decode(codes, levels=level, size=(images.shape[-2], images.shape[-1]))
+    for num_levels, caption in zip(model.prefixes, captions, strict=True):
+        decoded = model.decode(codes, levels=num_levels, size=(images.shape[-2], images.shape[-1]))
         rows.append(sheets.SheetRow(caption, list(decoded)))
     return rows
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the name's suffix, atomically. Raises InputError."""
+    """Write a figure as PNG or SVG, by the suffix of the path, atomically. Raises InputError."""
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"{path} must end in .png or .svg")
     stream = BytesIO()
@@ -47,7 +47,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         write_atomic(path, stream.getvalue())
 
 
-def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
     steps = [record for record in records if record.get("kind") == "train"]
     tests = [record for record in records if record.get("kind") == "evaluation"]
@@ -55,7 +55,7 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     losses, errors, usage = figure.subplots(1, 3)
     terms = [name for name in dict.fromkeys(key for record in steps for key in record) if name.startswith(_TERMS)]
     for name, style in zip(terms, cycle(_LINES), strict=False):
-        _line(losses, steps, name, style, label=name)
+        _plot_field(losses, steps, name, style, label=name)
     losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
     if losses.lines:
         losses.legend(frameon=False, fontsize=8)
@@ -73,8 +73,8 @@ def training_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str) -> None:
-    """Plot a field of the records that have it against steps. A single point gets a marker, which makes it visible."""
+def _plot_field(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str) -> None:
+    """Plot a field of the records that have it against steps; a single point gets a marker, to be visible."""
     points = [(record["step"], record[name]) for record in records if name in record]
     if points:
         (line,) = axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
@@ -82,19 +82,19 @@ def _line(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: st
             line.set_marker(".")
 
 
-def prior_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+def plot_prior(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plot bits per code, in training and on held-out codes, against steps, from the records of metrics.jsonl."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
-        _line(axes, [record for record in records if record.get("kind") == kind], "bits_per_code", style, label)
+        _plot_field(axes, [record for record in records if record.get("kind") == kind], "bits_per_code", style, label)
     axes.set(title="bits per code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)
 
 
-def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
-    """Plot how often each codeword is chosen, most used first, one panel per level; counts are (K_l,) per level."""
+def plot_usage(counts: Sequence[Tensor], path: Path) -> None:
+    """Plot how often each codeword is chosen, most used first, in a panel per level; counts are (K_l,) per level."""
     figure = Figure(figsize=(4 * len(counts), 3), layout="constrained")
     for level, (axes, count) in enumerate(zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True)):
         share = torch.sort(count.double() / count.sum().clamp(min=1), descending=True).values * 100
@@ -109,9 +109,9 @@ def codeword_usage(counts: Sequence[Tensor], path: Path) -> None:
 def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
     """Draw a run's curves, and for an autoencoder also reconstructions and codeword usage, into the run folder."""
     if evaluation.report is None or evaluation.model is None or evaluation.images is None:
-        prior_curves(records, run.pictures / "curves.png")
+        plot_prior(records, run.pictures / "curves.png")
         return
-    rows = level_rows(evaluation.model, evaluation.images(), evaluation.report.captions())
+    rows = reconstruct_prefixes(evaluation.model, evaluation.images(), evaluation.report.captions())
     write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
-    training_curves(records, run.pictures / "curves.png")
-    codeword_usage([level.counts for level in evaluation.report.levels], run.pictures / "usage.png")
+    plot_training(records, run.pictures / "curves.png")
+    plot_usage([level.counts for level in evaluation.report.levels], run.pictures / "usage.png")

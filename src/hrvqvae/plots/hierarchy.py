@@ -1,7 +1,7 @@
-"""Figure 10: the codebooks that each choice leaves within reach, one panel per level.
+"""Figure 10: the codebooks that each choice leaves within reach, in a panel per level.
 
 A codeword of level l is drawn at the sum e_1 + ... + e_l of the choices that lead to it. So the codebook within reach
-lies around the sum chosen so far. Each level has a colour and a marker. The chosen codeword has a ring and a number;
+lies around the sum chosen so far. Each level has a colour and a marker. The chosen codeword has a ring and a label;
 codewords out of reach are small and grey.
 """
 
@@ -34,35 +34,33 @@ _MOST_DRAWN = 4_096
 class Tree(NamedTuple):
     """Codewords to draw."""
 
-    codebooks: Sequence[Points]  # level l's at index l - 1, (m^(l-1), m, D)
+    codebooks: Sequence[Points]  # of level l at index l - 1, (m^(l-1), m, D)
     target: Points | None  # (D,), the vector to quantize; None shows child indices without a vector
     name: str  # for the title
 
 
-def sums_of(codebooks: Sequence[Points]) -> list[Points]:
+def sum_choices(codebooks: Sequence[Points]) -> list[Points]:
     """Return the sum of choices that leads to each codeword, (m^l, D) per level."""
-    sums: list[Points] = []
-    above: Points = np.zeros((1, codebooks[0].shape[-1]))
+    sums: list[Points] = [np.zeros((1, codebooks[0].shape[-1]))]
     for book in codebooks:
-        above = (above[:, None] + book).reshape(-1, book.shape[-1])
-        sums.append(above)
-    return sums
+        sums.append((sums[-1][:, None] + book).reshape(-1, book.shape[-1]))
+    return sums[1:]
 
 
-def codebooks_of(model: Autoencoder) -> list[Points]:
-    """Return the linked codebooks of a model. Raises InputError if it has none."""
+def get_codebooks(model: Autoencoder) -> list[Points]:
+    """Return the linked codebooks of a model. Raises InputError if it has no linked codebooks."""
     if not isinstance(model, SingleGridAutoencoder) or not model.linked_codebooks:
         raise InputError("this model has no linked codebooks")
     return [codebook.cpu().numpy().astype(np.float64) for codebook in model.linked_codebooks]
 
 
 @torch.inference_mode()
-def tree_at(model: Autoencoder, image: Tensor, position: tuple[int, int], name: str) -> Tree:
+def make_tree(model: Autoencoder, image: Tensor, position: tuple[int, int], name: str) -> Tree:
     """Return the linked codebooks, with the latent of an image (C, Y, X) uint8 at a position (row, column) as target.
 
-    Raises InputError as `codebooks_of`, or if the position is not on the latent grid.
+    Raises InputError as `get_codebooks`, or if the position is not on the latent grid.
     """
-    books = codebooks_of(model)
+    books = get_codebooks(model)
     assert isinstance(model, SingleGridAutoencoder)
     latents = model.latents(image[None].to(model.linked_codebooks[0].device).float() / 255)[0]
     row, column = position
@@ -71,7 +69,7 @@ def tree_at(model: Autoencoder, image: Tensor, position: tuple[int, int], name: 
     return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name)
 
 
-def _plane(leaves: Points) -> tuple[Points, Points, str]:
+def _fit_plane(leaves: Points) -> tuple[Points, Points, str]:
     """Return (origin, two axes (2, D), name) of the projection to a plane; two dimensions are not projected."""
     dim = leaves.shape[1]
     if dim <= 2:
@@ -82,22 +80,22 @@ def _plane(leaves: Points) -> tuple[Points, Points, str]:
     return origin, axes[:2], f"projection: first two principal components of the leaves ({share:.0%} of their variance)"
 
 
-def _dots(axes: Axes, points: Points, **style: Any) -> None:
+def _draw_dots(axes: Axes, points: Points, **style: Any) -> None:
     axes.scatter(points[..., 0], points[..., 1], **style)
 
 
-def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, previous: Points) -> None:
+def _draw_level(axes: Axes, level: int, points: Points, within: slice, chosen: int, previous: Points) -> None:
     """Draw a level: codewords within reach in colour, the chosen codeword with a ring, the others grey."""
     colour, marker = _COLOURS[level % len(_COLOURS)], _MARKERS[level % len(_MARKERS)]
     grey = np.delete(points, np.arange(within.start, within.stop), axis=0)
-    _dots(axes, grey, s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1)
+    _draw_dots(axes, grey, s=14, marker=marker, facecolors="none", edgecolors=_GREY, linewidths=0.8, zorder=1)
     reach = points[within]
     for child, point in enumerate(reach):
         line = (colour, 1.8, "-") if child == chosen else (_GREY, 0.8, ":")
         axes.plot(*zip(previous, point, strict=True), color=line[0], linewidth=line[1], linestyle=line[2], zorder=2)
-    _dots(axes, reach, s=46, marker=marker, color=colour, edgecolors="black", linewidths=0.6, zorder=3)
+    _draw_dots(axes, reach, s=46, marker=marker, color=colour, edgecolors="black", linewidths=0.6, zorder=3)
     choice = reach[chosen]
-    _dots(axes, choice, s=190, marker="o", facecolors="none", edgecolors="black", linewidths=1.8, zorder=4)
+    _draw_dots(axes, choice, s=190, marker="o", facecolors="none", edgecolors="black", linewidths=1.8, zorder=4)
     away = choice - previous
     away = away / max(float(np.linalg.norm(away)), 1e-9)
     axes.annotate(
@@ -105,46 +103,46 @@ def _panel(axes: Axes, level: int, points: Points, within: slice, chosen: int, p
         ha="center", va="center", fontsize=10, zorder=5,
         bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
     )  # fmt: skip
-    _dots(axes, previous, s=30, marker="+", color="black", zorder=4)
+    _draw_dots(axes, previous, s=30, marker="+", color="black", zorder=4)
     axes.set_title(f"level {level + 1}: {len(reach)} of {len(points)} codewords within reach", fontsize=11)
 
 
-def draw(tree: Tree, path: Sequence[int] | None = None) -> Figure:
+def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
     """Return the panels side by side.
 
     Args:
-        path: child index per level; None takes those that the search chooses for the target.
+        choices: child index per level; None takes those that the search chooses for the target.
 
     Raises:
-        InputError: The path does not fit the tree, or there are too many codewords to draw.
+        InputError: the choices do not fit the tree, or there are too many codewords to draw.
     """
     size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
     if size**levels > _MOST_DRAWN:
         raise InputError(f"{size}^{levels} leaves are too many to draw; at most {_MOST_DRAWN}")
-    if path is None:
+    if choices is None:
         assert tree.target is not None
         books = [torch.from_numpy(book).float() for book in tree.codebooks]
-        path = [int(index) % size for index in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
-    if len(path) != levels:
-        raise InputError(f"the path has {len(path)} levels; this tree has {levels}")
-    if not all(0 <= child < size for child in path):
-        raise InputError(f"the path is {list(path)}; children are 0 to {size - 1}")
-    sums = sums_of(tree.codebooks)
-    origin, plane, projection = _plane(sums[-1])
+        choices = [int(index) % size for index in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
+    if len(choices) != levels:
+        raise InputError(f"the path has {len(choices)} levels; this tree has {levels}")
+    if not all(0 <= child < size for child in choices):
+        raise InputError(f"the path is {list(choices)}; children are 0 to {size - 1}")
+    sums = sum_choices(tree.codebooks)
+    origin, plane, projection = _fit_plane(sums[-1])
     flat = [(points - origin) @ plane.T for points in sums]
-    everything = np.concatenate(flat)
-    margin = 0.08 * np.ptp(everything, axis=0).max()
-    low, high = everything.min(0) - margin, everything.max(0) + margin
+    all_points = np.concatenate(flat)
+    margin = 0.08 * np.ptp(all_points, axis=0).max()
+    low, high = all_points.min(0) - margin, all_points.max(0) + margin
     shape = min(1.2, max(0.4, float((high - low)[1] / (high - low)[0])))
     figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), dpi=110, layout="constrained")
     previous, index = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
-        _panel(axes, level, flat[level], slice(index * size, (index + 1) * size), path[level], previous)
-        index = index * size + path[level]
+        _draw_level(axes, level, flat[level], slice(index * size, (index + 1) * size), choices[level], previous)
+        index = index * size + choices[level]
         previous = flat[level][index]
         if tree.target is not None:
             target = (tree.target - origin) @ plane.T
-            _dots(axes, target, s=70, marker="x", color="black", linewidths=2, zorder=6)
+            _draw_dots(axes, target, s=70, marker="x", color="black", linewidths=2, zorder=6)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xticks=[], yticks=[])
     vector = "" if tree.target is None else "; x: the vector z"
     figure.suptitle(f"{tree.name}   (ring: chosen; +: chosen so far; grey: out of reach{vector})", fontsize=11)

@@ -28,7 +28,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are empty.
 
     Args:
-        zoom: how often each pixel is repeated; None enlarges the largest side to about 64 pixels.
+        zoom: how many times each pixel is repeated; None enlarges the largest side to about 64 pixels.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
@@ -53,7 +53,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     return sheet
 
 
-def grid(images: Sequence[Tensor]) -> Image.Image:
+def draw_grid(images: Sequence[Tensor]) -> Image.Image:
     """Return a picture of images of one size in a grid without captions, about as many per row as there are rows."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = [SheetRow("", images[first : first + columns]) for first in range(0, len(images), columns)]

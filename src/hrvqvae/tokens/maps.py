@@ -1,7 +1,7 @@
 """Copy the codes of shards to code maps, from which priors are trained.
 
 Training reads images in random order, which is slow in compressed row groups. So the codes are copied once to arrays
-beside the run, which are mapped into memory like those of its own images (`checkpoints.codemaps`).
+beside the run, which are mapped into memory like those of the run's images (`checkpoints.codemaps`).
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ def load_shard_maps(
 
     Args:
         folder: the folder of the run's codes; created if it does not exist.
-        path: a folder of shards, or one shard.
+        path: a folder of shards, or a shard.
         say: as for `load_or_write`.
 
     Raises:
-        InputError: no shards, those of another model, codes of images of another size, labels of some images only, or
-            the folder can't be written.
-        DamagedFileError: a shard is damaged, or holds codes that the model has not.
+        InputError: the shards do not fit the run, only some images have labels, or the folder can't be written.
+        DamagedFileError: a shard is damaged.
     """
     from hrvqvae.tokens.shards import find_shards
 
-    def opened() -> tuple[Shards, dict[str, Any]]:
+    def open_source() -> tuple[Shards, dict[str, Any]]:
         shards, digest = find_shards(path), weights_digest(model.state_dict())
         if shards.model != digest:
             raise InputError(f"{path} holds codes of another model than this run's")
@@ -56,45 +55,42 @@ def load_shard_maps(
         states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards.paths]
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 
-    def write() -> None:
-        with explain_write_errors(f"the folder of codes {folder}"):
-            remove_temporaries(folder)
-            (folder / f"{_NAME}.json").unlink(missing_ok=True)
-            _write_maps(folder, shards, config, source)
-
-    shards, source = distributed.on_rank_zero(opened)
-    symbols, rank_zero = config.model.num_symbols, partial(distributed.on_rank_zero, write)
-    return load_or_write(folder, _NAME, source, symbols, rank_zero, say)
+    shards, source = distributed.on_rank_zero(open_source)
+    write = partial(distributed.on_rank_zero, partial(_write_maps, folder, shards, config, source))
+    return load_or_write(folder, _NAME, source, config.model.num_symbols, write, say)
 
 
 def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
     symbols, size = config.model.num_symbols, config.data.size
     grids = config.model.latent_grids(size, size)
     labels = list[str | int | None]()
-    with ExitStack() as stack:
-        advance = stack.enter_context(task("lay codes out", shards.count))
-        streams, kinds = [], [np.min_scalar_type(count - 1) for count in symbols]
-        for level, (grid, kind) in enumerate(zip(grids, kinds, strict=True), start=1):
-            temporary = stack.enter_context(replace_file(folder / f"{_NAME}-level-{level}.npy"))
-            streams.append(stack.enter_context(temporary.open("xb")))
-            header = {"descr": kind.str, "fortran_order": False, "shape": (shards.count, *grid)}
-            np.lib.format.write_array_header_1_0(streams[-1], header)
-        for rows in shards.rows(len(symbols)):
-            for level, stream in enumerate(streams):
-                codes = _stack_codes(rows, level, grids[level], symbols[level], size)
-                stream.write(codes.astype(kinds[level]).tobytes())
-            labels += rows.labels if config.data.labels else [None] * len(rows)
-            advance(len(rows))
-        without = labels.count(None)
-        if 0 < without < len(labels):
-            raise InputError(f"{without:,} of {len(labels):,} images have no label; label all of them, or none")
-        classes, numbers = ((), np.zeros(without, np.int64)) if without else _number_classes(labels, shards.classes)
-    write_array(folder / f"{_NAME}-labels.npy", numbers)
-    write_description(folder, _NAME, source, len(symbols), classes)
+    with explain_write_errors(f"the folder of codes {folder}"):
+        remove_temporaries(folder)
+        (folder / f"{_NAME}.json").unlink(missing_ok=True)
+        with ExitStack() as stack:
+            advance = stack.enter_context(task("lay codes out", shards.count))
+            streams, dtypes = [], [np.min_scalar_type(count - 1) for count in symbols]
+            for level, (grid, dtype) in enumerate(zip(grids, dtypes, strict=True), start=1):
+                temporary = stack.enter_context(replace_file(folder / f"{_NAME}-level-{level}.npy"))
+                streams.append(stack.enter_context(temporary.open("xb")))
+                header = {"descr": dtype.str, "fortran_order": False, "shape": (shards.count, *grid)}
+                np.lib.format.write_array_header_1_0(streams[-1], header)
+            for rows in shards.read_rows(len(symbols)):
+                for level, stream in enumerate(streams):
+                    codes = _stack_codes(rows, level, grids[level], symbols[level], size)
+                    stream.write(codes.astype(dtypes[level]).tobytes())
+                labels += rows.labels if config.data.labels else [None] * len(rows)
+                advance(len(rows))
+            missing = labels.count(None)
+            if 0 < missing < len(labels):
+                raise InputError(f"{missing:,} of {len(labels):,} images have no label; label all of them, or none")
+        classes, indices = ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
+        write_array(folder / f"{_NAME}-labels.npy", indices)
+        write_description(folder, _NAME, source, len(symbols), classes)
 
 
 def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
-    """Return the codes of a level as one array; raise InputError if a grid or a code does not fit the model."""
+    """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the model."""
     for key, codes_of_image in zip(rows.keys, rows.codes[level], strict=True):
         if codes_of_image.shape != tuple(grid):
             height, width = codes_of_image.shape
@@ -108,11 +104,11 @@ def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, si
     return codes
 
 
-def _number_classes(labels: Sequence[Any], named: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the names of the classes and the class of each label; whole numbers index `named` if they fit."""
-    values, numbers = np.unique(labels, return_inverse=True)
-    if named and values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(named):
-        return named, np.array(labels)
+def _index_classes(labels: Sequence[Any], classes: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the names of the classes and the class of each label; whole numbers index `classes` if they fit."""
+    values, indices = np.unique(labels, return_inverse=True)
+    if classes and values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(classes):
+        return classes, np.array(labels)
     names = tuple(map(str, values))
-    classes = named if set(names) <= set(named) else names
-    return classes, np.array([classes.index(name) for name in names])[numbers]
+    classes = classes if set(names) <= set(classes) else names
+    return classes, np.array([classes.index(name) for name in names])[indices]

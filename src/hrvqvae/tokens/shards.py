@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import group_by_size
 from hrvqvae.data.images import to_pil, without_suffix, write_image
-from hrvqvae.data.sources.parquet import opened_parquet
+from hrvqvae.data.sources.parquet import open_parquet
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 from hrvqvae.utils.outputs import Outputs, write_atomic
@@ -48,22 +48,22 @@ class Plan:
     """The model, images and options of a folder of shards."""
 
     model: str  # digest of the weights
-    image_size: int | None  # height and width that every image is brought to; None keeps each image's own
-    keys: int  # how many images there are
+    image_size: int | None  # height and width that every image is resized to; None keeps the size of each image
+    keys: int  # number of images
     keys_digest: str  # of their keys and labels, in order
-    shard_size: int  # images of a shard
+    shard_size: int  # images per shard
     beam: int | None = None  # paths that the search keeps at each level; None keeps as many as in training
 
     @property
-    def parts(self) -> dict[str, range]:
-        """The indices of each shard's images by its file name, in the order of the keys."""
-        starts = range(0, self.keys, self.shard_size)
-        ranges = [range(start, min(self.keys, start + self.shard_size)) for start in starts]
-        return {f"part-{number:06d}{SUFFIX}": indices for number, indices in enumerate(ranges)}
+    def shards(self) -> dict[str, range]:
+        """The file name of each shard, and the indices of its images in the order of the keys."""
+        indices = range(self.keys)
+        starts = enumerate(range(0, self.keys, self.shard_size))
+        return {f"part-{index:06d}{SUFFIX}": indices[start : start + self.shard_size] for index, start in starts}
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
-        """Read the plan of a folder; return None if there is none. Raises DamagedFileError."""
+        """Return the plan of a folder, or None if the folder has no plan. Raises DamagedFileError."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -78,9 +78,7 @@ class Plan:
     def write_or_compare(self, folder: Path) -> None:
         """Write the plan to a new folder, or compare it with the plan there.
 
-        Raises:
-            InputError: the folder was begun otherwise, or holds shards without a plan.
-            OSError: the folder can't be written.
+        Raises InputError if the folder has another plan, or shards without a plan; OSError if it can't be written.
         """
         existing = Plan.read(folder)
         if existing is None:
@@ -88,14 +86,11 @@ class Plan:
                 raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
             write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
             return
+        titles = {"keys": "number of images", "keys_digest": "digest of names and labels"}
         for name, here in dataclasses.asdict(self).items():
-            there = getattr(existing, name)
-            if there != here:
-                name = _NAMES.get(name, name)
+            if (there := getattr(existing, name)) != here:
+                name = titles.get(name, name)
                 raise InputError(f"{folder} was begun with another {name}: {there}, not {here}; choose another folder")
-
-
-_NAMES = {"keys": "number of images", "keys_digest": "digest of names and labels"}
 
 
 def make_metadata(
@@ -112,38 +107,13 @@ def make_metadata(
     return {f"{_PREFIX}{name}": value for name, value in values.items()}
 
 
-class _Metadata(NamedTuple):
-    """The metadata of a shard."""
-
-    model: str
-    content: str
-    classes: tuple[str, ...]
-    broken: dict[str, str]
-
-
-def _read_metadata(metadata: Mapping[bytes, bytes] | None, path: Path) -> _Metadata:
-    """Read the metadata of a shard. Raises InputError for a file of another format."""
-    texts = ([item.decode(errors="replace") for item in pair] for pair in (metadata or {}).items())
-    values = {name.removeprefix(_PREFIX): text for name, text in texts if name.startswith(_PREFIX)}
-    if "format" not in values or "model" not in values:
-        raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
-    if values["format"] != FORMAT:
-        raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
-    try:
-        broken = {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
-        classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
-        return _Metadata(values["model"], values.get("content", ""), classes, broken)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
-
-
 @dataclass(frozen=True)
 class Rows:
     """Images of a shard."""
 
     keys: Sequence[str]
-    labels: Sequence[str | int | None]  # a class name or a whole number; None where an image has none
-    sizes: Sequence[Grid]  # (height, width) in pixels, as it was coded
+    labels: Sequence[str | int | None]  # a class name or a whole number; None for an image without a label
+    sizes: Sequence[Grid]  # (height, width) in pixels, as encoded
     codes: Sequence[Sequence[NDArray[Any]]]  # of each level, the codes (H_l, W_l) of each image
 
     def __len__(self) -> int:
@@ -161,52 +131,51 @@ def make_schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards that belong together, in order."""
+    """Shards of a model, in order."""
 
     paths: tuple[Path, ...]
     model: str  # digest of its weights
-    classes: tuple[str, ...]  # of the first
-    count: int  # images in all
+    classes: tuple[str, ...]  # of the first shard
+    count: int  # images in all shards
     broken: Mapping[str, str]  # the error of each image that could not be read, by its key
     contents: tuple[str, ...]  # of each file, the digest of its images
 
-    def rows(self, levels: int) -> Iterator[Rows]:
-        """Yield every row group, with the codes of the first `levels` levels.
+    def read_rows(self, num_levels: int) -> Iterator[Rows]:
+        """Yield every row group, with the codes of the first levels.
 
-        Raises:
-            DamagedFileError: a file is damaged, has not the columns of the format, or codes that fill no grid.
+        Raises DamagedFileError if a file is damaged, lacks columns of the format, or has codes that fill no grid.
         """
-        kinds = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
-        for level in range(1, levels + 1):
-            kinds |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
-            kinds[f"codes_{level}"] = pa.list_(pa.int64())
+        types = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
+        for level in range(1, num_levels + 1):
+            types |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
+            types[f"codes_{level}"] = pa.list_(pa.int64())
         for path in self.paths:
-            with opened_parquet(path) as file:
-                for number in range(file.num_row_groups):
-                    if len(table := file.read_row_group(number, columns=[*kinds, "label"])):
-                        yield _rows(table, path, kinds, levels)
+            with open_parquet(path) as file:
+                for group in range(file.num_row_groups):
+                    if len(table := file.read_row_group(group, columns=[*types, "label"])):
+                        yield _parse_rows(table, path, types, num_levels)
 
 
-def _rows(table: pa.Table, path: Path, kinds: Mapping[str, pa.DataType], levels: int) -> Rows:
+def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], num_levels: int) -> Rows:
     try:
         labels = table.column("label").to_pylist()
-        table = table.select([*kinds]).cast(pa.schema(kinds))
+        table = table.select([*types]).cast(pa.schema(types))
     except (KeyError, pa.ArrowException) as error:
         raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({one_line(error)})") from error
-    columns = {name: table.column(name).combine_chunks() for name in kinds}
-    lists = [columns.pop(f"codes_{level}") for level in range(1, levels + 1)]
+    columns = {name: table.column(name).combine_chunks() for name in types}
+    lists = [columns.pop(f"codes_{level}") for level in range(1, num_levels + 1)]
     if any(column.null_count for column in (*columns.values(), *lists, *(column.values for column in lists))):
         raise DamagedFileError(f"{path} has nulls; only labels may be null")
-    plain, codes = {name: column.to_pylist() for name, column in columns.items()}, []
+    values, codes = {name: column.to_pylist() for name, column in columns.items()}, list[list[NDArray[Any]]]()
     for level, column in enumerate(lists, start=1):
-        values, grids_of_codes = column.values.to_numpy(), list[NDArray[Any]]()
-        grids = zip(plain["key"], plain[f"height_{level}"], plain[f"width_{level}"], strict=True)
+        codes.append([])
+        codes_of_images = column.values.to_numpy()
+        grids = zip(values["key"], values[f"height_{level}"], values[f"width_{level}"], strict=True)
         for (key, height, width), (start, end) in zip(grids, pairwise(column.offsets.to_numpy()), strict=True):
             if min(height, width) < 1 or end - start != height * width:
                 raise DamagedFileError(f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}")
-            grids_of_codes.append(values[start:end].reshape(height, width))
-        codes.append(grids_of_codes)
-    return Rows(plain["key"], labels, list(zip(plain["height"], plain["width"], strict=True)), codes)
+            codes[-1].append(codes_of_images[start:end].reshape(height, width))
+    return Rows(values["key"], labels, list(zip(values["height"], values["width"], strict=True)), codes)
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
@@ -216,40 +185,52 @@ def open_shards(paths: Sequence[Path]) -> Shards:
         InputError: a file is no shard, of another version of the format, or of another model than the first.
         DamagedFileError: a file is damaged.
     """
-    read, count = list[_Metadata](), 0
-    for path in paths:
-        with opened_parquet(path) as file:
-            read.append(_read_metadata(file.metadata.metadata, path))
-            count += file.metadata.num_rows
-        if read[-1].model != read[0].model:
-            raise InputError(f"{path} and {paths[0].name} are of two models; shards of one model belong together")
-    broken = {key: error for metadata in read for key, error in metadata.broken.items()}
-    contents = tuple(metadata.content for metadata in read)
-    return Shards(tuple(paths), read[0].model, read[0].classes, count, broken, contents)
+    shards = [_open_shard(path) for path in paths]
+    first = shards[0]
+    for shard in shards:
+        if shard.model != first.model:
+            raise InputError(f"{shard.paths[0]} and {paths[0].name} are of two models; name shards of one model")
+    broken = {key: error for shard in shards for key, error in shard.broken.items()}
+    contents = tuple(shard.contents[0] for shard in shards)
+    return Shards(tuple(paths), first.model, first.classes, sum(shard.count for shard in shards), broken, contents)
+
+
+def _open_shard(path: Path) -> Shards:
+    with open_parquet(path) as file:
+        metadata, count = file.metadata.metadata or {}, file.metadata.num_rows
+    texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
+    values = {name.removeprefix(_PREFIX): text for name, text in texts if name.startswith(_PREFIX)}
+    if "format" not in values or "model" not in values:
+        raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
+    if values["format"] != FORMAT:
+        raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
+    try:
+        broken = {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
+        classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
+    return Shards((path,), values["model"], classes, count, broken, (values.get("content", ""),))
 
 
 def find_shards(path: Path) -> Shards:
     """Open the shards of a folder in the order of their names, or a single file.
 
-    Raises as `open_shards`, and InputError if there are none or `tokenize` has not finished the folder.
+    Raises as `open_shards`, and InputError if there are no shards or `tokenize` has not finished the folder.
     """
     if path.is_file():
         return open_shards([path])
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file")
-    plan = Plan.read(path)
-    left = [name for name in plan.parts if not (path / name).is_file()] if plan else []
-    if plan and left:
+    planned = plan.shards if (plan := Plan.read(path)) else {}
+    if missing := [name for name in planned if not (path / name).is_file()]:
         raise InputError(
-            f"{path} lacks {left[0]}, {len(left):,} of {len(plan.parts):,} shards; run the same hrvqvae tokenize again"
+            f"{path} lacks {missing[0]}, {len(missing):,} of {len(planned):,} shards; run the same hrvqvae tokenize "
+            "again"
         )
     paths = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     if not paths:
         raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
     return open_shards(paths)
-
-
-# Back to images
 
 
 def detokenize(
@@ -270,34 +251,33 @@ def detokenize(
         DamagedFileError: a shard is damaged.
     """
     opened = find_shards(shards)
-    painter = _load_model(opened, shards, model, device)
-    used = painter.check_levels(levels)
+    autoencoder = _load_model(opened.model, shards, model, device)
+    num_levels = autoencoder.check_levels(levels)
     outputs, count = Outputs(out, force=force), 0
     with task("detokenize", opened.count) as advance:
-        for rows in opened.rows(used):
+        for rows in opened.read_rows(num_levels):
             paths = [outputs.reserve(without_suffix(key), ".png") for key in rows.keys]
-            for place, image in _decode_rows(painter, rows, used, str(shards)):
-                write_image(to_pil(image), paths[place], optimize=False)
+            for index, image in _decode_rows(autoencoder, rows, num_levels, shards):
+                write_image(to_pil(image), paths[index], optimize=False)
                 count += 1
                 advance(1)
     return count
 
 
-def _load_model(opened: Shards, path: Path, named: str | None, device: str) -> Autoencoder:
-    """Load the named model, or the model of the package that encoded the shards."""
-    wanted = opened.model
-    for name in [named] if named is not None else list_models():
+def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
+    """Load a model, or the model of the package whose weights have the expected digest."""
+    for name in [model] if model is not None else list_models():
         run = Run(name)
-        found = run.weights_digest
-        if found == wanted:
+        digest = run.weights_digest
+        if digest == expected:
             return run.load(device)[0]
-        if named is not None:
-            raise InputError(f"{path} was made by another model ({wanted[:12]}) than {named} ({found[:12]})")
-    raise InputError(f"{path} was made by no model inside the package ({wanted[:12]}): name it with --model RUN")
+        if model is not None:
+            raise InputError(f"{path} was made by another model ({expected[:12]}) than {model} ({digest[:12]})")
+    raise InputError(f"{path} was made by no model inside the package ({expected[:12]}): name it with --model RUN")
 
 
 @torch.inference_mode()
-def _decode_rows(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Iterator[tuple[int, Tensor]]:
+def _decode_rows(model: Autoencoder, rows: Rows, num_levels: int, path: Path) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and image (C, Y, X) of every row; rows of equal size and grids are decoded together."""
     device = next(model.parameters()).device
     sizes = [(*size, *(grid.shape for grid in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
@@ -305,7 +285,7 @@ def _decode_rows(model: Autoencoder, rows: Rows, levels: int, whose: str) -> Ite
         stacked = (np.stack([level[index] for index in group]).astype(np.int64) for level in rows.codes)
         codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
         try:
-            images = model.decode(codes, levels, rows.sizes[group[0]]).cpu()
+            images = model.decode(codes, num_levels, rows.sizes[group[0]]).cpu()
         except InputError as error:
-            raise DamagedFileError(f"{whose}: the codes of {rows.keys[group[0]]} fit no image ({error})") from error
+            raise DamagedFileError(f"{path}: the codes of {rows.keys[group[0]]} fit no image ({error})") from error
         yield from zip(group, images, strict=True)

@@ -54,7 +54,7 @@ class ImageTask(Task[Batch]):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
             self.images, batch_size=self.training.batch_size, seed=self.training.seed, first_step=first_step,
-            workers=self.config.data.workers, part=distributed.rank_slice(),
+            workers=self.config.data.workers, rank_slice=distributed.rank_slice(),
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
@@ -75,9 +75,11 @@ class ImageTask(Task[Batch]):
         usage = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {usage}"
 
-    def _read_test_batches(self, limit: int, workers: int, part: RankSlice = WHOLE) -> Generator[Batch, None, None]:
+    def _read_test_batches(
+        self, limit: int, workers: int, rank_slice: RankSlice = WHOLE
+    ) -> Generator[Batch, None, None]:
         return evaluation_batches(
-            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, part=part
+            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, rank_slice=rank_slice
         )
 
     def _read_test_images(self) -> Tensor:

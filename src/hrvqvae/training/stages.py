@@ -15,7 +15,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_fold
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import autoencoder_config
-from hrvqvae.data.sources.datasets import give_datasets
+from hrvqvae.data.sources.datasets import register_datasets
 from hrvqvae.distributed.launch import is_restarted
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
@@ -45,7 +45,7 @@ def collect_data_fields(run: str | Path, data: Any, test_data: Any = None) -> di
         return {}
     if isinstance(data, str | Path):
         return {"data.root": str(Path(data).expanduser().absolute())}
-    return {"data.root": give_datasets(str(Path(run).absolute()), data, test_data)}
+    return {"data.root": register_datasets(str(Path(run).absolute()), data, test_data)}
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:

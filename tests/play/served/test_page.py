@@ -119,9 +119,9 @@ def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
     for count, status in ((64, None), (65, 503)):
         for number in range(count):
             (tmp_path / f"{number}").write_bytes(bytes(10))
-        refusal = guard._refusal("/gradio_api/upload", {})
+        refusal = guard.check("/gradio_api/upload", {})
         assert (refusal and refusal[0]) == status
-    assert guard._refusal("/gradio_api/call/reconstruct", {}) is None
+    assert guard.check("/gradio_api/call/reconstruct", {}) is None
 
 
 def test_memory_stays_flat(client: Client, server: Server, tmp_path: Path) -> None:

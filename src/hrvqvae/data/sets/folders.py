@@ -8,13 +8,11 @@ from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 _CROPPED = {"data.crop": "random", "data.flip": True}
 # For a few thousand images, on a few cores.
 _FEW_IMAGES = {
-    "model.adversarial_start": 1_000,
-    "prior.network.dropout": 0.3,
-    "prior.training.batch_size": (32,),
-    "prior.training.epochs": 60,
-    "prior.training.evaluate_every": 100,
-    "prior.training.checkpoint_every": 100,
-}
+    "data.channels": 3, "model.adversarial_start": 1_000,
+    "training.evaluate_every": 250, "training.checkpoint_every": 250, "prior.network.dropout": 0.3,
+    "prior.training.batch_size": (32,), "prior.training.epochs": 60,
+    "prior.training.evaluate_every": 100, "prior.training.checkpoint_every": 100,
+}  # fmt: skip
 
 IMAGENET = Dataset(
     name="imagenet",
@@ -40,44 +38,21 @@ FFHQ = Dataset(
 EMOJI32 = Dataset(
     name="emoji32",
     about="a folder of 32x32 colour images in class folders",
-    settings=settings(
-        OURS,
-        {
-            "data.dataset": "emoji32",
-            "data.size": 32,
-            "data.channels": 3,
-            "training.batch_size": 64,
-            "training.epochs": 60,
-            "training.evaluate_every": 250,
-            "training.checkpoint_every": 250,
-            **_FEW_IMAGES,
-        },
-    ),
+    settings=settings(OURS, _FEW_IMAGES | {
+        "data.dataset": "emoji32", "data.size": 32, "training.batch_size": 64, "training.epochs": 60,
+    }),
     column="cifar10",
     how="any folder of small colour images: --data DIR",
-)
+)  # fmt: skip
 
 PHOTOS = Dataset(
     name="photos",
     about="any folder of photographs, 256x256 crops",
-    settings=settings(
-        OURS,
-        {
-            "data.dataset": "photos",
-            "data.size": 256,
-            "data.channels": 3,
-            **_CROPPED,
-            "data.labels": False,
-            "training.batch_size": 8,
-            "training.epochs": 400,
-            "training.learning_rate": 1e-3,
-            "training.evaluate_every": 250,
-            "training.checkpoint_every": 250,
-            "training.evaluation_images": 64,
-            **_FEW_IMAGES,
-            "prior.training.batch_size": (8,),
-        },
-    ),
+    settings=settings(OURS, _FEW_IMAGES | _CROPPED | {
+        "data.dataset": "photos", "data.size": 256, "data.labels": False, "training.batch_size": 8,
+        "training.epochs": 400, "training.learning_rate": 1e-3, "training.evaluation_images": 64,
+        "prior.training.batch_size": (8,),
+    }),
     column="ffhq",
     how="any folder of photographs: --data DIR",
-)
+)  # fmt: skip

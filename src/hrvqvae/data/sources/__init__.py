@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +17,14 @@ from PIL import Image
 from hrvqvae.utils.errors import InputError
 
 TRAIN = "train"
-HELD_OUT = ("test", "val", "validation")  # names of a given test split, in the order in which they are taken
+HELD_OUT = ("test", "val", "validation")  # names of a test split, in the order in which they are taken
 WORDS = (TRAIN, *HELD_OUT)
 ENDING = 64  # last bytes of an encoded image: a checksum, or the end of its entropy-coded data
 _MAX_ENDINGS = 10_000  # per digest
 
 
-def user_cache() -> Path:
-    """Return the user's cache folder of this package.
-
-    Raises:
-        InputError: the user has no home folder, as in some containers.
-    """
+def find_user_cache() -> Path:
+    """Return the user's cache folder of this package. Raises InputError if the user has no home folder."""
     try:
         return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)).expanduser()
     except RuntimeError as error:
@@ -41,7 +37,7 @@ def encode_names(names: Iterable[str]) -> NDArray[np.bytes_]:
 
 
 def decode_name(names: NDArray[np.bytes_], row: int) -> str:
-    """Return one name of such an array."""
+    """Return a name from an array of `encode_names`."""
     return str(names[row].decode("utf-8", "surrogateescape"))
 
 
@@ -79,14 +75,14 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Open an image. Raises whatever its decoder or its file runs into."""
+        """Open an image. Raises the errors of its decoder and its file."""
 
     @abstractmethod
     def content(self, row: int, ending: bool) -> bytes:
         """Return the size of a stored image, and with `ending` also bytes that change when its pixels do."""
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of some images: of the names and sizes of all, and the endings of at most 10,000."""
+        """Return a digest of images: of the names and sizes of all, and the endings of at most 10,000."""
         state, every = hashlib.blake2b(digest_size=16), -(-len(rows) // _MAX_ENDINGS)
         for index, row in enumerate(map(int, rows)):
             state.update(f"{self.name(row)}\0".encode("utf-8", "surrogateescape"))
@@ -100,30 +96,11 @@ class Source(ABC):
 
 
 class Shard(NamedTuple):
-    """A file of images, or an array in one. All its images are of one split."""
+    """A file of images, or an array in a file. All its images are of one split."""
 
-    name: str  # below the folder; a word in it may tell the split
+    name: str  # below the folder; a word in it may name the split
     path: Path
     key: str = ""  # of the array in an .npz
 
-
-def given_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
-    """Return the words of the train and the test split, or None where the data has no split of its own.
-
-    Args:
-        words: the words for splits in the names; "" for a name without one.
-        where: the data, for messages.
-
-    Raises:
-        InputError: half of a split.
-    """
-    test = next((word for word in HELD_OUT if word in words), None)
-    if TRAIN in words and test is not None:
-        return TRAIN, test
-    if words and set(words) <= set(WORDS):
-        missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
-        raise InputError(
-            f"{where} has {' and '.join(sorted(words))}, but {missing}: add that, or name what is in {min(words)} with "
-            "--data, which is then divided"
-        )
-    return None
+    def __str__(self) -> str:
+        return f"{self.path}: {self.key}" if self.key else str(self.path)

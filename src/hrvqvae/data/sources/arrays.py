@@ -26,7 +26,6 @@ from hrvqvae.utils.errors import InputError, one_line
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
-_LABELS_OF = {"images": "labels", "x": "y"}
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
 _MOST_INFLATED = (2**26, 50)  # bytes of a compressed array: so many, and so many per byte of the file
 
@@ -51,21 +50,17 @@ class ArraySource(Source):
 
     def where(self, row: int) -> str:
         index, within = self.locate(row)
-        return f"{_describe(self._shards[index])}: image {within}"
-
-    def _pixels(self, row: int) -> NDArray[np.uint8]:
-        index, within = self.locate(row)
-        pixels: NDArray[np.uint8] = self._arrays[index][within]
-        return pixels
+        return f"{self._shards[index]}: image {within}"
 
     def open(self, row: int) -> Image.Image:
-        pixels = np.ascontiguousarray(self._pixels(row))
+        index, within = self.locate(row)
+        pixels = np.ascontiguousarray(self._arrays[index][within])
         return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
     def content(self, row: int, ending: bool) -> bytes:
-        pixels = self._pixels(row)
-        line: bytes = pixels[len(pixels) // 2].tobytes()  # of every image, since all are of one size
-        return line
+        index, within = self.locate(row)
+        pixels = self._arrays[index][within]
+        return bytes(pixels[len(pixels) // 2].tobytes())  # of every image, since all are of one size
 
 
 def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
@@ -76,11 +71,11 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
         if file.suffix.lower() == ".npy":
             shards += [] if _LABELS.search(file.stem) else [Shard(name, file)]
             continue
-        keys = _keys(file)
+        keys = _list_keys(file)
         images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
         if not images:
             raise InputError(
-                f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`, labels `labels` or `y`"
+                f"{file} holds {', '.join(keys) or 'no array'}; name images `images` or `x`, labels `labels`"
             )
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
@@ -89,11 +84,7 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
 
 
 def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
-    """Return the images of arrays.
-
-    Raises:
-        InputError: an array is damaged, or has another type, shape or number of labels.
-    """
+    """Open the images of arrays. Raises InputError if an array is damaged or does not fit."""
     source = ArraySource(shards)
     arrays = [_read_labels(shard) for shard in shards] if labels else []
     if arrays and all(array is not None for array in arrays):
@@ -101,39 +92,29 @@ def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
     return source
 
 
-def _describe(shard: Shard) -> str:
-    return f"{shard.path}: {shard.key}" if shard.key else str(shard.path)
-
-
-def _keys(path: Path) -> list[str]:
+def _list_keys(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except Exception as error:  # what is damaged raises whatever it runs into
+    except Exception as error:  # readers of damaged files raise any error
         raise InputError(f"{path} can't be read ({error}); write it again with numpy.savez") from error
 
 
 def _read_array(shard: Shard) -> NDArray[Any]:
     """Return an array of a file, mapped into memory where it is not compressed."""
     try:
-        if not shard.key:
-            array: NDArray[Any] = np.load(shard.path, mmap_mode="r", allow_pickle=False)
-            return array
-        mapped = _map_member(shard)
+        mapped = _map_member(shard) if shard.key else np.load(shard.path, mmap_mode="r", allow_pickle=False)
         return np.asarray(np.load(shard.path, allow_pickle=False)[shard.key]) if mapped is None else mapped
     except InputError:
         raise
-    except Exception as error:  # readers of damaged files raise whatever they run into
-        raise InputError(
-            f"{_describe(shard)} is damaged or holds no numbers ({one_line(error)}); write it again"
-        ) from error
+    except Exception as error:
+        raise InputError(f"{shard} is damaged or holds no numbers ({one_line(error)}); write it again") from error
 
 
 def _map_member(shard: Shard) -> NDArray[Any] | None:
     """Return a memory map of an array of an .npz; None for a compressed or an empty array.
 
-    Raises:
-        InputError: a compressed array would take too much memory.
+    Raises InputError if a compressed array would take too much memory.
     """
     with shard.path.open("rb") as stream:
         with zipfile.ZipFile(stream) as archive:
@@ -142,7 +123,7 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
             least, per_byte = _MOST_INFLATED
             if member.file_size > least + per_byte * member.compress_size:
                 raise InputError(
-                    f"{_describe(shard)} has {member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB, "
+                    f"{shard} has {member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB, "
                     "too much to hold in memory; write it with numpy.savez, which does not compress"
                 )
             return None
@@ -150,20 +131,19 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
         name, extra = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
         stream.seek(name + extra, 1)
         header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, kind = header(stream)
-        if kind.hasobject or 0 in shape:
+        shape, fortran, dtype = header(stream)
+        if dtype.hasobject or 0 in shape:
             return None
-        return np.memmap(shard.path, kind, "r", stream.tell(), shape, "F" if fortran else "C")
+        return np.memmap(shard.path, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
 
 
 def _read_images(shard: Shard) -> NDArray[np.uint8]:
     images = _read_array(shard)
     if images.dtype != np.uint8:
-        raise InputError(f"{_describe(shard)} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)")
+        raise InputError(f"{shard} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
         raise InputError(
-            f"{_describe(shard)} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C) with 1 or 3 channels, "
-            "which transpose(0, 2, 3, 1) puts last"
+            f"{shard} has shape {images.shape}; images are (N, Y, X), or (N, Y, X, C) with 1 or 3 channels"
         )
     return images
 
@@ -171,23 +151,21 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
 def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
     """Return the labels that belong to an array of images; None where there are none."""
     name = shard.key or shard.path.stem
-    swapped = _IMAGES.sub(lambda word: _LABELS_OF[word[1].lower()], name).lower()
+    swapped = _IMAGES.sub(lambda word: "y" if word[1].lower() == "x" else "labels", name).lower()
     names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
     if shard.key:
-        arrays = {key.lower(): Shard("", shard.path, key) for key in _keys(shard.path)}
+        arrays = {key.lower(): Shard("", shard.path, key) for key in _list_keys(shard.path)}
     else:
         arrays = {path.stem.lower(): Shard("", path) for path in shard.path.parent.glob("*.npy")}
-    place = next((arrays[name] for name in names if name in arrays), None)
-    if place is None:
+    shard_of_labels = next((arrays[name] for name in names if name in arrays), None)
+    if shard_of_labels is None:
         return None
-    labels = _read_array(place)
+    labels = _read_array(shard_of_labels)
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise InputError(
-            f"{_describe(place)} has shape {labels.shape} and type {labels.dtype}; labels are (N,) whole numbers"
+            f"{shard_of_labels} has shape {labels.shape} and type {labels.dtype}; labels are (N,) integers"
         )
     count = len(_read_images(shard))
     if len(labels) != count:
-        raise InputError(
-            f"{_describe(place)} has {len(labels):,} labels for the {count:,} images of {_describe(shard)}"
-        )
+        raise InputError(f"{shard_of_labels} has {len(labels):,} labels for the {count:,} images of {shard}")
     return labels.reshape(-1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Map-style torch data sets given from Python: items are images (C, Y, X), or tuples (image, label)."""
+"""Map-style torch data sets registered from Python: items are images (C, Y, X), or tuples (image, label)."""
 
 from __future__ import annotations
 
@@ -14,44 +14,42 @@ from hrvqvae.data.images import to_pil
 from hrvqvae.data.sources import Source
 from hrvqvae.utils.errors import InputError
 
-PREFIX = "python:"  # of data.root where the images are data sets given from Python, before the run folder
-_GIVEN: dict[str, dict[str, Any]] = {}
+PREFIX = "python:"  # of a data.root that names registered data sets; the run folder follows
+_REGISTERED: dict[str, dict[str, Any]] = {}
 
 
-def give_datasets(name: str, train: Any, test: Any = None) -> str:
-    """Keep data sets for the rest of this process; return the value of data.root that stands for them.
+def register_datasets(name: str, train: Any, test: Any = None) -> str:
+    """Keep data sets for the rest of this process; return the value of data.root that names them.
 
     Args:
         name: the run folder that is trained from them.
         train: images, which `data.split` divides unless there are test images.
         test: images to evaluate on.
     """
-    _GIVEN[f"{PREFIX}{name}"] = {"": train} if test is None else {"train": train, "test": test}
+    _REGISTERED[f"{PREFIX}{name}"] = {"": train} if test is None else {"train": train, "test": test}
     return f"{PREFIX}{name}"
 
 
-def given_sources(root: str, labels: bool) -> dict[str, DatasetSource]:
-    """Return the data sets that `data.root` stands for, by split; one that is to be divided is under "".
+def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
+    """Return the registered data sets by split; a data set that `data.split` divides is under "".
 
-    Raises:
-        InputError: they were given in another process, or as `DatasetSource`.
+    Raises InputError if they were registered in another process, or as `DatasetSource`.
     """
-    if root not in _GIVEN:
+    if root not in _REGISTERED:
         raise InputError(
             f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: give it again, "
             "hrvqvae.train(..., data=...), or name its images with --data"
         )
-    return {word: DatasetSource(dataset, word, labels) for word, dataset in _GIVEN[root].items()}
+    return {word: DatasetSource(dataset, word, labels) for word, dataset in _REGISTERED[root].items()}
 
 
 class DatasetSource(Source):
     """The items of a map-style torch data set, by their indices."""
 
     def __init__(self, dataset: Any, split: str, labels: bool) -> None:
-        """Read the labels, from the attribute `targets` where there is one, as in torchvision, else from every item.
+        """Read the labels, from the attribute `targets` if there is one, as in torchvision, else from every item.
 
-        Raises:
-            InputError: there is no item, or a label is neither a whole number nor a text.
+        Raises InputError if there is no item, or a label is neither a whole number nor a text.
         """
         super().__init__([len(dataset)])
         self.dataset, self._about = dataset, f"the {split} data set" if split else "the data set"
@@ -93,8 +91,7 @@ class DatasetSource(Source):
         pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
         if pixels.ndim != 3 or len(pixels) not in (1, 3) or not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):
             raise InputError(
-                f"its shape is {pixels.shape} and its type {pixels.dtype}; images are (C, Y, X) with 1 or 3 channels, "
-                "uint8 or float"
+                f"its shape is {pixels.shape}, its type {pixels.dtype}; images are (1 or 3, Y, X), uint8 or float"
             )
         if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
             raise InputError(f"its values are {pixels.min():g} to {pixels.max():g}; float images are in [0, 1]")

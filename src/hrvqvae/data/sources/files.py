@@ -1,4 +1,4 @@
-"""Image files in folders, and the files that a name or a pattern stands for."""
+"""Image files in folders and lists, and the files that a pattern matches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, WORDS, Source, decode_name, encode_names, given_split
+from hrvqvae.data.sources import ENDING, HELD_OUT, TRAIN, WORDS, Source, decode_name, encode_names
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
@@ -29,10 +29,7 @@ _MAX_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files, by their names below a folder.
-
-    Labels are the folders that the files lie in, `depth` folders down, where every file lies in one.
-    """
+    """Image files, by their names below a folder; labels are the folders at `depth`, if every file lies in one."""
 
     def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
         super().__init__([len(files)])
@@ -60,15 +57,14 @@ class FolderSource(Source):
 
 
 def normalize(name: str) -> str:
-    """Return a name in the Unicode form of every machine: some file systems decompose letters with accents."""
+    """Return a name in composed Unicode: some file systems decompose letters with accents."""
     return unicodedata.normalize("NFC", name)
 
 
-def listed_images(path: Path) -> FolderSource:
+def read_list(path: Path) -> FolderSource:
     """Return the images of a list: a path per line, relative to the list, and after a tab a label.
 
-    Raises:
-        InputError: the list is not UTF-8 or names no image.
+    Raises InputError if the list is not UTF-8 or names no image.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -83,27 +79,26 @@ def listed_images(path: Path) -> FolderSource:
     return source
 
 
-def folder_sources(folder: Path) -> dict[str, FolderSource]:
-    """Return the image files of a folder, sorted by name: by the words of a given split, or all under "".
+def open_folder(folder: Path) -> dict[str, FolderSource]:
+    """Return the image files of a folder, sorted by name, by split; all under "" if there is no given split.
 
     `train/` beside `test/`, `val/` or `validation/` is a given split. Of several test splits the first in this order is
     taken; images elsewhere in the folder are in neither split, and are counted in a note. Beside other folders of
     images, `train/` alone is a class, as in CIFAR100. Labels are the folders of the images in a split. A folder without
     images has no source.
 
-    Raises:
-        InputError: half of a given split, two spellings of one name, or a name that is not UTF-8.
+    Raises InputError if a split is missing, or a name has two spellings or is not UTF-8.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     files = dict[str, str]()
-    for file in names_below(folder, SUFFIXES):
+    for file in find_names(folder, SUFFIXES):
         if files.setdefault(normalize(file), file) != file:
             raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
     if not files:
         return {}
     words = {name.split("/")[0] for name in files if "/" in name}
-    split = given_split({word if word in WORDS else "" for word in words}, folder)
+    split = find_split({word if word in WORDS else "" for word in words}, folder)
     if split and (outside := sum(name.split("/")[0] not in split for name in files)):
         told_once(f"{folder}: {counted(outside, 'image')} outside of {split[0]}/ and {split[1]}/ left out")
     sources = dict[str, FolderSource]()
@@ -114,17 +109,32 @@ def folder_sources(folder: Path) -> dict[str, FolderSource]:
     return sources
 
 
-def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Yield the names of files with such suffixes at any depth of a folder, in no order.
+def find_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
+    """Return the words that name the train and the test split, or None where `data.split` divides the images.
+
+    `words` are the words for splits in the names, "" for a name without such a word; `where` is the data, for messages.
+    Raises InputError if only one of the two splits is there.
+    """
+    test = next((word for word in HELD_OUT if word in words), None)
+    if TRAIN in words and test is not None:
+        return TRAIN, test
+    if words and set(words) <= set(WORDS):
+        missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
+        raise InputError(
+            f"{where} has {' and '.join(sorted(words))}, but {missing}: add that, or name what is in {min(words)} with "
+            "--data, which is then divided"
+        )
+    return None
+
+
+def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the names of files with these suffixes at any depth of a folder, in no order.
 
     Links to folders are followed, unless they lead back. Names that begin with a dot are passed over. Images in other
-    formats, and folders that can't be read, are counted in a note.
-
-    Raises:
-        InputError: a name is not UTF-8.
+    formats, and folders that can't be read, are counted in a note. Raises InputError if a name is not UTF-8.
     """
     others = Counter[str]()
-    for file in _walk(folder, {_identity(path) for path in folder.resolve().parents}):
+    for file in _walk(folder, {_identify(path) for path in folder.resolve().parents}):
         suffix = Path(file.name).suffix.lower()
         if suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
@@ -138,7 +148,7 @@ def names_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
         told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
 
 
-def _identity(path: str | Path) -> tuple[int, int]:
+def _identify(path: str | Path) -> tuple[int, int]:
     status = Path(path).stat()
     return status.st_dev, status.st_ino
 
@@ -146,7 +156,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
 def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Yield the files at any depth of a folder; `above` are the folders that a link may not lead back to."""
     try:
-        above = above | {_identity(folder)}
+        above = above | {_identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
     except OSError as error:
@@ -156,11 +166,11 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
         if not entry.is_dir():
             if entry.is_file():
                 yield entry
-        elif not (entry.is_symlink() and _identity(entry.path) in above):
+        elif not (entry.is_symlink() and _identify(entry.path) in above):
             yield from _walk(Path(entry.path), above)
 
 
-def _choices(inner: str) -> list[str]:
+def _expand_braces(inner: str) -> list[str]:
     """Return what the inside of braces stands for: 08, 09, 10 for "08..10", train and test for "train,test"."""
     matched = _RANGE.fullmatch(inner)
     if matched is None:
@@ -169,22 +179,20 @@ def _choices(inner: str) -> list[str]:
     if not first <= last < first + _MAX_FILES:
         raise InputError(f"{{{inner}}} is no range of at most {_MAX_FILES:,} files that goes upwards")
     width = len(matched[1]) if matched[1].startswith("0") else 0
-    return [f"{number:0{width}d}" for number in range(first, last + 1)]
+    return [f"{value:0{width}d}" for value in range(first, last + 1)]
 
 
-def named_files(pattern: Path) -> list[Path]:
-    """Return the file of a name, or those that a pattern with {00..99}, {a,b}, *, ? and [abc] matches, in order.
+def match_files(pattern: Path) -> list[Path]:
+    """Return the files that a name, or a pattern with {00..99}, {a,b}, *, ? and [abc], matches, in order.
 
-    Raises:
-        InputError: a file that is named without a wildcard is missing, or nothing matches.
+    Raises InputError if a file that is named without a wildcard is missing, or nothing matches.
     """
     if pattern.is_file():
         return [pattern]
-    plain, inner = _BRACES.split(str(pattern))[::2], _BRACES.findall(str(pattern))
-    choices = itertools.product(*map(_choices, inner))
-    names = ["".join(itertools.chain(*zip(plain, (*chosen, ""), strict=True))) for chosen in choices]
+    *between, last = _BRACES.split(str(pattern))[::2]
     files = list[Path]()
-    for name in names:
+    for choices in itertools.product(*map(_expand_braces, _BRACES.findall(str(pattern)))):
+        name = "".join(itertools.chain(*zip(between, choices, strict=True))) + last
         if _WILDCARD.search(name):
             path = Path(name)
             matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))

@@ -4,7 +4,7 @@ The column holds the bytes of PNG, JPEG and WebP files, or the hub's struct {byt
 holds numbers or texts; the features that `datasets` keeps in the file name the numbers. The name of an image is its
 path if all paths differ, else its file and row.
 
-A row group is read as a whole. So each process keeps the row groups that it read last, up to `WINDOW_BYTES`. An epoch
+A row group is read as a whole. So each process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch
 draws row groups in a random order, as many as fit into the window together, and then their images in a random order.
 """
 
@@ -28,7 +28,7 @@ from hrvqvae.data.images import open_image_file
 from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
-WINDOW_BYTES = 256 * 2**20  # of uncompressed row groups that a process keeps, and that are drawn from together
+WINDOW_BYTES = 256 * 2**20  # of uncompressed row groups that a process keeps, and whose images are mixed
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 
 
@@ -37,9 +37,9 @@ class Group(NamedTuple):
 
     file: Path
     position: int  # in the file
-    before: int  # rows of the file before it
+    before: int  # rows of the file before the group
     rows: int
-    bytes: int  # of its images, uncompressed
+    bytes: int  # of the group's images, uncompressed
     column: str  # of the bytes of images
 
 
@@ -49,18 +49,18 @@ class ParquetSource(Source):
     def __init__(self, groups: Sequence[Group]) -> None:
         super().__init__(group.rows for group in groups)
         self.groups, self._window = tuple(groups), WINDOW_BYTES
-        self._read: OrderedDict[int, Any] = OrderedDict()
+        self._cache: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_read": OrderedDict()}
+        return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_cache": OrderedDict()}
 
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
         """Return the paths that the files give their images; None unless all paths differ."""
         paths = list[str]()
         for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
-            with opened_parquet(path) as file:
-                if f"{column}.path" not in {file.schema.column(place).path for place in range(len(file.schema))}:
+            with open_parquet(path) as file:
+                if f"{column}.path" not in {file.schema.column(index).path for index in range(len(file.schema))}:
                     return None
                 values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
                 paths += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
@@ -78,14 +78,14 @@ class ParquetSource(Source):
 
     def open(self, row: int) -> Image.Image:
         index, within = self.locate(row)
-        if index in self._read:
-            self._read.move_to_end(index)
+        if index in self._cache:
+            self._cache.move_to_end(index)
         else:
             group = self.groups[index]
-            while self._read and sum(self.groups[kept].bytes for kept in self._read) + group.bytes > self._window:
-                self._read.popitem(last=False)
-            self._read[index] = _read_group(group)
-        encoded = self._read[index][within].as_py()
+            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) + group.bytes > self._window:
+                self._cache.popitem(last=False)
+            self._cache[index] = _read_group(group)
+        encoded = self._cache[index][within].as_py()
         if encoded is None:
             raise ValueError("the row holds no bytes")
         return open_image_file(io.BytesIO(encoded))
@@ -95,7 +95,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _footers(self) -> bytes:
-        """Return a digest of the metadata of all files, which have the size and place of each column of a row group."""
+        """Return a digest of the metadata of all files: sizes and offsets of the columns of each row group."""
         state = hashlib.blake2b(digest_size=16)
         for path in dict.fromkeys(group.file for group in self.groups):
             with path.open("rb") as stream:
@@ -121,8 +121,8 @@ class ParquetSource(Source):
 
 
 @contextmanager
-def opened_parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file. Raises DamagedFileError for whatever the reader of a damaged file runs into."""
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file. Raises DamagedFileError in place of any error of its reader."""
     import pyarrow.parquet
 
     try:
@@ -135,7 +135,7 @@ def opened_parquet(path: Path) -> Iterator[Any]:
 
 
 def _read_group(group: Group) -> Any:
-    """Return the images of a row group, read by this thread alone: other threads do not outlive a fork."""
+    """Return the images of a row group, read by this thread alone, since other threads do not outlive a fork."""
     import pyarrow
     import pyarrow.parquet
 
@@ -149,22 +149,18 @@ def _read_group(group: Group) -> Any:
 
 
 def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
-    """Return the images of Parquet files, of which only the metadata and the labels are read.
+    """Open the images of Parquet files, of which only the metadata and the labels are read.
 
-    Raises:
-        InputError: a file is damaged, has no column of images, labels of another type or more rows than bytes; or no
-            file has a row.
+    Raises InputError if a file is damaged, its columns are not as the module says, or no file has a row.
     """
     groups, columns, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
     for shard in shards:
-        with opened_parquet(shard.path) as file:
-            if file.metadata.num_rows > (size := shard.path.stat().st_size):
-                raise InputError(
-                    f"{shard.path} has {file.metadata.num_rows:,} rows in {size:,} bytes, which are no images"
-                )
-            groups_of_file = _list_groups(file, shard.path)
-            groups += groups_of_file
-            if labels and groups_of_file:
+        with open_parquet(shard.path) as file:
+            rows, size = file.metadata.num_rows, shard.path.stat().st_size
+            if rows > size:
+                raise InputError(f"{shard.path} has {rows:,} rows in {size:,} bytes, which are no images")
+            groups += _list_groups(file, shard.path)
+            if labels and rows:
                 values, class_names = _read_labels(file, shard.path)
                 columns.append(values)
                 names.add(class_names)
@@ -180,17 +176,17 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
 
 
 def _list_groups(file: Any, path: Path) -> list[Group]:
-    column, groups, before = _image_column(file.schema_arrow, path), list[Group](), 0
+    column, groups, before = _find_image_column(file.schema_arrow, path), list[Group](), 0
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)
-        chunks = (group.column(place) for place in range(group.num_columns))
+        chunks = map(group.column, range(group.num_columns))
         size = next(int(chunk.total_uncompressed_size) for chunk in chunks if chunk.path_in_schema == column)
         groups += [Group(path, index, before, group.num_rows, size, column)] if group.num_rows else []
         before += group.num_rows
     return groups
 
 
-def _image_column(schema: Any, path: Path) -> str:
+def _find_image_column(schema: Any, path: Path) -> str:
     """Return the column with the bytes of images. Raises InputError where there is none, or several."""
     from pyarrow import types
 
@@ -217,7 +213,7 @@ def _image_column(schema: Any, path: Path) -> str:
 
 
 def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
-    """Return the labels of a file and their names; no labels without a column of labels, or where one is missing."""
+    """Return the labels of a file and their names; no labels if a label or their column is missing."""
     import pyarrow.parquet
     from pyarrow import types
 
@@ -236,11 +232,11 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         names = None
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as same:  # which keeps each text once
-        values = same.read(columns=[column], use_threads=False).column(0)
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:  # keeps each text once
+        values = file.read(columns=[column], use_threads=False).column(0)
     if values.null_count:
-        labels: NDArray[Any] | None = None
-    elif types.is_integer(kind):
+        return None, tuple(map(str, names or ()))
+    if types.is_integer(kind):
         labels = values.to_numpy()
     else:
         texts = values.unify_dictionaries().combine_chunks()

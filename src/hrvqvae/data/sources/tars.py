@@ -5,7 +5,8 @@ JPEG and WebP member is an image. Its label is the whole number in `.cls`, else 
 lines of `classnames.txt` beside the shards or in the folder above them.
 
 The headers of all shards are read once. The index of their images is kept in the user's cache folder, and used while
-the shards have the same names, sizes and times. A shard is opened for each image, so any number of shards will do.
+the shards have the same names, sizes and times. A shard is opened for each image, so the number of shards is not
+limited by the number of open files.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, user_cache
+from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, find_user_cache
 from hrvqvae.data.sources.files import normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
@@ -35,17 +36,17 @@ from hrvqvae.utils.progress import note, waiting
 
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
-KEPT_FROM = 2_000  # images, from which an index is kept
+KEPT_FROM = 2_000  # images; the index of fewer is not kept
 _FORMAT = 3  # of a kept index
-_BLOCK = 512  # bytes, of which a tar is made
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # of a member's name, as WebDataset divides it
+_BLOCK = 512  # bytes; a tar is made of blocks
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # a member's sample and extension, as WebDataset divides its name
 
 
 class TarSource(Source):
     """The image members of tars, shard after shard."""
 
     def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], places: NDArray[np.int64], names: NDArray[np.bytes_],
+        self, files: Sequence[Path], counts: Sequence[int], spans: NDArray[np.int64], names: NDArray[np.bytes_],
         labels: NDArray[np.int64],
     ) -> None:  # fmt: skip
         """Take the index of the shards.
@@ -53,12 +54,12 @@ class TarSource(Source):
         Args:
             files: the shards.
             counts: images in each shard.
-            places: (N, 2) where each image begins in its shard, and its bytes.
+            spans: (N, 2) offset of each image in its shard, and its length.
             names: (N,) as by `encode_names`.
-            labels: (N,); NO_LABEL for an image without one.
+            labels: (N,); NO_LABEL for an image without a label.
         """
         super().__init__(counts)
-        self.files, self._places, self._names, self.stored_labels = tuple(files), places, names, labels
+        self.files, self._spans, self._names, self.stored_labels = tuple(files), spans, names, labels
 
     def name(self, row: int) -> str:
         return normalize(decode_name(self._names, row))
@@ -67,28 +68,28 @@ class TarSource(Source):
         return f"{self.files[self.locate(row)[0]]}: {decode_name(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
-        size = int(self._places[row, 1])
-        encoded = self._read(row, size)
+        size = int(self._spans[row, 1])
+        encoded = self._read_end(row, size)
         if len(encoded) != size:
             raise OSError("the shard has become shorter")
         return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
-        return b"%d %b" % (self._places[row, 1], self._read(row, ENDING) if ending else b"")
+        return b"%d %b" % (self._spans[row, 1], self._read_end(row, ENDING) if ending else b"")
 
-    def _read(self, row: int, count: int) -> bytes:
+    def _read_end(self, row: int, count: int) -> bytes:
         """Return the last bytes of an image, at most `count`."""
-        start, size = map(int, self._places[row])
+        start, size = map(int, self._spans[row])
         with self.files[self.locate(row)[0]].open("rb", buffering=0) as stream:
             stream.seek(start + max(0, size - count))
             return stream.read(min(size, count))
 
 
 def read(shards: Sequence[Shard], labels: bool) -> TarSource:
-    """Return the images of shards. Raises InputError as `scan`, and where no shard has an image."""
+    """Open the images of shards. Raises InputError as `scan`, and where no shard has an image."""
     files = [shard.path for shard in shards]
     try:
-        source = _indexed(files)
+        source = _open_indexed(files)
     except OSError as error:
         raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
     if not len(source):
@@ -99,7 +100,7 @@ def read(shards: Sequence[Shard], labels: bool) -> TarSource:
 
 
 def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of the classes from the file beside the shards or above them; none without such a file."""
+    """Return the names of the classes from `classnames.txt`; none without that file."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / CLASS_NAMES
         if path.is_file():
@@ -110,43 +111,42 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _indexed(files: Sequence[Path]) -> TarSource:
+def _open_indexed(files: Sequence[Path]) -> TarSource:
     """Return the images of shards by the index in the cache, or by a new index."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
-    # A damaged index raises whatever its reader runs into; without a home folder there is none.
-    with contextlib.suppress(Exception), (user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
+    # The reader of a damaged index raises any error; without a home folder no index is kept.
+    with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
         return TarSource(files, **np.load(stream))
     if len(files) > 1:
         waiting(f"reading the headers of {len(files):,} shards")
-    counts, starts, numbers, names = list[int](), array("q"), array("q"), list[str]()
+    counts, spans, labels, names = list[int](), array("q"), array("q"), list[str]()
     for path in files:
-        scan(path, starts, numbers, names)
+        scan(path, spans, labels, names)
         counts.append(len(names) - sum(counts))
-    places, labels = np.array(starts, np.int64).reshape(-1, 2), np.array(numbers, np.int64)
-    index: dict[str, Any] = {"counts": counts, "places": places, "names": encode_names(names), "labels": labels}
+    index: dict[str, Any] = {
+        "counts": counts, "spans": np.array(spans, np.int64).reshape(-1, 2), "names": encode_names(names),
+        "labels": np.array(labels, np.int64),
+    }  # fmt: skip
     if len(names) >= KEPT_FROM:
         content = io.BytesIO()
         np.savez(content, **index)
         with contextlib.suppress(OSError, InputError):
-            folder = user_cache() / "indexes"
+            folder = find_user_cache() / "indexes"
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / f"{name}.npz", content.getvalue())
     return TarSource(files, **index)
 
 
-def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -> None:
-    """Append where each image of a tar begins, its bytes, its label and its name, as the headers say.
+def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
+    """Append the offset and length, the label and the name of each image of a tar; note links, which are left out.
 
-    Links are left out, with a note.
-
-    Raises:
-        InputError: it is cut short, damaged, or no uncompressed tar; a label is no whole number.
+    Raises InputError if the file is cut short, damaged or no uncompressed tar, or a label is no whole number.
     """
     links = list[str]()
     with path.open("rb") as stream:
-        samples = ((_KEY.fullmatch(member.name), member) for member in _members(path, stream))
-        named = ((matched[1], matched[2], member) for matched, member in samples if matched)
+        keys = ((_KEY.fullmatch(member.name), member) for member in _read_members(path, stream))
+        named = ((matched[1], matched[2], member) for matched, member in keys if matched)
         for _, members in groupby(named, key=lambda member: member[0]):
             sample_labels, before = dict[str, int](), len(names)
             for _, kind, member in members:
@@ -154,7 +154,7 @@ def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -
                 if not member.isreg():
                     links += [member.name] if is_image or kind in ("cls", "json") else []
                 elif is_image:
-                    places.extend((member.offset_data, member.size))
+                    spans.extend((member.offset_data, member.size))
                     names.append(member.name.removeprefix("./"))
                 elif kind in ("cls", "json"):
                     stream.seek(member.offset_data)
@@ -165,7 +165,7 @@ def scan(path: Path, places: array[int], labels: array[int], names: list[str]) -
         note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
 
 
-def _members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield the files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
     latest, reason = "", ""
     try:
