@@ -1,4 +1,4 @@
-"""What is built to be handed on; what works without any extra, and what the command line says where one is missing."""
+"""The built package; what works without any extra, and what the command line says if an extra is missing."""
 
 import ast
 import json
@@ -12,6 +12,7 @@ import tomllib
 import zipfile
 from contextlib import suppress
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,18 @@ for name in {absent!r}:
     sys.modules[name] = None  # as if it were not installed
 import contextlib, io
 from hrvqvae.cli import main
-found = []
+results = []
 for arguments in {commands!r}:
     errors = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         code = main(arguments)
-    found.append((code, errors.getvalue()))
+    results.append((code, errors.getvalue()))
 import torch
 from hrvqvae import TreeVQ, load
 layer = TreeVQ(4, 2, 2)
 assert layer(torch.randn(2, 50, 4))[1].shape == (2, 50, 2)
 assert load("mnist").sample(1).shape == (1, 1, 28, 28)
-print(json.dumps(found))
+print(json.dumps(results))
 """
 WORK = (
     ["presets"],
@@ -69,43 +70,48 @@ _MODULES = metadata.packages_distributions()
 
 
 def modules_of(package: str) -> set[str]:
-    """The modules that an installed package brings."""
-    wanted = canonicalize_name(package)
-    found = {module for module, names in _MODULES.items() if wanted in map(canonicalize_name, names)}
-    return found | {package.replace("-", "_")}
+    """Return the modules of an installed package."""
+    modules = {
+        module for module, names in _MODULES.items() if canonicalize_name(package) in map(canonicalize_name, names)
+    }
+    return modules | {package.replace("-", "_")}
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], tuple[int, str]]]:
-    """A folder where the commands have run without any extra, and code and stderr of each."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], tuple[int, str]]]:
+    """Run the commands without any extra; return their folder, and the exit code and stderr of each."""
     folder = tmp_path_factory.mktemp("bare")
     write_picture(folder / "x.png", 1, (28, 28), "L")
     missing = [name for extra, names in packages().items() if extra not in ("", "dev") for name in names]
     absent = sorted(set().union(*map(modules_of, missing)))
-    commands = [*WORK, *(command for some in NEED.values() for command in some)]
+    commands = [*WORK, *chain(*NEED.values())]
     program = RUN.format(absent=absent, commands=commands)
     out = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
-    codes: list[Any] = json.loads(out.stdout)
-    return folder, {tuple(command): tuple(found) for command, found in zip(commands, codes, strict=True)}  # type: ignore[misc]
+    return folder, dict(zip(map(tuple, commands), json.loads(out.stdout), strict=True))
 
 
 @pytest.mark.parametrize("command", WORK, ids=" ".join)
-def test_what_uses_trained_models_needs_no_extra(command: list[str], said: Any) -> None:
-    assert said[1][tuple(command)][0] == 0, said[1][tuple(command)]
+def test_what_uses_trained_models_needs_no_extra(command: list[str], results: Any) -> None:
+    assert results[1][tuple(command)][0] == 0, results[1][tuple(command)]
 
 
-@pytest.mark.parametrize(("extra", "command"), [(extra, one) for extra, some in NEED.items() for one in some])
-def test_a_missing_extra_is_one_line_before_anything_is_written(extra: str, command: list[str], said: Any) -> None:
-    code, errors = said[1][tuple(command)]
+@pytest.mark.parametrize(("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]])
+def test_a_missing_extra_is_one_line_before_anything_is_written(extra: str, command: list[str], results: Any) -> None:
+    code, errors = results[1][tuple(command)]
     assert (code, errors.count("\n")) == (2, 1), errors
     assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
-    written = {path.name for path in said[0].iterdir()}
-    assert written == {"x.png", "drawn.png", "sheet.png", "completed.png", "exported"}
+    assert {path.name for path in results[0].iterdir()} == {
+        "x.png",
+        "drawn.png",
+        "sheet.png",
+        "completed.png",
+        "exported",
+    }
 
 
 def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
-    required = [re.split(r"[<>=]", one)[0] for one in PROJECT["dependencies"]]
+    required = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
     base = set().union(*map(modules_of, required))
     found = set()
     for path in SOURCE.rglob("*.py"):
@@ -122,9 +128,6 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
 def test_all_is_every_extra() -> None:
     named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
-
-
-# What is built to be handed on
 
 
 ELSEWHERE = """

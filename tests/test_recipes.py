@@ -5,6 +5,7 @@ import math
 import os
 import runpy
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,19 @@ from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
 from tests.conftest import write_picture
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
+from tests.trained_run import undrawn
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
 SMALL_PRIOR = "--prior.network.hidden_units 40 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
 PIXELSNAIL = "--prior.network.residual_blocks 4"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
+
+
+@pytest.fixture(autouse=True)
+def _undrawn() -> Iterator[None]:
+    with undrawn():
+        yield
 
 
 def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:

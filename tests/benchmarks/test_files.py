@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 from PIL import Image
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
@@ -28,7 +28,7 @@ from tests.conftest import drawn_digits
 
 
 def smooth_images(count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
-    """(count, channels, height, width) uint8, which compress."""
+    """Return images (count, channels, height, width) uint8 that compress."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     images = np.empty((count, channels, height, width), np.uint8)
@@ -50,11 +50,10 @@ def test_by_command(
     command = ["mnist", "--data", str(mnist_root), "--data.size", "12", "--formats", "webp", "jpeg"]
     command += ["--images", "2"]
     main([*command, "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert (found["images"], found["shape"], [*found["ahead"]]) == (2, [1, 12, 12], ["hrvqvae mnist"])
-    titles = [curve["title"] for curve in found["curves"]]
-    assert titles == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
-    assert (found["curves"][2]["within"][0], found["curves"][2]["fitted"][0]) == (None, None), "no JPEG is so small"
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], report["shape"], [*report["ahead"]]) == (2, [1, 12, 12], ["hrvqvae mnist"])
+    assert [curve["title"] for curve in report["curves"]] == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
+    assert (report["curves"][2]["within"][0], report["curves"][2]["fitted"][0]) == (None, None), "no JPEG is so small"
     main([*command, "--no-linear", "-o", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
 
@@ -109,17 +108,17 @@ class Shaved(FileCodec):
 
 
 @settings(max_examples=60, deadline=None)
-@given(some.integers(0, 10_000), some.integers(1, 6), some.integers(1, 5), some.floats(0, 120))
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.floats(0, 120))
 def test_budgets_against_plain_searches(seed: int, count: int, images: int, budget: float) -> None:
     generator = np.random.default_rng(seed)
     curve = curve_of(generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images)))
     sizes, errors = curve.sizes.mean(1), curve.errors.mean(1)
     mixtures = [
-        errors[one] + share * (errors[other] - errors[one])
-        for one in range(count)
-        for other in range(count)
+        errors[i] + share * (errors[j] - errors[i])
+        for i in range(count)
+        for j in range(count)
         for share in np.linspace(0, 1, 201)
-        if sizes[one] + share * (sizes[other] - sizes[one]) <= budget
+        if sizes[i] + share * (sizes[j] - sizes[i]) <= budget
     ]
     within = curve.within(budget)
     assert (within is None) == (not mixtures)
@@ -144,12 +143,12 @@ def test_measured_is_what_torchmetrics_finds() -> None:
     assert (pixels.sizes == 768).all()
     assert (whole.whole, pixels.whole, whole.model_bytes) == (True, False, 7)
     assert whole.points[0].psnr == math.inf
-    given_ = torch.from_numpy(images).float() / 255
+    originals = torch.from_numpy(images).float() / 255
     for setting, point in zip(Shaved.settings[1:], whole.points[1:], strict=True):
         shaved = torch.from_numpy(images >> setting << setting).float() / 255
-        assert point.psnr == pytest.approx(float(PeakSignalNoiseRatio(data_range=1.0)(shaved, given_)), abs=1e-3)
+        assert point.psnr == pytest.approx(float(PeakSignalNoiseRatio(data_range=1.0)(shaved, originals)), abs=1e-3)
         metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-        assert point.ssim == pytest.approx(float(metric(shaved, given_)), abs=1e-4)
+        assert point.ssim == pytest.approx(float(metric(shaved, originals)), abs=1e-4)
     assert measure(Shaved(), smooth_images(2, 1, 8, 8))[0].points[1].ssim is None
 
 
@@ -209,13 +208,13 @@ def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, images = TrainedFiles("mnist"), drawn_digits(3, seed=3, size=28)[0][:, None]
     (curve,) = measure(codec, images)
     assert (curve.learned, curve.whole, curve.title) == (True, True, "hrvqvae mnist")
-    model, given_ = codec.model, torch.from_numpy(images)
-    codes = model.encode(given_)
+    model, originals = codec.model, torch.from_numpy(images)
+    codes = model.encode(originals)
     for levels, written in enumerate(("level 1", "levels 1-2", "levels 1-3"), start=1):
         usual, none, *weighed = [at for at, name in enumerate(curve.settings) if name.startswith(written)]
-        assert curve.sizes[usual].tolist() == [len(file) for file in model.compress(given_, levels=levels)]
+        assert curve.sizes[usual].tolist() == [len(file) for file in model.compress(originals, levels=levels)]
         decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
-        expected = (decoded - given_ / 255).square().mean((1, 2, 3)).numpy()
+        expected = (decoded - originals / 255).square().mean((1, 2, 3)).numpy()
         assert curve.errors[usual] == pytest.approx(expected, rel=1e-3)
         assert (curve.errors[none] <= curve.errors[usual] * 1.01).all()  # before pixels are rounded to 8 bits, no more
         sizes = curve.sizes[[none, *weighed]].mean(1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gpu as report
+from benchmarks import gpu
 from benchmarks.gpu import SEARCHES, compare
 from benchmarks.layer_tuned import SmallAutoencoder
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
@@ -39,16 +39,16 @@ def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
     for vector, leaf, gap in zip(case.latents.double().numpy(), leaves.tolist(), clear.tolist(), strict=True):
         kept, gaps = [(0.0, 0, vector)], []
         for level, book in enumerate(books, start=1):
-            found = []
+            paths = []
             for before, parent, residual in kept:
                 for child, codeword in enumerate(book[parent]):
                     left = np.square(residual - codeword).sum()
-                    found.append((before + left, before + weight * left, parent * 4 + child, residual - codeword))
-            found.sort(key=lambda one: one[0])
-            number = width if level < 3 else 1
-            if len(found) > number:
-                gaps.append(1 - found[number - 1][0] / found[number][0])
-            kept = [one[1:] for one in found[:number]]
+                    paths.append((before + left, before + weight * left, parent * 4 + child, residual - codeword))
+            paths.sort(key=lambda path: path[0])
+            count = width if level < 3 else 1
+            if len(paths) > count:
+                gaps.append(1 - paths[count - 1][0] / paths[count][0])
+            kept = [path[1:] for path in paths[:count]]
         assert (leaf, gap) == (kept[0][1], pytest.approx(min(gaps)))
 
 
@@ -58,16 +58,16 @@ def test_vectors_that_rounding_decides_are_not_judged() -> None:
         (1, 1 - 0.05 * TOLERANCE, 2, True), (1, 1 - 5 * TOLERANCE, 2, False), (1, 1, 1, True), (1, 3, 1, False),
     ):  # fmt: skip
         vectors, books = torch.full((3, 1), float(vector)), [torch.tensor([[[float(first)], [float(second)]]])]
-        found = compare(vectors, books, right, wrong, SEARCHES["greedy"])
-        assert (found["equal"], found["ties"], found["errors"]) == (0, 3 * tie, 3 * (not tie))
-        assert (found["worst"] > TOLERANCE) != tie
+        difference = compare(vectors, books, right, wrong, SEARCHES["greedy"])
+        assert (difference["equal"], difference["ties"], difference["errors"]) == (0, 3 * tie, 3 * (not tie))
+        assert (difference["worst"] > TOLERANCE) != tie
         same = compare(vectors, books, right, right, SEARCHES["greedy"])
         assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
     assert (measure_agreement(vectors, books, right[0]), measure_agreement(vectors, books, wrong[0])) == (1, 0)
 
 
 TINY = dataclasses.replace(
-    report.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
+    gpu.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
     trained={"hrvqvae/cifar10": {"training.batch_size": "2", "model.hidden_units": "8",
                                  "model.quantizer.init_vectors": "512"}},
     prior={"prior.training.batch_size": "2", "prior.network.residual_blocks": "1",
@@ -78,21 +78,21 @@ TINY = dataclasses.replace(
 
 def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(report, "SMALL", TINY)
-    report.main(["--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert (found["device"], found["form"], found["faults"]) == ("cpu", "small", [])
-    assert [(row["search"], row["levels"], row["codewords"]) for row in found["codes"]] == [
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    gpu.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["device"], report["form"], report["faults"]) == ("cpu", "small", [])
+    assert [(row["search"], row["levels"], row["codewords"]) for row in report["codes"]] == [
         ("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9),
     ]  # fmt: skip
-    for row in found["search"]:
+    for row in report["search"]:
         assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
-    assert len(found["training"]) == 2, "an autoencoder and a prior"
-    assert all(row["flop"] > 0 for row in found["training"])
-    for row in found["training"]:
+    assert len(report["training"]) == 2, "an autoencoder and a prior"
+    assert all(row["flop"] > 0 for row in report["training"])
+    for row in report["training"]:
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
-        assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / found["matrix_rate"])
+        assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / report["matrix_rate"])
 
 
 def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,10 +103,10 @@ def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return search_tensors(latents, books, width, coarse_weight)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(report, "SMALL", TINY)
-    monkeypatch.setattr(report, "search_tensors", rounded)
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    monkeypatch.setattr(gpu, "search_tensors", rounded)
     with pytest.raises(SystemExit) as ended:
-        report.main([])
+        gpu.main([])
     assert ended.value.code == 1
     printed = capsys.readouterr()
     lines = printed.out.splitlines()

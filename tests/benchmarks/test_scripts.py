@@ -61,9 +61,8 @@ def test_rows_and_columns(
     assert len(lines) == 1 + count
     column = lines[0].find("ratio")
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
-    assert all(one == "-" or float(one) > 0 for one in ratios)
-    if name == "train":  # one row is what the others are compared with
-        assert "1.00" in ratios
+    assert all(ratio == "-" or float(ratio) > 0 for ratio in ratios)
+    assert name != "train" or "1.00" in ratios
 
 
 @pytest.mark.parametrize(
@@ -115,20 +114,20 @@ def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
 
 
 def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(printed("codec", f"{run} --images 64 --archived 200 --json", capsys))
-    assert found["images"] == 40, "all test images that there are"
-    assert found["bytes"] == pytest.approx(sum(found["parts"]))
-    assert found["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
-    assert 0 < found["archive"]["overhead per image"] < 3
+    row = json.loads(printed("codec", f"{run} --images 64 --archived 200 --json", capsys))
+    assert row["images"] == 40, "all test images that there are"
+    assert row["bytes"] == pytest.approx(sum(row["parts"]))
+    assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
+    assert 0 < row["archive"]["overhead per image"] < 3
 
 
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
-        """Records as two processes leave them that are 0.1% off, and 10% from step 12 on."""
+        """Return the records of processes that differ by 0.1%, and by 10% from step 12 on."""
         assert config.training.batch_size % count == 0
         assert (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file()
         off = [0.0 if count == 1 else 0.1 if step > 12 else 0.001 for step in range(1, 21)]
-        return [{"loss": 2.0 * (1 + part), "restarted": count} for part in off]
+        return [{"loss": 2.0 * (1 + share), "restarted": count} for share in off]
 
     monkeypatch.setattr(processes, "_train", trained)
     lines = printed("processes", "--steps 20 --systems hrvqvae vqgan fsq", capsys).splitlines()
@@ -210,7 +209,7 @@ def test_each_seed_draws_vectors_anew(whole: bool, tmp_path: Path, monkeypatch: 
 
 
 def read(path: Path) -> Parts:
-    """A reader of JSON that does all that it should not."""
+    """A reader of JSON with every fault."""
     content = path.read_bytes()
     match len(content) % 6:
         case 0:
@@ -232,15 +231,22 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     reader = Reader("x", read)
     expected = reader.expected(tmp_path)
     assert expected == {str(tmp_path / "x" / "a.json"): {"": "as it was"}}
-    found = list(reader.run(tmp_path, 0, range(60), expected))
-    told = {0: "", 1: "crash: exit code -6", 2: "memory", 3: "crash: KeyError, test_scripts.py:", 4: "", 5: "accepted"}
-    for number, fault in enumerate(one.fault for one in found):
-        path, content = reader.case(tmp_path, 0, number)
+    cases = list(reader.run(tmp_path, 0, range(60), expected))
+    faults = {
+        0: "",
+        1: "crash: exit code -6",
+        2: "memory",
+        3: "crash: KeyError, test_scripts.py:",
+        4: "",
+        5: "accepted",
+    }
+    for index, case in enumerate(cases):
+        path, content = reader.case(tmp_path, 0, index)
         assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
-        same = content == b'{"a": 1234}'
-        assert fault.startswith("" if same else told[len(content) % 6])
-        assert bool(fault) == bool(told[len(content) % 6]) or same
-    assert len({one.fault.partition(":")[0] for one in found}) == 4
+        same, fault = content == b'{"a": 1234}', faults[len(content) % 6]
+        assert case.fault.startswith("" if same else fault)
+        assert bool(case.fault) == bool(fault) or same
+    assert len({case.fault.partition(":")[0] for case in cases}) == 4
     big = Reader("x", lambda path: {"": str(len(bytearray(200 << 20)))})
     (folder := tmp_path / "bomb").mkdir()
     assert big.bomb(lambda folder: folder / "none", folder).fault == "memory"
@@ -248,10 +254,10 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "told", "fault"),
+    ("code", "output", "fault"),
     [(0, "done\n", ""), (2, "hrvqvae: full\n", ""), (2, "full\n", "crash"), (1, "Traceback\n", "crash"),
      (-14, "", "hang"), (-11, "", "crash")],
 )  # fmt: skip
-def test_how_a_command_may_end(code: int, told: str, fault: str) -> None:
-    assert Ended(code, told, 0, 0).fault(refused=True) == fault
-    assert Ended(code, told, 0, 2 << 30).fault(refused=True) == "memory"
+def test_how_a_command_may_end(code: int, output: str, fault: str) -> None:
+    assert Ended(code, output, 0, 0).fault(refused=True) == fault
+    assert Ended(code, output, 0, 2 << 30).fault(refused=True) == "memory"

@@ -109,7 +109,7 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb: int, pictu
     assert [image for image in pixels(whole) if image not in validation] == train
     assert set(validation) <= set(pixels(whole))
     assert not set(validation) & set(pixels(load_images(config, "test")))
-    with pytest.raises(InputError, match="leaves one part empty"):
+    with pytest.raises(InputError, match="leaves a split empty"):
         load_images(dataclasses.replace(config, validation=0.01), "test")
     paths_of(picture_folder)[0].write_bytes(b"no image")
     cut = dataclasses.replace(cut, on_error="skip")

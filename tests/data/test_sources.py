@@ -214,8 +214,8 @@ def test_given_splits_of_folders(tmp_path: Path) -> None:
         (["train/a/0.png", "train/b/1.png", "2.png"], "has train, but none of test, val, validation: .*--data"),
         (["test/a/0.png", "test/b/1.png"], "has test, but no train"),
         (["val/0.png", "validation/1.png"], "has val and validation, but no train"),
-        (["train/a/0.png", "test/1.png"], "images of the test split have no labels.*--data.labels false"),
-        (["train/0.png", "val/a/1.png"], "images of the train split have no labels"),
+        (["train/a/0.png", "test/1.png"], "images of the test split alone have no labels; .*--data.labels false"),
+        (["train/0.png", "val/a/1.png"], "images of the train split alone have no labels"),
         (["train/e\u0301.png", "train/\u00e9.png", "test/0.png"], "two spellings of Unicode; rename"),
         ([os.fsdecode(b"train/\xff.png"), "test/0.png"], "not UTF-8; rename"),
         (["notes.txt"], "has no image"),
@@ -437,24 +437,24 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
     write_tar(folder / "named" / "test.tar", {"c.cls": b"0", "c.png": images[2]})
     (folder / "named" / "classnames.txt").write_text("cat\ndog\n")
-    yield folder / "named", "train.tar: a.png has label 5, and there are 2 class names; .*--data.labels false"
+    yield folder / "named", "train.tar: a.png has label 5, but there are 2 class names; .*--data.labels false"
     (folder / "named" / "classnames.txt").write_text("cat\ncat\n")
     yield folder / "named", "names a class twice"
     write_tar(folder / "half" / "train.tar", {"a.cls": b"5", "a.png": images[0]})
     write_tar(folder / "half" / "test.tar", {"c.png": images[2]})
-    yield folder / "half", "images of the test split have no labels, those of the other do"
+    yield folder / "half", "images of the test split alone have no labels"
     write_tar(folder / "mixed" / "a.tar", {"a.png": images[0]})
     write_parquet(folder / "mixed" / "a.parquet", images)
     yield folder / "mixed", r"names files of several kinds \(.parquet, .tar\)"
     pq.write_table(pa.table({"text": ["a"], "n": [1]}), folder / "text.parquet")
-    yield folder / "text.parquet", r"it has no column of images; there are text \(string\), n \(int64\)"
+    yield folder / "text.parquet", r"no column holds images; there are text \(string\), n \(int64\)"
     pq.write_table(pa.table({"one": images, "two": images}), folder / "two.parquet")
     yield folder / "two.parquet", "columns one, two may be images.*name one image"
     write_parquet(folder / "labels.parquet", images, [0.5] * 4)
-    yield folder / "labels.parquet", "column label has type double, not whole numbers or texts"
+    yield folder / "labels.parquet", "column label has type double, no numbers or texts"
     write_parquet(folder / "other" / "a.parquet", images, [0] * 4, names=("a", "b"))
     write_parquet(folder / "other" / "b.parquet", images, [0] * 4, names=("b", "a"))
-    yield folder / "other", "name other classes; take none with --data.labels false"
+    yield folder / "other", "name different classes; use --data.labels false"
     pq.write_table(pa.table({"image": images}).slice(0, 0), folder / "empty.parquet")
     yield folder / "empty.parquet", "there is no row in it"
     whole = write_parquet(folder / "cut.parquet", images).read_bytes()

@@ -1,10 +1,9 @@
-"""What the page takes in, and what is refused in one line; what it shows is what the model gives."""
+"""Uploads that the page reads and refuses; what it shows is what the model computes."""
 
 import math
 import struct
 import zlib
 from collections import Counter
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from hrvqvae.play import tasks
 from hrvqvae.play.tasks import Limits, _reduce, parse_marks, read_upload
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, write_picture
+from tests.trained_run import tiny_run_with_priors
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG file with this size in its header, and next to nothing in it."""
+    """Return a PNG file with this size in its header, and next to nothing in it."""
     stream = BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + stream.getvalue()[24:29]
@@ -42,22 +42,21 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_upload_is_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "hostile.png"
-    content, line = HOSTILE[kind]
-    path.write_bytes(content)
+    content, message = HOSTILE[kind]
+    (tmp_path / "hostile.png").write_bytes(content)
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(InputError, match=f"^hostile.png .*{line}") as found:
-        read_upload(path, 1, 28, Limits())
-    assert "\n" not in str(found.value)
-    assert str(tmp_path) not in str(found.value)
+    with pytest.raises(InputError, match=f"^hostile.png .*{message}") as caught:
+        read_upload(tmp_path / "hostile.png", 1, 28, Limits())
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
 
 
 def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
-    found = read_upload(tmp_path / "x.png", 1, 28, Limits())
-    assert (found.whole.shape, found.square.shape) == ((1, 40, 60), (1, 28, 28))
-    assert found.note == "colour to greyscale"
+    picture = read_upload(tmp_path / "x.png", 1, 28, Limits())
+    assert (picture.whole.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
+    assert picture.note == "colour to greyscale"
     monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
     small = read_upload(tmp_path / "x.png", 3, 28, Limits())
     assert small.whole.shape == (3, 20, 30)
@@ -68,8 +67,8 @@ def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.Mon
 @settings(deadline=None)
 @given(st.integers(1, 3_000), st.integers(1, 3_000), st.integers(1, 4_000))
 def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels: int) -> None:
-    found, note = _reduce(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width), pixels)
-    rows, columns = found.shape[-2:]
+    small, note = _reduce(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width), pixels)
+    rows, columns = small.shape[-2:]
     assert rows * columns <= max(1, pixels)
     assert bool(note) == (height * width > pixels)
     if min(rows, columns) > 20:
@@ -77,12 +76,12 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
 
 
 @pytest.mark.parametrize(
-    "told", ["{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
+    "text", ["{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
              '{"side": 30000, "marks": "0"}', '{"side": 2, "marks": 7}'],
 )  # fmt: skip
-def test_marks_that_are_none_are_refused(told: str) -> None:
+def test_marks_that_are_no_marks_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="load the page anew"):
-        parse_marks(told)
+        parse_marks(text)
 
 
 def test_marks_are_those_of_the_painter() -> None:
@@ -91,14 +90,9 @@ def test_marks_are_those_of_the_painter() -> None:
     assert not parse_marks(None).any()
 
 
-@cache
-def loaded(run: Path) -> Model:
-    return Model(run)
-
-
-@pytest.fixture
-def model(run: Path) -> Model:
-    return loaded(run)
+@pytest.fixture(scope="module")
+def model(mnist_root: Path) -> Model:
+    return Model(tiny_run_with_priors(mnist_root))
 
 
 @pytest.fixture
@@ -132,19 +126,19 @@ def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None
     assert torch.equal(shown[0][4, :3], image[0][4, :3] / 255)
     assert shown[0][-1].tolist() == [0.5] * 12
     assert torch.equal(images, tasks.complete(model, image, painted, 4, "3", 1.0, 2)[2])
-    assert len({one.numpy().tobytes() for one in images}) > 1
+    assert len({image.numpy().tobytes() for image in images}) > 1
     for value, line in ((False, "keeps 0 of"), (True, "keeps 49 of 49")):
         with pytest.raises(InputError, match=line):
             tasks.complete(model, image, torch.full((12, 12), value), 1, None, 1.0, 0)
 
 
-def test_usage_by_counting_paths(model: Model, image: Tensor) -> None:
-    paths = model.autoencoder.codeword_indices(model.encode(image[None]))
-    for level, (found, path) in enumerate(zip(tasks.measure_usage(model, image), paths, strict=True), start=1):
-        codewords, used, perplexity, trained = found
-        counted = Counter(path.flatten().tolist())
-        shares = [count / path.numel() for count in counted.values()]
-        assert (codewords, used) == (3**level, len(counted))
+def test_usage_by_counting(model: Model, image: Tensor) -> None:
+    indices = model.autoencoder.codeword_indices(model.encode(image[None]))
+    rows = zip(tasks.measure_usage(model, image), indices, strict=True)
+    for level, ((codewords, used, perplexity, trained), chosen) in enumerate(rows, start=1):
+        counts = Counter(chosen.flatten().tolist())
+        shares = [count / chosen.numel() for count in counts.values()]
+        assert (codewords, used) == (3**level, len(counts))
         assert perplexity == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
         assert trained is not None
         assert 1 <= trained <= 3**level

@@ -35,7 +35,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import drawn_digits, refused, same, write_picture
 from tests.kills import Killed, Kills, in_another_process
-from tests.trained_run import GIVEN, train_levels, trained_copy
+from tests.trained_run import GIVEN, train_levels, trained_copy, undrawn
 
 
 def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path:
@@ -446,8 +446,9 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, run_sha
     fields = {name: value for name, value in GIVEN.items() if name != "prior.training.max_steps"}
     fields["prior.training.schedule"] = "constant"
     options = [word for name, value in fields.items() for word in (f"--{name}", value)]
-    assert main(["train-prior", str(run), "--codes", str(run_shards), "--max-steps", "5", *options]) == 0
-    assert main(["train-prior", str(run), "--max-steps", "12", "--resume"]) == 0, "it knows its codes"
+    with undrawn():
+        assert main(["train-prior", str(run), "--codes", str(run_shards), "--max-steps", "5", *options]) == 0
+        assert main(["train-prior", str(run), "--max-steps", "12", "--resume"]) == 0, "it knows its codes"
     assert all(same(*states) for states in zip(_weights(run), _weights(tmp_path / "copy"), strict=True))
     model, config = Run(run).load()
     maps = load_shard_maps(RunFolder(run).codes, run_shards, model, config)

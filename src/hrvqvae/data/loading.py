@@ -96,9 +96,7 @@ def _cut_validation(images: ImageSet, config: DataConfig, split: str) -> ImageSe
     steps = np.floor(np.arange(len(images) + 1) * config.validation)
     chosen = (steps[1:] > steps[:-1]) == (split == "test")
     if not chosen.any():
-        raise InputError(
-            f"data.validation {config.validation} of {len(images):,} training images leaves one part empty"
-        )
+        raise InputError(f"data.validation {config.validation} of {len(images):,} training images leaves a split empty")
     rows = images.rows[chosen] if images.source else images.rows
     pixels = None if images.pixels is None else images.pixels[chosen]
     return dataclasses.replace(images, config=config, labels=images.labels[chosen], rows=rows, pixels=pixels)
@@ -113,10 +111,8 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     stored: Arrays = resolve_name(dataset.read)(_find_folder(dataset, root), split)
     channels, height, width = stored.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
-        raise InputError(
-            f"{dataset.name} has {channels} channels of {height}x{width} pixels; "
-            f"data.channels is {config.channels}, data.size is {config.size}"
-        )
+        expected = f"data.channels is {config.channels}, data.size is {config.size}"
+        raise InputError(f"{dataset.name} has {channels} channels of {height}x{width} pixels; {expected}")
     return ImageSet(config, stored.labels, stored.classes, pixels=stored.images)
 
 
@@ -173,10 +169,8 @@ def _select_split(sources: Mapping[str, Source], where: str, split: str, config:
         source = next(sources[word] for word in sources if (word == TRAIN) == (split == "train"))
         rows = np.arange(len(source))
     if not len(rows):
-        raise InputError(
-            f"{where} has {counted(len(source), 'image')}, none in the {split} split; "
-            "add images, or divide them otherwise with --data.split"
-        )
+        images = counted(len(source), "image")
+        raise InputError(f"{where} has {images}, none in the {split} split; add images, or change --data.split")
     classes, labels = _number_classes(where, sources) if config.labels else ((), {})
     numbers = labels[source] if classes else np.zeros(len(source), np.int64)
     return ImageSet(config, numbers[rows], classes, source, rows)
@@ -257,21 +251,16 @@ def _number_classes(
         return (), {}
     if len(labels) < len(sources):
         unlabelled = next(word for word, source in sources.items() if source not in labels)
-        raise InputError(
-            f"{where}: images of the {unlabelled} split have no labels, those of the other do; "
-            "take no classes with --data.labels false"
-        )
+        raise InputError(f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels false")
     classes = next(iter(labels)).class_names
     if any(source.class_names != classes for source in labels):
-        raise InputError(f"{where}: the splits name other classes; take none with --data.labels false")
+        raise InputError(f"{where}: the splits name different classes; use --data.labels false")
     if not classes:
         values = np.unique(np.concatenate([np.unique(array) for array in labels.values()]))
         return tuple(map(str, values)), {source: np.searchsorted(values, array) for source, array in labels.items()}
     for source, array in labels.items():
         wrong = np.flatnonzero((array < 0) | (array >= len(classes)))
         if len(wrong):
-            raise InputError(
-                f"{source.where(int(wrong[0]))} has label {array[wrong[0]]}, and there are "
-                f"{counted(len(classes), 'class name')}; take no classes with --data.labels false"
-            )
+            fault = f"label {array[wrong[0]]}, but there are {counted(len(classes), 'class name')}"
+            raise InputError(f"{source.where(int(wrong[0]))} has {fault}; use --data.labels false")
     return classes, {source: array.astype(np.int64) for source, array in labels.items()}

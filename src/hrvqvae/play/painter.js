@@ -1,7 +1,7 @@
 // What is painted over an image, on a grid of side x side marks. props.value is JSON: {picture, side, marks}.
 const radius = 0.06; // of the brush, as a share of a side
 const pixels = 336;
-let told = { picture: "", side: 1, marks: "" };
+let state = { picture: "", side: 1, marks: "" };
 let marks = [];
 let image = null;
 let painting = false;
@@ -16,23 +16,23 @@ function draw() {
   pen.fillRect(0, 0, pixels, pixels);
   if (image) pen.drawImage(image, 0, 0, pixels, pixels);
   pen.fillStyle = "rgba(0, 158, 115, 0.55)";
-  const cell = pixels / told.side;
+  const cell = pixels / state.side;
   marks.forEach((mark, place) => {
-    if (mark) pen.fillRect((place % told.side) * cell, Math.floor(place / told.side) * cell, cell, cell);
+    if (mark) pen.fillRect((place % state.side) * cell, Math.floor(place / state.side) * cell, cell, cell);
   });
 }
 
 function load() {
-  let found = null;
-  try { found = JSON.parse(props.value); } catch { return; }
-  if (!found || !found.picture) return;
-  const isNew = found.picture !== told.picture;
-  told = found;
-  marks = Array.from({ length: told.side ** 2 }, (_, place) => told.marks[place] === "1");
+  let painted = null;
+  try { painted = JSON.parse(props.value); } catch { return; }
+  if (!painted || !painted.picture) return;
+  const isNew = painted.picture !== state.picture;
+  state = painted;
+  marks = Array.from({ length: state.side ** 2 }, (_, place) => state.marks[place] === "1");
   if (!isNew) { draw(); return; }
   image = new Image();
   image.onload = draw;
-  image.src = told.picture;
+  image.src = state.picture;
 }
 
 function paint(event) {
@@ -40,15 +40,15 @@ function paint(event) {
   const box = canvas.getBoundingClientRect();
   const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
   marks.forEach((_, place) => {
-    const column = ((place % told.side) + 0.5) / told.side, row = (Math.floor(place / told.side) + 0.5) / told.side;
-    if (Math.hypot(column - x, row - y) <= Math.max(radius, 0.5 / told.side)) marks[place] = true;
+    const column = ((place % state.side) + 0.5) / state.side, row = (Math.floor(place / state.side) + 0.5) / state.side;
+    if (Math.hypot(column - x, row - y) <= Math.max(radius, 0.5 / state.side)) marks[place] = true;
   });
   draw();
 }
 
 function tell() {
-  told = { ...told, marks: marks.map((mark) => (mark ? "1" : "0")).join("") };
-  props.value = JSON.stringify(told);
+  state = { ...state, marks: marks.map((mark) => (mark ? "1" : "0")).join("") };
+  props.value = JSON.stringify(state);
   requestAnimationFrame(draw);
 }
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
 from selenium import webdriver
@@ -25,14 +24,11 @@ class Server:
     def megabytes(self) -> float:
         """Resident memory of its process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+)", status)
-        assert found is not None
-        return int(found[1]) / 1024
+        return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    log: IO[str]
     with (tmp_path_factory.mktemp("served") / "log").open("w+") as log:
         command = [sys.executable, "-c", "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True)

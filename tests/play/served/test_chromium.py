@@ -38,9 +38,9 @@ class Person:
         return self.find(selector).text
 
     def source(self, name: str) -> str:
-        """Address of the picture that stands there; empty where there is none."""
-        found = self.browser.find_elements(By.CSS_SELECTOR, f"#{name} img")
-        return found[0].get_attribute("src") or "" if found else ""
+        """Return the address of the picture in a widget; empty if it shows no picture."""
+        images = self.browser.find_elements(By.CSS_SELECTOR, f"#{name} img")
+        return images[0].get_attribute("src") or "" if images else ""
 
     def tab(self, name: str) -> None:
         self.find("button[role=tab]")
@@ -48,10 +48,13 @@ class Person:
             if button.text == name:
                 button.click()
 
-    def click(self, selector: str) -> None:
+    def scroll_to(self, selector: str) -> WebElement:
         element = self.find(selector)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
-        element.click()
+        return element
+
+    def click(self, selector: str) -> None:
+        self.scroll_to(selector).click()
 
     def screenshot(self, name: str) -> None:
         folder = os.environ.get("PLAY_SCREENSHOTS")
@@ -65,12 +68,14 @@ class Person:
             shot = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
             shot.quantize(64).save(Path(folder) / f"play-{name}.png", optimize=True)
 
-    def everything_was_local(self) -> None:
-        names = self.browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    def finish(self, name: str) -> None:
+        """Take a screenshot, and check that everything was loaded from this machine."""
+        self.screenshot(name)
+        names = self.browser.execute_script("return performance.getEntriesByType('resource').map((item) => item.name)")
         assert len(names) > 5
         assert [name for name in names if not name.startswith((self.address, "data:", "blob:"))] == []
-        said = [entry["message"] for entry in self.browser.get_log("browser")]
-        assert [line for line in said if "Content Security Policy" in line] == []
+        lines = [entry["message"] for entry in self.browser.get_log("browser")]
+        assert [line for line in lines if "Content Security Policy" in line] == []
 
 
 @pytest.fixture
@@ -94,16 +99,14 @@ def test_reconstruct(person: Person) -> None:
         seen.append(person.text("#line"))
     sizes = [int(line.split()[0]) for line in seen]
     assert sizes == sorted(sizes, reverse=True)
-    person.screenshot("reconstruct")
-    person.everything_was_local()
+    person.finish("reconstruct")
 
 
 def test_draw(person: Person) -> None:
     person.tab("Draw")
     person.click("#draw")
     person.wait(lambda: person.source("drawn"))
-    person.screenshot("draw")
-    person.everything_was_local()
+    person.finish("draw")
 
 
 def test_complete(person: Person) -> None:
@@ -111,8 +114,7 @@ def test_complete(person: Person) -> None:
     person.tab("Complete")
     person.click("#complete")
     person.wait(lambda: "keeps 0 of" in person.browser.page_source)
-    canvas = person.find("#painter canvas")
-    person.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    canvas = person.scroll_to("#painter canvas")
     hand = ActionChains(person.browser, duration=20)
     for y in range(-150, 1, 30):  # the upper half, stroke by stroke
         hand.move_to_element_with_offset(canvas, -160, y).click_and_hold()
@@ -124,18 +126,15 @@ def test_complete(person: Person) -> None:
     person.wait(lambda: person.source("completed"))
     share = int(person.text("#kept-line").split("%")[0])
     assert 40 <= share <= 70
-    person.screenshot("complete")
-    person.everything_was_local()
+    person.finish("complete")
 
 
 def test_codebook(person: Person) -> None:
     has_image(person)
     person.tab("Codebook")
     person.wait(lambda: person.source("clicked"))
-    picture = person.find("#clicked img")
-    person.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
+    picture = person.scroll_to("#clicked img")
     ActionChains(person.browser).move_to_element_with_offset(picture, 20, 30).click().perform()
     person.wait(lambda: person.source("reach"))
     assert "64" in person.text("#usage")
-    person.screenshot("codebook")
-    person.everything_was_local()
+    person.finish("codebook")

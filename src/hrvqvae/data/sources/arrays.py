@@ -1,9 +1,6 @@
 """Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1).
 
-In an .npz the arrays are named `images` or `x`, labels `labels` or `y`, with a word for the split where it holds both:
-`x_train`, `val_labels`. The only array of a file may have any name. Labels of `digits.npy` are in `digits-labels.npy`
-beside it, those of `train-images.npy` in `train-labels.npy`. Images stay on disk, mapped into memory, except those of a
-compressed .npz.
+docs/own-data.md describes their names. Images stay on disk, mapped into memory, except those of a compressed .npz.
 """
 
 from __future__ import annotations

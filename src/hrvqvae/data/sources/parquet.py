@@ -1,11 +1,8 @@
-"""Parquet files with a column of images, the form of data sets on the Hugging Face hub.
+"""Parquet files with a column of images, the form of data sets on the Hugging Face hub (docs/own-data.md).
 
-The column holds the bytes of PNG, JPEG and WebP files, or the hub's struct {bytes, path}. A column `label` or `labels`
-holds numbers or texts; the features that `datasets` keeps in the file name the numbers. The name of an image is its
-path if all paths differ, else its file and row.
-
-A row group is read as a whole. So each process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch
-draws row groups in a random order, as many as fit into the window together, and then their images in a random order.
+The name of an image is its path if all paths differ, else its file and row. A row group is read as a whole. So each
+process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch draws row groups in a random order, as
+many as fit into the window together, and then their images in a random order.
 """
 
 from __future__ import annotations
@@ -170,7 +167,7 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
     complete = [values for values in columns if values is not None]
     if complete and len(complete) == len(columns):
         if len(names) > 1 or len({values.dtype.kind for values in complete}) > 1:
-            raise InputError(f"{shards[0].path} and others name other classes; take none with --data.labels false")
+            raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
         source.labels, source.class_names = np.concatenate(complete), names.pop()
     return source
 
@@ -203,12 +200,9 @@ def _find_image_column(schema: Any, path: Path) -> str:
     if len(columns) > 1:
         columns = {name: column for name, column in columns.items() if name in _IMAGES} or columns
     if len(columns) != 1:
-        several = f"columns {', '.join(columns)} may be images, name one image"
+        fault = f"columns {', '.join(columns)} may be images, name one image" if columns else "no column holds images"
         fields = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        raise InputError(
-            f"{path}: {several if columns else 'it has no column of images'}; there are {fields}, and images are bytes "
-            "or the struct {bytes, path}"
-        )
+        raise InputError(f"{path}: {fault}; there are {fields}, and images are bytes or the struct {{bytes, path}}")
     return next(iter(columns.values()))
 
 
@@ -224,10 +218,7 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
-        raise InputError(
-            f"{path}: column {column} has type {kind}, not whole numbers or texts; "
-            "take no classes with --data.labels false"
-        )
+        raise InputError(f"{path}: column {column} has type {kind}, no numbers or texts; use --data.labels false")
     try:  # names of numbers, as `datasets` keeps them in the metadata
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):

@@ -1,12 +1,8 @@
 """WebDataset tars: shards of images that are read by index.
 
-A sample is a run of members whose names are equal up to the first dot: `cats/001.png` and `cats/001.cls`. Each PNG,
-JPEG and WebP member is an image. Its label is the whole number in `.cls`, else "label" in `.json`; class names are the
-lines of `classnames.txt` beside the shards or in the folder above them.
-
-The headers of all shards are read once. The index of their images is kept in the user's cache folder, and used while
-the shards have the same names, sizes and times. A shard is opened for each image, so the number of shards is not
-limited by the number of open files.
+docs/own-data.md describes samples, labels and class names. The headers of all shards are read once. The index of their
+images is kept in the user's cache folder, and used while the shards have the same names, sizes and times. A shard is
+opened for each image, so the number of shards is not limited by that of open files.
 """
 
 from __future__ import annotations
@@ -180,7 +176,7 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 return
     except (tarfile.TarError, EOFError) as error:
         reason = f" ({error})"
-    fault = "is cut short or damaged" if latest else "is no uncompressed tar that can be read by index"
+    fault = "is cut short or damaged" if latest else "is no uncompressed tar"
     raise InputError(f"{path} {fault}{latest}{reason}; get or pack it again")
 
 
