@@ -44,11 +44,9 @@ class Batch:
 
 
 def group_by_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
-    """Yield the indices of images of equal size, in groups that go through a network together.
+    """Yield the indices of images of equal size, in groups of at most `pixels` pixels; a larger image is alone.
 
-    Args:
-        sizes: height and width of each image, and further values that must be equal in a group.
-        pixels: most pixels of a group; a larger image is alone.
+    `sizes` are the height and width of each image, and further values that must be equal in a group.
     """
     by_size: dict[tuple[Any, ...], list[int]] = {}
     for index, size in enumerate(sizes):
@@ -103,11 +101,9 @@ def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
     rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield every image that can be decoded once, in order, not augmented; raise as `batches`.
+    """Yield every image that can be decoded once, in order, not augmented, or this process's slice of them.
 
-    Args:
-        limit: most images, spread evenly over the set, since folders are sorted by class.
-        rank_slice: the slice of these images that this process reads.
+    `limit` images are spread evenly over the set, since folders are sorted by class. Raises as `batches`.
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [place * len(images) // count for place in rank_slice.of(count)]

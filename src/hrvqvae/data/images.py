@@ -144,15 +144,10 @@ def to_pil(image: Any) -> Image.Image:
 
 
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
-    """Write a PNG file, and its folder; without waiting for the disk, which would cost 7 ms.
+    """Write a PNG file, and its folder; replace an existing file (see `check_output` and `Outputs`).
 
-    Args:
-        image: the image.
-        path: the file, which is replaced if it exists: see `check_output` and `Outputs`.
-        optimize: look for the smallest file, which takes several times as long.
-
-    Raises:
-        InputError: the path does not end in .png or can't be written; the disk is full.
+    `optimize` looks for the smallest file, which takes several times as long. The disk is not waited for, which would
+    cost 7 ms. Raises InputError if the path does not end in .png or can't be written.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} must end in .png")

@@ -60,9 +60,7 @@ def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
 def load_images(config: DataConfig, split: str) -> ImageSet:
     """Return the images of the split "train" or "test", decoded into memory if they fit and are not cropped at random.
 
-    Raises:
-        InputError: as `open_images`.
-        BrokenImageError: an image can't be decoded and `on_error` is "stop".
+    Raises InputError as `open_images`, and BrokenImageError if an image can't be decoded and `on_error` is "stop".
     """
     return _decode_into_memory(open_images(config, split), split)
 
@@ -161,7 +159,7 @@ def open_stored(path: Path, split: str, config: DataConfig) -> ImageSet:
 
 
 def _select_split(sources: Mapping[str, Source], where: str, split: str, config: DataConfig) -> ImageSet:
-    """Return the images of a split from the sources of both splits, or from one source that is to be divided."""
+    """Return the images of a split from the sources of both splits, or from a source that `data.split` divides."""
     if "" in sources:
         source = sources[""]
         rows = np.flatnonzero(_hold_out(source, config) == (split == "test"))

@@ -310,11 +310,7 @@ class Guard:
 def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
     """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
 
-    Args:
-        port: None takes a free port from 7860 on.
-
-    Raises:
-        InputError: the port is taken, or the host is not an address of this machine.
+    `port` None takes a free port from 7860 on. Raises InputError if the page can't be served at the address.
     """
     if host not in LOOPBACK:
         note("everyone who reaches this machine can use the page")

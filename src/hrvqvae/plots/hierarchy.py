@@ -108,13 +108,9 @@ def _draw_level(axes: Axes, level: int, points: Points, within: slice, chosen: i
 
 
 def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
-    """Return the panels side by side.
+    """Return the panels side by side, for a child index per level (None: those that the search chooses for the target).
 
-    Args:
-        choices: child index per level; None takes those that the search chooses for the target.
-
-    Raises:
-        InputError: the choices do not fit the tree, or there are too many codewords to draw.
+    Raises InputError if the choices do not fit the tree, or there are too many codewords to draw.
     """
     size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
     if size**levels > _MOST_DRAWN:

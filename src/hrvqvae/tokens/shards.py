@@ -179,12 +179,7 @@ def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], n
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
-    """Open files as shards of one model.
-
-    Raises:
-        InputError: a file is no shard, of another version of the format, or of another model than the first.
-        DamagedFileError: a file is damaged.
-    """
+    """Open files as shards of one model. Raises InputError if a file is no shard, or of another version or model."""
     shards = [_open_shard(path) for path in paths]
     first = shards[0]
     for shard in shards:
@@ -240,7 +235,7 @@ def detokenize(
     """Decode each row of shards to a PNG file, and return the number of files.
 
     Args:
-        shards: a folder of shards, or one shard.
+        shards: a folder of shards, or a shard.
         out: the folder of the images; the key of an image is its path there (`Outputs.reserve`).
         model: the model that encoded the shards; None finds it in the package.
         levels: number of levels to decode, coarse first; None decodes all.

@@ -146,17 +146,10 @@ class Tokenizer:
         self, path: Path, indices: Sequence[int], reads: Iterator[Read] | None = None,
         advance: Advance = lambda _: None,
     ) -> tuple[int, list[str]]:  # fmt: skip
-        """Write the shard of images, or nothing of it; return the number of images, and what conversions lost.
+        """Write a shard whole, or nothing of it; return the number of images, and what conversions lost.
 
-        Args:
-            path: the file.
-            indices: the images.
-            reads: the decoded images of this shard and the next shards; None decodes those of this shard.
-            advance: called with the number of images that were read.
-
-        Raises:
-            OSError: the disk is full.
-            InputError: a worker process was ended from outside.
+        `reads` has the decoded images of this shard and the next shards; None decodes those of this shard. `advance` is
+        called with the number of images that were read. Raises OSError if the disk is full.
         """
         reads = self.read([indices]) if reads is None else reads
         columns = make_schema(self._symbols, self.images.labels.type)

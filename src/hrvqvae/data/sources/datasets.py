@@ -21,10 +21,7 @@ _REGISTERED: dict[str, dict[str, Any]] = {}
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Keep data sets for the rest of this process; return the value of data.root that names them.
 
-    Args:
-        name: the run folder that is trained from them.
-        train: images, which `data.split` divides unless there are test images.
-        test: images to evaluate on.
+    `name` is the run folder that is trained from them. `data.split` divides `train` unless there are test images.
     """
     _REGISTERED[f"{PREFIX}{name}"] = {"": train} if test is None else {"train": train, "test": test}
     return f"{PREFIX}{name}"

@@ -48,7 +48,6 @@ class TarSource(Source):
         """Take the index of the shards.
 
         Args:
-            files: the shards.
             counts: images in each shard.
             spans: (N, 2) offset of each image in its shard, and its length.
             names: (N,) as by `encode_names`.
