@@ -25,7 +25,7 @@ TRAIN = (
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=6)
 @given(st.permutations(TRAIN))
 def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tuned
@@ -48,10 +48,11 @@ def searched(start: Settings, error: Any, most: int = 99) -> dict[Settings, floa
     tried: dict[Settings, float] = {}
     while wave := open_trials(start, tried, most):
         assert not tried.keys() & set(wave)
-        tried |= {one: error(dict(one)) for one in wave}
+        tried |= {trial: error(dict(trial)) for trial in wave}
     return tried
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**9))
 def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
     def error(fields: dict[str, str]) -> int:
@@ -64,11 +65,11 @@ def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
     for name, ladder in LADDERS.items():
         place = ladder.index(best[name])
         line = [{**best, name: value} for value in ladder[max(0, place - 1) : place + 2]]
-        known = [one for one in line if tuple(one.items()) in tried]
-        assert min(known, key=error) == best
-        assert name != BETA or known == line, "the neighbours on the last ladder were tried"
+        neighbours = [fields for fields in line if tuple(fields.items()) in tried]
+        assert min(neighbours, key=error) == best
+        assert name != BETA or neighbours == line, "the neighbours on the last ladder were tried"
     for optimizer in ("adam", "muon"):
-        rates = {dict(one)[RATE] for one in tried if dict(one)["training.optimizer"] == optimizer}
+        rates = {dict(trial)[RATE] for trial in tried if dict(trial)["training.optimizer"] == optimizer}
         assert rates >= {"0.001", "0.003", "0.01"}
 
 
@@ -76,7 +77,7 @@ def test_a_search_goes_on_beyond_an_end() -> None:
     tried = searched(START, lambda fields: -float(fields[RATE]) - float(fields[DECAY]) + float(fields[BETA]))
     assert dict(min(tried, key=tried.__getitem__)) == dict(START) | {RATE: "0.1", DECAY: "0.995", BETA: "0.06"}
     only = searched(((RATE, "0.003"),), lambda fields: float("inf") if fields[RATE] == "0.01" else float(fields[RATE]))
-    assert [dict(one)[RATE] for one in only] == ["0.001", "0.003", "0.01", "0.0003"]
+    assert [dict(trial)[RATE] for trial in only] == ["0.001", "0.003", "0.01", "0.0003"]
 
 
 @pytest.mark.usefixtures("systems")
@@ -108,8 +109,9 @@ def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: 
     assert rows("parts") == tried
     assert [sum(row["system"] == name for row in tried) for name in ("wide", "fsq")] == [5, 5]
     diverged = [row for row in tried if row["validation_mse"] is None]
-    found = {(row["system"], row.get("optimizer"), row["learning_rate"]) for row in diverged}
-    assert found == {("fsq", "muon", "0.003")}
+    assert {(row["system"], row.get("optimizer"), row["learning_rate"]) for row in diverged} == {
+        ("fsq", "muon", "0.003")
+    }
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "parts")]
     assert [row["mse"] for row in results[0]] == [row["mse"] for row in results[1]]
 
@@ -117,8 +119,8 @@ def test_a_stopped_search_goes_on_to_the_same_rows(tmp_path: Path, monkeypatch: 
         return RunFolder(tmp_path / folder / "runs" / f"{system}-0").read_config()
 
     for system in ("wide", "fsq"):
-        own = [row for row in tried if row["system"] == system and row not in diverged]
-        best, config = min(own, key=lambda row: row["validation_mse"]), config_of("whole", system)
+        measured = [row for row in tried if row["system"] == system and row not in diverged]
+        best, config = min(measured, key=lambda row: row["validation_mse"]), config_of("whole", system)
         assert config.training.optimizer == best.get("optimizer", "adam")
         assert str(config.training.learning_rate) == best["learning_rate"]
         assert config.data.validation == 0
@@ -159,11 +161,11 @@ def test_two_processes_share_a_search(tmp_path: Path) -> None:
 
 def test_variants_have_names_and_fields_of_their_own() -> None:
     fields = {"wide.model.quantizer.codewords": "7", "wide.training.learning_rate": "0.5", "training.batch_size": "3"}
-    given: dict[str, Any] = {"dataset": "mnist", "variants": {"wide": "vqvae"}, "max_steps": 1}
-    both = Comparison(systems=("vqvae", "wide"), fields=fields, **given)
-    one, other = (both.config(name, 0) for name in both.systems)
-    assert (one.model.num_symbols, other.model.num_symbols) == ((64,), (7,))
-    assert (one.training.learning_rate, other.training.learning_rate) == (0.003, 0.5)
+    common: dict[str, Any] = {"dataset": "mnist", "variants": {"wide": "vqvae"}, "max_steps": 1}
+    both = Comparison(systems=("vqvae", "wide"), fields=fields, **common)
+    plain, wide = (both.config(name, 0) for name in both.systems)
+    assert (plain.model.num_symbols, wide.model.num_symbols) == ((64,), (7,))
+    assert (plain.training.learning_rate, wide.training.learning_rate) == (0.003, 0.5)
     assert [case.labels["system"] for case in both.cases()] == ["vqvae", "wide"]
     for changed, message in (
         ({"variants": {"wide": "vqae"}}, "--systems names vqae"),
@@ -172,7 +174,7 @@ def test_variants_have_names_and_fields_of_their_own() -> None:
         ({"fields": {"wide.data.size": "3"}}, "model or training"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
-            Comparison(**{**given, "systems": ("wide",), **changed})
+            Comparison(**{**common, "systems": ("wide",), **changed})
 
 
 def test_p_values() -> None:
@@ -181,8 +183,8 @@ def test_p_values() -> None:
     assert welch([3.0, 3.1, 2.9], [5.0, 5.1, 4.9]) == pytest.approx(1.64831e-5, rel=1e-4)
     assert welch([1.0, 1.0], [1.0, 1.0]) == 1
     assert welch([1.0, 1.0], [2.0, 2.0]) == 0
-    values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "one": (9,)}
-    table = versus([{"system": name, "mse": value} for name, some in values.items() for value in some])
+    values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
+    table = versus([{"system": name, "mse": value} for name, errors in values.items() for value in errors])
     assert table.splitlines()[2:] == [
         "| a | b | 5, 5 | -50.0% | 0.108 | 0.323 |",
         "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",

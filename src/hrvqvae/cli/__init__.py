@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
-    """Return a hint at the option or field that an unknown argument may stand for."""
+    """Return the near options or fields of an unknown argument, for its message."""
     name, near = argument.partition("=")[0].lstrip("-"), ""
     if argument.startswith("--") and arguments.takes_fields:
         from hrvqvae.config import Config, flatten, to_dict
@@ -74,10 +74,25 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: in Python or numpy, in torch on a GPU, or in torch on a CPU."""
-    names = ("MemoryError", "OutOfMemoryError")
-    return type(error).__name__ in names or "DefaultCPUAllocator" in str(error)
+def _explain(error: Exception) -> str:
+    """Return an error that a user can cause in a line, or "" for any other."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        from hrvqvae.utils.extras import extra_of
+
+        extra = extra_of(error.name or "")
+        return f"this needs {error.name}: pip install 'hrvqvae[{extra}]'" if extra else ""
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
+        return (
+            "out of memory: take a smaller batch (--training.batch_size, --prior.training.batch_size of priors) in a "
+            "new run, smaller images, or fewer workers (--data.workers)"
+        )
+    if isinstance(error, OSError):
+        causes = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
+        cause = causes.get(type(error), error.strerror or error)
+        return f"{error.filename!r}: {cause}" if error.filename else f"{cause}"
+    return ""
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -100,32 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         return run(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        LOG.error("%s", " ".join(str(error).split()))
-        return 2
-    except ModuleNotFoundError as error:
-        from hrvqvae.utils.extras import extra_of
-
-        extra = extra_of(error.name or "")
-        if not extra:
-            raise
-        LOG.error("this needs %s: pip install 'hrvqvae[%s]'", error.name, extra)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        LOG.error(
-            "out of memory: take a smaller batch (--training.batch_size, --prior.training.batch_size of priors) in a "
-            "new run, smaller images, or fewer workers (--data.workers)"
-        )
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        causes = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
-        what = causes.get(type(error), error.strerror or error)
-        LOG.error("%s%s", f"{error.filename!r}: " if error.filename else "", what)
+    except Exception as error:
+        if not (line := _explain(error)):
+            raise
+        LOG.error("%s", line)
         return 2
     except KeyboardInterrupt:
         LOG.error("interrupted")

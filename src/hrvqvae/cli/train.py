@@ -17,17 +17,14 @@ if TYPE_CHECKING:
     from hrvqvae.comparison.systems import Comparison
     from hrvqvae.training.trainer import Callback, Outcome
 
-_SHORT = ("max_steps", "max_minutes", "seed", "device", "init_from")  # options that are fields of the trained stage
-
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     """Return the fields that options set, by dotted name; `stage` is the section that is trained."""
-    fields: dict[str, str] = dict(arguments.fields)
-    names = {"data": "data.root", "codes": "prior.codes"} | {short: f"{stage}.{short}" for short in _SHORT}
-    for short, name in names.items():
-        value = getattr(arguments, short, None)
-        if value is not None:
-            give(fields, name, value, f"--{short.replace('_', '-')}")
+    fields, names = dict[str, str](arguments.fields), {"data": "data.root", "codes": "prior.codes"}
+    names |= {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
+    for option_name, name in names.items():
+        if (value := getattr(arguments, option_name, None)) is not None:
+            give(fields, name, value, f"--{option_name.replace('_', '-')}")
     return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
 
 
