@@ -1,4 +1,4 @@
-"""Compare systems at settings of their own: search them on validation images, then train and measure every system.
+"""Compare systems at tuned settings: search them on validation images, then train and measure every system.
 
 python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-steps 250 --seeds 5 --out DIR
 
@@ -28,30 +28,23 @@ from hrvqvae.utils.outputs import write_atomic
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
-def arguments(dataset: str, wanted: str = "") -> list[str]:
-    """Return the options that name the wanted systems (default: all) and set the variants among them apart."""
-    printed = presets.get(f"hrvqvae/{dataset}").config
-    values, own = dict(flatten(to_dict(printed))), printed.model.quantizer  # type: ignore[attr-defined]
+def arguments(dataset: str, systems: str = "") -> list[str]:
+    """Return the options that name the systems (default: all), with the fields of the variants among them."""
+    values = dict(flatten(to_dict(presets.get(f"hrvqvae/{dataset}").config)))
+    tree = {f"model.quantizer.{name}": values[f"model.quantizer.{name}"] for name in ("levels", "codewords")}
     variants = {
         "printed": ("hrvqvae", {name: values[name] for name in _SEARCHED}),
         "links2": ("treevq", {"model.quantizer.linked": 2}),
         "links1": ("treevq", {"model.quantizer.linked": 1, "model.quantizer.beam": 1}),
         "simvq": ("vqpytorch", {"model.quantizer.name": "simvq"}),
-        "qinco": (
-            "vqpytorch",
-            {
-                "model.quantizer.name": "qinco", "model.quantizer.levels": own.levels,
-                "model.quantizer.codewords": own.codewords,
-            },
-        ),
-    }  # fmt: skip
-    every = ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
-    names = wanted.split(",") if wanted else every
-    found = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
+        "qinco": ("vqpytorch", {"model.quantizer.name": "qinco", **tree}),
+    }
+    names = systems.split(",") if systems else ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
+    options = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
     for name in names:
         for field, value in variants.get(name, ("", {}))[1].items():
-            found += [f"--{name}.{field}", str(value)]
-    return found
+            options += [f"--{name}.{field}", str(value)]
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,18 +54,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--systems", default="", metavar="A,B")
     parser.add_argument("--tune", type=positive, metavar="N", help="search by at most N trials per system")
     parser.add_argument("--tuned-in", type=Path, metavar="DIR", help="take the settings of the search in DIR")
-    own, options = parser.parse_known_args(argv)
-    options, fields = split_fields(["compare", own.dataset, *arguments(own.dataset, own.systems), *options])
+    tuned, options = parser.parse_known_args(argv)
+    options, fields = split_fields(["compare", tuned.dataset, *arguments(tuned.dataset, tuned.systems), *options])
     parsed = _parser().parse_args(options)
     parsed.fields = fields
     comparison, out = comparison_of(parsed), Path(parsed.out)
-    if own.tune:
+    if tuned.tune:
         trials = tuning.folder_of(out)
-        if signal := tuning.tune(comparison, own.tune, trials, print):
+        if signal := tuning.tune(comparison, tuned.tune, trials, print):
             sys.exit(128 + signal)
         write_atomic(trials.path / "results.md", tuning.table(trials.rows()).encode())
-    if own.tune or own.tuned_in:
-        comparison = tuning.tuned(comparison, own.tuned_in or out, print)
+    if tuned.tune or tuned.tuned_in:
+        comparison = tuning.tuned(comparison, tuned.tuned_in or out, print)
     rows, signal = compare(comparison, out)
     if signal:
         sys.exit(128 + signal)

@@ -1,9 +1,9 @@
-"""TreeVQ in a small audio autoencoder that knows nothing else of hrvqvae. Cells (# %%) run one by one in an editor.
+"""TreeVQ in a small audio autoencoder, without the rest of hrvqvae. An editor can run each cell (# %%) alone.
 
     python examples/audio_autoencoder.py
 
-Plucked strings, half a second each, are coded at 64 positions of four levels with eight codewords each: 768 bits a
-clip, 1.5 kbit/s. Any prefix of the levels decodes, so one model serves four rates. About a minute on a CPU.
+A plucked string of half a second is coded at 64 positions in four levels of eight codewords: 768 bits per clip,
+1.5 kbit/s. Any prefix of the levels can be decoded, so a model serves four rates. It takes about a minute on a CPU.
 """
 
 # %% Sounds: harmonics that die away, the higher the faster. (B, 1, 4096) in [-1, 1], 8 kHz
@@ -32,7 +32,7 @@ def plucked_strings(count: int, generator: torch.Generator) -> Tensor:
 
 # %% A model: strided convolutions down to 64 positions of width 64, the layer, and the way back
 class AudioAutoencoder(nn.Module):
-    """(B, 1, 4096) -> the same, indices (B, 64, 4) and the loss of the layer."""
+    """Return reconstructions (B, 1, 4096) of sounds, indices (B, 64, 4) and the loss of the layer."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Write a list of 100 thumbnails into one HTML file: each is some 100 bytes in the page, which draws it itself.
+"""Write 100 thumbnails into an HTML file, whose script draws each of them from about 100 bytes.
 
     hrvqvae export --web thumb build/web
     python examples/thumbnails.py build/web/thumb.hrvw thumbnails.html
 
-The pictures are test images of CIFAR10 (`hrvqvae data get cifar10`); --data DIR takes a folder of your own.
+The pictures are test images of CIFAR10 (`hrvqvae data get cifar10`); --data DIR takes another folder.
 """
 
 import argparse
@@ -67,13 +67,12 @@ def read_pictures(folder: str | None) -> list[tuple[str, torch.Tensor]]:
         images = load_images(get("treevq/cifar10").config.data, "test")
         return [(f"test image {row}", torch.from_numpy(np.array(images.pixels[row]))[None]) for row in range(COUNT)]
     pictures = []
-    for path in sorted(
-        path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
-    ):
+    paths = sorted(Path(folder).rglob("*"))
+    for path in [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")][:COUNT]:
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
         pictures.append((path.stem, torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]))
-    return pictures[:COUNT]
+    return pictures
 
 
 def main() -> None:
