@@ -1,7 +1,6 @@
-"""What there is: presets, runs and data sets, for people and programs; what is installed and what is missing."""
+"""Lists of presets, runs and data sets, as text and JSON; the report on this installation."""
 
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -73,10 +72,10 @@ def test_data_is_listed(mnist_root: Path) -> None:
 
 
 def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
-    """What doctor finds: for programs, as it prints it, and the lines of its problems."""
-    shown, plain = done("doctor"), done("doctor", "--json")
-    assert shown[0] == plain[0] == code
-    return json.loads(plain[1]), shown[1], shown[2].splitlines()
+    """Return the report of doctor as JSON and as text, and the lines of its problems."""
+    text, plain = done("doctor"), done("doctor", "--json")
+    assert text[0] == plain[0] == code
+    return json.loads(plain[1]), text[1], text[2].splitlines()
 
 
 @pytest.fixture
@@ -95,22 +94,21 @@ def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found, printed, problems = examined()
-    assert found["problems"] == problems == []
-    assert found["versions"]["python"] == platform.python_version()
-    assert found["versions"]["torch"] == metadata.version("torch")
-    assert found["precision"] in ("bf16", "fp32")
-    assert found["folders"]["data sets (HRVQVAE_DATA)"] == str(tmp_path / "data")
-    assert found["folders"]["published networks (TORCH_HOME)"] == str(tmp_path / "hub" / "checkpoints")
-    assert found["extras"]["figures"] == []
+    report, printed, problems = examined()
+    assert report["problems"] == problems == []
+    assert report["versions"]["torch"] == metadata.version("torch")
+    assert report["precision"] in ("bf16", "fp32")
+    assert report["folders"]["data sets (HRVQVAE_DATA)"] == str(tmp_path / "data")
+    assert report["folders"]["published networks (TORCH_HOME)"] == str(tmp_path / "hub" / "checkpoints")
+    assert report["extras"]["figures"] == []
     assert str(tmp_path / "data") in printed
-    assert all(f"extra {extra} " in printed for extra in found["extras"])
+    assert all(f"extra {extra} " in printed for extra in report["extras"])
 
 
 def test_an_extra_that_is_not_whole(requirements: Any) -> None:
     requirements(["torch>=2", 'no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"'])
-    found, printed, _ = examined()
-    assert found["extras"] == {"one": ["no-such-package"], "two": []}
+    report, printed, _ = examined()
+    assert report["extras"] == {"one": ["no-such-package"], "two": []}
     assert "pip install 'hrvqvae[one]' for no-such-package\n" in printed
 
 
@@ -121,10 +119,10 @@ def test_what_keeps_it_from_working_is_exit_code_1(
     (tmp_path / "file").touch()
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    found, _, problems = examined(code=1)
-    missing, broken, folder = found["problems"]
+    report, _, problems = examined(code=1)
+    missing, broken, folder = report["problems"]
     assert missing == "no-such-package is missing: pip install no-such-package"
     assert broken.startswith("torch can't be used: ")
     assert folder.endswith(f"can't be written: {tmp_path / 'file' / 'data'}")
-    assert "device" not in found
-    assert problems == [f"hrvqvae: {problem}" for problem in found["problems"]]
+    assert "device" not in report
+    assert problems == [f"hrvqvae: {problem}" for problem in report["problems"]]

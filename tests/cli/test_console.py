@@ -1,4 +1,4 @@
-"""The command line itself: where options stand, wrong commands, help, and what is printed for programs."""
+"""The command line itself: the order of options, wrong commands, help, JSON."""
 
 import contextlib
 import io
@@ -63,7 +63,6 @@ def test_fields_are_told_from_the_rest() -> None:
         (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
         (["xyz"], "unknown command 'xyz': there are presets, runs, "),
         (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
-        (["evaluate", "mnist", "--split", "tets"], "unknown --split 'tets': did you mean test?"),
         (["presets", "mnist"], "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist"),
         (["train", "mine.yaml"], "mine.yaml: there is no such file"),
         (["sample", "no\x1b[31mrun", "-o", "x.png"], r"no\x1b[31mrun: there is no such run"),

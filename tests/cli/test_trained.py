@@ -1,4 +1,4 @@
-"""What is done with a trained run: evaluated, reconstructed, and refused where it is not what it should be."""
+"""Commands for a trained run: evaluate, reconstruct, and their errors."""
 
 import json
 import math
