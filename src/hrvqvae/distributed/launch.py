@@ -29,8 +29,7 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, if any, and leave them at the end.
 
     The backend is NCCL if each process of this machine has a GPU, chosen by LOCAL_RANK; otherwise it is gloo. Only rank
-    0 prints. A single process reports an error, for example that another process has ended; the others exit with code
-    2.
+    0 prints. A single process reports an error, such as the end of another; the others exit with code 2.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ or dist.is_initialized():
