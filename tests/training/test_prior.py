@@ -304,7 +304,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
     assert not torch.equal(weak, strong)
     do("sample", guided, "-n", 2, "--guidance", 1.5, "-o", tmp_path / "sheet.png")
     monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
-    command = ("evaluate", guided, "--samples", 20, "--guidance", 1, 3, "--device", "cpu", "--json")
+    command = ("evaluate", guided, "--samples", 6, "--guidance", 1, 3, "--device", "cpu", "--json")
     report = json.loads(done(*command)[1])
     assert [row["guidance"] for row in report["by_guidance"]] == [1, 3]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
