@@ -82,8 +82,9 @@ class CollapseTask(AutoencoderTask):
         assert isinstance(model, SingleGridAutoencoder)
         latents = model.latents(images.float() / 255).flatten(0, -2)
         sample = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:_SHOWN_LATENTS]
-        codes = torch.cartesian_prod(*(torch.arange(symbols) for symbols in model.config.num_symbols))
-        leaves = model.quantizer.lookup(codes.view(1, 1, *codes.shape).unbind(-1)).flatten(0, -2)
+        symbols = [torch.arange(count) for count in model.config.num_symbols]
+        codes = torch.cartesian_prod(*symbols).view(1, 1, -1, len(symbols))
+        leaves = model.quantizer.lookup(codes.unbind(-1)).flatten(0, -2)
         self.kept[step] = latents[sample], leaves
 
 

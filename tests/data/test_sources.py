@@ -473,10 +473,10 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     np.save(folder / "odd-labels.npy", np.arange(5) / 2)
     for name, array, message in (
         ("float", pixels.astype(np.float32), "float.npy has type float32; images are uint8"),
-        ("second", pixels, r"has shape \(5, 3, 8, 8\); images are \(N, Y, X\), or"),
-        ("flat", pixels.reshape(5, -1), r"has shape \(5, 192\); images are \(N, Y, X\), or"),
+        ("second", pixels, r"has shape \(5, 3, 8, 8\); images are \(N, Y, X\) or"),
+        ("flat", pixels.reshape(5, -1), r"has shape \(5, 192\); images are \(N, Y, X\) or"),
         ("many", flat, "many-labels.npy has 6 labels for the 5 images of .*many.npy"),
-        ("odd", flat, r"odd-labels.npy has shape \(5,\) and type float64; labels are"),
+        ("odd", flat, r"odd-labels.npy is float64 \(5,\); labels are"),
     ):
         np.save(folder / f"{name}.npy", array)
         yield folder / f"{name}.npy", message
@@ -493,7 +493,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     for name in ("cutted.npy", "object.npy", "object.npz", "header.npy", "inflated.npz"):
         yield folder / name, "is damaged or holds no numbers"
     np.savez(folder / "keys.npz", pixels=pixels, more=pixels)
-    yield folder / "keys.npz", "holds pixels, more; name images `images` or `x`"
+    yield folder / "keys.npz", "holds pixels, more; name the images `images` or `x`"
     content[content.index(b"PK\1\2") + 6] = 255  # the version that reads it
     for damage in (b"nothing", bytes(content)):
         (folder / "zip.npz").write_bytes(damage)

@@ -192,7 +192,5 @@ def explain_worker_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise InputError(
-            "a process that decodes images was ended from outside, perhaps for want of memory; "
-            "try fewer with --data.workers 0"
-        ) from error
+        fault = "a process that decodes images was ended from outside, perhaps for want of memory"
+        raise InputError(f"{fault}; try fewer with --data.workers 0") from error

@@ -95,9 +95,8 @@ def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image
     """Decode an image and turn it upright; return it, and what its first frame in 8 bits has lost."""
     with open_image_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
-            raise BrokenImageError(
-                f"{name} has {opened.width}x{opened.height} pixels; data.max_pixels admits {max_pixels}"
-            )
+            size = f"{opened.width}x{opened.height} pixels"
+            raise BrokenImageError(f"{name} has {size}; data.max_pixels admits {max_pixels}")
         lost = ["further frames"] if getattr(opened, "is_animated", False) else []
         if any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
             lost.append("16 bits to 8")

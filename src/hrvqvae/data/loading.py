@@ -102,10 +102,8 @@ def _cut_validation(images: ImageSet, config: DataConfig, split: str) -> ImageSe
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     if absent := list_missing_files(dataset, root):
-        raise InputError(
-            f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: "
-            f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
-        )
+        advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
+        raise InputError(f"{dataset.name} is not in {root} ({absent[0].name} is missing); get it with: {advice}")
     stored: Arrays = resolve_name(dataset.read)(_find_folder(dataset, root), split)
     channels, height, width = stored.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):

@@ -91,12 +91,11 @@ def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, 
 
 def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
     """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the model."""
-    for key, codes_of_image in zip(rows.keys, rows.codes[level], strict=True):
-        if codes_of_image.shape != tuple(grid):
-            height, width = codes_of_image.shape
+    for key, (height, width) in zip(rows.keys, (codes.shape for codes in rows.codes[level]), strict=True):
+        if (height, width) != tuple(grid):
+            expected = f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without --full-size"
             raise InputError(
-                f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on "
-                f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without --full-size"
+                f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on {expected}"
             )
     codes = np.stack(rows.codes[level])
     if int(codes.max()) >= symbols or int(codes.min()) < 0:

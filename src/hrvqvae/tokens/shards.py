@@ -218,10 +218,8 @@ def find_shards(path: Path) -> Shards:
         raise InputError(f"{path}: there is no such file")
     planned = plan.shards if (plan := Plan.read(path)) else {}
     if missing := [name for name in planned if not (path / name).is_file()]:
-        raise InputError(
-            f"{path} lacks {missing[0]}, {len(missing):,} of {len(planned):,} shards; run the same hrvqvae tokenize "
-            "again"
-        )
+        counts = f"{len(missing):,} of {len(planned):,} shards"
+        raise InputError(f"{path} lacks {missing[0]}, {counts}; run the same hrvqvae tokenize again")
     paths = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     if not paths:
         raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")

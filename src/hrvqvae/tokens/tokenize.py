@@ -242,9 +242,8 @@ def tokenize(
             plan.write_or_compare(out)
             return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
-        raise InputError(
-            f"{out} can't be written ({error.strerror or error}); finished shards stay, and the same command goes on"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"{out} can't be written ({reason}); run the same command again to go on") from error
 
 
 def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:

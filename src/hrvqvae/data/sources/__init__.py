@@ -41,6 +41,13 @@ def decode_name(names: NDArray[np.bytes_], row: int) -> str:
     return str(names[row].decode("utf-8", "surrogateescape"))
 
 
+def read_end(path: Path, start: int, size: int, count: int) -> bytes:
+    """Return at most the last `count` bytes of the `size` bytes that begin at `start` in a file."""
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(start + max(0, size - count))
+        return stream.read(min(size, count))
+
+
 class Source(ABC):
     """Stored images in a fixed order. Worker processes get a copy, so a source holds no open file.
 

@@ -71,9 +71,7 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
         keys = _list_keys(file)
         images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
         if not images:
-            raise InputError(
-                f"{file} holds {', '.join(keys) or 'no array'}; name images `images` or `x`, labels `labels`"
-            )
+            raise InputError(f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`")
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
         raise InputError(f"{files[0]} is named as labels are; name the array of images")
@@ -119,10 +117,8 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
         if member.compress_type != zipfile.ZIP_STORED:
             least, per_byte = _MOST_INFLATED
             if member.file_size > least + per_byte * member.compress_size:
-                raise InputError(
-                    f"{shard} has {member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB, "
-                    "too much to hold in memory; write it with numpy.savez, which does not compress"
-                )
+                sizes = f"{member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB"
+                raise InputError(f"{shard} has {sizes}, too much for memory; write it uncompressed with numpy.savez")
             return None
         stream.seek(member.header_offset)
         name, extra = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
@@ -139,9 +135,7 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
     if images.dtype != np.uint8:
         raise InputError(f"{shard} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
-        raise InputError(
-            f"{shard} has shape {images.shape}; images are (N, Y, X), or (N, Y, X, C) with 1 or 3 channels"
-        )
+        raise InputError(f"{shard} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C), C = 1 or 3")
     return images
 
 
@@ -159,9 +153,7 @@ def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
         return None
     labels = _read_array(shard_of_labels)
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
-        raise InputError(
-            f"{shard_of_labels} has shape {labels.shape} and type {labels.dtype}; labels are (N,) integers"
-        )
+        raise InputError(f"{shard_of_labels} is {labels.dtype} {labels.shape}; labels are (N,) integers")
     count = len(_read_images(shard))
     if len(labels) != count:
         raise InputError(f"{shard_of_labels} has {len(labels):,} labels for the {count:,} images of {shard}")

@@ -33,10 +33,8 @@ def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
     Raises InputError if they were registered in another process, or as `DatasetSource`.
     """
     if root not in _REGISTERED:
-        raise InputError(
-            f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: give it again, "
-            "hrvqvae.train(..., data=...), or name its images with --data"
-        )
+        advice = "give it again, hrvqvae.train(..., data=...), or name its images with --data"
+        raise InputError(f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}")
     return {word: DatasetSource(dataset, word, labels) for word, dataset in _REGISTERED[root].items()}
 
 
@@ -87,9 +85,7 @@ class DatasetSource(Source):
             return image
         pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
         if pixels.ndim != 3 or len(pixels) not in (1, 3) or not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):
-            raise InputError(
-                f"its shape is {pixels.shape}, its type {pixels.dtype}; images are (1 or 3, Y, X), uint8 or float"
-            )
+            raise InputError(f"its shape is {pixels.shape} ({pixels.dtype}); images are (1 or 3, Y, X) uint8 or float")
         if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
             raise InputError(f"its values are {pixels.min():g} to {pixels.max():g}; float images are in [0, 1]")
         return to_pil(pixels)

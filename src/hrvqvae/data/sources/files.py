@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, HELD_OUT, TRAIN, WORDS, Source, decode_name, encode_names
+from hrvqvae.data.sources import ENDING, HELD_OUT, TRAIN, WORDS, Source, decode_name, encode_names, read_end
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
@@ -49,11 +49,7 @@ class FolderSource(Source):
     def content(self, row: int, ending: bool) -> bytes:
         path = Path(self.where(row))
         size = path.stat().st_size
-        if not ending:
-            return b"%d" % size
-        with path.open("rb", buffering=0) as stream:
-            stream.seek(max(0, size - ENDING))
-            return b"%d %b" % (size, stream.read(ENDING))
+        return b"%d %b" % (size, read_end(path, 0, size, ENDING)) if ending else b"%d" % size
 
 
 def normalize(name: str) -> str:
@@ -89,8 +85,6 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
 
     Raises InputError if a split is missing, or a name has two spellings or is not UTF-8.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder")
     files = dict[str, str]()
     for file in find_names(folder, SUFFIXES):
         if files.setdefault(normalize(file), file) != file:
@@ -120,10 +114,8 @@ def find_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
         return TRAIN, test
     if words and set(words) <= set(WORDS):
         missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
-        raise InputError(
-            f"{where} has {' and '.join(sorted(words))}, but {missing}: add that, or name what is in {min(words)} with "
-            "--data, which is then divided"
-        )
+        present = " and ".join(sorted(words))
+        raise InputError(f"{where} has {present}, but {missing}: add it, or name {min(words)} alone with --data")
     return None
 
 

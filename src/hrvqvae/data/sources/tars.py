@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, find_user_cache
+from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, find_user_cache, read_end
 from hrvqvae.data.sources.files import normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
@@ -63,8 +63,7 @@ class TarSource(Source):
         return f"{self.files[self.locate(row)[0]]}: {decode_name(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
-        size = int(self._spans[row, 1])
-        encoded = self._read_end(row, size)
+        encoded = self._read_end(row, size := int(self._spans[row, 1]))
         if len(encoded) != size:
             raise OSError("the shard has become shorter")
         return open_image_file(io.BytesIO(encoded))
@@ -73,11 +72,8 @@ class TarSource(Source):
         return b"%d %b" % (self._spans[row, 1], self._read_end(row, ENDING) if ending else b"")
 
     def _read_end(self, row: int, count: int) -> bytes:
-        """Return the last bytes of an image, at most `count`."""
         start, size = map(int, self._spans[row])
-        with self.files[self.locate(row)[0]].open("rb", buffering=0) as stream:
-            stream.seek(start + max(0, size - count))
-            return stream.read(min(size, count))
+        return read_end(self.files[self.locate(row)[0]], start, size, count)
 
 
 def read(shards: Sequence[Shard], labels: bool) -> TarSource:
