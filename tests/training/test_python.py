@@ -78,7 +78,7 @@ def test_one_data_set_is_divided(
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
     with pytest.raises(InputError, match="holds no run to resume"):
         hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
-    monkeypatch.setattr(datasets, "_GIVEN", {})  # as in another process
+    monkeypatch.setattr(datasets, "_REGISTERED", {})  # as in another process
     with pytest.raises(InputError, match="trained on a data set given from Python: give it again"):
         hrvqvae.load(run).train_prior()
 
