@@ -71,6 +71,13 @@ def _million(_: Path, folder: Path) -> Path:
     return _written(folder / "x.hrva", _head() + _block(_index(count, (28, 28), 1), bytes(count), count))
 
 
+@_bomb("archive", "as many whole images of one byte as are admitted")
+def _tiny(_: Path, folder: Path) -> Path:
+    head = _head()
+    count = ((1 << 24) + 128 * len(head)) // (1024 - 128)
+    return _written(folder / "x.hrva", head + _block(_index(count, (28, 28), 1), b"\xff" * count, count))
+
+
 @_bomb("archive", "names of 1 kB that are alike")
 def _names(_: Path, folder: Path) -> Path:
     return _written(folder / "x.hrva", _head() + _block(_index(1000, (28, 28), 9, b"n" * 1024), bytes(9000), 1000) * 20)

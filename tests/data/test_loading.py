@@ -58,8 +58,12 @@ def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HRVQVAE_DATA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert find_data_root(None).name == "hrvqvae"
-    for name in ("XDG_CACHE_HOME", "HOME"):  # as in a container with a user of no name
-        monkeypatch.delenv(name)
+
+
+def test_without_a_home_a_line_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user has no name."""
+    for name in ("HRVQVAE_DATA", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(InputError, match="HOME is not set: .*HRVQVAE_DATA"):
         find_data_root(None)

@@ -1,12 +1,14 @@
 """Images to shards of codes, however often it is stopped; shards read back: damaged, of other tools, by priors."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
@@ -25,11 +28,11 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config
+from hrvqvae.data import batches
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
-from hrvqvae.tokens import tokenize as tokenize_module
 from hrvqvae.tokens.maps import load_shard_maps
-from hrvqvae.tokens.tokenize import Tokenizer
+from hrvqvae.tokens.tokenize import Tokenizer, load_keyed_images
 from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
@@ -126,23 +129,13 @@ def test_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: p
     assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
 
-def test_workers_write_the_missing_shards(
-    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_write_the_missing_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(shards, out)
     (out / "part-000001.parquet").unlink()
     (out / "part-000003.parquet").unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
-    begun, real = list[int](), tokenize_module.map_in_workers
-
-    def count_sets(reader: Any, samples: Any, workers: int) -> Any:
-        begun.append(workers)
-        return real(reader, samples, workers)
-
-    monkeypatch.setattr(tokenize_module, "map_in_workers", count_sets)
     tokenize("mnist", digits, out, "--shard-size", 20, workers=2)
-    assert begun == [2], "workers for each shard would import everything anew where processes are spawned"
     assert read_files(out) == read_files(shards)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are not touched"
 
@@ -241,6 +234,21 @@ def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     said = refused(["tokenize", "mnist", folder, out])
     assert "part-000000.parquet was made of other images of the same names; choose another folder" in said
     assert read_files(out) == before
+
+
+def test_spawned_workers_read_for_all_shards(
+    digits: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers for each shard would import everything anew. An actor of Ray writes shards one by one, as here."""
+    monkeypatch.setattr(batches, "DataLoader", partial(DataLoader, multiprocessing_context="spawn"))
+    tokenizer = Tokenizer("mnist", load_keyed_images(digits), False, 1, "cpu", None)
+    workers = set[int]()
+    for number in range(3):
+        path = f"part-{number:06d}.parquet"
+        tokenizer.write(tmp_path / path, range(20 * number, 20 * number + 20))
+        workers |= {process.pid for process in multiprocessing.active_children()}
+        assert (tmp_path / path).read_bytes() == (shards / path).read_bytes()
+    assert len(workers) == 1
 
 
 def test_two_writers(digits: Path, tmp_path: Path) -> None:

@@ -39,11 +39,8 @@ _HEAD = 20  # bytes before the index of a block
 _MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
 _INDEX, _INDEX_PER_BYTE = 1280, 16  # most bytes of an unpacked index, by the bytes of its block
 _CODES, _CODES_PER_BYTE = 1 << 24, 128  # most codes of all images, by the bytes of the archive
-_SEARCH, _SEARCH_PER_BYTE, _UNPACKING = (
-    1 << 28,
-    8,
-    64,
-)  # most work on wrong blocks: bytes read, and 64 per byte unpacked
+_LEAST_CODES = 1024  # that an image counts for, because reading one takes as long
+_SEARCH, _SEARCH_PER_BYTE, _UNPACKING = 1 << 28, 8, 64  # most work on wrong blocks: bytes read, 64 per byte unpacked
 _VARINT = 5  # bytes of a number in an index, at most
 _WINDOW = 1 << 20  # bytes that are searched at once
 _IMAGES_PER_BLOCK = 1024  # that `salvage` writes
@@ -110,12 +107,13 @@ class Entries:
         least = read_number()
         lengths = array("Q", (least + read_number() for _ in range(count)))
         repeated, rule = count if kinds == 1 else 1, model.geometry
-        positions = 0
+        positions = list[int]()
         for height, width in zip(sides[::2], sides[1::2], strict=True):
             if height * width > MOST_PIXELS:
                 raise DamagedFileError("too large an image")
-            positions += -(-(height + rule.margin) // rule.unit) * -(-(width + rule.margin) // rule.unit)
-        used = positions * repeated * sum(times * times for times in rule.times[:levels])
+            positions.append(-(-(height + rule.margin) // rule.unit) * -(-(width + rule.margin) // rule.unit))
+        per_position = sum(times * times for times in rule.times[:levels])
+        used = repeated * sum(max(count * per_position, _LEAST_CODES) for count in positions)
         if used > codes or sum(lengths) != record_bytes or min(lengths, default=1) < 1:
             raise DamagedFileError("too many codes, or other lengths than the records have")
         names, ends = bytearray(), array("Q")
@@ -521,7 +519,7 @@ class ArchiveWriter:
                 levels, *zip(*((records[index], sizes[index], names[index]) for index in new), strict=True)
             )
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
-            self._codes += sum(int(layout.begins[levels]) for layout in layouts)
+            self._codes += sum(max(int(layout.begins[levels]), _LEAST_CODES) for layout in layouts)
             if self._codes > _most_codes(self._stream.seek(0, os.SEEK_END) + len(block)):
                 raise InputError(
                     f"the images have too few bytes for so many pixels in {path}; write files (.hrv) of them"

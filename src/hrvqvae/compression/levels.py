@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,12 @@ class Layout:
 
     def maps(self, codes: Codes, levels: int) -> tuple[Codes, ...]:
         """Codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
-        parts = np.split(codes, self.begins[1:-1], axis=-1)
-        return tuple(parts[level].reshape(*codes.shape[:-1], *self.grids[level]) for level in range(levels))
+        shapes = self.grids.tolist()[:levels]
+        ranges = pairwise(self.begins.tolist()[: levels + 1])
+        return tuple(
+            codes[..., begin:end].reshape(*codes.shape[:-1], *shape)
+            for shape, (begin, end) in zip(shapes, ranges, strict=True)
+        )
 
 
 def _arguments(layout: Layout, level: int, network: EntropyNetwork | None) -> tuple[Any, ...]:

@@ -120,14 +120,16 @@ def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Samp
 
 def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
     """Yield a batch per list of samples, empty if all its images are broken. Raises as `batches`."""
-    for batch in map_in_workers(_BatchReader(images), samples, workers if images.pixels is None else 0):
-        if batch.fatal:
-            raise batch.fatal
-        if batch.broken and images.config.on_error == "stop":
-            raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
-        if batch.lost:
-            told_once(f"images are converted ({batch.lost[0]}); this is told once")
-        yield batch
+    loader = open_loader(_BatchReader(images), samples, workers if images.pixels is None else 0)
+    with explain_worker_errors():
+        for batch in loader:
+            if batch.fatal:
+                raise batch.fatal
+            if batch.broken and images.config.on_error == "stop":
+                raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+            if batch.lost:
+                told_once(f"images are converted ({batch.lost[0]}); this is told once")
+            yield batch
 
 
 class _BatchReader(Dataset[Batch]):
@@ -157,15 +159,20 @@ class _BatchReader(Dataset[Batch]):
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
-def map_in_workers(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Iterator[T]:
-    """Yield the items of a data set for the samples, in order, read by at most as many processes as cores."""
+def open_loader(dataset: Dataset[T], samples: Iterable[Any], workers: int, *, keep: bool = False) -> DataLoader[T]:
+    """Return a loader of the items of a data set for the samples, in order.
+
+    Args:
+        dataset: The data set.
+        samples: What it is indexed by.
+        workers: Processes that read, at most one per core.
+        keep: Whether the processes stay when all samples are read, for the next time that the loader is iterated.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    loader = DataLoader(
+    return DataLoader(
         dataset, batch_size=None, sampler=samples, collate_fn=_return_unchanged, worker_init_fn=_ignore_signals,
-        num_workers=min(workers, cores),
+        num_workers=min(workers, cores), persistent_workers=keep and workers > 0,
     )  # fmt: skip
-    with explain_worker_errors():
-        yield from loader
 
 
 def _return_unchanged(value: Any) -> Any:

@@ -29,7 +29,7 @@ from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
-from hrvqvae.data.batches import group_by_size, map_in_workers
+from hrvqvae.data.batches import explain_worker_errors, group_by_size, open_loader
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
@@ -131,7 +131,9 @@ class Tokenizer:
         self.digest = weights_digest(self.model.state_dict())
         self._config, self._symbols = to_dict(without_paths(run.described_config)), config.model.num_symbols
         self.workers = config.data.workers if workers is None else workers
-        self._reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
+        self._chunks = list[Sequence[int]]()  # what the loader reads when it is iterated
+        reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
+        self._loader = open_loader(reader, self._chunks, self.workers, keep=True)
 
     def _split(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
         """Yield the indices in lists of as many images as a worker decodes at a time."""
@@ -139,8 +141,10 @@ class Tokenizer:
         return (indices[start : start + count] for start in range(0, len(indices), count))
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Read]:
-        """Decode the images of shards, shard after shard, in the same worker processes."""
-        return map_in_workers(self._reader, (chunk for shard in shards for chunk in self._split(shard)), self.workers)
+        """Decode the images of shards, shard after shard, in worker processes that stay for the next call."""
+        self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
+        with explain_worker_errors():
+            yield from self._loader
 
     def write(
         self, path: Path, indices: Sequence[int], reads: Iterator[Read] | None = None,
