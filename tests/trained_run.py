@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from hrvqvae.checkpoints import codemaps
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
@@ -148,3 +150,9 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
     gpt = GPTConfig(hidden_units=16, layers=1, heads=2, path_units=8)
     prior = PriorConfig(network=gpt, training=tree.prior.training)
     return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}
+
+
+def load_stored(folder: Path, digest: str, config: Config, split: str) -> CodeMaps | None:
+    """Return the codes of a split in a folder; None if they are missing, damaged, or of another model or other data."""
+    source = codemaps.describe_source(folder, digest, config, split)
+    return codemaps.read_maps(folder, split, source, config.model.num_symbols)

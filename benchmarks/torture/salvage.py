@@ -102,14 +102,14 @@ def missing(path: Path, content: bytes, model: EntropyModel) -> list[str]:
     out, expected = path.with_name("salvaged.hrva"), whole_images(content)
     out.unlink(missing_ok=True)
     try:
-        salvaged = salvage(path, out, model)
+        _, left_out = salvage(path, out, model)
     except InputError as error:
         return [str(error)] if expected else []
     found = {
         entry.name: out.read_bytes()[entry.place : entry.place + entry.length] for entry in open_archive(out).entries
     }
     wrong = [name for name, record in expected.items() if found.get(name) != record]
-    return wrong if salvaged.left_out else [*wrong, "nothing is told"]
+    return wrong if left_out else [*wrong, "nothing is told"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -41,17 +41,11 @@ _Images = dict[str, tuple[str, Open]]  # by the name of the codes: the place of 
 
 @dataclass
 class Written:
-    """The outcome of `compress_files`.
+    """The outcome of `compress_files`."""
 
-    Attributes:
-        lost: What each image lost when it was converted to the model's channels.
-        bytes: Size of all files, or growth of the archive.
-        pixels: Size of the pixels in bytes.
-    """
-
-    lost: dict[str, str]
-    bytes: int = 0
-    pixels: int = 0
+    lost: dict[str, str]  # what each image lost when it was converted to the model's channels
+    bytes: int = 0  # size of all files, or growth of the archive
+    pixels: int = 0  # size of the pixels in bytes
 
 
 def _find_images(paths: Sequence[Path]) -> _Images:
@@ -63,10 +57,8 @@ def _find_images(paths: Sequence[Path]) -> _Images:
         source = open_whole(path) if many else FolderSource(path.parent, [path.name])
         for row in range(len(source)):
             name, where = without_suffix(source.name(row)), source.where(row)
-            other, _ = images.get(name, (where, None))
-            if other != where or (
-                name in images and not isinstance(source, FolderSource)
-            ):  # the same file may be given twice
+            other, _ = images.get(name, (where, None))  # the same file may be given twice
+            if other != where or (name in images and not isinstance(source, FolderSource)):
                 raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
             images[name] = where, partial(source.open, row)
     return images
@@ -104,14 +96,11 @@ def compress_files(
         out: X.hrv for one image; X.hrva, an archive, to which images are appended unless it has them; otherwise a
             folder, which gets one file per image.
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
-        max_bytes: Largest size of each file.
-        lmbda: The rate-distortion trade-off.
         force: Overwrite files (.hrv) that exist.
         skip: Leave out images that can't be read, with a notice of each.
 
     Raises:
-        InputError: An image, or with `skip` every image, can't be read, levels are out of range, an image does not fit,
-            a file exists already, or `out` can't be written.
+        InputError: As `Model.compress`; an image can't be read, a file exists already, or `out` can't be written.
     """
     model.autoencoder.check_levels(levels)
     outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
@@ -180,8 +169,6 @@ def decompress_files(
 ) -> int:  # fmt: skip
     """Write the images of files of codes and archives as PNG, and return their number.
 
-    Damage does not stop the command: intact images, and the intact levels of damaged images, are written first.
-
     Args:
         models: The model of each file.
         paths: X.hrv and X.hrva.
@@ -192,7 +179,7 @@ def decompress_files(
 
     Raises:
         InputError: A file of another model, no such name, an image exists already, or `out` can't be written.
-        DamagedFileError: A file or an archive is damaged or cut short.
+        DamagedFileError: A file is damaged; its whole images and whole levels are written before.
     """
     for model in models:
         model.autoencoder.check_levels(levels)
@@ -229,9 +216,8 @@ def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tu
     """Yield each target with its image; append what is wrong with an image to `faults`."""
     opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
     faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
-    for group in chunk_by_size(
-        job.targets, lambda index: math.prod(opened.entries[index].size) if opened else 0, hrv.TOGETHER
-    ):
+    area = lambda index: math.prod(opened.entries[index].size) if opened else 0  # noqa: E731
+    for group in chunk_by_size(job.targets, area, hrv.TOGETHER):
         whole = list[tuple[Path, ImageCodes]]()
         for index, codes in zip(group, _read_codes(job, group, levels), strict=True):
             name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)

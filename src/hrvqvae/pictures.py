@@ -39,15 +39,12 @@ def reconstruct(
     run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
     lmbda: float | None = None, *, force: bool = False,
 ) -> list[tuple[Path, float]]:  # fmt: skip
-    """Write a sheet of image files above their reconstructions, and return the MSE of each file (values in [0, 1]).
+    """Write a sheet (.png) of image files above their reconstructions, and return the MSE of each (values in [0, 1]).
 
     Images keep their sizes, and are converted to the model's channels, with a notice.
 
     Args:
-        run: A run folder or a model of the package.
-        paths: Image files.
-        out: The sheet (.png).
-        levels: How many levels to use; None uses all.
+        levels: How many levels to use (default: all).
         beam: As for `hrvqvae.load`.
         lmbda: As for `Model.encode`.
         force: Overwrite a file that exists.
@@ -86,15 +83,10 @@ def sample(
     run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None, save_dir: Path | None = None, force: bool = False,
 ) -> None:  # fmt: skip
-    """Write a sheet of samples, and with `save_dir` a PNG file of each, named by class and number.
+    """Write a sheet (.png) of samples, and with `save_dir` a PNG file of each, named by class and number.
 
     Args:
-        run: A run folder or a model of the package.
-        count: How many samples are drawn.
-        out: The sheet (.png).
         seed: As for `Model.sample`, like `class_name` and `params`.
-        class_name: A class by name or number.
-        params: How codes are drawn.
         save_dir: A folder that gets one file per sample.
         force: Overwrite files that exist.
 
@@ -119,7 +111,7 @@ def draw_completions(
     model: Model, image: Tensor, keep: str | Tensor, count: int, *, seed: int, class_name: str | None,
     params: SamplingParams | None,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """Complete an image (C, size, size) uint8, with the arguments and errors of `Model.complete`.
+    """Complete an image (C, size, size) uint8, as `Model.complete`.
 
     Returns:
         The image, grey where nothing is kept; the share of its codes that is kept; the completions.
@@ -134,17 +126,11 @@ def complete(
     run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None, force: bool = False,
 ) -> None:  # fmt: skip
-    """Write a sheet of an image, resized to the size of training, the part that is kept, and completions.
+    """Write a sheet (.png) of an image, resized to the size of training, the part that is kept, and completions.
 
     Args:
-        run: A run folder or a model of the package.
-        path: The image.
         keep: As for `Model.complete`, or an image file, whose white part is kept.
-        count: How many completions are drawn.
-        out: The sheet (.png).
         seed: As for `Model.complete`, like `class_name` and `params`.
-        class_name: A class by name or number.
-        params: How codes are drawn.
         force: Overwrite a file that exists.
 
     Raises:

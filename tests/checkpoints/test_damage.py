@@ -26,6 +26,7 @@ from hrvqvae.config import Config
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import with_data, with_quantizer
+from tests.trained_run import load_stored
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[:-3],
@@ -171,14 +172,14 @@ def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Pat
 def test_codes_are_those_of_the_model(whole: Path) -> None:
     run = Run(whole)
     model, config = run.load()
-    maps = codemaps.load_stored(run.folder.codes, run.digest, config, "train")
+    maps = load_stored(run.folder.codes, run.digest, config, "train")
     assert maps is not None
     codes, labels = maps.read(np.arange(96))
     again, expected = codemaps.extract_codes(model, config, "train").read(np.arange(96))
     assert all(torch.equal(one, other) for one, other in zip(codes, again, strict=True))
     assert torch.equal(labels, expected)
-    assert codemaps.load_stored(run.folder.codes, run.digest, with_data(config, size=11), "train") is None
-    assert codemaps.load_stored(RunFolder(whole).codes, "another", config, "train") is None
+    assert load_stored(run.folder.codes, run.digest, with_data(config, size=11), "train") is None
+    assert load_stored(RunFolder(whole).codes, "another", config, "train") is None
 
 
 # Files of tensors

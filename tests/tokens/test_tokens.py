@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import hrvqvae
-from hrvqvae.checkpoints import codemaps, storage
+from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
@@ -38,7 +38,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import drawn_digits, refused, same, write_picture
 from tests.kills import Killed, Kills, in_another_process
-from tests.trained_run import GIVEN, train_levels, trained_copy, undrawn
+from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
 
 
 def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path:
@@ -461,7 +461,7 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, run_sha
     model, config = Run(run).load()
     maps = load_shard_maps(RunFolder(run).codes, run_shards, model, config)
     digest = storage.digest(run / "model.safetensors")
-    expected = codemaps.load_stored(RunFolder(tmp_path / "copy").codes, digest, config, "train")
+    expected = load_stored(RunFolder(tmp_path / "copy").codes, digest, config, "train")
     assert all(isinstance(level, np.memmap) and level.dtype == np.uint8 for level in maps.levels)
     assert_equal_maps(maps, expected)
 

@@ -47,7 +47,7 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.conftest import do, done, refused, same, with_data, with_training, write_picture
 from tests.kills import at_step, in_another_process
-from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_autoencoder, train_levels
+from tests.trained_run import GIVEN, GIVEN_GPT, load_stored, silent, train_autoencoder, train_levels
 
 STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
@@ -95,7 +95,7 @@ def test_images_that_were_replaced_are_coded_again(
 def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_levels(run, 1)
     model, config = Run(run).load()
-    maps = codemaps.load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
+    maps = load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
     maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))  # what can only be learned by heart
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)

@@ -42,17 +42,11 @@ _BATCH = 128
 
 @dataclass(frozen=True)
 class CodeMaps:
-    """The codes of N images.
+    """The codes of N images."""
 
-    Attributes:
-        levels: One unsigned array (N, H_l, W_l) per level, coarse first.
-        labels: (N,), zeros if there are no classes.
-        classes: Class names; may be empty.
-    """
-
-    levels: tuple[NDArray[Any], ...]
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
+    levels: tuple[NDArray[Any], ...]  # per level, coarse first: unsigned (N, H_l, W_l)
+    labels: NDArray[np.int64]  # (N,), zeros if there are no classes
+    classes: tuple[str, ...]  # their names; may be empty
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,10 +58,10 @@ class CodeMaps:
 
 
 def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
-    """Yield each copy of the images to extract codes from: the folder of its codes, and its augmentation.
+    """Yield the copies of the images to extract codes from: the folder of the codes, and the augmentation if any.
 
-    The first copy is the images themselves (None). Each of the `shifts` further copies is shifted by its own offset of
-    at most an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
+    The first copy is the images themselves. Each of the `shifts` further copies is shifted by its own offset of at most
+    an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
     """
 
     def augment(images: Tensor, shift: int, flipped: bool) -> Tensor:
@@ -99,9 +93,6 @@ def extract_codes(
         rank_slice: The share of these images that this process encodes.
         encode: Called in place of the model's `encode`.
         augment: Applied to the images (B, C, Y, X) before they are encoded.
-
-    Raises:
-        InputError: No image could be read.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
@@ -131,16 +122,9 @@ def load_or_extract(
 ) -> CodeMaps:  # fmt: skip
     """Load the codes of a split from a folder; extract and write them first if they are missing, stale or damaged.
 
-    Processes that train together extract a share each. If another process works in the folder, wait for it.
-
-    Args:
-        say: Called with a line before the wait.
-        augment: As for `extract_codes`.
-
-    Raises:
-        InputError: No image can be read, or the folder can't be written.
+    Processes that train together extract a share each. If another process works in the folder, say so and wait for it.
     """
-    source = distributed.on_rank_zero(lambda: _describe_source(folder, model_digest, config, split))
+    source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
     def write() -> None:
         share = extract_codes(model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment)
@@ -154,12 +138,10 @@ def load_or_write(
     folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], write: Callable[[], None],
     say: Callable[[str], None],
 ) -> CodeMaps:  # fmt: skip
-    """Load code maps from a folder; if they are missing, stale or damaged, write them first.
+    """Load code maps of a source from a folder; if they are missing, stale or damaged, `write` in every process first.
 
     Args:
-        source: What the codes must have been made from.
         symbols: Number of symbols of each level.
-        write: Called in every process to write the maps.
         say: Called with a line before a wait for another process that works in the folder.
     """
     with distributed.context_on_rank_zero(lambda: lock_folder(folder, wait=say)):
@@ -191,18 +173,13 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 def write_description(
     folder: Path, name: str, source: Mapping[str, Any], num_levels: int, classes: Sequence[str]
 ) -> None:
-    """Write the JSON file that describes arrays already written: without it they are no code maps. Raises OSError."""
+    """Write the JSON file without which the arrays already written are no code maps. Raises OSError."""
     arrays = _open_arrays(folder, name, num_levels)
     description = {
         "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
         "digests": _hash_arrays(arrays, classes),
     }  # fmt: skip
     write_atomic(folder / f"{name}.json", json.dumps(description).encode())
-
-
-def load_stored(folder: Path, model_digest: str, config: Config, split: str) -> CodeMaps | None:
-    """Load the codes of a split from a folder; None if they are missing, damaged, or of another model or other data."""
-    return read_maps(folder, split, _describe_source(folder, model_digest, config, split), config.model.num_symbols)
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
@@ -216,17 +193,14 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
             and [array.dtype for array in arrays] == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
         )
         digests = _hash_arrays(arrays, description["classes"]) if fits else []  # reads every byte, so it comes last
-        whole = fits and description["digests"] in (digests, digests[:-1])  # older files lack the digest of the classes
+        whole = fits and description["digests"] == digests
         return CodeMaps(tuple(levels), np.array(labels), tuple(description["classes"])) if whole else None
     except Exception:  # damaged files raise whatever their reader runs into
         return None
 
 
-def _describe_source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
-    """Return what the codes of a split depend on, as JSON types.
-
-    If the images can't be opened, their digest is taken from the JSON file in the folder, with a notice.
-    """
+def describe_source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
+    """Return what the codes of a split depend on, as JSON types; the digest of missing images is that of the folder."""
     ignored = ("root", "workers", "memory_mb")
     fields = {name: value for name, value in to_dict(config.data).items() if name not in ignored}
     try:
@@ -242,8 +216,8 @@ def _describe_source(folder: Path, model_digest: str, config: Config, split: str
 
 def array_paths(folder: Path, name: str, num_levels: int) -> list[Path]:
     """Return the files of code maps: one per level, coarse first, then the labels."""
-    levels = [folder / f"{name}-level-{level}.npy" for level in range(1, num_levels + 1)]
-    return [*levels, folder / f"{name}-labels.npy"]
+    arrays = [*(f"level-{level}" for level in range(1, num_levels + 1)), "labels"]
+    return [folder / f"{name}-{array}.npy" for array in arrays]
 
 
 def _open_arrays(folder: Path, name: str, num_levels: int) -> list[NDArray[Any]]:

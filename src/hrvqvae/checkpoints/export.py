@@ -1,10 +1,4 @@
-"""Export a run to a folder to share, or to the hub.
-
-DIR/config.json         the configuration, without paths on this machine
-    model.safetensors   the weights, with the same configuration inside
-    README.md           the model card
-    tables.hrvt, prefixes/, priors/level-1/ ...   the entropy model, the progressive decoder and the priors
-"""
+"""Export a run to a folder to share, or to the hub: a run folder (`folder.py`) with config.json and a model card."""
 
 from __future__ import annotations
 
@@ -40,10 +34,9 @@ def export(
     run: str | Path, out: Path, *, name: str | None = None, license: str | None = None, compact: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write the model of a run, its priors in half precision, and a model card; return the files.
+    """Write the model of a run, its priors in half precision, and a model card (the run's own, if any).
 
-    Everything is written or nothing. Stale artifacts are left out, with a notice. If the run folder has a model card,
-    that card is written.
+    Everything is written or nothing; the files are returned. Stale artifacts are left out, with a notice.
 
     Args:
         name: Name of the model on its card (default: the name of `out`).
@@ -101,7 +94,7 @@ def export(
             options, measured = source.sampling_options(), _measured(beside)
             card = _card(config, name or out.name, meta.get("step"), kept, options, measured, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
-        _write_config(target, config)
+        write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
@@ -112,19 +105,11 @@ def without_paths(config: Config) -> Config:
     return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(paths, "")})
 
 
-def _write_config(target: RunFolder, config: Config) -> None:
-    write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
-
-
 def push_run(
     run: str | Path, name: str, *, license: str | None = None, weights: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> str:  # fmt: skip
-    """Export a run, upload it to the hub as user/name, and return its address.
-
-    Args:
-        options: As for `hub.push`.
-    """
+    """Export a run, upload it to the hub as user/name with options of `hub.push`, and return its address."""
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, license=license, weights=weights)
         return hub.push(Path(folder) / "model", name, **options)

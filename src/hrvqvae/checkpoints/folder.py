@@ -65,10 +65,7 @@ class RunFolder:
         return lock_folder(self.path)
 
     def prepare(self, config: Config) -> None:
-        """Make the folders, delete the temporary files of killed writers, and write the configuration and the job id.
-
-        Call it under the lock only. Raises InputError if the folder can't be written.
-        """
+        """Make the folders and write the configuration and the job id. Call it under the lock only, as it cleans up."""
         with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -119,10 +116,7 @@ class RunFolder:
         return path
 
     def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint; None if there are no checkpoints.
-
-        Damaged checkpoints are reported and renamed to *.damaged. Raises DamagedFileError if all are damaged.
-        """
+        """Return the newest intact checkpoint, if any; damaged ones are reported and renamed to *.damaged."""
         damaged = list[Path]()
         for path in self.saved():
             try:
@@ -148,11 +142,7 @@ def prior_folder(run: str | Path, *levels: int) -> RunFolder:
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
-    """Return the folders of a run's priors, trained or not, by the levels that each covers, coarse first.
-
-    Raises:
-        InputError: Two priors cover the same level.
-    """
+    """Return the folders of a run's priors by the levels that each covers. Raises InputError if two cover a level."""
     covered = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
         match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
@@ -197,11 +187,7 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def locate(run: str | Path) -> Path:
-    """Return the weights file of a run folder or of a model inside the package; a path to a file as it is.
-
-    Raises:
-        InputError: There is no such file.
-    """
+    """Return the weights file of a path or of a model inside the package. Raises InputError if there is none."""
     path = run_folder(run)
     folder = RunFolder(path)
     if path.is_file() and path.suffix != ".safetensors":

@@ -42,8 +42,8 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
             shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's records of the download
         return into
     with _library(name, revision) as hub:
-        filters = {"allow_patterns": [*_PATTERNS], "library_name": "hrvqvae"}
-        folder = Path(hub.snapshot_download(name, revision=revision, **filters, **options))
+        options |= {"allow_patterns": [*_PATTERNS], "library_name": "hrvqvae", "revision": revision}
+        folder = Path(hub.snapshot_download(name, **options))
     if not RunFolder(folder).model.is_file():
         raise InputError(f"{name} of the hub is no model of hrvqvae (it has no model.safetensors)")
     return folder
@@ -61,9 +61,10 @@ def push(
         api.create_repo(name, private=private, exist_ok=True)
         files = sorted(path for pattern in _PATTERNS for path in folder.rglob(pattern))
         added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        commit = {"commit_message": commit_message, "revision": branch, "create_pr": create_pr}
-        result = api.create_commit(name, added, **commit)  # one commit: all of it or nothing
-    return str(result.pr_url or result.commit_url)
+        commit = api.create_commit(  # a single one: all of it or nothing
+            name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
+        )
+    return str(commit.pr_url or commit.commit_url)
 
 
 @contextmanager

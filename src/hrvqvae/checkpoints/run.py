@@ -1,10 +1,9 @@
-"""A trained run: its autoencoder, and the artifacts that were made for it.
+"""A trained run: its autoencoder and its artifacts (the priors, the progressive decoder and the entropy model).
 
-Artifacts are the priors, the progressive decoder and the entropy model. Each keeps a digest of the autoencoder that it
-was made for: networks that of the weights file, the entropy model that of the weights alone, because files of codes
-outlive an export. An artifact that was made for another state of the autoencoder is stale. It is never used and never
-deleted: using it is an error that names the command that renews it. Only a stale progressive decoder is passed over,
-with a notice: then the decoder of all levels decodes prefixes.
+Each artifact keeps a digest of the autoencoder that it was made for: networks that of the weights file, the entropy
+model that of the weights alone, because files of codes outlive an export. An artifact of another state is stale. It is
+never deleted, and using it is an error that names the command that renews it. Only a stale progressive decoder is
+passed over, with a notice.
 """
 
 from __future__ import annotations
@@ -47,12 +46,7 @@ _Network = TypeVar("_Network", bound=nn.Module)
 def save_model(
     path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
 ) -> None:
-    """Write weights with their configuration and further metadata. Raises OSError.
-
-    Args:
-        kind: "autoencoder", "prior" or "prefixes" (the progressive decoder).
-        about: Of a prior or a progressive decoder, what `NetworkArtifact.read` requires.
-    """
+    """Write weights with their configuration and what else `NetworkArtifact.read` requires. Raises OSError."""
     storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
 
 
@@ -69,21 +63,10 @@ def renewal(run: str | Path) -> str:
 
 
 class Run:
-    """A run folder, a weights file, or a model inside the package.
-
-    Args:
-        name: A path or the name of a model inside the package.
-
-    Attributes:
-        path: The weights file of the autoencoder.
-        folder: The folder that holds it.
-
-    Raises:
-        InputError: There is no such run.
-    """
+    """A run folder, a weights file, or a model inside the package. Raises InputError if there is none of that name."""
 
     def __init__(self, name: str | Path) -> None:
-        self.name, self.path = name, locate(name)
+        self.name, self.path = name, locate(name)  # the path of the autoencoder's weights
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
@@ -140,7 +123,10 @@ class Run:
         config = config_of(meta, self.path)
         _check_agreement(lambda described: described.model, config, self.path)
         if beam is not None:
-            config = _with_beam(config, beam)
+            described = config.model
+            if not isinstance(described, SingleGridConfig) or described.quantizer.group_size == 1:
+                raise InputError(f"{described.system} has no linked codebooks, which a beam searches")
+            config = config.replace(**{"model.quantizer.beam": beam})
         model = _build_filled(lambda: build(config), weights, self.path)
         _ = self.digest, self.weights_digest
         del self._content  # a second copy of the weights
@@ -155,9 +141,8 @@ class Run:
                 def make() -> ProgressiveDecoder:
                     return build_progressive_decoder(require_several_levels(build(config), config), config)
 
-                require_several_levels(model, config).use_progressive_decoder(
-                    _build_filled(make, weights, decoder.file)
-                )
+                progressive_decoder = _build_filled(make, weights, decoder.file)
+                require_several_levels(model, config).use_progressive_decoder(progressive_decoder)
         return model.to(resolve_device(device)), config
 
     # The artifacts
@@ -179,10 +164,7 @@ class Run:
         return EntropyModelArtifact(self, self.folder.tables)
 
     def stale_artifacts(self) -> list[Artifact]:
-        """Return the stale artifacts, also those whose training has not finished.
-
-        An unreadable artifact is passed over: using it says so.
-        """
+        """Return the stale artifacts, also those whose training has not finished, without unreadable ones."""
         stale = list[Artifact]()
         with suppress(OSError, InputError):
             for artifact in (*self.priors.values(), self.progressive, self.entropy_model):
@@ -204,8 +186,7 @@ class Run:
         """Return the priors of all levels.
 
         Raises:
-            InputError: A level has no prior or two, a prior is stale, the levels have different classes, or a
-                config.yaml describes another network.
+            InputError: A level has no prior or two, a prior is stale, of other classes, or described otherwise.
             DamagedFileError: A file is damaged, or does not fit its configuration.
         """
         if command := self.missing_priors():
@@ -223,10 +204,7 @@ class Run:
         return Priors(tuple(networks), *classes[0])
 
     def sampling_options(self, guidance: float | None = None, levels: int | None = None) -> dict[str, Any]:
-        """Return the guidance and the levels to draw samples with.
-
-        If neither is given and the run has a sampling.json, both come from that file. Otherwise guidance defaults to 1
-        and levels to None, which stands for all.
+        """Return guidance and levels of samples: by default those of the run's sampling.json, else 1 and None (all).
 
         Raises:
             DamagedFileError: sampling.json is no JSON object with guidance and levels.
@@ -246,11 +224,7 @@ class Run:
     # Earlier states
 
     def wrote(self, mark: bytes) -> bool:
-        """Return whether a file of codes was made by this state of the run.
-
-        Args:
-            mark: The fingerprint in a file (.hrv), or the digest of weights in an archive.
-        """
+        """Return whether this state of the run made a file with this fingerprint, or an archive with this digest."""
         with suppress(InputError):
             model = self.entropy_model.load()
             return mark in (bytes.fromhex(model.model), model.fingerprint, model.bare.fingerprint)
@@ -261,14 +235,9 @@ class Run:
         return [Run(path.parent) for path in sorted(self.folder.states.glob("*/model.safetensors"))]
 
     def keep_state(self) -> None:
-        """Copy the networks that read files of codes, because further training would replace them.
-
-        The copy is in RUN/states/DIGEST, named by the digest of the weights: model.safetensors, tables.hrvt and
-        prefixes/. A run without config.yaml can't be trained, so nothing is copied.
-        """
-        if self.path != self.folder.model or not self.folder.config.is_file():
-            return
-        copy_state(self, self.folder)
+        """Copy the networks that read files of codes to RUN/states/DIGEST, because training would replace them."""
+        if self.path == self.folder.model and self.folder.config.is_file():  # otherwise it can't be trained
+            copy_state(self, self.folder)
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
@@ -287,15 +256,10 @@ def copy_state(run: Run, target: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Artifact(ABC):
-    """A network or an entropy model that was made for one state of a run's autoencoder.
-
-    Attributes:
-        run: The run.
-        path: The artifact's folder, or the file of an entropy model.
-    """
+    """A network or an entropy model that was made for one state of a run's autoencoder."""
 
     run: Run
-    path: Path
+    path: Path  # a network's folder, or the file of an entropy model
 
     def __str__(self) -> str:
         return str(self.path.relative_to(self.run.folder.path))
@@ -321,15 +285,10 @@ class Artifact(ABC):
 
 @dataclass(frozen=True)
 class NetworkArtifact(Artifact):
-    """A prior or the progressive decoder, in a run folder of its own.
+    """A prior or the progressive decoder, in a run folder of its own."""
 
-    Attributes:
-        kind: "prior" or "prefixes".
-        levels: The levels that a prior covers.
-    """
-
-    kind: str
-    levels: Levels | None = None
+    kind: str  # "prior" or "prefixes"
+    levels: Levels | None = None  # that a prior covers
 
     @property
     def folder(self) -> RunFolder:
@@ -377,10 +336,7 @@ class EntropyModelArtifact(Artifact):
         return read_entropy_model(self.path.read_bytes(), str(self.path))
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
-        """Return the entropy model; one without networks if none was fitted.
-
-        Args:
-            weights_digest: Of the weights in use (default: the run's).
+        """Return the entropy model of weights (default: the run's); one without networks if none was fitted.
 
         Raises:
             InputError: It is stale.
@@ -409,12 +365,12 @@ class EntropyModelArtifact(Artifact):
             root: Where the data is, if it has moved since training.
             effort: How long to learn, in multiples of the usual time.
             shifts: Number of copies of the images, each shifted by some pixels, to learn from as well.
+            device: Where the images are encoded (default: the CPU).
             say: Takes the bits per code of each level on held-out images.
             small: Keep the file to a few kilobytes per level, for a page.
 
         Raises:
-            InputError: The run or its data is missing, another process fits it, the weights were replaced meanwhile, or
-                the file can't be written.
+            InputError: The data is missing, another process fits it, or the weights were replaced meanwhile.
         """
         with lock_file(self.path):
             if self._is_fitted(say):
@@ -459,13 +415,6 @@ def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) 
                 f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
                 "train anew in another folder"
             )
-
-
-def _with_beam(config: Config, width: int) -> Config:
-    model = config.model
-    if not isinstance(model, SingleGridConfig) or model.quantizer.group_size == 1:
-        raise InputError(f"{model.system} has no linked codebooks, which a beam searches")
-    return replace(config, model=replace(model, quantizer=replace(model.quantizer, beam=width)))
 
 
 def _build_filled(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:

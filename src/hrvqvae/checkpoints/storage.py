@@ -45,25 +45,18 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as float32."""
-    plain = _plain(tensors)
-    return _digest(
-        {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in plain.items()}
-    )
+    plain = _plain(tensors).items()
+    return _digest({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in plain})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
     plain, text = _plain(tensors), json.dumps(meta, sort_keys=True)
-    header = {"format": "pt", "meta": text, "digest": _digest(plain, text)}
-    write_atomic(path, _sort_header(save_tensors(plain, metadata=header)))
-
-
-def _sort_header(content: bytes) -> bytes:
-    """Sort the header of a file: safetensors writes the metadata in a different order each time."""
-    length = int.from_bytes(content[:8], "little")
-    text = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+    content = save_tensors(plain, metadata={"format": "pt", "meta": text, "digest": _digest(plain, text)})
+    length = int.from_bytes(content[:8], "little")  # of the header, which safetensors writes in any order
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    write_atomic(path, len(header).to_bytes(8, "little") + header + content[8 + length :])
 
 
 @contextmanager
@@ -87,19 +80,14 @@ def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return `meta` of a file that `write` made. Only the header is read; the checksum is not verified.
-
-    Raises:
-        InputError: There is no such file.
-        DamagedFileError: The header is damaged, or of another format.
-    """
+    """Return `meta` from the header of a file, without a check of its content. Raises as `read_with_digest`."""
     with _damage(path), path.open("rb") as stream:
         start = stream.read(8)
         return _header(start + stream.read(min(int.from_bytes(start, "little"), path.stat().st_size)))[1]
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Return the tensors, on the CPU, `meta` and the digest of a file that `write` made; the file is read once.
+    """Return the tensors, on the CPU, `meta` and the digest of a file that `write` made.
 
     Raises:
         InputError: There is no such file.

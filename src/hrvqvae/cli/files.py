@@ -112,11 +112,11 @@ def _salvage(arguments: Arguments) -> int:
     from hrvqvae.model import Model
 
     entropy_model = Model(arguments.model).entropy_model if arguments.model else None
-    salvaged = salvage(arguments.archive, arguments.out, entropy_model)
-    print(f"{counted(salvaged.images, 'image')}: {arguments.out}")
-    for line in salvaged.left_out:
+    count, left_out = salvage(arguments.archive, arguments.out, entropy_model)
+    print(f"{counted(count, 'image')}: {arguments.out}")
+    for line in left_out:
         print(f"left out: {printable(line)}")
-    return 2 if salvaged.left_out else 0
+    return 2 if left_out else 0
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
@@ -125,10 +125,8 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
-    device = resolve_device(arguments.device)
-    entropy_model = Run(arguments.model).entropy_model
-    how = (arguments.data, arguments.effort, arguments.shifts, device)
-    path = entropy_model.fit(*how, small=arguments.small)
+    how = (arguments.data, arguments.effort, arguments.shifts, resolve_device(arguments.device))
+    path = Run(arguments.model).entropy_model.fit(*how, small=arguments.small)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
@@ -136,16 +134,16 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 def _tokenize(arguments: Arguments) -> int:
     from hrvqvae.tokens.tokenize import tokenize
 
-    found = tokenize(
+    tokenized = tokenize(
         arguments.model, arguments.source, arguments.out, shard_size=arguments.shard_size,
         full_size=arguments.full_size, workers=arguments.workers, device=arguments.device, engine=arguments.engine,
         retry_broken=arguments.retry_broken, beam=arguments.beam,
     )  # fmt: skip
     if arguments.json:
-        print_json(vars(found))
+        print_json(vars(tokenized))
     else:
-        shards = counted(found.shards, "shard")
-        print(f"{counted(found.images, 'image')} in {shards}, {found.added:,} of them made now: {arguments.out}")
+        images, shards = counted(tokenized.images, "image"), counted(tokenized.shards, "shard")
+        print(f"{images} in {shards}, {tokenized.added:,} of them made now: {arguments.out}")
     return 0
 
 
@@ -187,17 +185,8 @@ def add(commands: Group) -> None:
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
     verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
     about = "show what a file of codes or an archive holds"
-    command(
-        commands,
-        "inspect",
-        about,
-        _inspect,
-        option("file", type=Path, metavar="FILE"),
-        "--model",
-        sheet,
-        "--force",
-        verify,
-    )
+    file = option("file", type=Path, metavar="FILE")
+    command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force", verify)
     command(
         commands, "salvage", "copy the whole images of a damaged archive into a new one", _salvage,
         option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
@@ -205,14 +194,11 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     about = "fit the entropy model of a run, which makes its files smaller"
     effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
-    shifts = option(
-        "--shifts", type=whole(0), default=0, metavar="N", help="learn from N shifted copies of the images too"
-    )
+    what = "learn from N shifted copies of the images too"
+    shifts = option("--shifts", type=whole(0), default=0, metavar="N", help=what)
     small = flag("--small", "keep it to a few kilobytes per level, for a page (docs/web.md)")
-    command(
-        commands, "fit-entropy-model", about, _fit_entropy_model, "model", "--data", effort, shifts, small, "--device"
-    )
-
+    options = ("model", "--data", effort, shifts, small, "--device")
+    command(commands, "fit-entropy-model", about, _fit_entropy_model, *options)
     source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
     command(
         commands, "tokenize", "encode many images as Parquet shards of codes; interrupted, it resumes",

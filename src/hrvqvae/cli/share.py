@@ -69,13 +69,11 @@ def add(commands: Group) -> None:
     """export, hub push, hub get, play."""
 
     def folder(default: str) -> Option:
-        return option(
-            "out", nargs="?", metavar="DIR", type=Path, help=f"write to the new folder DIR (default: ./{default})"
-        )
+        what = f"write to the new folder DIR (default: ./{default})"
+        return option("out", nargs="?", metavar="DIR", type=Path, help=what)
 
-    license = option(
-        "--license", metavar="ID", help="license in the model card, as the hub spells it, such as mit or cc-by-4.0"
-    )
+    what = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
+    license = option("--license", metavar="ID", help=what)
     about = "write the model of a run and its priors as a small folder, as ONNX graphs, or for a page"
     where = folder("RUN-exported, RUN-onnx or RUN-web")
     export = command(commands, "export", about, _export, "run", where, license, "--beam")
@@ -97,22 +95,10 @@ def add(commands: Group) -> None:
 
     command(
         commands, "play", "serve a local page to try a model in a browser (docs/play.md)", _play,
-        option(
-            "run", nargs="?", default="mnist", metavar="RUN",
-            help="run folder or model (default: mnist, in the package)",
-        ),
-        option(
-            "--host", default="127.0.0.1", metavar="NAME",
-            help="serve at the address NAME (default: 127.0.0.1, this machine only)",
-        ),
+        option("run", nargs="?", default="mnist", metavar="RUN", help="run folder or model (default: mnist)"),
+        option("--host", default="127.0.0.1", metavar="NAME", help="serve at NAME (default: 127.0.0.1, this machine)"),
         option("--port", type=whole(1, 65535), metavar="N", help="serve at port N (default: the first free from 7860)"),
         option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"),
-        option(
-            "--max-bytes", type=whole(1), default=16 << 20, metavar="N",
-            help="refuse uploads of more than N bytes (default: 16 MiB)",
-        ),
-        option(
-            "--max-pixels", type=whole(1), default=1 << 24, metavar="N",
-            help="refuse images of more than N pixels (default: 16 Mi)",
-        ),
+        option("--max-bytes", type=whole(1), default=16 << 20, metavar="N", help="largest upload (default: 16 MiB)"),
+        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="most pixels (default: 16 Mi)"),
     )  # fmt: skip

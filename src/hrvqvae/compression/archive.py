@@ -1,7 +1,7 @@
-"""The archive, .hrva: the file of tables once, then blocks of images, each with an index. docs/format.md states it.
+"""The archive, .hrva: the entropy model once, then blocks of images, each with an index (docs/format.md).
 
-To append is to write a block at the end. A block counts if it is there as a whole, so a killed writer leaves all blocks
-that were there before. If a block is damaged, the blocks behind it are found by their first bytes.
+To append is to write a block at the end. A block counts if all of it is there, so a killed writer leaves all blocks
+that were there before. The blocks behind a damaged one are found by their first bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, cycle, groupby, islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -57,36 +57,29 @@ class ArchiveEntry(NamedTuple):
 
 
 class Entries:
-    """The images of an archive in order. A million take 30 MB; as many objects would take ten times as much."""
+    """The images of an archive in order. A million take 50 MB; as many objects would take six times as much."""
 
     def __init__(self) -> None:
-        self._heights, self._widths, self._levels = array("I"), array("I"), array("B")
-        self._lengths, self._places, self._ends, self._names = array("I"), array("Q"), array("Q"), bytearray()
+        self._numbers, self._ends, self._names = array("Q"), array("Q"), bytearray()
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> ArchiveEntry:
         name = self._names[self._ends[index - 1] if index else 0 : self._ends[index]].decode()
-        size = self._heights[index], self._widths[index]
-        return ArchiveEntry(name, size, self._levels[index], self._places[index], self._lengths[index])
+        height, width, *others = self._numbers[5 * index : 5 * index + 5]
+        return ArchiveEntry(name, (height, width), *others)
 
     def __iter__(self) -> Iterator[ArchiveEntry]:
         return (self[index] for index in range(len(self)))
 
     def add(self, index: bytes, count: int, records: int, record_bytes: int, model: EntropyModel, codes: int) -> int:
-        """Add the images of a block.
+        """Add the images of a block, and return how many codes they count for, at most `codes`.
 
         Args:
             index: The unpacked index of the block.
             count: How many images it has.
             records: Where the first record begins.
-            record_bytes: Bytes of all records.
-            model: The entropy model.
-            codes: How many codes the images may have.
-
-        Returns:
-            How many codes they have.
 
         Raises:
             DamagedFileError, IndexError, UnicodeDecodeError: The index is not sound; nothing is added.
@@ -130,35 +123,23 @@ class Entries:
             raise DamagedFileError("more or fewer bytes than it says")
         self._names += names
         self._ends += ends
-        self._lengths += array("I", lengths)
-        self._places += array("Q", accumulate(lengths[:-1], initial=records))
-        self._levels += array("B", [levels]) * count
-        self._heights += array("I", sides[::2]) * repeated
-        self._widths += array("I", sides[1::2]) * repeated
+        sizes = cycle(zip(sides[::2], sides[1::2], strict=True))
+        for size, place, length in zip(sizes, accumulate(lengths[:-1], initial=records), lengths, strict=False):
+            self._numbers.extend((*size, levels, place, length))
         return used
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What an archive holds; its images are read when they are asked for.
-
-    Attributes:
-        path: The file.
-        entropy_model: By which its codes are read.
-        entries: Its images, in order.
-        codes: How many codes these have.
-        damaged: Bytes that were blocks.
-        damaged_blocks: How many blocks they were, as far as their first bytes tell.
-        left_over: Bytes at the end that can be the beginning of a block.
-    """
+    """What an archive holds; its images are read when they are asked for."""
 
     path: Path
-    entropy_model: EntropyModel
-    entries: Entries
-    codes: int
-    damaged: int
-    damaged_blocks: int
-    left_over: int
+    entropy_model: EntropyModel  # by which its codes are read
+    entries: Entries  # its images, in order
+    codes: int  # that they count for
+    damaged: int  # bytes that were blocks
+    damaged_blocks: int  # how many blocks, as far as their first bytes tell
+    left_over: int  # bytes at the end that can be the beginning of a block
 
     @property
     def damage(self) -> list[str]:
@@ -187,7 +168,7 @@ class Archive:
         return [image.fault for group in groups for image in self.read(group)]
 
     def find(self, names: Sequence[str]) -> list[int]:
-        """Return the indices of images by name, or by number if none has that name. Raises InputError if none has."""
+        """Return the indices of images by name, or else by number. Raises InputError for another name."""
         indices = {str(index): index for index in range(len(self.entries))}
         indices |= {name: index for index, name in enumerate(self.names)}
         for name in names:
@@ -198,24 +179,23 @@ class Archive:
     def read(
         self, indices: Sequence[int], levels: int | None = None, max_pixels: int = MOST_PIXELS
     ) -> list[ImageCodes]:
-        """Return the codes of images, in order.
-
-        An image whose record is damaged, or that has more pixels than are admitted, has no codes, and a `fault`.
-        """
+        """Return the codes of images, in order; an image that is damaged or too large has no codes and a `fault`."""
         entries, images = [self.entries[index] for index in indices], dict[int, ImageCodes]()
         with self.path.open("rb") as stream:
             records = [_read_at(stream, entry) for entry in entries]
-        for group in group_by_size([(*entry.size, entry.levels) for entry in entries], TOGETHER):
-            size, stored = entries[group[0]].size, entries[group[0]].levels
-            if math.prod(size) > max_pixels:
-                large = ImageCodes(size, (), fault=f"it has more than {max_pixels} pixels")
-                images.update((place, large) for place in group)
-                continue
-            decoded = read_levels(self.entropy_model, [records[place][:-1] for place in group], size, levels, stored)
-            for place, image in zip(group, decoded, strict=True):
-                whole = records[place] and crc8(records[place]) == 0 and not image.fault
-                images[place] = image if whole else ImageCodes(size, (), fault="its record is damaged")
-        return [images[place] for place in range(len(indices))]
+        for place, entry in enumerate(entries):
+            if math.prod(entry.size) > max_pixels:
+                images[place] = ImageCodes(entry.size, (), fault=f"it has more than {max_pixels} pixels")
+            elif not records[place] or crc8(records[place]):
+                images[place] = ImageCodes(entry.size, (), fault="its record is damaged")
+        whole = [place for place in range(len(entries)) if place not in images]
+        for group in group_by_size([(*entries[place].size, entries[place].levels) for place in whole], TOGETHER):
+            places = [whole[index] for index in group]
+            size, stored = entries[places[0]].size, entries[places[0]].levels
+            decoded = read_levels(self.entropy_model, [records[place][:-1] for place in places], size, levels, stored)
+            for place, image in zip(places, decoded, strict=True):
+                images[place] = ImageCodes(size, (), fault="its record is damaged") if image.fault else image
+        return [images[place] for place in range(len(entries))]
 
 
 def _read_at(stream: BinaryIO, entry: ArchiveEntry) -> bytes:
@@ -288,16 +268,11 @@ def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
 
 
 class _Blocks:
-    """The search for whole blocks, whose work and memory grow with the bytes of the archive, whatever these are.
-
-    Attributes:
-        entries: The images of the blocks that were found.
-        codes: How many codes these have.
-        wrong: How many beginnings since the last whole block belong to none.
-    """
+    """The search for whole blocks, whose work and memory grow with the bytes of the archive, whatever these are."""
 
     def __init__(self, stream: BinaryIO, size: int, model: EntropyModel) -> None:
-        self.entries, self.codes, self.wrong = Entries(), 0, 0
+        self.entries, self.codes = Entries(), 0
+        self.wrong = 0  # beginnings since the last whole block that belong to none
         self._stream, self._size, self._model = stream, size, model
         self._work = _SEARCH + _SEARCH_PER_BYTE * size
         self._window, self._begin = b"", 0  # bytes of the file, and where they begin
@@ -334,12 +309,7 @@ class _Blocks:
         count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
         records = place + _HEAD + index_bytes
         end = records + record_bytes
-        if (
-            count > min(_MOST_IMAGES, record_bytes)
-            or index_bytes > _MOST_INDEX
-            or len(head) < _HEAD
-            or end > self._size
-        ):
+        if count > min(_MOST_IMAGES, record_bytes) or index_bytes > _MOST_INDEX or end > self._size:
             return None
         index = self._stream.read(index_bytes)
         self._work -= index_bytes
@@ -405,26 +375,14 @@ def _block_of(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], name
     return head + zlib.crc32(head + index).to_bytes(4, "little") + index + body
 
 
-@dataclass(frozen=True)
-class Salvaged:
-    """What `salvage` did.
-
-    Attributes:
-        images: How many images the new archive has.
-        left_out: What is not in it, in words.
-    """
-
-    images: int
-    left_out: tuple[str, ...]
-
-
-def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> Salvaged:
+def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[int, list[str]]:
     """Write the images of an archive whose records are whole into a new one, as they are.
 
     Args:
-        path: The archive.
-        out: The new archive.
         model: As for `open_archive`.
+
+    Returns:
+        The number of images in the new archive, and lines that say what is not in it.
 
     Raises:
         InputError, DamagedFileError: No image can be read, `out` exists or can't be written.
@@ -432,32 +390,27 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> Salvage
     check_output(out, inputs=[path], suffix=SUFFIX)
     archive = open_archive(path, model)
     faults = archive.faults()
-    whole = [index for index, fault in enumerate(faults) if not fault]
+    whole = [entry for entry, fault in zip(archive.entries, faults, strict=True) if not fault]
     if not whole:
         raise DamagedFileError(f"{path} has no image that is whole")
     with (
-        explain_write_errors(out), replace_file(out) as temporary, temporary.open("xb") as target,
+        explain_write_errors(out),
+        replace_file(out) as temporary,
+        temporary.open("xb") as target,
         path.open("rb") as source,
-    ):  # fmt: skip
+    ):
         target.write(_head_of(archive.entropy_model.content))
-        for levels, group in groupby(whole, lambda index: archive.entries[index].levels):
-            while indices := list(islice(group, _IMAGES_PER_BLOCK)):
-                entries = [archive.entries[index] for index in indices]
+        for levels, group in groupby(whole, lambda entry: entry.levels):
+            while entries := list(islice(group, _IMAGES_PER_BLOCK)):
                 records = [_read_at(source, entry) for entry in entries]
-                target.write(
-                    _block_of(levels, records, [entry.size for entry in entries], [entry.name for entry in entries])
-                )
+                names = [entry.name for entry in entries]
+                target.write(_block_of(levels, records, [entry.size for entry in entries], names))
     lost = [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
-    return Salvaged(len(whole), (*archive.damage, *lost))
+    return len(whole), [*archive.damage, *lost]
 
 
 class ArchiveWriter:
-    """Appends images to an archive, see `appending`.
-
-    Attributes:
-        archive: What was there before.
-        set_aside: The file that has got what lay behind the last whole block, or None.
-    """
+    """Appends images to an archive, see `appending`."""
 
     def __init__(self, path: Path, stream: BinaryIO, model: EntropyModel) -> None:
         archive = _opened(path, stream)
@@ -472,7 +425,7 @@ class ArchiveWriter:
                 f"{path} is damaged ({counted(archive.damaged, 'byte')}), so nothing is added; write what is whole "
                 f"into a new archive: hrvqvae salvage {path} NEW{SUFFIX}"
             )
-        self.set_aside: Path | None = None
+        self.set_aside: Path | None = None  # the file that has got what lay behind the last whole block
         if archive.left_over:
             end = stream.seek(-archive.left_over, os.SEEK_END)
             rest = stream.read()
@@ -485,16 +438,11 @@ class ArchiveWriter:
     def append(
         self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
     ) -> int:
-        """Write a block of the images that are not there yet, by name and record, to the disk.
+        """Write a block of the images that are not there yet, by name and record, and return how many these are.
 
         Args:
             codes: Of each image (all codes,), of which `levels` are stored.
-            sizes: Height and width of each image in pixels.
             names: The name of each image; empty for none.
-            levels: How many levels are stored.
-
-        Returns:
-            How many images are new.
 
         Raises:
             InputError: Another image of such a name is there already, a name is longer than 1,024 bytes, or an image
@@ -515,9 +463,7 @@ class ArchiveWriter:
             new.append(index)
             added[name] = None
         if new:
-            block = _block_of(
-                levels, *zip(*((records[index], sizes[index], names[index]) for index in new), strict=True)
-            )
+            block = _block_of(levels, *([values[index] for index in new] for values in (records, sizes, names)))
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
             self._codes += sum(max(int(layout.begins[levels]), _LEAST_CODES) for layout in layouts)
             if self._codes > _most_codes(self._stream.seek(0, os.SEEK_END) + len(block)):
@@ -536,7 +482,7 @@ class ArchiveWriter:
 def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
     """Append images to an archive, which is made if it does not exist.
 
-    The beginning of a block, as a killed writer leaves it, is moved into a file beside it: a damaged block can look so.
+    The beginning of a block that a killed writer left is moved into a file beside it, as a damaged block can look so.
 
     Raises:
         InputError: Another process writes to it, it was made by another model, or it can't be written.

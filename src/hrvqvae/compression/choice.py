@@ -1,21 +1,18 @@
-"""Choose which of a few codes each position gets, by its error and by the bits that the entropy model makes of it.
+"""Choose the codes of each position among a few candidates, by their error and by their bits.
 
-A code costs bits itself, and it changes what the codes around it cost, in whose contexts it stands. Positions are
-visited one after the other. Given the codes of all others, each position takes the candidate of the least
+A code costs bits itself, and it is in the contexts of the codes around it. Positions are visited one after the other.
+Given the codes of all others, each position takes the candidate of the least
 
     error + lmbda * bits of all codes of the image
 
 so that the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
-The state of an image is what the networks make of its codes at every position: the sums before the ReLU, and the bits
-of the code. It is computed once, and changed with the codes.
+The state of an image is the networks' sums before the ReLU and the bits of the code at every position. It changes with
+the codes. Most of the time goes into the bits of the codes around, so candidates are tried in the order of their error
+and their own bits, up to a margin. Every other strip of rows is visited first, on all threads, then the strips between.
+A code reaches less far than a strip, so the choice does not depend on the number of threads.
 
-Nearly all of the time goes into the bits of the codes around. So candidates are tried in the order of their error and
-their own bits, up to a margin. Every other strip of rows is visited first, on all threads, then the strips between: a
-code reaches less far than a strip, so the choice does not depend on the number of threads.
-
-Shapes: N images, P positions of the grid, K candidates, L levels, n leaves; M levels that have a network, H hidden
-units of the largest of them.
+Shapes: N images, P positions, K candidates, L levels, n leaves; M levels that have a network, H most hidden units.
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
 
     The arrays are the numbers of each network (level, symbols, hidden units, shift, selecting group, groups, features,
     offsets); table, bias, weights, offsets, groups and features; the offsets (dy, dx) of the features, the nearest
-    first; and which of the `members`, indices of features, belong to each offset.
+    first; where the members of each offset begin; and the members, indices of features.
     """
     networks_arrays = []
     for network in networks:
@@ -133,11 +130,10 @@ def _change(
     place: int, leaves: CodeArray, leaf: int, first: int, last: int, take: bool, codes: CodeArray, layout: Any,
     models: Any, sums: Any, bits: Any, work: Any,
 ) -> float:  # fmt: skip
-    """Return by how many bits the codes of an image (L, P) grow where a place gets the codes of a leaf.
+    """Return by how many bits the codes of an image (L, P) grow if a place gets the codes of a leaf of `leaves` (L, n).
 
     Args:
-        leaves: (L, n).
-        first: the first of the offsets of each network that are looked at, up to `last` - 1; 0 is the place itself.
+        first: the first of the offsets of each network to look at, up to `last` - 1; 0 is the place itself.
         take: give the place these codes, which needs all offsets; otherwise nothing is changed.
         work: sums, values of the groups before and after, and frequencies, overwritten.
     """
@@ -199,10 +195,7 @@ def _count_own_bits(
     place: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, models: Any, sums: Any,
     work: Any, bits: Any,
 ) -> None:  # fmt: skip
-    """Write the bits of the codes of each of the candidates (K,), indices of leaves, at a place to `bits`.
-
-    Candidates with equal coarser codes share frequencies.
-    """
+    """Write the bits of the candidates (K,) at a place to `bits`; those of equal coarser codes share frequencies."""
     symbols = layout[2]
     about, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = models
     new_sums, before, frequencies, totals = work
@@ -247,7 +240,7 @@ def _settle(
 
     Args:
         strips: (S, 2), the range of `places` of each.
-        images: codes (N, L, P); candidates (N, P, K) and leaves (L, n).
+        images: codes (N, L, P).
         work: costs and bits (K,), and the arrays of `_change` and `_count_own_bits`, overwritten.
     """
     costs, bits, change_work, bits_work = work
@@ -296,11 +289,7 @@ def _settle(
 
 
 class Choice:
-    """Which of its candidates each position of images has, and the bits of their codes in the levels with a network.
-
-    Attributes:
-        chosen: (N, P), the index of each position's candidate, the first to begin with.
-    """
+    """The chosen candidate of each position of images (N, P), and the bits of their codes in levels with a network."""
 
     def __init__(
         self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
@@ -357,15 +346,12 @@ class Choice:
         return np.take_along_axis(self._candidates, self.chosen[:, :, None], 2)[:, :, 0]
 
     def settle(self, places: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
-        """Give each of `places`, one after the other, its best candidate.
-
-        Args:
-            places: P' indices of positions in ascending order.
-            errors: (N, P', K) of each candidate.
-            lmbdas: (N,), of each image.
-        """
-        if self._state is None:
-            self._take_least(places, errors)
+        """Give each of P' places, in ascending order, its best candidate by errors (N, P', K) and lambdas (N,)."""
+        if self._state is None:  # take the candidate of the least error, the present one where none is less
+            now, least = self.chosen[:, places], errors.argmin(-1)
+            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)
+            self.chosen[:, places] = np.where(better[..., 0], least, now)
+            self._maps[:, :, places] = self._leaves[self.leaves[:, places]].transpose(0, 2, 1)
             return
         width, count = int(self._layout.grids[0, 1]), self._candidates.shape[2]
         ends = np.searchsorted(places, width * np.arange(0, self.chosen.shape[1] // width + _STRIP, _STRIP))
@@ -387,11 +373,3 @@ class Choice:
 
         for half in (strips[::2].copy(), strips[1::2].copy()):  # of which strips are independent of each other
             in_parts(len(self.codes) * len(half), settle)
-
-    def _take_least(self, places: Integers, errors: Floats) -> None:
-        """Without networks: take the candidate of the least error, the present one where none is less."""
-        least = errors.argmin(-1)
-        now = self.chosen[:, places]
-        better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)
-        self.chosen[:, places] = np.where(better[..., 0], least, now)
-        self._maps[:, :, places] = self._leaves[self.leaves[:, places]].transpose(0, 2, 1)

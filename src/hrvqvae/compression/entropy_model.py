@@ -31,21 +31,13 @@ _KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i
 
 @dataclass(frozen=True)
 class EntropyModel:
-    """The entropy model of a trained model, which turns its codes into bytes and back.
+    """The entropy model of a trained model, which turns its codes into bytes and back."""
 
-    Attributes:
-        name: of the trained model, for messages.
-        model: the digest of its weights, hexadecimal.
-        geometry: grids of the levels by image size.
-        symbols: values per code of each level, coarse first.
-        networks: one per level, None where all symbols have equal frequencies; empty if none was fitted.
-    """
-
-    name: str
-    model: str
-    geometry: Geometry
-    symbols: tuple[int, ...]
-    networks: tuple[EntropyNetwork | None, ...] = ()
+    name: str  # of the trained model, for messages
+    model: str  # the digest of its weights, hexadecimal
+    geometry: Geometry  # grids of the levels by image size
+    symbols: tuple[int, ...]  # values per code of each level, coarse first
+    networks: tuple[EntropyNetwork | None, ...] = ()  # None: all symbols have equal frequencies; empty: none was fitted
 
     @cached_property
     def content(self) -> bytes:
@@ -65,11 +57,9 @@ class EntropyModel:
             ],
         }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
-        arrays = [
-            getattr(network, name).astype(kind) for network in networks if network is not None for name, kind in _KINDS
-        ]
+        parts = [getattr(network, name).astype(kind) for network in networks if network for name, kind in _KINDS]
         check = zlib.crc32(text).to_bytes(_CHECK, "little")
-        body = zlib.compress(b"".join(array.tobytes() for array in arrays) + check, 9)
+        body = zlib.compress(b"".join(part.tobytes() for part in parts) + check, 9)
         return MAGIC + len(text).to_bytes(4, "little") + text + body
 
     def same_codes(self, other: EntropyModel) -> bool:
@@ -119,9 +109,7 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         raise
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, zlib.error) as error:
         raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
-    vars(entropy_model)["content"] = (
-        content  # zlib of another machine may compress otherwise, and the digest is of the file
-    )
+    vars(entropy_model)["content"] = content  # the digest is of the file, and another zlib may compress otherwise
     return entropy_model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,38 +27,23 @@ _REGISTER = 0xFF  # of a check at first; with 0 a tail of zeros would look whole
 Codes = NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Header:
-    """The header of a file.
+class Header(NamedTuple):
+    """The header of a file."""
 
-    Attributes:
-        size: Height and width in pixels.
-        by_tables: Whether levels are coded by networks; the fingerprint is then that of the entropy model.
-        fingerprint: Three bytes of the digest of the model or of the entropy model.
-        length: Bytes of the header.
-    """
-
-    size: Grid
-    by_tables: bool
-    fingerprint: bytes
-    length: int
+    size: Grid  # height and width in pixels
+    by_tables: bool  # whether the levels are coded by networks
+    fingerprint: bytes  # of the entropy model if they are, else of the weights
+    length: int  # of the header in bytes
 
 
 @dataclass(frozen=True)
 class ImageCodes:
-    """The codes of one image, as far as its file holds them.
+    """The codes of one image, as far as its file holds them."""
 
-    Attributes:
-        size: Height and width in pixels.
-        codes: (H_l, W_l) int32 of each level that is whole, coarse first.
-        lengths: Bytes of the header, and of each of these levels with its check.
-        fault: What is wrong after them, in words; empty if nothing is.
-    """
-
-    size: Grid
-    codes: tuple[Codes, ...]
-    lengths: tuple[int, ...] = ()
-    fault: str = ""
+    size: Grid  # height and width in pixels
+    codes: tuple[Codes, ...]  # (H_l, W_l) int32 of each whole level, coarse first
+    lengths: tuple[int, ...] = ()  # bytes of the header, and of each of these levels with its check
+    fault: str = ""  # what is wrong after them
 
 
 def _crc_of(value: int) -> int:
@@ -77,44 +63,29 @@ def crc8(content: bytes | NDArray[np.uint8]) -> int:
     return register
 
 
-def varint(number: int) -> bytes:
+def varint(value: int) -> bytes:
     """Return a number as seven bits per byte, the lowest first; the highest bit says that another byte follows."""
     out = bytearray()
-    while number >= 128:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes((*out, number))
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes((*out, value))
 
 
 def read_varint(content: bytes, place: int, most: int = 4) -> tuple[int, int]:
-    """Return a number and the place behind it.
-
-    Raises:
-        DamagedFileError: The number is cut short, or takes more bytes than it needs or than `most`.
-    """
-    number = 0
+    """Return a number and the place behind it. Raises DamagedFileError if it is not as `varint` writes it."""
+    value = 0
     for count, byte in enumerate(content[place : place + most]):
-        number |= (byte & 127) << (7 * count)
+        value |= (byte & 127) << (7 * count)
         if byte < 128:
             if not byte and count:
                 break
-            return number, place + count + 1
+            return value, place + count + 1
     raise DamagedFileError("a number in it is cut short or not as it is written")
 
 
-def _header_bytes(size: Grid, model: EntropyModel) -> bytes:
-    height, width = size
-    first = _MARK + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)
-    numbers = varint(height - 1) + (b"" if height == width else varint(width - 1))
-    return bytes([first]) + model.fingerprint + numbers
-
-
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
-    """Return the header of a file.
-
-    Raises:
-        DamagedFileError: It is no file of codes, one of another version, or one of too large an image.
-    """
+    """Return the header of a file. Raises DamagedFileError for another kind or version, and for too large an image."""
     if not content or not _MARK <= content[0] <= 0xDF:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     if content[0] > _MARK + 3:
@@ -175,7 +146,9 @@ def write(model: EntropyModel, codes: Codes, size: Grid, levels: int | None = No
 
 
 def _write(model: EntropyModel, codes: Codes, size: Grid, levels: int) -> list[bytes]:
-    layout, head = model.layout(size), _header_bytes(size, model)
+    layout, (height, width) = model.layout(size), size
+    head = bytes([_MARK + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)]) + model.fingerprint
+    head += varint(height - 1) + (b"" if height == width else varint(width - 1))
     files = [head] * len(codes)
     for level in range(levels):
         for index, stream in enumerate(encode_level(codes, layout, level, model.network(level))):
@@ -193,7 +166,7 @@ def read(
         InputError: A file was made by another model; with its name.
         DamagedFileError: A file is none, is of another version or too large; with its name.
     """
-    names = names or [f"file {number}" for number in range(1, len(files) + 1)]
+    names = names or [f"file {place}" for place in range(1, len(files) + 1)]
     headers = [read_header(file, name, max_pixels) for file, name in zip(files, names, strict=True)]
     for header, name in zip(headers, names, strict=True):
         _require_model(model, header, name)
@@ -218,8 +191,7 @@ def read_levels(
         size: Height and width in pixels.
         levels: How many levels are read at most.
         stored: How many levels there are at most.
-        header: Bytes of the header; each level ends with a check. None: there are neither, as in a record of an
-            archive, and a level may have no bytes.
+        header: Bytes of the header. None: there is none, no level has a check, and a level may have no bytes.
     """
     layout, head, check = model.layout(size), header or 0, 0 if header is None else 1
     content = np.frombuffer(b"".join(contents), np.uint8)

@@ -1,9 +1,8 @@
 """Compress images to files of codes, of a limited size if asked for, and decode such files.
 
-A file of limited size has the level count and the lambda of the least error. With a model that takes a lambda, every
-level count is tried, the most first: lambda 0 if the file fits, or else the least lambda with which it fits, searched
-among powers. Files shrink by about a tenth where lambda grows by a factor of e, by which the search starts. With other
-models, as many levels as fit are written.
+A file of limited size has the level count and the lambda of the least error. Every level count is tried, the most
+first: lambda 0 if the file fits, or else the least lambda with which it fits, searched among powers. With models that
+take no lambda, as many levels as fit are written.
 """
 
 from __future__ import annotations
@@ -69,7 +68,6 @@ Best = list[tuple[float, bytes]]
 def _keep_better(
     best: Best, indices: Sequence[int], files: Sequence[bytes], errors: Sequence[float], most: int
 ) -> None:
-    """Keep the files that are better than the best files of these images."""
     for index, file, error in zip(indices, files, errors, strict=True):
         least, kept = best[index]
         error = error if len(file) <= most else np.inf
@@ -137,9 +135,7 @@ def decode_images(
 ) -> list[Tensor]:
     """Decode files to images (C, Y, X) float32 in [0, 1], by as many levels as each has, and at most `levels`.
 
-    Raises:
-        InputError: The model does not decode so many levels.
-        DamagedFileError: A file has fewer whole levels than the model's shortest prefix.
+    Raises InputError if the model does not decode so many, DamagedFileError if a file has fewer than the model decodes.
     """
     most, used = model.check_levels(levels), list[int]()
     for index, image_codes in enumerate(files):
@@ -151,13 +147,9 @@ def decode_images(
             )
         used.append(decodable[-1])
     images: dict[int, Tensor] = {}
-    for indices in group_by_size(
-        [(*image_codes.size, prefix) for image_codes, prefix in zip(files, used, strict=True)], _PIXELS
-    ):
+    for indices in group_by_size([(*file.size, prefix) for file, prefix in zip(files, used, strict=True)], _PIXELS):
         prefix, size = used[indices[0]], files[indices[0]].size
-        codes = tuple(
-            torch.from_numpy(np.stack([files[index].codes[level] for index in indices])).long().to(device)
-            for level in range(prefix)
-        )
+        stacks = [np.stack([files[index].codes[level] for index in indices]) for level in range(prefix)]
+        codes = tuple(torch.from_numpy(stack).long().to(device) for stack in stacks)
         images.update(zip(indices, model.decode(codes, prefix, size).cpu(), strict=True))
     return [images[index] for index in range(len(files))]

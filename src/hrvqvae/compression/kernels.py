@@ -41,13 +41,9 @@ def fill_maps(
     codes: CodeArray, image: int, begins: Integers, grids: Integers, symbols: Integers, groups: Integers, level: int,
     maps: CodeArray,
 ) -> None:  # fmt: skip
-    """Write the value of each group at every position of its grid, inside a frame of the value of the outside.
+    """Write the value of each group at every position to `maps`, inside a frame of the value of the outside.
 
     Of groups that the level itself is in, only the coarser levels are counted: `put` adds the code.
-
-    Args:
-        codes: (N, codes of all levels), of which this image is read.
-        maps: (groups, H + 2 FRAME, W + 2 FRAME) for the largest H and W, written to.
     """
     for group in range(len(groups)):
         first, last = groups[group, 0], groups[group, 1]

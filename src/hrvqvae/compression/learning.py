@@ -133,7 +133,7 @@ def _rounded(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
 def learn_level(
     levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1, small: bool = False
 ) -> tuple[EntropyNetwork, float]:
-    """Fit the network of the finest of some levels.
+    """Fit the network of the finest of several levels.
 
     A twentieth of the images is held out, at most 1,000. The network is the state that codes them best.
 
@@ -146,9 +146,6 @@ def learn_level(
 
     Returns:
         The network, and the bits per code of held-out images.
-
-    Raises:
-        InputError: There are fewer than two images.
     """
     level, count = len(levels) - 1, len(levels[0]) // copies
     if count < 2:
@@ -200,10 +197,7 @@ def fit(
     bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
     say: Callable[[str], None] = print, copies: int = 1, small: bool = False,
 ) -> EntropyModel:  # fmt: skip
-    """Return the bare entropy model with networks that are fitted to codes (N, H_l, W_l) of each level.
-
-    `say` gets a line per level, with the bits per code of held-out images.
-    """
+    """Return the bare entropy model with networks fitted to codes (N, H_l, W_l); `say` gets a line per level."""
     networks = list[EntropyNetwork | None]()
     for level, values in enumerate(bare.symbols):
         if values > MOST_SYMBOLS:

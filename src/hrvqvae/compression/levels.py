@@ -1,7 +1,4 @@
-"""The codes of a level as bytes, and back, for many images of one size at once.
-
-A level is coded by its `EntropyNetwork`, or, where there is none, every symbol alike: log2 m bits a code.
-"""
+"""The codes of a level as bytes, and back, for many images of one size at once."""
 
 from __future__ import annotations
 
@@ -31,27 +28,27 @@ _ALONE = 8  # images that are not worth a second thread
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the codes of the levels of an image lie, level after level: grids (levels, 2) and symbols (levels,)."""
+    """Where the codes of an image lie, level after level: grids (levels, 2) and symbols (levels,), coarse first."""
 
     grids: Integers
     symbols: Integers
 
     @classmethod
     def of(cls, grids: Sequence[Grid], symbols: Sequence[int]) -> Layout:
-        """Of levels with these grids, coarse first."""
+        """Return the layout of levels with these grids."""
         return cls(np.array(grids, np.int64), np.array(symbols, np.int64))
 
     @cached_property
     def begins(self) -> Integers:
-        """(levels + 1,), the first code of each level, and the number of all codes."""
+        """The first code of each level, and the number of all codes (levels + 1,)."""
         return np.cumsum([0, *self.grids.prod(1)]).astype(np.int64)
 
     def first(self, levels: int) -> Layout:
-        """Of the first levels alone."""
+        """Return the layout of the first levels alone."""
         return Layout(self.grids[:levels], self.symbols[:levels])
 
     def maps(self, codes: Codes, levels: int) -> tuple[Codes, ...]:
-        """Codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
+        """Return codes (..., all codes) as maps (..., H_l, W_l) of the first levels."""
         shapes = self.grids.tolist()[:levels]
         ranges = pairwise(self.begins.tolist()[: levels + 1])
         return tuple(
@@ -61,15 +58,14 @@ class Layout:
 
 
 def _arguments(layout: Layout, level: int, network: EntropyNetwork | None) -> tuple[Any, ...]:
-    """`level`, `layout` and `network` as the compiled functions take them."""
+    """Return level, layout and network as the compiled functions take them."""
     arrays = NO_ARRAYS if network is None else network.arrays
     return level, (layout.begins[: level + 2], layout.grids[: level + 1], layout.symbols), arrays
 
 
 def encode_level(codes: Codes, layout: Layout, level: int, network: EntropyNetwork | None) -> list[bytes]:
-    """The stream of a level of each image; codes (N, all codes), in range."""
-    number = layout.begins[level + 1] - layout.begins[level]
-    out = np.empty((len(codes), _LARGEST_CODE * number + 2 * WIDTH), np.uint8)
+    """Return the stream of a level of each image; codes (N, all codes), in range."""
+    out = np.empty((len(codes), _LARGEST_CODE * int(layout.grids[level].prod()) + 2 * WIDTH), np.uint8)
     lengths = np.zeros(len(codes), np.int64)
     about = _arguments(layout, level, network)
 
@@ -81,12 +77,12 @@ def encode_level(codes: Codes, layout: Layout, level: int, network: EntropyNetwo
 
 
 def _least_bits(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
-    """Bits that the codes of a level can't take less than: so no memory is spent on a small file of a large image.
+    """Return the fewest bits of the codes of a level, so that no memory is spent on a small file of a large image.
 
     A symbol by a network has 2^16 + 1 of at least 2^16 + m parts: -log2 of that is more than (m - 1) / (2^16 + 1).
     """
-    number, symbols = int(layout.begins[level + 1] - layout.begins[level]), int(layout.symbols[level])
-    return number * (symbols.bit_length() - 1) if network is None else number * (symbols - 1) // (2**TOP + 1)
+    count, symbols = int(layout.grids[level].prod()), int(layout.symbols[level])
+    return count * (symbols.bit_length() - 1) if network is None else count * (symbols - 1) // (2**TOP + 1)
 
 
 def least_bytes(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
@@ -100,21 +96,18 @@ def decode_level(
     content: Bytes, starts: Integers, stops: Integers, codes: Codes, layout: Layout, level: int,
     network: EntropyNetwork | None,
 ) -> Integers:  # fmt: skip
-    """Write the codes of a level of each image; -> where its stream ends, or NOT_WHOLE.
+    """Write a level of codes (N, all codes) from content[start:stop] of each image.
 
-    Args:
-        content: bytes of all images.
-        starts: (N,), where the stream of each begins.
-        stops: (N,), what lies from here on is not read.
-        codes: (N, all codes), those of the coarser levels known.
+    Returns:
+        Where each stream ends (N,), or NOT_WHOLE.
     """
     ends = np.full(len(codes), NOT_WHOLE, np.int64)
     possible = _least_bits(layout, level, network) <= 8 * (stops - starts)
     if not possible.all():
         if possible.any():
-            some = codes[possible]
-            ends[possible] = decode_level(content, starts[possible], stops[possible], some, layout, level, network)
-            codes[possible] = some
+            part = codes[possible]
+            ends[possible] = decode_level(content, starts[possible], stops[possible], part, layout, level, network)
+            codes[possible] = part
         return ends
     about = _arguments(layout, level, network)
 

@@ -3,8 +3,6 @@
 A group is one or several consecutive levels, whose codes at a position are taken together as one number. A feature is a
 group at an offset: anywhere around for coarser levels, earlier in raster order for the level itself. docs/format.md
 states how frequencies follow from the features.
-
-Nothing here is a float. `EntropyNetwork` checks that no sum leaves 32 bits.
 """
 
 from __future__ import annotations
@@ -44,21 +42,13 @@ _AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 @dataclass(frozen=True)
 class Contexts:
-    """The features from which the codes of one level are predicted.
+    """The features from which the codes of one level are predicted."""
 
-    Attributes:
-        level: 0 is the coarsest.
-        symbols: values per code of each level up to this one.
-        groups: (first, last) level of each group, both included.
-        features: (group, dy, dx).
-        selecting: the group whose value at the position selects the output weights, or -1.
-    """
-
-    level: int
-    symbols: tuple[int, ...]
-    groups: tuple[tuple[int, int], ...]
-    features: tuple[tuple[int, int, int], ...]
-    selecting: int
+    level: int  # 0 is the coarsest
+    symbols: tuple[int, ...]  # values per code of each level up to this one
+    groups: tuple[tuple[int, int], ...]  # first and last level of each group, both included
+    features: tuple[tuple[int, int, int], ...]  # (group, dy, dx)
+    selecting: int  # the group whose value at the position selects the output weights, or -1
 
     def __post_init__(self) -> None:
         """Check the features. Raises DamagedFileError if a decoder could not know one, or it names no group."""
@@ -106,11 +96,10 @@ class Contexts:
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
     """Return the contexts of networks that are fitted, for levels with these grids.
 
-    Consecutive levels form a family as long as their codes together have at most 4,096 values. The family's values are
-    features at the two nearest codes before the code, groups of at most 512 values at the next four, and single codes
-    at six more (eighteen at the coarsest level). Coarser levels of the family are features in groups of at most 512
-    values, and those of other families in groups of 64, at the nine positions around; the next coarser group, if it has
-    at most 64 values, at 25 positions.
+    Consecutive levels are a family as long as their codes together have at most 4,096 values. Features are the family's
+    value at the two nearest earlier codes, groups of 512 values at the next four, and single codes at six more
+    (eighteen at the coarsest level); and of coarser levels groups of 512 values in the family and of 64 in others, at
+    the nine positions around (25 for the next coarser group, if it has at most 64 values).
     """
     starts = [0]  # of the families
     for finer in range(1, level + 1):
@@ -143,37 +132,28 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
 
 def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Choose contexts for an entropy model that a page downloads: a few kilobytes per level.
+    """Return contexts for a page, of a few kilobytes per level.
 
-    The first four levels see the code to the left, the one above and two coarser ones in place; finer levels see the
-    next coarser code in place alone.
+    The first four levels see the codes to the left and above and two coarser ones in place; finer levels see the next
+    coarser code alone.
     """
     near, far = (2, 2) if level < SMALL_FINE else (0, 1)
-    coarser = range(level - 1, max(-1, level - 1 - far), -1)
-    groups = ((level, level), *((one, one) for one in coarser))
-    features = [(0, *offset) for offset in _BEFORE[:near]] + [(number + 1, 0, 0) for number in range(len(coarser))]
+    seen = range(level, max(-1, level - 1 - far), -1)
+    features = [(0, *offset) for offset in _BEFORE[:near]] + [(group, 0, 0) for group in range(1, len(seen))]
+    groups = tuple((coarser, coarser) for coarser in seen)
     return Contexts(level, tuple(symbols[: level + 1]), groups, tuple(features), -1)
 
 
 @dataclass(frozen=True)
 class EntropyNetwork:
-    """The network of one level.
+    """The network of one level."""
 
-    Attributes:
-        contexts: from which it predicts.
-        table: (rows, hidden) int8.
-        bias: (hidden,) int32.
-        weights: (sets, symbols, hidden) int16.
-        offsets: (sets, symbols) int32.
-        shift: bits of a score below a 64th of an octave.
-    """
-
-    contexts: Contexts
-    table: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    weights: NDArray[np.int16]
-    offsets: NDArray[np.int32]
-    shift: int
+    contexts: Contexts  # from which it predicts
+    table: NDArray[np.int8]  # (rows, hidden)
+    bias: NDArray[np.int32]  # (hidden,)
+    weights: NDArray[np.int16]  # (sets, symbols, hidden)
+    offsets: NDArray[np.int32]  # (sets, symbols)
+    shift: int  # bits of a score below a 64th of an octave
 
     def __post_init__(self) -> None:
         """Check the arrays. Raises DamagedFileError if shapes do not fit the contexts, or a sum could leave 32 bits."""

@@ -2,21 +2,15 @@
 
 Among the leaves near its latent, each position takes the one of the least
 
-    squared error of the decoded image + lmbda * bits of the codes
+    squared error of the decoded image + lmbda * bits of the codes (`choice.py`)
 
 The error is estimated from the decoder's gradient g at the present codes, and from its curvature J^T J, the mean over
 the positions of an image, by random projections: a codeword that moves by d changes the error by g d + 1.5 d^T J^T J d.
 Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the positions, no two of
-them adjacent, and the factor 1.5 in place of 1 allows for the rest of the overlap. The bits are those of the entropy
-model (`choice.py`).
+them adjacent, and the factor 1.5 in place of 1 allows for the rest of the overlap. Finally an image gets these codes or
+those without the search, whichever have the lesser sum of true error and bits.
 
-Finally an image gets these codes or those without the search, whichever have the lesser sum of true error and bits.
-
-Convolutions of gradients are in bfloat16 if the processor or GPU multiplies it: this takes half of the time, and an
-error of 2% in a gradient changes no choice that matters.
-
-Memory: a large image is searched in tiles of `_SIDE` positions per side, with a halo of `_AROUND` positions whose codes
-are not kept. That takes some 0.7 GB, for 80,000 positions. Small images are searched together, up to `_POSITIONS`.
+A large image is searched in tiles with a halo whose codes are not kept, which takes some 0.7 GB.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -67,10 +61,7 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
 
 
 class RateDistortion:
-    """An encoder that weighs error against bits, both of an image of the first levels alone.
-
-    Where the entropy_model has no network for a level, all its codes cost the same.
-    """
+    """An encoder that weighs error against bits, both of an image of the first levels alone."""
 
     def __init__(self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None) -> None:
         """Take the first levels (None: all). Raises InputError as `why_no_lambda` says."""
@@ -85,19 +76,16 @@ class RateDistortion:
         self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
-        """Return the codes of images (B, C, Y, X), one tensor (B, H, W) per level.
-
-        Args:
-            lmbda: of error + lmbda * bits, where the error is squared and summed over the pixel values of an image in
-                [0, 1]; a number, or (B,).
-
-        Raises:
-            InputError: The model does not take these images.
-        """
+        """Return the codes of images (B, C, Y, X), one tensor (B, H, W) per level, as `weigh`."""
         return self.weigh(images, lmbda)[0]
 
     def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
-        """Return the codes as `encode`, and the squared error of each image (B,)."""
+        """Return the codes and the squared error of images, summed over the pixel values of an image in [0, 1].
+
+        Args:
+            images: (B, C, Y, X). Raises InputError if the model does not take them.
+            lmbda: Of error + lmbda * bits; a number, or (B,).
+        """
         to_unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
         count, stride = len(images), self._model.config.stride
         grid = self._model.config.latent_grids(*images.shape[-2:])[0]
@@ -127,13 +115,11 @@ class RateDistortion:
         networks = [entropy_model.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
         usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
-        for code, symbols in zip(
-            self._model.quantizer.encode(latents)[: self.levels], self.entropy_model.symbols, strict=False
-        ):
+        codes = self._model.quantizer.encode(latents)[: self.levels]
+        for code, symbols in zip(codes, self.entropy_model.symbols, strict=False):
             usual = usual * symbols + code
-        candidates = torch.cat(
-            [usual.flatten(1).int().unsqueeze(-1), self._near(latents.flatten(1, 2))], -1
-        )  # (B, P, K)
+        near = self._near(latents.flatten(1, 2))
+        candidates = torch.cat([usual.flatten(1).int().unsqueeze(-1), near], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
         choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window)
@@ -189,6 +175,7 @@ class RateDistortion:
     def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codewords with gradient, and the images that they decode to."""
         at = vectors.detach().requires_grad_()
+        # Half of the time; an error of 2% in a gradient changes no choice that matters.
         with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
             return at, self.decoded(at, (unit.shape[-2], unit.shape[-1]))
 
@@ -202,10 +189,7 @@ class RateDistortion:
     def _errors(
         self, candidates: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
     ) -> NDArray[np.float32]:
-        """Return by how much an image's error changes with each candidate (B, P, K) at places (P',): (B, P', K).
-
-        `slopes` (B, P, D) is the gradient at the present codewords, `vectors` (B, P, D).
-        """
+        """Return by how much the error changes with the candidates (B, P, K) at places (P',), by the gradient there."""
         count, _, most = candidates.shape
         errors = np.empty((count, len(places), most), np.float32)
         together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))

@@ -1,12 +1,11 @@
 """Compile functions with numba, keep the code on disk until its source changes, and run it on torch's threads.
 
 numba's own cache watches one source file per function, although the functions that it calls and the constants that it
-reads are compiled into it: after a change of those, the old code would run on. Here the name of a cached file holds a
-digest of all source files of the function's folder. So **a compiled function calls and reads only what lies in its own
-folder** (a test holds this).
+reads are compiled into it. Here the name of a cached file holds a digest of all source files of the function's folder.
+So **a compiled function calls and reads only what lies in its own folder** (a test holds this).
 
-numba's public cache also keeps an index of numbered files. Two processes that add to it at once can take the same
-number, and a torn index or a full disk raises. So the two methods that read and write are replaced here.
+numba's cache also keeps an index of numbered files, in which two processes can take the same number, and a torn index
+or a full disk raises. So the two methods that read and write are replaced here.
 """
 
 from __future__ import annotations
@@ -84,14 +83,10 @@ class _Cache(FunctionCache):
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:
-    """Return a decorator that has numba compile a function when it is first called.
+    """Return a decorator that has numba compile a function when it is first called, with options of `njit`.
 
     The interpreter's lock is released while the code runs, a division by zero raises nothing, and indices are not
-    checked.
-
-    Args:
-        options: of numba's `njit`. `inline="always"` is for a function that only compiled functions call: it is
-            compiled within each of them, which takes half as long as a call.
+    checked. `inline="always"` is for functions that only compiled functions call: that takes half as long to compile.
     """
 
     def compile_function(function: Function) -> Any:
@@ -108,9 +103,8 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
 def _thread_team() -> Any:
     """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None.
 
-    A pool of our own would find no free core: torch's threads go on spinning for milliseconds after each operation.
-    numba's threading layers cannot be called from two threads at once (workqueue), or end a process that forks
-    afterwards (OpenMP), which loading images with workers does.
+    Another pool would find no free core, because torch's threads spin for milliseconds after each operation. numba's
+    threading layers can't be called from two threads at once, or end a process that forks afterwards.
     """
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
@@ -128,7 +122,7 @@ _is_child = False
 
 
 def _mark_child() -> None:
-    """Note that this is a forked process: it has none of its parent's threads, and would wait for them."""
+    """Note that this process was forked: it has none of its parent's threads, and would wait for them."""
     global _is_child
     _is_child = True
 
@@ -138,15 +132,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
-    """Call run(first, last) for equal ranges of `count` items, on as many threads as torch uses.
+    """Call run(first, last) for equal ranges of `count` items, on as many threads as torch uses; return the results.
 
     Args:
-        count: number of items.
-        run: a function that releases the interpreter's lock.
-        one_thread_up_to: up to this count, run(0, count) is called on this thread.
-
-    Returns:
-        The results in the order of the ranges.
+        run: A function that releases the interpreter's lock.
+        one_thread_up_to: Up to this count, run(0, count) is called on this thread.
     """
     threads = min(torch.get_num_threads(), max(1, count))
     team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()

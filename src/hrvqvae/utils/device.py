@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name; auto takes a GPU where there is one. Raises InputError where there is no such device."""
+    """Return the device of that name; auto is a GPU if there is any. Raises InputError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,17 +32,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def decide_device(config: Any) -> str:
-    """The device of a training, by its `config.StageConfig`, where it is left to the machine."""
+    """Return the device of a training, by its `config.StageConfig`."""
     return resolve_device(config.device).type
 
 
 def decide_precision(config: Any) -> str:
-    """The precision of a training on its device, where it is left to the machine."""
+    """Return the precision of a training on its device."""
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the processor or GPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX; compute capability 8)."""
+    """Return whether a device multiplies bfloat16 in hardware (AVX-512 BF16 or AMX; compute capability 8)."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -70,7 +70,7 @@ class Compute:
 
     @staticmethod
     def of(config: Any) -> Compute:
-        """As a `config.StageConfig` says; what it leaves to the machine is decided."""
+        """Return how a `config.StageConfig` computes here; its "auto" fields are decided."""
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         return Compute(device, bf16, config.memory_format == "channels_last")
@@ -89,15 +89,15 @@ class Compute:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place_model(self, model: M) -> M:
-        """The model on the device, its 4-dimensional weights in the memory format."""
+        """Move a model to the device, its 4-dimensional weights in the memory format."""
         return model.to(self.device).to(memory_format=self._format)  # type: ignore[call-overload, no-any-return]
 
     def place_images(self, images: Tensor) -> Tensor:
-        """(B, C, Y, X) on the device, in the memory format."""
+        """Return images (B, C, Y, X) on the device, in the memory format."""
         return images.to(self.device, memory_format=self._format, non_blocking=True)
 
     def peak_bytes(self) -> int:
-        """Most memory that this process has held; on a GPU, that its tensors took."""
+        """Return the most memory that this process has held; on a GPU, that its tensors took."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
@@ -109,6 +109,6 @@ class Compute:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Convolutions in bf16 where this is on; losses and quantizers stay in float32."""
+        """Compute convolutions in bfloat16, if that is on; losses and quantizers stay in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             yield

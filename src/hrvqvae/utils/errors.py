@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """What was asked for can't be done; the message says what is wrong and what to do, in one line."""
+    """A request can't be fulfilled; the message says in one line what is wrong and what to do."""
 
 
 class NonFiniteError(InputError):
@@ -21,7 +21,7 @@ class DamagedFileError(InputError):
 
 
 def require(holds: bool, name: str, value: object, what: str) -> None:
-    """Raises InputError where a value does not hold; `what` says what it must be."""
+    """Raise InputError unless a condition on a value holds; `what` says what the value must be."""
     if not holds:
         raise InputError(f"{name} is {reprlib.repr(value)}; it must be {what}")
 
@@ -41,10 +41,10 @@ def printable(text: object) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error in one line of at most 200 characters."""
+    """Return the text of an error in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
-def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known names that are at least so like an unknown one (0 to 1), such as "kernel or stride"; "" for none."""
-    return " or ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff))
+def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return close matches for a typo, such as "kernel or stride"; "" for none."""
+    return " or ".join(difflib.get_close_matches(name, list(names), n=3, cutoff=cutoff))

@@ -1,4 +1,4 @@
-"""Extras: groups of packages that parts of this one need, as pip has kept them of pyproject.toml."""
+"""Extras: groups of packages that parts of this package need, read from its installed metadata."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ def _normal(name: str) -> str:
 
 @cache
 def packages() -> Mapping[str, tuple[str, ...]]:
-    """Extra, or "" for what is always needed -> the packages that it names itself, such as "train" -> ("rich", ...).
-
-    Empty where this package is not installed but only found on the path.
-    """
-    found: dict[str, tuple[str, ...]] = {}
+    """Return the packages of each extra, and of "" for what is always needed; nothing if this one is not installed."""
+    extras: dict[str, tuple[str, ...]] = {}
     try:
         requirements = metadata.requires("hrvqvae") or []
     except metadata.PackageNotFoundError:
-        return found
-    for requirement in requirements:
-        matched = _REQUIREMENT.match(requirement)
-        if matched and _normal(matched[1]) != "hrvqvae":
-            extra = matched[2] or ""
-            found[extra] = (*found.get(extra, ()), _normal(matched[1]))
-    return found
+        return extras
+    for match in filter(None, map(_REQUIREMENT.match, requirements)):
+        if _normal(match[1]) != "hrvqvae":
+            extras[match[2] or ""] = (*extras.get(match[2] or "", ()), _normal(match[1]))
+    return extras
 
 
 def extra_of(module: str) -> str:
-    """The extra that has a module, such as "matplotlib.figure" -> "figures"; "" where none does."""
+    """Return the extra that has a module ("figures" for "matplotlib.figure"); "" if none has it."""
     package = _normal(module.partition(".")[0])
     return next((extra for extra, names in packages().items() if package in names), "")

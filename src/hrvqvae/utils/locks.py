@@ -39,10 +39,9 @@ def is_locked(folder: Path) -> bool:
 
 
 def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-    """Keep other processes out of a folder. A process that has the lock may take it again.
+    """Keep other processes out of a folder, which is made if need be. A process that has the lock may take it again.
 
     Args:
-        folder: The folder, which is made if it does not exist.
         wait: Takes a line that says who has the lock, before it is waited for; None does not wait.
 
     Raises:

@@ -27,15 +27,10 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 def safe_name(name: str) -> str:
-    """Return a relative path with / that every system can write, and that leads out of no folder.
-
-    A name that is safe stays as it is. "../a:b" becomes "a_b", "NUL" becomes "_NUL".
-    """
+    """Return a relative path with / that every system can write: "a_b" for "../a:b", "_NUL" for "NUL"."""
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
     safe = "/".join(parts) or "unnamed"
-    if len(safe.encode()) > _LONGEST_NAME:
-        safe = _shortened(safe.rpartition("/")[2], safe)
-    return safe
+    return _shortened(safe.rpartition("/")[2], safe) if len(safe.encode()) > _LONGEST_NAME else safe
 
 
 def _safe_part(part: str) -> str:
@@ -56,12 +51,12 @@ def _shortened(safe: str, name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return what is equal for names that are one file on macOS or Windows."""
+    """Return a key that is equal for names that are one file on macOS or Windows."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
 def _folders(name: str) -> list[str]:
-    """Return the folders that a path names, as `_folded` has them."""
+    """Return the keys of the folders that a path names."""
     return list(accumulate(_folded(name).split("/")[:-1], "{}/{}".format))
 
 
@@ -71,14 +66,9 @@ def _folders(name: str) -> list[str]:
 def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
     """Check that a file may be written, before anything is computed for it.
 
-    Args:
-        path: The file.
-        force: Whether it may replace a file.
-        inputs: Files that are never replaced.
-        suffix: What the path must end in, such as ".png".
-
     Raises:
-        InputError: The file exists and `force` is not given, it is an input, it is a folder or can't be written.
+        InputError: The file exists and `force` is not given, is one of the inputs, is a folder, can't be written, or
+            has another suffix.
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
@@ -110,11 +100,8 @@ class Outputs:
     Args:
         out: The file, if it ends in one of the suffixes; else the folder, which need not exist.
         suffixes: Such as [".png"]; empty if `out` is always a folder.
-        force: Whether files that exist are replaced.
+        force: Replace files that exist.
         inputs: Files that are never replaced.
-
-    Raises:
-        InputError: `out` has another suffix, and is no folder that exists.
     """
 
     def __init__(
@@ -132,10 +119,8 @@ class Outputs:
     def reserve(self, name: str, suffix: str) -> Path:
         """Return the path of an output: the file, or `safe_name(name)` and the suffix below the folder.
 
-        Names that would be one file on some system, by case or Unicode form, are numbered: x, x-2, x-3.
-
-        Raises:
-            InputError: As `check_output`; a symbolic link leads out of the folder; a second output for one file.
+        Names that would be one file on some system, by case or Unicode form, are numbered: x, x-2, x-3. Raises
+        InputError as `check_output`, for a symbolic link out of the folder, and for a second output to one file.
         """
         if self._single:
             if self._files:
@@ -156,9 +141,8 @@ class Outputs:
         self._folders.update(_folders(unique))
         if unique != f"{name}{suffix}" and not self._told:
             self._told = True
-            note(
-                f"names are changed so that they differ, and every system can write them: {printable(name)} is {unique}"
-            )
+            change = f"{printable(name)} is {unique}"
+            note(f"names are changed so that they differ, and every system can write them: {change}")
         path = self._out / unique
         if not path.resolve().is_relative_to(self._place):
             raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
@@ -173,11 +157,8 @@ class Outputs:
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Give a temporary name to write a file under, which is renamed at the end: the file is whole or as it was.
 
-    A symbolic link stays one: the file that it leads to is replaced. A kill leaves the old file or the new; a machine
-    that loses power does so only with `flush`.
-
-    Raises:
-        OSError: The disk is full or the folder can't be written; the old file is as it was, nothing else is left.
+    The file that a symbolic link leads to is replaced, not the link. Without `flush`, a machine that loses power may
+    leave neither the old nor the new file. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
     suffix = path.suffix if len(path.suffix) <= 12 else ""  # libraries choose a format by it
@@ -201,13 +182,13 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, see `replace_file`. Raises OSError as it does."""
+    """Write a file whole or not at all. Raises OSError as `replace_file`."""
     with replace_file(path) as temporary, temporary.open("xb") as stream:
         stream.write(content)
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and make its folder. Raises InputError where it can't be written."""
+    """Write a file whole or not at all, and make its folder. Raises InputError if it can't be written."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
@@ -215,10 +196,10 @@ def write_output(path: Path, content: bytes) -> None:
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """Give a new, empty folder to write into, which is renamed at the end.
+    """Give a new, empty folder to write into, which is renamed at the end; after an error nothing is left of it.
 
     Raises:
-        InputError: The folder exists already, or can't be written; nothing is left of it.
+        InputError: The folder exists already, or can't be written.
         InUseError: Another process writes it.
     """
     if path.exists():  # as . and / do, which have no name

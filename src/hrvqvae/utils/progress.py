@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
 
-The logger "hrvqvae" carries the lines that are no results, and is the switch: at level INFO, as the command line sets
-it, tasks are shown on standard error, so that standard output holds results alone.
+The logger "hrvqvae" carries the lines that are no results. At level INFO, as the command line sets it, tasks are shown
+on standard error, so that standard output holds results alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _running: list[str] = []  # titles of the tasks that are shown at this moment: o
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
-"""Takes how many more parts are done."""
+"""Takes the number of parts done since the last call."""
 
 
 def note(line: str) -> None:
@@ -48,7 +48,7 @@ def told_once(line: str) -> None:
 
 
 class Meter:
-    """How far something is: a bar on a terminal, by rich (the extra `train`); else a line every `LINE_SECONDS`."""
+    """A bar on a terminal, by rich (the extra `train`); else a line every `LINE_SECONDS`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._last = stream, time.monotonic()
@@ -72,7 +72,7 @@ class Meter:
             self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
-        """Show a fraction, 0 to 1, with what stands before and after the bar; the last one without waiting."""
+        """Show a fraction, 0 to 1, with the text before and after the bar; the last one without waiting."""
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
@@ -90,24 +90,16 @@ class Meter:
 
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Show work of `total` parts; -> a function to be called with the number of parts done since the last call.
-
-    A task inside of another is not shown.
-
-    Args:
-        title: such as "tokenize".
-        unit: the parts, in the plural.
-        done: parts done before, which the rate leaves out.
-    """
+    """Show work of `total` parts, of which `done` are done and not in the rate, unless another task is shown."""
     if _running or not LOG.isEnabledFor(logging.INFO):
-        yield lambda number: None
+        yield lambda parts: None
         return
     begun, shown_at, count = time.monotonic(), 0.0, 0
     with Meter(sys.stderr) as meter:
 
-        def advance(number: int) -> None:
+        def advance(parts: int) -> None:
             nonlocal count, shown_at
-            count += number
+            count += parts
             now = time.monotonic()
             if now - shown_at < _REFRESH_SECONDS:
                 return
@@ -134,7 +126,7 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """The items, as a task of which each is `size` parts, done when the next is asked for."""
+    """Yield the items as a task. Each counts for `size` parts, done when the next item is asked for."""
     with task(title, total) as advance:
         for item in items:
             yield item
