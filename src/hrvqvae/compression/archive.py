@@ -463,7 +463,8 @@ class ArchiveWriter:
             new.append(index)
             added[name] = None
         if new:
-            block = _block_of(levels, *([values[index] for index in new] for values in (records, sizes, names)))
+            new_names = [names[index] for index in new]
+            block = _block_of(levels, [records[index] for index in new], [sizes[index] for index in new], new_names)
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
             self._codes += sum(max(int(layout.begins[levels]), _LEAST_CODES) for layout in layouts)
             if self._codes > _most_codes(self._stream.seek(0, os.SEEK_END) + len(block)):
