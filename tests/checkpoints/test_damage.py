@@ -31,9 +31,7 @@ from tests.trained_run import load_stored
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[:-3],
     "empty": lambda content: b"",
-    "bit": lambda content: (
-        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 16]) + content[len(content) // 2 + 1 :]
-    ),
+    "bit": lambda content: (int.from_bytes(content) ^ 16 << len(content) // 2 * 8).to_bytes(len(content)),
     "text": lambda content: b"this is text\n",
     "binary": lambda content: b"\xff\xfe\x00" * 40,
     "nested": lambda content: b"[" * 2000,
@@ -121,24 +119,23 @@ def array(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     np.save(path, change(np.load(path)))
 
 
+def replace(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 CODES, LABELS = "train-level-2.npy", "train-labels.npy"
 OF_MAPS: dict[str, Callable[[Path], object]] = {
     **{f"{name} of codes": lambda path, how=how: (path / CODES).write_bytes(how((path / CODES).read_bytes()))
        for name, how in DAMAGES.items()},
-    "labels cut": lambda path: (path / LABELS).write_bytes((path / LABELS).read_bytes()[:-1]),
     "labels gone": lambda path: (path / LABELS).unlink(),
     "another code": lambda path: array(path / CODES, lambda codes: (codes + 1) % 3),
     "another label": lambda path: array(path / LABELS, lambda labels: (labels + 1) % 3),
     "another type": lambda path: array(path / CODES, lambda codes: codes.view(np.int8)),
     "another shape": lambda path: array(path / CODES, lambda codes: codes.reshape(9, 49, 1)),
     "JSON": lambda path: (path / "train.json").write_text("[1]"),
-    "JSON without classes": lambda path: (path / "train.json").write_bytes(
-        (path / "train.json").read_bytes().replace(b'"classes', b'"glasses')
-    ),
-    "name of a class": lambda path: (path / "train.json").write_bytes(
-        (path / "train.json").read_bytes().replace(b'"classes": ["', b'"classes": ["!')
-    ),
-    "header": lambda path: (path / CODES).write_bytes((path / CODES).read_bytes().replace(b"}", b"{")),
+    "JSON without classes": lambda path: replace(path / "train.json", b'"classes', b'"glasses'),
+    "name of a class": lambda path: replace(path / "train.json", b'"classes": ["', b'"classes": ["!'),
+    "header": lambda path: replace(path / CODES, b"}", b"{"),
 }  # fmt: skip
 
 
@@ -206,31 +203,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert same(storage.read(path))
     assert [*tmp_path.iterdir()] == [path]
     content = path.read_bytes()
-    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])
-    assert storage.read_meta(path) == META, "the header alone is read"
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    sizes=st.dictionaries(st.text("abc.é", min_size=1, max_size=9), st.integers(0, 9), max_size=6),
-    name=st.text(max_size=9),
-)
-def test_the_header_is_in_order_and_the_data_aligned(
-    sizes: dict[str, int], name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    path = tmp_path_factory.mktemp("order") / "x.safetensors"
-    tensors = {key: torch.arange(size, dtype=torch.float64) for key, size in sizes.items()}
-    storage.write(path, tensors, {"name": name})
-    content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0, "safetensors maps the data from there"
-    assert list(header) == sorted(header)
-    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
-    found, meta = storage.read(path)
-    assert meta == {"name": name}
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+    assert (list(header), list(header["__metadata__"])) == (sorted(header), sorted(header["__metadata__"]))
+    path.write_bytes(content[: 8 + length])
+    assert storage.read_meta(path) == META, "the header alone is read"
 
 
 @pytest.mark.parametrize("content", [b"", b"text that is none", b"\xff" * 40, b"\x02" + b"\0" * 7 + b"{}", b"[" * 2000])

@@ -52,36 +52,29 @@ def flip(path: Path, place: int) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    blocks=st.lists(
-        st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)),
-        min_size=1, max_size=3,
-    ),
+    blocks=st.lists(st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)), min_size=1, max_size=3),
     entropy_model=st.sampled_from([GRIDS, GRIDS.bare]), name=st.text(st.characters(codec="utf-8"), max_size=5),
 )  # fmt: skip
 def test_images_come_back_by_number_and_name(
-    blocks: list[tuple[list[Grid], int]],
-    entropy_model: EntropyModel,
-    name: str,
+    blocks: list[tuple[list[Grid], int]], entropy_model: EntropyModel, name: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+) -> None:  # fmt: skip
     path = tmp_path_factory.mktemp("archive") / "x.hrva"
-    expected, names = [], list[str]()
+    expected = dict[str, tuple[Grid, int, int]]()
     for seed, (sizes, levels) in enumerate(blocks):
-        some = [f"{name}{seed}-{number}" for number in range(len(sizes))]
-        add(path, entropy_model, sizes, some, levels, 10 * seed)
-        names += some
-        expected += [
-            (size, levels, random_codes(entropy_model, size, 1, 10 * seed + n)[0]) for n, size in enumerate(sizes)
-        ]
+        block = {f"{name}{seed}-{n}": (size, levels, 10 * seed + n) for n, size in enumerate(sizes)}
+        add(path, entropy_model, sizes, list(block), levels, 10 * seed)
+        expected |= block
     archive = open_archive(path)
-    assert [(one.size, one.levels) for one in archive.entries] == [one[:2] for one in expected]
+    assert [(entry.size, entry.levels) for entry in archive.entries] == [about[:2] for about in expected.values()]
     order = list(np.random.default_rng(0).permutation(len(expected)))
-    assert archive.find([names[number] for number in order]) == order
-    for number, image in zip(order, archive.read(order), strict=True):
+    assert archive.find([list(expected)[index] for index in order]) == order
+    for index, image in zip(order, archive.read(order), strict=True):
+        size, levels, seed = list(expected.values())[index]
         codes = flat(image.codes)
-        assert len(image.codes) == expected[number][1]
-        assert np.array_equal(codes, expected[number][2][: len(codes)])
-    assert all(len(one.codes) == 1 for one in archive.read(order, levels=1))
+        assert len(image.codes) == levels
+        assert np.array_equal(codes, random_codes(entropy_model, size, 1, seed)[0][: len(codes)])
+    assert all(len(image.codes) == 1 for image in archive.read(order, levels=1))
 
 
 def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
@@ -152,11 +145,9 @@ def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
         assert "5 (image 3): its record is damaged" in record
         saved = open_archive(new)
         assert (saved.damaged, saved.left_over) == (0, 0)
-        assert [(one.name, one.size, one.levels) for one in saved.entries] == [
-            (entries[one].name, entries[one].size, entries[one].levels) for one in kept
-        ]
-        for number, image in zip(kept, saved.read(range(len(kept))), strict=True):
-            assert np.array_equal(flat(image.codes), flat(expected[number].codes))
+        assert [entry[:3] for entry in saved.entries] == [entries[index][:3] for index in kept]
+        for index, image in zip(kept, saved.read(range(len(kept))), strict=True):
+            assert np.array_equal(flat(image.codes), flat(expected[index].codes))
         with pytest.raises(InputError, match="exists already"):
             salvage(path, new, entropy_model)
         new.unlink()

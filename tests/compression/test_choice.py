@@ -19,22 +19,16 @@ class Problem:
     """Images with candidates, of which the first is what they have, and errors in 64ths, which float32 holds."""
 
     def __init__(
-        self,
-        entropy_model: EntropyModel,
-        width: int,
-        count: int = 2,
-        candidates: int = 3,
-        seed: int = 0,
+        self, entropy_model: EntropyModel, width: int, count: int = 2, candidates: int = 3, seed: int = 0,
         height: int = HEIGHT,
-    ) -> None:
+    ) -> None:  # fmt: skip
         random = np.random.default_rng(seed)
         self.entropy_model, self.size = entropy_model, (height, width)
         layout = entropy_model.layout(self.size)
         images = random_codes(entropy_model, self.size, count, seed)
         positions, levels = int(layout.begins[1]), len(entropy_model.symbols)
-        self.candidates = random.integers(0, entropy_model.symbols, (count, positions, candidates, levels)).astype(
-            np.int32
-        )
+        shape = (count, positions, candidates, levels)
+        self.candidates = random.integers(0, entropy_model.symbols, shape).astype(np.int32)
         self.candidates[:, :, 0] = images.reshape(count, levels, positions).transpose(0, 2, 1)
         self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(np.float32)
         self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
@@ -60,14 +54,11 @@ def test_bits_are_those_that_a_file_takes(name: str) -> None:
     entropy_model, size = ENTROPY_MODELS[name], (40, 50)
     codes = random_codes(entropy_model, size, 5)
     levels, layout = len(entropy_model.symbols), entropy_model.layout(size)
-    streams = [
-        encode_level(codes, layout, level, network) for level, network in enumerate(entropy_model.networks) if network
-    ]
-    excess = 8 * np.array([sum(map(len, own)) for own in zip(*streams, strict=True)]) - bits_of(
-        entropy_model, size, codes, levels
-    )
+    networks = [(level, network) for level, network in enumerate(entropy_model.networks) if network]
+    lengths = [[len(stream) for stream in encode_level(codes, layout, *pair)] for pair in networks]
+    excess = 8 * np.sum(lengths, 0) - bits_of(entropy_model, size, codes, levels)
     assert (excess > -0.1).all()
-    assert (excess < 12 * len(streams)).all()
+    assert (excess < 12 * len(networks)).all()
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
@@ -88,9 +79,8 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypat
         found = problem.choose(lmbda)
         assert np.array_equal(problem.choice.chosen[0], chosen)
         assert np.array_equal(problem.choice.codes, codes.reshape(1, -1))
-        assert found == pytest.approx(
-            bits_of(problem.entropy_model, problem.size, codes.reshape(1, -1), levels), rel=1e-5
-        )
+        bits = bits_of(problem.entropy_model, problem.size, codes.reshape(1, -1), levels)
+        assert found == pytest.approx(bits, rel=1e-5)
     assert chosen.any(), "nothing was better than what there was"
 
 

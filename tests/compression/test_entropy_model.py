@@ -107,11 +107,8 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("entropy_model", ALL.values(), ids=list(ALL))
 def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
     found = read_entropy_model(entropy_model.content)
-    assert (found.model, found.geometry, found.symbols) == (
-        entropy_model.model,
-        entropy_model.geometry,
-        entropy_model.symbols,
-    )
+    for name in ("model", "geometry", "symbols"):
+        assert getattr(found, name) == getattr(entropy_model, name)
     assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
 
 
@@ -130,16 +127,6 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
     assert not any(one.fault for one in read(found, files))
     with appending(tmp_path / "x.hrva", TREE.bare):
         assert (tmp_path / "x.hrva").stat().st_size == size
-
-
-def test_damaged_files_are_refused() -> None:
-    content = TREE.content
-    for place in range(0, len(content), 7):
-        damaged = bytearray(content)
-        damaged[place] ^= 4
-        for some in (bytes(damaged), content[:place]):
-            with pytest.raises(DamagedFileError):
-                read_entropy_model(some)
 
 
 @pytest.mark.parametrize(

@@ -62,19 +62,13 @@ def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
     found = decode(GOLDEN, arguments)
     paths = {*GOLDEN.rglob("*.hrv"), *GOLDEN.rglob("*.hrva")}
     assert {one["file"] for one in found} == {path.relative_to(GOLDEN).as_posix() for path in paths}
-    for one, result in zip(files, found[: len(files)], strict=True):
-        height, width = one["size"]
-        expected = {"height": height, "width": width, "levels": one["codes"], "fault": None}
-        assert result == {"file": one["file"], **expected}
-    for one, result in zip(archives, found[len(files) :], strict=True):
-        assert result["fault"] is None
-        assert result["images"] == [
-            {
-                "name": image["name"], "height": image["size"][0], "width": image["size"][1],
-                "levels": image["codes"], "fault": None,
-            }
-            for image in one["images"]
-        ]  # fmt: skip
+    results = found[: len(files)] + [image for archive in found[len(files) :] for image in archive["images"]]
+    images = files + [image for archive in archives for image in archive["images"]]
+    for result, image in zip(results, images, strict=True):
+        name = "name" if "name" in image else "file"
+        read = {name: result[name], "size": [result["height"], result["width"]], "codes": result["levels"]}
+        assert read == {key: image[key] for key in read}
+    assert all(result["fault"] is None for result in (*found, *results))
 
 
 def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
@@ -155,9 +149,8 @@ def test_archives_give_the_blocks_and_records_that_are_whole(entropy_model: Entr
         head = path.stat().st_size
         for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(entropy_model.symbols)):
             images = [random_codes(entropy_model, size, 1, number)[0] for number, size in enumerate(sizes)]
-            writer.append(
-                images, sizes, ["é" * (10 * levels + number) if number else "" for number in range(len(sizes))], levels
-            )
+            names = ["é" * (10 * levels + place) if place else "" for place in range(len(sizes))]
+            writer.append(images, sizes, names, levels)
     content = path.read_bytes()
     contents = [content[:length] for length in range(head, len(content) + 1)]
     random = np.random.default_rng(5)
