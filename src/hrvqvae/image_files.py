@@ -55,6 +55,8 @@ def _find_images(paths: Sequence[Path]) -> _Images:
         kind = path.suffix.lower()
         many = path.is_dir() or kind in LISTS or (kind not in SUFFIXES and is_stored(path))
         source = open_whole(path) if many else FolderSource(path.parent, [path.name])
+        if kind in LISTS and not Path(source.where(0)).is_file():
+            raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):
             name, where = without_suffix(source.name(row)), source.where(row)
             other, _ = images.get(name, (where, None))  # the same file may be given twice

@@ -152,7 +152,7 @@ class Model:
             InputError: As for `encode`; levels are out of range; an image does not fit; there are lmbda and max_bytes.
         """
         if lmbda is not None and max_bytes is not None:
-            raise InputError("give max_bytes or a lambda, not both")
+            raise InputError("give a limit of bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
         self.run.keep_state()
         return compression.compress(

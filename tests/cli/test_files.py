@@ -125,6 +125,7 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
 def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
     file, new, archive, image = tmp_path / "x.hrv", tmp_path / "new.hrv", tmp_path / "x.hrva", images / "0.png"
     (tmp_path / "none").mkdir()
+    (tmp_path / "notes.txt").write_text("words")
     for out in (file, archive):
         do("compress", run, image, "-o", out)
     with tarfile.open(tmp_path / "twice.tar", "w") as tar:
@@ -137,10 +138,11 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
         (["compress", run, tmp_path / "twice.tar", "-o", tmp_path / "d"], "would both be named 0"),
         (["compress", run, tmp_path / "none", "-o", tmp_path / "d"], "has no image: neither PNG, JPEG or WebP"),
         (["compress", run, images / "none.png", "-o", new], "there is no such image"),
+        (["compress", run, tmp_path / "notes.txt", "-o", new], "notes.txt is read as a list of images, and"),
         (["compress", run, image, "-o", file], "exists already"),
         (["compress", run, image, "-o", tmp_path / "x.hvr"], "must end in .hrv or .hrva, or be a folder that exists"),
         (["compress", run, image, "-o", new, "--bytes", "6"], f"{image} takes"),
-        (["compress", run, image, "-o", new, "--bytes", "60", "--lmbda", "1"], "max_bytes or a lambda"),
+        (["compress", run, image, "-o", new, "--bytes", "60", "--lmbda", "1"], "a limit of bytes or a lambda"),
         (["compress", run, image, "-o", archive, "--bytes", "60"], "say how many instead of how many bytes"),
         (["compress", run, image, "-o", new, "--levels", "4"], "levels is 4; this model decodes 1, 2, 3"),
         (["compress", "mnist", image, "-o", archive], "was made by another model or another entropy model"),

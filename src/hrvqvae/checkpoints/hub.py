@@ -54,8 +54,6 @@ def push(
     commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
     """Upload a folder that `export` wrote, and return its address. Raises InputError as `fetch`."""
-    if not is_hub_name(name):
-        raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
@@ -70,6 +68,8 @@ def push(
 @contextmanager
 def _library(name: str, revision: str | None) -> Iterator[Any]:
     """Give the library without its progress bars and warnings; turn its errors into InputErrors of one line."""
+    if not is_hub_name(name):
+        raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise InputError("the hub needs huggingface_hub: pip install 'hrvqvae[hub]'")
     hub = importlib.import_module("huggingface_hub")
@@ -77,7 +77,7 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
         "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
-        "HFValidationError": f"{name!r} is no name of the hub",
+        "HFValidationError": f"{name!r} is no name of the hub; it must be user/name",
         "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: it is the base class of others here
     }
     try:

@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, list_copies, load_or_extract
-from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder, run_folder
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
@@ -180,7 +180,10 @@ class Run:
         missing = sorted({*range(len(self.config.model.num_symbols))} - covered)
         if not missing:
             return ""
-        return f"hrvqvae train-prior {self.name}" + (f" --level {missing[0] + 1}" if trained else "")
+        option = f" --level {missing[0] + 1}" if trained else ""
+        if run_folder(self.name) != Path(self.name):  # nothing is trained inside the package
+            return f"hrvqvae export {self.name} DIR, then hrvqvae train-prior DIR{option}"
+        return f"hrvqvae train-prior {self.name}{option}"
 
     def load_priors(self) -> Priors:
         """Return the priors of all levels.

@@ -84,6 +84,7 @@ def add(commands: Group) -> None:
     forms.add_argument("--onnx", action="store_true", help=what)
     what = "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)"
     forms.add_argument("--web", action="store_true", help=what)
+    export.get_default("options").extend(("compact", "onnx", "web"))
 
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME", help="repository of the hub")

@@ -48,6 +48,8 @@ def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> Abst
         InUseError: Another process has the lock and is not waited for; the message names its process id.
         InputError: The folder can't be made or written.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; name a folder")
     return _lock(folder, folder.resolve() / ".lock", wait)
 
 
