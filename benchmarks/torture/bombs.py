@@ -145,9 +145,9 @@ def _tables(groups: int = 1, hidden: int = 1, symbols: int = 2, zeros: int | Non
     return MAGIC + len(text).to_bytes(4, "little") + text + body
 
 
-@_bomb("tables", "a body of 256 MB")
+@_bomb("tables", "a body of 64 MB")
 def _body(_: Path, folder: Path) -> Path:
-    return _written(folder / "tables.hrvt", _tables(zeros=1 << 28))
+    return _written(folder / "tables.hrvt", _tables(zeros=1 << 26))
 
 
 @_bomb("tables", "a million hidden units")

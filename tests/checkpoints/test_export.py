@@ -159,18 +159,10 @@ def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: P
     for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
         assert torch.equal(drawn, second)
     assert torch.equal(model.sample(2, seed=1, guidance=1), plain), "the prior itself"
-    assert (
-        "guidance 1 and levels 1 to 2; `--guidance 1` draws from the prior itself"
-        in RunFolder(tmp_path / "out").card.read_text()
-    )
+    card = RunFolder(tmp_path / "out").card.read_text()
+    assert "guidance 1 and levels 1 to 2; `--guidance 1` draws from the prior itself" in card
     assert Run(tmp_path / "out").sampling_options() == {"guidance": 1.0, "levels": 2}
     for damaged in ("[1]", "{}", '{"guidance": "x"}', '{"guidance": 2, "levels": "all"}', "["):
         RunFolder(whole).sampling.write_text(damaged)
         with pytest.raises(DamagedFileError, match=r"sampling\.json is damaged"):
             model.sample()
-
-
-def test_shipped_defaults() -> None:
-    for name, options in (("treevq-cifar10", {"guidance": 5.0, "levels": 8}), ("treevq-mnist", {"guidance": 1.5})):
-        assert Run(name).sampling_options() == {"levels": None, **options}
-        assert Run(name).sampling_options(guidance=1) == {"guidance": 1.0, "levels": None}

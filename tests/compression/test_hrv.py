@@ -29,7 +29,7 @@ from tests.compression.made import GRIDS, TREE, files_of, flat, made_entropy_mod
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     symbols=st.lists(st.integers(1, 40), min_size=1, max_size=3), unit=st.integers(1, 9), margin=st.integers(0, 5),
     finer=st.lists(st.integers(1, 2), min_size=3, max_size=3), size=SIZES, count=st.integers(1, 3),
@@ -158,7 +158,7 @@ def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[
     return found, coder.end_decoding(state)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=CASES, after=st.binary(max_size=8))
 def test_bytes_are_those_of_the_oracle_and_give_the_symbols_back(
     case: tuple[list[list[int]], list[int]], after: bytes

@@ -64,9 +64,9 @@ def _inspect(arguments: Arguments) -> int:
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits a code", "bytes so far")]
     total = header.length
     rows.append(("header", "", total, "", total))
-    for number, (level, length) in enumerate(zip(codes.codes, codes.lengths[1:], strict=True), start=1):
+    for place, (level, length) in enumerate(zip(codes.codes, codes.lengths[1:], strict=True), start=1):
         total += length
-        rows.append((f"level {number}", level.size, length, f"{8 * length / level.size:.3f}", total))
+        rows.append((f"level {place}", level.size, length, f"{8 * length / level.size:.3f}", total))
     print_table(rows)
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
@@ -88,8 +88,8 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     rows: list[Sequence[object]] = [("part", "bytes", "an image")]
     count = max(1, len(entries))
     index = path.stat().st_size - opened.left_over - opened.damaged - records - head
-    for name, number in (("records", records), ("entropy model", head), ("index", index)):
-        rows.append((name, f"{number:,}", f"{number / count:.2f}"))
+    for name, size in (("records", records), ("entropy model", head), ("index", index)):
+        rows.append((name, f"{size:,}", f"{size / count:.2f}"))
     print_table(rows)
     sizes = sorted({entry.size for entry in entries})
     shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (", ..." if len(sizes) > 4 else "")
