@@ -122,7 +122,8 @@ def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Pat
     assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.hrva.png"))
 
 
-def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrvqvae.utils.progress.SAY_AFTER_SECONDS", 600)  # one line, however slow the machine is
     file, new, archive, image = tmp_path / "x.hrv", tmp_path / "new.hrv", tmp_path / "x.hrva", images / "0.png"
     (tmp_path / "none").mkdir()
     (tmp_path / "notes.txt").write_text("words")
