@@ -175,7 +175,7 @@ def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.C
 
 def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "classes.png"
-    assert "3 samples of each of 10 classes" in figure("classes", run, "-n", "3", "-o", out)
+    assert "3 samples per class, 10 classes" in figure("classes", run, "-n", "3", "-o", out)
     assert read_image(out, 3).shape[1] > 10 * 60
     with pytest.raises(SystemExit):
         figure("classes", run, "-o", out, "--guidance", "2")

@@ -18,30 +18,32 @@ from hrvqvae.utils.outputs import check_output
 
 
 def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
-    """Write the figure; -> how many classes there are.
+    """Write the figure and return the number of classes.
 
     Raises:
-        InputError: as `Model`; the priors know no classes, or can't be guided; the file can't be written.
+        InputError: The priors know no classes or can't be guided, or the file can't be written.
     """
     check_output(out, force=True, suffix=".png")
     model, params = Model(run), SamplingParams(guidance=guidance)
     if not model.classes:
         raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
     rows = [
-        sheets.SheetRow(name, list(model.draw(count, seed=seed + number, class_name=name, params=params).images))
-        for number, name in enumerate(model.classes)
+        sheets.SheetRow(name, list(model.draw(count, seed=seed + index, class_name=name, params=params).images))
+        for index, name in enumerate(model.classes)
     ]
     write_image(sheets.draw(rows), out)
     return len(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw it."""
+    """Draw the figure that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
-    parser.add_argument("-n", dest="count", type=int, default=8, metavar="N", help="of each class (default: 8)")
-    what = "above 1: samples closer to their class, of priors trained with class dropout"
+    parser.add_argument(
+        "-n", dest="count", type=int, default=8, metavar="N", help="draw N images per class (default: 8)"
+    )
+    what = "above 1, draw images more typical of their class (default: 1)"
     parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         classes = draw(arguments.run, arguments.out, arguments.count, arguments.guidance, arguments.seed)
     except InputError as error:
         parser.error(str(error))
-    print(f"{arguments.count} samples of each of {classes} classes: {arguments.out}")
+    print(f"{arguments.count} samples per class, {classes} classes: {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figure 10: the codebooks that a choice leaves within reach, of a trained run or of synthetic vectors.
+"""Figure 10: the codebooks that the search compares, of a trained run or of synthetic vectors.
 
 python recipes/figures/hierarchy.py [RUN] -o FIG.png [--position Y X | --path K,K,K]
 """
@@ -23,10 +23,10 @@ from hrvqvae.utils.errors import InputError
 
 
 def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Sequence[int] | None) -> str:
-    """Write the figure; -> what was drawn, in words.
+    """Write the figure and return its title.
 
     Raises:
-        InputError: the run has no linked codebooks, the position or path is out of range, the file can't be written.
+        InputError: The run has no linked codebooks, the position or path is out of range, or the file can't be written.
     """
     if run is None:
         tree = synthetic_tree()
@@ -49,7 +49,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
 
 
 def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> hierarchy.Tree:
-    """Codebooks in the plane that shrink from level to level, and a vector near one of their leaves."""
+    """Return codebooks in the plane that shrink from level to level, and a vector near one of their leaves."""
     generator = np.random.default_rng(seed)
     books = []
     for level in range(levels):
@@ -65,7 +65,7 @@ def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> hierar
 
 
 def most_used(model: SingleGridAutoencoder) -> list[int]:
-    """The path that takes the most used child at every level, by the moving averages of training."""
+    """Return the indices of the most used child at every level, by the moving averages of training."""
     place, path = 0, []
     for codebook in cast(ResidualQuantizer, model.quantizer).levels:
         child = int(codebook.count[place].argmax())
@@ -75,19 +75,21 @@ def most_used(model: SingleGridAutoencoder) -> list[int]:
 
 
 def children(text: str) -> list[int]:
-    """The type of --path."""
+    """Return the child indices of --path."""
     return [int(child) for child in text.split(",")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw it."""
+    """Draw the figure that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a trained run (default: synthetic vectors)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="draw a trained run (default: synthetic vectors)")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png", help="PNG or SVG")
     place = parser.add_mutually_exclusive_group()
-    what = "of the first test image's latents, whose vector is quantized"
+    what = "quantize the latent at row Y, column X of the first test image"
     place.add_argument("--position", nargs=2, type=int, metavar=("Y", "X"), help=what)
-    place.add_argument("--path", type=children, metavar="K,K,K", help="child indices from level 1 on, such as 2,1,3")
+    place.add_argument(
+        "--path", type=children, metavar="K,K,K", help="draw this path: child indices from level 1 on, such as 2,1,3"
+    )
     arguments = parser.parse_args(argv)
     if arguments.run is None and arguments.position is not None:
         parser.error("--position is a place on a run's latent grid; name a RUN")

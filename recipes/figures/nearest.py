@@ -25,9 +25,9 @@ BLOCK = 2_048  # training images that are compared at once
 
 
 def nearest_training_images(images: Tensor, config: Config) -> tuple[Tensor, list[float]]:
-    """For each image (B, C, Y, X) in [0, 1] the training image with the least squared error, and its MSE."""
+    """Return the nearest training image of each image (B, C, Y, X) in [0, 1], and its MSE."""
     best = torch.full((len(images),), float("inf"))
-    found = torch.zeros_like(images)
+    nearest = torch.zeros_like(images)
     flat, data = images.flatten(1), config.data
     train = load_images(data, "train")
     for batch in evaluation_batches(train, batch_size=BLOCK, workers=data.workers):
@@ -35,33 +35,33 @@ def nearest_training_images(images: Tensor, config: Config) -> tuple[Tensor, lis
         errors = torch.cdist(flat, candidates.flatten(1)).square() / flat.shape[1]
         error, index = errors.min(1)
         better = error < best
-        best[better], found[better] = error[better], candidates[index[better]]
-    return found, best.tolist()
+        best[better], nearest[better] = error[better], candidates[index[better]]
+    return nearest, best.tolist()
 
 
 def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[float]:
-    """Write the figure; -> the MSE of each pair.
+    """Write the figure and return the MSE of each pair.
 
     Raises:
-        InputError: as `Model`; the data is not there; the file can't be written.
+        InputError: The run or its data is missing, or the file can't be written.
     """
     check_output(out, force=True, suffix=".png")
     model = Model(run)
     samples = model.sample(count, seed=seed)
-    found, errors = nearest_training_images(samples, model.config.with_root(root))
-    pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, found, strict=True)]
+    nearest, errors = nearest_training_images(samples, model.config.with_root(root))
+    pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, nearest, strict=True)]
     write_image(sheets.draw_grid(pairs), out)
     return errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw it."""
+    """Draw the figure that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
-    parser.add_argument("-n", dest="count", type=int, default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument("-n", dest="count", type=int, default=64, metavar="N", help="draw N samples (default: 64)")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--data", metavar="DIR", help="where the data is, if it has moved since training")
+    parser.add_argument("--data", metavar="DIR", help="read the training images from DIR (default: as in training)")
     arguments = parser.parse_args(argv)
     try:
         errors = draw(arguments.run, arguments.out, arguments.count, arguments.seed, arguments.data)

@@ -1,7 +1,6 @@
-"""The error of images from the first levels, for each system of a comparison: mean and spread over its seeds.
+"""Plot the error of images decoded from the first levels against bits, for each system of a comparison.
 
-Against bits; the levels of a system have the same bits. For each number of bits that the first system has too it
-prints the p-value against it (Welch).
+It prints mean, deviation and n, and Welch's p against the first system where that has as many bits.
 
 python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare, with runs/NAME-SEED
 """
@@ -23,36 +22,36 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import check_output
 
 Errors = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""System -> bits an image of levels 1, 1 to 2, and so on, (levels,); MSE of the images from them, (seeds, levels)."""
+"""By system: bits per image of each prefix of the levels (levels,), and their MSE (seeds, levels)."""
 
 
 def measure(folder: Path, images: int | None) -> Errors:
-    """The errors of each run. Raises InputError where there is none, or as `evaluate_run`."""
-    found: dict[str, list[list[float]]] = {}
+    """Return the errors of all runs. Raise InputError if there are none."""
+    errors: dict[str, list[list[float]]] = {}
     bits = dict[str, NDArray[np.float64]]()
     for run in sorted((folder / "runs").glob("*-*")):
         report, name = evaluate_run(run, limit=images, rate=False).report, run.name.rpartition("-")[0]
-        found.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
+        errors.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
         bits[name] = report.bits_per_image * np.arange(1, len(report.levels) + 1) / len(report.levels)
-    if not found:
+    if not errors:
         raise InputError(f"{folder} has no runs: give the folder of a comparison")
-    return {name: (bits[name], np.array(runs)) for name, runs in found.items()}
+    return {name: (bits[name], np.array(runs)) for name, runs in errors.items()}
 
 
 def spread(runs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation over the seeds; 0 of a single one."""
+    """Return the standard deviation over the seeds, 0 of a single seed."""
     return runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1])
 
 
 def draw(errors: Errors, out: Path) -> None:
-    """One line a system, with a band of one standard deviation."""
+    """Draw one line per system, with a band of one standard deviation."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, (bits, runs) in errors.items():
         mean, around = runs.mean(axis=0), spread(runs)
         (line,) = axes.plot(bits, mean, marker="o", markersize=3, label=name)
         axes.fill_between(bits, mean - around, mean + around, color=line.get_color(), alpha=0.2)
-    axes.set(xlabel="bits an image", ylabel="MSE", yscale="log")
+    axes.set(xlabel="bits per image", ylabel="MSE", yscale="log")
     axes.legend()
     save_figure(figure, out)
 
@@ -62,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
-    parser.add_argument("-n", dest="images", type=int, metavar="IMAGES", help="of the test split (default: all)")
+    parser.add_argument(
+        "-n", dest="images", type=int, metavar="IMAGES", help="measure so many test images (default: all)"
+    )
     arguments = parser.parse_args(argv)
     try:
         check_output(arguments.out, force=True, suffix=".png")
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = {round(bits): runs for bits, runs in zip(of_first[0], of_first[1].T, strict=True)}
     for name, (every, runs) in errors.items():
         for level, (bits, mean, around) in enumerate(zip(every, runs.mean(axis=0), spread(runs), strict=True)):
-            told = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
+            line = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
             if len(runs) > 1:
-                told += f" ± {around:.1e} (n = {len(runs)}"
+                line += f" ± {around:.1e} (n = {len(runs)}"
                 other = first.get(round(bits), ())
-                told += f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})" if len(other) > 1 else ")"
-            print(told)
+                line += f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})" if len(other) > 1 else ")"
+            print(line)
     draw(errors, arguments.out)
 
 
