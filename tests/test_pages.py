@@ -47,12 +47,12 @@ FEWER: tuple[Cut, ...] = (
 
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
-    """(language, content) of a page's blocks of code."""
+    """Yield (language, content) of the blocks of code of a page."""
     yield from re.findall(r"```(console|python|toml|bash)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def commands(page: str) -> Iterator[tuple[list[str], str]]:
-    """(words, what the page shows below it) of a page's console blocks."""
+    """Yield (words, output that the page shows) of the commands in console blocks."""
     for language, block in blocks(page):
         if language == "console":
             for command, shown in re.findall(r"^\$ ([^#\n]*).*\n((?:[^$].*\n|\n)*)", block, re.MULTILINE):
@@ -60,7 +60,7 @@ def commands(page: str) -> Iterator[tuple[list[str], str]]:
 
 
 def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
-    """What a command prints; `> FILE` writes that. Pictures that it names are there afterwards."""
+    """Run a command with small budgets and return its output. Check that the pictures it names exist."""
     end = words.index(">") if ">" in words else len(words)
     printed = replay(cut(words[:end], cuts))
     if end < len(words):
@@ -72,7 +72,7 @@ def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the images that pages name, and drawn digits for MNIST."""
+    """Enter a folder with the images that pages name, and drawn digits for MNIST."""
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
@@ -125,14 +125,14 @@ def test_the_page_of_tokens(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for number in range(12):
-        kind = folder / "my-photos" / ("cats", "dogs")[number % 2]
+    for index in range(12):
+        kind = folder / "my-photos" / ("cats", "dogs")[index % 2]
         kind.mkdir(exist_ok=True)
-        (folder / "my-photos" / f"{number:02d}.jpg").rename(kind / f"{number}.jpg")
+        (folder / "my-photos" / f"{index:02d}.jpg").rename(kind / f"{index}.jpg")
     trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
-    given = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
+    options = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
     smaller = (
-        (r" --max-minutes [^\0]+", ""), (r"^(hrvqvae train-prior .*)", rf"\1 {given}"),
+        (r" --max-minutes [^\0]+", ""), (r"^(hrvqvae train-prior .*)", rf"\1 {options}"),
         (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
     )  # fmt: skip
     names: dict[str, Any] = {}
@@ -159,30 +159,30 @@ def test_the_page_of_the_layer() -> None:
     assert names["leaf"].shape == (4, 14, 14)
     quantize, step, state = names["quantize"], names["step"], names["optimizer"].state
     quantize.schedule.start_vectors, quantize.schedule.restart_every = 256, 3
-    counts = [one for name, one in quantize.named_buffers() if name.endswith("count")]
+    counts = [buffer for name, buffer in quantize.named_buffers() if name.endswith("count")]
     generator, moved_rows = torch.Generator().manual_seed(0), 0
-    for number in range(6):
-        before = [one.detach().clone() for one in quantize.parameters()]
+    for index in range(6):
+        before = [parameter.detach().clone() for parameter in quantize.parameters()]
         for count in counts:
             count[:, 0] = 0  # a codeword of each codebook is dead
         step(torch.randn(1, 256, 64, generator=generator))
         for old, new in zip(before, quantize.parameters(), strict=True):
             moved = (old - new).norm(dim=-1) > 0.1  # further than a step of Adam leads
-            if number and moved.any():  # its moments are those of this one step
+            if index and moved.any():  # its moments are those of this one step
                 moved_rows += int(moved.sum())
                 torch.testing.assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
                 torch.testing.assert_close(state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2)
     assert moved_rows > 0
 
 
-def test_a_logger_of_ones_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's training with the page's logger, registered as a package would register it."""
-    found = dict(blocks("docs/loggers.md"))
-    (folder / "my_package.py").write_text(found["python"])
+    code = dict(blocks("docs/loggers.md"))
+    (folder / "my_package.py").write_text(code["python"])
     monkeypatch.syspath_prepend(folder)
     import my_package  # type: ignore[import-not-found]
 
-    assert 'print = "my_package:LOGGER"' in found["toml"]
+    assert 'print = "my_package:LOGGER"' in code["toml"]
     monkeypatch.setitem(LOGGERS._entries, "print", my_package.LOGGER)
     (words,) = [words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]]
     both = [word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))]
@@ -197,14 +197,14 @@ def test_commands_for_several_processes() -> None:
     ]
     for line in [line for line in lines if line.startswith("torchrun ")]:
         words = shlex.split(line.replace("$head", "node1").replace("$SLURM_JOB_ID", "7"))
-        found = get_args_parser().parse_args(words[1:])
-        assert found.training_script == "hrvqvae"
-        arguments = found.training_script_args
+        options = get_args_parser().parse_args(words[1:])
+        assert options.training_script == "hrvqvae"
+        arguments = options.training_script_args
         if arguments[0] == "train":
             batch = int(re.findall(r"batch_size: (\d+)", do(*arguments, "--print-config"))[-1])
-            least, *_, most = [*found.nnodes.split(":"), *found.nnodes.split(":")]
+            least, *_, most = [*options.nnodes.split(":"), *options.nnodes.split(":")]
             for machines in range(int(least), int(most) + 1):
-                assert batch % (machines * int(found.nproc_per_node)) == 0
+                assert batch % (machines * int(options.nproc_per_node)) == 0
         else:
             _parser().parse_args(split_fields(arguments)[0])
 
@@ -214,6 +214,9 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
+    for line in re.findall(r"^(?:\$ )?hrvqvae ([a-z].*)", page.read_text().replace("\\\n", " "), re.MULTILINE):
+        if page.parent.name == "docs" and not line.startswith(("turns ", "needs ", "cifar10 ")):  # prose and tables
+            _parser().parse_args(split_fields(shlex.split(line.partition(" > ")[0], comments=True))[0])
     modules = [name for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text) if "binary_codes" not in name]
     assert not [
         name for name in modules if not (ROOT / "src" / "hrvqvae" / name).exists() and not (ROOT / name).exists()
@@ -236,6 +239,6 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet
     loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"
     pages = [page.read_text() for page in tmp_path.rglob("*.html")]
     assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
-    assert not [found for page in pages for found in re.findall(loads, page)]
+    assert not [match for page in pages for match in re.findall(loads, page)]
     sheets = [path.read_text() for path in tmp_path.rglob("*.css")]
-    assert not [one for one in sheets if re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", one)]
+    assert not [sheet for sheet in sheets if re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet)]
