@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from hrvqvae.checkpoints.run import save_model
 from hrvqvae.config import to_dict
 from hrvqvae.config.presets import get
-from hrvqvae.config.schema import replaced
 from hrvqvae.models.build import build
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 
@@ -83,7 +82,7 @@ def begin_linear(model: SingleGridAutoencoder, images: Tensor) -> None:
 def main() -> None:
     """Write both."""
     source, out = Path(sys.argv[1]), Path(sys.argv[2])
-    config = replaced(get("treevq-deep/cifar10").config, SETTINGS)
+    config = get("treevq-deep/cifar10").config.replace(**SETTINGS)
     torch.manual_seed(0)
     model = build(config)
     rows = np.random.default_rng(0).choice(len(stored := np.load(source / "train_images.npy", mmap_mode="r")), FIRST)
