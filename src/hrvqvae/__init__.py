@@ -5,7 +5,7 @@
 >>> coarse = model.decode(codes, levels=2)  # (B, C, Y, X), float32 in [0, 1]
 >>> digits = hrvqvae.load("mnist").sample(16, class_name="7", seed=0)  # (16, 1, 28, 28), float32 in [0, 1]
 
-Importing this package does not import torch: each name is imported when it is first used.
+Importing this package does not import torch: each name is imported at its first use.
 """
 
 from __future__ import annotations
@@ -44,22 +44,9 @@ _MODULES = {
 }
 
 __all__ = [
-    "Autoencoder",
-    "Codes",
-    "Config",
-    "DataConfig",
-    "InputError",
-    "Model",
-    "QuantizerConfig",
-    "ResidualQuantizer",
-    "SingleGridAutoencoder",
-    "SingleGridConfig",
-    "TrainingConfig",
-    "TreeVQ",
-    "list_models",
-    "load",
-    "train",
-]
+    "Autoencoder", "Codes", "Config", "DataConfig", "InputError", "Model", "QuantizerConfig", "ResidualQuantizer",
+    "SingleGridAutoencoder", "SingleGridConfig", "TrainingConfig", "TreeVQ", "list_models", "load", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Training: an autoencoder, its priors, its progressive decoder; the demo that does it all; systems side by side."""
+"""Commands that train: an autoencoder, its priors, its progressive decoder, a classifier; the demo; comparisons."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _refresh(arguments: Arguments) -> int:
 
         signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_callbacks())
         if signal is not None:
-            print("stopped, saved; the same command goes on")
+            print("stopped, saved; the same command continues")
             return 128 + signal
         print(*(stale_notice(arguments.run) or [f"everything in {arguments.run} is of its model's state"]), sep="\n")
         return 0
