@@ -79,16 +79,11 @@ def test_wrong_commands(arguments: list[str], message: str) -> None:
     assert message in refused([*arguments])
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["data", "get"]])
-def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([*command, "--help"])
-    assert ended.value.code == 0
-    assert " ".join(["usage: hrvqvae", *command]) in capsys.readouterr().out
-
-
 def test_help_shows_every_command_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["train", "--help"])
+    assert capsys.readouterr().out.startswith("usage: hrvqvae train ")
+    with pytest.raises(SystemExit, match="^0$"):
         main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     shown = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != "-"]
@@ -104,9 +99,7 @@ def test_arguments_stand_before_and_after_options(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("hrvqvae.cli.share._export", lambda arguments: called.append(arguments) or 0)
     for words in (["mnist", "small", "--compact"], ["mnist", "--compact", "small"], ["--compact", "mnist", "small"]):
         assert main(["export", *words]) == 0
-    assert {(arguments.run, str(arguments.out), arguments.compact) for arguments in called} == {
-        ("mnist", "small", True)
-    }
+    assert {(each.run, str(each.out), each.compact) for each in called} == {("mnist", "small", True)}
     assert "unknown argument 'more'" in refused(["export", "mnist", "--compact", "small", "more"])
 
 

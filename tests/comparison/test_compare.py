@@ -70,7 +70,7 @@ def test_systems_with_priors(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("systems")
 def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     def rows_of(**fields: Any) -> list[dict[str, Any]]:
-        rows, _ = compare(Comparison(dataset="mnist", max_steps=6, **fields), tmp_path, lambda _: None)
+        rows, _ = compare(Comparison(dataset="mnist", max_steps=2, **fields), tmp_path, lambda _: None)
         assert json.loads((tmp_path / "results.json").read_text()) == rows
         return rows
 
@@ -116,7 +116,7 @@ def test_the_budget_of_priors(system: str, settings: dict[str, Any], expected: d
 
 @pytest.mark.usefixtures("systems")
 def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "6", "--prior-steps", "6", "--out"]
+    command = ["compare", "mnist", "--systems", "vqvae", "--max-steps", "4", "--prior-steps", "4", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
 
     for task in (AutoencoderTask, PriorTask):
@@ -249,7 +249,7 @@ def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is small is taken along, the runs are not: nothing is trained again, and the pictures are the same."""
     here, there = tmp_path / "here", tmp_path / "there"
-    command = ["compare", "mnist", "--max-steps", "4", "--systems", "vqvae,hrvqvae", "--prior-steps", "3"]
+    command = ["compare", "mnist", "--max-steps", "2", "--systems", "vqvae", "--prior-steps", "1"]
     assert main([*command, "--out", str(here)]) == 0
     shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*", "*s.png"))
     shutil.copytree(here / "rows", there / "rows", dirs_exist_ok=True)
@@ -257,13 +257,10 @@ def test_a_comparison_goes_on_elsewhere_from_its_rows(tmp_path: Path, monkeypatc
     assert not (there / "runs").exists()
     for name in ("results.json", "results.md", "reconstructions.png", "samples.png", "curves.png"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
-    own = [*command, "--vqvae.model.quantizer.beta", "0.5", "--out", str(there)]
-    assert "the autoencoder of vqvae-0 has another configuration" in refused(own)
-    row = there / "rows" / "vqvae-0.json"
-    known = json.loads(row.read_text())
-    row.write_text(json.dumps({name: value for name, value in known.items() if name != "digests"}))
-    assert main(own) == 0, "a row of an earlier version is taken as it is"
-    (there / "rows" / "theirs-0.json").write_text(json.dumps(known | {"system": "theirs"}))
+    changed = [*command, "--vqvae.model.quantizer.beta", "0.5", "--out", str(there)]
+    assert "the autoencoder of vqvae-0 has another configuration" in refused(changed)
+    row = json.loads((there / "rows" / "vqvae-0.json").read_text())
+    (there / "rows" / "theirs-0.json").write_text(json.dumps(row | {"system": "theirs"}))
     assert "the sheets leave out theirs" in do(*command, "--out", there)
     assert "| theirs | 1 |" in (there / "results.md").read_text(), "a system that is not on this machine"
     model = (here / "runs" / "vqvae-0" / "model.safetensors").stat().st_mtime_ns
@@ -282,7 +279,7 @@ def test_what_another_process_makes_is_passed_over_and_taken_up(tmp_path: Path) 
     said = list[str]()
 
     def of(seed: int) -> Comparison:
-        return Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=4, first_seed=seed)
+        return Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=2, first_seed=seed)
 
     run, rows_path = tmp_path / "runs" / "vqvae-0", tmp_path / "rows"
     with in_another_process(run) as pid:

@@ -190,15 +190,14 @@ class TheirData(DataConfig):
 
 
 def test_types_of_a_third_party() -> None:
-    config = mnist().replace(data=TheirData())
-    data = to_dict(override(config, {"data.ratio": "0.5", "data.names": "a, b"}).data)
-    assert (data["ratio"], data["names"]) == (0.5, ("a", "b"))
+    data = override(mnist().replace(data=TheirData()), {"data.ratio": "0.5", "data.names": "a, b"}).data
+    assert (data.ratio, data.names) == (0.5, ("a", "b"))  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):
-        override(config, {"data.ratio": "wide"})
+        TheirData(ratio="wide")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("given", "same"),
+    ("fields", "same"),
     [
         ({"training.device": "cuda:1", "training.threads": "3", "training.loggers": "tensorboard"}, True),
         ({"data.root": "/elsewhere", "data.workers": "0", "prior.training.checkpoint_every": "7"}, True),
@@ -212,11 +211,10 @@ def test_types_of_a_third_party() -> None:
         ({"prior.training.evaluate_every": "7"}, False),
     ],
 )
-def test_what_decides_the_result_changes_the_digest(given: dict[str, str], same: bool) -> None:
-    config = mnist()
-    changed = override(config, given)
+def test_what_decides_the_result_changes_the_digest(fields: dict[str, str], same: bool) -> None:
+    config, changed = mnist(), override(mnist(), fields)
     assert (digest_of(changed, *SECTIONS) == digest_of(config, *SECTIONS)) == same
-    others = [section for section in SECTIONS if not any(name.startswith(f"{section}.") for name in given)]
+    others = [section for section in SECTIONS if not any(name.startswith(f"{section}.") for name in fields)]
     assert digest_of(changed, *others) == digest_of(config, *others)
 
 
