@@ -115,10 +115,10 @@ def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
     async def nothing(*_: object) -> None:
         pytest.fail("it was passed on")
 
-    guard = Guard(nothing, most_bytes=10, hosts=(), folder=tmp_path)
+    guard = Guard(nothing, most_bytes=10, hosts=("",), folder=tmp_path)
     for count, status in ((64, None), (65, 503)):
-        for number in range(count):
-            (tmp_path / f"{number}").write_bytes(bytes(10))
+        for index in range(count):
+            (tmp_path / f"{index}").write_bytes(bytes(10))
         refusal = guard.check("/gradio_api/upload", {})
         assert (refusal and refusal[0]) == status
     assert guard.check("/gradio_api/call/reconstruct", {}) is None
