@@ -105,6 +105,7 @@ def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "SMALL", TINY)
     monkeypatch.setattr(gpu, "search_tensors", rounded)
+    monkeypatch.setattr(gpu, "bench_trainings", lambda *_: [])
     with pytest.raises(SystemExit) as ended:
         gpu.main([])
     assert ended.value.code == 1

@@ -35,17 +35,18 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "layer_tuned": (
-        "--size 2 4 1 --steps 4 --seeds 2 --images 40 --trials 3",
+        "--size 2 4 1 --steps 2 --seeds 2 --images 40 --trials 2",
         ("layer", "rate", "decay"), 4,
     ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "items"), 3),
     "train": (
-        f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0",
+        f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0 --model.perceptual none",
         ("method", "preset", "batch"), 2,
     ),
     "prior": ("--rounds 1 --batch 2 --presets hrvqvae/mnist treevq-deep/mnist", ("preset", "network", "codes"), 2),
     "sample": (
-        "--rounds 1 --positions 1 --levels hrvqvae/cifar10:2 --images hrvqvae/mnist:2", ("method", "drawn", "batch"), 3,
+        "--rounds 1 --positions 1 --levels treevq-deep/mnist:1 --images treevq-deep/mnist:1",
+        ("method", "drawn", "batch"), 3,
     ),
 }  # fmt: skip
 
@@ -108,7 +109,7 @@ def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
     assert (best["equal"], best["speed"]) == pytest.approx((4 * 2**0.5, 2 * 2**0.5))
     changes = (speedrun.RECIPE, speedrun.HALF, speedrun.TWICE, "Muon's iteration in bf16")
     for _ in range(2):  # again: nothing is trained anew
-        speedrun.main([str(run), "--images", "64", "--out", str(tmp_path), "--seeds", "0", "1", "--changes", *changes])
+        speedrun.main([str(run), "--images", "32", "--out", str(tmp_path), "--seeds", "0", "1", "--changes", *changes])
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 8
     assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]} == {*changes}
 
