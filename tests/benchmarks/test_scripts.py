@@ -35,7 +35,7 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "layer_tuned": (
-        "--size 2 4 1 --steps 2 --seeds 2 --images 40 --trials 2",
+        "--size 2 4 1 --steps 2 --batch 4 --seeds 2 --images 40 --trials 2",
         ("layer", "rate", "decay"), 4,
     ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "items"), 3),
