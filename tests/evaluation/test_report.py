@@ -32,7 +32,7 @@ def test_evaluation_with_priors(run: Path) -> None:
     assert 3 < report["label_bits_per_image"] < 4, "ten classes"
     out = do("evaluate", run, "--device", "cpu", "--images", 7)
     assert "mnist test: 7 images" in out
-    assert re.search(r"given the class; it takes 3\.\d bits", out)
+    assert re.search(r"an unknown class takes 3\.\d bits", out)
 
 
 @pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
