@@ -13,7 +13,6 @@ from hrvqvae.models import tiles
 from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, select_prefix, to_unit_images
 from hrvqvae.models.blocks import Decoder, Encoder, ProgressiveDecoder
 from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
-from hrvqvae.quantize.functional import straight_through
 
 
 class SingleGridAutoencoder(Autoencoder):
@@ -83,7 +82,9 @@ class SingleGridAutoencoder(Autoencoder):
         if by_prefix:  # image i is decoded from prefix i % count
             image = torch.arange(len(unit), device=unit.device)
             prefix = image % count
-            decoded = straight_through(latents, self.prefix_latents(quantized.codes)[prefix, image])
+            prefixes = self.prefix_latents(quantized.codes)
+            share = explained_share(latents.detach(), prefixes)[prefix][:, None, None]
+            decoded = prefixes[prefix, image] + share * (latents - latents.detach())
         output = self.pixels(decoded, (unit.shape[-2], unit.shape[-1]))
         errors = (output - (unit * 2 - 1)).square()
         error = relative_error(errors.mean((1, 2, 3)), prefix, count) if by_prefix else errors.mean()
@@ -149,6 +150,20 @@ class SingleGridAutoencoder(Autoencoder):
         if self.progressive_decoder is not None:
             self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # follows the model to its device
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
+    """Return which share of the variance of each channel the codewords of each prefix explain, (L, D).
+
+    The straight-through gradient of a prefix is multiplied by it: codewords of a prefix that ignores a channel do not
+    follow the channel.
+
+    Args:
+        latents: (B, H, W, D).
+        prefixes: sums of codewords (L, B, H, W, D).
+    """
+    variance = latents.var((0, 1, 2), correction=0).clamp(min=1e-12)
+    return (1 - (latents - prefixes).square().mean((1, 2, 3)) / variance).clamp(0, 1)
 
 
 def relative_error(errors: Tensor, prefix: Tensor, count: int) -> Tensor:
