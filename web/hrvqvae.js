@@ -7,7 +7,7 @@
 
 import { ascii, crc32, crc8, inflate, Refused, refuseUnless, uint32, utf8 } from "./bytes.js";
 import { readImage, writeImage } from "./files.js";
-import { buildDecoder, buildEncoder, buildRefiner, Codebooks } from "./network.js";
+import { buildDecoder, buildEncoder, buildRefiner, Codebooks, Kernel } from "./network.js";
 import { readTables } from "./tables.js";
 
 export { Refused };
@@ -64,13 +64,14 @@ function buildModel({ name, config, progressive }, tables, weights) {
   const { model } = config;
   const { channels } = config.data;
   const blocks = progressive && config.progressive.network.residual_blocks;
+  const kernel = new Kernel();
   return {
     name, channels, model, tables,
     codebooks: new Codebooks(weights, model.quantizer),
-    encoder: buildEncoder(weights, "encoder", model),
-    decoder: buildDecoder(weights, "decoder", model),
-    refiner: blocks ? buildRefiner(weights, "progressive.refiner", blocks) : null,
-    prefixDecoder: blocks ? buildDecoder(weights, "progressive.decoder", model) : null,
+    encoder: buildEncoder(kernel, weights, "encoder", model),
+    decoder: buildDecoder(kernel, weights, "decoder", model),
+    refiner: blocks ? buildRefiner(kernel, weights, "progressive.refiner", blocks) : null,
+    prefixDecoder: blocks ? buildDecoder(kernel, weights, "progressive.decoder", model) : null,
   };
 }
 

@@ -1,85 +1,101 @@
-// The networks in plain JavaScript: codes to pixels, and pixels to codes.
+// The networks: codes to pixels, and pixels to codes.
 //
 // Features are { height, width, channels, data }, data a Float32Array of rows, columns, channels. A convolution gathers
-// what each output sees into a row of a matrix and multiplies by the filters.
+// what each output sees into a row of a matrix, some rows at a time, and multiplies them by the filters in WebAssembly.
 
-/** Multiplies: out[p][o] = bias[o] + sum over k of rows[p][k] * filters[o][k], by blocks of 2 rows and 4 filters. */
-function multiply(rows, filters, bias, count, size, outputs, out) {
-  for (let o = 0; o < outputs; o += 4) {
-    const [o1, o2, o3] = [1, 2, 3].map((i) => Math.min(o + i, outputs - 1)); // a filter is taken again at the end
-    const [f0, f1, f2, f3] = [o * size, o1 * size, o2 * size, o3 * size];
-    for (let p = 0; p < count; p += 2) {
-      const q = Math.min(p + 1, count - 1);
-      const [r0, r1] = [p * size, q * size];
-      let [a0, a1, a2, a3] = [bias[o], bias[o1], bias[o2], bias[o3]];
-      let [b0, b1, b2, b3] = [a0, a1, a2, a3];
-      for (let k = 0; k < size; k++) {
-        const a = rows[r0 + k];
-        const b = rows[r1 + k];
-        const w0 = filters[f0 + k];
-        const w1 = filters[f1 + k];
-        const w2 = filters[f2 + k];
-        const w3 = filters[f3 + k];
-        a0 += a * w0;
-        a1 += a * w1;
-        a2 += a * w2;
-        a3 += a * w3;
-        b0 += b * w0;
-        b1 += b * w1;
-        b2 += b * w2;
-        b3 += b * w3;
-      }
-      const [p0, q0] = [p * outputs, q * outputs];
-      out[p0 + o] = a0;
-      out[p0 + o1] = a1;
-      out[p0 + o2] = a2;
-      out[p0 + o3] = a3;
-      out[q0 + o] = b0;
-      out[q0 + o1] = b1;
-      out[q0 + o2] = b2;
-      out[q0 + o3] = b3;
-    }
+const MULTIPLY = // multiply.wat
+  "AGFzbQEAAAABCwFgB39/f39/f38AAwIBAAUDAQABBxUCBm1lbW9yeQIACG11bHRpcGx5AAAKnAIBmQICBX8FeyAFQQJ0IQUgBkECdCELA0AgASEHQQAh" +
+  "CCAAIAVqIQoDQCAAIQkgAiAIav0ABAAhDSANIQ4gDSEPIA0hEANAIAf9AAQAIQwgDSAMIAn9CQIA/eYB/eQBIQ0gDiAMIAkgBWr9CQIA/eYB/eQBIQ4g" +
+  "DyAMIAkgBUEBdGr9CQIA/eYB/eQBIQ8gECAMIAkgBUEDbGr9CQIA/eYB/eQBIRAgB0EQaiEHIAlBBGoiCSAKSQ0ACyADIAhqIQkgCSAN/QsEACAJIAtq" +
+  "IgkgDv0LBAAgCSALaiIJIA/9CwQAIAkgC2ogEP0LBAAgCEEQaiIIIAtJDQALIAAgBUECdGohACADIAtBAnRqIQMgBEEEayIEQQBKDQALCw==";
+const ROWS = 128; // of a matrix at a time, a multiple of 4
+
+/** The memory in which matrices are multiplied. */
+export class Kernel {
+  constructor() {
+    const module = new WebAssembly.Module(Uint8Array.from(atob(MULTIPLY), (c) => c.charCodeAt(0)));
+    Object.assign(this, new WebAssembly.Instance(module).exports);
+    Object.assign(this, { used: 0, rows: 0, size: 0, out: 0, pitch: 0 });
+  }
+
+  /** The address of space for so many numbers. */
+  take(count) {
+    const address = this.used;
+    this.used += 16 * Math.ceil(count / 4);
+    const missing = this.used - this.memory.buffer.byteLength;
+    if (missing > 0) this.memory.grow(Math.ceil(missing / 65536));
+    return address;
+  }
+
+  view(address, count) {
+    return new Float32Array(this.memory.buffer, address, count);
+  }
+
+  /** Makes space for the rows and the products of a layer. */
+  reserve(size, pitch) {
+    if (size > this.size) [this.rows, this.size] = [this.take(ROWS * size), size];
+    if (pitch > this.pitch) [this.out, this.pitch] = [this.take(ROWS * pitch), pitch];
   }
 }
 
-/** Rows (height * width, taps * channels) of what lies at offsets (dy, dx) from (stride * y, stride * x); 0 outside. */
-function gather(input, height, width, stride, offsets) {
-  const { channels, data } = input;
-  const rows = new Float64Array(height * width * offsets.length * channels);
-  let at = 0;
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      for (const [dy, dx] of offsets) {
-        const [row, column] = [stride * y + dy, stride * x + dx];
-        if (row >= 0 && row < input.height && column >= 0 && column < input.width) {
-          const from = (row * input.width + column) * channels;
-          for (let c = 0; c < channels; c++) rows[at + c] = data[from + c];
+/** The filters at some taps (row, column) of torch's weights (outputs, inputs, rows, columns), four outputs together. */
+class Filters {
+  constructor(kernel, { shape, data }, bias, taps, transposed = false) {
+    const [first, second, rows, columns] = shape;
+    const [outputs, inputs] = transposed ? [second, first] : [first, second];
+    const [size, pitch] = [taps.length * inputs, 4 * Math.ceil(outputs / 4)];
+    Object.assign(this, { kernel, outputs, size, pitch, filters: kernel.take(pitch * size), bias: kernel.take(pitch) });
+    kernel.reserve(size, pitch);
+    kernel.view(this.bias, outputs).set(bias);
+    const filters = kernel.view(this.filters, pitch * size);
+    for (let o = 0; o < outputs; o++) {
+      taps.forEach(([y, x], t) => {
+        for (let i = 0; i < inputs; i++) {
+          const [a, b] = transposed ? [i, o] : [o, i];
+          const from = ((a * second + b) * rows + y) * columns + x;
+          filters[((o >> 2) * size + t * inputs + i) * 4 + (o & 3)] = data[from];
         }
-        at += channels;
+      });
+    }
+  }
+
+  /** Writes to out[place(i)] for each of height * width places, which see input at `offsets` from (stride y, stride x). */
+  apply(input, height, width, stride, offsets, out, place) {
+    const { kernel, outputs, size, pitch } = this;
+    const { channels, data } = input;
+    for (let first = 0; first < height * width; first += ROWS) {
+      const count = Math.min(ROWS, height * width - first);
+      const rows = kernel.view(kernel.rows, ROWS * size);
+      for (let p = 0, at = 0; p < count; p++) {
+        const [y, x] = [stride * Math.floor((first + p) / width), stride * ((first + p) % width)];
+        for (const [dy, dx] of offsets) {
+          let from = ((y + dy) * input.width + x + dx) * channels;
+          for (const end = from + channels; from < end; ) rows[at++] = data[from++];
+        }
+      }
+      kernel.multiply(kernel.rows, this.filters, this.bias, kernel.out, count, size, pitch);
+      const products = kernel.view(kernel.out, ROWS * pitch);
+      for (let p = 0; p < count; p++) {
+        const to = place(first + p) * outputs;
+        for (let o = 0; o < outputs; o++) out[to + o] = products[p * pitch + o];
       }
     }
   }
-  return rows;
 }
 
-/** The filters (outputs, taps * inputs) of torch's weights (outputs, inputs, rows, columns), at some (row, column). */
-function filtersAt({ shape, data }, taps, transposed) {
-  const [first, second, rows, columns] = shape;
-  const [outputs, inputs] = transposed ? [second, first] : [first, second];
-  const filters = new Float64Array(outputs * taps.length * inputs); // in 64 bits, so that nothing is converted
-  let at = 0;
-  for (let o = 0; o < outputs; o++) {
-    for (const [y, x] of taps) {
-      for (let i = 0; i < inputs; i++) {
-        const [a, b] = transposed ? [i, o] : [o, i];
-        filters[at++] = data[((a * second + b) * rows + y) * columns + x];
-      }
+/** Features with a border of zeros, and without what is negative, if `relu`. */
+function padded({ height, width, channels, data }, border, relu) {
+  const wide = (width + 2 * border) * channels;
+  const out = new Float32Array((height + 2 * border) * wide);
+  for (let y = 0; y < height; y++) {
+    const [from, to] = [y * width * channels, (y + border) * wide + border * channels];
+    for (let i = 0; i < width * channels; i++) {
+      const value = data[from + i];
+      out[to + i] = relu && value < 0 ? 0 : value;
     }
   }
-  return filters;
+  return { width: width + 2 * border, channels, data: out };
 }
-
-const relu = (features) => ({ ...features, data: features.data.map((value) => Math.max(0, value)) });
 
 function added(features, more) {
   const data = Float32Array.from(features.data);
@@ -88,103 +104,89 @@ function added(features, more) {
 }
 
 /** A convolution that keeps the size (padding by dilation * half of the kernel), or halves it (4x4, padding by 1). */
-function convolution(weights, name, { stride = 1, dilation = 1 } = {}) {
+function convolution(kernel, weights, name, { stride = 1, dilation = 1, relu = false } = {}) {
   const { weight, bias } = { weight: weights[`${name}.weight`], bias: weights[`${name}.bias`].data };
   const [channels, , side] = weight.shape;
-  const padding = stride === 1 ? dilation * (side >> 1) : 1;
+  const border = stride === 1 ? dilation * (side >> 1) : 1;
   const taps = Array.from({ length: side * side }, (_, i) => [Math.floor(i / side), i % side]);
-  const offsets = taps.map(([y, x]) => [y * dilation - padding, x * dilation - padding]);
-  const filters = filtersAt(weight, taps, false);
+  const offsets = taps.map(([y, x]) => [y * dilation, x * dilation]);
+  const filters = new Filters(kernel, weight, bias, taps);
   return (input) => {
     const [height, width] = [input.height / stride, input.width / stride];
     const data = new Float32Array(height * width * channels);
-    const rows = gather(input, height, width, stride, offsets);
-    multiply(rows, filters, bias, height * width, filters.length / channels, channels, data);
+    filters.apply(padded(input, border, relu), height, width, stride, offsets, data, (i) => i);
     return { height, width, channels, data };
   };
 }
 
 /** A transposed convolution that doubles the size (4x4, stride 2, padding 1): four convolutions 2x2, interleaved. */
-function doubling(weights, name) {
+function doubling(kernel, weights, name) {
   const { weight, bias } = { weight: weights[`${name}.weight`], bias: weights[`${name}.bias`].data };
   const channels = weight.shape[1];
-  const seen = [[[1, 0], [3, -1]], [[0, 1], [2, 0]]]; // for even and odd outputs: (row of the filter, offset)
+  const seen = [[[1, 1], [3, 0]], [[0, 2], [2, 1]]]; // for even and odd outputs: (row of the filter, of the input)
   const phases = [0, 1, 2, 3].map((phase) => {
     const pairs = seen[phase >> 1].flatMap((row) => seen[phase & 1].map((column) => [row, column]));
-    const filters = filtersAt(weight, pairs.map(([[y], [x]]) => [y, x]), true);
-    return { filters, offsets: pairs.map(([[, dy], [, dx]]) => [dy, dx]) };
+    const taps = pairs.map(([[y], [x]]) => [y, x]);
+    return [new Filters(kernel, weight, bias, taps, true), pairs.map(([[, dy], [, dx]]) => [dy, dx])];
   });
   return (input) => {
-    const [height, width] = [2 * input.height, 2 * input.width];
-    const [data, part] = [height * width, input.height * input.width].map((size) => new Float32Array(size * channels));
-    phases.forEach(({ filters, offsets }, phase) => {
-      const rows = gather(input, input.height, input.width, 1, offsets);
-      multiply(rows, filters, bias, input.height * input.width, filters.length / channels, channels, part);
-      for (let y = 0; y < input.height; y++) {
-        for (let x = 0; x < input.width; x++) {
-          const [from, to] = [y * input.width + x, (2 * y + (phase >> 1)) * width + 2 * x + (phase & 1)];
-          data.set(part.subarray(from * channels, (from + 1) * channels), to * channels);
-        }
-      }
+    const { height, width } = input;
+    const [data, inner] = [new Float32Array(4 * height * width * channels), padded(input, 1, true)];
+    phases.forEach(([filters, offsets], phase) => {
+      const place = (i) => (2 * Math.floor(i / width) + (phase >> 1)) * 2 * width + 2 * (i % width) + (phase & 1);
+      filters.apply(inner, height, width, 1, offsets, data, place);
     });
-    return { height, width, channels, data };
+    return { height: 2 * height, width: 2 * width, channels, data };
   };
 }
 
 /** x + conv1x1(relu(conv(relu(x)))); `biases` has a bias of x inside for each case. */
-function residualBlock(weights, name, dilation = 1) {
-  const spatial = convolution(weights, `${name}.spatial`, { dilation });
-  const pointwise = convolution(weights, `${name}.pointwise`);
+function residualBlock(kernel, weights, name, dilation = 1) {
+  const spatial = convolution(kernel, weights, `${name}.spatial`, { dilation, relu: true });
+  const pointwise = convolution(kernel, weights, `${name}.pointwise`, { relu: true });
   const biases = weights[`${name}.case.weight`];
-  return (input, number) => {
-    const bias = biases?.data.subarray(number * input.channels, (number + 1) * input.channels);
-    return added(input, pointwise(relu(spatial(relu(bias ? added(input, bias) : input)))).data);
+  return (input, index) => {
+    const bias = biases?.data.subarray(index * input.channels, (index + 1) * input.channels);
+    return added(input, pointwise(spatial(bias ? added(input, bias) : input)).data);
   };
 }
 
 const chain = (layers) => (input) => layers.reduce((features, layer) => layer(features), input);
 
-/** Layers in turn, from their names: numbers of torch's Sequential that have weights. */
-function sequence(weights, name, blocks, ups) {
-  const stack = Array.from({ length: blocks }, (_, i) => residualBlock(weights, `${name}.1.${i}`));
-  const layers = [convolution(weights, `${name}.0`), ...stack, relu];
-  for (let i = 0; i < ups; i++) layers.push(doubling(weights, `${name}.${2 + 2 * i}`), ...(i + 1 < ups ? [relu] : []));
-  return chain(layers);
-}
-
-const halvings = (model) => Math.log2(model.stride);
+const blocksOf = (kernel, weights, name, count) =>
+  Array.from({ length: count }, (_, i) => residualBlock(kernel, weights, `${name}.${i}`));
 
 /** The decoder with that prefix of its weights' names: latents to pixels in [-1, 1]. */
-export function buildDecoder(weights, name, model) {
-  return sequence(weights, name, model.residual_blocks, halvings(model));
+export function buildDecoder(kernel, weights, name, { stride, residual_blocks: blocks }) {
+  const doublings = Array.from({ length: Math.log2(stride) }, (_, i) => doubling(kernel, weights, `${name}.${2 + 2 * i}`));
+  return chain([convolution(kernel, weights, `${name}.0`), ...blocksOf(kernel, weights, `${name}.1`, blocks), ...doublings]);
 }
 
 /** The refiner of prefixes: latents and the number of levels less 1 to latents. */
-export function buildRefiner(weights, name, blocks) {
-  const [inward, outward] = ["inward", "outward"].map((layer) => convolution(weights, `${name}.${layer}`));
-  const stack = Array.from({ length: blocks }, (_, i) => residualBlock(weights, `${name}.blocks.${i}`, 2 ** (i >> 1)));
-  return (latents, number) => {
-    const features = stack.reduce((input, block) => block(input, number), inward(latents));
-    return added(latents, outward(relu(features)).data);
-  };
+export function buildRefiner(kernel, weights, name, blocks) {
+  const inward = convolution(kernel, weights, `${name}.inward`);
+  const outward = convolution(kernel, weights, `${name}.outward`, { relu: true });
+  const stack = Array.from({ length: blocks }, (_, i) => residualBlock(kernel, weights, `${name}.blocks.${i}`, 2 ** (i >> 1)));
+  return (latents, index) => added(latents, outward(stack.reduce((input, block) => block(input, index), inward(latents))).data);
 }
 
 /** The encoder: pixels in [-1, 1] to latents. */
-export function buildEncoder(weights, name, model) {
-  const downs = halvings(model);
-  const layers = [];
-  for (let i = 0; i < downs; i++) layers.push(convolution(weights, `${name}.${2 * i}`, { stride: 2 }), relu);
-  layers.push(convolution(weights, `${name}.${2 * downs}`));
-  for (let i = 0; i < model.residual_blocks; i++) layers.push(residualBlock(weights, `${name}.${2 * downs + 1}.${i}`));
-  layers.push(relu, convolution(weights, `${name}.${2 * downs + 2}`));
-  return chain(layers);
+export function buildEncoder(kernel, weights, name, { stride, residual_blocks: blocks }) {
+  const downs = Math.log2(stride);
+  const halvings = Array.from({ length: downs }, (_, i) =>
+    convolution(kernel, weights, `${name}.${2 * i}`, { stride: 2, relu: i > 0 }));
+  const [wide, stack, last] = [0, 1, 2].map((i) => `${name}.${2 * downs + i}`);
+  return chain([
+    ...halvings, convolution(kernel, weights, wide, { relu: true }), ...blocksOf(kernel, weights, stack, blocks),
+    convolution(kernel, weights, last, { relu: true }),
+  ]);
 }
 
 /** Codewords and codes: each level has `codewords` children below each codeword of the level before in its group. */
 export class Codebooks {
-  constructor(weights, { levels, codewords, linked, shared, dim, beam, coarse_weight: coarseWeight }) {
+  constructor(weights, { levels, codewords, linked, dim, beam, coarse_weight: coarseWeight }) {
     Object.assign(this, { levels, size: codewords, linked: Math.min(linked || levels, levels), dim, beam, coarseWeight });
-    const name = (level) => (levels === 1 ? "quantizer.codebook" : `quantizer.codebooks.${shared ? 0 : level}`);
+    const name = (level) => (levels === 1 ? "quantizer.codebook" : `quantizer.codebooks.${level}`);
     this.books = Array.from({ length: levels }, (_, level) => weights[`${name(level)}.codewords`].data);
   }
 

@@ -20,7 +20,6 @@ from hrvqvae.compression.kernels import fill_maps, find_rows, find_set, put
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import (
     FRAME,
-    SMALL_FINE,
     STEPS,
     Contexts,
     EntropyNetwork,
@@ -37,6 +36,7 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 
 _VISITED = 64  # codes of an image before the next image
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (rows of the table at most, hidden units)
+_SMALL_HIDDEN = 16
 _RATE, _LAST_RATE = 0.02, 0.0002  # learning rate at the start and at the end, falling exponentially
 _LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # after rounding: finer steps save 0.05% of codes, for a file 60% larger
 _STATES = 8  # states that are compared on held-out images
@@ -156,8 +156,7 @@ def learn_level(
     kind = np.min_scalar_type(max(symbols))
     images = np.concatenate([level_codes.reshape(count * copies, -1) for level_codes in levels], 1).astype(kind)
     random = np.random.default_rng([0, level])
-    hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
-    hidden = (16 if level < SMALL_FINE else 8) if small else hidden
+    hidden = _SMALL_HIDDEN if small else next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     parameters: Parameters = (  # small and random; every symbol is as likely
         random.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
         np.full(hidden, 0.1, np.float32),

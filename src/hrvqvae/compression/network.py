@@ -36,7 +36,8 @@ _BEFORE = sorted(
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # earlier in raster order, the nearest first
 _NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # how many: as families, groups, codes, codes of the coarsest level
-SMALL_FINE = 4  # level from which on small contexts see one code
+_SMALL_FAMILY = 512  # largest values of a family of small contexts
+_CROSS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
 _AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 
@@ -132,16 +133,30 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
 
 def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Return contexts for a page, of a few kilobytes per level.
+    """Return contexts for an entropy model that a page downloads: some 15 kilobytes per level.
 
-    The first four levels see the codes to the left and above and two coarser ones in place; finer levels see the next
-    coarser code alone.
+    Consecutive levels form a family as long as their codes together have at most 512 values. Features are groups of at
+    most 64 values, or single codes: the level's own at the four nearest positions, the coarser levels of its family and
+    the three families before it. The first two of these are seen at the positions beside and above too, if they have at
+    most 64 values. The coarser levels of the family select the output weights.
     """
-    near, far = (2, 2) if level < SMALL_FINE else (0, 1)
-    seen = range(level, max(-1, level - 1 - far), -1)
-    features = [(0, *offset) for offset in _BEFORE[:near]] + [(group, 0, 0) for group in range(1, len(seen))]
-    groups = tuple((coarser, coarser) for coarser in seen)
-    return Contexts(level, tuple(symbols[: level + 1]), groups, tuple(features), -1)
+    starts = [0]  # of the families
+    for finer in range(1, level + 1):
+        if math.prod(symbols[starts[-1] : finer + 1]) > _SMALL_FAMILY:
+            starts.append(finer)
+    lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
+
+    def group(last: int) -> tuple[int, int]:
+        firsts = range(max(start for start in starts if start <= last), last)
+        return next((first for first in firsts if math.prod(symbols[first : last + 1]) <= _WIDE), last), last
+
+    groups = [group(last) for last in (level, *lasts)]
+    features = [(0, *offset) for offset in _BEFORE[:4]]
+    for index, (first, last) in enumerate(groups[1:], start=1):
+        wide = index <= 2 and math.prod(symbols[first : last + 1]) <= _WIDE
+        features += [(index, *offset) for offset in (_CROSS if wide else _CROSS[:1])]
+    selecting = 1 if level > starts[-1] else -1
+    return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
 @dataclass(frozen=True)

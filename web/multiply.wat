@@ -1,0 +1,46 @@
+;; out[p][o] = bias[o] + sum over k of rows[p][k] * filters[o / 4][k][o % 4], for p < count and o < outputs, both
+;; multiples of 4. Addresses are in bytes, numbers are float32. Its binary form is in network.js: npx wabt wat2wasm.
+(module
+  (memory (export "memory") 1)
+  (func (export "multiply")
+    (param $rows i32) (param $filters i32) (param $bias i32) (param $out i32)
+    (param $count i32) (param $size i32) (param $outputs i32)
+    (local $filter i32) (local $o i32) (local $k i32) (local $end i32) (local $pitch i32) (local $weights v128)
+    (local $a v128) (local $b v128) (local $c v128) (local $d v128)
+    (local.set $size (i32.shl (local.get $size) (i32.const 2)))
+    (local.set $pitch (i32.shl (local.get $outputs) (i32.const 2)))
+    (loop $next_rows
+      (local.set $filter (local.get $filters))
+      (local.set $o (i32.const 0))
+      (local.set $end (i32.add (local.get $rows) (local.get $size)))
+      (loop $next_outputs
+        (local.set $k (local.get $rows))
+        (local.set $a (v128.load (i32.add (local.get $bias) (local.get $o))))
+        (local.set $b (local.get $a))
+        (local.set $c (local.get $a))
+        (local.set $d (local.get $a))
+        (loop $next
+          (local.set $weights (v128.load (local.get $filter)))
+          (local.set $a (f32x4.add (local.get $a)
+            (f32x4.mul (local.get $weights) (v128.load32_splat (local.get $k)))))
+          (local.set $b (f32x4.add (local.get $b)
+            (f32x4.mul (local.get $weights) (v128.load32_splat (i32.add (local.get $k) (local.get $size))))))
+          (local.set $c (f32x4.add (local.get $c)
+            (f32x4.mul (local.get $weights)
+              (v128.load32_splat (i32.add (local.get $k) (i32.shl (local.get $size) (i32.const 1)))))))
+          (local.set $d (f32x4.add (local.get $d)
+            (f32x4.mul (local.get $weights)
+              (v128.load32_splat (i32.add (local.get $k) (i32.mul (local.get $size) (i32.const 3)))))))
+          (local.set $filter (i32.add (local.get $filter) (i32.const 16)))
+          (br_if $next (i32.lt_u (local.tee $k (i32.add (local.get $k) (i32.const 4))) (local.get $end))))
+        (local.set $k (i32.add (local.get $out) (local.get $o)))
+        (v128.store (local.get $k) (local.get $a))
+        (v128.store (local.tee $k (i32.add (local.get $k) (local.get $pitch))) (local.get $b))
+        (v128.store (local.tee $k (i32.add (local.get $k) (local.get $pitch))) (local.get $c))
+        (v128.store (i32.add (local.get $k) (local.get $pitch)) (local.get $d))
+        (br_if $next_outputs
+          (i32.lt_u (local.tee $o (i32.add (local.get $o) (i32.const 16))) (local.get $pitch))))
+      (local.set $rows (i32.add (local.get $rows) (i32.shl (local.get $size) (i32.const 2))))
+      (local.set $out (i32.add (local.get $out) (i32.shl (local.get $pitch) (i32.const 2))))
+      (br_if $next_rows
+        (i32.gt_s (local.tee $count (i32.sub (local.get $count) (i32.const 4))) (i32.const 0))))))
