@@ -7,6 +7,7 @@ Features have large means, so that rounded filters shift what they give: biases 
 after layer.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def main() -> None:
         layer = rounded.get_submodule(name)
         layer.bias += means(model, model.get_submodule(name), images) - means(rounded, layer, images)
     weights = storage.compacted(rounded.state_dict(), matrices=True, fine=fine)
-    storage.write(export, weights, storage.read_meta(export))
+    meta = storage.read_meta(export)
+    meta["config"]["name"] = "thumb"
+    storage.write(export, weights, meta)
+    export.with_name("config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
 
 
 if __name__ == "__main__":

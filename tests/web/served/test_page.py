@@ -65,10 +65,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
     shutil.copytree(WEB, folder)
     (bundle,) = export_web("thumb", folder / "bundle")
     shutil.move(bundle, folder / "thumb.hrvw")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/", folder
-    server.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", folder
+        server.shutdown()
 
 
 def wait_for(driver: webdriver.Chrome, script: str, *arguments: Any) -> Any:
@@ -82,17 +82,17 @@ def test_pixels_in_chromium_are_those_of_python(
     address, folder = site
     model, entropy_model = read_bundle(folder / "thumb.hrvw")
     images = images_of_many_sizes(FILES, model.channels)
-    files = [codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1) for i, one in enumerate(images)]
+    files = [codes_file(model, entropy_model, image, i % model.prefixes[-1] + 1) for i, image in enumerate(images)]
     browser.get(address + "package.json")
     browser.set_script_timeout(600)
-    found = browser.execute_async_script(DECODE, [text_of(file) for file in files])
-    assert "error" not in found, found
-    for file, result in zip(files, found["results"], strict=True):
+    results = browser.execute_async_script(DECODE, [text_of(file) for file in files])
+    assert "error" not in results, results
+    for file, result in zip(files, results["results"], strict=True):
         difference = pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model, file)
         assert np.abs(difference).max() <= 1
     with capsys.disabled():
-        middle = {name: round(float(np.median(found[name])), 2) for name in ("decoding", "encoding")}
-        print(f"{len(files)} files; 32 pixels: ms {middle}, 100 in {sum(found['decoding']):.0f} ms", file=sys.stderr)
+        middle = {name: round(float(np.median(results[name])), 2) for name in ("decoding", "encoding")}
+        print(f"{len(files)} files; 32 pixels: ms {middle}, 100 in {sum(results['decoding']):.0f} ms", file=sys.stderr)
 
 
 @pytest.mark.parametrize("as_one_file", [False, True])
