@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.models.single_grid import relative_error
+from hrvqvae.models.single_grid import explained_share, relative_error
 from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same
@@ -119,6 +119,13 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
     assert loss == 2.0  # the mean error of the longest prefix
     loss.backward()
     assert errors.grad.tolist() == pytest.approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
+
+
+def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains() -> None:
+    latents = torch.randn(64, 2, 2, 3)
+    prefixes = torch.stack([latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])])
+    shares = explained_share(latents - latents.mean((0, 1, 2)), prefixes - prefixes.mean((1, 2, 3), keepdim=True))
+    assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)
 
 
 def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn() -> None:

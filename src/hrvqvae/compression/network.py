@@ -94,6 +94,15 @@ class Contexts:
         return 1 if self.selecting < 0 else self.values(self.selecting)
 
 
+def _family_starts(symbols: Sequence[int], most: int) -> list[int]:
+    """Return the first levels of families: consecutive levels whose codes together have at most so many values."""
+    starts = [0]
+    for level in range(1, len(symbols)):
+        if math.prod(symbols[starts[-1] : level + 1]) > most:
+            starts.append(level)
+    return starts
+
+
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
     """Return the contexts of networks that are fitted, for levels with these grids.
 
@@ -102,10 +111,7 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     (eighteen at the coarsest level); and of coarser levels groups of 512 values in the family and of 64 in others, at
     the nine positions around (25 for the next coarser group, if it has at most 64 values).
     """
-    starts = [0]  # of the families
-    for finer in range(1, level + 1):
-        if math.prod(symbols[starts[-1] : finer + 1]) > _FAMILY:
-            starts.append(finer)
+    starts = _family_starts(symbols[: level + 1], _FAMILY)
     groups: list[tuple[int, int]] = []
 
     def group(last: int, most: int) -> int:
@@ -140,10 +146,7 @@ def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
     the three families before it. The first two of these are seen at the positions beside and above too, if they have at
     most 64 values. The coarser levels of the family select the output weights.
     """
-    starts = [0]  # of the families
-    for finer in range(1, level + 1):
-        if math.prod(symbols[starts[-1] : finer + 1]) > _SMALL_FAMILY:
-            starts.append(finer)
+    starts = _family_starts(symbols[: level + 1], _SMALL_FAMILY)
     lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
 
     def group(last: int) -> tuple[int, int]:

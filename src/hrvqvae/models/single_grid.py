@@ -82,7 +82,7 @@ class SingleGridAutoencoder(Autoencoder):
         if by_prefix:  # image i is decoded from prefix i % count
             image = torch.arange(len(unit), device=unit.device)
             prefix = image % count
-            prefixes = self.prefix_latents(quantized.codes)
+            prefixes = self.prefix_latents(quantized.codes).detach()
             share = explained_share(latents.detach(), prefixes)[prefix][:, None, None]
             decoded = prefixes[prefix, image] + share * (latents - latents.detach())
         output = self.pixels(decoded, (unit.shape[-2], unit.shape[-1]))
