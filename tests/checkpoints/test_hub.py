@@ -160,7 +160,7 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
         assert all(torch.equal(a, b) for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True))
         assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
     printed = do("evaluate", "digits", "--data", original.config.data.root, "--device", "cpu")
-    assert "the priors are given the class" in printed
+    assert "the priors know the class" in printed
 
 
 def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
