@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 
 
-def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor]) -> torch.Tensor:
+def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor], **_: Any) -> torch.Tensor:
     """Search greedily as the definition says, codeword by codeword."""
     residual, index, indices = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
     for codebook in codebooks:

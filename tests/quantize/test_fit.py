@@ -54,8 +54,13 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
 def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
     one, vectors = layer(beam=4, shrinkage=shrinkage), vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
-    total = torch.zeros(SIZE**LEVELS, DIM, dtype=torch.float64).index_add_(0, leaf, vectors)
-    fitting._refit(one.quantizer.levels, torch.bincount(leaf, minlength=SIZE**LEVELS).float(), total.float(), 0.5)
+    counts, totals = [], []
+    for level, book in enumerate(one.quantizer.levels):
+        path = leaf // SIZE ** (LEVELS - 1 - level)
+        counts.append(torch.bincount(path, minlength=book.num_codewords).float().view_as(book.count))
+        totals.append(torch.zeros_like(book.codewords).view(-1, DIM).index_add_(0, path, vectors.float()))
+    totals = [total.view_as(book.codewords) for total, book in zip(totals, one.quantizer.levels, strict=True)]
+    fitting._refit(one.quantizer.levels, counts, totals, 0.5)
     residual = vectors.clone()
     for level, book in enumerate(one.quantizer.levels):
         path = leaf // SIZE ** (LEVELS - 1 - level)

@@ -183,6 +183,68 @@ def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
     assert same(aligned.state_dict(), quantizer.state_dict())
 
 
+def sparse(**fields: Any) -> ResidualQuantizer:
+    """A tree whose third and fourth level have fewer codebooks than parents."""
+    config = dataclasses.replace(TREE, levels=4, shrinkage=0.5, beam=2, coarse_weight=0.1, **fields)
+    return ResidualQuantizer(config)
+
+
+@pytest.fixture
+def _few_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory of few codebooks, which no MiB is."""
+    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13, 30)))
+
+
+def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as all that are reached have room; an unreached one is the shared codebook in both."""
+    z, whole = latents(1, 5, 4), sparse()
+    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 15, 40)))
+    few = sparse()
+    assert [book.table is not None for book in few.levels] == [False, False, True, True]
+    for quantizer in (whole, few):
+        quantizer.initialize(z, generator())
+    for seed in range(5):
+        moved = z + 0.1 * latents(1, 5, 4, seed=seed)
+        expected, found = whole.train()(moved), few.train()(moved)
+        torch.testing.assert_close(found.latents, expected.latents)
+        assert all(torch.equal(one, other) for one, other in zip(found.codes, expected.codes, strict=True))
+
+
+@pytest.mark.usefixtures("_few_values")
+def test_the_least_used_codebooks_make_room_and_files_hold_those_that_exist() -> None:
+    quantizer = sparse(decay=0.5)
+    quantizer.initialize(latents(1, 4, 4), generator())
+    stored = quantizer.state_dict()
+    assert len(stored["codebooks.3.codewords"]) == len(stored["codebooks.3.count"]) < 30
+    for seed in range(12):
+        z = latents(1, 8, 8, seed=seed) + seed // 4
+        quantizer.train()(z)
+        other = sparse(decay=0.5)
+        other.load_state_dict(quantizer.state_dict())
+        for one in (quantizer, other):
+            one.train()(z)
+        assert same(quantizer.state_dict(), other.state_dict())
+        codes = other.encode(z)
+        torch.testing.assert_close(other.lookup(codes), other.eval()(z).latents)
+        for coarser, book in zip(quantizer.levels[1:], quantizer.levels[2:], strict=False):
+            assert book.table is not None
+            taken = book.table[book.table > 0]
+            assert len(taken.unique()) == len(taken), "a codebook has one parent"
+            if coarser.table is not None:
+                assert not book.table[:4].any(), "children of the shared codebook share one"
+    assert (quantizer.levels[3].table > 0).sum() == 29  # type: ignore[operator]
+
+
+def test_a_tree_too_large_for_memory_is_fitted() -> None:
+    """12 linked levels of 8, of which all but a few codebooks are shared."""
+    config = QuantizerConfig(levels=12, codewords=8, dim=2, shrinkage=0.05, memory_mib=1)
+    assert config.num_parents[-1] == 8**11
+    assert max(config.num_codebooks) <= 2**18 // 16
+    quantizer, z = started(config, latents(1, 20, 20, dim=2)), latents(1, 20, 20, dim=2)
+    assert (quantizer.lookup(quantizer.encode(z)) - z).square().mean() < 1e-3
+    quantizer.train()(z)
+
+
 def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
     z = latents(1, 50, 60)
     quantizer = started(TREE, z, beam=4, coarse_weight=0.1, decay=0.0)

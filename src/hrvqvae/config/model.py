@@ -103,6 +103,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: Vectors per batch for which the mean of all children with the same code counts in each child. With more than 0,
     #: all parents start with the same codebook, and nothing restarts.
     shrinkage: Weight = 0.0
+    memory_mib: Positive = 256  #: MiB of codewords per level that `shrinkage` keeps; beyond, parents share a codebook
     init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
     restart_below: Weight = 0.03  #: a codeword is dead if its share of its codebook is below this / codewords
@@ -119,7 +120,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
         group = min(self.group_size, 31)  # more than 2^30 from 31 levels on
         values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
         what = "model.quantizer.codewords ** levels * dim"
-        require(values <= 2**30, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
+        within = values <= 2**30 or self.shrinkage > 0
+        require(within, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -140,10 +142,18 @@ class QuantizerConfig(Section, section="model.quantizer"):
         return min(self.linked or self.levels, self.levels)
 
     @property
-    def num_codebooks(self) -> tuple[int, ...]:
-        """Codebooks that each level chooses from: m^l at level l of a group, counted from 0."""
+    def num_parents(self) -> tuple[int, ...]:
+        """Codebooks of each level in the whole tree: m^l at level l of a group, counted from 0."""
         size, sizes = self.group_size, self.sizes
         return tuple(math.prod(sizes[level - level % size : level]) for level in range(self.levels))
+
+    @property
+    def num_codebooks(self) -> tuple[int, ...]:
+        """Codebooks of each level in memory: with `shrinkage` at most what fits, the shared one included."""
+        if not self.shrinkage:
+            return self.num_parents
+        values = self.memory_mib * 2**18 // self.dim
+        return tuple(min(books, max(2, values // m)) for books, m in zip(self.num_parents, self.sizes, strict=True))
 
     @property
     def num_codewords(self) -> tuple[int, ...]:

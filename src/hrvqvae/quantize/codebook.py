@@ -41,12 +41,17 @@ class LevelCodebooks(nn.Module):
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
     shared: Tensor | None  # (m, D): mean of all vectors with the same code; only with `shrinkage` and several codebooks
+    table: Tensor | None  # codebook (K,) int64 of each coarser codeword, 0 for the shared one; only if not all are here
 
     def __init__(
         self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
-        shrinkage: float = 0.0,
+        shrinkage: float = 0.0, coarser: LevelCodebooks | None = None,
     ) -> None:  # fmt: skip
+        """Make codebooks; `coarser` is the linked level, if not each of its codewords has a codebook here."""
         super().__init__()
+        self.orphans = (
+            coarser.size if coarser is not None and coarser.table is not None else 0
+        )  # of the shared codebook
         self.decay, self.num_books, self.size, self.shrinkage = decay, num_books, size, shrinkage
         self.num_codewords = num_books * size
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
@@ -57,13 +62,52 @@ class LevelCodebooks(nn.Module):
             self.codewords = nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if follows else None)
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
+        table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
+        self.register_buffer("table", table)
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
         every = torch.arange(self.num_codewords, device=self.count.device)
         self.set_codewords(every, self.count.new_zeros(()), self.count.new_ones(()))
-        if self.shared is not None:
-            self.shared.zero_()
+        for values in (self.shared, self.table):
+            if values is not None:
+                values.zero_()
+
+    def books_below(self, index: Tensor) -> Tensor:
+        """Return the codebooks of this level below the codewords `index` of the coarser level: same shape."""
+        if self.num_books == 1:
+            return torch.zeros_like(index)
+        return index if self.table is None else self.table[index]
+
+    def adopt(self, parents: Tensor, evicted: Tensor, group: Any = None) -> Tensor:
+        """Give codebooks to coarser codewords that have vectors, in place of the least used codebooks.
+
+        Args:
+            parents: (N,), codewords of the coarser level.
+            evicted: codebooks of the coarser level that now belong to another of its parents.
+            group: processes that sum their counts.
+
+        Returns:
+            The codebooks that now belong to another parent.
+        """
+        assert self.table is not None
+        assert self.shared is not None
+        if len(evicted):
+            self.table.view(-1, self.orphans)[evicted] = 0
+        (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
+        counts[self.table > 0] = 0
+        counts[: self.orphans] = 0
+        wanted = counts.nonzero().flatten()
+        wanted = wanted[counts[wanted].argsort(descending=True, stable=True)][: self.num_books - 1]
+        used = self.count.sum(1)
+        books = used[1:].argsort(stable=True)[: len(wanted)] + 1
+        worth = counts[wanted] * (1 - self.decay) > used[books]
+        wanted, books = wanted[worth], books[worth]
+        self.table[torch.isin(self.table, books)] = 0
+        self.table[wanted] = books
+        index = (books[:, None] * self.size + torch.arange(self.size, device=books.device)).flatten()
+        self.set_codewords(index, self.shared.repeat(len(books), 1), used.new_zeros(()))
+        return books
 
     def lookup(self, index: Tensor) -> Tensor:
         """Return the codewords of indices (...) int64: (..., D)."""
@@ -104,8 +148,29 @@ class LevelCodebooks(nn.Module):
             assert self.total is not None
             self.shared.copy_(vq.moving_average_codewords(self.count.sum(0), self.total.sum(0), self.shared))
             self.codewords.copy_(vq.shrink(self.count, self.total, self.shared, self.shrinkage))
+            if self.table is not None:
+                self.codewords[0] = self.shared
         elif self.total is not None:
             self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save the codebooks that exist."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.table is not None and not self.table.is_meta:
+            used = self.count.any(1)
+            used[self.table] = True
+            for name in ("codewords", "count", "total"):
+                destination[f"{prefix}{name}"] = destination[f"{prefix}{name}"][: int(used.nonzero().max()) + 1]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        """Load the codebooks that exist; all others are the shared one."""
+        if self.table is not None:
+            for name, rest in (("codewords", state_dict.get(f"{prefix}shared")), ("count", 0), ("total", 0)):
+                stored = state_dict.get(f"{prefix}{name}")
+                if stored is not None and len(stored) < self.num_books:
+                    state_dict[f"{prefix}{name}"] = padded = stored.new_empty(self.num_books, *stored.shape[1:])
+                    padded[: len(stored)], padded[len(stored) :] = stored, rest
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()
     def initialize(
@@ -119,7 +184,7 @@ class LevelCodebooks(nn.Module):
 
         Args:
             residual: (N, D), input of this level.
-            parent: (N,), codebook of each vector.
+            parent: (N,), codeword of the coarser level of each vector.
             rng: random generator.
             weight: weight of a vector in the counts: vectors per training batch, divided by N.
             even: codewords get about equally many vectors (`kmeans`).
@@ -128,7 +193,12 @@ class LevelCodebooks(nn.Module):
         size, dim = self.size, residual.shape[-1]
         if shared or self.shared is not None:
             centers, _ = kmeans(residual, size, rng)
-            count = vq.counts(parent * size + search(residual, [centers[None]])[0], self.num_codewords)
+            if self.table is not None:
+                self.table.zero_()
+                self.count.zero_()
+                self.adopt(parent, parent[:0])
+            index = self.books_below(parent) * size + search(residual, [centers[None]])[0]
+            count = vq.counts(index, self.num_codewords)
             every = torch.arange(self.num_codewords, device=residual.device)
             self.set_codewords(every, centers.repeat(self.num_books, 1), count.to(centers.dtype) * weight)
             if self.shared is not None:
@@ -137,7 +207,7 @@ class LevelCodebooks(nn.Module):
         scale = residual.std(0, correction=0) * 0.1
         start = torch.randn(self.num_codewords, dim, generator=rng, dtype=torch.float32).to(residual.device) * scale
         count = torch.zeros(self.num_codewords, device=residual.device, dtype=torch.float32)
-        for book, members in vq.group_by_book(parent, self.num_books):
+        for book, members in vq.group_by_book(self.books_below(parent), self.num_books):
             children = slice(book * size, (book + 1) * size)
             start[children], count[children] = kmeans(residual[members], size, rng, even)
         self.set_codewords(torch.arange(self.num_codewords, device=residual.device), start, count * weight)
@@ -177,6 +247,18 @@ class LevelCodebooks(nn.Module):
         return torch.cat(moved), torch.cat(source)
 
 
+def adopt_parents(levels: Sequence[LevelCodebooks], indices: Sequence[Tensor], group: Any = None) -> list[Tensor]:
+    """Give codebooks to the parents of a batch (`LevelCodebooks.adopt`); return the indices (N,) per level after it."""
+    adopted, evicted = list[Tensor](), indices[0][:0]
+    for level, index in zip(levels, indices, strict=True):
+        if level.table is None:
+            adopted.append(index)
+            continue
+        evicted = level.adopt(adopted[-1], evicted if level.orphans else evicted[:0], group)
+        adopted.append(level.books_below(adopted[-1]) * level.size + index % level.size)
+    return adopted
+
+
 @torch.no_grad()
 def follow(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
@@ -189,6 +271,7 @@ def follow(
         indices: (N,), codewords that the residuals chose, per level.
         group: processes that sum their statistics, by one all-reduce.
     """
+    indices = adopt_parents(levels, indices, group)
     statistics = [level.statistics(*batch) for level, *batch in zip(levels, residuals, indices, strict=True)]
     summed = iter(distributed.all_reduce([values for level in statistics for values in level], group))
     for level, values in zip(levels, statistics, strict=True):

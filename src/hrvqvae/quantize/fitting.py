@@ -45,7 +45,7 @@ def fit(
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
     Each pass is a step of Lloyd's algorithm with the quantizer's own search: every leaf becomes the mean of its
-    vectors. Then codewords without a vector split the fullest codewords of their codebook.
+    vectors (or leans). Then codewords without a vector split the fullest codewords of their codebook.
     """
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
     sample, keys, count, largest = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
@@ -60,20 +60,17 @@ def fit(
     waiting("k-means start")
     even = quantizer.config.beam > 1  # a beam makes more of clusters of similar size
     quantizer.initialize(sample.to(device), rng, start=partial(_start, even=even))
-    groups = [[quantizer.levels[level] for level in group] for group in quantizer.groups]
     with task("fit", count * passes, "vectors") as advance:
         for _ in range(passes):
-            counts = [torch.zeros(levels[-1].num_codewords, device=device) for levels in groups]
-            totals = [torch.zeros(len(leaves), sample.shape[1], device=device) for leaves in counts]
+            counts = [torch.zeros_like(level.count) for level in quantizer.levels]
+            totals = [torch.zeros_like(level.codewords) for level in quantizer.levels]
             for part in batches():
                 chosen, residuals = quantizer.descend(part.to(device))
-                for group, leaves, total in zip(quantizer.groups, counts, totals, strict=True):
-                    leaf = chosen[group[-1]][0]
-                    leaves += vq.counts(leaf, len(leaves))
-                    total.index_add_(0, leaf, residuals[group.start])
+                for (index, _), residual, sizes, total in zip(chosen, residuals, counts, totals, strict=False):
+                    sizes += vq.counts(index, sizes.numel()).view_as(sizes)
+                    total.flatten(0, 1).index_add_(0, index, residual)
                 advance(len(part))
-            for levels, leaves, total in zip(groups, counts, totals, strict=True):
-                _refit(levels, leaves, total, largest / count)
+            _refit(quantizer.levels, counts, totals, largest / count)
             if not quantizer.config.shrinkage:
                 _restart(quantizer, rng, count)
 
@@ -85,34 +82,36 @@ def _start(
     level.initialize(residual, parent, rng, weight, even, shared=len(residual) < _RICH * level.num_codewords)
 
 
-def _refit(levels: Sequence[LevelCodebooks], count: Tensor, total: Tensor, weight: float) -> None:
-    """Set the codewords of linked levels from the counts (K,) and sums (K, D) of their leaves.
+def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
+    """Set the codewords from the counts and the sums of the residuals that chose them.
 
     With several codebooks they are shrunk towards the mean of the codewords with the same code (`vq.shrink`).
 
     Args:
-        levels: codebooks of the linked levels.
-        count: (K,), vectors of each leaf.
-        total: (K, D), their sums.
+        levels: codebooks of each level.
+        counts: (num_books, m) per level, vectors of each codeword.
+        totals: (num_books, m, D) per level, sums of the residuals of these vectors.
         weight: weight of a vector in the codewords' counts.
     """
-    dim, sums = total.shape[1], [(count, total)]
-    for finer in reversed(levels[1:]):
-        count, total = sums[-1]
-        sums.append((count.view(-1, finer.size).sum(1), total.view(-1, finer.size, dim).sum(1)))
-    parents = total.new_zeros(1, dim)
-    for level, (count, total) in zip(levels, reversed(sums), strict=True):
-        counts = count.view(-1, level.size)
-        left = total.view(-1, level.size, dim) - counts.unsqueeze(-1) * parents.unsqueeze(1)
-        shared = left.sum(0) / counts.sum(0).clamp(min=1).unsqueeze(-1)
+    moved = totals[0].new_zeros(0)  # (K, D), how far the sums of codewords down to the coarser level moved
+    for level, count, total in zip(levels, counts, totals, strict=True):
+        old, above = level.codewords.detach(), total.new_zeros(level.num_books, 1, total.shape[-1])
+        if level.num_books > 1:
+            above[slice(None) if level.table is None else level.table, 0] = moved
+        if level.table is not None:
+            above[0] = 0  # of parents without a codebook, which moved in many directions
+        left = total - count.unsqueeze(-1) * above
+        shared = left.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
         codewords = shared[None]
-        if len(counts) > 1:
-            codewords = vq.shrink(counts, left, shared, level.shrinkage or _SHRINKAGE)
+        if level.num_books > 1:
+            codewords = vq.shrink(count, left, shared, level.shrinkage or _SHRINKAGE)
         if level.shared is not None:
             level.shared.copy_(shared)
+        if level.table is not None:
+            codewords[0] = shared
+        moved = (codewords - old + above).flatten(0, 1)
         every = torch.arange(level.num_codewords, device=count.device)
-        level.set_codewords(every, codewords.flatten(0, 1), count * weight)
-        parents = (parents.unsqueeze(1) + codewords).flatten(0, 1)
+        level.set_codewords(every, codewords.flatten(0, 1), count.flatten() * weight)
 
 
 def _restart(quantizer: ResidualQuantizer, rng: torch.Generator, count: int) -> None:

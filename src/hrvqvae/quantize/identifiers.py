@@ -85,9 +85,9 @@ def _nearest_per_leaf(leaf: Tensor, distance: Tensor) -> Tensor:
 def _nearest_leaves(quantizer: ResidualQuantizer, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the leaves (n, k) of a beam as wide as `count`, and their squared distances (n, k), on the CPU."""
     config, books = quantizer.config, [book.codewords.detach() for book in quantizer.levels]
-    leaves, distances = [], []
+    leaves, distances, tables = [], [], [book.table for book in quantizer.levels]
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
-        indices = search_tensors(chunk, books, count, config.coarse_weight, leaves=count)
+        indices = search_tensors(chunk, books, count, config.coarse_weight, tables, count)
         indices = indices.reshape(len(books), len(chunk), -1)
         codewords = [book.flatten(0, 1)[index] for book, index in zip(books, indices, strict=True)]
         codes = torch.stack([index % size for index, size in zip(indices, config.sizes, strict=True)], -1)

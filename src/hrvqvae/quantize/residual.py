@@ -51,10 +51,11 @@ class ResidualQuantizer(Quantizer):
         super().__init__()
         self.config, self.group, self.frozen = config, group or GroupHandle(), False
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
-        shapes = zip(config.num_codebooks, config.sizes, strict=True)
-        books = nn.ModuleList(
-            LevelCodebooks(*shape, config.dim, config.decay, config.update, config.shrinkage) for shape in shapes
-        )
+        books = nn.ModuleList()
+        for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
+            coarser: Any = books[-1] if num_books < num_parents else None
+            options = config.decay, config.update, config.shrinkage
+            books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
@@ -111,7 +112,9 @@ class ResidualQuantizer(Quantizer):
     def _search(self, residual: Tensor, levels: range) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
         try:
-            return self.search(residual.detach(), [self.levels[level].codewords.detach() for level in levels])
+            searched = [self.levels[level] for level in levels]
+            books = [book.codewords.detach() for book in searched]
+            return self.search(residual.detach(), books, tables=[book.table for book in searched])
         except NonFiniteError:  # its message numbers the levels of this search; name them by their number in the model
             require_finite(residual, [book.codewords for book in self.levels])
             raise
@@ -159,8 +162,8 @@ class ResidualQuantizer(Quantizer):
     def codeword_indices(self, codes: Codes) -> Codes:
         """Return the index of each code's codeword in its level, counted from the root of a group."""
         indices: list[Tensor] = []
-        for code, books, size in zip(codes, self.config.num_codebooks, self.config.sizes, strict=False):
-            indices.append(code if books == 1 else indices[-1] * size + code)
+        for code, book in zip(codes, self.levels, strict=False):
+            indices.append(code if book.num_books == 1 else book.books_below(indices[-1]) * book.size + code)
         return tuple(indices)
 
     def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
@@ -182,7 +185,7 @@ class ResidualQuantizer(Quantizer):
             residual, parent = flat, flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
                 book = self.levels[level]
-                start(book, residual, parent * 0 if book.num_books == 1 else parent, rng, weight)
+                start(book, residual, parent, rng, weight)
                 indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
                 parent = indices[-1]
                 codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]

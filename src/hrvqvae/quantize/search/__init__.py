@@ -13,7 +13,8 @@ Two forms give the same results: `compiled` runs on a CPU, `tensors` on a GPU an
 with the cheaper parent wins, then the branch with the lower child.
 
 Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). A level has one codebook if it
-is not linked to the coarser level, and otherwise a codebook for each codeword of the coarser level.
+is not linked to the coarser level, and otherwise a codebook for each codeword of the coarser level, or a table that holds
+the codebook of each of these codewords.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Search = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""A search takes vectors (N, D) and the codebooks of L levels and returns indices (L, N) int64."""
+Tables = Sequence[Tensor | None]
+Search = Callable[..., Tensor]
+"""A search takes vectors (N, D), the codebooks of L levels and `tables`, and returns indices (L, N) int64."""
 
 
-def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
+def search(
+    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0, tables: Tables = ()
+) -> Tensor:
     """Search on the vectors' device; return indices (L, N).
 
     Args:
@@ -35,6 +39,8 @@ def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_
         codebooks: codebooks of the levels to search, on the same device.
         width: number of branches kept at each level.
         coarse_weight: weight of the squared residuals of all levels but the last.
+        tables: per level, the codebook (K,) int64 of each of the K codewords of the coarser level, or None; () for
+            none at all.
 
     Raises:
         NonFiniteError: A latent or a codeword is NaN or infinite. On a GPU and in graphs nothing is raised; NaN
@@ -43,7 +49,7 @@ def search(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_
     if latents.device.type != "cpu" or torch.compiler.is_compiling():
         from hrvqvae.quantize.search.tensors import search_tensors
 
-        return search_tensors(latents, codebooks, width, coarse_weight)
+        return search_tensors(latents, codebooks, width, coarse_weight, tables)
     from hrvqvae.quantize.search.compiled import search_compiled  # numba takes most of a second
 
-    return search_compiled(latents, codebooks, width, coarse_weight)
+    return search_compiled(latents, codebooks, width, coarse_weight, tables)

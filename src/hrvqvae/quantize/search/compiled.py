@@ -46,16 +46,26 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled()
+def _book_below(index: int, shape: Integers, tables: Integers) -> int:
+    """Return the codebook of a level, with its row of `shapes`, below the codeword `index` of the coarser level."""
+    index = index if shape[2] else 0
+    return tables[shape[3] + index] if shape[3] >= 0 else index
+
+
+@compiled()
 def _search_greedy(
-    latents: Floats, books: Integers, shapes: Integers, indices: Integers, work: Any, first: int, last: int
-) -> float:
+    latents: Floats, books: Integers, shapes: Integers, tables: Integers, indices: Integers, work: Any,
+    first: int, last: int,
+) -> float:  # fmt: skip
     """Search latents[first:last] (N, D), and return the sum of the final squared residuals.
 
     Several vectors descend together, so that the codebook of a later vector is fetched while another is searched.
 
     Args:
         books: addresses of the codebooks of each level, (num_books, G, W) floats as `_pad_codebooks` returns them.
-        shapes: (L, 3), m, G and num_books of each level, with 0 in place of 1 for num_books.
+        shapes: (L, 4), m, G and num_books of each level, with 0 in place of 1 for num_books; then where its table
+            starts in `tables`, or -1.
+        tables: tables of all levels, one after the other.
         indices: (L, N), written to.
         work: residuals (`_TOGETHER`, W), zero from D on, and indices (`_TOGETHER`,), overwritten.
     """
@@ -72,9 +82,9 @@ def _search_greedy(
         for level in range(len(books)):
             address, vector = books[level], np.int64(residual.ctypes.data)
             size, padded, num_books = shapes[level, 0], shapes[level, 1], shapes[level, 2]
-            book_bytes, linked = row * padded, min(1, num_books)
+            book_bytes = row * padded
             for i in range(count):
-                index[i] *= linked
+                index[i] = _book_below(index[i], shapes[level], tables)
             for i in range(count):
                 if num_books * book_bytes > _NEAR_BYTES and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
@@ -96,8 +106,8 @@ def _search_greedy(
 
 @compiled()
 def _search_beam(
-    latents: Floats, books: Integers, shapes: Integers, indices: Integers, work: Any, beam: int, weight: np.float32,
-    first: int, last: int,
+    latents: Floats, books: Integers, shapes: Integers, tables: Integers, indices: Integers, work: Any, beam: int,
+    weight: np.float32, first: int, last: int,
 ) -> float:  # fmt: skip
     """Search as `_search_greedy`, with a beam and the weight of the distances at coarser levels.
 
@@ -118,11 +128,11 @@ def _search_beam(
             residual[0, 0, d] = latents[i, d]
         before[0, 0], count = np.float32(0), 1
         for level in range(levels):
-            book, then, linked = books[level], 1 - now, min(1, shapes[level, 2])
+            book, then = books[level], 1 - now
             size, padded, book_bytes = shapes[level, 0], shapes[level, 1], row * shapes[level, 1]
             vector, next_vector = residual_at + now * beam * row, residual_at + then * beam * row
             for w in range(count):
-                codebook = book + index[level, w] * linked * book_bytes
+                codebook = book + _book_below(index[level, w], shapes[level], tables) * book_bytes
                 for place in range(w * padded, (w + 1) * padded, SIDE_BY_SIDE):
                     meet_eight(
                         vector + w * row, codebook, width, before[now, w], place,
@@ -139,7 +149,7 @@ def _search_beam(
                 keys[place] = _LARGEST_KEY
                 w = place // padded
                 child = min(place - w * padded, size - 1)  # of the padding where the latent is not finite
-                above = index[level, w] * linked
+                above = _book_below(index[level, w], shapes[level], tables)
                 index[level + 1, k], parent[level, k] = above * size + child, w
                 if finest:
                     left += float(distances[place])
@@ -208,7 +218,10 @@ def _group_codewords(codebook: Tensor) -> Floats:
     return padded.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
 
 
-def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0) -> Tensor:
+def search_compiled(
+    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
+    tables: Sequence[Tensor | None] = (),
+) -> Tensor:  # fmt: skip
     """Search as `search`, for tensors on the CPU.
 
     Raises:
@@ -223,8 +236,12 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
     else:
         padded = [_pad_codebooks(codebook) for codebook in codebooks]  # keeps alive what the kernels get addresses of
         books = np.array([codebook.data_ptr() for codebook in padded])
-        sizes = [(book.shape[1], rows.shape[1], len(book)) for book, rows in zip(codebooks, padded, strict=True)]
-        shapes, wide = np.array([(m, filled, n if n > 1 else 0) for m, filled, n in sizes]), padded[0].shape[2]
+        shapes, starts, wide = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long)], padded[0].shape[2]
+        for shape, book, rows, table in zip(shapes, codebooks, padded, tables or [None] * levels, strict=True):
+            linked = len(book) if len(book) > 1 else 0
+            shape[:] = book.shape[1], rows.shape[1], linked, -1 if table is None else sum(map(len, starts))
+            starts += [] if table is None else [table]
+        joined = torch.cat(starts).numpy()
 
     def run(first: int, last: int) -> float:
         if levels == 1:
@@ -233,14 +250,16 @@ def search_compiled(latents: Tensor, codebooks: Sequence[Tensor], width: int = 1
             return float(_search_flat(vectors, book, out[0], work, first, last))
         if beam == 1:
             work = np.zeros((_TOGETHER, wide), np.float32), np.empty(_TOGETHER, np.int64)
-            return float(_search_greedy(vectors, books, shapes, out, work, first, last))
+            return float(_search_greedy(vectors, books, shapes, joined, out, work, first, last))
         candidates = beam * int(shapes[:, 1].max())
         work = (
             np.zeros((2, beam, wide), np.float32), np.zeros((2, beam), np.float32),
             np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64),
             np.empty(candidates, np.float32), np.empty(candidates, np.int64),
         )  # fmt: skip
-        return float(_search_beam(vectors, books, shapes, out, work, beam, np.float32(coarse_weight), first, last))
+        return float(
+            _search_beam(vectors, books, shapes, joined, out, work, beam, np.float32(coarse_weight), first, last)
+        )
 
     left = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(left):  # the least distances are finite if all latents and codewords are

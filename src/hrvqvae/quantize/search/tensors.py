@@ -12,8 +12,9 @@ _DIRECT = 64  # largest single codebook for which differences are computed inste
 
 
 def search_tensors(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0, leaves: int = 1
-) -> Tensor:
+    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
+    tables: Sequence[Tensor | None] = (), leaves: int = 1,
+) -> Tensor:  # fmt: skip
     """Search as `search` does, in chunks of vectors, or in one piece in a graph.
 
     Args:
@@ -23,28 +24,31 @@ def search_tensors(
     for book in codebooks[:-1]:
         branches *= book.shape[1]
     width, leaves = min(width, branches), min(leaves, branches * codebooks[-1].shape[1])
+    levels = list(zip(codebooks, tables or [None] * len(codebooks), strict=True))
     if torch.compiler.is_compiling():
-        return _beam(latents, codebooks, width, coarse_weight, leaves)
+        return _beam(latents, levels, width, coarse_weight, leaves)
     values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
     with torch.autocast(latents.device.type, enabled=False):  # which would round matrix products to bfloat16
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
-        return torch.cat([_beam(chunk, codebooks, width, coarse_weight, leaves) for chunk in chunks], 1)
+        return torch.cat([_beam(chunk, levels, width, coarse_weight, leaves) for chunk in chunks], 1)
 
 
-def _beam(latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, leaves: int) -> Tensor:
+def _beam(
+    latents: Tensor, levels: Sequence[tuple[Tensor, Tensor | None]], width: int, coarse_weight: float, leaves: int
+) -> Tensor:
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
     index = torch.zeros_like(residual[..., 0], dtype=torch.long)
     before = torch.zeros_like(residual[..., 0])  # cost of the coarser levels
     coarse_weight = coarse_weight if width > 1 else 0.0  # it can't matter
     indices: list[Tensor] = []
-    for level, codebook in enumerate(codebooks, start=1):
+    for level, (codebook, table) in enumerate(levels, start=1):
         books, size, _ = codebook.shape
-        book = index if books > 1 else torch.zeros_like(index)
+        book = torch.zeros_like(index) if books == 1 else index if table is None else table[index]
         distance = _distances(residual, codebook, book)
         earlier = before.unsqueeze(-1)
         cost = (distance + earlier).flatten(1)
-        finest = level == len(codebooks)
+        finest = level == len(levels)
         kept = _least(cost, leaves if finest else min(width, cost.shape[1]))
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
