@@ -13,6 +13,7 @@ from hrvqvae import InputError, TreeVQ
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer, fitting
 from hrvqvae.quantize import kmeans as module
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
@@ -46,7 +47,7 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
     assert often.codeword_indices(often.encode(vectors))[:, -1].unique().numel() == SIZE**LEVELS
     assert error(often, other) < error(once, other) < 0.6 * float(other.var(0).mean())
     # A start with dead codewords at every level: copies of one, which the search never takes.
-    monkeypatch.setattr(fitting, "_start", lambda book, *_, even: book.codewords.zero_())
+    monkeypatch.setattr(LevelCodebooks, "initialize", lambda book, *_: book.codewords.zero_())
     assert layer(beam=beam).fit(vectors).encode(vectors).unique(dim=0).shape[0] == SIZE**LEVELS
 
 

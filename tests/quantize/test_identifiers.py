@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hrvqvae import InputError, TreeVQ
@@ -17,7 +18,7 @@ def vectors_of(count: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}])
 def test_no_two_items_have_the_same_indices(options: dict[str, object]) -> None:
-    """Up to as many items as there are leaves; an item moves only if a nearer one has its leaf."""
+    """Up to as many items as there are leaves; an item moves only if another has its leaf."""
     tree = TreeVQ(**({"dim": DIM, "codewords": 3, "levels": 3} | options)).fit(vectors_of(400), passes=2)  # type: ignore[arg-type]
     leaves = int(torch.tensor(tree.quantizer.config.sizes).prod())
     for count in (leaves // 2, leaves):
@@ -25,23 +26,32 @@ def test_no_two_items_have_the_same_indices(options: dict[str, object]) -> None:
         usual, unique = tree.encode(vectors), tree.unique_indices(vectors)
         assert (unique.shape, unique.dtype) == (usual.shape, torch.int64)
         assert len(unique.unique(dim=0)) == count
-        distance = (tree.get_output_from_indices(usual) - vectors).square().sum(-1)
-        for item in (unique != usual).any(-1).nonzero().flatten().tolist():
-            holders = (unique == usual[item]).all(-1).nonzero().flatten().tolist()
-            assert len(holders) == 1
-            assert distance[holders[0]] <= distance[item]
+        _, leaf, items = usual.unique(dim=0, return_inverse=True, return_counts=True)
+        alone = items[leaf] == 1
+        assert torch.equal(unique[alone], usual[alone])
     with pytest.raises(InputError, match=f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves"):
         tree.unique_indices(vectors_of(leaves + 1))
     assert tree.unique_indices(vectors_of(0)).shape == (0, tree.quantizer.config.levels)
 
 
-def test_a_moved_item_gets_the_nearest_free_leaf() -> None:
-    tree = TreeVQ(DIM, 3, 2, beam=3, coarse_weight=0.0).fit(vectors_of(400), passes=2)
-    twins = vectors_of(1, seed=5).repeat(9, 1)
-    unique = tree.unique_indices(twins)
-    distances = (tree.get_output_from_indices(unique) - twins).square().sum(-1)
-    assert torch.equal(unique[0], tree.encode(twins[:1])[0])
-    assert torch.equal(distances, distances.sort().values)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
+    """Beside an optimal assignment of the items that share leaves to the free leaves."""
+    tree = TreeVQ(DIM, (4, 8), 2, beam=beam, coarse_weight=0.0).fit(vectors_of(400), passes=2)
+    items = torch.cat([vectors_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * vectors_of(24, seed=6), vectors_of(8)])
+    usual, unique = tree.encode(items), tree.unique_indices(items)
+    assert len(unique.unique(dim=0)) == len(items) == 32
+    _, leaf, count = usual.unique(dim=0, return_inverse=True, return_counts=True)
+    every = torch.tensor(list(product(range(4), range(8))))
+    alone = usual[count[leaf] == 1]
+    free = every[(every[:, None] != alone).any(-1).all(-1)]
+    costs = torch.cdist(items[count[leaf] > 1], tree.get_output_from_indices(free)).square().double()
+    rows, columns = linear_sum_assignment(costs.numpy())
+    moved = unique[count[leaf] > 1]
+    error = (tree.get_output_from_indices(moved) - items[count[leaf] > 1]).square().sum()
+    assert float(error) <= 1.01 * float(costs[rows, columns].sum())
+    twins = tree.unique_indices(items[:1].repeat(32, 1))
+    assert len(twins.unique(dim=0)) == 32
 
 
 def test_what_may_come_next_is_what_items_have() -> None:

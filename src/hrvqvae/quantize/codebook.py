@@ -18,40 +18,29 @@ from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
 
-def random_latents(latents: Tensor, num_leaves: int, rng: torch.Generator) -> Tensor:
-    """Return normal vectors (N, D) for a random start, four per leaf, with mean and deviation of latents (..., D).
-
-    Codewords from N(0, 1) would lie far from the latents of an untrained encoder, and few would ever be chosen
-    (docs/comparison.md).
-    """
-    flat = latents.reshape(-1, latents.shape[-1]).float()
-    noise = torch.randn(max(1024, 4 * num_leaves), flat.shape[-1], generator=rng, dtype=torch.float32)
-    return noise.to(flat.device) * flat.std(0, correction=0) + flat.mean(0)
-
-
 class LevelCodebooks(nn.Module):
     """The codebooks of one level, (num_books, m, D), with a moving average of how often each codeword is used.
 
-    With the update "ema" the codewords are a buffer: the moving average of the vectors that chose them (appendix A.1 of
-    VQVAE). With "gradient" they are a parameter, which the codebook loss moves (docs/method.md). With `shrinkage` each
-    codeword leans towards the mean of all codewords with the same code; a codeword without vectors is this mean.
+    With the update "ema" the codewords are a buffer: the moving average of the vectors that chose them. With "gradient"
+    they are a parameter, which the codebook loss moves. With `shrinkage` all parents begin with the shared codebook,
+    and their codewords leave it as vectors come (docs/method.md).
+
+    Args:
+        coarser: linked coarser level, if it has more codewords than there are codebooks here. Then codebook 0 is the
+            shared one.
     """
 
     codewords: Tensor
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
-    shared: Tensor | None  # (m, D): mean of all vectors with the same code; only with `shrinkage` and several codebooks
-    table: Tensor | None  # codebook (K,) int64 of each coarser codeword, 0 for the shared one; only if not all are here
+    shared: Tensor | None  # (m, D): mean of all vectors with the same code; with `shrinkage` and several codebooks
+    table: Tensor | None  # (K,) int64: codebook of each coarser codeword; with `coarser`
 
     def __init__(
         self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
         shrinkage: float = 0.0, coarser: LevelCodebooks | None = None,
     ) -> None:  # fmt: skip
-        """Make codebooks; `coarser` is the linked level, if not each of its codewords has a codebook here."""
         super().__init__()
-        self.orphans = (
-            coarser.size if coarser is not None and coarser.table is not None else 0
-        )  # of the shared codebook
         self.decay, self.num_books, self.size, self.shrinkage = decay, num_books, size, shrinkage
         self.num_codewords = num_books * size
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
@@ -64,6 +53,9 @@ class LevelCodebooks(nn.Module):
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
         table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
         self.register_buffer("table", table)
+        self._orphans = 0  # first codewords of the coarser level, which are its shared codebook and have no children
+        if coarser is not None and coarser.table is not None:
+            self._orphans = coarser.size
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -80,23 +72,23 @@ class LevelCodebooks(nn.Module):
         return index if self.table is None else self.table[index]
 
     def adopt(self, parents: Tensor, evicted: Tensor, group: Any = None) -> Tensor:
-        """Give codebooks to coarser codewords that have vectors, in place of the least used codebooks.
+        """Give the least used codebooks to the coarser codewords `parents` (N,) of a batch that use them more.
 
         Args:
             parents: (N,), codewords of the coarser level.
-            evicted: codebooks of the coarser level that now belong to another of its parents.
+            evicted: codebooks of the coarser level that got another parent.
             group: processes that sum their counts.
 
         Returns:
-            The codebooks that now belong to another parent.
+            Codebooks that got another parent.
         """
         assert self.table is not None
         assert self.shared is not None
-        if len(evicted):
-            self.table.view(-1, self.orphans)[evicted] = 0
+        if self._orphans:
+            self.table.view(-1, self._orphans)[evicted] = 0
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0
-        counts[: self.orphans] = 0
+        counts[: self._orphans] = 0
         wanted = counts.nonzero().flatten()
         wanted = wanted[counts[wanted].argsort(descending=True, stable=True)][: self.num_books - 1]
         used = self.count.sum(1)
@@ -130,9 +122,8 @@ class LevelCodebooks(nn.Module):
     def statistics(self, residual: Tensor, index: Tensor) -> list[Tensor]:
         """Return counts and sums of residuals (N, D) by index (N,). The statistics of several batches add up."""
         counts = vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
-        if self.total is None:
-            return [counts]
-        return [counts, vq.sums(residual, index, self.num_codewords).view_as(self.total)]
+        sums = [] if self.total is None else [vq.sums(residual, index, self.num_codewords).view_as(self.total)]
+        return [counts, *sums]
 
     def average(self, counts: Tensor, sums: Tensor | None = None) -> None:
         """Update the moving averages and the codewords by the statistics of a batch.
@@ -180,7 +171,6 @@ class LevelCodebooks(nn.Module):
         """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
         Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
-        With `shrinkage` all codebooks begin with the clusters of one k-means.
 
         Args:
             residual: (N, D), input of this level.
@@ -188,38 +178,36 @@ class LevelCodebooks(nn.Module):
             rng: random generator.
             weight: weight of a vector in the counts: vectors per training batch, divided by N.
             even: codewords get about equally many vectors (`kmeans`).
-            shared: all codebooks begin with the clusters of one k-means.
+            shared: all codebooks begin with the clusters of one k-means, as always with `shrinkage`.
         """
-        size, dim = self.size, residual.shape[-1]
+        size, num_codewords, device = self.size, self.num_codewords, residual.device
         if shared or self.shared is not None:
             centers, _ = kmeans(residual, size, rng)
+            start = centers.repeat(self.num_books, 1)
+            if self.shared is not None:
+                self.shared.copy_(centers)
             if self.table is not None:
                 self.table.zero_()
                 self.count.zero_()
                 self.adopt(parent, parent[:0])
             index = self.books_below(parent) * size + search(residual, [centers[None]])[0]
-            count = vq.counts(index, self.num_codewords)
-            every = torch.arange(self.num_codewords, device=residual.device)
-            self.set_codewords(every, centers.repeat(self.num_books, 1), count.to(centers.dtype) * weight)
-            if self.shared is not None:
-                self.shared.copy_(centers)
-            return
-        scale = residual.std(0, correction=0) * 0.1
-        start = torch.randn(self.num_codewords, dim, generator=rng, dtype=torch.float32).to(residual.device) * scale
-        count = torch.zeros(self.num_codewords, device=residual.device, dtype=torch.float32)
-        for book, members in vq.group_by_book(self.books_below(parent), self.num_books):
-            children = slice(book * size, (book + 1) * size)
-            start[children], count[children] = kmeans(residual[members], size, rng, even)
-        self.set_codewords(torch.arange(self.num_codewords, device=residual.device), start, count * weight)
+            count = vq.counts(index, num_codewords).to(centers.dtype)
+        else:
+            scale = residual.std(0, correction=0) * 0.1
+            noise = torch.randn(num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32)
+            start, count = noise.to(device) * scale, torch.zeros(num_codewords, device=device, dtype=torch.float32)
+            for book, members in vq.group_by_book(self.books_below(parent), self.num_books):
+                children = slice(book * size, (book + 1) * size)
+                start[children], count[children] = kmeans(residual[members], size, rng, even)
+        self.set_codewords(torch.arange(num_codewords, device=device), start, count * weight)
 
     @torch.no_grad()
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Move dead codewords to random vectors of their codebook.
+        """Move dead codewords to random vectors of living codewords of their codebook.
 
-        The vectors are drawn from those of living codewords. A moved codeword begins with the mean count of its
-        codebook, so that the next update does not undo the move.
+        A moved codeword begins with the mean count of its codebook, so that the next update does not undo the move.
 
         Args:
             residual: (N, D), input of this level.
@@ -247,32 +235,18 @@ class LevelCodebooks(nn.Module):
         return torch.cat(moved), torch.cat(source)
 
 
-def adopt_parents(levels: Sequence[LevelCodebooks], indices: Sequence[Tensor], group: Any = None) -> list[Tensor]:
-    """Give codebooks to the parents of a batch (`LevelCodebooks.adopt`); return the indices (N,) per level after it."""
-    adopted, evicted = list[Tensor](), indices[0][:0]
-    for level, index in zip(levels, indices, strict=True):
-        if level.table is None:
-            adopted.append(index)
-            continue
-        evicted = level.adopt(adopted[-1], evicted if level.orphans else evicted[:0], group)
-        adopted.append(level.books_below(adopted[-1]) * level.size + index % level.size)
-    return adopted
-
-
 @torch.no_grad()
 def follow(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
-    """Update the codebooks of all levels by a batch.
-
-    Args:
-        levels: codebooks of each level.
-        residuals: (N, D), input of each level.
-        indices: (N,), codewords that the residuals chose, per level.
-        group: processes that sum their statistics, by one all-reduce.
-    """
-    indices = adopt_parents(levels, indices, group)
-    statistics = [level.statistics(*batch) for level, *batch in zip(levels, residuals, indices, strict=True)]
+    """Update the codebooks of all levels by the batch of `group`: inputs (N, D) and codewords (N,) of each level."""
+    statistics, evicted, parents = list[list[Tensor]](), indices[0][:0], indices[0]
+    for level, residual, index in zip(levels, residuals, indices, strict=True):
+        if level.table is not None:
+            evicted = level.adopt(parents, evicted, group)
+            index = level.books_below(parents) * level.size + index % level.size
+        statistics.append(level.statistics(residual, index))
+        parents = index
     summed = iter(distributed.all_reduce([values for level in statistics for values in level], group))
     for level, values in zip(levels, statistics, strict=True):
         level.average(*(next(summed) for _ in values))

@@ -6,7 +6,6 @@ Shapes: N vectors (N, D) in batches (n, D); L levels, m codewords per codebook.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
-_RICH = 8  # minimum vectors per codeword for a k-means in each codebook of a level; below it, they share one k-means
+_RICH = 8  # minimum vectors per codeword for a k-means in each codebook, and for codewords that split
 _SHRINKAGE = 2.0  # without a `shrinkage` in the configuration
 
 
@@ -44,8 +43,8 @@ def fit(
 ) -> None:
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
-    Each pass is a step of Lloyd's algorithm with the quantizer's own search: every leaf becomes the mean of its
-    vectors (or leans). Then codewords without a vector split the fullest codewords of their codebook.
+    Each pass is a step of Lloyd's algorithm with the quantizer's own search. Then codewords without a vector split the
+    fullest ones of their codebook; with `shrinkage` they are the shared ones instead.
     """
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
     sample, keys, count, largest = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
@@ -59,7 +58,7 @@ def fit(
         raise InputError("no vectors to fit to")
     waiting("k-means start")
     even = quantizer.config.beam > 1  # a beam makes more of clusters of similar size
-    quantizer.initialize(sample.to(device), rng, start=partial(_start, even=even))
+    quantizer.initialize(sample.to(device), rng, even=even, rich=_RICH)
     with task("fit", count * passes, "vectors") as advance:
         for _ in range(passes):
             counts = [torch.zeros_like(level.count) for level in quantizer.levels]
@@ -75,23 +74,10 @@ def fit(
                 _restart(quantizer, rng, count)
 
 
-def _start(
-    level: LevelCodebooks, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float, *, even: bool
-) -> None:
-    """Start a level as `LevelCodebooks.initialize` does, but share one k-means if there are few vectors."""
-    level.initialize(residual, parent, rng, weight, even, shared=len(residual) < _RICH * level.num_codewords)
-
-
 def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
-    """Set the codewords from the counts and the sums of the residuals that chose them.
+    """Set the codewords from counts (num_books, m) and sums (num_books, m, D) of the residuals that chose them.
 
-    With several codebooks they are shrunk towards the mean of the codewords with the same code (`vq.shrink`).
-
-    Args:
-        levels: codebooks of each level.
-        counts: (num_books, m) per level, vectors of each codeword.
-        totals: (num_books, m, D) per level, sums of the residuals of these vectors.
-        weight: weight of a vector in the codewords' counts.
+    Several codebooks are shrunk (`vq.shrink`). `weight` is the weight of a vector in the codewords' counts.
     """
     moved = totals[0].new_zeros(0)  # (K, D), how far the sums of codewords down to the coarser level moved
     for level, count, total in zip(levels, counts, totals, strict=True):

@@ -36,25 +36,17 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
 
 
 def shrink(count: Tensor, total: Tensor, shared: Tensor, shrinkage: float) -> Tensor:
-    """Return the means total / count, drawn towards `shared` (m, D) as by `shrinkage` more vectors there.
+    """Return the means of counts (num_books, m) and sums (num_books, m, D), drawn towards `shared` (m, D).
 
-    A codeword without vectors is the shared one (docs/method.md).
-
-    Args:
-        count: (num_books, m), number of vectors of each codeword.
-        total: (num_books, m, D), their sum.
-        shared: (m, D), mean of the vectors with the same code.
-        shrinkage: more than 0.
+    `shared` has the weight of `shrinkage` vectors in each codeword, and is the codeword where there are no vectors.
     """
     return (total + shrinkage * shared) / (count + shrinkage).unsqueeze(-1)
 
 
 def counts(index: Tensor, num_codewords: int) -> Tensor:
     """Count each codeword in indices (N,) int64: (num_codewords,) int64."""
-    flat = index.reshape(-1)
-    return flat.new_zeros(num_codewords).scatter_add_(
-        0, flat, torch.ones_like(flat)
-    )  # bincount would wait for the device
+    flat = index.reshape(-1)  # bincount would wait for the device
+    return flat.new_zeros(num_codewords).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def sums(vectors: Tensor, index: Tensor, num_codewords: int) -> Tensor:
@@ -80,41 +72,33 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     """
     books, size = count.shape
     order = torch.arange(size, device=count.device).repeat(books, 1)
-    chunk = max(1, _CHUNK_VALUES // size**2)
     for _ in range(_ROUNDS):
         moved = codewords.gather(1, order[..., None].expand_as(codewords))
         used = count.gather(1, order)[..., None]
         means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
         before = order.clone()
-        for first in range(0, books, chunk):
-            part = slice(first, first + chunk)
-            cost = torch.cdist(codewords[part], means).square() * count[part, :, None]  # (books, codeword, position)
-            for left, right in _pairings(size):
-                _exchange(order[part], cost, left.to(order.device), right.to(order.device))
+        chunks = (values.split(max(1, _CHUNK_VALUES // size**2)) for values in (order, codewords, count))
+        for part, vectors, weights in zip(*chunks, strict=True):
+            cost = torch.cdist(vectors, means).square() * weights[..., None]  # (books, codeword, position)
+            book = torch.arange(len(part), device=part.device)[:, None]
+            for left, right in _pairings(size, part.device):
+                first, second = part[:, left], part[:, right]
+                now = cost[book, first, left] + cost[book, second, right]
+                better = cost[book, second, left] + cost[book, first, right] < now
+                part[:, left], part[:, right] = torch.where(better, second, first), torch.where(better, first, second)
         if torch.equal(order, before):
             break
     return order
 
 
-def _pairings(size: int) -> list[tuple[Tensor, Tensor]]:
-    """Return rounds of disjoint pairs of `size` positions; every pair occurs once (the circle method)."""
-    circle, rounds = list(range(size + size % 2)), list[tuple[Tensor, Tensor]]()
-    half = len(circle) // 2
-    for _ in range(len(circle) - 1):
-        pairs = [pair for pair in zip(circle[:half], reversed(circle[half:]), strict=True) if max(pair) < size]
-        left, right = torch.tensor(pairs).T
-        rounds.append((left, right))
-        circle.insert(1, circle.pop())
-    return rounds
-
-
-def _exchange(order: Tensor, cost: Tensor, left: Tensor, right: Tensor) -> None:
-    """Exchange the codewords at positions `left` and `right` of `order` where this lowers the cost."""
-    first, second = order[:, left], order[:, right]
-    every = torch.arange(len(order), device=order.device)[:, None]
-    now = cost[every, first, left] + cost[every, second, right]
-    better = cost[every, second, left] + cost[every, first, right] < now
-    order[:, left], order[:, right] = torch.where(better, second, first), torch.where(better, first, second)
+def _pairings(size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rounds of disjoint pairs of `size` positions; every pair occurs once (the circle method)."""
+    last = size + size % 2 - 1
+    for turn in range(last):
+        circle = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, last + 1).roll(turn)]).to(device)
+        left, right = circle[: len(circle) // 2], circle.flip(0)[: len(circle) // 2]
+        inside = (left < size) & (right < size)
+        yield left[inside], right[inside]
 
 
 def group_by_book(books: Tensor, num_books: int) -> Iterator[tuple[int, Tensor]]:

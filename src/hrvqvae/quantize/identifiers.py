@@ -20,35 +20,66 @@ _CHUNK_VALUES = 2**24  # of the candidates' codewords, per chunk of items
 def unique_indices(quantizer: ResidualQuantizer, batches: Iterable[Tensor]) -> Tensor:
     """Return unique indices for batches of vectors (n, D) float32; see `TreeVQ.unique_indices`."""
     sizes, device = quantizer.config.sizes, quantizer.levels[0].count.device
-    rows = list[tuple[Tensor, Tensor, Tensor]]()
+    rows = list[tuple[Tensor, Tensor]]()
     for batch in batches:
         require_finite(batch, ())
-        codes = quantizer.encode(batch.to(device))
-        distance = (batch - quantizer.lookup(codes).to(batch.device)).square().sum(-1)
-        rows.append((batch, _leaf_of(torch.stack(codes, -1), sizes).cpu(), distance))
-    if sum(len(batch) for batch, *_ in rows) == 0:
+        rows.append((batch, _leaf_of(torch.stack(quantizer.encode(batch.to(device)), -1), sizes).cpu()))
+    if sum(len(batch) for batch, _ in rows) == 0:
         return torch.empty(0, len(sizes), dtype=torch.long)
-    vectors, leaves, distances = (torch.cat(column) for column in zip(*rows, strict=True))
+    vectors, leaves = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(vectors) > math.prod(sizes):
         raise InputError(f"{len(vectors)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
-    keepers = _nearest_per_leaf(leaves, distances)
-    taken, count = leaves[keepers], max(_LEAVES, quantizer.config.beam)
-    unplaced = torch.ones(len(vectors), dtype=torch.bool).index_fill_(0, keepers, False).nonzero().flatten()
-    while len(unplaced):
-        candidates, cost = _nearest_leaves(quantizer, vectors[unplaced].to(device), count)
-        while len(unplaced):  # every item bids for its nearest free leaf, and the nearest item gets it
-            cost = cost.masked_fill(torch.isin(candidates, taken), torch.inf)
-            least, position = cost.min(1)
-            bidders = least.isfinite().nonzero().flatten()
-            if not len(bidders):
-                break
-            winners = bidders[_nearest_per_leaf(candidates[bidders, position[bidders]], least[bidders])]
-            leaves[unplaced[winners]] = candidates[winners, position[winners]]
-            taken = torch.cat([taken, leaves[unplaced[winners]]])
-            losers = torch.ones(len(unplaced), dtype=torch.bool).index_fill_(0, winners, False)
-            unplaced, candidates, cost = unplaced[losers], candidates[losers], cost[losers]
-        count *= 4
+    _, inverse, counts = leaves.unique(return_inverse=True, return_counts=True)
+    crowded, count = (counts[inverse] > 1).nonzero().flatten(), max(_LEAVES, quantizer.config.beam)
+    taken = leaves[counts[inverse] == 1]
+    while len(crowded):
+        candidates, costs = _nearest_leaves(quantizer, vectors[crowded].to(device), count)
+        limit = costs.amax(1, keepdim=True)
+        if candidates.shape[1] == math.prod(sizes):  # there is no other leaf
+            limit.fill_(torch.inf)
+        chosen = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit)
+        placed = chosen >= 0
+        leaves[crowded[placed]] = candidates[placed].gather(1, chosen[placed, None]).squeeze(1)
+        taken, crowded, count = torch.cat([taken, leaves[crowded[placed]]]), crowded[~placed], count * 4
     return torch.stack([leaves // math.prod(sizes[level + 1 :]) % size for level, size in enumerate(sizes)], -1)
+
+
+def _auction(candidates: Tensor, costs: Tensor, limit: Tensor) -> Tensor:
+    """Give each item a leaf of its own so that the costs together are about least (Bertsekas 1988).
+
+    Items without a leaf bid for the leaf that they find cheapest, price included, up to what makes another as cheap.
+    The highest bid takes the leaf from its owner and is its price.
+
+    Args:
+        candidates: (n, k), leaves of each item.
+        costs: (n, k).
+        limit: (n, 1), cost beyond which an item leaves the auction.
+
+    Returns:
+        The position (n,) of each item's leaf among its candidates; -1 for none.
+    """
+    leaves, place = candidates.unique(return_inverse=True)
+    prices, owner = costs.new_zeros(len(leaves)), torch.full((len(leaves),), -1)
+    chosen, bidders = torch.full((len(costs),), -1), torch.arange(len(costs))
+    step = 1e-3 * costs[costs.isfinite()].mean().nan_to_num(1.0).clamp(min=1e-30)
+    while len(bidders):
+        values = torch.cat([costs[bidders] + prices[place[bidders]], limit[bidders]], 1)
+        least, position = values.topk(2, largest=False)
+        inside = (position[:, 0] < costs.shape[1]) & least[:, 0].isfinite()
+        bidders, least, position = bidders[inside], least[inside], position[inside, 0]
+        target = place[bidders, position]
+        bids = prices[target] + (least[:, 1] - least[:, 0]).clamp(max=1e3 * step) + step
+        order = bids.argsort(descending=True, stable=True)
+        order = order[target[order].argsort(stable=True)]  # by leaf, the highest bid first
+        first = torch.ones(len(order), dtype=torch.bool)
+        first[1:] = target[order][1:] != target[order][:-1]
+        winners, losers = order[first], order[~first]
+        earlier = owner[target[winners]]
+        chosen[earlier[earlier >= 0]] = -1
+        owner[target[winners]], prices[target[winners]] = bidders[winners], bids[winners]
+        chosen[bidders[winners]] = position[winners]
+        bidders = torch.cat([bidders[losers], earlier[earlier >= 0]])
+    return chosen
 
 
 def valid_next(prefixes: Tensor, indices: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -74,16 +105,8 @@ def _leaf_of(indices: Tensor, sizes: Sequence[int]) -> Tensor:
     return leaf
 
 
-def _nearest_per_leaf(leaf: Tensor, distance: Tensor) -> Tensor:
-    """Return, for each leaf that occurs, the position of its least distance; leaf and distance are (n,)."""
-    order = distance.argsort(stable=True)
-    order = order[leaf[order].argsort(stable=True)]
-    ordered = leaf[order]
-    return order[torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])]
-
-
 def _nearest_leaves(quantizer: ResidualQuantizer, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the leaves (n, k) of a beam as wide as `count`, and their squared distances (n, k), on the CPU."""
+    """Return the leaves (n, k) of a beam as wide as `count`, and their squared distances (n, k) float64, on the CPU."""
     config, books = quantizer.config, [book.codewords.detach() for book in quantizer.levels]
     leaves, distances, tables = [], [], [book.table for book in quantizer.levels]
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
@@ -93,4 +116,4 @@ def _nearest_leaves(quantizer: ResidualQuantizer, vectors: Tensor, count: int) -
         codes = torch.stack([index % size for index, size in zip(indices, config.sizes, strict=True)], -1)
         leaves.append(_leaf_of(codes, config.sizes).cpu())
         distances.append((chunk.unsqueeze(1) - torch.stack(codewords).sum(0)).square().sum(-1).cpu())
-    return torch.cat(leaves), torch.cat(distances)
+    return torch.cat(leaves), torch.cat(distances).double()

@@ -45,8 +45,7 @@ class TreeVQ(nn.Module):
 
     In training mode k-means fits the codebooks to the first batch, and again as soon as `start_vectors` vectors have
     come. Then codebooks follow each batch, and dead codewords restart. Nothing changes in evaluation mode and after
-    `freeze`. Codebooks and statistics stay in float32. Under torch.distributed all processes have the same codebooks,
-    which follow the batches of all.
+    `freeze`. Codebooks stay in float32. All processes of torch.distributed have the same codebooks.
 
     Args:
         dim: D, number of channels.
@@ -54,15 +53,16 @@ class TreeVQ(nn.Module):
         levels: L. Indices take L * log2(m) bits per position.
         linked: levels in a group of linked levels; 0 links all, 1 none (residual quantization).
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
-        beta: weight of the commitment to the sum of the codewords. It is a quarter of that of the `treevq` presets,
-            because many models weigh a quantizer's loss more; all other defaults are the presets' values.
+        beta: weight of the commitment to the sum of the codewords, a quarter of that of the `treevq` presets; all other
+            defaults are the presets' values.
         level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty for `beta`.
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
         coarse_weight: weight of the coarser levels' squared residuals in the cost of a beam; 0.1 keeps prefixes good.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
         decay: decay of all moving averages.
-        shrinkage: lets each child lean towards the mean of all children with the same index, as by so many vectors per
-            batch; only with "ema". All parents start alike, nothing restarts, and links may be long; try 0.05.
+        shrinkage: vectors per batch for which the mean of all children with the same index counts in each child; 0 for
+            none. With more, such as 0.05, all parents start alike, nothing restarts, and links may be long.
+        memory_mib: MiB of codewords per level that `shrinkage` keeps; beyond, parents share a codebook.
         start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
@@ -88,6 +88,7 @@ class TreeVQ(nn.Module):
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.95,
         shrinkage: float = 0.0,
+        memory_mib: int = 256,
         start_vectors: int | None = None,
         restart_every: int = 100,
         restart_below: float = 0.03,
@@ -109,7 +110,7 @@ class TreeVQ(nn.Module):
                 dim=dim, codewords=max(per_level) if per_level else codewords, level_codewords=per_level,  # type: ignore[arg-type]
                 levels=levels, linked=linked, beta=beta, level_betas=betas or (beta,), beam=beam,
                 joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
-                shrinkage=shrinkage, restart_every=restart_every, restart_below=restart_below,
+                shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
@@ -120,19 +121,19 @@ class TreeVQ(nn.Module):
         self.schedule = CodebookSchedule(restarts, total_steps, start_vectors or default_start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
-        """Quantize features of any floating type; in training mode, update the codebooks.
+        """Quantize features; in training mode, update the codebooks.
 
         Args:
-            features: (B, ..., D), or (B, D, ...) without `channel_last`.
-            mask: bool (B, ...), one value per position. Positions with False have no part in the statistics and the
-                loss. Their output is zero and their indices are -1.
+            features: (B, ..., D) of any floating type, or (B, D, ...) without `channel_last`.
+            mask: bool (B, ...). Positions with False have no part in the statistics and the loss. Their output is zero
+                and their indices are -1.
             return_losses: also return the loss of each level.
 
         Returns:
             Quantized features with the shape, type and gradient (straight-through) of the input; indices (B, ..., L)
-            int64; and the loss, a float32 scalar. The loss is the sum of the commitment terms and, with "gradient", of
-            the codebook terms, each a mean over all values that are not masked. With `return_losses`, also the losses
-            (L,), which add up to the loss; the last level's includes the terms of the sum of the codewords.
+            int64; and the loss, a float32 scalar: the commitment terms and, with "gradient", the codebook terms, each a
+            mean over all values that are not masked. With `return_losses`, also the losses (L,), which add up to the
+            loss; the last one includes the terms of the sum of the codewords.
 
         Raises:
             InputError: Features or mask have a wrong shape or type, or the layer is in training mode under
@@ -168,7 +169,7 @@ class TreeVQ(nn.Module):
         return *outputs, torch.stack(per_level).sum(), torch.stack(per_level)
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize vectors (N, D) and update the codebooks, with a start before and a restart after it if due."""
+        """Quantize vectors (N, D) and update the codebooks, with a start before and a restart after if due."""
         schedule = self.schedule
         if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
             return self._repeat(vectors)
@@ -189,23 +190,20 @@ class TreeVQ(nn.Module):
 
     def _repeat(self, vectors: Tensor) -> Quantized:
         """Quantize with the codewords of the earlier forward pass, or by a new search if they were not kept."""
-        recalled = self.schedule.recall(vectors)
         self.quantizer.eval()
         try:
-            return self.quantizer(vectors, recalled)  # type: ignore[no-any-return]
+            return self.quantizer(vectors, self.schedule.recall(vectors))  # type: ignore[no-any-return]
         finally:
             self.quantizer.train()
 
     def freeze(self) -> TreeVQ:
-        """Keep the codebooks unchanged in training mode too, also after `model.train()`; return the layer."""
-        self.quantizer.frozen = True
-        self.quantizer.requires_grad_(False)
+        """Keep the codebooks unchanged in training mode too; return the layer."""
+        self.quantizer.requires_grad_(False).frozen = True
         return self
 
     def unfreeze(self) -> TreeVQ:
         """Undo `freeze`; return the layer."""
-        self.quantizer.frozen = False
-        self.quantizer.requires_grad_(True)
+        self.quantizer.requires_grad_(True).frozen = False
         return self
 
     def reset_parameters(self) -> None:
@@ -215,10 +213,7 @@ class TreeVQ(nn.Module):
                 module.reset_parameters()  # type: ignore[operator]
 
     def align(self) -> TreeVQ:
-        """Renumber children so that an index means about the same below every parent; return the layer.
-
-        Indices change, quantized vectors do not.
-        """
+        """Renumber children so that an index means about the same below every parent; return the layer."""
         self.quantizer.align()
         return self
 
@@ -228,9 +223,8 @@ class TreeVQ(nn.Module):
     ) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
-        k-means on `start_vectors` vectors, drawn uniformly, is followed by passes over all vectors. Each pass is a step
-        of Lloyd's algorithm with the layer's own search. Codewords without a vector split the fullest ones, if there
-        are eight vectors per codeword. On a CPU, equal batches and seeds give equal codebooks.
+        k-means on `start_vectors` vectors, drawn uniformly, is followed by passes over all vectors, each a step of
+        Lloyd's algorithm with the layer's own search. On a CPU, equal batches and seeds give equal codebooks.
 
         Args:
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
@@ -265,8 +259,8 @@ class TreeVQ(nn.Module):
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU. Takes the same as `fit`.
 
-        The nearest item keeps a leaf. Every other item takes the nearest free leaf of its beam, nearest items first.
-        The beam grows until it has a free leaf.
+        Items alone in their leaf keep it. The others share the free leaves of their beams so that the errors together
+        are about least; the beam grows until all have a leaf.
 
         Raises:
             InputError: There are more vectors than leaves, or they have a wrong shape or type.
@@ -276,17 +270,11 @@ class TreeVQ(nn.Module):
         return identifiers.unique_indices(self.quantizer, batches)
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return which indices of level l + 1 may follow prefixes (..., l): bool (..., m).
-
-        An index may follow if an item among `indices` (N, L) begins so. A prefix that no item has gives all False.
-        """
+        """Return which indices of level l + 1 follow prefixes (..., l) in items `indices` (N, L): bool (..., m)."""
         return identifiers.valid_next(prefixes, indices, self.quantizer.config.sizes)
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Return the sum of the codewords of the first l levels, in float32 and in the layout of the input.
-
-        Args:
-            indices: (B, ..., l) of any integer type, 1 <= l <= L. The sum is zero where they are -1.
+        """Return the sum of the codewords for indices (B, ..., l) of the first l levels, float32; zero for -1.
 
         Raises:
             InputError: The number of levels is wrong, or an index is neither -1 nor in [0, m).
@@ -313,7 +301,7 @@ class TreeVQ(nn.Module):
         return last
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
-        """Move to another device, but keep codebooks and statistics in float32: bfloat16 can't count to 257."""
+        """Move to another device, but keep all types: bfloat16 can't count to 257."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -12,7 +12,7 @@ Without links each level has one codebook. With groups of linked levels the firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -23,15 +23,12 @@ from torch import Tensor, nn
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import LevelCodebooks, follow, random_latents
+from hrvqvae.quantize.codebook import LevelCodebooks, follow
 from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
 
 _LARGEST_ALIGNED = 1024  # codewords of a codebook: alignment takes m^2 values per codebook
-
-Start = Callable[[LevelCodebooks, Tensor, Tensor, torch.Generator, float], None]
-"""Start of a level's codebooks, with the arguments of `LevelCodebooks.initialize`."""
 
 
 class ResidualQuantizer(Quantizer):
@@ -93,7 +90,8 @@ class ResidualQuantizer(Quantizer):
     def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
         """Return index and codeword per level of vectors (N, D), and their residuals r_0 to r_L.
 
-        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
+        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors. The losses and the update
+        take both from here.
         """
         residuals: list[Tensor] = [flat]
         chosen: list[tuple[Tensor, Tensor]] = []
@@ -122,10 +120,9 @@ class ResidualQuantizer(Quantizer):
     def _losses(
         self, flat: Tensor, residuals: Sequence[Tensor], codewords: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the codewords (N, D) and the quantizer's terms of the loss (docs/method.md).
+        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed over the vectors.
 
-        Residuals are the encoder's output minus detached codewords. So the commitment of every level reaches the
-        encoder, and not the codewords of other levels. Terms are sums over the vectors; those of weight 0 are left out.
+        Residuals hold no gradient to the codewords, so the commitment of every level reaches the encoder alone.
         """
         losses: dict[str, Tensor] = {}
         betas, quantized = self.config.beta_of_levels, torch.zeros_like(flat)
@@ -143,15 +140,11 @@ class ResidualQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         flat = latents.reshape(-1, latents.shape[-1]).float()
-        whole = self._searches[0]
-        if len(whole) == self.config.levels:
-            indices = list(self._search(flat, whole))
-        else:
-            indices = [index for index, _ in self.descend(flat)[0]]
-        return self._codes(indices, latents.shape[:-1])
+        if len(self._searches) == 1:
+            return self._codes(list(self._search(flat, self._searches[0])), latents.shape[:-1])
+        return self._codes([index for index, _ in self.descend(flat)[0]], latents.shape[:-1])
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        """Return the sum of the codewords of a prefix of the levels."""
         if check:
             check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
@@ -160,7 +153,6 @@ class ResidualQuantizer(Quantizer):
         return quantized
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Return the index of each code's codeword in its level, counted from the root of a group."""
         indices: list[Tensor] = []
         for code, book in zip(codes, self.levels, strict=False):
             indices.append(code if book.num_books == 1 else book.books_below(indices[-1]) * book.size + code)
@@ -171,21 +163,31 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(
-        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, start: Start | None = None
+        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False, rich: int = 0
     ) -> None:
-        """Start by k-means on the residuals, level by level and codebook by codebook.
+        """Start by k-means on the residuals, level by level, with the options of `LevelCodebooks.initialize`.
 
-        With `init_vectors` 0, start from random codewords.
+        With `init_vectors` 0, start from random codewords with the mean and the deviation of the latents. Codewords
+        from N(0, 1) would lie far from the latents of an untrained encoder, and few would ever be chosen.
+
+        Args:
+            latents: (..., D).
+            rng: random generator.
+            weight: weight of a latent in the counts.
+            even: codewords get about equally many latents.
+            rich: the codebooks of a level with fewer latents per codeword share one k-means.
         """
-        if not self.config.init_vectors:
-            latents, weight = random_latents(latents, max(self.config.num_codewords), rng), 1.0
         flat = latents.reshape(-1, latents.shape[-1]).float()
-        start = start or LevelCodebooks.initialize
+        if not self.config.init_vectors:
+            count, weight = max(1024, 4 * max(self.config.num_codewords)), 1.0
+            noise = torch.randn(count, flat.shape[-1], generator=rng, dtype=torch.float32)
+            flat = noise.to(flat.device) * flat.std(0, correction=0) + flat.mean(0)
         for levels in self._searches:
             residual, parent = flat, flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
                 book = self.levels[level]
-                start(book, residual, parent, rng, weight)
+                shared = len(flat) < rich * book.num_codewords
+                book.initialize(residual, parent, rng, weight, even, shared)
                 indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
                 parent = indices[-1]
                 codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]
@@ -194,10 +196,7 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
-        """Move dead codewords to latents of a training batch; return how many moved.
-
-        The subtree below a restarted codeword becomes a copy of the subtree of the donor, which had the vector before.
-        """
+        """Move dead codewords, with a copy of the subtree of the codeword that had their new place; return how many."""
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
         kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
@@ -214,10 +213,7 @@ class ResidualQuantizer(Quantizer):
         return list(takewhile(lambda book: book.num_books > 1, list(self.levels)[level + 1 :]))
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Copy the subtrees below codewords `source` (K,) of a level to those below `target` (K,).
-
-        Counts are scaled to the count of the target.
-        """
+        """Copy the subtrees below codewords `source` (K,) of a level below `target` (K,), with counts in proportion."""
         count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]  # a source is alive, so its count is not zero
         for book in self._linked_below(level):
@@ -228,9 +224,8 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def align(self) -> None:
-        """Renumber children so that an index means about the same below every parent.
+        """Renumber children, with their subtrees, so that an index means about the same below every parent.
 
-        Children keep their subtrees. So codes change and are easier for a prior, and reconstructions stay the same.
         Codebooks of more than 1,024 codewords are left as they are, and so are those that `shrinkage` keeps aligned.
         """
         for level, book in enumerate(self.levels):

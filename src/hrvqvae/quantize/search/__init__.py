@@ -13,8 +13,8 @@ Two forms give the same results: `compiled` runs on a CPU, `tensors` on a GPU an
 with the cheaper parent wins, then the branch with the lower child.
 
 Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). A level has one codebook if it
-is not linked to the coarser level, and otherwise a codebook for each codeword of the coarser level, or a table that holds
-the codebook of each of these codewords.
+is not linked to the coarser level, and otherwise a codebook for each codeword of the coarser level. If these share
+codebooks, a table (K,) int64 holds the codebook of each.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ def search(
         codebooks: codebooks of the levels to search, on the same device.
         width: number of branches kept at each level.
         coarse_weight: weight of the squared residuals of all levels but the last.
-        tables: per level, the codebook (K,) int64 of each of the K codewords of the coarser level, or None; () for
-            none at all.
+        tables: the table of each level, or None; () for none at all.
 
     Raises:
         NonFiniteError: A latent or a codeword is NaN or infinite. On a GPU and in graphs nothing is raised; NaN
