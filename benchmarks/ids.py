@@ -49,7 +49,21 @@ def collisions(codes: NDArray[np.int64]) -> int:
     return len(codes) - len(np.unique(codes, axis=0))
 
 
-def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: int) -> list[Row]:
+def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
+    """Return the bits per code of every second item, by counts of each code after its coarser code in the others."""
+    known, new = codes[::2], codes[1::2]
+    nats = 0.0
+    for level in range(codes.shape[1]):
+        counts = np.full((size, size), 0.1)
+        before, after = (rows[:, level - 1] if level else np.zeros(len(rows), np.int64) for rows in (known, new))
+        np.add.at(counts, (before, known[:, level]), 1)
+        nats -= float(np.log(counts[after, new[:, level]] / counts[after].sum(1)).sum())
+    return nats / np.log(2) / new.size
+
+
+def bench_ids(
+    vectors: Floats, codewords: int, levels: int, passes: int, seed: int, shrinkage: float = 0.0
+) -> list[Row]:
     """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2, seconds and bytes."""
     spent = dict[str, float]()
 
@@ -66,13 +80,15 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
             total += float(np.square(vectors[start : start + 50_000] - values).sum(dtype=np.float64))
         return total / len(vectors)
 
-    tree = TreeVQ(vectors.shape[1], codewords, levels)
-    timed("fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed, align=True))
+    tree = TreeVQ(vectors.shape[1], codewords, levels, shrinkage=shrinkage)
+    timed("fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed))
+    not_aligned = bits_per_code(tree.encode(vectors).numpy(), codewords)
+    tree.align()
     codes = timed("encode_seconds", lambda: tree.encode(vectors))
     unique = timed("unique_seconds", lambda: tree.unique_indices(vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     moved, added = float((codes != unique).any(1).double().mean()), error(unique) / error(codes) - 1
-    rows: list[Row] = [{"side": "TreeVQ", "collisions": collisions(codes.numpy()), **spent}]
+    rows: list[Row] = [{"side": "TreeVQ", "collisions": collisions(codes.numpy()), "bits_before": not_aligned, **spent}]
     rows.append({"side": "TreeVQ, unique", "collisions": collisions(unique.numpy()), "moved": moved, "added": added,
                  "unique_seconds": spent["unique_seconds"], "peak_bytes": peak})  # fmt: skip
     encode = timed("fit_seconds", lambda: residual(codewords, levels, seed, beam=1)(vectors))
@@ -82,6 +98,7 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     for row, of_side in zip(rows, (codes.numpy(), unique.numpy(), theirs), strict=True):
         one, two = neighbours_kept(vectors, of_side, seed)
         row |= {"items": len(vectors), "shape": f"{codewords}^{levels}", "kept_1": one, "kept_2": two}
+        row["bits"] = bits_per_code(of_side, codewords)
     return rows
 
 
@@ -89,6 +106,7 @@ COLUMNS = {
     "IDs by": "{side}", "items": "{items:,}", "shape": "{shape}", "collisions": "{collisions:,}",
     "moved": "{moved:.1%}", "error added": "{added:+.2%}",
     "neighbours, 1 level": "{kept_1:.3f}", "2 levels": "{kept_2:.3f}",
+    "bits per code": "{bits:.3f}", "before alignment": "{bits_before:.3f}",
     "fit s": "{fit_seconds:.1f}", "encode s": "{encode_seconds:.1f}", "unique s": "{unique_seconds:.1f}",
     "peak MB": "{peak_MB:,.0f}",
 }  # fmt: skip
@@ -101,12 +119,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)")
     parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"), help="(default: 64 3)")
     parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)")
+    parser.add_argument("--shrinkage", type=float, default=0.0, metavar="X", help="of the tree (default: 0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     vectors = synthetic(given.synthetic, given.seed) if given.synthetic else features(pixels("train", given.images)[0])
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
-    finish(bench_ids(vectors, given.size[0], given.size[1], given.passes, given.seed), COLUMNS, given.json)
+    finish(
+        bench_ids(vectors, given.size[0], given.size[1], given.passes, given.seed, given.shrinkage), COLUMNS, given.json
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_no_two_items_have_the_same_indices(options: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
-    """Beside an optimal assignment of the items that share leaves to the free leaves."""
+    """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each item."""
     tree = TreeVQ(DIM, (4, 8), 2, beam=beam, coarse_weight=0.0).fit(vectors_of(400), passes=2)
     items = torch.cat([vectors_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * vectors_of(24, seed=6), vectors_of(8)])
     usual, unique = tree.encode(items), tree.unique_indices(items)
@@ -49,7 +49,7 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
     rows, columns = linear_sum_assignment(costs.numpy())
     moved = unique[count[leaf] > 1]
     error = (tree.get_output_from_indices(moved) - items[count[leaf] > 1]).square().sum()
-    assert float(error) <= 1.01 * float(costs[rows, columns].sum())
+    assert float(error) <= 1.05 * float(costs[rows, columns].sum())
     twins = tree.unique_indices(items[:1].repeat(32, 1))
     assert len(twins.unique(dim=0)) == 32
 

@@ -77,7 +77,7 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
         used = count.gather(1, order)[..., None]
         means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
         before = order.clone()
-        chunks = (values.split(max(1, _CHUNK_VALUES // size**2)) for values in (order, codewords, count))
+        chunks = (torch.split(values, max(1, _CHUNK_VALUES // size**2)) for values in (order, codewords, count))
         for part, vectors, weights in zip(*chunks, strict=True):
             cost = torch.cdist(vectors, means).square() * weights[..., None]  # (books, codeword, position)
             book = torch.arange(len(part), device=part.device)[:, None]

@@ -29,7 +29,7 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Iterable[Tensor]) -> T
     vectors, leaves = (torch.cat(column) for column in zip(*rows, strict=True))
     if len(vectors) > math.prod(sizes):
         raise InputError(f"{len(vectors)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
-    _, inverse, counts = leaves.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     crowded, count = (counts[inverse] > 1).nonzero().flatten(), max(_LEAVES, quantizer.config.beam)
     taken = leaves[counts[inverse] == 1]
     while len(crowded):
@@ -58,7 +58,7 @@ def _auction(candidates: Tensor, costs: Tensor, limit: Tensor) -> Tensor:
     Returns:
         The position (n,) of each item's leaf among its candidates; -1 for none.
     """
-    leaves, place = candidates.unique(return_inverse=True)
+    leaves, place = torch.unique(candidates, return_inverse=True)
     prices, owner = costs.new_zeros(len(leaves)), torch.full((len(leaves),), -1)
     chosen, bidders = torch.full((len(costs),), -1), torch.arange(len(costs))
     step = 1e-3 * costs[costs.isfinite()].mean().nan_to_num(1.0).clamp(min=1e-30)

@@ -237,9 +237,9 @@ def search_compiled(
         padded = [_pad_codebooks(codebook) for codebook in codebooks]  # keeps alive what the kernels get addresses of
         books = np.array([codebook.data_ptr() for codebook in padded])
         shapes, starts, wide = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long)], padded[0].shape[2]
-        for shape, book, rows, table in zip(shapes, codebooks, padded, tables or [None] * levels, strict=True):
-            linked = len(book) if len(book) > 1 else 0
-            shape[:] = book.shape[1], rows.shape[1], linked, -1 if table is None else sum(map(len, starts))
+        for shape, codebook, rows, table in zip(shapes, codebooks, padded, tables or [None] * levels, strict=True):
+            linked = len(rows) if len(rows) > 1 else 0
+            shape[:] = codebook.shape[1], rows.shape[1], linked, -1 if table is None else sum(map(len, starts))
             starts += [] if table is None else [table]
         joined = torch.cat(starts).numpy()
 
