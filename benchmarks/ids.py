@@ -58,7 +58,7 @@ def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
         before, after = (rows[:, level - 1] if level else np.zeros(len(rows), np.int64) for rows in (known, new))
         np.add.at(counts, (before, known[:, level]), 1)
         nats -= float(np.log(counts[after, new[:, level]] / counts[after].sum(1)).sum())
-    return nats / np.log(2) / new.size
+    return float(nats / np.log(2) / new.size)
 
 
 def bench_ids(
