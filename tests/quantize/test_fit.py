@@ -208,6 +208,13 @@ def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch: pytest.Monkey
     assert sizes.sum() == 20_000
 
 
+def test_many_seeds_are_drawn_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, drawn = list[int](), torch.searchsorted
+    monkeypatch.setattr(torch, "searchsorted", lambda *given: rounds.append(1) or drawn(*given))
+    assert len(seed_clusters(normal(8192, 2), 4096, zero())) == 4096
+    assert len(rounds) < 150
+
+
 def test_seeds_are_vectors_and_distinct_where_they_can_be() -> None:
     vectors = normal(50, 3).repeat(4, 1)
     seeds = seed_clusters(vectors, 50, zero())

@@ -1,6 +1,8 @@
 """TreeVQ, the layer for other models: shapes, masks, what it does by itself, and what it keeps."""
 
 import copy
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -363,6 +365,12 @@ def test_aligned_it_quantizes_as_before() -> None:
     after = one.align()(x)
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
+
+
+def test_it_is_made_without_a_compiler() -> None:
+    code = "import sys; from hrvqvae import TreeVQ; TreeVQ(4); print({'numba', 'llvmlite', 'yaml'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_it_refuses_to_train_under_inference_mode() -> None:

@@ -226,6 +226,15 @@ def test_chunks_and_devices_change_nothing(
         assert (found.cpu() != expected[:, : len(some)]).any(0).sum() <= 3
 
 
+def test_many_vectors_are_searched_in_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = list[int]()
+    monkeypatch.setattr(tensors, "_beam", lambda chunk, *_: chunks.append(len(chunk)) or chunk.new_zeros(3, len(chunk)))
+    books = [torch.zeros(1, 1, 1).expand(8**level, 8, 256) for level in range(3)]
+    search_tensors(torch.zeros(1, 1).expand(2**18, 256), books, 4)
+    assert sum(chunks) == 2**18
+    assert len(chunks) <= 8
+
+
 @needs_gpu
 def test_tensor_operations_are_taken_on_a_gpu() -> None:
     books, latents = codebooks(3, 8, 16), vectors_of(3_000, 16).cuda()

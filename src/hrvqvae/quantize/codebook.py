@@ -126,10 +126,7 @@ class LevelCodebooks(nn.Module):
         return [counts, *sums]
 
     def average(self, counts: Tensor, sums: Tensor | None = None) -> None:
-        """Update the moving averages and the codewords by the statistics of a batch.
-
-        A codeword whose sum is not finite stays as it is, for example after an overflow on a GPU.
-        """
+        """Update averages and codewords by the statistics of a batch; skip sums that overflowed on a GPU."""
         if self.total is not None and sums is not None:
             finite = sums.isfinite().all(-1)
             counts = torch.where(finite, counts, self.count)
@@ -216,7 +213,7 @@ class LevelCodebooks(nn.Module):
             rng: random generator.
 
         Returns:
-            Indices (K,) of the moved codewords, and indices (K,) of the codewords whose vectors they took.
+            Indices (K,) of the moved codewords and of the codewords whose vectors they took.
         """
         total = self.count.sum(1, keepdim=True)
         dead = self.count < total * (below / self.size)

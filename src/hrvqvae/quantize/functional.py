@@ -21,14 +21,9 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
 
 
 def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
-    """Return the codewords total / count (appendix A.1 of VQVAE, equations 6 to 8).
+    """Return the means total (..., m, D) / count (..., m) (appendix A.1 of VQVAE, equations 6 to 8).
 
-    A codeword whose count has decayed to zero stays as it is.
-
-    Args:
-        count: (num_books, m), moving average of the number of vectors that chose a codeword.
-        total: (num_books, m, D), moving average of their sum.
-        codewords: (num_books, m, D), current codewords.
+    A codeword whose count has decayed to zero stays as it is in `codewords` (..., m, D).
     """
     present = count > 1e-5
     means = total / torch.where(present, count, 1.0).unsqueeze(-1)
@@ -61,14 +56,10 @@ def perplexity(count: Tensor) -> float:
 
 
 def alignment(codewords: Tensor, count: Tensor) -> Tensor:
-    """Return the order (num_books, m) of the codewords that makes codewords at the same position similar.
+    """Return the order (num_books, m) that makes codewords (num_books, m, D) at the same position similar.
 
     Two codewords of a codebook are exchanged as long as this brings them nearer to the mean codewords of their
-    positions, weighted by the counts. So aligned codebooks keep their order.
-
-    Args:
-        codewords: (num_books, m, D).
-        count: (num_books, m), how often each codeword is used.
+    positions, weighted by the counts (num_books, m). So aligned codebooks keep their order.
     """
     books, size = count.shape
     order = torch.arange(size, device=count.device).repeat(books, 1)

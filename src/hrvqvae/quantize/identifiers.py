@@ -78,7 +78,7 @@ def _auction(candidates: Tensor, costs: Tensor, limit: Tensor) -> Tensor:
         chosen[earlier[earlier >= 0]] = -1
         owner[target[winners]], prices[target[winners]] = bidders[winners], bids[winners]
         chosen[bidders[winners]] = position[winners]
-        bidders = torch.cat([bidders[losers], earlier[earlier >= 0]])
+        bidders, step = torch.cat([bidders[losers], earlier[earlier >= 0]]), step * 1.01  # items may be equal
     return chosen
 
 

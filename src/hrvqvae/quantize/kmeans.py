@@ -13,10 +13,9 @@ _ITERATIONS, _ITERATIONS_OF_MANY, _ROUNDS = 20, 5, 64
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
-    """Draw k-means++ seeds (Arthur and Vassilvitskii 2007) from vectors (N, D): (num_clusters, D).
+    """Draw k-means++ seeds (num_clusters, D) from vectors (N, D) (Arthur and Vassilvitskii 2007), many in 64 rounds.
 
-    Many seeds are drawn in about 64 rounds, several per round by the same distances. With fewer distinct vectors than
-    clusters there are duplicates.
+    With fewer distinct vectors than clusters there are duplicates.
     """
     first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
     centers, new = vectors[first], vectors[first]
@@ -47,18 +46,16 @@ def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool 
         vectors: (N, D) float32.
         num_clusters: number of clusters.
         rng: random generator.
-        even: give clusters about equally many vectors. A price is added to the squared distances of each center and
-            rises while its cluster has too many vectors.
+        even: give clusters about equally many vectors, by prices of centers that rise with the size of the cluster.
 
     Returns:
-        Centers (num_clusters, D) and sizes of the clusters (num_clusters,) float32, in which prices count. One of
-        several equal centers gets all their vectors.
+        Centers (num_clusters, D) and sizes of the clusters (num_clusters,) float32, in which prices count.
     """
     centers = seed_clusters(vectors, num_clusters, rng)
     if even:
         vectors, centers = (
             torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
-        )  # last: root of the price
+        )  # root of the price
     prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):

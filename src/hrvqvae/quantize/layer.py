@@ -136,8 +136,7 @@ class TreeVQ(nn.Module):
             loss; the last one includes the terms of the sum of the codewords.
 
         Raises:
-            InputError: Features or mask have a wrong shape or type, or the layer is in training mode under
-                `torch.inference_mode`.
+            InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
         last = self._channels_last(features)
@@ -276,8 +275,7 @@ class TreeVQ(nn.Module):
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (B, ..., l) of the first l levels, float32; zero for -1.
 
-        Raises:
-            InputError: The number of levels is wrong, or an index is neither -1 nor in [0, m).
+        Raises InputError if the number of levels is wrong, or an index is neither -1 nor in [0, m).
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)

@@ -167,15 +167,8 @@ class ResidualQuantizer(Quantizer):
     ) -> None:
         """Start by k-means on the residuals, level by level, with the options of `LevelCodebooks.initialize`.
 
-        With `init_vectors` 0, start from random codewords with the mean and the deviation of the latents. Codewords
-        from N(0, 1) would lie far from the latents of an untrained encoder, and few would ever be chosen.
-
-        Args:
-            latents: (..., D).
-            rng: random generator.
-            weight: weight of a latent in the counts.
-            even: codewords get about equally many latents.
-            rich: the codebooks of a level with fewer latents per codeword share one k-means.
+        The codebooks of a level with fewer than `rich` latents per codeword share one k-means. With `init_vectors` 0
+        random vectors with the mean and the deviation of the latents take their place.
         """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         if not self.config.init_vectors:

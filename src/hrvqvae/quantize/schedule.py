@@ -49,7 +49,7 @@ class CodebookSchedule(nn.Module):
         self._mirror: tuple[Tensor, int, int, int] | None = None
 
     def reset_parameters(self) -> None:
-        """Reset to the state before the first step, also after `to_empty`."""
+        """Reset to the state before the first step."""
         self.waiting = self.waiting.new_zeros(self.start_vectors, self.waiting.shape[1])
         self._set_progress(0, 0)
 
@@ -85,9 +85,7 @@ class CodebookSchedule(nn.Module):
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors; finish the start when there are enough.
 
-        Returns:
-            Vectors to fit the codebooks to and the weight of each in the counts, at the first batch and at the end of
-            the start. None in between.
+        At the first batch and at the end of the start, return vectors to fit and the weight of each in the counts.
         """
         batch = distributed.all_gather(vectors, self.group.group)
         _, count = self._progress()
@@ -130,11 +128,9 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Make optimizers and averages forget the old places of codewords that moved since the last call.
+        """Make an optimizer and an average of the module forget where codewords were that moved since the last call.
 
-        Args:
-            optimizer: its moments of these codewords become zero.
-            averaged: average of the module; it takes these codewords from the module.
+        Moments of these codewords become zero; the average takes these codewords from the module.
         """
         for name, (book, rows) in self._moved.items():
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
@@ -147,10 +143,7 @@ class CodebookSchedule(nn.Module):
         self._moved.clear()
 
     def remember(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this forward pass.
-
-        The repetition comes when the codebooks have changed already.
-        """
+        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass, after the update."""
         if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             self._pending.append((vectors.detach().sum(0), [(index, codeword.detach()) for index, codeword in chosen]))
 

@@ -224,8 +224,7 @@ def search_compiled(
 ) -> Tensor:  # fmt: skip
     """Search as `search`, for tensors on the CPU.
 
-    Raises:
-        NonFiniteError: A latent or a compared codeword is NaN, infinite, or too large to be squared.
+    Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be squared.
     """
     beam, levels = min(width, math.prod(book.shape[1] for book in codebooks[:-1])), len(codebooks)
     indices = torch.empty(levels, len(latents), dtype=torch.long)

@@ -1,7 +1,7 @@
 """The innermost loops of the search, over vectors of sixteen floats, as LLVM's portable vector instructions.
 
-In numba's own loops the horizontal sum of a distance costs more than the distance. Here eight distances have a register
-each and are summed together, or several vectors are compared with codewords that lie side by side.
+In numba's own loops the horizontal sum of a distance costs more than the distance. Here eight are summed together, or
+several vectors are compared with codewords that lie side by side.
 
 Addresses are in bytes (int64); widths are in floats, multiples of sixteen.
 """
@@ -176,15 +176,9 @@ def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -
 
 @_intrinsic(*[types.int64] * 6)
 def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, index: Any) -> None:
-    """Compare vectors with a group of codewords; where a distance is less, write it and the index of the group.
+    """Compare vectors (`ROWS`, D) with a group of codewords (D, `GROUP`), from addresses.
 
-    Args:
-        vectors: address of the vectors (`ROWS`, D).
-        group: address of the codewords (D, `GROUP`).
-        dim: D.
-        best: address of the least distances so far (`ROWS`, `GROUP`).
-        place: address of their groups (`ROWS`, `GROUP`).
-        index: index of the group.
+    Where a distance is less than in `best` (`ROWS`, `GROUP`), write it there, and the group's index to `place`.
     """
     integers, row_bytes = ir.VectorType(_INT, LANES), builder.mul(dim, _LONG(4))
 
