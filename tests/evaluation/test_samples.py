@@ -65,7 +65,7 @@ def sets(count: int) -> tuple[torch.Tensor, ...]:
 def test_distances_by_hand() -> None:
     real, near, far = sets(80)
     kept = RealImages(PIXELS, [real[:50], real[50:]])
-    assert (kept.frechet, kept.kernel) == ("FID of 80 images", "KID of 80 images")
+    assert (kept.frechet_name, kept.kernel_name) == ("FID of 80 images", "KID of 80 images")
     for other in (near, far, near):
         left, right = (images.flatten(1).double() for images in (real, other))
         distances = kept.compare([other[:30], other[30:]])
@@ -75,8 +75,8 @@ def test_distances_by_hand() -> None:
         assert distances.recall == measure_share_inside(left, right) != distances.precision
     assert kept.compare([real]).frechet == pytest.approx(0, abs=1e-4)
     plain = RealImages(Features("pixels", PIXELS.extract), [real])
-    assert plain.frechet == "Frechet distance of 80 images, features of pixels"
-    assert plain.kernel == "kernel distance of 80 images, features of pixels"
+    assert plain.frechet_name == "Frechet distance of 80 images, features of pixels"
+    assert plain.kernel_name == "kernel distance of 80 images, features of pixels"
 
 
 def test_shares_by_hand() -> None:

@@ -63,7 +63,7 @@ class Instruments:
         else:
             self.perceptual = perceptual_distance(name)
         title = self.perceptual and self.perceptual.title
-        self.names: Measured = {"perceptual": title, "frechet": self.real.frechet, "kernel": self.real.kernel}
+        self.names: Measured = {"perceptual": title, "frechet": self.real.frechet_name, "kernel": self.real.kernel_name}
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
         """Raise InputError if a row was measured by other distances."""

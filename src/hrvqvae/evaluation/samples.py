@@ -123,7 +123,7 @@ class RealImages:
 
     Attributes:
         count: number of real images.
-        frechet, kernel: names of the distances, with the features.
+        frechet_name, kernel_name: names of the distances, with the number of images and the features.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
@@ -134,7 +134,7 @@ class RealImages:
             raise InputError(f"a Frechet distance needs two test images at least; there is {self.count}")
         names = ("Frechet distance", "kernel distance") if features.source else ("FID", "KID")
         suffix = f", features of {features.source}" if features.source else ""
-        self.frechet, self.kernel = (f"{name} of {self.count:,} images{suffix}" for name in names)
+        self.frechet_name, self.kernel_name = (f"{name} of {self.count:,} images{suffix}" for name in names)
 
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._features(images) for images in batches])
@@ -249,7 +249,7 @@ def measure_samples(
         compared = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, compared=size, frechet=real.frechet,
+                samples=count, guidance=weight, compared=size, frechet=real.frechet_name,
                 classification_accuracy=_measure_accuracy(trained, samples, requested),
                 classifier_accuracy=trained.accuracy,
                 reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),

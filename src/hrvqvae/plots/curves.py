@@ -108,10 +108,10 @@ def plot_usage(counts: Sequence[Tensor], path: Path) -> None:
 
 def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
     """Draw a run's curves, and for an autoencoder also reconstructions and codeword usage, into the run folder."""
-    if evaluation.report is None or evaluation.model is None or evaluation.images is None:
+    if evaluation.report is None or evaluation.model is None or evaluation.read_images is None:
         plot_prior(records, run.pictures / "curves.png")
         return
-    rows = reconstruct_prefixes(evaluation.model, evaluation.images(), evaluation.report.captions())
+    rows = reconstruct_prefixes(evaluation.model, evaluation.read_images(), evaluation.report.captions())
     write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
     plot_training(records, run.pictures / "curves.png")
     plot_usage([level.counts for level in evaluation.report.levels], run.pictures / "usage.png")

@@ -45,11 +45,11 @@ class ImageTask(Task[Batch]):
         waiting("reading the images")
         data = self.config.data
         self.images, self.test_images = load_images(data, "train"), load_images(data, "test")
-        self.samples = len(self.images)
-        self.data = distributed.on_rank_zero(self.images.digest)
+        self.num_samples = len(self.images)
+        self.data_digest = distributed.on_rank_zero(self.images.digest)
 
     def describe(self) -> str:
-        return f"{self.config.name}{self.name_suffix}: {counted(self.samples, 'training image')}"
+        return f"{self.config.name}{self.name_suffix}: {counted(self.num_samples, 'training image')}"
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(

@@ -103,7 +103,7 @@ class PriorTask(Task[CodeBatch]):
     ) -> None:
         super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
         self.parent_run, self.levels = Path(path), levels
-        self.model, self.trained, self.autoencoder = trained
+        self.model, self.trained, self.autoencoder_digest = trained
 
     def check(self) -> None:
         folders = prior_folders(self.parent_run)
@@ -117,7 +117,7 @@ class PriorTask(Task[CodeBatch]):
         prior, codes = self.config.prior, RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.trained, data=self.config.data)
         if prior.codes is None:
-            source = (self.model, self.autoencoder, config, "train", self.compute.device, say)
+            source = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
             self.maps = [
                 load_or_extract(codes.with_name(name), *source, augment)
                 for name, augment in list_copies(prior.flip, prior.shifts)
@@ -130,10 +130,10 @@ class PriorTask(Task[CodeBatch]):
         if prior.class_dropout and not self.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
         self.train_indices, self.held_out = split_held_out(len(self.labels), prior.held_out, self.training.seed)
-        self.samples = len(self.train_indices) * len(self.maps)
+        self.num_samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
-        self.data = digest.hexdigest()
+        self.data_digest = digest.hexdigest()
 
     def describe(self) -> str:
         images = f"{counted(len(self.train_indices), 'image')}, {len(self.held_out):,} held out"
@@ -172,7 +172,7 @@ class PriorTask(Task[CodeBatch]):
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
-        for samples in sample_stream(self.samples, size, seed, first_step, distributed.rank_slice()):
+        for samples in sample_stream(self.num_samples, size, seed, first_step, distributed.rank_slice()):
             map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = map_indices * len(self.labels) + self.train_indices[rows]
             yield read_codes(self.maps, self.model, self.levels, indices)
@@ -203,7 +203,7 @@ class PriorTask(Task[CodeBatch]):
             with explain_save_errors(self.run, state.step):
                 save_model(
                     self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
-                    autoencoder=self.autoencoder, classes=list(self.classes), class_counts=counts.tolist(),
+                    autoencoder=self.autoencoder_digest, classes=list(self.classes), class_counts=counts.tolist(),
                     bits_per_code=mean(level_bits), **({"levels": len(level_bits)} if by_level else {}), **by_level,
                 )  # fmt: skip
         record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **by_level}

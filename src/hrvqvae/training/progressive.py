@@ -44,7 +44,7 @@ class ProgressiveTask(ImageTask):
     def __init__(self, path: str | Path, config: Config) -> None:
         run = Run(path)
         model, stored = run.load(progressive=False)
-        self.autoencoder = run.digest
+        self.autoencoder_digest = run.digest
         self.model, self.parent_run = require_several_levels(model, stored), Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
@@ -102,7 +102,7 @@ class ProgressiveTask(ImageTask):
 
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
-        save_model(self.run.model, self.config, weights, state.step, "prefixes", autoencoder=self.autoencoder)
+        save_model(self.run.model, self.config, weights, state.step, "prefixes", autoencoder=self.autoencoder_digest)
 
 
 def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: bool) -> Config:

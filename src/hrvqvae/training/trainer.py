@@ -49,21 +49,21 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation; report, model and images are None for a prior.
+    """The results of an evaluation; report, model and read_images are None for a prior.
 
     Attributes:
         record: the logged values.
         line: a summary in one line.
         report: measures on test images.
         model: the averaged autoencoder in evaluation mode, on its device.
-        images: reads a few test images (B, C, Y, X) in [0, 1] onto that device.
+        read_images: reads a few test images (B, C, Y, X) in [0, 1] onto the model's device.
     """
 
     record: Record
     line: str
     report: Report | None = None
     model: Autoencoder | None = None
-    images: Callable[[], Tensor] | None = None
+    read_images: Callable[[], Tensor] | None = None
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
@@ -95,17 +95,17 @@ class Task(ABC, Generic[B]):
         config: the configuration, which the folder keeps.
         training: the section of the configuration for this training.
         compute: device, precision and memory format.
-        samples: number of samples in an epoch; set by `open`.
-        data: digest of the samples; set by `open`.
+        num_samples: number of samples in an epoch; set by `open`.
+        data_digest: digest of the samples; set by `open`.
         parent_run: the run of the autoencoder, for a prior or a progressive decoder; else None.
-        autoencoder: digest of the state of that autoencoder.
+        autoencoder_digest: digest of the autoencoder's weights file in the parent run.
         few_steps: warn below this many steps.
     """
 
-    samples: int
-    data: str
+    num_samples: int
+    data_digest: str
     parent_run: Path | None = None
-    autoencoder = ""
+    autoencoder_digest = ""
     few_steps = 0
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
@@ -275,7 +275,7 @@ class Trainer(Generic[B]):
 
     def _is_stale(self) -> bool:
         """Return whether the network in the folder is for another state of the autoencoder. Call it in rank 0."""
-        return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder)
+        return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder_digest)
 
     def _prepare_state(self) -> TrainState:
         """Prepare the folder; return the state of the newest intact checkpoint, or of an untrained model."""
@@ -297,7 +297,7 @@ class Trainer(Generic[B]):
                 path.unlink(missing_ok=True)
             run.prepare(task.config)
             if task.parent_run is not None:
-                write_atomic(run.source, task.autoencoder.encode())
+                write_atomic(run.source, task.autoencoder_digest.encode())
 
         distributed.on_rank_zero(prepare_folder)
         if stale:
@@ -310,7 +310,7 @@ class Trainer(Generic[B]):
         model = task.compute.place_model(model)
         if fresh and not init_message:
             task.initialize(model)
-        budget = make_budget(training, task.samples)
+        budget = make_budget(training, task.num_samples)
         state = TrainState.start(model, training, task.build_objective(model), budget)
         if saved is not None:
             self._restore(state, *saved)
@@ -325,7 +325,7 @@ class Trainer(Generic[B]):
 
     def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         task, run = self.task, self.task.run
-        if meta["data"] != task.data:
+        if meta["data"] != task.data_digest:
             raise InputError(
                 f"{run.path} was trained on other images: give those images, or begin another run with its weights, "
                 "by --init-from"
@@ -377,7 +377,9 @@ class Trainer(Generic[B]):
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
                 self.task.run.save(
-                    state.step, state.tensors(), {**state.meta(), "data": self.task.data, "spent": state.fraction}
+                    state.step,
+                    state.tensors(),
+                    {**state.meta(), "data": self.task.data_digest, "spent": state.fraction},
                 )
                 self.task.save(state)
 
@@ -456,17 +458,17 @@ def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Ite
         reason = os.strerror(code) if code and isinstance(error, OSError) else error
         advice = "make room" if full else "mend that"
         raise InputError(
-            f"step {step} could not be {action} ({reason}); {_report_checkpoint(run)}: {advice} and continue with "
+            f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice} and continue with "
             "--resume"
         ) from error
 
 
 def _non_finite_error(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
     return NonFiniteError(
-        f"step {step}: {error}; it was not saved, {_report_checkpoint(run)}; try a lower learning rate in a new run"
+        f"step {step}: {error}; it was not saved, {_describe_checkpoint(run)}; try a lower learning rate in a new run"
     )
 
 
-def _report_checkpoint(run: RunFolder) -> str:
+def _describe_checkpoint(run: RunFolder) -> str:
     saved = run.saved()
     return f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
