@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
+import importlib.util
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hrvqvae.config.model import ModelConfig
@@ -78,7 +78,7 @@ class System:
     @property
     def available(self) -> bool:
         """Whether the package that the system needs is installed."""
-        return not self.needs or find_spec(self.needs[0]) is not None
+        return not self.needs or importlib.util.find_spec(self.needs[0]) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
