@@ -5,11 +5,11 @@ An entry names its parts as text, "module:attribute", which is imported at first
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-import importlib.util
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hrvqvae.config.model import ModelConfig
