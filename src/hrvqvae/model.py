@@ -1,4 +1,4 @@
-"""The public object: a trained model that encodes, decodes, compresses, samples and completes; and its training."""
+"""The Python interface: `Model` encodes, decodes, compresses, samples and completes; `train` and `load` return it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Model:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is none.
+        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no such model.
 
         Args:
             options: For the hub: revision, cache_dir, token, local_files_only, force_download.
@@ -54,8 +54,8 @@ class Model:
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the model with its priors, config.json and a model card into a new folder, or raise InputError.
 
-        The weights are those in memory. If they were changed, priors, progressive decoder and entropy model are left
-        out, because they were made for the old weights.
+        The autoencoder's weights are written as they are in memory. If they were changed, priors, progressive decoder
+        and entropy model are left out, because they were made for the old weights.
         """
         export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
 
@@ -94,14 +94,14 @@ class Model:
         """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: Minimize the squared error, summed over the pixel values of an image in [0, 1], plus lmbda * bits,
-                which takes about a hundred times as long (default: take the nearest codewords). Without an entropy
-                model all codes of a level cost the same bits.
+            lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel values in [0, 1].
+                This takes about a hundred times as long as the default, which takes the nearest codewords. Without an
+                entropy model all codes of a level cost the same bits.
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
 
         Raises:
-            InputError: The images do not fit; lmbda is not from 0 to 1e6; the model takes no lmbda, because it has
-                several latent grids or more than 65,536 leaves; the codes of several grids can't be stacked.
+            InputError: The images do not fit the model; lmbda is not from 0 to 1e6; the model takes no lmbda, because
+                it has several latent grids or more than 65,536 leaves; codes of several grids are to be stacked.
         """
         codes = self.encoder(lmbda)(images.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
@@ -109,27 +109,27 @@ class Model:
         return torch.stack(codes, 1) if stacked else codes
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """Return the function from images on the model's device to codes; lmbda weighs the bits of `levels` levels."""
+        """Return a function that encodes images on the model's device; lmbda counts the bits of the first `levels`."""
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
-        used = self.autoencoder.check_levels(levels)
-        return partial(RateDistortion(self.autoencoder, self.entropy_model, used).encode, lmbda=lmbda)
+        num_levels = self.autoencoder.check_levels(levels)
+        return partial(RateDistortion(self.autoencoder, self.entropy_model, num_levels).encode, lmbda=lmbda)
 
     @torch.inference_mode()
     def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
         """Return images (B, C, Y, X) float32 in [0, 1] from codes.
 
-        A prefix of the levels is decoded by the progressive decoder, if the model has one.
+        If the model has a progressive decoder, it decodes fewer than all levels.
 
         Args:
             codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the levels to use.
             levels: Number of levels to use, coarse first (default: all).
-            size: Height and width in pixels (default: the largest image of that latent grid).
+            size: Height and width in pixels (default: the largest size that has the latent grid of the codes).
 
         Raises:
-            InputError: levels or codes are out of range, or the size does not fit.
+            InputError: levels or codes are out of range, or the size does not fit the codes.
         """
         codes = tuple(code.to(self.device) for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes))
         return self.autoencoder.decode(codes, levels, size)
@@ -143,13 +143,13 @@ class Model:
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file. Of these levels, the codes with the least error that fit are written,
-                which takes a hundred times as long. If the model takes no lambda, as many levels as fit are written.
-            lmbda: As for `encode`; it weighs the bits of these levels alone.
-            names: Names of the images in messages (default: 1, 2, ...).
+            max_bytes: Largest size of a file. Write the codes with the least error whose file fits, which takes a
+                hundred times as long. A model that takes no lmbda writes as many levels as fit.
+            lmbda: As for `encode`, with the bits of the written levels alone.
+            names: Names of the images in messages (default: image 1, image 2, ...).
 
         Raises:
-            InputError: As for `encode`; levels are out of range; an image does not fit; there are lmbda and max_bytes.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and max_bytes are given.
         """
         if lmbda is not None and max_bytes is not None:
             raise InputError("give a limit of bytes or a lambda, not both")
@@ -170,20 +170,21 @@ class Model:
 
         Raises:
             InputError: Levels are out of range, or another model made a file.
-            DamagedFileError: A file is no file of codes, has no intact level, or holds a larger image.
+            DamagedFileError: A file is no file of codes, has no intact level, or its image exceeds max_pixels.
         """
         self.autoencoder.check_levels(levels)
         images, max_pixels = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
         makers = [self.maker_of(content) for content in files]
         for maker in dict.fromkeys(makers):
-            places = [place for place, model in enumerate(makers) if model is maker]
-            codes = hrv.read(maker.entropy_model, [files[place] for place in places], levels, max_pixels=max_pixels)
-            images |= zip(places, compression.decode_images(maker.autoencoder, codes, self.device, levels), strict=True)
-        return [images[place] for place in range(len(files))]
+            indices = [index for index, model in enumerate(makers) if model is maker]
+            codes = hrv.read(maker.entropy_model, [files[index] for index in indices], levels, max_pixels=max_pixels)
+            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels)
+            images |= zip(indices, decoded, strict=True)
+        return [images[index] for index in range(len(files))]
 
     def maker_of(self, file: Path | bytes) -> Model:
         """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
-        with suppress(InputError):  # whoever reads the file reports the error
+        with suppress(InputError):  # an error is reported when the file is read
             mark = hrv.read_header(file).fingerprint if isinstance(file, bytes) else _read_mark(file)[0]
             if not self.run.wrote(mark):
                 for state in self.run.earlier_states():
@@ -195,14 +196,14 @@ class Model:
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
         top_k: int = 0, top_p: float = 1.0, guidance: float | None = None, levels: int | None = None,
     ) -> Tensor:  # fmt: skip
-        """Draw images (count, C, Y, X) float32 in [0, 1] of the size in training; see `SamplingParams`.
+        """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in `SamplingParams`.
 
         Args:
             class_name: Name or number of a class (default: classes as often as in training).
-            seed: A sample depends on the seed and its index alone.
+            seed: A sample depends on the seed and on its index in the batch alone.
             guidance: How much samples follow their class; 1 is the prior itself.
-            levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are those that
-                suit the model (sampling.json in its folder), or else 1 and all levels.
+            levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are read from
+                sampling.json in the model's folder; without that file they are 1 and all levels.
 
         Raises:
             InputError: A level has no prior, or a prior can't be guided; the class is unknown; a value is out of range.
@@ -215,7 +216,7 @@ class Model:
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """Draw as `sample` does, and return the class and the codes of each image too; `kept` codes are not drawn."""
+        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes are not drawn anew."""
         size, params = self.config.data.size, params or SamplingParams(**self.run.sampling_options())
         return sample_images(
             self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
@@ -225,10 +226,10 @@ class Model:
     def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
         """Encode an image (C, size, size), and choose the codes that a completion keeps (see `complete`)."""
         size = self.config.data.size
-        for what, pixels in {"image": image, "mask": keep}.items():
+        for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
                 height, width = pixels.shape[-2:]
-                raise InputError(f"the {what} has {height}x{width} pixels; this model completes {size}")
+                raise InputError(f"the {noun} has {height}x{width} pixels; this model completes {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
@@ -246,11 +247,11 @@ class Model:
         Codes at the border of the part also depend on a few pixels beyond it. Returns images (count, C, size, size).
 
         Args:
-            keep: "top", "left", the upper fraction in (0, 1), or a mask (size, size) bool. Codes are drawn in raster
-                order, and do not depend on kept codes after them.
+            keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the top, or a mask (size,
+                size) bool. Codes are drawn in raster order, and do not depend on kept codes after them.
 
         Raises:
-            InputError: As for `sample`; the image has another size than in training, or `keep` is something else.
+            InputError: As for `sample`; the image does not have the training size, or `keep` is none of these.
         """
         to_unit_images(image[None], self.autoencoder.channels)
         kept = self.keep_part(image, keep)
@@ -294,7 +295,7 @@ def train(
         preset: A preset, a configuration file, or a run folder to resume.
         data: A folder of images, tars, Parquet files or arrays; or a map-style torch `Dataset` of images (C, Y, X),
             uint8 or float in [0, 1], or of tuples (image, label). Default: the data of the preset.
-        test_data: A second `Dataset`, to evaluate on (default: `data` is divided as `data.split` says).
+        test_data: A second `Dataset`, to evaluate on (default: `data` is divided as the field `data.split` says).
         out: The run folder (default: runs/PRESET).
         resume: Continue from the newest checkpoint.
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
@@ -331,10 +332,10 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
 
 
 def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
-    """Return the model that made each file of codes.
+    """Return the model that made each file of codes, in the order of `paths`.
 
     Args:
-        name: The run that made them (default: any model inside the package).
+        name: The run that made all files (default: search the models inside the package).
 
     Raises:
         InputError: No model inside the package made a file.
@@ -354,7 +355,7 @@ def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
 
 
 def _read_mark(path: Path) -> tuple[bytes, str]:
-    """Return the mark of the model that made a file of codes (see `Run.wrote`), and the model in words."""
+    """Return the mark of the model that made a file of codes (see `Run.wrote`), and a phrase that names the model."""
     if is_archive(path):
         made_by = open_archive(path).entropy_model
         return bytes.fromhex(made_by.model), f"{made_by.name} (weights {made_by.model[:12]})"

@@ -1,7 +1,7 @@
-"""Classifiers of data sets, which check the classes of samples and give features for distances between images.
+"""Classifiers of data sets: they check the classes of samples, and give features for distances between images.
 
-A classifier trains on the training split, by the recipe in the data set's registry entry. The package has trained
-classifiers for some data sets; others are trained when they are needed.
+A classifier trains on the training split, by the recipe in the data set's registry entry or else by `SMALL`. The
+package holds trained classifiers for some data sets; others are trained when they are needed.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels per side; labels (B,) int64.
 """
@@ -28,7 +28,7 @@ from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import note
 
-_SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"  # files NAME.safetensors
+_SHIPPED = Path(__file__).parent.parent / "weights" / "classifiers"  # files DATASET.safetensors
 _BATCH = 128
 
 
@@ -50,8 +50,8 @@ class Classifier(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, *, halve: bool = False) -> list[nn.Module]:
-    halved = [nn.MaxPool2d(2)] if halve else []
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *halved, nn.BatchNorm2d(outputs), nn.ReLU()]
+    pooling = [nn.MaxPool2d(2)] if halve else []
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *pooling, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def small_classifier(channels: int, classes: int) -> Classifier:
@@ -64,7 +64,7 @@ def small_classifier(channels: int, classes: int) -> Classifier:
 
 
 class _Residual(nn.Module):
-    """A residual branch of two convolutions."""
+    """A residual block of two convolutions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -76,10 +76,10 @@ class _Residual(nn.Module):
 
 
 def natural_classifier(channels: int, classes: int) -> Classifier:
-    """Return an untrained network with 192 features for natural images of some 32x32 pixels.
+    """Return an untrained network with 192 features for natural images of about 32x32 pixels.
 
-    It is a narrow form of the fast classifiers of CIFAR10 (D. Page, "How to train your ResNet", 2018; K. Jordan, "94%
-    on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    The network is a narrow form of fast classifiers of CIFAR10 (D. Page, "How to train your ResNet", 2018; K. Jordan,
+    "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
     """
     body = nn.Sequential(
         nn.Conv2d(channels, 16, 2), nn.ReLU(), *_convolution(16, 32, halve=True), *_convolution(32, 32),
@@ -90,29 +90,29 @@ def natural_classifier(channels: int, classes: int) -> Classifier:
 
 
 def turn_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Turn each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
+    """Rotate each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
     turn = (torch.rand(len(images), generator=rng) * 2 - 1) * 0.15
     shift = (torch.rand(len(images), 2, generator=rng) * 2 - 1) * 0.08 * 2
-    rows = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
-    return grid_sample(images, affine_grid(rows, list(images.shape), align_corners=False), align_corners=False)
+    affine = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
+    return grid_sample(images, affine_grid(affine, list(images.shape), align_corners=False), align_corners=False)
 
 
 def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Shift each image by up to an eighth of a side, mirroring the border, and flip half of the images."""
+    """Shift each image by up to an eighth of a side with mirrored borders, and flip half of the images, at random."""
     count, _, height, width = images.shape
     reach = height // 8
     padded = pad(images, (reach, reach, reach, reach), mode="reflect")
     down, right = torch.randint(0, 2 * reach + 1, (2, count), generator=rng)
     flipped = torch.rand(count, generator=rng) < 0.5
-    columns = torch.arange(width)
-    across = right[:, None] + torch.where(flipped[:, None], width - 1 - columns, columns)
-    along = down[:, None] + torch.arange(height)
-    return padded[torch.arange(count)[:, None, None], :, along[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    order = torch.arange(width)
+    columns = right[:, None] + torch.where(flipped[:, None], width - 1 - order, order)
+    rows = down[:, None] + torch.arange(height)
+    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Network and training of a classifier: AdamW with one cycle of the learning rate.
+    """The network of a classifier, and its training by AdamW with a one-cycle learning rate.
 
     Attributes:
         network: builds the classifier from (channels, classes).
@@ -128,13 +128,13 @@ class Recipe:
 
 
 SMALL = Recipe(network=small_classifier, augment=turn_and_shift, epochs=4)
-"""For images of digits and the like; trains in a minute."""
+"""For digits and similar images; trains in a minute."""
 
 NATURAL = Recipe(
     network=natural_classifier, augment=shift_and_flip, epochs=8, learning_rate=5e-3, weight_decay=0.05,
     label_smoothing=0.1,
 )  # fmt: skip
-"""For natural images of some 32x32 pixels; trains in half an hour to an hour on two CPU cores."""
+"""For natural images of about 32x32 pixels; trains in half an hour to an hour on two CPU cores."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,19 @@ class TrainedClassifier:
 
 
 def find_recipe(config: DataConfig) -> Recipe | None:
-    """Return the recipe in the data set's registry entry, or None."""
+    """Return the recipe in the data set's registry entry, or None if there is no entry or no recipe."""
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
     return resolve_name(reference) if reference else None
 
 
 def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
-    """Read the classifier of a data set from the package or from a weights file; or train it, and write the file.
+    """Return the classifier of a data set: from the package, else from the file `path`, else newly trained.
+
+    A newly trained classifier is written to `path`.
 
     Raises:
         InputError: the data is missing, or has no classes.
-        DamagedFileError: the weights file is damaged, or holds no classifier of that data.
+        DamagedFileError: the weights file is damaged, or holds no classifier of the data set.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
     standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
@@ -175,7 +177,9 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
         except OSError as error:
             note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
             return trained
-    return read_classifier(path, config)  # rounded to half precision, as in every later process
+    return read_classifier(
+        path, config
+    )  # read back, so that the weights are rounded to half precision as in later calls
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
@@ -188,7 +192,7 @@ def write_classifier(path: Path, trained: TrainedClassifier) -> None:
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
-    """Read a classifier from a file. Raises DamagedFileError if the file is damaged or of another data set."""
+    """Read a classifier of a data set from a file. Raises DamagedFileError if the file is damaged or does not fit."""
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
@@ -203,11 +207,11 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 
 @torch.random.fork_rng(devices=())
 def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
-    """Train the classifier of a data set on the training split, and measure it on the test split.
+    """Train a classifier on the training split of a data set, and measure its accuracy on the test split.
 
-    Without `epochs`, there are as many as in the recipe. Raises InputError if the data is missing or has no classes.
+    `epochs` replaces the recipe's number of epochs. Raises InputError if the data is missing or has no classes.
     """
-    images, test = (load_images(config, split) for split in ("train", "test"))
+    images, test_images = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = find_recipe(config) or SMALL
@@ -220,8 +224,8 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1)
     rng, bf16 = torch.Generator().manual_seed(seed), computes_bf16(torch.device("cpu"))
-    with closing(batches(images, batch_size=_BATCH, seed=seed)) as stream:
-        for step, batch in zip(range(1, steps + 1), stream, strict=False):
+    with closing(batches(images, batch_size=_BATCH, seed=seed)) as train_batches:
+        for step, batch in zip(range(1, steps + 1), train_batches, strict=False):
             augmented = recipe.augment(batch.images.float() / 255, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
@@ -233,6 +237,6 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
             if step % 500 == 0:
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
     trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
-    tests = evaluation_batches(test, batch_size=_BATCH)
-    correct = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in tests])
+    test_batches = evaluation_batches(test_images, batch_size=_BATCH)
+    correct = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in test_batches])
     return replace(trained, accuracy=float(correct.double().mean()))

@@ -1,8 +1,8 @@
 """Evaluate a run: distortion, codeword usage, rate, and the quality of samples.
 
-The rate is the number of bits of the codes under the priors, and under the entropy model of files. Class-conditional
-priors get the class; the bits of the class are listed separately. The entropy model has no classes; its bits are those
-of files (docs/format.md) without headers.
+The rate is the number of bits of the codes under the priors, and in files of codes. Class-conditional priors get the
+class, whose bits are listed separately. Files (docs/format.md) are coded by the entropy model, without classes, and are
+measured without headers.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Rate:
 
     Attributes:
         prior: bits of each level under its prior, given the class if the priors are class-conditional.
-        files: bits of each level under the entropy model; None if the run has no entropy model.
+        files: bits of each level in files of codes; None if the run has no entropy model.
         positions: number of positions of each level's grid.
-        label: bits of the class, by its frequency in training; 0 without classes.
+        label: bits of the class, by the classes' frequencies in training; 0 without classes.
     """
 
     prior: tuple[float, ...]
@@ -55,20 +55,20 @@ class Rate:
 
 
 def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
-    """Return the mean bits of labels by the frequency of each class, with 1 added to each count."""
+    """Return the mean bits of labels, coded by the frequencies of the classes, with 1 added to each class count."""
     counts = np.asarray(class_counts) + 1
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
-    """Return the bits per image of each level in files of images of `size` pixels, rounded up to bytes."""
-    layout, sizes = entropy_model.layout(size), np.zeros(len(maps.levels))
+    """Return the bits per image of each level in files, where a level takes whole bytes; images have `size` pixels."""
+    layout, level_bytes = entropy_model.layout(size), np.zeros(len(maps.levels))
     for start in range(0, len(maps), _FILES):
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
         flat = flat_codes(codes)
-        for level in range(len(sizes)):
-            sizes[level] += sum(map(len, encode_level(flat, layout, level, entropy_model.network(level))))
-    return tuple((8 * sizes / len(maps)).tolist())
+        for level in range(len(level_bytes)):
+            level_bytes[level] += sum(map(len, encode_level(flat, layout, level, entropy_model.network(level))))
+    return tuple((8 * level_bytes / len(maps)).tolist())
 
 
 def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device: torch.device) -> tuple[float, ...]:
@@ -81,8 +81,8 @@ def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device:
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
-        codes_of_prior = [code.to(device) for code in codes[first : first + count]]
-        bits += measure_bits(prior, codes_of_prior, coarser, labels.to(device) if prior.level.classes else None)
+        prior_codes = [code.to(device) for code in codes[first : first + count]]
+        bits += measure_bits(prior, prior_codes, coarser, labels.to(device) if prior.level.classes else None)
     prior.cpu()
     return tuple((bits / len(maps)).tolist())
 
@@ -90,7 +90,7 @@ def measure_prior_bits(prior: Prior, model: Autoencoder, maps: CodeMaps, device:
 def measure_rate(
     priors: Priors, model: Autoencoder, entropy_model: EntropyModel, maps: CodeMaps, size: Grid, device: torch.device
 ) -> Rate:
-    """Return the bits of codes of images of `size` pixels under the priors and, if it is fitted, the entropy model."""
+    """Return the rate of the codes in `maps`, of images of `size` pixels; in files, if the entropy model is fitted."""
     return Rate(
         prior=tuple(bits for prior in priors.networks for bits in measure_prior_bits(prior, model, maps, device)),
         files=measure_file_bits(entropy_model, maps, size) if entropy_model.networks else None,
@@ -100,13 +100,13 @@ def measure_rate(
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class RunEvaluation:
     """The results of evaluating a run."""
 
     report: Report
     rate: Rate | None
-    no_rate: str  # why there is no rate
-    samples: tuple[SampleQuality, ...] = ()  # per guidance weight
+    no_rate: str  # why there is no rate; "" if there is one
+    samples: tuple[SampleQuality, ...] = ()  # one for each guidance weight
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -134,19 +134,20 @@ def evaluate_run(
     run: str | Path, split: str = "test", root: str | None = None, device: str = "auto", samples: int = 0, *,
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
     lmbda: float | None = None, sample_levels: int | None = None, rate: bool = True,
-) -> Evaluated:  # fmt: skip
-    """Measure a run's autoencoder on a split, and its priors if every level has a prior, in float32.
+) -> RunEvaluation:  # fmt: skip
+    """Measure a run's autoencoder on a split, and the priors if every level has one, in float32.
 
-    Raises InputError if the run or its data is missing, or does not support the guidance or the lambda.
+    Raises InputError if the run or the data is missing, if a prior is missing and samples are drawn, or if the run does
+    not support the guidance or the lambda.
 
     Args:
         samples: number of samples to draw and measure.
         guidance: guidance weights; `samples` samples are drawn with each.
         limit: number of images, spread evenly over the split (None: all).
-        beam: candidates that the search keeps per level when it encodes (None: as many as in training).
+        beam: candidates that the encoder's search keeps per level (None: as many as in training).
         lmbda: rate-distortion trade-off of the codes, as for `Model.encode`.
         sample_levels: levels to draw (`SamplingParams.levels`).
-        rate: whether to measure the priors.
+        rate: measure the rate; if False, samples are not measured either.
     """
     compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)
@@ -162,9 +163,9 @@ def evaluate_run(
     progress = tracked(batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images))
     report = evaluate(model, config, progress, split, compute.device, encode)
     if not rate:
-        return Evaluated(report, None, "not asked for")
+        return RunEvaluation(report, None, "not asked for")
     if not samples and (command := trained.run.missing_priors()):
-        return Evaluated(report, None, f"train them: {command}")
+        return RunEvaluation(report, None, f"train them: {command}")
     priors = trained.priors
     maps = extract_codes(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and maps.classes != priors.classes:
@@ -172,7 +173,7 @@ def evaluate_run(
     size = (config.data.size, config.data.size)
     measured = measure_rate(priors, model, trained.entropy_model, maps, size, compute.device)
     if not samples:
-        return Evaluated(report, measured, "")
-    on_cpu = Model(run, beam=beam)
-    quality = measure_samples(on_cpu, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
-    return Evaluated(report, measured, "", quality)
+        return RunEvaluation(report, measured, "")
+    cpu_model = Model(run, beam=beam)
+    quality = measure_samples(cpu_model, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels)
+    return RunEvaluation(report, measured, "", quality)

@@ -1,7 +1,7 @@
-"""Measure samples: classification accuracy, and distances from real images with their noise.
+"""Measure samples: classification accuracy, and distances from real images with their standard deviations.
 
-Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Only with Inception's features, a Frechet distance is
-called FID, and a kernel distance KID.
+Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Frechet and kernel distances are named FID and KID
+only if the features are Inception's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
-DRAWS = 5  # sets of samples that are compared with test images
+DRAWS = 5  # number of sets of samples that are compared with test images
 _BLOCK, _BATCH = 1_024, 128
 
 
@@ -55,9 +55,9 @@ class Features:
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception comes first, if its weights are on this machine. Grey images with classes, and data sets whose registry
-    entry has a recipe, take a classifier, which is trained and written to `classifier_path` if need be. All others take
-    efficientnet-lite0. Raises InputError if no extractor is installed, or the data is missing.
+    Inception is chosen if its weights are on this machine. Else a classifier is chosen for images with classes that are
+    grey or have a recipe in their registry entry; it is trained and written to `classifier_path` if need be. All other
+    images take efficientnet-lite0. Raises InputError if this is not installed, or the data is missing.
     """
     if published.INCEPTION.available:
         with published.INCEPTION.read():
@@ -83,8 +83,8 @@ class SetDistances:
         frechet: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al.
             2017, equation 6); None if there are fewer images than features, since the covariance is then singular.
         kernel: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
-        precision: share of the images among the real images (Kynkaanniemi et al. 2019, third neighbour).
-        recall: share of the real images among the images.
+        precision: share of the images inside the balls around real images, which `measure_share_inside` describes.
+        recall: share of the real images inside the balls around images.
     """
 
     frechet: float | None
@@ -95,21 +95,21 @@ class SetDistances:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over several sets; the deviation of a single set is None."""
+    """Mean and standard deviation over sets of images; the deviation is None if there is a single set."""
 
     mean: float
     deviation: float | None
 
 
 Spreads = dict[str, Spread | None]
-"""Spread of each field of SetDistances, by name; None if the sets are too small."""
+"""Spread of each field of SetDistances by name, or None if the sets are too small for the distance."""
 
 
 def summarize(distances: Sequence[SetDistances]) -> Spreads:
     """Summarize the distances of several sets of equal size."""
     spreads: Spreads = {}
     for field in fields(SetDistances):
-        values = [getattr(of_set, field.name) for of_set in distances]
+        values = [getattr(set_distances, field.name) for set_distances in distances]
         spreads[field.name] = None
         if None not in values:
             spreads[field.name] = Spread(mean(values), stdev(values) if len(values) > 1 else None)
@@ -117,7 +117,7 @@ def summarize(distances: Sequence[SetDistances]) -> Spreads:
 
 
 class RealImages:
-    """A set of real images, at least two, with its features, to compare other sets with.
+    """A set of at least two real images and their features, with which other sets are compared.
 
     Frechet distances, precision and recall depend on the number of images, so only sets of the same size are compared.
 
@@ -140,7 +140,7 @@ class RealImages:
         return torch.cat([self._features(images) for images in batches])
 
     def compare(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of as many images as there are real images. Raises InputError for another number."""
+        """Measure the distances of a set of images. Raises InputError if it has not as many images as the real set."""
         features = self._extract(batches)
         if len(features) != self.count:
             raise InputError(
@@ -153,7 +153,7 @@ class RealImages:
         )  # fmt: skip
 
     def _measure_frechet(self, features: Tensor) -> float:
-        network = torch.nn.Identity()  # instead of the metric's network: the metric gets features, not images
+        network = torch.nn.Identity()  # in place of Inception, because the metric gets features, not images
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
         metric.update(self._real, real=True)
@@ -164,7 +164,7 @@ class RealImages:
 def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) -> float:
     """Return the share of points (N, D) inside a ball around any of the centres (M, D).
 
-    A ball reaches to its centre's `neighbour`-th nearest centre (Kynkaanniemi et al. 2019, equation 1).
+    A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al. 2019, equation 1).
     """
     rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
     radii = torch.cat(
@@ -176,19 +176,19 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
 
 @dataclass(frozen=True, kw_only=True)
 class SampleQuality:
-    """How samples are classified, and how far they are from test images.
+    """Accuracy of the samples' classes, and distances of the samples from test images.
 
     Attributes:
-        samples: number of samples whose class is checked; the classes are drawn equally often.
+        samples: number of samples that are classified; their classes are requested equally often.
         guidance: guidance weight of the samples.
         classification_accuracy: share of the samples whose predicted class is the requested class.
         classifier_accuracy: accuracy of the classifier on the test split.
-        reconstructions_accuracy: its accuracy on reconstructions of test images, the most that samples can reach.
-        compared: number of images of each set, which is compared with as many test images.
+        reconstructions_accuracy: the classifier's accuracy on reconstructions, the most that samples can reach.
+        compared: number of images per set, and of the test images with which each set is compared.
         frechet: name of the Frechet distance.
-        distances: distances from the test images, by the name of the sets: "samples" (DRAWS sets, classes drawn by
-            their frequency in training), "reconstructions" (of the same test images), "training images", and other
-            "test images", the floor.
+        distances: distances from these test images. The keys are "samples" (DRAWS sets, whose classes are drawn by
+            their frequency in training), "reconstructions" (of these test images), "training images" and "test images"
+            (sets of other test images, whose distances are the least that samples can reach).
     """
 
     samples: int
@@ -207,12 +207,13 @@ def measure_samples(
 ) -> tuple[SampleQuality, ...]:  # fmt: skip
     """Draw samples, classify them, and compare them with test images.
 
-    `count` samples, with classes equally often, are classified. DRAWS other sets, with classes by their frequency in
-    training, are compared with half of the test split, which bounds their size. The other half gives the floor. Raises
-    InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
+    Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of samples, whose classes
+    are drawn by their frequency in training, with test images. A set has `count` images, but at most half as many as
+    the test split. Raises InputError if the data or a prior is missing, there are no classes, or a prior does not
+    support guidance.
 
     Args:
-        guidance: guidance weights (`SamplingParams.guidance`); each gives a `SampleQuality`.
+        guidance: guidance weights (`SamplingParams.guidance`); the result has a `SampleQuality` for each.
         lmbda: rate-distortion trade-off of the reconstructions, as for `Model.encode`.
         levels: levels to draw (`SamplingParams.levels`).
     """
@@ -224,7 +225,7 @@ def measure_samples(
     size = min(count, len(tests) // 2)
     if size < 2:
         raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
-    reference, *floor = draw_subsets(tests, size, 1 + DRAWS)
+    reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
     decoded = torch.cat([
         model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
@@ -239,40 +240,40 @@ def measure_samples(
     distances = {
         "reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))]),
         "training images": compare_subsets(train, draw_subsets(train, size, DRAWS)),
-        "test images": compare_subsets(tests, floor),
+        "test images": compare_subsets(tests, other_tests),
     }
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
         samples, requested = _draw_equally(model, count, params)
         draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
-        compared = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
+        sample_distances = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
                 samples=count, guidance=weight, compared=size, frechet=real.frechet_name,
                 classification_accuracy=_measure_accuracy(trained, samples, requested),
                 classifier_accuracy=trained.accuracy,
                 reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
-                distances={"samples": compared, **distances},
+                distances={"samples": sample_distances, **distances},
             )
         )  # fmt: skip
     return tuple(qualities)
 
 
 def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
-    """Return the indices of up to `count` disjoint subsets of `size` images, the same in every call."""
+    """Return the indices of up to `count` disjoint random subsets of `size` images, the same in every call."""
     order = make_rng("subsets", 0).permutation(len(images))
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
 
 
 def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the images at indices as batches (B, C, Y, X) in [0, 1]."""
+    """Yield the images of the indices as batches (B, C, Y, X) in [0, 1]."""
     for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
         yield batch.images.float() / 255
 
 
 def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Draw samples (count, C, Y, X) and their classes (count,), all classes equally often."""
+    """Draw samples (count, C, Y, X) with all classes equally often; return them and the requested classes (count,)."""
     images, requested = [], []
     for index, name in enumerate(model.classes):
         share = count // len(model.classes) + (index < count % len(model.classes))
@@ -283,7 +284,7 @@ def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Ten
 
 
 def _measure_accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:
-    """Return the share of images whose predicted class is right."""
+    """Return the share of images whose predicted class equals that in `classes` (B,)."""
     return float((trained.classify(images) == classes).double().mean())
 
 

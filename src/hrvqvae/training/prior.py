@@ -37,7 +37,7 @@ from hrvqvae.utils.quantities import counted
 
 
 class CodeBatch(NamedTuple):
-    """A batch of codes for a prior, with its conditions."""
+    """A batch for a prior: the codes to predict, and their conditions."""
 
     codes: tuple[Tensor, ...]  # of each level of the prior, (B, H, W) int64
     coarser: tuple[Tensor, ...]  # codeword indices of the coarser levels, (B, H_j, W_j) int64
@@ -52,19 +52,20 @@ class CodeBatch(NamedTuple):
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`; `indices` are those of the concatenated maps."""
+    """Read the codes of images for the prior of `levels`; `indices` count through all maps in turn."""
     map_indices, rows = np.divmod(indices, len(maps[0]))
     reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
-    restore = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # the order of `indices`
-    codes = tuple(torch.cat(level)[restore] for level in zip(*(codes for codes, _ in reads), strict=True))
-    label = torch.cat([labels for _, labels in reads])[restore] if maps[0].classes else None
+    order = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # restores the order of `indices`
+    codes = tuple(torch.cat(level)[order] for level in zip(*(codes for codes, _ in reads), strict=True))
+    label = torch.cat([labels for _, labels in reads])[order] if maps[0].classes else None
     return CodeBatch(codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label)
 
 
 def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide images into sorted training indices and shuffled held-out indices, at least one each.
+    """Divide images into training images and a held-out `share`, at least one each.
 
-    Raises InputError if there is only one image.
+    Returns the sorted indices of the training images and the shuffled indices of the held-out images. Raises InputError
+    if there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
@@ -76,50 +77,51 @@ def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int
 def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
     """Replace about `share` of the labels (B,) by "no class", so that the prior can be guided (Ho and Salimans 2022).
 
-    Which images of the whole batch lose their class depends on (seed, step) alone, not on the number of processes.
+    The choice of images in the whole batch depends on (seed, step) alone, not on the number of processes.
     """
     if label is None or not share:
         return label
-    part = distributed.rank_slice()
-    positions = part.of(len(label) * part.count)
-    drawn = make_rng("class dropout", seed, step).random(len(label) * part.count)[positions.start : positions.stop]
-    return torch.where(torch.from_numpy(drawn < share).to(label.device, non_blocking=True), level.no_class, label)
+    rank_slice = distributed.rank_slice()
+    batch_size = len(label) * rank_slice.count
+    positions = rank_slice.of(batch_size)
+    uniform = make_rng("class dropout", seed, step).random(batch_size)[positions.start : positions.stop]
+    return torch.where(torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.no_class, label)
 
 
 class PriorTask(Task[CodeBatch]):
-    """Train the prior of consecutive levels; keep the averaged weights that need the fewest bits for held-out images.
+    """Train the prior of consecutive levels; save the averaged weights that need the fewest bits for held-out images.
 
     Args:
         path: the run folder.
         levels: the levels that the prior covers.
         config: the run's configuration, with the `prior` section of this training.
-        trained: the run's autoencoder, its configuration and its digest.
+        autoencoder: the run's autoencoder, the autoencoder's configuration, and the digest of its weights file.
     """
 
     parent_run: Path
 
     def __init__(
-        self, path: str | Path, levels: Levels, config: Config, trained: tuple[Autoencoder, Config, str]
+        self, path: str | Path, levels: Levels, config: Config, autoencoder: tuple[Autoencoder, Config, str]
     ) -> None:
         super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
         self.parent_run, self.levels = Path(path), levels
-        self.model, self.trained, self.autoencoder_digest = trained
+        self.model, self.model_config, self.autoencoder_digest = autoencoder
 
     def check(self) -> None:
         folders = prior_folders(self.parent_run)
-        others = [levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)]
-        if others:
-            names = ", ".join(map(level_names, others))
-            paths = ", ".join(str(folders[levels].path) for levels in others)
+        overlapping = [levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)]
+        if overlapping:
+            names = ", ".join(map(level_names, overlapping))
+            paths = ", ".join(str(folders[levels].path) for levels in overlapping)
             raise InputError(f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
         prior, codes = self.config.prior, RunFolder(self.parent_run).codes
-        config = dataclasses.replace(self.trained, data=self.config.data)
+        config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
-            source = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
+            arguments = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
             self.maps = [
-                load_or_extract(codes.with_name(name), *source, augment)
+                load_or_extract(codes.with_name(name), *arguments, augment)
                 for name, augment in list_copies(prior.flip, prior.shifts)
             ]
         elif prior.flip or prior.shifts:
@@ -143,32 +145,32 @@ class PriorTask(Task[CodeBatch]):
         return build_prior(self.config, self.levels, len(self.classes))
 
     def init_from(self, model: nn.Module) -> str:
-        """Copy the weights of the other run's prior of the same levels.
+        """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, their weights are initialized anew. If only the other prior has "no class", its row is
-        left out; if only this prior has it, its row is the mean of the classes.
+        If the classes differ, the weights that depend on classes keep their new values. If only the copied prior has a
+        row for "no class", this row is left out. If only the new prior has such a row, it is the mean of the classes.
         """
         assert isinstance(model, Prior)
         name, initial = self.training.init_from, model.state_dict()
         prior = Run(name).priors.get(self.levels)
         if prior is None or not prior.exists():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
-        weights, about = prior.read()
-        anew = list[str]()
+        weights, meta = prior.read()
+        not_copied = list[str]()
         with torch.device("meta"):  # the tensors of classes are those whose shapes depend on the number of classes
             one_class, two_classes = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
         for tensor_name, tensor in two_classes.items():
             if tensor.shape == one_class[tensor_name].shape:
                 continue
-            if self.classes != tuple(about["classes"]):
-                anew.append(tensor_name)
+            if self.classes != tuple(meta["classes"]):
+                not_copied.append(tensor_name)
             elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
                 rows, labels = weights[tensor_name], model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:labels]
-        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", anew)
+        copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
-        return message + (f", {', '.join(sorted(anew))} anew: other classes" if anew else "")
+        return message + (f", {', '.join(sorted(not_copied))} anew: other classes" if not_copied else "")
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size, seed = self.training.batch_size, self.training.seed
@@ -178,11 +180,11 @@ class PriorTask(Task[CodeBatch]):
             yield read_codes(self.maps, self.model, self.levels, indices)
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
-        model, placed = state.model, batch.to(state.compute.device)
+        model, batch = state.model, batch.to(state.compute.device)
         assert isinstance(model, Prior)
-        label = drop_classes(placed.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
+        label = drop_classes(batch.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
         with state.autocast():
-            loss = compute_loss(model, placed.codes, placed.coarser, label)
+            loss = compute_loss(model, batch.codes, batch.coarser, label)
         metrics = state.take_gradient({"nats_per_code": loss})
         state.update(MODEL)
         state.averaged.update_parameters(model)
@@ -195,18 +197,19 @@ class PriorTask(Task[CodeBatch]):
         bits_per_image = self._measure_bits_per_image(prior)
         level_bits = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
         bits_per_code = sum(level_bits) / len(level_bits)
-        by_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
+        per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
         previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
         best = min(previous, default=math.inf)
-        if bits_per_code <= best and distributed.is_rank_zero():  # not yet logged: after a kill it is evaluated again
+        # saved before it is logged: a run that is killed in between evaluates this step again
+        if bits_per_code <= best and distributed.is_rank_zero():
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
                 save_model(
                     self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
                     autoencoder=self.autoencoder_digest, classes=list(self.classes), class_counts=counts.tolist(),
-                    bits_per_code=mean(level_bits), **({"levels": len(level_bits)} if by_level else {}), **by_level,
+                    bits_per_code=mean(level_bits), **({"levels": len(level_bits)} if per_level else {}), **per_level,
                 )  # fmt: skip
-        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **by_level}
+        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **per_level}
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
         line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({comparison})"
         return Evaluation(record, line)
@@ -218,40 +221,40 @@ class PriorTask(Task[CodeBatch]):
         held_out = held_out[distributed.rank_slice().of(len(held_out))]
         for start in range(0, len(held_out), size):
             indices = held_out[start : start + size]
-            placed = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
+            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
             with self.compute.autocast():
-                bits += torch.tensor(measure_bits(prior, *placed))
+                bits += torch.tensor(measure_bits(prior, *batch))
             images += len(indices)
         gathered = distributed.all_gather_numbers(*bits.tolist(), images)
         *level_bits, total_images = (sum(column) for column in zip(*gathered, strict=True))
         return [total / total_images for total in level_bits]
 
     def save(self, state: TrainState) -> None:
-        """Do nothing: `evaluate` saves the prior."""
+        """Do nothing, because `evaluate` saves the prior."""
 
 
 def train_priors(
     path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, renew: bool = False,
     callbacks: Sequence[Callback] = (), say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train priors of a run one after the other, and return how each training ended. A signal ends all.
+    """Train priors of a run one after another, until a signal stops a training; return how each training ended.
 
-    Options are those of `Trainer`. Raises as `Trainer.train`, if possible before the first training, and InputError
-    without a trained autoencoder.
+    The options are passed to `Trainer`. Raises as `Trainer.train`, and InputError if the run has no trained
+    autoencoder. Errors that can be found early are raised before the first training.
     """
     run = Run(path)
-    trained = (*run.load(progressive=False), run.digest)
+    autoencoder = (*run.load(progressive=False), run.digest)
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
     for levels, config in configs.items():
-        task = PriorTask(path, levels, config, trained)
+        task = PriorTask(path, levels, config, autoencoder)
         trainers[levels] = Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say)
     with ExitStack() as locks:
         for trainer in trainers.values():
             locks.enter_context(distributed.context_on_rank_zero(trainer.task.run.locked))
         for trainer in trainers.values():
             trainer.check()
-        next(iter(trainers.values())).task.open(say)
-        for trainer in trainers.values():  # writes the options of priors that a signal stops before they begin
+        next(iter(trainers.values())).task.open(say)  # reports bad data before a configuration is written
+        for trainer in trainers.values():  # so that a later --resume knows the options of priors that have not begun
             distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
         for levels, trainer in trainers.items():
             outcomes[levels] = trainer.train()
@@ -263,14 +266,14 @@ def train_priors(
 def resolve_priors(
     path: str | Path, level: int | None, fields: Mapping[str, str], *, resume: bool
 ) -> dict[Levels, Config]:
-    """Return the configurations of a run's priors by the levels that they cover, coarse first.
+    """Return the configuration of each prior of a run by the levels that the prior covers, coarse first.
 
-    With `resume`, priors that have begun keep their networks; the remaining levels get new priors. Raises InputError if
-    there is no such run or level, or as `stage_config`.
+    With `resume`, priors that have begun keep their configurations except for changed `fields`; the remaining levels
+    get new priors. Raises InputError if there is no such run or level, or as `stage_config`.
 
     Args:
-        level: return only the prior that covers this level, counted from 1 (None: all priors).
-        fields: texts of fields by dotted name.
+        level: return only the prior that covers this level, counted from 1 (default None: all priors).
+        fields: values of fields as text, by dotted name.
     """
     stored = RunFolder(Path(path)).read_config()
     count = len(stored.model.num_symbols)

@@ -1,6 +1,6 @@
 """Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive decoder.
 
-Processes that torchrun restarted resume without `resume`.
+Processes that torchrun restarted always resume, also with `resume=False`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
 from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
 from hrvqvae.utils.errors import InputError
 
-_MARK = ".refreshing"  # in a folder while it is renewed
-OPTIONS = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields of a stage that have a short name
+_REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
+_SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields named without their section
 Fields = Mapping[str, Any]
-"""Fields of a configuration by dotted name: plain values, or texts as of the command line."""
+"""Fields of a configuration by dotted name: plain values, or texts as on the command line."""
 
 
-def collect_option_fields(stage: str, options: Fields) -> dict[str, Any]:
-    """Return options by the dotted names of their fields; short names are fields of the stage's section."""
-    return {f"{stage}.{name}" if name in OPTIONS else name: value for name, value in options.items()}
+def collect_option_fields(section: str, options: Fields) -> dict[str, Any]:
+    """Return options by dotted name; the short names "max_steps", "seed" and so on are fields of `section`."""
+    return {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
 
 
 def collect_data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
-    """Return the fields that name the images of a run folder.
+    """Return the fields of a configuration that name the images to train on.
 
     Args:
-        data: a folder or file of images, or a map-style torch data set; None leaves the data of the configuration.
-        test_data: a data set to evaluate on (default: `data` is divided as `data.split` says).
+        run: the run folder, under whose name a torch data set is registered.
+        data: a folder or file of images, or a map-style torch data set; None keeps the data of the configuration.
+        test_data: a torch data set to evaluate on (default: `data` is divided as the field `data.split` says).
     """
     if data is None:
         return {}
@@ -49,7 +50,7 @@ def collect_data_fields(run: str | Path, data: Any, test_data: Any = None) -> di
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
-    """Return the folder to train into: `out`; else the preset, if it is a run folder; else runs/PRESET."""
+    """Return the folder to train into: `out`; else `preset`, if this is a run folder; else runs/PRESET."""
     is_run = RunFolder(Path(preset)).config.is_file()
     return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
@@ -58,13 +59,13 @@ def train_autoencoder(
     preset: str, run: RunFolder, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (),
     say: Say = print,
 ) -> Outcome:  # fmt: skip
-    """Train the autoencoder of a preset, a configuration file or a run folder.
+    """Train the autoencoder of `preset`, which is a preset, a configuration file or a run folder.
 
-    Raises InputError for a bad value, if there is nothing to resume, or as `Trainer.train`.
+    Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
     """
-    begun = (run.path / ".lock").is_file() or run.config.is_file()
-    empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
-    if resume and not (begun or empty):
+    is_run = (run.path / ".lock").is_file() or run.config.is_file()
+    is_empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
+    if resume and not (is_run or is_empty):
         raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
     resume = resume or is_restarted(run.of_this_job)
 
@@ -104,15 +105,15 @@ def train_progressive_decoder(
 def refresh(
     name: str, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
 ) -> int | None:  # fmt: skip
-    """Train the stale networks of a run as they were trained before, and fit its entropy model.
+    """Train the stale networks of a run anew with their configurations, and fit a stale entropy model anew.
 
-    Returns the signal that stopped the training, or None at the end; another call resumes. Raises InputError as
-    `Trainer.train` and `EntropyModelArtifact.fit`. `root` is where the data is, if it has moved.
+    Returns the signal that stopped a training, or None if all is done; another call resumes. Raises InputError as
+    `Trainer.train` and `EntropyModelArtifact.fit`. `root` is the folder of the data, if it has moved.
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
     for network in (*run.priors.values(), run.progressive):
-        mark = network.path / _MARK
+        mark = network.path / _REFRESH_MARK
         if not (network.path in stale or mark.is_file()):
             continue
         config = network.config.with_root(root)

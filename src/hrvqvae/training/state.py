@@ -37,14 +37,19 @@ def count_parameters(model: nn.Module) -> int:
     return sum(values.numel() for values in (*model.parameters(), *codewords))
 
 
-def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, anew: Collection[str] = ()) -> None:
-    """Copy weights into a model, except those named in `anew`. Raises InputError if a weight does not fit."""
+def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: Collection[str] = ()) -> None:
+    """Copy weights into a model, except the `skipped` names.
+
+    Raises InputError, which names the `source`, if a weight is missing, unknown or of another shape.
+    """
     current = model.state_dict()
-    copied = {name: tensor for name, tensor in weights.items() if name not in anew}
-    for name in sorted({*current, *copied} - set(anew)):
-        here, there = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
-        if here != there:
-            raise InputError(f"{source} does not fit: {name} is {there} there, {here} here; choose the same shapes")
+    copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
+    for name in sorted({*current, *copied} - set(skipped)):
+        expected, actual = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
+        if expected != actual:
+            raise InputError(
+                f"{source} does not fit: {name} is {actual} there, {expected} here; choose the same shapes"
+            )
     model.load_state_dict(copied, strict=False)
 
 
@@ -57,7 +62,7 @@ def require_finite(metrics: Mapping[str, float]) -> None:
 
 
 class Budget(NamedTuple):
-    """The limits of a training; it ends at whichever it reaches first. None is no limit."""
+    """The limits of a training, which ends at the first limit that it reaches. None is no limit."""
 
     steps: int | None = None
     seconds: float | None = None
@@ -83,7 +88,7 @@ class TrainedNetwork(NamedTuple):
 
 @dataclass
 class TrainState:
-    """The networks of a training and its progress; objectives see it as a `models.objective.Learner`.
+    """The networks and the progress of a training; implements `models.objective.Learner`.
 
     Attributes:
         networks: the model and the networks trained beside it, by name.
@@ -108,7 +113,7 @@ class TrainState:
         model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
         budget: Budget = _NO_LIMIT,
     ) -> TrainState:  # fmt: skip
-        """Return the state of a model, on its device, before the first step."""
+        """Return the state before the first step; `model` and `auxiliary` are on the device of the training."""
         averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
@@ -125,7 +130,7 @@ class TrainState:
 
     @property
     def fraction(self) -> float:
-        """Spent share of the budget, by the nearer limit."""
+        """The spent share of the budget: the larger of the shares of steps and of seconds."""
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
@@ -133,13 +138,17 @@ class TrainState:
         return self.compute.autocast()
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
+        """Compute a network's gradient of the sum of the losses; return each loss, "loss" (the sum), "gradient_norm".
 
-        Gradients and terms are means over all processes. On a GPU the terms stay there; `require_finite` reads them
-        when the trainer logs.
+        Gradients and losses are means over all processes. On a GPU the returned values stay on the device, and the
+        trainer calls `require_finite` when it logs.
+
+        Args:
+            losses: scalars by name.
+            of: name of the network.
 
         Raises:
-            NonFiniteError: on a CPU, if a term or the gradient of any process is NaN or infinite.
+            NonFiniteError: on a CPU, if a loss or the gradient of any process is NaN or infinite.
         """
         network = self.networks[of]
         terms = torch.stack(list(losses.values()))
@@ -159,12 +168,12 @@ class TrainState:
         return metrics
 
     def update(self, *names: str) -> None:
-        """Update networks by their gradients."""
+        """Take an optimizer step of the named networks."""
         for name in names:
             self.networks[name].optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the state by its name in a checkpoint."""
+        """Return the tensors of the state by their names in a checkpoint."""
         named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for prefix, network in self._prefixed_networks():
             named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
@@ -173,14 +182,14 @@ class TrainState:
         return named
 
     def meta(self) -> dict[str, Any]:
-        """Return everything else of a checkpoint, as plain values."""
+        """Return the rest of the state, which a checkpoint keeps as plain values."""
         return {
             "step": self.step, "seconds": self.seconds, "device": self.compute.device.type,
             "window": read_metrics(self.window), "broken": sorted(self.broken),
         }  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Restore a saved state bit for bit. Raises DamagedFileError if it is of another model."""
+        """Restore a saved state bit for bit. Raises DamagedFileError if it does not fit the networks."""
 
         def select(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -202,7 +211,7 @@ class TrainState:
 
 
 def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return an update by exponential moving averages; integers are copied."""
+    """Return a `multi_avg_fn` for AveragedModel: an exponential moving average of floats, a copy of integers."""
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -217,13 +226,13 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore the moments of an optimizer by names such as "3.exp_avg"."""
+    """Restore the moments of an optimizer from names such as "3.exp_avg": parameter index and key."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
         index, key = name.split(".", 1)
-        like = parameters[int(index)]
-        if tensor.shape == like.shape:  # the optimizer walks memory: moments need their weight's memory format
-            tensor = torch.empty_like(like).copy_(tensor)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # the optimizer pairs elements by their order in memory
+            tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,7 +1,7 @@
-"""The trainer begins or resumes a task, takes steps, logs, saves and evaluates.
+"""The trainer: begin or resume a task, take its steps, log, save checkpoints and evaluate.
 
-A checkpoint is written before the evaluation of its step. So an evaluation that fails or is killed loses no step, and a
-resumed run repeats it.
+The trainer writes a checkpoint before it evaluates. So no step is lost if the evaluation fails or is killed, and a
+resumed run repeats the evaluation.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Evaluation:
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""Called in rank 0 after each evaluation, with the run, the records of its log and the evaluation; draws plots."""
+"""A function of the run folder, all records of its log and the newest evaluation, called in rank 0; it draws plots."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        step: steps taken in all.
+        step: steps taken over all resumptions.
         signal: the signal that stopped the training, or None if the budget is spent.
         seconds: wall-clock time over all resumptions.
-        peak_bytes: as `Compute.peak_bytes`.
+        peak_bytes: peak memory of this process (`Compute.peak_bytes`).
     """
 
     step: int
@@ -88,18 +88,18 @@ class Outcome:
 
 
 class Task(ABC, Generic[B]):
-    """What is trained: its folder, network, batches, steps, evaluation and model file.
+    """The training of one network: its folder, batches, steps, evaluation and model file.
 
     Attributes:
         run: the folder of the training.
-        config: the configuration, which the folder keeps.
-        training: the section of the configuration for this training.
+        config: the configuration, which is written to the folder.
+        training: the `training` section of the configuration that holds for this network.
         compute: device, precision and memory format.
         num_samples: number of samples in an epoch; set by `open`.
         data_digest: digest of the samples; set by `open`.
         parent_run: the run of the autoencoder, for a prior or a progressive decoder; else None.
         autoencoder_digest: digest of the autoencoder's weights file in the parent run.
-        few_steps: warn below this many steps.
+        few_steps: hint that fewer steps than this learn little.
     """
 
     num_samples: int
@@ -121,51 +121,51 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def describe(self) -> str:
-        """Return what is trained, and on how much data, as the beginning of a line."""
+        """Return the name of the network and the amount of data, as the beginning of a message."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the untrained network on the CPU, drawn from torch's global generator."""
+        """Return the untrained network on the CPU, with weights drawn from torch's global generator."""
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Load the weights that `training.init_from` names, and return a message. Raises InputError."""
+        """Load the weights of the model `training.init_from`, and return a message. Raises InputError."""
 
     def initialize(self, model: nn.Module) -> None:
-        """Initialize an untrained network from data, on its device."""
+        """Initialize an untrained network, such as its codebooks, from the data, on its device."""
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """Build the objective; return the networks that are trained beside the model, by name, on its device."""
+        """Build the objective; return its auxiliary networks (a discriminator) by name, on the model's device."""
         return MappingProxyType({})
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[B, None, None]:
-        """Yield this process's parts of the batches from a step on, without end."""
+        """Yield this process's share of each batch without end, beginning with the batch of `first_step`."""
 
     @abstractmethod
     def step(self, state: TrainState, batch: B) -> Metrics:
-        """Update the networks and the average; return the values to log, by name.
+        """Update the networks and the moving average; return the values to log, by name.
 
-        Raises NonFiniteError on a CPU, before a weight is updated.
+        Raises NonFiniteError on a CPU, before a weight is updated. On a GPU the trainer checks the logged values.
         """
 
     @abstractmethod
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Measure the averaged model, in every process; `records` are those of the log so far."""
+        """Measure the averaged model, in every process; `records` is the log so far."""
 
     @abstractmethod
     def save(self, state: TrainState) -> None:
-        """Write the model file, after a checkpoint. Called in rank 0. Raises OSError."""
+        """Write the model file. Called in rank 0 after each checkpoint. Raises OSError."""
 
 
 class Trainer(Generic[B]):
-    """Trains a task into its run folder, in this process or in several that train together.
+    """Trains a task into its run folder, in one process or in several that train together.
 
-    A run resumes from its newest intact checkpoint, and comes to the weights of a run that never stopped.
+    A run resumes from its newest intact checkpoint, and ends with the same weights as an uninterrupted run.
 
     Args:
-        resume: continue the training, if it has begun.
-        renew: begin anew if the network in the folder was trained for another state of the autoencoder.
+        resume: continue a training that has begun, which otherwise raises InputError.
+        renew: train a network anew if it was trained for another state of the autoencoder.
         callbacks: called after each evaluation.
         say: prints a message.
     """
@@ -180,11 +180,11 @@ class Trainer(Generic[B]):
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and evaluate.
 
         Raises:
-            InUseError: another process trains in that folder.
-            InputError: bad data, a folder that can't be written or holds another training, a full disk, or processes
-                that no longer hold the same weights and codebooks.
-            NonFiniteError: a loss or gradient is not finite. Nothing of that step is saved; in memory, moving-average
-                codebooks may have followed it.
+            InUseError: another process trains in the folder.
+            InputError: the data is bad, the folder can't be written or holds another training, the disk is full, or the
+                weights or codebooks of the processes differ.
+            NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks in memory that follow
+                moving averages may have changed.
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
@@ -198,7 +198,7 @@ class Trainer(Generic[B]):
             self.meter = stack.enter_context(Meter(sys.stdout))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            saved = state.step or -1
+            saved_step = state.step or -1
 
             def is_due(every: int) -> bool:
                 return state.step % every == 0
@@ -221,25 +221,26 @@ class Trainer(Generic[B]):
                 seconds = processes.sync()
                 state.seconds += seconds
                 state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
-                logs, evaluates = is_due(training.log_every), is_due(training.evaluate_every)
-                saves = evaluates or is_due(training.checkpoint_every)
-                if logs or saves:
+                log_due, evaluation_due = is_due(training.log_every), is_due(training.evaluate_every)
+                save_due = evaluation_due or is_due(training.checkpoint_every)
+                if log_due or save_due:
                     distributed.require_same(state.tensors(), f"at step {state.step}")
-                if logs:
+                if log_due:
                     self._log(state)
-                if saves:
+                if save_due:
                     self._save(state)
-                    saved = state.step
-                if evaluates:
+                    saved_step = state.step
+                if evaluation_due:
                     self._evaluate(state)
                 state.seconds += processes.sync()
             self._log(state)
-            if saved < state.step:
+            if saved_step < state.step:
                 self._save(state)
             if processes.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
                 state.seconds += processes.sync()
-        if processes.signal is None and state.step < task.few_steps <= (state.budget.steps or task.few_steps):
+        few_planned = state.budget.steps is not None and state.budget.steps < task.few_steps  # hinted at the start
+        if processes.signal is None and state.step < task.few_steps and not few_planned:
             steps = counted(state.step, "step")
             self.say(f"hint: {steps} fitted into the time: little is learned; go on with more minutes and --resume")
         return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
@@ -262,23 +263,23 @@ class Trainer(Generic[B]):
                 if not self.renew:
                     raise InputError(f"{run.path} was {renewal(task.parent_run or run.path)}")
                 return
-            otherwise = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
+            alternative = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
             if run.begun() and not self.resume:
-                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {otherwise}")
+                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {alternative}")
             if run.model.is_file() and not run.saved():
                 raise InputError(
-                    f"{run.path} holds a model, and no checkpoint to go on from: {otherwise}; "
+                    f"{run.path} holds a model, and no checkpoint to go on from: {alternative}; "
                     "--init-from begins with the weights of a model"
                 )
 
         distributed.on_rank_zero(check_folder)
 
     def _is_stale(self) -> bool:
-        """Return whether the network in the folder is for another state of the autoencoder. Call it in rank 0."""
+        """Return whether the network in the folder was trained for another state of the autoencoder (rank 0 only)."""
         return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder_digest)
 
     def _prepare_state(self) -> TrainState:
-        """Prepare the folder; return the state of the newest intact checkpoint, or of an untrained model."""
+        """Prepare the folder; return the state of the newest intact checkpoint, or that of a new training."""
         task, run, training = self.task, self.task.run, self.task.training
         self.check()
         stale = distributed.on_rank_zero(self._is_stale)
@@ -288,9 +289,8 @@ class Trainer(Generic[B]):
         fresh = stale or not distributed.on_rank_zero(run.begun)
         torch.manual_seed(training.seed)
         model = task.build()
-        init_message = (
-            task.init_from(model) if fresh and training.init_from else ""
-        )  # may raise: nothing is written yet
+        # before prepare_folder, so that an error leaves the folder as it is
+        init_message = task.init_from(model) if fresh and training.init_from else ""
 
         def prepare_folder() -> None:
             for path in (run.model, *run.saved()) if stale else ():
@@ -302,7 +302,7 @@ class Trainer(Generic[B]):
         distributed.on_rank_zero(prepare_folder)
         if stale:
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
-        saved = None if fresh else distributed.on_rank_zero(lambda: run.newest(self.say))
+        checkpoint = None if fresh else distributed.on_rank_zero(lambda: run.newest(self.say))
         if self.resume and fresh:
             self.say(f"no checkpoint in {run.path}: starting anew")
         if init_message:
@@ -312,12 +312,12 @@ class Trainer(Generic[B]):
             task.initialize(model)
         budget = make_budget(training, task.num_samples)
         state = TrainState.start(model, training, task.build_objective(model), budget)
-        if saved is not None:
-            self._restore(state, *saved)
+        if checkpoint is not None:
+            self._restore(state, *checkpoint)
         distributed.broadcast(state.tensors().values())
         if task.compute.emulates_bf16:
-            kind = task.compute.device.type
-            self.say(f"bf16 is emulated on this {kind}, which is slow: a run keeps the precision it began with")
+            device_type = task.compute.device.type
+            self.say(f"bf16 is emulated on this {device_type}, which is slow: a run keeps the precision it began with")
         if not state.step and budget.steps is not None and budget.steps < task.few_steps:
             self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
         self.say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
@@ -335,33 +335,33 @@ class Trainer(Generic[B]):
         if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:
             rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(f"its learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
-        before, now = meta.get("device", task.compute.device.type), task.compute.device.type
-        if before != now:
-            self.say(f"trained on {before} so far, and on {now} from here on, where sums round differently")
+        device_type = task.compute.device.type
+        if (previous := meta.get("device", device_type)) != device_type:
+            self.say(f"trained on {previous} so far, and on {device_type} from here on, where sums round differently")
         model_step = None
         with suppress(InputError, OSError, KeyError):
             model_step = storage.read_meta(run.model)["step"]
-        if distributed.is_rank_zero() and model_step != state.step:  # killed between checkpoint and model
+        if distributed.is_rank_zero() and model_step != state.step:  # killed before the model file was written
             with explain_save_errors(run, state.step):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
-        """Log and show the means since the last log. Raises NonFiniteError as `_sync_metrics`."""
+        """Log and show the mean metrics since the last log. Raises NonFiniteError as `_sync_metrics`."""
         self._sync_metrics(state)
         with explain_save_errors(self.task.run, state.step, "logged"):
             mean = self.log.write_means(state.step, self.task.training.batch_size, len(state.broken))
         if not mean:
             return
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
-        left = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
-        text = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {left} left"
+        remaining = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
+        summary = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
         with suppress(OSError):  # a terminal that is gone
-            self.meter.show(f"step {state.step}", state.fraction, text, last=state.fraction >= 1)
+            self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
     def _sync_metrics(self, state: TrainState) -> None:
-        """Check the metrics since the last log, and gather the messages about broken images of all processes.
+        """Check the metrics since the last log, and gather all processes' messages about broken images.
 
-        Raises NonFiniteError at the first step whose loss or gradient is not finite.
+        Raises NonFiniteError with the first step whose loss or gradient is not finite.
         """
         window = loggers.read_metrics(state.window)
         for step, metrics in enumerate(window, state.step - len(window)):
@@ -372,7 +372,7 @@ class Trainer(Generic[B]):
         state.broken.update(*distributed.gather_object(state.broken))
 
     def _save(self, state: TrainState) -> None:
-        """Write a checkpoint, and then the model file. Raises NonFiniteError as `_sync_metrics`."""
+        """Write a checkpoint and then the model file. Raises NonFiniteError as `_sync_metrics`, before writing."""
         self._sync_metrics(state)
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
@@ -391,17 +391,19 @@ class Trainer(Generic[B]):
                 records = [*self.log.records, {"kind": "evaluation", "step": state.step, **evaluation.record}]
                 for callback in self.callbacks:
                     callback(self.task.run, records, evaluation)
-            self.log.write("evaluation", state.step, evaluation.record)  # last: without it the evaluation is repeated
+            self.log.write(
+                "evaluation", state.step, evaluation.record
+            )  # last: a resumed run repeats what is not logged
 
 
 class ProcessSync:
-    """Lets the processes that train together agree on the time spent and on the signal to stop.
+    """Shares the time spent and the signal to stop among the processes that train together.
 
-    So all take the same steps at the same rates, and end at the same step. SIGINT, SIGTERM and SIGHUP ask to end after
-    the current step; a second signal ends the process at once.
+    So all processes use the same learning rates and end at the same step. A first SIGINT, SIGTERM or SIGHUP ends the
+    training after the current step; a second signal ends the process at once.
 
     Attributes:
-        signal: the signal that any process had received at the last `sync`.
+        signal: a signal that some process received before the last `sync`, or None.
     """
 
     def __init__(self) -> None:
@@ -412,34 +414,37 @@ class ProcessSync:
     def __enter__(self) -> ProcessSync:
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            signals = [signal.SIGINT, signal.SIGTERM]  # SIGINT even if a script's background job ignores it
+            signals = [
+                signal.SIGINT,
+                signal.SIGTERM,
+            ]  # SIGINT even where it is ignored, as in a script's background job
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
             if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
                 signals.append(hangup)
-            self._handlers = {caught: signal.signal(caught, self._receive) for caught in signals}
+            self._handlers = {signum: signal.signal(signum, self._receive) for signum in signals}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for caught, handler in self._handlers.items():
-            signal.signal(caught, handler)
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
 
     def sync(self) -> float:
-        """Exchange signals and times with all processes; return the slowest process's seconds since the last `sync`."""
+        """Exchange signals and times with all processes; return the longest time of a process since the last `sync`."""
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
         self._last = now
-        self.signal = int(max(received for received, _ in gathered)) or None
+        self.signal = int(max(signum for signum, _ in gathered)) or None
         return max(seconds for _, seconds in gathered)
 
-    def _receive(self, received: int, _: FrameType | None) -> None:
+    def _receive(self, signum: int, _: FrameType | None) -> None:
         if self._received is not None:
-            signal.signal(received, signal.SIG_DFL)
-            signal.raise_signal(received)
-        self._received = received
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
+        self._received = signum
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators, which dropout uses, for a step. Each process gets another seed, by its rank."""
+    """Seed torch's global generators, which dropout uses, for a step. Each rank gets a different seed."""
     rank = distributed.rank()
     rng = make_rng("step", seed, step, rank)
     torch.manual_seed(int(rng.integers(2**63)) if rank else (seed << 32) + step)
@@ -447,16 +452,16 @@ def seed_step(seed: int, step: int) -> None:
 
 @contextmanager
 def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Iterator[None]:
-    """Turn an OSError, or an InputError of a full disk, into an InputError with the step and the last checkpoint."""
+    """Turn an OSError, or an InputError due to a full disk, into an InputError that names step and checkpoint."""
     try:
         yield
     except (OSError, InputError) as error:
         code = error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
-        full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if not full and not isinstance(error, OSError):
+        disk_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not disk_full and not isinstance(error, OSError):
             raise
         reason = os.strerror(code) if code and isinstance(error, OSError) else error
-        advice = "make room" if full else "mend that"
+        advice = "make room" if disk_full else "mend that"
         raise InputError(
             f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice} and continue with "
             "--resume"
