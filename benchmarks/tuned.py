@@ -19,7 +19,7 @@ from benchmarks import tuning
 from benchmarks.common import as_script, positive
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
-from hrvqvae.cli.train import comparison_of
+from hrvqvae.cli.train import build_comparison
 from hrvqvae.comparison.report import compare, table
 from hrvqvae.config import presets
 from hrvqvae.config.section import flatten, to_dict
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, fields = split_fields(["compare", tuned.dataset, *arguments(tuned.dataset, tuned.systems), *options])
     parsed = _parser().parse_args(options)
     parsed.fields = fields
-    comparison, out = comparison_of(parsed), Path(parsed.out)
+    comparison, out = build_comparison(parsed), Path(parsed.out)
     if tuned.tune:
         trials = tuning.folder_of(out)
         if signal := tuning.tune(comparison, tuned.tune, trials, print):

@@ -51,7 +51,7 @@ class WithoutPadding(ModelConfig):
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
     bare = System(name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={})
-    preset = presets.of_dataset(bare, DATASETS.get("mnist"))
+    preset = presets.combine(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding(system="bare")
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
 

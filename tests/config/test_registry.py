@@ -84,7 +84,7 @@ def test_a_system_is_registered(site: Path) -> None:
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
 def test_unknown_names(registry: Registry[object]) -> None:  # type: ignore[type-var]
     for name in registry:
-        with pytest.raises(InputError, match=f"unknown {registry.what} '{name}x': did you mean .*{name}"):
+        with pytest.raises(InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"):
             registry.get(f"{name}x")
     with pytest.raises(InputError, match=f"there are {', '.join(registry)}$"):
         registry.get("0")

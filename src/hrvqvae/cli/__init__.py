@@ -24,7 +24,7 @@ GROUPS = {
     ),
     "Share": ("export", "hub"),
 }  # fmt: skip
-"""Commands by what they are for, in the order of `hrvqvae --help`."""
+"""Commands by purpose, in the order of `hrvqvae --help`."""
 
 
 def _parser() -> Parser:
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
-    """Return the near options or fields of an unknown argument, for its message."""
+    """Return a hint for an unknown argument: similar options or fields, or where to look."""
     name, near = argument.partition("=")[0].lstrip("-"), ""
     if argument.startswith("--") and arguments.takes_fields:
         from hrvqvae.config import Config, flatten, to_dict
@@ -75,7 +75,7 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
 
 
 def _explain(error: Exception) -> str:
-    """Return an error that a user can cause in a line, or "" for any other."""
+    """Return the one-line message of an error that a user can cause; "" for any other error."""
     if isinstance(error, InputError):
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
@@ -103,15 +103,15 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. An error that a user can cause is a line on stderr, and 2."""
+    """Run a command and return its exit code. Logs an error that a user can cause as one line, and returns 2."""
     handler, level = logging.StreamHandler(), LOG.level
     handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
-    for stream in (sys.stdout, sys.stderr):  # a name that the encoding lacks must not end a command
+    for stream in (sys.stdout, sys.stderr):  # a name that the encoding can't express must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
     LOG.addHandler(handler)
-    # Of processes that train together, the first logs.
+    # Of several processes that train together, only the first logs progress.
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
         return run(sys.argv[1:] if argv is None else argv)

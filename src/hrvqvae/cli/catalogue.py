@@ -53,7 +53,7 @@ def _data_list(arguments: Arguments) -> int:
         present = not list_missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}"))
-    about = "--data DIR: PNG, JPEG, WebP; class folders, train/ and test/ as there are; or tars, Parquet files, arrays"
+    about = "--data DIR: PNG, JPEG or WebP, also in class folders, train/ and test/; or tars, Parquet files, arrays"
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.available else "not there"
@@ -95,10 +95,10 @@ def _runs(arguments: Arguments) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Return this installation as plain values.
+    """Return the state of this installation as plain values.
 
-    `versions` of what is required (None: missing), `device` and `precision` if torch can be imported, `folders` of data
-    and models, missing packages of `extras`, and `problems`, a line each.
+    `versions` are of Python and the required packages (None: missing); `device` and `precision` are given if torch can
+    be imported; `folders` are those of data and models; `extras` are the missing packages of each extra.
     """
     from importlib import metadata
 
@@ -118,7 +118,7 @@ def examine() -> dict[str, Any]:
         folders["data sets (HRVQVAE_DATA)"] = find_data_root(None)
     except InputError as error:
         problems.append(str(error))
-    waiting("loading torch, to see what it computes on")
+    waiting("loading torch, to find its device")
     try:
         import torch
 
@@ -134,11 +134,11 @@ def examine() -> dict[str, Any]:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         folders["models of the hub (HF_HOME)"] = Path(HF_HUB_CACHE)
-    for what, path in folders.items():
+    for title, path in folders.items():
         nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-            problems.append(f"the folder for {what} can't be written: {path}")
-    report["folders"] = {what: str(path) for what, path in folders.items()}
+            problems.append(f"the folder for {title} can't be written: {path}")
+    report["folders"] = {title: str(path) for title, path in folders.items()}
     report["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
     return report | {"problems": problems}
 
@@ -151,9 +151,9 @@ def _doctor(arguments: Arguments) -> int:
     rows = [(name, version or "missing") for name, version in report["versions"].items()]
     rows += [(name, report[name]) for name in ("platform", "cores", "device", "precision") if name in report]
     rows += report["folders"].items()
-    for extra, lacking in report["extras"].items():
-        how = f"pip install 'hrvqvae[{extra}]' for {', '.join(lacking)}"
-        rows.append((f"extra {extra}", how if lacking else "complete"))
+    for extra, missing in report["extras"].items():
+        advice = f"pip install 'hrvqvae[{extra}]' for {', '.join(missing)}"
+        rows.append((f"extra {extra}", advice if missing else "complete"))
     print_table(rows)
     for problem in report["problems"]:
         LOG.error("%s", problem)

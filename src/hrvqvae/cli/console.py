@@ -1,4 +1,4 @@
-"""What the commands share: how they are declared, and how they print."""
+"""Helpers of all commands: declare a command, read `--section.field VALUE`, print."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Group = Any  # argparse's subparsers
 Call = Callable[[Arguments], int]
 Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
-# argparse's message -> ours
+# pattern in argparse's message -> replacement
 _MESSAGES = {
-    "^argument ([^:]+): is ": r"\1 is ",  # of `whole`
+    "^argument ([^:]+): is ": r"\1 is ",  # raised by `whole` and `_path`
     "^argument ([^:]+): invalid (.*) value: (.*)$": r"\1 is \3; it must be a \2",
     "a int$": "a whole number",
     "a float$": "a number",
@@ -29,11 +29,11 @@ _OPTION = re.compile(r"-[^\d.]")  # not a negative number
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in the form of every other error: one line, exit code 2."""
+    """A parser that raises InputError, so that its errors look like all other errors."""
 
     def error(self, message: str) -> Any:
-        for theirs, ours in _MESSAGES.items():
-            message = re.sub(theirs, ours, message)
+        for pattern, replacement in _MESSAGES.items():
+            message = re.sub(pattern, replacement, message)
         if choice := _CHOICE.match(message):
             name, value, names = choice.groups()
             names = names.replace("'", "").split(", ")
@@ -97,15 +97,15 @@ COMMON: Mapping[str, Option] = {
 """Arguments of several commands."""
 
 
-def command(under: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = "") -> Any:
-    """Add a command and return its parser.
+def command(commands: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = "") -> Any:
+    """Add a command to a group of commands, and return its parser.
 
     Args:
         call: Takes the parsed arguments and returns the exit code.
         options: The command's arguments, or their names in `COMMON`.
-        fields: Help on `--section.field VALUE`, if the command takes fields.
+        fields: Help text for `--section.field VALUE`; "" if the command takes no fields.
     """
-    parser = under.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
+    parser = commands.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
     arguments = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
     for names, settings in arguments:
         parser.add_argument(*names, **settings)
@@ -114,16 +114,16 @@ def command(under: Group, name: str, about: str, call: Call, *options: Option | 
     return parser
 
 
-def group(under: Group, name: str, about: str) -> Group:
+def group(commands: Group, name: str, about: str) -> Group:
     """Add a command with actions, and return the group to which `command` adds them."""
-    parser = under.add_parser(name, help=about, description=about)
+    parser = commands.add_parser(name, help=about, description=about)
     return parser.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments without each `--section.field VALUE` before `--`, and those values by name.
+    """Split arguments into those without `--section.field VALUE`, and the values by dotted name. Stops at `--`.
 
-    Raises InputError if a field has no value, or two.
+    Raises InputError if a field has no value, or two different values.
     """
     others, fields, rest = list[str](), dict[str, str](), list(arguments)
     while rest:
@@ -139,11 +139,11 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             if not rest or _OPTION.match(rest[0]):
                 raise InputError(f"--{name} needs a value")
             value = rest.pop(0)
-        give(fields, name, value, f"--{name}")
+        set_field(fields, name, value, f"--{name}")
     return others, fields
 
 
-def give(fields: dict[str, str], name: str, value: str, option: str) -> None:
+def set_field(fields: dict[str, str], name: str, value: str, option: str) -> None:
     """Set a field to the value of an option. Raises InputError if the field has another value already."""
     if fields.get(name, value) != value:
         raise InputError(f"{option} {value} contradicts --{name} {fields[name]}: give one of them")

@@ -1,4 +1,4 @@
-"""Codes as files: compress, decompress, inspect, salvage, fit-entropy-model; as Parquet: tokenize, detokenize."""
+"""Commands for files of codes: compress, ..., fit-entropy-model; and for Parquet shards: tokenize, detokenize."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _compress(arguments: Arguments) -> int:
     )  # fmt: skip
     count, size = len(written.lost), counted(written.bytes, "byte")
     mean, share = written.bytes / count, written.bytes / written.pixels
-    print(f"{counted(count, 'image')}, {size}, {mean:.1f} an image: {share:.2%} of the pixels")
+    print(f"{counted(count, 'image')}, {size}, {mean:.1f} per image: {share:.2%} of the pixels")
     if not model.entropy_model.networks:
         print(f"without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model {arguments.model}")
     print(arguments.out)
@@ -58,37 +58,37 @@ def _inspect(arguments: Arguments) -> int:
     content = path.read_bytes()
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
     header = read_header(content)
-    how = "with an entropy model" if header.by_tables else "without an entropy model"
-    print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.entropy_model.name}, {how}")
+    coding = "with an entropy model" if header.by_tables else "without an entropy model"
+    print(f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by {model.entropy_model.name}, {coding}")
     print(f"fingerprint {header.fingerprint.hex()}\n")
-    rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits a code", "bytes so far")]
+    rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits per code", "bytes so far")]
     total = header.length
     rows.append(("header", "", total, "", total))
-    for place, (level, length) in enumerate(zip(codes.codes, codes.lengths[1:], strict=True), start=1):
+    for level, (indices, length) in enumerate(zip(codes.codes, codes.lengths[1:], strict=True), start=1):
         total += length
-        rows.append((f"level {place}", level.size, length, f"{8 * length / level.size:.3f}", total))
+        rows.append((f"level {level}", indices.size, length, f"{8 * length / indices.size:.3f}", total))
     print_table(rows)
     missing = len(model.entropy_model.symbols) - len(codes.codes)
-    ended = f"whole as far as it goes; {counted(missing, 'level')} not in the file" if missing else "whole"
-    print(f"\n{codes.fault or ended}")
+    state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
+    print(f"\n{codes.fault or state}")
     if arguments.out is not None and codes.codes:
         draw_levels(model, codes, arguments.out)
-        print(f"its levels: {arguments.out}")
+        print(f"picture of the levels: {arguments.out}")
     return 2 if codes.fault else 0
 
 
 def _inspect_archive(path: Path, verify: bool) -> int:
-    """Print what is in an archive; with `verify`, decode the codes of every image. Return 2 if anything is damaged."""
+    """Print the contents of an archive; `verify` decodes all codes. Return 2 if anything is damaged, else 0."""
     from hrvqvae.compression.archive import open_archive
 
     opened = open_archive(path)
     entropy_model, entries = opened.entropy_model, opened.entries
-    records, head = sum(entry.length for entry in entries), len(entropy_model.content)
+    records, model_size = sum(entry.length for entry in entries), len(entropy_model.content)
     print(f"{path}: {counted(len(entries), 'image')}, by {entropy_model.name} (weights {entropy_model.model[:12]})")
-    rows: list[Sequence[object]] = [("part", "bytes", "an image")]
+    rows: list[Sequence[object]] = [("part", "bytes", "per image")]
     count = max(1, len(entries))
-    index = path.stat().st_size - opened.left_over - opened.damaged - records - head
-    for name, size in (("records", records), ("entropy model", head), ("index", index)):
+    index = path.stat().st_size - opened.left_over - opened.damaged - records - model_size
+    for name, size in (("records", records), ("entropy model", model_size), ("index", index)):
         rows.append((name, f"{size:,}", f"{size / count:.2f}"))
     print_table(rows)
     sizes = sorted({entry.size for entry in entries})
@@ -125,8 +125,9 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
-    how = (arguments.data, arguments.effort, arguments.shifts, resolve_device(arguments.device))
-    path = Run(arguments.model).entropy_model.fit(*how, small=arguments.small)
+    path = Run(arguments.model).entropy_model.fit(
+        arguments.data, arguments.effort, arguments.shifts, resolve_device(arguments.device), small=arguments.small
+    )
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
@@ -159,16 +160,16 @@ def _detokenize(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """compress, decompress, inspect, salvage, fit-entropy-model, tokenize, detokenize."""
+    """Add compress, decompress, inspect, salvage, fit-entropy-model, tokenize and detokenize."""
     command(
         commands, "compress", "encode images as files of codes (.hrv) or into an archive (.hrva)", _compress,
         "model",
         option("images", nargs="+", type=Path, metavar="IMAGE", help="files, folders, lists, tars, Parquet, arrays"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="X.hrv, a folder, or X.hrva to append to"),
-        option("--levels", type=int, metavar="K", help="write levels 1..K only"),
+        option("--levels", type=int, metavar="K", help="write levels 1 to K only (default: all)"),
         "--force",
-        option("--on-error", choices=("stop", "skip"), default="stop", help="at an image that can't be read"),
-        option("--bytes", type=whole(1), metavar="N", help="the least error in N bytes: levels and lambda that fit"),
+        option("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable image (default: stop)"),
+        option("--bytes", type=whole(1), metavar="N", help="minimize the error in at most N bytes per image"),
         "--beam",
         "--lmbda",
         "--device",
@@ -180,40 +181,42 @@ def add(commands: Group) -> None:
         "--model",
         "--force",
         "--levels",
-        option("--names", nargs="+", metavar="NAME", help="of an archive, these only (or numbers)"),
+        option("--names", nargs="+", metavar="NAME", help="decode only these images of an archive, by name or index"),
     )  # fmt: skip
-    sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="a picture of its levels")
-    verify = flag("--verify", "of an archive: decode the codes of every image; exit code 2 where any is damaged")
+    sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="draw the levels of the file to SHEET.png")
+    verify = flag("--verify", "decode the codes of every image of an archive; exit code 2 if any is damaged")
     about = "show what a file of codes or an archive holds"
-    file = option("file", type=Path, metavar="FILE")
+    file = option("file", type=Path, metavar="FILE", help="X.hrv or X.hrva")
     command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force", verify)
     command(
         commands, "salvage", "copy the whole images of a damaged archive into a new one", _salvage,
         option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
-        option("--model", metavar="MODEL", help="by which it was made: needed where the head is damaged"),
+        option("--model", metavar="MODEL", help="model that wrote the archive; needed if its head is damaged"),
     )  # fmt: skip
     about = "fit the entropy model of a run, which makes its files smaller"
-    effort = option("--effort", type=float, default=1.0, metavar="X", help="how long to learn (default: 1)")
-    what = "learn from N shifted copies of the images too"
-    shifts = option("--shifts", type=whole(0), default=0, metavar="N", help=what)
-    small = flag("--small", "keep it to a few kilobytes per level, for a page (docs/web.md)")
+    effort = option(
+        "--effort", type=float, default=1.0, metavar="X", help="train X times as long as usual (default: 1)"
+    )
+    copies = "train on N shifted copies of each image too (default: 0)"
+    shifts = option("--shifts", type=whole(0), default=0, metavar="N", help=copies)
+    small = flag("--small", "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)")
     options = ("model", "--data", effort, shifts, small, "--device")
     command(commands, "fit-entropy-model", about, _fit_entropy_model, *options)
     source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
     command(
-        commands, "tokenize", "encode many images as Parquet shards of codes; interrupted, it resumes",
+        commands, "tokenize", "encode many images as Parquet shards of codes; the same command resumes",
         _tokenize, "model", option("source", type=Path, metavar="SOURCE", help=source),
-        option("out", type=Path, metavar="OUT", help="the folder of the shards"),
-        option("--shard-size", type=whole(1), metavar="N", help="images of a shard (default: 10,000)"),
-        flag("--full-size", "images at their own sizes, not cropped to the size of training"),
-        option("--workers", type=whole(0), metavar="N", help="processes that decode images beside a model"),
+        option("out", type=Path, metavar="OUT", help="write the shards to the folder OUT"),
+        option("--shard-size", type=whole(1), metavar="N", help="write N images per shard (default: 10,000)"),
+        flag("--full-size", "encode images in their own sizes, not cropped to the size in training"),
+        option("--workers", type=whole(0), metavar="N", help="processes that decode images for each model"),
         "--device", "--beam", "--json",
-        option("--engine", choices=("local", "ray"), default="local", help="ray: shared out over a cluster by Ray"),
-        flag("--retry-broken", "try images again that were broken before"),
+        option("--engine", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (default: local)"),
+        flag("--retry-broken", "retry images that were broken in an earlier call"),
     )  # fmt: skip
     command(
         commands, "detokenize", "decode shards of codes to PNG", _detokenize,
-        option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one"),
-        option("out", type=Path, metavar="OUT", help="a folder: each image at the path that is its key"),
+        option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one shard"),
+        option("out", type=Path, metavar="OUT", help="write each image to OUT/KEY, by its key in the shards"),
         "--model", "--levels", "--device", "--force",
     )  # fmt: skip

@@ -66,24 +66,24 @@ def _play(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """export, hub push, hub get, play."""
+    """Add export, hub push, hub get and play."""
 
     def folder(default: str) -> Option:
-        what = f"write to the new folder DIR (default: ./{default})"
-        return option("out", nargs="?", metavar="DIR", type=Path, help=what)
+        text = f"write to the new folder DIR (default: ./{default})"
+        return option("out", nargs="?", metavar="DIR", type=Path, help=text)
 
-    what = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
-    license = option("--license", metavar="ID", help=what)
-    about = "write the model of a run and its priors as a small folder, as ONNX graphs, or for a page"
+    text = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
+    license = option("--license", metavar="ID", help=text)
+    about = "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web page"
     where = folder("RUN-exported, RUN-onnx or RUN-web")
     export = command(commands, "export", about, _export, "run", where, license, "--beam")
     forms = export.add_mutually_exclusive_group()
-    what = "half precision for the autoencoder, 8 bits for all else; a few codes and samples differ"
-    forms.add_argument("--compact", action="store_true", help=what)
-    what = "write encoder and decoder as ONNX graphs, checked against the model"
-    forms.add_argument("--onnx", action="store_true", help=what)
-    what = "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)"
-    forms.add_argument("--web", action="store_true", help=what)
+    text = "half precision for the autoencoder, 8 bits for the other networks; changes a few codes and samples"
+    forms.add_argument("--compact", action="store_true", help=text)
+    text = "write encoder and decoder as ONNX graphs, and compare their results with the model's"
+    forms.add_argument("--onnx", action="store_true", help=text)
+    text = "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)"
+    forms.add_argument("--web", action="store_true", help=text)
     export.get_default("options").extend(("compact", "onnx", "web"))
 
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
@@ -101,5 +101,5 @@ def add(commands: Group) -> None:
         option("--port", type=whole(1, 65535), metavar="N", help="serve at port N (default: the first free from 7860)"),
         option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"),
         option("--max-bytes", type=whole(1), default=16 << 20, metavar="N", help="largest upload (default: 16 MiB)"),
-        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="most pixels (default: 16 Mi)"),
+        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="pixels per image (default: 16 Mi)"),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, give, option, print_json
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, print_json, set_field
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
-    """Return the fields that options set, by dotted name; `stage` is the section that is trained."""
+    """Return the fields that the options set, by dotted name; `stage` is the section of the training's fields."""
     fields, names = dict[str, str](arguments.fields), {"data": "data.root", "codes": "prior.codes"}
     names |= {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
     for option_name, name in names.items():
         if (value := getattr(arguments, option_name, None)) is not None:
-            give(fields, name, value, f"--{option_name.replace('_', '-')}")
+            set_field(fields, name, value, f"--{option_name.replace('_', '-')}")
     return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
 
 
@@ -33,7 +33,7 @@ def _absolute(path: str) -> str:
 
 
 def _join_process_group() -> AbstractContextManager[None]:
-    """Join the processes that torchrun started; a single process needs no torch for it."""
+    """Join the processes that torchrun started. A single process imports no torch here."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return nullcontext()
     from hrvqvae.distributed.launch import process_group
@@ -41,8 +41,8 @@ def _join_process_group() -> AbstractContextManager[None]:
     return process_group()
 
 
-def _callbacks() -> list[Callback]:
-    importlib.import_module("hrvqvae.training.trainer")  # report a missing extra `train` first: `figures` is part of it
+def _load_callbacks() -> list[Callback]:
+    importlib.import_module("hrvqvae.training.trainer")  # report a missing extra `train` first: it includes `figures`
     from hrvqvae.plots.curves import draw_training
 
     return [draw_training]
@@ -75,7 +75,7 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae.training.stages import choose_run_folder, train_autoencoder
 
         run = choose_run_folder(arguments.preset, arguments.out)
-        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume, callbacks=_callbacks())
+        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume, callbacks=_load_callbacks())
         code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
             print(line)
@@ -89,7 +89,7 @@ def _train_prior(arguments: Arguments) -> int:
 
         fields = _collect_fields(arguments, "prior.training")
         outcomes = train_missing_priors(
-            arguments.run, fields, level=arguments.level, resume=arguments.resume, callbacks=_callbacks()
+            arguments.run, fields, level=arguments.level, resume=arguments.resume, callbacks=_load_callbacks()
         )
         codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
         if not codes[-1]:
@@ -103,7 +103,7 @@ def _train_progressive(arguments: Arguments) -> int:
         from hrvqvae.training.stages import train_progressive_decoder
 
         fields, folder = _collect_fields(arguments, "progressive.training"), progressive_folder(arguments.run)
-        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume, callbacks=_callbacks())
+        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume, callbacks=_load_callbacks())
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
@@ -112,11 +112,11 @@ def _refresh(arguments: Arguments) -> int:
         from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.stages import refresh
 
-        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_callbacks())
+        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_load_callbacks())
         if signal is not None:
             print("stopped, saved; the same command continues")
             return 128 + signal
-        print(*(stale_notice(arguments.run) or [f"everything in {arguments.run} is of its model's state"]), sep="\n")
+        print(*(stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]), sep="\n")
         return 0
 
 
@@ -136,7 +136,7 @@ def _train_classifier(arguments: Arguments) -> int:
     return 0
 
 
-# Demo overrides for PixelSNAIL priors: the batch of Table 8 is for hours on a GPU.
+# Demo overrides for PixelSNAIL priors: with the batch of Table 8, the training would take hours on a GPU.
 _DEMO_PRIOR = (
     "--prior.network.residual_blocks=8", "--prior.training.batch_size=16", "--prior.training.learning_rate=2e-3",
     "--prior.training.warmup_steps=20", "--prior.training.evaluate_every=100", "--prior.training.checkpoint_every=100",
@@ -146,16 +146,17 @@ _DEMO_SHARE = 0.45  # of the demo's training time, for the autoencoder; its prio
 
 
 def _demo(arguments: Arguments) -> int:
-    """Print and run the commands that a newcomer would type; a second demo continues the first."""
+    """Print and run the commands of the demo, as a newcomer would type them; a second demo resumes the first."""
     from hrvqvae.cli import run
     from hrvqvae.config.parsing import base_config
 
     config = base_config(arguments.preset)
-    _callbacks()  # report a missing package before any download
+    _load_callbacks()  # report a missing package before any download
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
-    root, data = ((name, arguments.root) if arguments.root else () for name in ("--root", "--data"))
+    root = ("--root", arguments.root) if arguments.root else ()
+    data = ("--data", arguments.root) if arguments.root else ()
     budget = (*(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
     autoencoder_minutes = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
     prior_minutes = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
@@ -178,26 +179,26 @@ def _demo(arguments: Arguments) -> int:
     return 0
 
 
-def comparison_of(arguments: Arguments) -> Comparison:
+def build_comparison(arguments: Arguments) -> Comparison:
     """Return the comparison that the options of `compare` describe. Raises InputError as `Comparison`."""
     from hrvqvae.comparison.systems import Comparison, available_systems
 
     names = ",".join(available_systems()) if arguments.systems is None else arguments.systems
     pairs = [[part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()]
-    same = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
+    options = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
     return Comparison(
         systems=tuple(name for name, _, _ in pairs), root=arguments.data and _absolute(arguments.data),
         variants={name: system for name, equals, system in pairs if equals},
-        **{name: getattr(arguments, name) for name in same},
+        **{name: getattr(arguments, name) for name in options},
     )  # fmt: skip
 
 
 def _compare(arguments: Arguments) -> int:
-    _callbacks()
+    _load_callbacks()
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        rows, signal = compare(comparison_of(arguments), Path(arguments.out))
+        rows, signal = compare(build_comparison(arguments), Path(arguments.out))
     if signal:
         print("stopped, saved; the same command continues", file=sys.stderr)
         return 128 + signal
@@ -219,7 +220,7 @@ _TRAINING: tuple[Option, ...] = (
     option("--max-minutes", metavar="M", help="stop after M minutes (default: the preset's)"),
     option("--seed", metavar="S", help="draw weights and the order of images from seed S (default: the preset's)"),
     option("--device", metavar="NAME", help="train on auto, cpu, cuda or cuda:N (default: auto)"),
-    option("--init-from", metavar="MODEL", help="begin with the weights of a run or model, such as cifar10"),
+    option("--init-from", metavar="MODEL", help="start from the weights of a run or model, such as cifar10"),
     flag("--resume", "continue from the newest good checkpoint"),
 )
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
@@ -228,7 +229,7 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 def add(commands: Group) -> None:
     """Add train, train-prior, train-progressive, refresh, train-classifier, demo and compare."""
     command(
-        commands, "train", "train an autoencoder from a preset, or from a YAML or JSON file", _train,
+        commands, "train", "train an autoencoder by a preset, or by a YAML or JSON file", _train,
         option("preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"),
         option("--out", metavar="RUN", help="write to the run folder RUN (default: runs/PRESET)"),
         flag("--print-config", "print the resolved configuration and stop"),
@@ -243,7 +244,7 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     about, fields = "train a decoder for the first levels of a run", "--progressive.network.hidden_units 32"
     command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=_FIELDS.format(fields))
-    about = "renew what was made for an earlier state of a run's model"
+    about = "train and fit again the parts of a run that belong to an earlier state of its model"
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
@@ -260,7 +261,7 @@ def add(commands: Group) -> None:
         option("--max-minutes", type=float, default=9.5, metavar="M", help="train M minutes in all (default: 9.5)"),
         option("--max-steps", type=int, default=0, metavar="N", help="train N steps per stage at most (default: any)"),
     )  # fmt: skip
-    systems = "compare these systems (default: all that are installed); NAME=SYSTEM is a variant with separate fields"
+    systems = "compare these systems (default: all installed); NAME=SYSTEM adds a variant with fields of its own"
     command(
         commands, "compare", "train systems on the same data and budget, and measure them", _compare,
         option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),

@@ -1,4 +1,4 @@
-"""Commands for a trained run: evaluate, reconstruct, sample, complete."""
+"""Commands that use a trained run: evaluate, reconstruct, sample, complete."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def _print_rate(rate: Rate) -> None:
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
-    drawn = {f"samples with guidance {quality.guidance:g}": quality for quality in qualities}
-    for name, quality in drawn.items():
+    by_title = {f"samples with guidance {quality.guidance:g}": quality for quality in qualities}
+    for name, quality in by_title.items():
         print(f"{name}: classification accuracy {quality.classification_accuracy:.1%} of {quality.samples:,}")
     first = qualities[0]
     print(
@@ -69,16 +69,18 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
         f"of reconstructions of {first.compared:,} test images: {first.reconstructions_accuracy:.2%}\n"
     )
     rows: list[Sequence[object]] = [("from test images", first.frechet, "kernel", "precision", "recall")]
-    distances = {name: quality.distances["samples"] for name, quality in drawn.items()} | dict(first.distances)
+    distances = {name: quality.distances["samples"] for name, quality in by_title.items()} | dict(first.distances)
     del distances["samples"]
     for name, spreads in distances.items():
-        cells = (_show(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True))
+        cells = (_format_spread(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True))
         rows.append((name, *cells))
     print_table(rows)
-    print("mean ± standard deviation of several sets; test images from other test images are the floor")
+    print(
+        "mean ± standard deviation over several sets; the distance of test images from other test images is the floor"
+    )
 
 
-def _show(spread: Spread | None, places: int) -> str:
+def _format_spread(spread: Spread | None, places: int) -> str:
     if spread is None:
         return "too few images"
     deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{places}f}"
@@ -98,21 +100,27 @@ def _reconstruct(arguments: Arguments) -> int:
     return 0
 
 
-def _sampling(arguments: Arguments) -> dict[str, Any]:
-    """Return the options that `sample` and `complete` share."""
+def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
+    """Return the keyword arguments that `pictures.sample` and `pictures.complete` share."""
     from hrvqvae.checkpoints.run import Run
     from hrvqvae.priors.sampling import SamplingParams
 
     options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
-    limits = {"temperature": arguments.temperature, "top_k": arguments.top_k or 0, "top_p": arguments.top_p}
-    params = SamplingParams(**limits, **options)
+    temperature, top_k, top_p = arguments.temperature, arguments.top_k or 0, arguments.top_p
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
     return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params, "force": arguments.force}
 
 
 def _sample(arguments: Arguments) -> int:
     from hrvqvae.pictures import sample
 
-    sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **_sampling(arguments))
+    sample(
+        arguments.run,
+        arguments.count,
+        arguments.out,
+        save_dir=arguments.save_dir,
+        **_collect_sampling_options(arguments),
+    )
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
         print(f"single images: {arguments.save_dir}")
@@ -122,7 +130,14 @@ def _sample(arguments: Arguments) -> int:
 def _complete(arguments: Arguments) -> int:
     from hrvqvae.pictures import complete
 
-    complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **_sampling(arguments))
+    complete(
+        arguments.run,
+        arguments.image,
+        arguments.keep,
+        arguments.count,
+        arguments.out,
+        **_collect_sampling_options(arguments),
+    )
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
     return 0
 
@@ -144,7 +159,7 @@ def add(commands: Group) -> None:
     options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--force")
     command(commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options)
 
-    guided = "above 1, draw images more typical of their class; 1: the prior itself (default: as suits the model, or 1)"
+    guided = "above 1, draw images more typical of their class; 1: no guidance (default: the model's setting, or 1)"
     label = "draw images of class C, a name or an index (default: any)"
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
@@ -153,8 +168,10 @@ def add(commands: Group) -> None:
         option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only (default: all)"),
         option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
         option("--guidance", type=float, metavar="W", help=guided),
-        option("--levels", type=int, metavar="K", help="draw levels 1 to K only (default: as for --guidance, or all)"),
-        option("--seed", type=int, default=0, metavar="S", help="draw other images with another S (default: 0)"),
+        option(
+            "--levels", type=int, metavar="K", help="draw levels 1 to K only (default: the model's setting, or all)"
+        ),
+        option("--seed", type=int, default=0, metavar="S", help="draw the images of seed S (default: 0)"),
         sheet,
         "--force",
     )
@@ -165,10 +182,10 @@ def add(commands: Group) -> None:
         "run", option("-n", default=64, help="draw N images (default: 64)", **count), *drawing,
         option("--save-dir", type=Path, metavar="DIR", help=each),
     )  # fmt: skip
-    kept = "keep top, left, a fraction of the rows such as 0.3, or what is white in an image (default: top)"
+    kept = "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file (default: top)"
     command(
         commands, "complete", "keep a part of an image and draw the rest with the priors of a run", _complete,
-        "run", option("image", type=Path, metavar="IMAGE", help="image of the size in training"),
+        "run", option("image", type=Path, metavar="IMAGE", help="image of the same size as in training"),
         option("--keep", default="top", metavar="PART", help=kept),
         option("-n", default=8, help="draw N completions (default: 8)", **count), *drawing,
     )  # fmt: skip

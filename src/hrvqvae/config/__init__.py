@@ -1,4 +1,4 @@
-"""The whole configuration of a run, presets, the paper's tables, registries. No torch."""
+"""The configuration of a run, its presets, and the registries of entries. Does not import torch."""
 
 from hrvqvae.config.model import Geometry as Geometry
 from hrvqvae.config.model import Grid as Grid

@@ -21,8 +21,8 @@ class Geometry(NamedTuple):
     times: tuple[int, ...]
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """Return (H, W) of each level for an image of that many pixels, coarse first."""
-        # Not -(-x // unit): a traced size rounds that towards zero.
+        """Return (H, W) of each level for an image of `height` x `width` pixels, coarse first."""
+        # -(-x // unit) would be wrong in a traced graph, whose division rounds towards zero.
         rows, columns = ((side + self.margin + self.unit - 1) // self.unit for side in (height, width))
         return tuple((times * rows, times * columns) for times in self.times)
 
@@ -30,12 +30,12 @@ class Geometry(NamedTuple):
 class ModelConfig(Section, section="model"):
     """The contract of every system's configuration: these fields and properties."""
 
-    system: str = ""  #: its name in the registry
+    system: str = ""  #: name of the system in the registry
 
     @property
     @abstractmethod
     def geometry(self) -> Geometry:
-        """The grids of the codes by image size."""
+        """The latent grids as a function of the image size."""
 
     @property
     @abstractmethod
@@ -44,12 +44,12 @@ class ModelConfig(Section, section="model"):
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: more than `num_symbols` where they depend on the coarser levels."""
+        """Number of codewords of each level; more than `num_symbols` where a level has several codebooks."""
         return self.num_symbols
 
     @property
     def start_vectors(self) -> int:
-        """Latent vectors of the finest grid for the data-dependent start (0: none)."""
+        """Number of latent vectors, of the finest grid, from which the codewords start (0: a random start)."""
         return 0
 
     @property
@@ -58,7 +58,7 @@ class ModelConfig(Section, section="model"):
         return 0
 
     def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """Return (H, W) of each level's codes for an image of that many pixels, coarse first."""
+        """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse first."""
         return self.geometry.grids(height, width)
 
     def check_images(self, size: int) -> None:  # most systems take any size
@@ -66,14 +66,14 @@ class ModelConfig(Section, section="model"):
 
 
 class NetworkConfig(ModelConfig):
-    """Encoder and decoder, which all systems here have (docs/paper-tables.md, Tables 4, 6 and 7)."""
+    """Encoder and decoder, as in all built-in systems (docs/paper-tables.md, Tables 4, 6 and 7)."""
 
-    #: Image pixels per latent position of the finest grid and side.
-    stride: Annotated[int, Range(lambda side: side >= 2 and side & (side - 1) == 0, "a power of two, from 2")] = 2
+    #: Image pixels per position of the finest latent grid, along each side.
+    stride: Annotated[int, Range(lambda value: value >= 2 and value & (value - 1) == 0, "a power of two, from 2")] = 2
     padding: Count = 0  #: pixels added on each side of an image before encoding, and cropped after decoding
     hidden_units: AtLeastTwo = 64  #: channels of the convolutions
     residual_units: Positive = 64  #: channels inside a residual block
-    residual_blocks: Count = 2  #: of the encoder, and of the decoder
+    residual_blocks: Count = 2  #: residual blocks in the encoder, and as many in the decoder
     kernel: Odd = 3  #: filter size of the convolutions that keep the resolution
 
     @property
@@ -87,41 +87,40 @@ class QuantizerConfig(Section, section="model.quantizer"):
     A single level is VQ, `linked` 1 is RQ, all levels linked are HR-VQVAE; groups of linked levels lie between.
     """
 
-    levels: Positive = 1  #: L
-    codewords: AtLeastTwo = 512  #: m, of a codebook
-    #: Levels of a group, in which each codeword leads to its codebook at the next level. The next group begins with
-    #: a single codebook, and the last group may be shorter. 0: all levels; 1: no links.
+    levels: Positive = 1  #: L, number of levels
+    codewords: AtLeastTwo = 512  #: m, codewords of each codebook
+    #: Number of levels per group. In a group, each codeword has a codebook of its own at the next level. Each group
+    #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels; 1: no links.
     linked: Count = 0
     level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
     dim: Positive = 32  #: D, width of a codeword
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
-    #: beta_l, weight of the commitment at each level, coarse first, or a value for all. Default: `beta` at each of
-    #: several levels, as printed, and no such commitment at a single level.
+    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels. Default: `beta` at
+    #: each level, as printed; with a single level, no commitment per level.
     level_betas: tuple[Weight, ...] = ()
-    update: Literal["ema", "gradient"] = "ema"  #: codewords follow averages of their latents, or the codebook loss
-    decay: Share = 0.99  #: of those averages
-    #: Vectors per batch for which the mean of all children with the same code counts in each child. With more than 0,
-    #: all parents start with the same codebook, and nothing restarts.
+    update: Literal["ema", "gradient"] = "ema"  #: by moving averages of the latents, or by the codebook loss
+    decay: Share = 0.99  #: of the moving averages
+    #: Each child is shrunk towards the mean of all children with the same code, which counts as this many vectors per
+    #: batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
     shrinkage: Weight = 0.0
-    memory_mib: Positive = 256  #: MiB of codewords per level that `shrinkage` keeps; beyond, parents share a codebook
+    memory_mib: Positive = 256  #: limit per level with `shrinkage`; parents beyond it share a codebook
     init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
-    restart_below: Weight = 0.03  #: a codeword is dead if its share of its codebook is below this / codewords
+    restart_below: Weight = 0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as printed
     joint_beam: bool = False  #: the beam decides after the last level, not after each group of linked levels
-    coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in what a beam above 1 minimizes
+    coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in a beam's objective
 
     def check(self) -> None:
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
         self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
         unlinked = self.linked == 1 < self.levels and not self.joint_beam
-        self.require(self.beam == 1 or not unlinked, "beam", "1 where no levels are linked, but with joint_beam")
-        group = min(self.group_size, 31)  # more than 2^30 from 31 levels on
+        self.require(self.beam == 1 or not unlinked, "beam", "1 unless levels are linked or joint_beam is true")
+        group = min(self.group_size, 31)  # 31 levels exceed 2^30 even with two codewords
         values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
-        what = "model.quantizer.codewords ** levels * dim"
-        within = values <= 2**30 or self.shrinkage > 0
-        require(within, what, values, "at most 2^30 (4 GiB of leaves), of the levels that are linked")
+        fits, limit = values <= 2**30 or self.shrinkage > 0, "at most 2^30 (4 GiB of leaves) per group of linked levels"
+        require(fits, "model.quantizer.codewords ** levels * dim", values, limit)
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -143,26 +142,26 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     @property
     def num_parents(self) -> tuple[int, ...]:
-        """Codebooks of each level in the whole tree: m^l at level l of a group, counted from 0."""
+        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted from 0."""
         size, sizes = self.group_size, self.sizes
         return tuple(math.prod(sizes[level - level % size : level]) for level in range(self.levels))
 
     @property
     def num_codebooks(self) -> tuple[int, ...]:
-        """Codebooks of each level in memory: with `shrinkage` at most what fits, the shared one included."""
+        """Number of codebooks of each level in memory, limited with `shrinkage`; the shared codebook is included."""
         if not self.shrinkage:
             return self.num_parents
-        values = self.memory_mib * 2**18 // self.dim
-        return tuple(min(books, max(2, values // m)) for books, m in zip(self.num_parents, self.sizes, strict=True))
+        capacity = self.memory_mib * 2**18 // self.dim  # codewords per level
+        return tuple(min(books, max(2, capacity // m)) for books, m in zip(self.num_parents, self.sizes, strict=True))
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Codewords of each level in all: m for each of its codebooks."""
+        """Number of codewords of each level in memory: m for each codebook."""
         return tuple(size * books for size, books in zip(self.sizes, self.num_codebooks, strict=True))
 
 
 class CodebookConfig(NetworkConfig):
-    """A system that quantizes by our codebooks."""
+    """A system with our `ResidualQuantizer`."""
 
     quantizer: QuantizerConfig = QuantizerConfig()
 
@@ -199,10 +198,10 @@ class VQGANConfig(SingleGridConfig):
 
     system: str = "vqgan"
     quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
-    #: auto: the best perceptual loss on this machine when a run begins.
+    #: auto: the best perceptual loss that this machine has when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
-    perceptual_weight: Weight = 1.0  #: beside the squared error
-    adversarial_weight: Weight = 0.8  #: times the adaptive weight (Esser et al. 2021, equation 7)
+    perceptual_weight: Weight = 1.0  #: of the perceptual loss; the squared error has weight 1
+    adversarial_weight: Weight = 0.8  #: factor of the adaptive weight (Esser et al. 2021, equation 7)
     adversarial_start: Count = 10_000  #: training steps before the discriminator begins
     discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
     discriminator_layers: Positive = 3  #: layers that halve the resolution
@@ -210,7 +209,8 @@ class VQGANConfig(SingleGridConfig):
     decided_by: ClassVar = {"perceptual": "hrvqvae.models.perceptual:choose_perceptual"}
 
     def check_images(self, size: int) -> None:
-        """Each layer halves the side, rounded down; the two convolutions after them take away a row each."""
+        """Raise InputError if the discriminator's output for such images is empty."""
+        # Each layer halves the side, rounded down; then two convolutions take away a row each.
         least = 3 * 2**self.discriminator_layers
         if size < least:
             layers = f"model.discriminator_layers {self.discriminator_layers}"
@@ -221,7 +221,7 @@ class VQVAE2Config(CodebookConfig):
     """Several latent grids, each half as wide as the next finer grid, with flat codebooks (docs/method.md)."""
 
     system: str = "vqvae2"
-    grids: Positive = 3  #: the finest is `stride` times coarser than the image
+    grids: Positive = 3  #: number of latent grids; the finest is `stride` times coarser than the image
 
     def check(self) -> None:
         require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
@@ -241,7 +241,7 @@ class FSQQuantizerConfig(Section, section="model.quantizer"):
 
     #: L_i, values of each channel; their product is the number of codes.
     channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
-    dim: Positive = 32  #: D, width of a latent; linear layers lead to the channels and back unless there are D channels
+    dim: Positive = 32  #: D, width of a latent; linear layers map it to the channels and back unless their number is D
 
     def check(self) -> None:
         codes = math.prod(self.channel_levels)
@@ -262,13 +262,13 @@ class FSQConfig(NetworkConfig):
 class LibraryQuantizerConfig(Section, section="model.quantizer"):
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
-    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: codewords that a network shifts by what the coarser levels chose
-    (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's k-means start and restart.
+    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: a network shifts the codewords by the coarser
+    codes (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's k-means start and restart.
     """
 
     name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
     codewords: AtLeastTwo = 512  #: per level; a power of two for lfq
-    levels: Positive = 1  #: of residual quantization without links; 1 is flat
+    levels: Positive = 1  #: of residual quantization without links; 1: a flat codebook
     dim: Positive = 32  #: D, width of a latent
     beta: Weight | None = None  #: weight of the commitment loss (default: the library's)
 
@@ -278,7 +278,7 @@ class LibraryQuantizerConfig(Section, section="model.quantizer"):
 
 
 class LibraryConfig(NetworkConfig):
-    """A latent grid with a quantizer of the library."""
+    """A latent grid with a quantizer of vector-quantize-pytorch."""
 
     system: str = "vqpytorch"
     quantizer: LibraryQuantizerConfig = LibraryQuantizerConfig()
@@ -289,5 +289,5 @@ class LibraryConfig(NetworkConfig):
 
     @property
     def start_vectors(self) -> int:
-        """Latents for the library's k-means start, which vq and qinco have."""
+        """Number of latents for the library's k-means start, which only vq and qinco have."""
         return 131_072 if self.quantizer.name in ("vq", "qinco") else 0

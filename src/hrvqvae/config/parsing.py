@@ -1,7 +1,7 @@
-"""From what a person types to a configuration: presets, files, options and stored runs, of which the later win.
+"""Build a configuration from a preset or a file, a stored run and options; the later win.
 
-A file or a stored configuration replaces the defaults of its system and network of priors. A run begins with a preset
-or a file, and resumes with its stored configuration. An error is a line: field, value, what the value must be.
+The values of a file replace the defaults of its system and network of priors. A new run takes its values from a preset
+or a file, a resumed run from its stored configuration. An error message names the field, its value and valid values.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from hrvqvae.config.schema import BUDGET, DEFAULT_PRIOR, DEFAULT_SYSTEM, STAGES,
 from hrvqvae.config.section import AUTO, flatten, to_dict
 from hrvqvae.utils.errors import InputError, one_line
 
-# Where a run computes, and how often it logs, evaluates and saves: nothing that changes its result.
-_ASIDE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
-# Where and how a run reads its data: what may change when it is resumed.
+# Where a run computes, and how often it logs, evaluates and saves: fields that do not change its result.
+_RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
+# Where and how a run reads its data: fields that may change when the run is resumed.
 _READING = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
 _NO_FILE: Mapping[str, Any] = MappingProxyType({})
 
@@ -44,7 +44,7 @@ def from_dict(tree: Any, where: str) -> Config:
 
 
 def from_file(path: Path) -> Config:
-    """Return a configuration from a YAML or JSON file. Raises as `from_dict` does, and if the file can't be read."""
+    """Read a configuration from a YAML or JSON file. Raises InputError as `from_dict`, or if it can't be read."""
     try:
         tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
     except FileNotFoundError as error:
@@ -55,9 +55,10 @@ def from_file(path: Path) -> Config:
 
 
 def override(base: Config, values: Mapping[str, Any]) -> Config:
-    """Return a configuration with other values, plain or as text, by dotted name. Raises as `Section.replace`.
+    """Return `base` with new values, plain or as text, by dotted name. Raises InputError as `Section.replace`.
 
-    Another `prior.network.kind` begins with that network's defaults. A stage's default budget is replaced as a whole.
+    A new `prior.network.kind` replaces the whole section by the defaults of that network. A value for one field of a
+    default budget sets the other fields of the budget to 0.
     """
     system, kind = base.model.system, str(values.get("prior.network.kind", base.prior.network.kind))
     if values.get("model.system", system) != system:
@@ -65,7 +66,7 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     if kind != base.prior.network.kind:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
-    before, after, default = (dict(flatten(to_dict(part))) for part in (base, config, Config()))
+    before, after, default = (dict(flatten(to_dict(whole))) for whole in (base, config, Config()))
     for stage in STAGES:
         names = [f"{stage}.{name}" for name in BUDGET]
         budget = {name: after[name] if name in values else 0 for name in names}
@@ -86,7 +87,7 @@ def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | N
     """Return the configuration of a new run from a preset or file with options, or of the `stored` run that resumes.
 
     Raises:
-        InputError: A value is bad; or another preset, or a change in options or file, would make it another run.
+        InputError: A value is invalid, or preset, file or options contradict `stored`.
     """
     base = base_config(name)
     if stored is None:
@@ -105,7 +106,7 @@ def stage_config(section: str, run: Config, options: Mapping[str, str], stored: 
     """Return the configuration of a later stage of a run, "prior" or "progressive": new, or `stored` if it resumes.
 
     Raises:
-        InputError: A value is bad, a field is not the stage's, or a change would make it another training.
+        InputError: A value is invalid, a field belongs to another stage, or options contradict `stored`.
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
@@ -120,11 +121,11 @@ def stage_config(section: str, run: Config, options: Mapping[str, str], stored: 
 
 
 def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any] = _NO_FILE) -> Config:
-    """Return a stored configuration with the changes of options and file. Raises InputError if they change the run."""
-    may_change = {*_READING, *(f"{stage}.{name}" for name in (*_ASIDE, *BUDGET, "evaluation_images"))}
-    may_change.discard("prior.training.evaluation_images")  # by these images the best state of a prior is chosen
+    """Return a stored configuration with options. Raises InputError if options or file change the run's result."""
+    may_change = {*_READING, *(f"{stage}.{name}" for name in (*_RESULT_FREE, *BUDGET, "evaluation_images"))}
+    may_change.discard("prior.training.evaluation_images")  # they choose the best state of a prior
     config = override(stored, options)
-    before, after = (dict(flatten(to_dict(part))) for part in (stored, config))
+    before, after = (dict(flatten(to_dict(whole))) for whole in (stored, config))
     for name, value in (after | {name: value for name, value in file.items() if name not in options}).items():
         if value != before.get(name) and name not in may_change:
             raise InputError(
@@ -135,16 +136,16 @@ def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mappi
 
 
 def digest_of(config: Config, *sections: str) -> str:
-    """Return 16 hexadecimal digits that name whatever decides the result of these sections, such as "model".
+    """Return a hash, 16 hexadecimal digits, of the fields of `sections` that decide the result of a training.
 
-    Fields at their defaults are left out, so that a digest stays when a later version has more fields.
+    Fields at their defaults are left out, so that the digest stays the same when a later version adds fields.
     """
     kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
     default = dict(flatten(to_dict(default_config(*kinds.values()))))
-    aside = {"data.root", "data.workers", *(f"{stage}.{name}" for stage in STAGES for name in _ASIDE)}
-    aside.remove("prior.training.evaluate_every")  # the best state of a prior is an evaluated state
+    left_out = {"data.root", "data.workers", *(f"{stage}.{name}" for stage in STAGES for name in _RESULT_FREE)}
+    left_out.remove("prior.training.evaluate_every")  # the best state of a prior is chosen among the evaluated states
     values = {
         name: value for name, value in flatten(to_dict(config))
-        if name.split(".")[0] in sections and name not in aside and (name in kinds or value != default[name])
+        if name.split(".")[0] in sections and name not in left_out and (name in kinds or value != default[name])
     }  # fmt: skip
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

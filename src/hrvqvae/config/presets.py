@@ -1,4 +1,4 @@
-"""Presets: SYSTEM/DATASET has the settings of its system (`config.systems`) and data set (`data.sets`); and extras."""
+"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and a data set (`data.sets`); and extras."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Preset:
     config: Config
     sources: Mapping[str, str]  # dotted name -> "Table 5", ...; a missing name is ours
     about: str
-    notes: tuple[str, ...] = ()  # contradictions and departures, a line each
+    notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
 
     def source(self, name: str) -> str:
         return self.sources.get(name, OURS)
@@ -32,7 +32,7 @@ class Preset:
         return {figure: values[self.config.name] for figure, values in PRINTED.items() if self.config.name in values}
 
 
-def _preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
+def _build_preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = Config(model=system.config, prior=PriorConfig(network=network))
@@ -42,29 +42,29 @@ def _preset(name: str, system: System, settings: Settings, about: str, notes: tu
     return Preset(config=config, sources=sources, about=about, notes=notes)
 
 
-def _settings(system: System, dataset: Dataset) -> Settings:
+def _merge_settings(system: System, dataset: Dataset) -> Settings:
     """Return the settings of a system for a data set."""
     rows = column(system.settings, dataset.column)
-    if dataset.column != dataset.name:  # the data set borrows a column
+    if dataset.column != dataset.name:  # the paper has no column for the data set, which takes another's
         label = f" ({dataset.column})"
         rows = {field: (value, source if source == OURS else source + label) for field, (value, source) in rows.items()}
     return {**rows, **dataset.settings}
 
 
-def of_dataset(system: System, dataset: Dataset) -> Preset:
-    """Return the preset of a system for a data set, which need not be registered."""
+def combine(system: System, dataset: Dataset) -> Preset:
+    """Return the preset of a system for a data set. Neither needs to be registered."""
     name = f"{system.name}/{dataset.name}"
-    return _preset(name, system, _settings(system, dataset), dataset.about, dataset.notes + system.notes)
+    return _build_preset(name, system, _merge_settings(system, dataset), dataset.about, dataset.notes + system.notes)
 
 
 def data_config(dataset: Dataset) -> DataConfig:
-    """Return the data section that a data set's settings give."""
+    """Return the data section with the settings of a data set."""
     values = {field: value for field, (value, _) in dataset.settings.items() if field.startswith("data.")}
     return Config().replace(**values).data
 
 
 def names() -> Iterator[str]:
-    """Yield the names of all presets that can be used: those of the data sets, then the extras."""
+    """Yield the names of all presets: SYSTEM/DATASET first, then the extras of the systems."""
     data = [dataset.name for dataset in DATASETS.entries() if dataset.column]
     systems = SYSTEMS.entries()
     yield from (f"{system.name}/{name}" for system in systems for name in data)
@@ -73,18 +73,18 @@ def names() -> Iterator[str]:
 
 @cache
 def get(name: str) -> Preset:
-    """Return the preset of that name. Raises InputError if there is none."""
+    """Return the preset `name`. Raises InputError if it does not exist."""
     first, _, data = name.partition("/")
     if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
-        return of_dataset(SYSTEMS.get(first), DATASETS.get(data))
+        return combine(SYSTEMS.get(first), DATASETS.get(data))
     for system in SYSTEMS.entries():
         for extra in system.extras:
             if extra.name == name:
-                base = _settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
-                return _preset(name, system, {**base, **extra.settings}, extra.about, extra.notes)
+                base = _merge_settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
+                return _build_preset(name, system, {**base, **extra.settings}, extra.about, extra.notes)
     presets = [*names()]
-    parts = " or ".join([preset for preset in presets if name in preset.split("/")][:3])
-    near = parts or near_names(name, presets, cutoff=0.4)
+    with_part = " or ".join([preset for preset in presets if name in preset.split("/")][:3])
+    near = with_part or near_names(name, presets, cutoff=0.4)
     hint = f"did you mean {near}? " if near else ""
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 

@@ -1,6 +1,7 @@
-"""Tables of systems, networks of priors, data sets and loggers: the built-in entries, and those of other packages.
+"""Registries of systems, networks of priors, data sets and loggers, built in or from other packages.
 
-An entry names its parts as text, "module:attribute", which is imported at first use. So a list of names needs no torch.
+An entry names its classes and functions as text, "module:attribute", and imports them at first use. So a list of names
+needs no torch.
 """
 
 from __future__ import annotations
@@ -28,33 +29,32 @@ A field that a system lacks is ignored.
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set: how to get and read its files, and what its presets take from it.
+    """A data set: how to get and read its files, and its settings for presets.
 
-    A folder of images has no `files`, `ways` and `read`. `ways` are (title, "module:function"), tried in order; such a
-    function fills an empty folder with the files or raises. `classifier` measures samples, and its features compare
-    images; without it, a small classifier measures and nothing compares.
+    A data set that is a folder of images has no `files`, `ways` and `read`. The functions of `ways` are tried in order;
+    each fills an empty folder with the files, or raises.
     """
 
-    name: str  # also of its folder below the root folder
+    name: str  # also the name of its folder below the root folder
     about: str  # one line, for lists
     settings: Settings  # fields that the data decides
-    column: str = ""  # the column that its presets take: ffhq, imagenet, cifar10 or mnist; "": it has no presets
-    notes: tuple[str, ...] = ()  # contradictions and departures in its presets, a line each
+    column: str = ""  # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
+    notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
     how: str = ""  # how a person gets the data, if no command does
-    files: Mapping[str, str] | None = None  # path below its folder -> MD5 ("": none is published)
-    ways: tuple[tuple[str, str], ...] = ()
+    files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
+    ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
     read: str = ""  # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
-    classifier: str = ""  # "module:RECIPE", an `evaluation.classifier.Recipe`
+    classifier: str = ""  # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraPreset:
-    """A preset that a system has beside those of the data sets."""
+    """A preset of a system beside SYSTEM/DATASET."""
 
     name: str
     about: str
     settings: Settings
-    dataset: str = ""  # replace values of this data set's preset (default: of the system's defaults)
+    dataset: str = ""  # start from the preset SYSTEM/dataset (default: from the system's defaults)
     notes: tuple[str, ...] = ()
 
 
@@ -64,13 +64,13 @@ class System:
 
     name: str  # `model.system`, and the first part of the presets' names
     title: str
-    config: ModelConfig  # its defaults; `system` becomes `name`
+    config: ModelConfig  # with default values; its `system` is set to `name`
     model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
     objective: str = "hrvqvae.models.objective:SumOfLosses"  # a `models.objective.Objective`
     settings: Settings
     extras: tuple[ExtraPreset, ...] = ()
-    notes: tuple[str, ...] = ()  # contradictions and departures in its presets, a line each
-    needs: tuple[str, ...] = ()  # (module, what pip installs for it) of a package that is not required
+    notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
+    needs: tuple[str, ...] = ()  # (module, requirement for pip) of an optional package; (): none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", self.config.replace(system=self.name))
@@ -87,18 +87,18 @@ class PriorNetwork:
 
     name: str  # `prior.network.kind`
     title: str
-    config: type[PriorNetworkConfig]  # `kind` is `name`
+    config: type[PriorNetworkConfig]  # its default `kind` is `name`
     network: str  # a `priors.base.Prior`, called with (config, *levels)
     sampler: str = "hrvqvae.priors.sampling:sample_plain"  # the default computes the whole network per position
 
 
 @dataclass(frozen=True, kw_only=True)
 class Logger:
-    """A place for the records of a training, beside metrics.jsonl."""
+    """A service that receives the records of a training, which are also in metrics.jsonl."""
 
     name: str  # in `training.loggers`
     sink: str  # a `training.loggers.Sink`, called with (run folder, first step)
-    needs: str  # a module
+    needs: str  # module of the package that it needs
 
 
 E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
@@ -107,8 +107,8 @@ E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
 class Registry(Generic[E]):
     """Entries by name. Built-in entries come first; the entry points of other packages can't replace them."""
 
-    def __init__(self, kind: type[E], what: str, group: str, built_in: Iterable[EntryPoint]) -> None:
-        self.kind, self.what, self.group, self.built_in = kind, what, group, built_in
+    def __init__(self, kind: type[E], noun: str, group: str, built_in: Iterable[EntryPoint]) -> None:
+        self.kind, self.noun, self.group, self.built_in = kind, noun, group, built_in
 
     @cached_property
     def _entries(self) -> dict[str, E | EntryPoint]:
@@ -123,31 +123,33 @@ class Registry(Generic[E]):
     def register(self, entry: E) -> E:
         """Add an entry and return it. Raises InputError if its name is taken."""
         if entry.name in self._entries:
-            raise InputError(f"there is a {self.what} {entry.name!r} already: choose another name")
+            raise InputError(f"there is a {self.noun} {entry.name!r} already: choose another name")
         self._entries[entry.name] = entry
         return entry
 
     def get(self, name: str) -> E:
-        """Return the entry of that name. Raises InputError if there is none, or its package is broken."""
+        """Return the entry `name`. Raises InputError if there is no such entry, or its package is broken."""
         if name not in self._entries:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
-            raise InputError(f"unknown {self.what} {name!r}: {hint}")
+            raise InputError(f"unknown {self.noun} {name!r}: {hint}")
         entry = self._entries[name]
         if isinstance(entry, EntryPoint):
             package = entry.dist.name if entry.dist else entry.module
-            where = f"the {self.what} {name!r} of the package {package}"
+            described = f"the {self.noun} {name!r} of the package {package}"
             try:
                 loaded = entry.load()
-            except Exception as error:  # the other package's
-                raise InputError(f"{where} can't be imported ({type(error).__name__}: {one_line(error)})") from error
+            except Exception as error:  # any error that the other package raises
+                raise InputError(
+                    f"{described} can't be imported ({type(error).__name__}: {one_line(error)})"
+                ) from error
             if not isinstance(loaded, self.kind) or loaded.name != name:
-                raise InputError(f"{where} must be a {self.kind.__name__} of that name")
+                raise InputError(f"{described} must be a {self.kind.__name__} of that name")
             entry = self._entries[name] = loaded
         return entry
 
     def entries(self) -> list[E]:
-        """Return the entries that can be loaded; warn once about each other."""
+        """Return the entries that can be loaded; warn once about each entry that can't."""
         loaded = []
         for name in self:
             try:
@@ -157,17 +159,17 @@ class Registry(Generic[E]):
         return loaded
 
 
-def _in(module: str, *names: str) -> list[EntryPoint]:
+def _built_in(module: str, *names: str) -> list[EntryPoint]:
     return [EntryPoint(name, f"hrvqvae.{module}:{name.upper().replace('-', '_')}", "") for name in names]
 
 
-_SYSTEMS = _in("config.systems", "hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
-_ARRAYS = _in("data.sets.mnist", "mnist", "fashion-mnist") + _in("data.sets.cifar10", "cifar10")
-_FOLDERS = _in("data.sets.folders", "imagenet", "ffhq", "emoji32", "photos")
+_SYSTEMS = _built_in("config.systems", "hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch")
+_ARRAYS = _built_in("data.sets.mnist", "mnist", "fashion-mnist") + _built_in("data.sets.cifar10", "cifar10")
+_FOLDERS = _built_in("data.sets.folders", "imagenet", "ffhq", "emoji32", "photos")
 
 SYSTEMS = Registry(System, "system", "hrvqvae.systems", _SYSTEMS)
-PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _in("priors.configs", "pixelsnail", "gpt"))
+PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", _built_in("priors.configs", "pixelsnail", "gpt"))
 DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _ARRAYS + _FOLDERS)
-LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _in("training.loggers", "tensorboard", "wandb"))
+LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", _built_in("training.loggers", "tensorboard", "wandb"))
 register_system, register_prior = SYSTEMS.register, PRIORS.register
 register_dataset, register_logger = DATASETS.register, LOGGERS.register

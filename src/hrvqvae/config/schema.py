@@ -29,53 +29,54 @@ class DataConfig(Section, section="data"):
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md)."""
 
     dataset: str = "mnist"  #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
-    #: A folder, or tars, Parquet files or arrays by a name or pattern (default: HRVQVAE_DATA or the user's cache).
+    #: A folder, or a name or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA or the user's cache).
     root: str | None = None
     size: Positive = 28  #: height and width in pixels, to which images of a folder are resized and cropped
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = 0  #: published number of images, for the published training steps (0: not published)
+    train_samples: Count = 0  #: published number of images, from which training steps are computed (0: unknown)
     test_samples: Count = 0
-    #: Without train/ and test/: by a hash of the file name, or the first `train_samples` names in order (as for FFHQ).
+    #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name, where the first
+    #: `train_samples` images are for training (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
-    test_fraction: OpenUnit = 0.1  #: of the files, in a split by hash
-    validation: Share = 0.0  #: of the training images, spread evenly: used for tests in place of the test images
+    test_fraction: OpenUnit = 0.1  #: share of test files in a split by hash
+    validation: Share = 0.0  #: share of the training images, spread evenly, that replaces the test images
     crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
     flip: bool = False  #: mirror half of the training images
     labels: bool = True  #: class folders are classes
-    on_error: Literal["stop", "skip"] = "stop"  #: at a broken image
+    on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    memory_mb: Count = 512  #: images without a random crop stay in memory as uint8 if they fit in this size
+    memory_mb: Count = 512  #: decoded images of at most this size stay in memory, unless the crop is random
 
     def check(self) -> None:
-        counted = self.split != "sorted" or self.train_samples > 0
-        self.require(counted, "train_samples", "above 0 where data.split is sorted")
+        has_count = self.split != "sorted" or self.train_samples > 0
+        self.require(has_count, "train_samples", "above 0 where data.split is sorted")
 
 
 class StageConfig(Section, section="training"):
-    """Training of any stage: all but the batch size (docs/paper-tables.md, Tables 5 and 6).
+    """Training of any stage, without the batch size (docs/paper-tables.md, Tables 5 and 6).
 
-    The budget is `epochs`, `max_steps` and `max_minutes` (0: no limit); the first to be spent ends the training.
+    The budget is `epochs`, `max_steps` and `max_minutes` (0: no limit); the first limit reached ends the training.
     """
 
     epochs: Count = 0
     max_steps: Count = 0
     max_minutes: Weight = 0.0
-    optimizer: Literal["adam", "muon"] = "adam"  #: muon orthogonalizes steps of weights between layers; the rest: Adam
-    learning_rate: Rate = 3e-3  #: after the warm-up
+    optimizer: Literal["adam", "muon"] = "adam"  #: muon: for matrices and filters, and Adam for the rest
+    learning_rate: Rate = 3e-3  #: highest rate, at the end of the warm-up
     adam_beta2: Share = 0.999  #: decay of Adam's second moment; the first moment's is 0.9
-    schedule: Literal["constant", "cosine"] = "cosine"  #: a linear warm-up, then a cosine to zero over the budget
+    schedule: Literal["constant", "cosine"] = "cosine"  #: after a linear warm-up; cosine falls to zero over the budget
     warmup_steps: Count = 100
-    polyak_decay: Share = 0.9  #: of the moving average of the network's weights
+    polyak_decay: Share = 0.9  #: decay of the moving average of the network's weights
     device: str = AUTO  #: cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
-    precision: Literal["auto", "fp32", "bf16"] = AUTO  #: auto: bf16 if the device computes in it when a run begins
+    precision: Literal["auto", "fp32", "bf16"] = AUTO  #: auto: bf16 if the device supports it when a run begins
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
-    threads: Count = 0  #: of the CPU (0: torch decides)
-    #: Of start weights, data order, augmentation, k-means and restarts, which depend on nothing else.
+    threads: Count = 0  #: CPU threads (0: torch decides)
+    #: The only seed of start weights, data order, augmentation, k-means and restarts.
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
     init_from: str = ""  #: run folder, weights file or model of the package with the start weights (default: random)
-    loggers: str = ""  #: places for the records beside metrics.jsonl, such as tensorboard, separated by commas
-    log_every: Positive = 50  #: steps
+    loggers: str = ""  #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
+    log_every: Positive = 50  #: steps, as the next two fields
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
     evaluation_images: Positive = 1_000  #: test images of an evaluation during training
@@ -89,7 +90,7 @@ class StageConfig(Section, section="training"):
             raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
-        """Return the training of a single network with that batch size."""
+        """Return the training of a single network with the given batch size."""
         return TrainingConfig(**{**dict(self.items()), "batch_size": batch_size})
 
 
@@ -102,7 +103,7 @@ class TrainingConfig(StageConfig):
 class PriorTrainingConfig(StageConfig, section="prior.training"):
     """Training of each prior."""
 
-    batch_size: PerLevel[Positive] = (32,)  #: a prior of several levels takes that of the coarsest
+    batch_size: PerLevel[Positive] = (32,)  #: a prior of several levels takes the value of its coarsest level
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
@@ -123,7 +124,7 @@ Levels = range
 
 
 def level_names(levels: Levels) -> str:
-    """Return levels for people, who count from 1: "level 2", or "levels 1 to 3"."""
+    """Return levels in words, counted from 1: "level 2", or "levels 1 to 3"."""
     first, last = levels.start + 1, levels.stop
     return f"level {first}" if first == last else f"levels {first} to {last}"
 
@@ -136,7 +137,7 @@ def at_level(values: tuple[T, ...], level: int) -> T:
 class PriorNetworkConfig(Section, section="prior.network"):
     """The contract of every prior network's configuration. A field that differs by level is a `PerLevel`."""
 
-    kind: str = ""  #: its name in the registry
+    kind: str = ""  #: name of the network in the registry
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """Return the levels that each network covers, coarse first; by default a network per level.
@@ -168,7 +169,7 @@ class PriorConfig(Section, section="prior"):
 
 
 class RefinerConfig(Section, section="progressive.network"):
-    """The network before the progressive decoder, whose shape is that of the model's decoder (docs/method.md)."""
+    """The network in front of a decoder of the model's shape; both are the progressive decoder (docs/method.md)."""
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
     residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
@@ -185,7 +186,7 @@ class ProgressiveConfig(Section, section="progressive"):
 class Config(Section):
     """A run: data, model, training, priors and progressive decoder."""
 
-    name: str = "custom"  #: of the preset that it began as
+    name: str = "custom"  #: name of the preset from which the run began
     data: DataConfig = DataConfig()
     model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
     training: TrainingConfig = TrainingConfig(epochs=1)
@@ -201,7 +202,7 @@ class Config(Section):
         return self.prior.network.covers(model.latent_grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
-        """Return the configuration with its data in another root folder (None: the same)."""
+        """Return the configuration with another root folder of the data (None: unchanged)."""
         return self if root is None else self.replace(**{"data.root": root})
 
 
@@ -209,13 +210,14 @@ def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
     Raises:
-        InputError: This machine lacks what a field asks for, or the model can't be trained on images of that size.
+        InputError: This machine lacks a requested device, number format or network, or the model can't be trained on
+            images of `data.size`.
     """
     if "model" in sections:
         config.model.check_images(config.data.size)
-    parts, values = [getattr(config, name) for name in sections], dict[str, Any]()
-    for part in parts:
-        parts += [value for _, value in part.items() if isinstance(value, Section)]
+    queue, values = [getattr(config, name) for name in sections], dict[str, Any]()
+    for part in queue:  # inner sections are appended to the queue
+        queue += [value for _, value in part.items() if isinstance(value, Section)]
         undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
         values |= {f"{part.section}.{name}": resolve_name(part.decided_by[name])(part) for name in undecided}
     return config.replace(**values)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, T
 from hrvqvae.utils.errors import InputError, near_names, require
 
 AUTO: Final = "auto"
-_MAX_DEPTH = 8  # sections inside sections of a file
+_MAX_DEPTH = 8  # of sections inside sections
 T = TypeVar("T")
 
 
@@ -23,7 +23,7 @@ class Range(NamedTuple):
     """The valid values of a field, in its type: `Annotated[int, Range(lambda value: value >= 1, "at least 1")]`."""
 
     holds: Callable[[Any], bool]
-    what: str  # the value must be
+    requirement: str  # completes the message "it must be ..."
 
 
 Positive = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
@@ -37,18 +37,18 @@ Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
 PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
 """A value for all levels, or one per level, coarse first."""
 
-_WORDS: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _get_hints = cache(typing.get_type_hints)
 
 
 def _parse(value: Any, hint: Any) -> Any:
-    """Return a value, or a text of the command line, as the type of a field. Raises ValueError: what it must be."""
+    """Convert a value, or its text, to the type of a field. Raises ValueError, which names the valid values."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         parsed = _parse(value, parts[0])
         for limit in parts[1:]:
             if isinstance(limit, Range) and not limit.holds(parsed):
-                raise ValueError(limit.what)
+                raise ValueError(limit.requirement)
         return parsed
     if origin in (Union, UnionType):
         if value in (None, "null"):
@@ -73,20 +73,20 @@ def _parse(value: Any, hint: Any) -> Any:
     if kind and isinstance(value, (str, kind)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             return hint(value)
-    raise ValueError(_WORDS.get(hint, "a mapping of fields"))
+    raise ValueError(_TYPE_NAMES.get(hint, "a mapping of fields"))
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 class Section:
     """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
 
-    A field is an int, float, str, bool, Literal, a tuple of these, None beside any, or a section. It also takes the
-    text of a file or the command line: "8", "4,1,0" for a tuple, "null" for None.
+    The type of a field is int, float, str, bool, Literal, a tuple of these, any of these or None, or a section. A field
+    also takes text, from a file or the command line: "8", "4,1,0" for a tuple, "null" for None.
     """
 
     section: ClassVar[str] = ""  # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
     decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Field that is "auto" until a run begins -> "module:function", from the section to the value."""
+    """Fields that are "auto" until a run begins: name -> "module:function", which returns the value for the section."""
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, section: str | None = None) -> None:
@@ -110,13 +110,13 @@ class Section:
     def check(self) -> None:
         """Raise InputError if fields contradict each other."""
 
-    def require(self, holds: bool, name: str, what: str) -> None:
-        """Raise InputError about a field unless `holds`; `what` says what the value must be."""
+    def require(self, holds: bool, name: str, requirement: str) -> None:
+        """Raise InputError about the field `name` unless `holds`; `requirement` names the valid values."""
         if not holds:
-            require(False, self._dotted(name), getattr(self, name), what)
+            require(False, self._qualify(name), getattr(self, name), requirement)
 
     def replace(self, /, **changes: Any) -> Self:
-        """Return a copy with other values; a dotted name is a field of an inner section.
+        """Return a copy with new values; a dotted name is a field of an inner section.
 
         Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
@@ -125,10 +125,10 @@ class Section:
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
-                same = [self._dotted(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}")]
-                near = " or ".join(same) or near_names(first, fields)
+                same_leaf = [self._qualify(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}")]
+                near = " or ".join(same_leaf) or near_names(first, fields)
                 hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
-                raise InputError(f"unknown field {self._dotted(name)!r}: {hint}")
+                raise InputError(f"unknown field {self._qualify(name)!r}: {hint}")
             if rest:
                 inner.setdefault(first, {})[rest] = value
             else:
@@ -136,7 +136,7 @@ class Section:
         values |= {first: fields[first].replace(**changed) for first, changed in inner.items()}
         return dataclasses.replace(self, **values)
 
-    def _dotted(self, name: str) -> str:
+    def _qualify(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
 
 

@@ -1,8 +1,8 @@
-"""The values of the presets: the paper's tables, and what each system takes from them.
+"""The values of the presets: the tables of the paper's appendix, and the systems that take values from these tables.
 
-Each value has its source. The paper's tables (its appendix; docs/paper-tables.md shows them as printed) stand by
-section, levels coarse first; strides follow from the printed latent grids. A list has a value per column. A system that
-the paper does not print takes HR-VQVAE's values ("as Table 6"), so that systems differ in nothing but what they are.
+Each value has its source. docs/paper-tables.md shows the tables as printed. Here they are ordered by section, levels
+coarse first, and strides follow from the printed latent grids. A list has a value per column. A system that is not in
+the paper takes HR-VQVAE's values ("as Table 6"), so that the systems differ as little as possible.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
 
 
 def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Return the settings of a source from values by dotted name, or by section and name."""
+    """Return settings, all from one source, from values by dotted name or nested by section."""
     return {name: (value, source) for name, value in flatten(values)}
 
 
 def column(rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS) -> dict[str, tuple[Any, str]]:
-    """Return the settings of a column. Raises InputError if there is no such column, or a list has too few values."""
+    """Pick the values of column `name`. Raises InputError if it is not in `columns`, or a list has another length."""
     picked = {}
     for field, (value, source) in rows.items():
         if isinstance(value, list):
@@ -37,12 +37,12 @@ def column(rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS) -> dic
     return picked
 
 
-def as_printed(table: Settings) -> dict[str, tuple[Any, str]]:
-    """Return what the paper prints for another system: "as Table 6"."""
+def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
+    """Return the settings of another system's table, with sources such as "as Table 6"."""
     return {name: (value, f"as {source}") for name, (value, source) in table.items()}
 
 
-# VQVAE-2 as first published. Its codebook sizes contradict each other: 512 codewords of width 64.
+# VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords of width 64.
 TABLE_4_COLUMNS = ("ffhq1024", "imagenet256")
 TABLE_4 = settings("Table 4 (latent grid)", {"model.stride": [8, 4]}) | settings(
     "Table 4",
@@ -82,7 +82,7 @@ TABLE_7 = settings("Table 7 (latent grid)", _STRIDES) | settings(
     "Table 7", _TABLES_6_AND_7 | {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
 )
 
-# The priors of HR-VQVAE and of VQVAE-2. Output stack layers are 0, which is how the network is built.
+# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers, 0, is not a field.
 _TABLES_8_AND_9 = {
     "prior.network": {"hidden_units": [128, 128, 64, 64], "attention_heads": 8, "kernel": 5},
     "prior.training.polyak_decay": 0.99,
@@ -113,10 +113,10 @@ PRINTED = {
     "training_steps": {f"{system}/{data}": _STEPS[data] for data in COLUMNS for system in ("hrvqvae", "vqvae2")},
     "compression_ratio": {"hrvqvae/ffhq": 171, "vqvae2/ffhq": 130},
 }
-"""Figures that Table 5 and appendix A.1 print, by preset; they follow from its values."""
+"""Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the preset's values."""
 
-# Not printed: decays at which the codewords, and Adam's second moment, follow the encoder at the printed learning rate
-# (docs/results.md has the measurements); the number of blocks and the training of the PixelSNAIL priors.
+# Values that the paper does not print. The decays of the codewords and of Adam's second moment are chosen for its
+# learning rate (docs/results.md has the measurements).
 _CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 _PIXELSNAIL = {
     "prior.network.residual_blocks": 12,
@@ -126,7 +126,7 @@ _NOT_PRINTED = settings(OURS, _CODEBOOKS | _PIXELSNAIL)
 
 HRVQVAE = System(name="hrvqvae", title="HR-VQVAE", config=SingleGridConfig(), settings=TABLE_6 | TABLE_8 | _NOT_PRINTED)
 
-# HR-VQVAE's tree of codebooks with what we found better than the paper's way (docs/what-we-changed.md).
+# HR-VQVAE's tree of codebooks, trained with our improvements (docs/what-we-changed.md).
 _TREEVQ = {
     "model.quantizer": {"beta": 1.0, "level_betas": 0.05, "beam": 4, "coarse_weight": 0.1},
     "training.optimizer": "muon",
@@ -138,8 +138,8 @@ _TREEVQ = {
 }  # fmt: skip
 
 
-def _deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
-    """Return a preset with fewer positions of more levels, and the prior for them (docs/results.md, "Samples")."""
+def _make_deep_preset(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
+    """Return a preset with fewer positions and more levels, and its prior (docs/results.md, "Samples")."""
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
 
@@ -158,19 +158,23 @@ TREEVQ = System(
     name="treevq",
     title="TreeVQ",
     config=SingleGridConfig(),
-    settings=as_printed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
+    settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
     extras=(
-        _deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
-        _deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
-        _deep("imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", {**_DEEP, "model.stride": 8}),
-        _deep("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
+        _make_deep_preset("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
+        _make_deep_preset("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
+        _make_deep_preset(
+            "imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", {**_DEEP, "model.stride": 8}
+        ),
+        _make_deep_preset("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
 
-_AS_HRVQVAE = as_printed(TABLE_6 | TABLE_8) | _NOT_PRINTED
+_AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
-_LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})  # m^3 of HR-VQVAE: the same bits
+_LEAVES = settings(
+    "as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}
+)  # as many as leaves of HR-VQVAE, m^3: the same bits
 
 VQVAE = System(
     name="vqvae",
@@ -209,7 +213,7 @@ VQGAN = System(
     title="VQGAN",
     config=VQGANConfig(),
     objective="hrvqvae.models.vqgan:AdversarialObjective",
-    settings=as_printed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
+    settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
         "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "
@@ -218,7 +222,8 @@ VQGAN = System(
 )
 
 
-def _as_first_published(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
+def _make_original_preset(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
+    """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not print."""
     data = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
@@ -240,11 +245,11 @@ VQVAE2 = System(
     model="hrvqvae.models.vqvae2:VQVAE2",
     settings=TABLE_7 | TABLE_9 | _NOT_PRINTED,
     extras=(
-        _as_first_published(
+        _make_original_preset(
             "ffhq1024", "VQVAE-2 as first published, ffhq at 1024 pixels", "ffhq",
             {"data": _FFHQ, "training": {"epochs": 0, "batch_size": 8}},
         ),
-        _as_first_published(
+        _make_original_preset(
             "imagenet256", "VQVAE-2 as first published, imagenet at 256 pixels", "imagenet",
             {"data": _IMAGENET, "training.epochs": 0},
         ),
