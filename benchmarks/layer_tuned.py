@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import Row, as_script, finish, options, positive
 from benchmarks.tuning import SEED, open_trials
-from hrvqvae.comparison.report import versus, welch
+from hrvqvae.comparison.report import compare_pairs, welch
 from hrvqvae.config import DataConfig
 from hrvqvae.data.loading import load_images
 from hrvqvae.quantize.layer import TreeVQ
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     finish(summary(rows), COLUMNS, given.json)
     if not given.json:
-        print(f"\n{versus([{**row, 'system': row['layer']} for row in rows])}")
+        print(f"\n{compare_pairs([{**row, 'system': row['layer']} for row in rows])}")
 
 
 if __name__ == "__main__":

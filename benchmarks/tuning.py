@@ -18,7 +18,7 @@ from types import MappingProxyType
 from torch import Tensor, empty
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.folder import Folder, decide_case, markdown, run_cases
+from hrvqvae.comparison.folder import Folder, decide_case, format_markdown, run_cases
 from hrvqvae.comparison.instruments import Instruments, Measured, Say
 from hrvqvae.comparison.systems import Case, Comparison
 from hrvqvae.config import Config
@@ -49,7 +49,7 @@ class Validation(Instruments):
 
     def __init__(self, config: Config, folder: Path) -> None:
         """Load nothing."""
-        self.names = {}
+        self.distance_names = {}
 
     def measure(self, run: RunFolder) -> tuple[Measured, Tensor]:
         """Return the columns of a trial, and no images."""
@@ -177,7 +177,7 @@ def tune(comparison: Comparison, trials: int, folder: Folder, say: Say) -> int:
         cases = [search.case(settings) for search in searches for settings in search.next(rows)]
         if not cases:
             return 0
-        if signal := run_cases(cases, about, folder, say, using=Validation):
+        if signal := run_cases(cases, about, folder, say, instruments_class=Validation):
             return signal
         if len(folder.rows()) == len(rows):
             time.sleep(2)  # other processes make the rest
@@ -215,4 +215,4 @@ def table(rows: Sequence[Measured]) -> str:
     for row in sorted(rows, key=lambda row: (row["system"], row["validation_mse"] or math.inf)):
         error = "diverged" if row["validation_mse"] is None else f"{row['validation_mse']:.3e}"
         lines.append((row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or ""))
-    return markdown(lines)
+    return format_markdown(lines)

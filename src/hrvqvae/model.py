@@ -31,7 +31,7 @@ from hrvqvae.utils.errors import InputError
 
 
 class Model:
-    """An autoencoder in evaluation mode, with its configuration and its priors, which are loaded at first use.
+    """An autoencoder in evaluation mode, its configuration, and its priors. The priors are loaded at first use.
 
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
     """
@@ -60,7 +60,7 @@ class Model:
         export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the hub as user/name, and return its address, or raise InputError.
+        """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or raise InputError.
 
         Args:
             options: private, token, commit_message, branch, create_pr.
@@ -199,7 +199,7 @@ class Model:
         """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in `SamplingParams`.
 
         Args:
-            class_name: Name or number of a class (default: classes as often as in training).
+            class_name: Name or index of a class (default: classes as often as in training).
             seed: A sample depends on the seed and on its index in the batch alone.
             guidance: How much samples follow their class; 1 is the prior itself.
             levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are read from
@@ -268,7 +268,7 @@ class Model:
 
         Raises:
             InputError: As for `hrvqvae train-prior`.
-            KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
+            KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` continues it.
         """
         from hrvqvae.distributed.launch import process_group
         from hrvqvae.plots.curves import draw_training
@@ -303,7 +303,7 @@ def train(
 
     Raises:
         InputError: As for `hrvqvae train`.
-        KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` goes on.
+        KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` continues it.
     """
     from hrvqvae.distributed.launch import process_group
     from hrvqvae.plots.curves import draw_training

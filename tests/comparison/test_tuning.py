@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks import tuned
 from benchmarks.tuning import LADDERS, Settings, open_trials
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.report import versus, welch
+from hrvqvae.comparison.report import compare_pairs, welch
 from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import Config
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -184,7 +184,7 @@ def test_p_values() -> None:
     assert welch([1.0, 1.0], [1.0, 1.0]) == 1
     assert welch([1.0, 1.0], [2.0, 2.0]) == 0
     values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
-    table = versus([{"system": name, "mse": value} for name, errors in values.items() for value in errors])
+    table = compare_pairs([{"system": name, "mse": value} for name, errors in values.items() for value in errors])
     assert table.splitlines()[2:] == [
         "| a | b | 5, 5 | -50.0% | 0.108 | 0.323 |",
         "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",

@@ -1,4 +1,4 @@
-"""The folder of a comparison. Its cases are trained and measured in turn, and continue where they stopped.
+"""The folder of a comparison. Its cases are trained and measured in turn; an interrupted case is resumed.
 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder per case
@@ -41,11 +41,12 @@ from hrvqvae.utils.quantities import clock, counted
 _COLUMNS = (
     "system", "seed", "prior", "prior_bits_per_image", "perceptual", "frechet", "kernel", "mse", "bits_per_image",
     "test_errors",
-)  # fmt: skip  # that every row has
+)  # fmt: skip
+"""The columns that every row has."""
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is empty. Raises DamagedFileError."""
+    """Read a JSON object; return {} if there is no file. Raises DamagedFileError."""
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError, OSError) as error:
@@ -58,30 +59,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Folder:
-    """The folder of a comparison, which need not exist yet. Reading it raises DamagedFileError."""
+    """The folder of a comparison, which may be missing. The methods that read it raise DamagedFileError."""
 
     def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
         self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
     def run(self, name: str) -> RunFolder:
-        """Return the run of a case."""
+        """Return the run folder of a case."""
         return RunFolder(self.path / "runs" / name)
 
     def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what is compared ("about") and what the machine decided ("chosen"), here and in the folder.
+        """Return the contents of comparison.json after this comparison has been added to the folder; write nothing.
 
-        Raises InputError if the folder holds another comparison.
+        "about" is the description of the comparison, "chosen" are the values of "auto" fields. Raises InputError if the
+        folder holds another comparison.
         """
         claim = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
-        here, there = json.loads(json.dumps(about)), dict(claim["about"])
-        there["priors"] = there.get("priors") or here["priors"]  # priors may be added to autoencoders
-        here["priors"] = here["priors"] or there["priors"]
-        for name in {**there, **here}:
-            if there.get(name) != here.get(name):
-                values = f"{name} is {there.get(name)} there, {here.get(name)} here"
+        new, stored = json.loads(json.dumps(about)), dict(claim["about"])
+        stored["priors"] = stored.get("priors") or new["priors"]  # priors may be added to autoencoders
+        new["priors"] = new["priors"] or stored["priors"]
+        for name in {**stored, **new}:
+            if stored.get(name) != new.get(name):
+                values = f"{name} is {stored.get(name)} there, {new.get(name)} here"
                 raise InputError(f"{self.path} holds another comparison: {values}; choose another --out")
-        return {"about": there, "chosen": dict(claim.get("chosen", {}))}
+        return {"about": stored, "chosen": dict(claim.get("chosen", {}))}
 
     def read_claim(self) -> dict[str, Any]:
         """Return the contents of comparison.json. Raises InputError if there is no such file."""
@@ -93,7 +95,7 @@ class Folder:
         return claim
 
     def begin(self, claim: Mapping[str, Any]) -> None:
-        """Write what is compared, and remove the temporary files of killed writers."""
+        """Write comparison.json, and remove the temporary files of killed processes."""
         self.rows_path.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.rows_path):
             remove_temporaries(folder)
@@ -104,7 +106,7 @@ class Folder:
         return _read(self.rows_path / f"{name}.json")
 
     def rows(self) -> list[Measured]:
-        """Return all rows."""
+        """Return the rows of all measured cases."""
         rows = []
         for path in sorted(self.rows_path.glob("*.json")):
             if not path.name.startswith(TEMPORARY):
@@ -117,16 +119,16 @@ class Folder:
         """Write the row of a case, and a few of its images (B, C, Y, X) in [0, 1], if any."""
         if images.numel():
             write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
-        write_json(self.rows_path / f"{name}.json", row)  # last, so that the images of a row are there
+        write_json(self.rows_path / f"{name}.json", row)  # last, so that a row never lacks its images
 
     def images(self, name: str, kind: str) -> Sequence[Tensor]:
-        """Return the stored images of a case, (3, Y, Y) uint8 each; () if there are none."""
+        """Return the stored images (3, Y, Y) uint8 of a case; () if no images are stored."""
         path = self.rows_path / f"{name}-{kind}.png"
         pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
         return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
 
 
-def markdown(rows: Sequence[Sequence[object]]) -> str:
+def format_markdown(rows: Sequence[Sequence[object]]) -> str:
     """Return a table as Markdown; the first row is its header."""
     lines = [f"| {' | '.join(map(str, cells))} |" for cells in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
@@ -134,34 +136,37 @@ def markdown(rows: Sequence[Sequence[object]]) -> str:
 
 
 def run_cases(
-    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say, using: type[Instruments] = Instruments
-) -> int:
+    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
+    instruments_class: type[Instruments] = Instruments,
+) -> int:  # fmt: skip
     """Train and measure every case that is not measured yet; return the signal that stopped the work, or 0.
 
-    A case that another process works on is skipped, and done here if that process stops. `about` is what
-    `Comparison.about` returns.
+    A case that another process works on is skipped. If that process stops, the case is resumed here.
+
+    Args:
+        about: The description of the comparison, from `Comparison.about`.
 
     Raises:
-        InputError: The data or a network is missing; or the folder holds another comparison, or runs or rows of other
-            configurations or distances.
+        InputError: The data or a network is missing; or the folder holds another comparison, runs with another
+            configuration, or rows measured by other distances.
     """
     with lock_folder(folder.path, wait=say):
         claim, rows = folder.claim(about), folder.rows()
         cases = [decide_case(case, claim["chosen"]) for case in cases]
         for case in cases:
             _require_same(case, folder, rows)
-        left = [case for case in cases if _is_open(case, folder.row(case.name))]
-        if not left:
+        open_cases = [case for case in cases if _is_open(case, folder.row(case.name))]
+        if not open_cases:
             return 0
-        instruments = using(left[0].config, folder.path)
+        instruments = instruments_class(open_cases[0].config, folder.path)
         instruments.require_same(rows, folder.path)
         folder.begin(claim)
-    measured, skipped = len(cases) - len(left), 0
-    say(f"{counted(len(left), 'case')} to train and measure; {measured:,} measured before")
-    for case in left:
-        begun = time.monotonic()
+    measured, skipped = len(cases) - len(open_cases), 0
+    say(f"{counted(len(open_cases), 'case')} to train and measure; {measured:,} measured before")
+    for case in open_cases:
+        start = time.monotonic()
         try:
-            signal = _make(case, folder, instruments, say)
+            signal = _measure_case(case, folder, instruments, say)
         except InUseError as error:
             say(f"{error}".partition(";")[0])
             skipped += 1
@@ -169,16 +174,16 @@ def run_cases(
         if signal:
             return signal
         measured += 1
-        say(f"{measured} of {counted(len(cases), 'case')} measured, this case in {clock(time.monotonic() - begun)}")
-    if 0 < skipped < len(left):
-        return run_cases(cases, about, folder, say, using)  # the other process may have stopped since
+        say(f"{measured} of {counted(len(cases), 'case')} measured, this case in {clock(time.monotonic() - start)}")
+    if 0 < skipped < len(open_cases):
+        return run_cases(cases, about, folder, say, instruments_class)  # the other process may have stopped since
     if skipped:
-        say(f"still being made elsewhere: {skipped} of {len(cases)} cases; the last to end completes the table")
+        say(f"still being made elsewhere: {skipped} of {len(cases)} cases; the last process to end completes the table")
     return 0
 
 
 def decide_case(case: Case, chosen: dict[str, str]) -> Case:
-    """Return the case with "auto" fields decided as in `chosen`; add what this machine decides to `chosen`."""
+    """Return the case with its "auto" fields decided, by `chosen` first. Adds this machine's decisions to `chosen`."""
     before = dict(flatten(to_dict(case.config)))
     config = case.config.replace(**{name: value for name, value in chosen.items() if before.get(name) == AUTO})
     config = schema.decide_auto(config, "model", "training", "prior")
@@ -186,34 +191,35 @@ def decide_case(case: Case, chosen: dict[str, str]) -> Case:
     return dataclasses.replace(case, config=config)
 
 
-def _is_open(case: Case, row: Measured) -> bool:  # a measurement is missing
+def _is_open(case: Case, row: Measured) -> bool:
+    """Return whether a measurement of the case is missing in its row."""
     return not row or bool(case.prior and not row["prior"])
 
 
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
-    """Raise InputError if the run of a case, or a row of its labels with any seed, has another configuration."""
-    run, here, parts = folder.run(case.name), case.digests(), ("data", "model", "training")
-    if run.begun() and digest_of(run.read_config(), *parts) != digest_of(case.config, *parts):
+    """Raise InputError if the run of a case, or a row that differs only in the seed, has another configuration."""
+    run, digests, sections = folder.run(case.name), case.digests(), ("data", "model", "training")
+    if run.begun() and digest_of(run.read_config(), *sections) != digest_of(case.config, *sections):
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for row in rows:
         if all(row[name] == value for name, value in case.labels.items() if name != "seed"):
-            for part, there in row.get("digests", {}).items():
-                if here.get(part, there) != there:
-                    place = f"the row of seed {row['seed']} in {folder.path}"
-                    raise InputError(f"the {part} of {case.name} has another configuration than {place}")
+            for network, digest in row.get("digests", {}).items():
+                if digests.get(network, digest) != digest:
+                    described = f"the row of seed {row['seed']} in {folder.path}"
+                    raise InputError(f"the {network} of {case.name} has another configuration than {described}")
 
 
-def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
-    """Train and measure what is left of a case; return the signal that stopped it, or 0. Raises InUseError."""
+def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say) -> int:
+    """Train and measure the missing stages of a case; return the signal that stopped it, or 0. Raises InUseError."""
 
-    def keep(row: Measured, kind: str, images: Tensor) -> None:
+    def store(row: Measured, kind: str, images: Tensor) -> None:
         with lock_folder(folder.path, wait=say):
-            using.require_same(folder.rows(), folder.path)
+            instruments.require_same(folder.rows(), folder.path)
             folder.write_row(case.name, row, kind, images)
 
     run = folder.run(case.name)
     with run.locked():
-        row = folder.row(case.name)  # another process may have been here since
+        row = folder.row(case.name)  # another process may have written the row since
         if not _is_open(case, row):
             return 0
         digests = case.digests()
@@ -224,21 +230,21 @@ def _make(case: Case, folder: Folder, using: Instruments, say: Say) -> int:
                 task = AutoencoderTask(case.config, run)
                 outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
             except NonFiniteError:
-                if using.diverged is None:
+                if instruments.diverged is None:
                     raise
-                keep({**row, **using.diverged}, "", empty(0))
+                store({**row, **instruments.diverged}, "", empty(0))
                 return 0
             if outcome.signal is not None:
                 return outcome.signal
-            measured, shown = using.measure(run)
+            measured, shown = instruments.measure(run)
             row |= {"training_seconds": outcome.seconds, "prior": {}, **measured}
-            keep(row, "reconstructions", shown)
+            store(row, "reconstructions", shown)
         if case.prior:
             configs = resolve_priors(str(run.path), None, case.prior, resume=False)
             outcomes = train_priors(run.path, configs, resume=True, callbacks=[draw_training], say=say).values()
             for outcome in outcomes:
                 if outcome.signal is not None:
                     return outcome.signal
-            measured, shown = using.measure_priors(run)
-            keep(row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
+            measured, shown = instruments.measure_priors(run)
+            store(row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
     return 0

@@ -26,9 +26,9 @@ from hrvqvae.utils.errors import InputError
 
 Say = Callable[[str], None]
 Measured = dict[str, Any]
-"""The measurements of a run by name, its labels first."""
+"""A row: the labels of a case, then its measurements by name."""
 
-_OF_PRIORS = (
+_PRIOR_COLUMNS = (
     "prior_bits_per_image", "frechet_samples", "kernel_samples", "precision_samples", "recall_samples",
     "seconds_per_sample",
 )  # fmt: skip
@@ -47,31 +47,35 @@ def shown_images(config: Config) -> Tensor:
 
 
 class Instruments:
-    """Test images of a data set, with the best distances that this machine has between images and sets of images."""
+    """Test images of a data set, and the best distances of images, and of sets of images, on this machine."""
 
-    diverged: Mapping[str, None] | None = None  # columns of a training that diverged; None: that is an error
+    diverged: Mapping[str, None] | None = None  # columns of a diverged training; None: divergence is an error
 
     def __init__(self, config: Config, folder: Path) -> None:
-        """Load the networks, or raise InputError. A classifier that is trained for the features is kept in `folder`."""
-        self.tests = test_images(config, _FEATURE_IMAGES)
-        self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.tests)
+        """Load the networks, or raise InputError. A classifier that must be trained is kept in `folder`."""
+        self.test_images = test_images(config, _FEATURE_IMAGES)
+        self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.test_images)
         self.perceptual: PerceptualDistance | None = None
         try:
             name = choose_perceptual()
-        except InputError:  # this machine has no network for the distance, which is optional
+        except InputError:  # no network for the perceptual distance, which is optional
             pass
         else:
             self.perceptual = perceptual_distance(name)
         title = self.perceptual and self.perceptual.title
-        self.names: Measured = {"perceptual": title, "frechet": self.real.frechet_name, "kernel": self.real.kernel_name}
+        self.distance_names: Measured = {
+            "perceptual": title,
+            "frechet": self.real.frechet_name,
+            "kernel": self.real.kernel_name,
+        }
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
         """Raise InputError if a row was measured by other distances."""
         for row in rows:
-            if (there := {name: row.get(name) for name in self.names}) != self.names:
-                by = [" and ".join(map(str, names.values())) for names in (there, self.names)]
+            if (stored := {name: row.get(name) for name in self.distance_names}) != self.distance_names:
+                before, now = (" and ".join(map(str, names.values())) for names in (stored, self.distance_names))
                 raise InputError(
-                    f"{folder} has rows measured by {by[0]}, this machine now measures by {by[1]}: delete "
+                    f"{folder} has rows measured by {before}, this machine now measures by {now}: delete "
                     f"{folder / 'rows'} to have every run measured again (none is trained again)"
                 )
 
@@ -81,44 +85,45 @@ class Instruments:
         report = evaluate_run(run.path, rate=False).report
         model, config = Run(run.path).load()
         size = (config.data.size, config.data.size)
-        decoded = [model.decode(model.encode(images), size=size) for images in self.tests]
+        decoded = [model.decode(model.encode(images), size=size) for images in self.test_images]
         distance = None
         if self.perceptual is not None:
-            pairs = zip(self.tests, decoded, strict=True)
+            pairs = zip(self.test_images, decoded, strict=True)
             total = sum(float(self.perceptual(images, outputs)) * len(images) for images, outputs in pairs)
-            distance = total / sum(map(len, self.tests))
-        timed = torch.cat(self.tests)[:_TIMED_IMAGES]
+            distance = total / sum(map(len, self.test_images))
+        timed = torch.cat(self.test_images)[:_TIMED_IMAGES]
         codes = model.encode(timed)
         start = getattr(config.model, "adversarial_start", None)
         evaluations = [record for record in read_records(run.metrics) if record["kind"] == "evaluation"]
         row = {
             "parameters": count_parameters(model), "bits_per_image": report.bits_per_image,
             "compression_ratio": report.compression_ratio, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
-            **self.names, "perceptual_distance": distance,
+            **self.distance_names, "perceptual_distance": distance,
             "frechet_reconstructions": self.real.compare(decoded).frechet,
             "usage": sum(level.used for level in report.levels) / sum(config.model.num_codewords),
             "perplexity": report.levels[-1].perplexity, "leaves_used": report.levels[-1].used,
             "codewords_searched": codewords_searched(config.model),
             "encode_images_per_second": len(timed) / _median_seconds(lambda: model.encode(timed)),
             "decode_images_per_second": len(timed) / _median_seconds(lambda: model.decode(codes, size=size)),
-            **dict.fromkeys(_OF_PRIORS), "test_errors": [(record["step"], record["mse"]) for record in evaluations],
+            **dict.fromkeys(_PRIOR_COLUMNS), "test_errors": [(record["step"], record["mse"]) for record in evaluations],
             "adversarial_steps": None if start is None else max(0, evaluations[-1]["step"] - start),
         }  # fmt: skip
         return row, torch.cat(decoded)[:_SHOWN]
 
     @torch.inference_mode()
     def measure_priors(self, run: RunFolder) -> tuple[Measured, Tensor]:
-        """Return the columns of a run's priors, from as many samples as test images, and a few samples."""
+        """Return the columns of a run's priors, measured on as many samples as test images, and a few samples."""
         rate = evaluate_run(run.path, limit=_FEATURE_IMAGES).to_dict()
-        model, count = Model(run.path), sum(map(len, self.tests))
-        begun = time.perf_counter()
+        model, count = Model(run.path), sum(map(len, self.test_images))
+        start = time.perf_counter()
         drawn = model.sample(count, seed=1)
-        seconds = (time.perf_counter() - begun) / count
+        seconds = (time.perf_counter() - start) / count
         distances = self.real.compare(torch.split(drawn, _BATCH))
         row = {"prior_bits_per_image": rate["prior_bits_per_image"], "seconds_per_sample": seconds}
         row |= {f"{name}_samples": value for name, value in vars(distances).items()}
         return row, drawn[:_SHOWN_SAMPLES]
 
 
-def _median_seconds(call: Callable[[], object]) -> float:  # without the first call, which allocates
+def _median_seconds(call: Callable[[], object]) -> float:
+    """Return the median time of a call, without the first call, which allocates memory."""
     return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])

@@ -11,9 +11,9 @@ from statistics import mean, stdev, variance
 import numpy as np
 from matplotlib.figure import Figure
 
-from hrvqvae.comparison.folder import Folder, markdown, run_cases, write_json
+from hrvqvae.comparison.folder import Folder, format_markdown, run_cases, write_json
 from hrvqvae.comparison.instruments import Measured, Say, shown_images
-from hrvqvae.comparison.systems import Comparison, style
+from hrvqvae.comparison.systems import Comparison, plot_style
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
@@ -23,9 +23,9 @@ from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 
 _SHOWN_SIZE = 96  # approximate side of an image on the sheets, in pixels
-_LINES = ("-", "--", ":", "-.")  # of seeds
+_LINE_STYLES = ("-", "--", ":", "-.")  # of the seeds
 
-# column of results.json -> (header in results.md, format); names in braces are replaced by those of the rows
+# column of results.json -> (header in results.md, format); a name in braces is replaced by its value in the rows
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "parameters": ("parameters", "{:,.0f}"),
     "bits_per_image": ("bits per image", "{:,.0f}"),
@@ -57,16 +57,16 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
     for system in comparison.systems:
         start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
         if 0 < comparison.max_steps <= start:
-            never = f"{system}'s discriminator begins at step {start:,}, which this budget does not reach"
-            say(f"note: {never}; model.adversarial_start lets it begin earlier")
+            late = f"{system}'s discriminator begins at step {start:,}, after the end of this budget"
+            say(f"note: {late}; set model.adversarial_start to begin earlier")
     signal = run_cases(comparison.cases(), comparison.about(), folder, say)
     with lock_folder(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: (row["seed"], (*SYSTEMS, row["system"]).index(row["system"])))
         if rows and not signal:
             write_json(out / "results.json", rows)
-            write_atomic(out / "results.md", f"{table(rows)}\n{versus(rows)}".rstrip().encode() + b"\n")
-            _sheets(comparison, rows, folder, say)
-            _curves(rows, out / "curves.png")
+            write_atomic(out / "results.md", f"{table(rows)}\n{compare_pairs(rows)}".rstrip().encode() + b"\n")
+            _draw_sheets(comparison, rows, folder, say)
+            _draw_curves(rows, out / "curves.png")
     return rows, signal
 
 
@@ -80,25 +80,25 @@ def table(rows: Sequence[Measured]) -> str:
         shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
         lines = [["system", "seeds", *(head.format(**rows[0]) for head, _ in shown.values())]]
         for system in dict.fromkeys(row["system"] for row in rows):
-            of_system = [row for row in rows if row["system"] == system]
-            lines.append([system, str(len(of_system))])
+            system_rows = [row for row in rows if row["system"] == system]
+            lines.append([system, str(len(system_rows))])
             for name, (_, form) in shown.items():
-                values = [row[name] for row in of_system if row.get(name) is not None]
+                values = [row[name] for row in system_rows if row.get(name) is not None]
                 cell = form.format(mean(values)) if values else "-"
                 if len(values) > 1 and not math.isclose(stdev(values), 0, abs_tol=1e-12):
                     cell += f" ± {form.format(stdev(values))}"
-                if 0 < len(values) < len(of_system):
+                if 0 < len(values) < len(system_rows):
                     cell += f" (n={len(values)})"
                 lines[-1].append(cell)
     except (TypeError, ValueError) as error:
         raise DamagedFileError(f"a file in rows/ is damaged ({error}); delete it to have it made again") from error
-    return markdown(lines)
+    return format_markdown(lines)
 
 
-def versus(rows: Sequence[Measured], column: str = "mse") -> str:
-    """Return a table of all pairs of systems with several seeds: the difference of a column's means, with p-values.
+def compare_pairs(rows: Sequence[Measured], column: str = "mse") -> str:
+    """Return a table of all pairs of systems with several seeds: relative difference of a column's means, p-values.
 
-    p is two-sided, of Welch's t-test, without and with Holm's correction for the number of pairs.
+    The p-values are two-sided, of Welch's t-test, without and with Holm's correction for the number of pairs.
     """
     values: dict[str, list[float]] = {}
     for row in rows:
@@ -109,23 +109,25 @@ def versus(rows: Sequence[Measured], column: str = "mse") -> str:
     for rank, (p, a, b) in enumerate(tested):
         corrected = max(corrected, min(1.0, p * (len(tested) - rank)))
         difference = mean(values[a]) / mean(values[b]) - 1
-        lines.append((a, b, f"{len(values[a])}, {len(values[b])}", f"{difference:+.1%}", _p(p), _p(corrected)))
-    return markdown(lines) if tested else ""
+        lines.append(
+            (a, b, f"{len(values[a])}, {len(values[b])}", f"{difference:+.1%}", _format_p(p), _format_p(corrected))
+        )
+    return format_markdown(lines) if tested else ""
 
 
-def _p(value: float) -> str:
+def _format_p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """Return the two-sided p-value of Welch's t-test (1947) that two samples, of at least two values, have one mean."""
+    """Return the two-sided p-value of Welch's t-test (1947) for equal means. Each sample has at least two values."""
     samples = (first, second)
     squared = [variance(sample) / len(sample) for sample in samples]
     if not sum(squared):
         return float(mean(first) == mean(second))
     t = abs(mean(first) - mean(second)) / math.sqrt(sum(squared))
     freedom = sum(squared) ** 2 / sum(a**2 / (len(sample) - 1) for a, sample in zip(squared, samples, strict=True))
-    # Half of Student's density lies between 0 and pi / 2 where x = sqrt(freedom) * tan(angle).
+    # With x = sqrt(freedom) * tan(angle), the angles from 0 to pi / 2 cover half of Student's distribution.
     end = math.atan(t / math.sqrt(freedom))
     angles = (np.arange(20_000) + 0.5) * end / 20_000
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
@@ -133,7 +135,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return float(max(0.0, 1 - 2 * scale * area))
 
 
-def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:
+def _draw_sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, say: Say) -> None:
     """Draw reconstructions and samples of each system, from its first seed whose images are stored."""
     original = shown_images(comparison.config(comparison.systems[0], 0))
     zoom = max(1, round(_SHOWN_SIZE / original.shape[-1]))
@@ -143,7 +145,7 @@ def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, sa
         row, name = next((case for case in cases if folder.images(case[1], "reconstructions")), cases[0])
         decoded, drawn = (folder.images(name, kind) for kind in ("reconstructions", "samples"))
         if not decoded:
-            say(f"the sheets leave out {system}: none of its images is kept in {folder.path / 'rows'}")
+            say(f"the sheets leave out {system}: no images are stored in {folder.path / 'rows'}")
             continue
         reconstructions.append(sheets.SheetRow(f"{system}: MSE {row['mse']:.2e}, all test images", decoded))
         if drawn:
@@ -154,16 +156,16 @@ def _sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folder, sa
         write_image(sheets.draw(samples, zoom), folder.path / "samples.png")
 
 
-def _curves(rows: Sequence[Measured], path: Path) -> None:
+def _draw_curves(rows: Sequence[Measured], path: Path) -> None:
     """Draw the test MSE against steps, and the final MSE against bits per image."""
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     over_steps, over_bits = figure.subplots(1, 2)
-    first = {row["system"]: row["seed"] for row in reversed(rows)}
+    first_seeds = {row["system"]: row["seed"] for row in reversed(rows)}
     for row in rows:
-        marker, colour = style(row["system"])
-        label = row["system"] if row["seed"] == first[row["system"]] else None
+        marker, colour = plot_style(row["system"])
+        label = row["system"] if row["seed"] == first_seeds[row["system"]] else None
         steps, errors = zip(*row["test_errors"], strict=True)
-        line = _LINES[row["seed"] % len(_LINES)]
+        line = _LINE_STYLES[row["seed"] % len(_LINE_STYLES)]
         over_steps.plot(steps, errors, line, color=colour, marker=marker, markersize=3, label=label)
         over_bits.plot(row["bits_per_image"], row["mse"], marker, color=colour, label=label)
         if row["prior_bits_per_image"] is not None:

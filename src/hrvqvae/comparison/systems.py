@@ -19,15 +19,15 @@ _STYLES = {
     "simvq": ("p", "#ee8866"), "qinco": ("h", "#bbaa00"),
 }  # fmt: skip
 
-# The paper's batch sizes of priors are for a GPU. Here the priors of every system have the same small batch.
+# The paper's batches for priors need a GPU. In a comparison the priors of every system have the same small batch.
 _SMALL_PRIOR = {
     "prior.training.batch_size": "32", "prior.training.learning_rate": "2e-3",
     "prior.training.warmup_steps": "50", "prior.training.evaluate_every": "200",
     "prior.training.checkpoint_every": "200",
 }  # fmt: skip
 
-# Fields that the options of a comparison set for all systems.
-_DECIDED = {
+# field -> option of the comparison that sets it for all systems
+_OPTIONS = {
     "data.root": "--data", "training.seed": "--seeds", "training.max_steps": "--max-steps",
     "training.max_minutes": "--max-minutes", "training.epochs": "--max-steps",
     **{f"prior.training.{name}": "--prior-steps" for name in ("max_steps", "max_minutes", "epochs")},
@@ -35,13 +35,13 @@ _DECIDED = {
 }  # fmt: skip
 
 
-def style(system: str) -> tuple[str, str]:
+def plot_style(system: str) -> tuple[str, str]:
     """Return matplotlib's marker and colour of a system; third-party systems are grey circles."""
     return _STYLES.get(system, ("o", "#777777"))
 
 
 def codewords_searched(model: ModelConfig) -> int | None:
-    """Return the distances that the search computes per position in all; 0 if it rounds, None if unknown."""
+    """Return how many distances the search computes per position; 0 for a system that rounds, None if unknown."""
     quantizer = getattr(model, "quantizer", None)
     if model.system == "fsq" or getattr(quantizer, "name", "") == "lfq":
         return 0
@@ -59,9 +59,9 @@ def available_systems() -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A training to measure."""
+    """A run to train and measure."""
 
-    name: str  # of its run folder
+    name: str  # of the run folder
     labels: Mapping[str, Any]  # first columns of its row, "seed" among them
     config: Config
     prior: Mapping[str, str] = field(default_factory=dict)  # fields of its priors by dotted name; empty: no priors
@@ -78,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Systems to compare, with their budget, seeds and fields. Raises InputError if they can't be compared."""
+    """Systems to compare, with their budget, seeds and fields. Raises InputError if an option is invalid."""
 
     dataset: str  # second part of the presets' names
     systems: tuple[str, ...]
@@ -89,10 +89,8 @@ class Comparison:
     max_minutes: float = 0.0
     prior_steps: int = 0  # updates of all priors of a system together; 0: no priors
     root: str | None = None  # folder of the data
-    fields: Mapping[str, str] = field(
-        default_factory=dict
-    )  # fields of every system, or of a system: "vqgan.model.NAME"
-    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields per system, chosen by a search
+    fields: Mapping[str, str] = field(default_factory=dict)  # of every system, or of one system: "vqgan.model.NAME"
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # fields that a search chose, by system
 
     def __post_init__(self) -> None:
         if not (self.max_steps > 0 or self.max_minutes > 0):
@@ -108,13 +106,13 @@ class Comparison:
                 raise InputError(f"--{option.replace('_', '-')} is below {least}")
         for name in self.fields:
             first, _, inner = name.partition(".")
-            decided = _DECIDED.get(name) or (_DECIDED.get(inner) if first in self.systems else None)
-            if decided:
-                raise InputError(f"--{name} is decided by the comparison: give {decided}")
+            decided_by = _OPTIONS.get(name) or (_OPTIONS.get(inner) if first in self.systems else None)
+            if decided_by:
+                raise InputError(f"--{name} is decided by the comparison: give {decided_by}")
             of_system = first in self.systems and inner.partition(".")[0] in ("model", "training")
             if first in (*SYSTEMS, *self.systems) and not of_system:
                 raise InputError(f"--{name} must be a field of the model or training of {', '.join(self.systems)}")
-        for system in self.systems:  # checks its package and fields before any training
+        for system in self.systems:  # fail before any training if a package is missing or a field is invalid
             get_system(self.config(system, self.first_seed))
 
     def config(self, system: str, seed: int) -> Config:
@@ -125,7 +123,7 @@ class Comparison:
         return override(preset, {**self.settings.get(system, {}), **self.fields_of(system), **fields})
 
     def fields_of(self, system: str | None = None) -> dict[str, str]:
-        """Return the fields for all systems, and those for a system."""
+        """Return the fields of every system, and the fields of `system` alone, without its name."""
         names = (*SYSTEMS, *self.systems)
         shared = {name: text for name, text in self.fields.items() if name.split(".")[0] not in names}
         prefix = f"{system}."
@@ -139,11 +137,11 @@ class Comparison:
         for seed in range(self.first_seed, self.first_seed + self.seeds):
             for system in self.systems:
                 config, labels = self.config(system, seed), {"system": system, "seed": seed}
-                prior = self._prior_of(config) if self.prior_steps else {}
+                prior = self._prior_fields(config) if self.prior_steps else {}
                 cases.append(Case(name=f"{system}-{seed}", labels=labels, config=config, prior=prior))
         return cases
 
-    def _prior_of(self, config: Config) -> dict[str, str]:
+    def _prior_fields(self, config: Config) -> dict[str, str]:
         """Return the fields of the priors: budget, seed, and settings for small batches."""
         steps = max(1, self.prior_steps // len(config.prior_levels))
         budget = {"epochs": 0, "max_steps": steps, "max_minutes": 0.0, "seed": config.training.seed}
