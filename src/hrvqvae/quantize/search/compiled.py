@@ -46,10 +46,10 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled()
-def _book_below(index: int, shape: Integers, tables: Integers) -> int:
-    """Return the codebook of a level, with its row of `shapes`, below the codeword `index` of the coarser level."""
-    index = index if shape[2] else 0
-    return tables[shape[3] + index] if shape[3] >= 0 else index
+def _book_below(index: int, linked: int, start: int, tables: Integers) -> int:
+    """Return the codebook of a level, with its columns of `shapes`, below the codeword `index` of the coarser level."""
+    index *= min(1, linked)
+    return tables[start + index] if start >= 0 else index
 
 
 @compiled()
@@ -84,7 +84,7 @@ def _search_greedy(
             size, padded, num_books = shapes[level, 0], shapes[level, 1], shapes[level, 2]
             book_bytes = row * padded
             for i in range(count):
-                index[i] = _book_below(index[i], shapes[level], tables)
+                index[i] = _book_below(index[i], shapes[level, 2], shapes[level, 3], tables)
             for i in range(count):
                 if num_books * book_bytes > _NEAR_BYTES and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
@@ -132,7 +132,7 @@ def _search_beam(
             size, padded, book_bytes = shapes[level, 0], shapes[level, 1], row * shapes[level, 1]
             vector, next_vector = residual_at + now * beam * row, residual_at + then * beam * row
             for w in range(count):
-                codebook = book + _book_below(index[level, w], shapes[level], tables) * book_bytes
+                codebook = book + _book_below(index[level, w], shapes[level, 2], shapes[level, 3], tables) * book_bytes
                 for place in range(w * padded, (w + 1) * padded, SIDE_BY_SIDE):
                     meet_eight(
                         vector + w * row, codebook, width, before[now, w], place,
@@ -149,7 +149,7 @@ def _search_beam(
                 keys[place] = _LARGEST_KEY
                 w = place // padded
                 child = min(place - w * padded, size - 1)  # of the padding where the latent is not finite
-                above = _book_below(index[level, w], shapes[level], tables)
+                above = _book_below(index[level, w], shapes[level, 2], shapes[level, 3], tables)
                 index[level + 1, k], parent[level, k] = above * size + child, w
                 if finest:
                     left += float(distances[place])
