@@ -352,7 +352,7 @@ def _of_set(path: Path) -> Parts:
 def _of_comparison(path: Path) -> Parts:
     place = path.parent.parent if path.parent.name == "rows" else path.parent
     about = json.loads((place.parent / "about" / "comparison.json").read_text())["about"]
-    return {"": digest([Folder(place).claim(about), report.table(Folder(place).rows())])}
+    return {"": digest([Folder(place).merge_claim(about), report.table(Folder(place).rows())])}
 
 
 _WEIGHTS = ("model.safetensors", "p*/**/model.safetensors")

@@ -190,13 +190,12 @@ def add(commands: Group) -> None:
     command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force", verify)
     command(
         commands, "salvage", "copy the whole images of a damaged archive into a new one", _salvage,
-        option("archive", type=Path, metavar="ARCHIVE"), option("out", type=Path, metavar="NEW.hrva"),
+        option("archive", type=Path, metavar="ARCHIVE", help="X.hrva"),
+        option("out", type=Path, metavar="NEW.hrva", help="write the new archive to NEW.hrva"),
         option("--model", metavar="MODEL", help="model that wrote the archive; needed if its head is damaged"),
     )  # fmt: skip
     about = "fit the entropy model of a run, which makes its files smaller"
-    effort = option(
-        "--effort", type=float, default=1.0, metavar="X", help="train X times as long as usual (default: 1)"
-    )
+    effort = option("--effort", type=float, default=1.0, metavar="X", help="train X times as long (default: 1)")
     copies = "train on N shifted copies of each image too (default: 0)"
     shifts = option("--shifts", type=whole(0), default=0, metavar="N", help=copies)
     small = flag("--small", "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)")

@@ -65,11 +65,11 @@ class Folder:
         self.path, self.columns = path, columns
         self.rows_path = path / "rows"
 
-    def run(self, name: str) -> RunFolder:
+    def run_folder(self, name: str) -> RunFolder:
         """Return the run folder of a case."""
         return RunFolder(self.path / "runs" / name)
 
-    def claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
+    def merge_claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Return the contents of comparison.json after this comparison has been added to the folder; write nothing.
 
         "about" is the description of the comparison, "chosen" are the values of "auto" fields. Raises InputError if the
@@ -101,7 +101,7 @@ class Folder:
             remove_temporaries(folder)
         write_json(self.path / "comparison.json", claim)
 
-    def row(self, name: str) -> Measured:
+    def read_row(self, name: str) -> Measured:
         """Return the row of a case; empty if the case is not measured yet."""
         return _read(self.rows_path / f"{name}.json")
 
@@ -121,7 +121,7 @@ class Folder:
             write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
         write_json(self.rows_path / f"{name}.json", row)  # last, so that a row never lacks its images
 
-    def images(self, name: str, kind: str) -> Sequence[Tensor]:
+    def read_images(self, name: str, kind: str) -> Sequence[Tensor]:
         """Return the stored images (3, Y, Y) uint8 of a case; () if no images are stored."""
         path = self.rows_path / f"{name}-{kind}.png"
         pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
@@ -151,11 +151,11 @@ def run_cases(
             configuration, or rows measured by other distances.
     """
     with lock_folder(folder.path, wait=say):
-        claim, rows = folder.claim(about), folder.rows()
+        claim, rows = folder.merge_claim(about), folder.rows()
         cases = [decide_case(case, claim["chosen"]) for case in cases]
         for case in cases:
             _require_same(case, folder, rows)
-        open_cases = [case for case in cases if _is_open(case, folder.row(case.name))]
+        open_cases = [case for case in cases if _is_open(case, folder.read_row(case.name))]
         if not open_cases:
             return 0
         instruments = instruments_class(open_cases[0].config, folder.path)
@@ -198,7 +198,7 @@ def _is_open(case: Case, row: Measured) -> bool:
 
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
     """Raise InputError if the run of a case, or a row that differs only in the seed, has another configuration."""
-    run, digests, sections = folder.run(case.name), case.digests(), ("data", "model", "training")
+    run, digests, sections = folder.run_folder(case.name), case.digests(), ("data", "model", "training")
     if run.begun() and digest_of(run.read_config(), *sections) != digest_of(case.config, *sections):
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for row in rows:
@@ -217,9 +217,9 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
             instruments.require_same(folder.rows(), folder.path)
             folder.write_row(case.name, row, kind, images)
 
-    run = folder.run(case.name)
+    run = folder.run_folder(case.name)
     with run.locked():
-        row = folder.row(case.name)  # another process may have written the row since
+        row = folder.read_row(case.name)  # another process may have written the row since
         if not _is_open(case, row):
             return 0
         digests = case.digests()

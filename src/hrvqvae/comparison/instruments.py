@@ -64,10 +64,8 @@ class Instruments:
             self.perceptual = perceptual_distance(name)
         title = self.perceptual and self.perceptual.title
         self.distance_names: Measured = {
-            "perceptual": title,
-            "frechet": self.real.frechet_name,
-            "kernel": self.real.kernel_name,
-        }
+            "perceptual": title, "frechet": self.real.frechet_name, "kernel": self.real.kernel_name,
+        }  # fmt: skip
 
     def require_same(self, rows: Sequence[Measured], folder: Path) -> None:
         """Raise InputError if a row was measured by other distances."""

@@ -142,8 +142,8 @@ def _draw_sheets(comparison: Comparison, rows: Sequence[Measured], folder: Folde
     reconstructions, samples = [sheets.SheetRow("original", list(original))], []
     for system in dict.fromkeys(row["system"] for row in rows):
         cases = [(row, f"{system}-{row['seed']}") for row in rows if row["system"] == system]
-        row, name = next((case for case in cases if folder.images(case[1], "reconstructions")), cases[0])
-        decoded, drawn = (folder.images(name, kind) for kind in ("reconstructions", "samples"))
+        row, name = next((case for case in cases if folder.read_images(case[1], "reconstructions")), cases[0])
+        decoded, drawn = (folder.read_images(name, kind) for kind in ("reconstructions", "samples"))
         if not decoded:
             say(f"the sheets leave out {system}: no images are stored in {folder.path / 'rows'}")
             continue

@@ -1,4 +1,4 @@
-"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and a data set (`data.sets`); and extras."""
+"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and of a data set; extras have other names."""
 
 from __future__ import annotations
 

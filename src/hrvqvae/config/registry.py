@@ -136,15 +136,13 @@ class Registry(Generic[E]):
         entry = self._entries[name]
         if isinstance(entry, EntryPoint):
             package = entry.dist.name if entry.dist else entry.module
-            described = f"the {self.noun} {name!r} of the package {package}"
+            label = f"the {self.noun} {name!r} of the package {package}"
             try:
                 loaded = entry.load()
             except Exception as error:  # any error that the other package raises
-                raise InputError(
-                    f"{described} can't be imported ({type(error).__name__}: {one_line(error)})"
-                ) from error
+                raise InputError(f"{label} can't be imported ({type(error).__name__}: {one_line(error)})") from error
             if not isinstance(loaded, self.kind) or loaded.name != name:
-                raise InputError(f"{described} must be a {self.kind.__name__} of that name")
+                raise InputError(f"{label} must be a {self.kind.__name__} of that name")
             entry = self._entries[name] = loaded
         return entry
 

@@ -46,7 +46,7 @@ class DataConfig(Section, section="data"):
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    memory_mb: Count = 512  #: decoded images of at most this size stay in memory, unless the crop is random
+    memory_mb: Count = 512  #: keep decoded images in memory if all fit in this many MB; never with a random crop
 
     def check(self) -> None:
         has_count = self.split != "sorted" or self.train_samples > 0
@@ -76,7 +76,7 @@ class StageConfig(Section, section="training"):
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
     init_from: str = ""  #: run folder, weights file or model of the package with the start weights (default: random)
     loggers: str = ""  #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
-    log_every: Positive = 50  #: steps, as the next two fields
+    log_every: Positive = 50  #: in steps, as are the next two fields
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
     evaluation_images: Positive = 1_000  #: test images of an evaluation during training
@@ -169,7 +169,7 @@ class PriorConfig(Section, section="prior"):
 
 
 class RefinerConfig(Section, section="progressive.network"):
-    """The network in front of a decoder of the model's shape; both are the progressive decoder (docs/method.md)."""
+    """The first part of the progressive decoder, in front of a decoder of the model's shape (docs/method.md)."""
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
     residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels

@@ -82,7 +82,7 @@ TABLE_7 = settings("Table 7 (latent grid)", _STRIDES) | settings(
     "Table 7", _TABLES_6_AND_7 | {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
 )
 
-# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers, 0, is not a field.
+# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0: there is no such field.
 _TABLES_8_AND_9 = {
     "prior.network": {"hidden_units": [128, 128, 64, 64], "attention_heads": 8, "kernel": 5},
     "prior.training.polyak_decay": 0.99,
@@ -138,7 +138,7 @@ _TREEVQ = {
 }  # fmt: skip
 
 
-def _make_deep_preset(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
+def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
     """Return a preset with fewer positions and more levels, and its prior (docs/results.md, "Samples")."""
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
@@ -160,21 +160,17 @@ TREEVQ = System(
     config=SingleGridConfig(),
     settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
     extras=(
-        _make_deep_preset("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
-        _make_deep_preset("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
-        _make_deep_preset(
-            "imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", {**_DEEP, "model.stride": 8}
-        ),
-        _make_deep_preset("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
+        _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
+        _make_deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
+        _make_deep("imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", _DEEP | {"model.stride": 8}),
+        _make_deep("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
 
 _AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
-_LEAVES = settings(
-    "as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}
-)  # as many as leaves of HR-VQVAE, m^3: the same bits
+_LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})  # m^3, the leaves of HR-VQVAE
 
 VQVAE = System(
     name="vqvae",
@@ -222,7 +218,7 @@ VQGAN = System(
 )
 
 
-def _make_original_preset(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
+def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
     """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not print."""
     data = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
     return ExtraPreset(
@@ -245,11 +241,11 @@ VQVAE2 = System(
     model="hrvqvae.models.vqvae2:VQVAE2",
     settings=TABLE_7 | TABLE_9 | _NOT_PRINTED,
     extras=(
-        _make_original_preset(
+        _make_original(
             "ffhq1024", "VQVAE-2 as first published, ffhq at 1024 pixels", "ffhq",
             {"data": _FFHQ, "training": {"epochs": 0, "batch_size": 8}},
         ),
-        _make_original_preset(
+        _make_original(
             "imagenet256", "VQVAE-2 as first published, imagenet at 256 pixels", "imagenet",
             {"data": _IMAGENET, "training.epochs": 0},
         ),
