@@ -20,15 +20,15 @@ from hrvqvae.data.image_sets import chunk_by_size
 from hrvqvae.data.images import (
     SUFFIXES,
     BrokenImageError,
-    Open,
+    OpenImage,
     decode_image,
     describe_conversions,
+    remove_image_suffix,
     to_pil,
-    without_suffix,
     write_image,
 )  # fmt: skip
-from hrvqvae.data.loading import is_stored, open_whole
-from hrvqvae.data.sources.files import LISTS, FolderSource
+from hrvqvae.data.loading import is_shard_path, open_whole
+from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import Outputs, safe_name, write_output
@@ -36,7 +36,8 @@ from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
 _IMAGES, _PIXELS = 1024, 1 << 26  # at most, that are worked on together: one block of an archive
-_Images = dict[str, tuple[str, Open]]  # by the name of the codes: the place of the image, and a function that opens it
+# By the name of the codes: the place of the image, and a function that opens the image.
+_Images = dict[str, tuple[str, OpenImage]]
 
 
 @dataclass
@@ -53,12 +54,12 @@ def _find_images(paths: Sequence[Path]) -> _Images:
     images: _Images = {}
     for path in paths:
         kind = path.suffix.lower()
-        many = path.is_dir() or kind in LISTS or (kind not in SUFFIXES and is_stored(path))
+        many = path.is_dir() or kind in LIST_SUFFIXES or (kind not in SUFFIXES and is_shard_path(path))
         source = open_whole(path) if many else FolderSource(path.parent, [path.name])
-        if kind in LISTS and not Path(source.where(0)).is_file():
+        if kind in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):
-            name, where = without_suffix(source.name(row)), source.where(row)
+            name, where = remove_image_suffix(source.name(row)), source.where(row)
             other, _ = images.get(name, (where, None))  # the same file may be given twice
             if other != where or (name in images and not isinstance(source, FolderSource)):
                 raise InputError(f"{other} and {where} would both be named {name}; compress them apart")

@@ -98,7 +98,7 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
 def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
     gradient = np.tile(np.arange(0, 200, dtype=np.uint8), (50, 1))
     Image.fromarray(gradient).save(tmp_path / "x.png")
-    crops = [decode_image(tmp_path / "x.png", 1, size=50, place=(place, 0.5)).pixels for place in (0.0, 0.5, 1.0)]
+    crops = [decode_image(tmp_path / "x.png", 1, size=50, position=(x, 0.5)).pixels for x in (0.0, 0.5, 1.0)]
     assert [int(crop[0, 0, 0]) for crop in crops] == [0, 75, 150]
     assert all(crop.shape == (1, 50, 50) for crop in crops)
     Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")

@@ -297,7 +297,7 @@ def test_names_that_stand_for_files(tmp_path: Path) -> None:
 
 
 def test_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "KEPT_FROM", 10)
+    monkeypatch.setattr(tars, "MIN_INDEXED_IMAGES", 10)
     shards, scanned, real = store("tar", tmp_path / "shards" / "x", drawn(15)), list[str](), tars.scan
     monkeypatch.setattr(tars, "scan", lambda path, *lists: (scanned.append(path.name), real(path, *lists)))
 

@@ -1,7 +1,7 @@
-"""Batches in an order that depends on (seed, epoch, index) alone, decoded by worker processes.
+"""Batches of decoded images. Worker processes decode them; the seed alone decides their order.
 
-The training images form an endless stream, epoch after epoch. Step s takes the samples s * batch to (s + 1) * batch - 1
-of it, so a run that resumes at step s needs to remember nothing else.
+The training images form an endless stream, epoch after epoch. Step s takes samples s * batch_size to
+(s + 1) * batch_size - 1 of the stream. So a run can resume at step s without further state.
 """
 
 from __future__ import annotations
@@ -27,51 +27,52 @@ from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 
-Sample = tuple[int, Augmentation | None]
-Order = Callable[[int, int], NDArray[np.int64]]
+Sample = tuple[int, Augmentation | None]  # index of an image, and its augmentation if any
+Order = Callable[[int, int], NDArray[np.int64]]  # (seed, epoch) to a permutation of the images
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of images, with messages about its decoding."""
+    """A batch of images, with messages about their decoding."""
 
     images: Tensor  # (B, C, Y, X) uint8
     labels: Tensor  # (B,) int64, zeros where there are no classes
-    broken: tuple[str, ...] = ()  # messages about the images that were left out
-    lost: tuple[str, ...] = ()  # what the conversion of images lost
-    fatal: InputError | None = None  # an error that no setting skips
+    broken: tuple[str, ...] = ()  # a message per image that could not be decoded
+    lost: tuple[str, ...] = ()  # losses of conversions, such as "colour to greyscale"
+    fatal: InputError | None = None  # an error that `data.on_error` does not skip
 
 
-def group_by_size(sizes: Sequence[tuple[Any, ...]], pixels: int) -> Iterator[list[int]]:
-    """Yield the indices of images of equal size, in groups of at most `pixels` pixels; a larger image is alone.
+def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator[list[int]]:
+    """Yield the indices of images of equal size, in groups of at most `max_pixels` pixels.
 
-    `sizes` are the height and width of each image, and further values that must be equal in a group.
+    An image with more pixels is a group of its own. `sizes` holds the height and width of each image, and any further
+    values that must be equal in a group.
     """
     by_size: dict[tuple[Any, ...], list[int]] = {}
     for index, size in enumerate(sizes):
         by_size.setdefault(size, []).append(index)
     for (height, width, *_), indices in by_size.items():
-        yield from chunk_by_size(indices, lambda _, area=height * width: area, pixels)  # type: ignore[misc]
+        yield from chunk_by_size(indices, lambda _, area=height * width: area, max_pixels)  # type: ignore[misc]
 
 
 def sample_stream(
     num_images: int, batch_size: int, seed: int, first_step: int = 0, rank_slice: RankSlice = WHOLE,
     order: Order | None = None,
 ) -> Iterator[list[Sample]]:  # fmt: skip
-    """Yield the samples of each step from `first_step` on, without end, or this process's slice of them.
+    """Yield the samples of each step without end, from `first_step` on; with `rank_slice` a slice of each step.
 
-    `order` returns the permutation of the images by (seed, epoch); by default it is uniformly random.
+    `order` returns the permutation of an epoch (default: uniformly random).
     """
-    current, indices = -1, np.empty(0, np.int64)
+    permuted_epoch, permutation = -1, np.empty(0, np.int64)
     for step in itertools.count(first_step):
         samples: list[Sample] = []
-        for place in rank_slice.of(batch_size):
-            epoch, within = divmod(step * batch_size + place, num_images)
-            if epoch != current:
-                current = epoch
-                indices = order(seed, epoch) if order else make_rng("order", seed, epoch).permutation(num_images)
-            index = int(indices[within])
+        for offset in rank_slice.of(batch_size):
+            epoch, position = divmod(step * batch_size + offset, num_images)
+            if epoch != permuted_epoch:
+                permuted_epoch = epoch
+                permutation = order(seed, epoch) if order else make_rng("order", seed, epoch).permutation(num_images)
+            index = int(permutation[position])
             samples.append((index, (seed, epoch, index)))
         yield samples
 
@@ -80,15 +81,17 @@ def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
     rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield augmented training batches from step `first_step` on, without end; closing it ends the workers.
+    """Yield augmented training batches without end, from step `first_step` on.
+
+    Close the generator to end its worker processes.
 
     Args:
-        batch_size: images of a batch, in all processes together.
+        batch_size: images per batch, summed over all processes.
         rank_slice: the slice of each batch that this process reads.
 
     Raises:
-        BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image takes its place.
-        InputError: every image is broken, or the process that decodes them was ended.
+        BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image replaces it instead.
+        InputError: every image is broken, or a worker process was killed.
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
     for batch in read_batches(images, samples, workers):
@@ -101,25 +104,31 @@ def evaluation_batches(
     images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
     rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield every image that can be decoded once, in order, not augmented, or this process's slice of them.
+    """Yield batches of the images in order, without augmentation; with `rank_slice` a slice of the images.
 
-    `limit` images are spread evenly over the set, since folders are sorted by class. Raises as `batches`.
+    With `limit`, take so many images, evenly spread over the set, since folders are sorted by class. Broken images are
+    left out with `data.on_error` "skip". Raises as `read_batches`.
     """
     count = len(images) if limit is None else min(limit, len(images))
-    indices = [place * len(images) // count for place in rank_slice.of(count)]
+    indices = [position * len(images) // count for position in rank_slice.of(count)]
     for batch in read_batches(images, chunk_samples(indices, batch_size), workers):
         if len(batch.images):
             yield batch
 
 
 def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
-    """Yield the samples of batches of these images, not augmented."""
+    """Yield a list of samples per batch, without augmentation."""
     for start in range(0, len(indices), batch_size):
         yield [(index, None) for index in indices[start : start + batch_size]]
 
 
 def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
-    """Yield a batch per list of samples, empty if all its images are broken. Raises as `batches`."""
+    """Yield a batch per list of samples; the batch is empty if all its images are broken.
+
+    Raises:
+        BrokenImageError: an image can't be decoded, and `data.on_error` is "stop".
+        InputError: a file of images is missing or damaged, or a worker process was killed.
+    """
     loader = open_loader(_BatchReader(images), samples, workers if images.pixels is None else 0)
     with explain_worker_errors():
         for batch in loader:
@@ -133,7 +142,7 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
 
 
 class _BatchReader(Dataset[Batch]):
-    """Reads batches. In training the next image replaces a broken image, so that every batch is full."""
+    """Decodes lists of samples. The next image replaces a broken image that would be augmented: batches stay full."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
@@ -145,7 +154,7 @@ class _BatchReader(Dataset[Batch]):
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
                     image, lost = self.images.decode(index, augmentation)
-                except BrokenImageError as error:  # returned, since a worker would raise it with a traceback
+                except BrokenImageError as error:  # a worker would raise it with a traceback
                     broken.append(str(error))
                     index = (index + 1) % len(self.images)
                     continue
@@ -159,19 +168,19 @@ class _BatchReader(Dataset[Batch]):
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
-def open_loader(dataset: Dataset[T], samples: Iterable[Any], workers: int, *, keep: bool = False) -> DataLoader[T]:
-    """Return a loader of the items of a data set for the samples, in order.
+def open_loader(
+    dataset: Dataset[T], samples: Iterable[Any], workers: int, *, keep_workers: bool = False
+) -> DataLoader[T]:
+    """Return a loader that yields `dataset[sample]` for each sample, in order.
 
     Args:
-        dataset: The data set.
-        samples: What it is indexed by.
-        workers: Processes that read, at most one per core.
-        keep: Whether the processes stay when all samples are read, for the next time that the loader is iterated.
+        workers: number of worker processes, limited to the number of cores; with 0 this process reads.
+        keep_workers: keep the worker processes for the next iteration over the loader.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return DataLoader(
         dataset, batch_size=None, sampler=samples, collate_fn=_return_unchanged, worker_init_fn=_ignore_signals,
-        num_workers=min(workers, cores), persistent_workers=keep and workers > 0,
+        num_workers=min(workers, cores), persistent_workers=keep_workers and workers > 0,
     )  # fmt: skip
 
 
@@ -180,7 +189,7 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Leave a signal to the process group to the main process, which ends its workers after it has saved."""
+    """Ignore SIGINT, and SIGTERM and SIGHUP once: the main process saves first, and ends its workers then."""
 
     def ignore_once(signum: int, _: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
@@ -193,11 +202,11 @@ def _ignore_signals(_: int) -> None:
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
-    """Turn the RuntimeError of torch for a killed worker into an InputError."""
+    """Raise an InputError in place of torch's RuntimeError for a killed worker."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        fault = "a process that decodes images was ended from outside, perhaps for want of memory"
-        raise InputError(f"{fault}; try fewer with --data.workers 0") from error
+        fault = "a process that decodes images was ended from outside, perhaps because memory ran out"
+        raise InputError(f"{fault}; decode without such processes: --data.workers 0") from error

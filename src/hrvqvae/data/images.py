@@ -1,6 +1,6 @@
-"""Image files to pixels and back: PNG, JPEG and WebP are read, PNG is written.
+"""Read PNG, JPEG and WebP files, and write PNG files.
 
-Shapes: (C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB).
+Pixels are (C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 64_000_000
 Pixels = NDArray[np.uint8]
-Open = Callable[[], Image.Image]
-"""Opens an image, whose pixels need not be read yet; may raise any error of its decoder or file."""
+OpenImage = Callable[[], Image.Image]
+"""Opens an image without decoding its pixels; may raise any error of the decoder or the file system."""
 
 
 class BrokenImageError(InputError):
@@ -30,14 +30,14 @@ class BrokenImageError(InputError):
 
 
 class Decoded(NamedTuple):
-    """An image as a model sees it."""
+    """A decoded image, and the losses of its conversion."""
 
     pixels: Pixels
-    lost: str = ""  # such as "colour to greyscale"; empty where the pixels hold all that the file does
+    lost: str = ""  # such as "colour to greyscale"; empty if nothing was lost
 
 
-def without_suffix(name: str) -> str:
-    """Return the name of an image without .png, .jpg, .jpeg or .webp; any other name as it is."""
+def remove_image_suffix(name: str) -> str:
+    """Return the name of an image without .png, .jpg, .jpeg or .webp; return any other name unchanged."""
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
@@ -47,21 +47,21 @@ def open_image_file(file: Path | BinaryIO) -> Image.Image:
 
 
 def decode_image(
-    image: Path | Open, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
-    place: tuple[float, float] = (0.5, 0.5), name: str = "",
+    image: Path | OpenImage, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
+    position: tuple[float, float] = (0.5, 0.5), name: str = "",
 ) -> Decoded:  # fmt: skip
-    """Decode an image upright, with the channels of a model; `Decoded.lost` lists what the conversion lost.
+    """Decode an image, turn it upright, and convert it to 8 bits and `channels` channels.
 
-    Colours become grey by Pillow's luminance ("L"), transparent parts white, CMYK RGB, and 16 bits 8. Of several
-    frames the first is used.
+    Colours become Pillow's luminance ("L") for 1 channel. Transparent parts become white, CMYK becomes RGB. An
+    animation is reduced to its first frame. `Decoded.lost` lists the losses.
 
     Args:
-        size: height and width that a square of the short side is resized to; None keeps the image as it is.
-        place: where that square lies, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
-        name: the name in messages of an image that is not a file.
+        size: crop the largest square and resize it to `size` pixels per side; None keeps the image's size.
+        position: position of the square, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
+        name: name of the image in messages (default: its path).
 
     Raises:
-        BrokenImageError: not a PNG, JPEG or WebP that can be read, or larger than `max_pixels`.
+        BrokenImageError: the image is no readable PNG, JPEG or WebP, or is larger than `max_pixels`.
         InputError: there is no such file.
     """
     name = name or str(image)
@@ -80,7 +80,7 @@ def decode_image(
         raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
     if size is not None:
         side = min(picture.size)
-        left, top = (round(share * (length - side)) for share, length in zip(place, picture.size, strict=True))
+        left, top = (round(share * (length - side)) for share, length in zip(position, picture.size, strict=True))
         picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
     array = np.array(picture, np.uint8)
     return Decoded(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)), ", ".join(lost))
@@ -91,8 +91,8 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
     return decode_image(path, channels, max_pixels).pixels
 
 
-def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """Decode an image and turn it upright; return it, and what its first frame in 8 bits has lost."""
+def _load_upright(image: Path | OpenImage, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
+    """Return the first frame of an image, upright, and the losses: further frames, and bits beyond 8."""
     with open_image_file(image) if isinstance(image, Path) else image() as opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
@@ -105,7 +105,7 @@ def _load_upright(image: Path | Open, name: str, max_pixels: int) -> tuple[Image
 
 
 def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
-    """Convert an image to mode L (1 channel) or RGB (3), and append what that loses to `lost`."""
+    """Convert an image to mode L (1 channel) or RGB (3), and append the losses to `lost`."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -126,8 +126,8 @@ def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
 
 
 def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
-    """Return a line about the conversions that lost something, `lost` by image; empty where none did."""
-    losing = {name: what for name, what in lost.items() if what}
+    """Return a line about the images that lost something; `lost` has the loss of each image. No loss: return ""."""
+    losing = {name: loss for name, loss in lost.items() if loss}
     if not losing:
         return ""
     kinds = "; ".join(sorted(set(losing.values())))
@@ -137,16 +137,16 @@ def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
 def to_pil(image: Any) -> Image.Image:
     """Convert an array or tensor (C, Y, X), uint8 or float in [0, 1], to a greyscale or RGB image."""
     pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image).transpose(1, 2, 0)
-    if pixels.dtype != np.uint8:  # row after row: an image may be large
+    if pixels.dtype != np.uint8:  # by rows, to save memory
         pixels = np.stack([np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels])
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
 
 
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
-    """Write a PNG file, and its folder; replace an existing file (see `check_output` and `Outputs`).
+    """Write a PNG file and make its folder; replace an existing file.
 
-    `optimize` looks for the smallest file, which takes several times as long. The disk is not waited for, which would
-    cost 7 ms. Raises InputError if the path does not end in .png or can't be written.
+    `optimize` makes the file smaller, in several times the time. The file is not flushed to disk, which saves 7 ms.
+    Raises InputError if the path does not end in .png or can't be written.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} must end in .png")

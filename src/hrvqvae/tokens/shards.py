@@ -1,9 +1,10 @@
 """Read shards of codes, which are Parquet files, and decode them to PNG files.
 
-docs/tokens.md describes the format. Shard i holds the images i * S to (i + 1) * S - 1 by their sorted keys.
+docs/tokens.md describes the format. In the order of their keys, shard i of shards of S images holds the images i * S to
+(i + 1) * S - 1. A folder OUT of shards has these files:
 
 OUT/_manifest.json        the plan
-    part-000000.parquet   the first S images, and so on
+    part-000000.parquet   the first S images; further shards follow
     retry-000000.parquet  images that were broken at first and could be read later
     _broken.jsonl         key and error of each image that is in no shard
 """
@@ -29,7 +30,7 @@ from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import group_by_size
-from hrvqvae.data.images import to_pil, without_suffix, write_image
+from hrvqvae.data.images import remove_image_suffix, to_pil, write_image
 from hrvqvae.data.sources.parquet import open_parquet
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
@@ -38,19 +39,19 @@ from hrvqvae.utils.progress import task
 
 FORMAT = "1"
 SUFFIX = ".parquet"
-MANIFEST = "_manifest.json"  # tools that read a folder of Parquet pass over names that begin so
+MANIFEST = "_manifest.json"  # readers of folders of Parquet files skip names with a leading underscore
 _PREFIX = "hrvqvae."
-_PIXELS = 1 << 18  # most pixels of the images that are decoded together
+_MAX_PIXELS = 1 << 18  # of images that are decoded together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The model, images and options of a folder of shards."""
+    """The model, images and options of a folder of shards, as stored in the manifest."""
 
     model: str  # digest of the weights
     image_size: int | None  # height and width that every image is resized to; None keeps the size of each image
     keys: int  # number of images
-    keys_digest: str  # of their keys and labels, in order
+    keys_digest: str  # digest of all keys and labels, in order
     shard_size: int  # images per shard
     beam: int | None = None  # paths that the search keeps at each level; None keeps as many as in training
 
@@ -63,7 +64,7 @@ class Plan:
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
-        """Return the plan of a folder, or None if the folder has no plan. Raises DamagedFileError."""
+        """Return the plan of a folder, or None without a manifest. Raises DamagedFileError for a damaged manifest."""
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -76,9 +77,11 @@ class Plan:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
 
     def write_or_compare(self, folder: Path) -> None:
-        """Write the plan to a new folder, or compare it with the plan there.
+        """Write the plan to a new folder, or compare it with the plan in the folder.
 
-        Raises InputError if the folder has another plan, or shards without a plan; OSError if it can't be written.
+        Raises:
+            InputError: the folder has another plan, or shards without a plan.
+            OSError: the plan can't be written.
         """
         existing = Plan.read(folder)
         if existing is None:
@@ -87,17 +90,17 @@ class Plan:
             write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
             return
         titles = {"keys": "number of images", "keys_digest": "digest of names and labels"}
-        for name, here in dataclasses.asdict(self).items():
-            if (there := getattr(existing, name)) != here:
-                name = titles.get(name, name)
-                raise InputError(f"{folder} was begun with another {name}: {there}, not {here}; choose another folder")
+        for name, value in dataclasses.asdict(self).items():
+            if (old := getattr(existing, name)) != value:
+                title = titles.get(name, name)
+                raise InputError(f"{folder} was begun with another {title}: {old}, not {value}; choose another folder")
 
 
 def make_metadata(
     model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str],
     content: str,
 ) -> dict[str, str]:  # fmt: skip
-    """Return the key-value metadata of a shard (docs/tokens.md); `broken` has the error of each key."""
+    """Return the key-value metadata of a shard (docs/tokens.md); `broken` has errors by key."""
     values = {
         "format": FORMAT, "model": model, "config": json.dumps(config, sort_keys=True),
         "image_size": json.dumps(image_size), "classes": json.dumps(list(classes)), "version": __version__,
@@ -109,21 +112,21 @@ def make_metadata(
 
 @dataclass(frozen=True)
 class Rows:
-    """Images of a shard."""
+    """Rows of a shard, one per image."""
 
     keys: Sequence[str]
     labels: Sequence[str | int | None]  # a class name or a whole number; None for an image without a label
     sizes: Sequence[Grid]  # (height, width) in pixels, as encoded
-    codes: Sequence[Sequence[NDArray[Any]]]  # of each level, the codes (H_l, W_l) of each image
+    codes: Sequence[Sequence[NDArray[Any]]]  # codes[level][image]: (H_l, W_l)
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
-def make_schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
-    """Return the columns of shards for the number of symbols per level, with codes in the smallest type."""
+def make_schema(num_symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
+    """Return the columns of shards; `num_symbols` per level decides the type of the codes, the smallest that fits."""
     columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
-    for level, count in enumerate(symbols, start=1):
+    for level, count in enumerate(num_symbols, start=1):
         codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
         columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
     return pa.schema(columns)
@@ -131,19 +134,19 @@ def make_schema(symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Shards:
-    """Shards of a model, in order."""
+    """Shards of one model, in order."""
 
     paths: tuple[Path, ...]
-    model: str  # digest of its weights
-    classes: tuple[str, ...]  # of the first shard
-    count: int  # images in all shards
-    broken: Mapping[str, str]  # the error of each image that could not be read, by its key
-    contents: tuple[str, ...]  # of each file, the digest of its images
+    model: str  # digest of the weights
+    classes: tuple[str, ...]  # class names, from the metadata of the first shard
+    count: int  # number of images in all shards
+    broken: Mapping[str, str]  # error of each image that could not be read, by key
+    content_digests: tuple[str, ...]  # digest of the images of each shard
 
     def read_rows(self, num_levels: int) -> Iterator[Rows]:
-        """Yield every row group, with the codes of the first levels.
+        """Yield the rows of each row group, with the codes of the first `num_levels` levels.
 
-        Raises DamagedFileError if a file is damaged, lacks columns of the format, or has codes that fill no grid.
+        Raises DamagedFileError if a file is damaged or lacks columns, or if a number of codes differs from its grid.
         """
         types = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
         for level in range(1, num_levels + 1):
@@ -169,25 +172,25 @@ def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], n
     values, codes = {name: column.to_pylist() for name, column in columns.items()}, list[list[NDArray[Any]]]()
     for level, column in enumerate(lists, start=1):
         codes.append([])
-        codes_of_images = column.values.to_numpy()
+        level_codes = column.values.to_numpy()
         grids = zip(values["key"], values[f"height_{level}"], values[f"width_{level}"], strict=True)
         for (key, height, width), (start, end) in zip(grids, pairwise(column.offsets.to_numpy()), strict=True):
             if min(height, width) < 1 or end - start != height * width:
                 raise DamagedFileError(f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}")
-            codes[-1].append(codes_of_images[start:end].reshape(height, width))
+            codes[-1].append(level_codes[start:end].reshape(height, width))
     return Rows(values["key"], labels, list(zip(values["height"], values["width"], strict=True)), codes)
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
-    """Open files as shards of one model. Raises InputError if a file is no shard, or of another version or model."""
+    """Open files as shards of one model. Raises InputError if a file is no shard, or the versions or models differ."""
     shards = [_open_shard(path) for path in paths]
     first = shards[0]
     for shard in shards:
         if shard.model != first.model:
             raise InputError(f"{shard.paths[0]} and {paths[0].name} are of two models; name shards of one model")
     broken = {key: error for shard in shards for key, error in shard.broken.items()}
-    contents = tuple(shard.contents[0] for shard in shards)
-    return Shards(tuple(paths), first.model, first.classes, sum(shard.count for shard in shards), broken, contents)
+    digests = tuple(shard.content_digests[0] for shard in shards)
+    return Shards(tuple(paths), first.model, first.classes, sum(shard.count for shard in shards), broken, digests)
 
 
 def _open_shard(path: Path) -> Shards:
@@ -234,13 +237,13 @@ def detokenize(
 
     Args:
         shards: a folder of shards, or a shard.
-        out: the folder of the images; the key of an image is its path there (`Outputs.reserve`).
-        model: the model that encoded the shards; None finds it in the package.
+        out: the folder of the images; an image is written to the path `out/KEY.png` (`Outputs.reserve`).
+        model: the model that encoded the shards; None finds the model in the package.
         levels: number of levels to decode, coarse first; None decodes all.
         force: overwrite existing files.
 
     Raises:
-        InputError: shards of another model, levels out of range, or a file that is there or can't be written.
+        InputError: the model did not encode the shards, `levels` is out of range, or a file exists or can't be written.
         DamagedFileError: a shard is damaged.
     """
     opened = find_shards(shards)
@@ -249,7 +252,7 @@ def detokenize(
     outputs, count = Outputs(out, force=force), 0
     with task("detokenize", opened.count) as advance:
         for rows in opened.read_rows(num_levels):
-            paths = [outputs.reserve(without_suffix(key), ".png") for key in rows.keys]
+            paths = [outputs.reserve(remove_image_suffix(key), ".png") for key in rows.keys]
             for index, image in _decode_rows(autoencoder, rows, num_levels, shards):
                 write_image(to_pil(image), paths[index], optimize=False)
                 count += 1
@@ -258,7 +261,10 @@ def detokenize(
 
 
 def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
-    """Load a model, or the model of the package whose weights have the expected digest."""
+    """Load `model` (default: the model of the package) whose weights have the expected digest.
+
+    Raises InputError if the digest differs.
+    """
     for name in [model] if model is not None else list_models():
         run = Run(name)
         digest = run.weights_digest
@@ -271,10 +277,10 @@ def _load_model(expected: str, path: Path, model: str | None, device: str) -> Au
 
 @torch.inference_mode()
 def _decode_rows(model: Autoencoder, rows: Rows, num_levels: int, path: Path) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index and image (C, Y, X) of every row; rows of equal size and grids are decoded together."""
+    """Yield the index and image (C, Y, X) of every row; rows with equal sizes and grids are decoded together."""
     device = next(model.parameters()).device
     sizes = [(*size, *(grid.shape for grid in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
-    for group in group_by_size(sizes, _PIXELS):
+    for group in group_by_size(sizes, _MAX_PIXELS):
         stacked = (np.stack([level[index] for index in group]).astype(np.int64) for level in rows.codes)
         codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
         try:

@@ -1,7 +1,7 @@
-"""Encode images to a folder of shards of codes; a stopped command goes on when called again.
+"""Encode images to a folder of shards of codes; a second call continues a stopped call.
 
-The sorted keys of the images decide what each shard holds, so one machine and a cluster of Ray write the same files. A
-finished shard is never written again; an unfinished shard is made anew.
+The sorted keys of the images decide which images a shard holds, so one machine and a Ray cluster write the same files.
+A finished shard is never written again; an unfinished shard is started over.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from hrvqvae.utils.progress import Advance, note, task
 
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000
-ROWS = 1_000  # of a row group
-_READ, _READ_PIXELS = 256, 1 << 20  # most images, and most pixels, that a worker decodes at a time
-_READ_FULL_SIZE = 8  # most images at a time if their sizes differ
-_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # per call of the model: on a CPU its activations stay in the cache
+_GROUP_ROWS = 1_000  # rows of a row group
+_MAX_CHUNK, _MAX_CHUNK_PIXELS = 256, 1 << 20  # images and pixels of a chunk, which a worker decodes at a time
+_MAX_FULL_SIZE_CHUNK = 8  # images of a chunk if their sizes differ
+_MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # per call of the model; few on a CPU: activations stay in its cache
 Row = tuple[int, Grid, list[NDArray[np.int64]]]  # index of an image, its height and width, its codes per level
-Read = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by index, errors by key, lossy conversions
+Chunk = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by index, errors by key, losses of conversions
 
 
 @dataclass(frozen=True)
 class KeyedImages:
-    """Images in the order of their keys."""
+    """Images sorted by their keys, which are their names in the source."""
 
     source: Source
-    keys: NDArray[np.bytes_]  # sorted, each once
-    rows: NDArray[np.int64]  # (N,) in the source
+    keys: NDArray[np.bytes_]  # (N,) sorted and unique
+    rows: NDArray[np.int64]  # (N,) rows of the images in the source
     labels: pa.Array  # class names, or numbers where classes have no names; null for an image without a label
     classes: tuple[str, ...]  # names of the classes, in order
 
@@ -71,7 +71,7 @@ class KeyedImages:
         return state.hexdigest()
 
     def content_digest(self, indices: Sequence[int], broken: Collection[str]) -> str:
-        """Return a digest of the content of images, without those whose keys are `broken`."""
+        """Return a digest of the contents of images, except images whose keys are in `broken`."""
         return self.source.digest(self.rows[[index for index in indices if self.key(index) not in broken]])
 
 
@@ -88,31 +88,31 @@ def load_keyed_images(path: Path) -> KeyedImages:
     rows = sorted(range(len(names)), key=names.__getitem__)
     for row, next_row in itertools.pairwise(rows):
         if names[row] == names[next_row]:
-            raise InputError(f"{path} has two images named {names[row]}; every image needs a name of its own")
+            raise InputError(f"{path} has two images named {names[row]}; give every image a different name")
     labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
     sorted_labels = pa.array([labels[row] for row in rows], labels_type)
     return KeyedImages(source, encode_names(names[row] for row in rows), np.array(rows), sorted_labels, classes)
 
 
-class _Reader(Dataset[Read]):
-    """Decodes images by lists of their indices."""
+class _ChunkReader(Dataset[Chunk]):
+    """Decodes chunks of images, which are lists of indices."""
 
     def __init__(self, images: KeyedImages, channels: int, size: int | None, max_pixels: int) -> None:
         self.images, self.channels, self.size, self.max_pixels = images, channels, size, max_pixels
 
-    def __getitem__(self, indices: Sequence[int]) -> Read:
-        read, broken, losses = dict[int, Pixels](), dict[str, str](), list[str]()
+    def __getitem__(self, indices: Sequence[int]) -> Chunk:
+        decoded, broken, losses = dict[int, Pixels](), dict[str, str](), list[str]()
         source = self.images.source
         for index in indices:
             row = int(self.images.rows[index])
             where = source.where(row)
             try:
                 open_row = partial(source.open, row)
-                read[index], lost = decode_image(open_row, self.channels, self.max_pixels, self.size, name=where)
+                decoded[index], lost = decode_image(open_row, self.channels, self.max_pixels, self.size, name=where)
                 losses += [lost] if lost else []
-            except InputError as error:  # the reason is the same on every machine: without paths and addresses
+            except InputError as error:  # drop paths and addresses, which differ by machine
                 broken[self.images.key(index)] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
-        return read, broken, losses
+        return decoded, broken, losses
 
 
 class Tokenizer:
@@ -131,44 +131,46 @@ class Tokenizer:
         self.digest = weights_digest(self.model.state_dict())
         self._config, self._symbols = to_dict(without_paths(run.described_config)), config.model.num_symbols
         self.workers = config.data.workers if workers is None else workers
-        self._chunks = list[Sequence[int]]()  # what the loader reads when it is iterated
-        reader = _Reader(images, config.data.channels, self.size, config.data.max_pixels)
-        self._loader = open_loader(reader, self._chunks, self.workers, keep=True)
+        self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
+        reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
+        self._loader = open_loader(reader, self._chunks, self.workers, keep_workers=True)
 
     def _split(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Yield the indices in lists of as many images as a worker decodes at a time."""
-        count = _READ_FULL_SIZE if self.size is None else max(1, min(_READ, _READ_PIXELS // self.size**2))
+        """Yield the indices in chunks."""
+        count = _MAX_FULL_SIZE_CHUNK
+        if self.size is not None:
+            count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // self.size**2))
         return (indices[start : start + count] for start in range(0, len(indices), count))
 
-    def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Read]:
-        """Decode the images of shards, shard after shard, in worker processes that stay for the next call."""
+    def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
+        """Yield the decoded chunks of shards, in order. The worker processes stay for the next call."""
         self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
         with explain_worker_errors():
             yield from self._loader
 
     def write(
-        self, path: Path, indices: Sequence[int], reads: Iterator[Read] | None = None,
+        self, path: Path, indices: Sequence[int], chunks: Iterator[Chunk] | None = None,
         advance: Advance = lambda _: None,
     ) -> tuple[int, list[str]]:  # fmt: skip
-        """Write a shard whole, or nothing of it; return the number of images, and what conversions lost.
+        """Write a complete shard or none; return its number of images, broken ones included, and conversion losses.
 
-        `reads` has the decoded images of this shard and the next shards; None decodes those of this shard. `advance` is
-        called with the number of images that were read. Raises OSError if the disk is full.
+        `chunks` yields the decoded chunks of this shard and later shards (default: this shard is decoded here).
+        `advance` is called with the number of images of each chunk. Raises OSError if the disk is full.
         """
-        reads = self.read([indices]) if reads is None else reads
+        chunks = self.read([indices]) if chunks is None else chunks
         columns = make_schema(self._symbols, self.images.labels.type)
         rows, broken, losses = list[Row](), dict[str, str](), list[str]()
         with (
             replace_file(path) as temporary,
             pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
         ):
-            for images, errors, lost in itertools.islice(reads, sum(1 for _ in self._split(indices))):
+            for images, errors, lost in itertools.islice(chunks, sum(1 for _ in self._split(indices))):
                 rows += self._encode(images)
                 broken |= errors
                 losses += lost
-                while len(rows) >= ROWS:
-                    self._append_group(file, rows[:ROWS], columns)
-                    rows = rows[ROWS:]
+                while len(rows) >= _GROUP_ROWS:
+                    self._append_group(file, rows[:_GROUP_ROWS], columns)
+                    rows = rows[_GROUP_ROWS:]
                 advance(len(images) + len(errors))
             if rows:
                 self._append_group(file, rows, columns)
@@ -179,13 +181,14 @@ class Tokenizer:
 
     @torch.inference_mode()
     def _encode(self, images: dict[int, Pixels]) -> list[Row]:
-        """Encode images by index; return their rows in the order of the indices."""
+        """Encode images, given by index; return their rows, sorted by index."""
         rows, indices = list[Row](), list(images)
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in images.values()]
-        for group in group_by_size(sizes, _PIXELS.get(self.device.type, _PIXELS["cpu"])):
-            batch = torch.from_numpy(np.stack([images[indices[place]] for place in group]))
+        for group in group_by_size(sizes, _MAX_PIXELS.get(self.device.type, _MAX_PIXELS["cpu"])):
+            batch = torch.from_numpy(np.stack([images[indices[position]] for position in group]))
             codes = [level.cpu().numpy() for level in self.model.encode(batch.to(self.device))]
-            rows += [(indices[place], sizes[place], [*levels]) for place, *levels in zip(group, *codes, strict=True)]
+            for position, *levels in zip(group, *codes, strict=True):
+                rows.append((indices[position], sizes[position], levels))
         return sorted(rows, key=lambda row: row[0])
 
     def _append_group(self, file: pq.ParquetWriter, rows: Sequence[Row], columns: pa.Schema) -> None:
@@ -201,12 +204,12 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Tokenized:
-    """Counts of a folder of shards."""
+    """Numbers of images and shards in a folder of shards."""
 
-    images: int
-    broken: int  # images that could not be read, and are in no shard
+    images: int  # images in shards
+    broken: int  # images that could not be read; they are in no shard
     shards: int
-    added: int  # images that this call added
+    added: int  # images that this call encoded
 
 
 def tokenize(
@@ -214,25 +217,26 @@ def tokenize(
     workers: int | None = None, device: str = "cpu", engine: Literal["local", "ray"] = "local",
     retry_broken: bool = False, beam: int | None = None,
 ) -> Tokenized:  # fmt: skip
-    """Write the codes of images to the shards of a folder, or go on where that was stopped.
+    """Write the codes of images to a folder of shards; continue if an earlier call was stopped.
 
     Args:
         model: a run, or the name of a model inside the package.
         source: a folder of images, a list of images, tars, Parquet files or arrays (`load_keyed_images`).
         out: the folder of the shards.
-        shard_size: images per shard; None takes that of the folder, or 10,000.
-        full_size: encode images at their full size; else crop each to a square and resize it as in training.
-        workers: processes that decode images beside each model; None takes `data.workers` of the model.
-        engine: "local", or "ray" for Ray, which distributes the shards over its machines.
-        retry_broken: try again the images that were broken before.
+        shard_size: images per shard; None takes the size that the folder was begun with, or 10,000.
+        full_size: encode images at their own size (default: crop to a square and resize as in training).
+        workers: processes per model that decode images; None takes `data.workers` of the model.
+        engine: "local", or "ray" to distribute the shards over a Ray cluster.
+        retry_broken: read again the images that could not be read before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
 
     Raises:
-        InputError: no such model or source, no image, the folder is in use, was begun otherwise or can't be written.
+        InputError: the model, source or images are missing; `out` is in use, can't be written, or was begun with
+            another model, other images or other options.
         DamagedFileError: a shard of the folder is damaged.
     """
     if not (model in list_models() and not Path(model).exists()):
-        model = str(Path(model).absolute())  # other processes may work elsewhere
+        model = str(Path(model).absolute())  # processes of Ray have another working folder
     images = load_keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
     try:
@@ -251,20 +255,21 @@ def tokenize(
 
 
 def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:
-    """Write the shards that are missing, and with `retry` shards of the images that were broken before."""
+    """Write the missing shards, and with `retry` further shards of the images that were broken before."""
     _, count_before, broken = _read_existing(out, plan, tokenizer.images)
     planned = {out / name: indices for name, indices in plan.shards.items()}
     missing: dict[Path, Sequence[int]] = {path: indices for path, indices in planned.items() if not path.is_file()}
-    again = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken] if retry else []
-    retries = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
-    free = (path for path in retries if not path.exists())
-    missing |= {next(free): again[start : start + plan.shard_size] for start in range(0, len(again), plan.shard_size)}
-    lost = list[str]()
-    with task("tokenize", plan.keys, done=count_before + len(broken) - len(again)) as advance:
-        reads = tokenizer.read(missing.values())
-        in_turn = (tokenizer.write(path, indices, reads, advance) for path, indices in missing.items())
-        for _, losses in _write_on_ray(tokenizer, missing, advance) if ray else in_turn:
-            lost += losses
+    retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken] if retry else []
+    retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
+    free_paths = (path for path in retry_paths if not path.exists())
+    for start in range(0, len(retried), plan.shard_size):
+        missing[next(free_paths)] = retried[start : start + plan.shard_size]
+    losses = list[str]()
+    with task("tokenize", plan.keys, done=count_before + len(broken) - len(retried)) as advance:
+        chunks = tokenizer.read(missing.values())
+        written = (tokenizer.write(path, indices, chunks, advance) for path, indices in missing.items())
+        for _, losses_of_shard in _write_on_ray(tokenizer, missing, advance) if ray else written:
+            losses += losses_of_shard
     for path in missing.keys() - planned.keys():
         if not pq.read_metadata(path).num_rows:
             path.unlink()
@@ -275,15 +280,15 @@ def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry
         note(f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}: {lines[0].strip()}")
     else:
         (out / BROKEN).unlink(missing_ok=True)
-    if lost:
-        note(f"images converted: {len(lost):,} ({lost[0]})")
+    if losses:
+        note(f"images converted: {len(losses):,} ({losses[0]})")
     return Tokenized(count, len(broken), shards, count - count_before)
 
 
 def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
-    """Return the number of shards in a folder, of images in them, and errors of the images that could not be read.
+    """Return the number of shards in a folder, the number of their images, and the errors of broken images by key.
 
-    Raises InputError if a shard is of another model, or of other images.
+    Raises InputError if a shard is of another model or of other images.
     """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     planned = {path: indices for name, indices in plan.shards.items() if (path := out / name).is_file()}
@@ -292,41 +297,45 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
     shards = open_shards([*planned, *retries])
     if shards.model != plan.model:
         raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
-    for content, (path, indices) in zip(shards.contents, planned.items(), strict=False):
+    for content, (path, indices) in zip(shards.content_digests, planned.items(), strict=False):
         if content != images.content_digest(indices, shards.broken):
-            raise InputError(f"{path} was made of other images of the same names; choose another folder, or delete it")
-    mended = {key for rows in replace(shards, paths=tuple(retries)).read_rows(0) for key in rows.keys}
-    broken = {key: error for key, error in shards.broken.items() if key not in mended}
+            raise InputError(
+                f"{path} was made of other images of the same names; choose another folder, or delete the file"
+            )
+    repaired = {key for rows in replace(shards, paths=tuple(retries)).read_rows(0) for key in rows.keys}
+    broken = {key: error for key, error in shards.broken.items() if key not in repaired}
     return len(shards.paths), shards.count, broken
 
 
 def _write_on_ray(
     tokenizer: Tokenizer, shards: dict[Path, Sequence[int]], advance: Advance
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write shards on the cluster that RAY_ADDRESS names, else on this machine.
+    """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of `Tokenizer.write`.
 
-    Each actor holds the model, on a GPU if the cluster has GPUs. The folder, the images and the model have the same
-    paths on every machine. Ray sends no usage statistics, and logs only errors.
+    Each actor holds the model, on a GPU if the cluster has GPUs. The folder, the images and the model must have the
+    same paths on every machine. Ray sends no usage statistics by default, and logs only errors.
     """
     if not shards:
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # these are read when ray is imported
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads both when it is imported
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     from ray.util import ActorPool
 
     logging.getLogger("ray").setLevel(logging.ERROR)
-    begun = not ray.is_initialized()
-    if begun:
+    initialized_here = not ray.is_initialized()
+    if initialized_here:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         on_gpu = tokenizer.device.type == "cuda" and resources.get("GPU", 0) > 0
         workers = tokenizer.workers if on_gpu else 0
-        most = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
+        max_actors = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
         images, device, (model, full_size, beam) = ray.put(tokenizer.images), tokenizer.device.type, tokenizer.options
-        actors = [actor.remote(model, images, full_size, workers, device, beam) for _ in range(min(most, len(shards)))]
+        actors = [
+            actor.remote(model, images, full_size, workers, device, beam) for _ in range(min(max_actors, len(shards)))
+        ]
         written = ActorPool(actors).map_unordered(
             lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]), list(shards.items())
         )
@@ -335,7 +344,9 @@ def _write_on_ray(
             yield count, losses
     except ray.exceptions.RayError as error:
         reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]  # the reason is at the end
-        raise InputError(f"Ray stopped ({reason}); finished shards stay, and the same command goes on") from error
+        raise InputError(
+            f"Ray stopped ({reason}); finished shards stay; run the same command again to go on"
+        ) from error
     finally:
-        if begun:
+        if initialized_here:
             ray.shutdown()

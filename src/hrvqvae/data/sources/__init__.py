@@ -1,4 +1,4 @@
-"""Stored images: files, tars, Parquet, arrays, torch data sets. Each form is a module with one interface, `Source`."""
+"""Stored images: files, tars, Parquet files, arrays and torch data sets. Each has a module that implements `Source`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 from hrvqvae.utils.errors import InputError
 
 TRAIN = "train"
-HELD_OUT = ("test", "val", "validation")  # names of a test split, in the order in which they are taken
-WORDS = (TRAIN, *HELD_OUT)
-ENDING = 64  # last bytes of an encoded image: a checksum, or the end of its entropy-coded data
-_MAX_ENDINGS = 10_000  # per digest
+HELD_OUT = ("test", "val", "validation")  # names of a test split, the preferred name first
+SPLIT_NAMES = (TRAIN, *HELD_OUT)
+ENDING_BYTES = 64  # last bytes of an encoded image that are part of a digest, since they change with its pixels
+_MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
 
 def find_user_cache() -> Path:
@@ -32,7 +32,7 @@ def find_user_cache() -> Path:
 
 
 def encode_names(names: Iterable[str]) -> NDArray[np.bytes_]:
-    """Return names as one array, which forked processes share; surrogates stand for what is not UTF-8."""
+    """Return names as one array, which forked processes share; surrogates stand for bytes that are not UTF-8."""
     return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
 
 
@@ -42,72 +42,75 @@ def decode_name(names: NDArray[np.bytes_], row: int) -> str:
 
 
 def read_end(path: Path, start: int, size: int, count: int) -> bytes:
-    """Return at most the last `count` bytes of the `size` bytes that begin at `start` in a file."""
+    """Return the last `count` bytes, or all if there are fewer, of the `size` bytes at offset `start` of a file."""
     with path.open("rb", buffering=0) as stream:
         stream.seek(start + max(0, size - count))
         return stream.read(min(size, count))
 
 
 class Source(ABC):
-    """Stored images in a fixed order. Worker processes get a copy, so a source holds no open file.
+    """Stored images in a fixed order, each at a row. A source is copied to worker processes, so it holds no open file.
 
     Attributes:
-        labels: (N,) whole numbers or texts; None where an image has none, or labels were not asked for.
-        class_names: names of labels that are numbers; empty where there are none.
-        first: row of the first image of each file, row group or array, and the number of images at the end.
+        labels: (N,) whole numbers or texts; None if an image has no label, or labels were not requested.
+        class_names: name of each class, if labels are numbers and the classes have names; else empty.
+        first_rows: row of the first image of each file, row group or array, then the number of images.
     """
 
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] = ()
 
     def __init__(self, counts: Iterable[int]) -> None:
-        """`counts` are the images of each file, row group or array."""
-        self.first = np.cumsum([0, *counts])
+        """`counts` are the numbers of images per file, row group or array."""
+        self.first_rows = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
-        return int(self.first[-1])
+        return int(self.first_rows[-1])
 
     def locate(self, row: int) -> tuple[int, int]:
         """Return the index of the file, row group or array of an image, and the index of the image in it."""
-        index = int(np.searchsorted(self.first, row, "right")) - 1
-        return index, row - int(self.first[index])
+        index = int(np.searchsorted(self.first_rows, row, "right")) - 1
+        return index, row - int(self.first_rows[index])
 
     @abstractmethod
     def name(self, row: int) -> str:
-        """Return the name of an image, the same on every machine. Its hash decides between the splits."""
+        """Return the name of an image, the same on every machine. The name's hash decides the image's split."""
 
     @abstractmethod
     def where(self, row: int) -> str:
-        """Return where an image lies, for messages."""
+        """Return the place of an image, for messages."""
 
     @abstractmethod
     def open(self, row: int) -> Image.Image:
-        """Open an image. Raises the errors of its decoder and its file."""
+        """Open an image. Raises the errors of the decoder and the file system."""
 
     @abstractmethod
     def content(self, row: int, ending: bool) -> bytes:
-        """Return the size of a stored image, and with `ending` also bytes that change when its pixels do."""
+        """Return bytes that tell an image from others, for a digest: its size, and with `ending` also its last bytes.
+
+        A source may return other bytes that are fast to read.
+        """
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of images: of the names and sizes of all, and the endings of at most 10,000."""
-        state, every = hashlib.blake2b(digest_size=16), -(-len(rows) // _MAX_ENDINGS)
+        """Return a digest of the names and sizes of all images, and of the last bytes of at most 10,000 images."""
+        state, interval = hashlib.blake2b(digest_size=16), -(-len(rows) // _MAX_ENDINGS)
         for index, row in enumerate(map(int, rows)):
             state.update(f"{self.name(row)}\0".encode("utf-8", "surrogateescape"))
             with suppress(OSError):  # an image that can't be opened is reported when it is decoded
-                state.update(self.content(row, ending=index % every == 0))
+                state.update(self.content(row, ending=index % interval == 0))
         return state.hexdigest()
 
     def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return a random permutation of indices of `rows`, in which they can be read fast."""
+        """Return a random permutation of the indices of `rows`; a source may choose an order that is fast to read."""
         return rng.permutation(len(rows))
 
 
 class Shard(NamedTuple):
-    """A file of images, or an array in a file. All its images are of one split."""
+    """A file of images, or an array of images in a file. A shard belongs to one split."""
 
-    name: str  # below the folder; a word in it may name the split
+    name: str  # path relative to the folder; a word of the name may name the split
     path: Path
-    key: str = ""  # of the array in an .npz
+    key: str = ""  # name of the array in an .npz
 
     def __str__(self) -> str:
         return f"{self.path}: {self.key}" if self.key else str(self.path)

@@ -1,6 +1,6 @@
 """Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1).
 
-docs/own-data.md describes their names. Images stay on disk, mapped into memory, except those of a compressed .npz.
+docs/own-data.md describes the names of the arrays. Arrays are mapped into memory, except those of a compressed .npz.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hrvqvae.utils.errors import InputError, one_line
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
-_MOST_INFLATED = (2**26, 50)  # bytes of a compressed array: so many, and so many per byte of the file
+_MAX_INFLATED, _MAX_INFLATION = 2**26, 50  # a compressed array of n bytes may inflate to 2**26 + 50 n bytes
 
 
 class ArraySource(Source):
@@ -38,7 +38,7 @@ class ArraySource(Source):
     def _arrays(self) -> list[NDArray[np.uint8]]:
         return [_read_images(shard) for shard in self._shards]
 
-    def __getstate__(self) -> dict[str, Any]:  # a memory map would be pickled with its content
+    def __getstate__(self) -> dict[str, Any]:  # pickle would copy the content of a memory map
         return {name: value for name, value in vars(self).items() if name != "_arrays"}
 
     def name(self, row: int) -> str:
@@ -57,11 +57,12 @@ class ArraySource(Source):
     def content(self, row: int, ending: bool) -> bytes:
         index, within = self.locate(row)
         pixels = self._arrays[index][within]
-        return bytes(pixels[len(pixels) // 2].tobytes())  # of every image, since all are of one size
+        # Whatever `ending` is: the size tells nothing, since all images of an array have one size.
+        return bytes(pixels[len(pixels) // 2].tobytes())
 
 
 def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
-    """Return the arrays of images in files, with names below `base`. Raises InputError where there are none."""
+    """Return the arrays of images in files, named relative to `base`. Raises InputError if a file has none."""
     shards = list[Shard]()
     for file in files:
         name = file.relative_to(base).as_posix()
@@ -74,16 +75,17 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
             raise InputError(f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`")
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
-        raise InputError(f"{files[0]} is named as labels are; name the array of images")
+        raise InputError(f"{files[0]} has a name of labels; give the file of images")
     return shards
 
 
 def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
-    """Open the images of arrays. Raises InputError if an array is damaged or does not fit."""
+    """Open arrays of images. Raises InputError if an array is damaged, or its type or shape does not fit."""
     source = ArraySource(shards)
-    arrays = [_read_labels(shard) for shard in shards] if labels else []
-    if arrays and all(array is not None for array in arrays):
-        source.labels = np.concatenate([array for array in arrays if array is not None])
+    labels_of_shards = [_read_labels(shard) for shard in shards] if labels else []
+    complete = [values for values in labels_of_shards if values is not None]
+    if complete and len(complete) == len(shards):
+        source.labels = np.concatenate(complete)
     return source
 
 
@@ -96,7 +98,7 @@ def _list_keys(path: Path) -> list[str]:
 
 
 def _read_array(shard: Shard) -> NDArray[Any]:
-    """Return an array of a file, mapped into memory where it is not compressed."""
+    """Return an array of a file, as a memory map if the array is not compressed."""
     try:
         mapped = _map_member(shard) if shard.key else np.load(shard.path, mmap_mode="r", allow_pickle=False)
         return np.asarray(np.load(shard.path, allow_pickle=False)[shard.key]) if mapped is None else mapped
@@ -107,7 +109,7 @@ def _read_array(shard: Shard) -> NDArray[Any]:
 
 
 def _map_member(shard: Shard) -> NDArray[Any] | None:
-    """Return a memory map of an array of an .npz; None for a compressed or an empty array.
+    """Return a memory map of an array in an .npz, or None if the array is compressed or empty.
 
     Raises InputError if a compressed array would take too much memory.
     """
@@ -115,16 +117,15 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
         with zipfile.ZipFile(stream) as archive:
             member = archive.getinfo(f"{shard.key}.npy")
         if member.compress_type != zipfile.ZIP_STORED:
-            least, per_byte = _MOST_INFLATED
-            if member.file_size > least + per_byte * member.compress_size:
+            if member.file_size > _MAX_INFLATED + _MAX_INFLATION * member.compress_size:
                 sizes = f"{member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB"
                 raise InputError(f"{shard} has {sizes}, too much for memory; write it uncompressed with numpy.savez")
             return None
         stream.seek(member.header_offset)
-        name, extra = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
-        stream.seek(name + extra, 1)
-        header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = header(stream)
+        name_length, extra_length = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
+        stream.seek(name_length + extra_length, 1)
+        read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(stream)
         if dtype.hasobject or 0 in shape:
             return None
         return np.memmap(shard.path, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
@@ -140,21 +141,21 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
 
 
 def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
-    """Return the labels that belong to an array of images; None where there are none."""
+    """Return the labels of an array of images, or None. The name of the labels follows from the name of the images."""
     name = shard.key or shard.path.stem
-    swapped = _IMAGES.sub(lambda word: "y" if word[1].lower() == "x" else "labels", name).lower()
+    swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()
     names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
     if shard.key:
         arrays = {key.lower(): Shard("", shard.path, key) for key in _list_keys(shard.path)}
     else:
         arrays = {path.stem.lower(): Shard("", path) for path in shard.path.parent.glob("*.npy")}
-    shard_of_labels = next((arrays[name] for name in names if name in arrays), None)
-    if shard_of_labels is None:
+    labels_shard = next((arrays[name] for name in names if name in arrays), None)
+    if labels_shard is None:
         return None
-    labels = _read_array(shard_of_labels)
+    labels = _read_array(labels_shard)
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
-        raise InputError(f"{shard_of_labels} is {labels.dtype} {labels.shape}; labels are (N,) integers")
+        raise InputError(f"{labels_shard} is {labels.dtype} {labels.shape}; labels are (N,) integers")
     count = len(_read_images(shard))
     if len(labels) != count:
-        raise InputError(f"{shard_of_labels} has {len(labels):,} labels for the {count:,} images of {shard}")
+        raise InputError(f"{labels_shard} has {len(labels):,} labels for the {count:,} images of {shard}")
     return labels.reshape(-1).astype(np.int64)

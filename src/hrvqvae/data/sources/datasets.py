@@ -1,4 +1,4 @@
-"""Map-style torch data sets registered from Python: items are images (C, Y, X), or tuples (image, label)."""
+"""Map-style torch data sets given from Python: an item is an image (C, Y, X), or a tuple (image, label)."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from hrvqvae.data.images import to_pil
 from hrvqvae.data.sources import Source
 from hrvqvae.utils.errors import InputError
 
-PREFIX = "python:"  # of a data.root that names registered data sets; the run folder follows
+PREFIX = "python:"  # a data.root with this prefix names registered data sets; the run folder follows
 _REGISTERED: dict[str, dict[str, Any]] = {}
 
 
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
-    """Keep data sets for the rest of this process; return the value of data.root that names them.
+    """Register data sets in this process, and return the value of `data.root` that names them.
 
-    `name` is the run folder that is trained from them. `data.split` divides `train` unless there are test images.
+    `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides `train`.
     """
     _REGISTERED[f"{PREFIX}{name}"] = {"": train} if test is None else {"train": train, "test": test}
     return f"{PREFIX}{name}"
 
 
 def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
-    """Return the registered data sets by split; a data set that `data.split` divides is under "".
+    """Return registered data sets by split name; a data set that `data.split` divides is under "".
 
-    Raises InputError if they were registered in another process, or as `DatasetSource`.
+    Raises InputError if this process has not registered the data sets, or as `DatasetSource`.
     """
     if root not in _REGISTERED:
         advice = "give it again, hrvqvae.train(..., data=...), or name its images with --data"
         raise InputError(f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}")
-    return {word: DatasetSource(dataset, word, labels) for word, dataset in _REGISTERED[root].items()}
+    return {split: DatasetSource(dataset, split, labels) for split, dataset in _REGISTERED[root].items()}
 
 
 class DatasetSource(Source):
-    """The items of a map-style torch data set, by their indices."""
+    """The items of a map-style torch data set. The name of an image is its index."""
 
     def __init__(self, dataset: Any, split: str, labels: bool) -> None:
-        """Read the labels, from the attribute `targets` if there is one, as in torchvision, else from every item.
+        """Read the labels: from the attribute `targets` if there is one, as in torchvision, else from every item.
 
         Raises InputError if there is no item, or a label is neither a whole number nor a text.
         """
         super().__init__([len(dataset)])
-        self.dataset, self._about = dataset, f"the {split} data set" if split else "the data set"
+        self.dataset, self._title = dataset, f"the {split} data set" if split else "the data set"
         if not len(self):
-            raise InputError(f"{self._about} has no item")
+            raise InputError(f"{self._title} has no item")
         if not labels or not isinstance(dataset[0], tuple | list):
             return
         targets = getattr(dataset, "targets", None)
@@ -57,7 +57,7 @@ class DatasetSource(Source):
             targets = [dataset[row][1] for row in range(len(self))]
         self.labels = np.array([label.item() if hasattr(label, "item") else label for label in targets])
         if self.labels.shape != (len(self),) or self.labels.dtype.kind not in "iuU":
-            raise InputError(f"{self._about} has labels that are neither whole numbers nor texts")
+            raise InputError(f"{self._title} has labels that are neither whole numbers nor texts")
         if self.labels.dtype.kind != "U":
             self.class_names = tuple(map(str, getattr(dataset, "classes", ())))
 
@@ -65,13 +65,13 @@ class DatasetSource(Source):
         return str(row)
 
     def where(self, row: int) -> str:
-        return f"item {row} of {self._about}"
+        return f"item {row} of {self._title}"
 
     def content(self, row: int, ending: bool) -> bytes:
         return np.asarray(self.open(row)).tobytes()
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of the number of images and of 64 of them, unless they are drawn anew at each reading."""
+        """Return a digest of the number of images and of 64 images, but not of images that differ when read again."""
         sample = rows[:: -(-len(rows) // 64)]
         with suppress(Exception):  # an item that can't be read is reported when it is decoded
             first, second = ([self.content(row, ending=True) for row in map(int, sample)] for _ in range(2))

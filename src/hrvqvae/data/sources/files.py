@@ -14,22 +14,22 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, HELD_OUT, TRAIN, WORDS, Source, decode_name, encode_names, read_end
+from hrvqvae.data.sources import ENDING_BYTES, HELD_OUT, SPLIT_NAMES, TRAIN, Source, decode_name, encode_names, read_end
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
 
-LISTS = (".txt", ".list", ".tsv")  # of paths of images
+LIST_SUFFIXES = (".txt", ".list", ".tsv")  # suffixes of lists of paths
 _OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)")
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_UPWARDS = re.compile(r"^(\.\./|/)+")  # of a path in a list; not part of its name
+_UPWARDS = re.compile(r"^(\.\./|/)+")  # beginning of a path in a list, which is no part of an image's name
 _MAX_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files, by their names below a folder; labels are the folders at `depth`, if every file lies in one."""
+    """Image files, named relative to a folder; labels are the folders at `depth` if every file is in such a folder."""
 
     def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
         super().__init__([len(files)])
@@ -49,16 +49,16 @@ class FolderSource(Source):
     def content(self, row: int, ending: bool) -> bytes:
         path = Path(self.where(row))
         size = path.stat().st_size
-        return b"%d %b" % (size, read_end(path, 0, size, ENDING)) if ending else b"%d" % size
+        return b"%d %b" % (size, read_end(path, 0, size, ENDING_BYTES)) if ending else b"%d" % size
 
 
 def normalize(name: str) -> str:
-    """Return a name in composed Unicode: some file systems decompose letters with accents."""
+    """Return a name in composed Unicode, since some file systems decompose accented letters."""
     return unicodedata.normalize("NFC", name)
 
 
 def read_list(path: Path) -> FolderSource:
-    """Return the images of a list: a path per line, relative to the list, and after a tab a label.
+    """Return the images of a list: per line a path relative to the list, then optionally a tab and a label.
 
     Raises InputError if the list is not UTF-8 or names no image.
     """
@@ -76,14 +76,13 @@ def read_list(path: Path) -> FolderSource:
 
 
 def open_folder(folder: Path) -> dict[str, FolderSource]:
-    """Return the image files of a folder, sorted by name, by split; all under "" if there is no given split.
+    """Return the sorted image files of a folder by split name; all under "" if its folders do not divide them.
 
-    `train/` beside `test/`, `val/` or `validation/` is a given split. Of several test splits the first in this order is
-    taken; images elsewhere in the folder are in neither split, and are counted in a note. Beside other folders of
-    images, `train/` alone is a class, as in CIFAR100. Labels are the folders of the images in a split. A folder without
-    images has no source.
+    `train/` beside `test/`, `val/` or `validation/` divides them; the first of these test folders is used. Images
+    elsewhere in the folder are left out, and a note counts them. Beside other folders of images, `train/` alone is a
+    class, as in CIFAR100. Labels are the folders of the images in a split. A folder without images has no source.
 
-    Raises InputError if a split is missing, or a name has two spellings or is not UTF-8.
+    Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
     """
     files = dict[str, str]()
     for file in find_names(folder, SUFFIXES):
@@ -91,39 +90,43 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
             raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
     if not files:
         return {}
-    words = {name.split("/")[0] for name in files if "/" in name}
-    split = find_split({word if word in WORDS else "" for word in words}, folder)
-    if split and (outside := sum(name.split("/")[0] not in split for name in files)):
-        told_once(f"{folder}: {counted(outside, 'image')} outside of {split[0]}/ and {split[1]}/ left out")
+    folders = {name.split("/")[0] for name in files if "/" in name}
+    splits = find_split({name if name in SPLIT_NAMES else "" for name in folders}, folder)
+    if splits and (outside := sum(name.split("/")[0] not in splits for name in files)):
+        told_once(f"{folder}: {counted(outside, 'image')} outside of {splits[0]}/ and {splits[1]}/ left out")
     sources = dict[str, FolderSource]()
-    for word in split or ("",):
-        start = f"{word}/" if word else ""
+    for split in splits or ("",):
+        start = f"{split}/" if split else ""
         below = sorted(name.removeprefix(start) for name in files if name.startswith(start))
-        sources[word] = FolderSource(folder / word, [files[f"{start}{name}"].removeprefix(start) for name in below])
+        sources[split] = FolderSource(folder / split, [files[f"{start}{name}"].removeprefix(start) for name in below])
     return sources
 
 
-def find_split(words: Collection[str], where: Path) -> tuple[str, str] | None:
-    """Return the words that name the train and the test split, or None where `data.split` divides the images.
+def find_split(names: Collection[str], where: Path) -> tuple[str, str] | None:
+    """Return the names of the train and the test split, or None if `data.split` is to divide the images.
 
-    `words` are the words for splits in the names, "" for a name without such a word; `where` is the data, for messages.
-    Raises InputError if only one of the two splits is there.
+    Args:
+        names: the split name of each file or folder, "" if it has none.
+        where: the path of the data, for messages.
+
+    Raises:
+        InputError: only one of the two splits is there.
     """
-    test = next((word for word in HELD_OUT if word in words), None)
-    if TRAIN in words and test is not None:
+    test = next((name for name in HELD_OUT if name in names), None)
+    if TRAIN in names and test is not None:
         return TRAIN, test
-    if words and set(words) <= set(WORDS):
-        missing = "no train" if TRAIN not in words else f"none of {', '.join(HELD_OUT)}"
-        present = " and ".join(sorted(words))
-        raise InputError(f"{where} has {present}, but {missing}: add it, or name {min(words)} alone with --data")
+    if names and set(names) <= set(SPLIT_NAMES):
+        missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
+        present = " and ".join(sorted(names))
+        raise InputError(f"{where} has {present}, but {missing}: add it, or name {min(names)} alone with --data")
     return None
 
 
 def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of files with these suffixes at any depth of a folder, in no order.
 
-    Links to folders are followed, unless they lead back. Names that begin with a dot are passed over. Images in other
-    formats, and folders that can't be read, are counted in a note. Raises InputError if a name is not UTF-8.
+    Follow links to folders, except to a folder that contains the link. Skip names that begin with a dot. A note counts
+    images in other formats, and another names each folder that can't be read. Raises InputError if a name is not UTF-8.
     """
     others = Counter[str]()
     for file in _walk(folder, {_identify(path) for path in folder.resolve().parents}):
@@ -141,18 +144,19 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
 
 
 def _identify(path: str | Path) -> tuple[int, int]:
+    """Return the device and inode of a path, which are equal for a link and its target."""
     status = Path(path).stat()
     return status.st_dev, status.st_ino
 
 
 def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Yield the files at any depth of a folder; `above` are the folders that a link may not lead back to."""
+    """Yield the files at any depth of a folder; do not follow a link to a folder in `above`."""
     try:
         above = above | {_identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
     except OSError as error:
-        told_once(f"{error.filename} can't be read ({error.strerror}); what is in it is left out")
+        told_once(f"{error.filename} can't be read ({error.strerror}); its files are left out")
         return
     for entry in entries:
         if not entry.is_dir():
@@ -163,28 +167,29 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
 
 
 def _expand_braces(inner: str) -> list[str]:
-    """Return what the inside of braces stands for: 08, 09, 10 for "08..10", train and test for "train,test"."""
+    """Return the names that the inside of braces stands for: 08, 09, 10 for "08..10", a and b for "a,b"."""
     matched = _RANGE.fullmatch(inner)
     if matched is None:
         return inner.split(",")
     first, last = int(matched[1]), int(matched[2])
     if not first <= last < first + _MAX_FILES:
-        raise InputError(f"{{{inner}}} is no range of at most {_MAX_FILES:,} files that goes upwards")
+        raise InputError(f"{{{inner}}} is no range of at most {_MAX_FILES:,} files in ascending order")
     width = len(matched[1]) if matched[1].startswith("0") else 0
     return [f"{value:0{width}d}" for value in range(first, last + 1)]
 
 
 def match_files(pattern: Path) -> list[Path]:
-    """Return the files that a name, or a pattern with {00..99}, {a,b}, *, ? and [abc], matches, in order.
+    """Return the files that match a name or a pattern, in order.
 
-    Raises InputError if a file that is named without a wildcard is missing, or nothing matches.
+    A pattern has braces ({00..99}, {a,b}) or wildcards (*, ?, [abc]). Raises InputError if no file matches, or a name
+    without wildcards is no file.
     """
     if pattern.is_file():
         return [pattern]
-    *between, last = _BRACES.split(str(pattern))[::2]
+    *before_braces, last = _BRACES.split(str(pattern))[::2]
     files = list[Path]()
     for choices in itertools.product(*map(_expand_braces, _BRACES.findall(str(pattern)))):
-        name = "".join(itertools.chain(*zip(between, choices, strict=True))) + last
+        name = "".join(itertools.chain(*zip(before_braces, choices, strict=True))) + last
         if _WILDCARD.search(name):
             path = Path(name)
             matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))

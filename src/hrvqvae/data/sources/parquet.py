@@ -1,8 +1,8 @@
 """Parquet files with a column of images, the form of data sets on the Hugging Face hub (docs/own-data.md).
 
-The name of an image is its path if all paths differ, else its file and row. A row group is read as a whole. So each
-process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch draws row groups in a random order, as
-many as fit into the window together, and then their images in a random order.
+An image is named by its path if all paths differ, else by its file and row. A row group can only be read as a whole, so
+each process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch visits the row groups in a random
+order, divided into windows of as many as fit into `WINDOW_BYTES`. The images of a window are in a random order.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from hrvqvae.data.images import open_image_file
 from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
-WINDOW_BYTES = 256 * 2**20  # of uncompressed row groups that a process keeps, and whose images are mixed
-_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
+WINDOW_BYTES = 256 * 2**20  # uncompressed size of the row groups that a process keeps, and shuffles together
+_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")  # names of columns
 
 
 class Group(NamedTuple):
     """A row group of a file."""
 
     file: Path
-    position: int  # in the file
-    before: int  # rows of the file before the group
+    position: int  # index of the group in the file
+    first_row: int  # index of the group's first row in the file
     rows: int
-    bytes: int  # of the group's images, uncompressed
-    column: str  # of the bytes of images
+    bytes: int  # uncompressed size of the column
+    column: str  # path of the column with the bytes of images
 
 
 class ParquetSource(Source):
@@ -53,7 +53,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
-        """Return the paths that the files give their images; None unless all paths differ."""
+        """The paths of images in the files; None if a path is missing or two paths are equal."""
         paths = list[str]()
         for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
             with open_parquet(path) as file:
@@ -67,11 +67,11 @@ class ParquetSource(Source):
         if self._paths is not None:
             return decode_name(self._paths, row)
         index, within = self.locate(row)
-        return f"{self.groups[index].file.name}/{self.groups[index].before + within}"
+        return f"{self.groups[index].file.name}/{self.groups[index].first_row + within}"
 
     def where(self, row: int) -> str:
         index, within = self.locate(row)
-        return f"{self.groups[index].file}: row {self.groups[index].before + within}"
+        return f"{self.groups[index].file}: row {self.groups[index].first_row + within}"
 
     def open(self, row: int) -> Image.Image:
         index, within = self.locate(row)
@@ -92,7 +92,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _footers(self) -> bytes:
-        """Return a digest of the metadata of all files: sizes and offsets of the columns of each row group."""
+        """A digest of the footers of all files, which hold the sizes and offsets of the columns of each row group."""
         state = hashlib.blake2b(digest_size=16)
         for path in dict.fromkeys(group.file for group in self.groups):
             with path.open("rb") as stream:
@@ -103,17 +103,18 @@ class ParquetSource(Source):
         return state.digest()
 
     def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        group_of = np.searchsorted(self.first, rows, "right") - 1
-        present, counts = np.unique(group_of, return_counts=True)
+        group_of_row = np.searchsorted(self.first_rows, rows, "right") - 1
+        present, counts = np.unique(group_of_row, return_counts=True)
         sizes = np.array([self.groups[index].bytes for index in present])
         if sizes.sum() <= self._window:
             return super().order(rows, rng)
-        drawn = rng.permutation(len(present))
-        windows, filled = np.empty(len(present), np.int64), 0
-        for place, index in enumerate(drawn):
-            full = place > 0 and filled + sizes[index] > self._window
-            windows[index] = (windows[drawn[place - 1]] if place else 0) + full
-            filled = sizes[index] + (0 if full else filled)
+        windows = np.empty(len(present), np.int64)  # the window of each row group
+        window, filled = 0, 0
+        for index in rng.permutation(len(present)):
+            if filled and filled + sizes[index] > self._window:
+                window, filled = window + 1, 0
+            windows[index] = window
+            filled += sizes[index]
         return np.lexsort((rng.random(len(rows)), np.repeat(windows, counts)))
 
 
@@ -128,11 +129,11 @@ def open_parquet(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except Exception as error:
-        raise DamagedFileError(f"{path} is damaged, or no Parquet file ({one_line(error)}); make it anew") from error
+        raise DamagedFileError(f"{path} is damaged, or no Parquet file ({one_line(error)}); write it again") from error
 
 
 def _read_group(group: Group) -> Any:
-    """Return the images of a row group, read by this thread alone, since other threads do not outlive a fork."""
+    """Return the images of a row group. Only this thread reads: pyarrow's threads do not survive a fork."""
     import pyarrow
     import pyarrow.parquet
 
@@ -146,11 +147,11 @@ def _read_group(group: Group) -> Any:
 
 
 def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
-    """Open the images of Parquet files, of which only the metadata and the labels are read.
+    """Open the images of Parquet files; read only the metadata and the labels.
 
-    Raises InputError if a file is damaged, its columns are not as the module says, or no file has a row.
+    Raises InputError if a file is damaged, has no column of images or unusable labels, or if no file has a row.
     """
-    groups, columns, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
+    groups, labels_of_files, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
     for shard in shards:
         with open_parquet(shard.path) as file:
             rows, size = file.metadata.num_rows, shard.path.stat().st_size
@@ -159,13 +160,13 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
             groups += _list_groups(file, shard.path)
             if labels and rows:
                 values, class_names = _read_labels(file, shard.path)
-                columns.append(values)
+                labels_of_files.append(values)
                 names.add(class_names)
     if not groups:
         raise InputError(f"{shards[0].path}: there is no row in it")
     source = ParquetSource(groups)
-    complete = [values for values in columns if values is not None]
-    if complete and len(complete) == len(columns):
+    complete = [values for values in labels_of_files if values is not None]
+    if complete and len(complete) == len(labels_of_files):
         if len(names) > 1 or len({values.dtype.kind for values in complete}) > 1:
             raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
         source.labels, source.class_names = np.concatenate(complete), names.pop()
@@ -173,18 +174,18 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
 
 
 def _list_groups(file: Any, path: Path) -> list[Group]:
-    column, groups, before = _find_image_column(file.schema_arrow, path), list[Group](), 0
+    column, groups, first_row = _find_image_column(file.schema_arrow, path), list[Group](), 0
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)
         chunks = map(group.column, range(group.num_columns))
         size = next(int(chunk.total_uncompressed_size) for chunk in chunks if chunk.path_in_schema == column)
-        groups += [Group(path, index, before, group.num_rows, size, column)] if group.num_rows else []
-        before += group.num_rows
+        groups += [Group(path, index, first_row, group.num_rows, size, column)] if group.num_rows else []
+        first_row += group.num_rows
     return groups
 
 
 def _find_image_column(schema: Any, path: Path) -> str:
-    """Return the column with the bytes of images. Raises InputError where there is none, or several."""
+    """Return the column with the bytes of images. Raises InputError if there is no such column, or several."""
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:
@@ -207,7 +208,7 @@ def _find_image_column(schema: Any, path: Path) -> str:
 
 
 def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str, ...]]:
-    """Return the labels of a file and their names; no labels if a label or their column is missing."""
+    """Return the labels of a file and the names of its classes; the labels are None if any label is missing."""
     import pyarrow.parquet
     from pyarrow import types
 
@@ -219,11 +220,11 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
         raise InputError(f"{path}: column {column} has type {kind}, no numbers or texts; use --data.labels false")
-    try:  # names of numbers, as `datasets` keeps them in the metadata
+    try:  # class names, where the library `datasets` keeps them
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         names = None
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:  # keeps each text once
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:  # keep each text once
         values = file.read(columns=[column], use_threads=False).column(0)
     if values.null_count:
         return None, tuple(map(str, names or ()))

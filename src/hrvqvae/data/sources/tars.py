@@ -1,8 +1,8 @@
-"""WebDataset tars: shards of images that are read by index.
+"""WebDataset tars: shards of images with random access by an index.
 
-docs/own-data.md describes samples, labels and class names. The headers of all shards are read once. The index of their
-images is kept in the user's cache folder, and used while the shards have the same names, sizes and times. A shard is
-opened for each image, so the number of shards is not limited by that of open files.
+docs/own-data.md describes samples, labels and class names. The first call reads the headers of all shards and writes an
+index of the images to the user's cache folder. Later calls use the index while the paths, sizes and times of the shards
+are the same. A shard is opened for each image, so the limit of open files does not limit the number of shards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING, Shard, Source, decode_name, encode_names, find_user_cache, read_end
+from hrvqvae.data.sources import ENDING_BYTES, Shard, Source, decode_name, encode_names, find_user_cache, read_end
 from hrvqvae.data.sources.files import normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
@@ -32,10 +32,10 @@ from hrvqvae.utils.progress import note, waiting
 
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
-KEPT_FROM = 2_000  # images; the index of fewer is not kept
-_FORMAT = 3  # of a kept index
+MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
+_FORMAT = 3  # version of the index in the cache
 _BLOCK = 512  # bytes; a tar is made of blocks
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # a member's sample and extension, as WebDataset divides its name
+_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # sample and extension in the name of a member, as in WebDataset
 
 
 class TarSource(Source):
@@ -45,13 +45,13 @@ class TarSource(Source):
         self, files: Sequence[Path], counts: Sequence[int], spans: NDArray[np.int64], names: NDArray[np.bytes_],
         labels: NDArray[np.int64],
     ) -> None:  # fmt: skip
-        """Take the index of the shards.
+        """Keep the index of the shards.
 
         Args:
             counts: images in each shard.
-            spans: (N, 2) offset of each image in its shard, and its length.
-            names: (N,) as by `encode_names`.
-            labels: (N,); NO_LABEL for an image without a label.
+            spans: (N, 2) offset of each image in its shard, and length of the image in bytes.
+            names: (N,) name of each image, from `encode_names`.
+            labels: (N,) label of each image, NO_LABEL if it has none.
         """
         super().__init__(counts)
         self.files, self._spans, self._names, self.stored_labels = tuple(files), spans, names, labels
@@ -69,15 +69,16 @@ class TarSource(Source):
         return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
-        return b"%d %b" % (self._spans[row, 1], self._read_end(row, ENDING) if ending else b"")
+        return b"%d %b" % (self._spans[row, 1], self._read_end(row, ENDING_BYTES) if ending else b"")
 
     def _read_end(self, row: int, count: int) -> bytes:
+        """Return the last `count` bytes of an image, or all if there are fewer."""
         start, size = map(int, self._spans[row])
         return read_end(self.files[self.locate(row)[0]], start, size, count)
 
 
 def read(shards: Sequence[Shard], labels: bool) -> TarSource:
-    """Open the images of shards. Raises InputError as `scan`, and where no shard has an image."""
+    """Open the images of shards. Raises InputError as `scan`, or if no shard has an image."""
     files = [shard.path for shard in shards]
     try:
         source = _open_indexed(files)
@@ -91,7 +92,7 @@ def read(shards: Sequence[Shard], labels: bool) -> TarSource:
 
 
 def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of the classes from `classnames.txt`; none without that file."""
+    """Return the names of the classes from `classnames.txt` beside the shards or one folder above; () without it."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / CLASS_NAMES
         if path.is_file():
@@ -103,10 +104,10 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _open_indexed(files: Sequence[Path]) -> TarSource:
-    """Return the images of shards by the index in the cache, or by a new index."""
+    """Open shards with the index in the cache; without it make an index, and write it to the cache if it is large."""
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
-    # The reader of a damaged index raises any error; without a home folder no index is kept.
+    # A damaged index may raise any error. Without a home folder there is no cache.
     with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
         return TarSource(files, **np.load(stream))
     if len(files) > 1:
@@ -119,7 +120,7 @@ def _open_indexed(files: Sequence[Path]) -> TarSource:
         "counts": counts, "spans": np.array(spans, np.int64).reshape(-1, 2), "names": encode_names(names),
         "labels": np.array(labels, np.int64),
     }  # fmt: skip
-    if len(names) >= KEPT_FROM:
+    if len(names) >= MIN_INDEXED_IMAGES:
         content = io.BytesIO()
         np.savez(content, **index)
         with contextlib.suppress(OSError, InputError):
@@ -130,16 +131,16 @@ def _open_indexed(files: Sequence[Path]) -> TarSource:
 
 
 def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
-    """Append the offset and length, the label and the name of each image of a tar; note links, which are left out.
+    """Append the span (offset, length), label and name of each image of a tar. A note tells that links are left out.
 
-    Raises InputError if the file is cut short, damaged or no uncompressed tar, or a label is no whole number.
+    Raises InputError if the file is cut short, damaged or no uncompressed tar, or if a .cls file is no whole number.
     """
     links = list[str]()
     with path.open("rb") as stream:
         keys = ((_KEY.fullmatch(member.name), member) for member in _read_members(path, stream))
         named = ((matched[1], matched[2], member) for matched, member in keys if matched)
-        for _, members in groupby(named, key=lambda member: member[0]):
-            sample_labels, before = dict[str, int](), len(names)
+        for _, members in groupby(named, key=lambda parts: parts[0]):
+            sample_labels, first = dict[str, int](), len(names)
             for _, kind, member in members:
                 is_image = member.name.lower().endswith(SUFFIXES)
                 if not member.isreg():
@@ -151,18 +152,18 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
                     stream.seek(member.offset_data)
                     sample_labels[kind] = _read_label(kind, stream.read(member.size), f"{path}: {member.name}")
             label = sample_labels.get("cls", sample_labels.get("json", NO_LABEL))
-            labels.extend([label] * (len(names) - before))
+            labels.extend([label] * (len(names) - first))
     if links:
         note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
 
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and links in a tar, in order. Raises InputError where it is cut short, damaged or no tar."""
+    """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short, damaged or no tar."""
     latest, reason = "", ""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # type: ignore[attr-defined]  # else it keeps every header
+                archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
                 latest = f" after its member {member.name}"
                 if member.isreg() or member.issym() or member.islnk():
                     yield member
@@ -176,7 +177,7 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def _read_label(kind: str, content: bytes, where: str) -> int:
-    """Return the label in a `.cls` or a `.json`; `NO_LABEL` for a `.json` without one."""
+    """Return the label in a `.cls` or `.json` member; `NO_LABEL` for a `.json` without a label."""
     label: Any = None
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
         label = int(content) if kind == "cls" else json.loads(content)["label"]
