@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
-from hrvqvae.compression.rate_distortion import why_no_lambda
+from hrvqvae.compression.rate_distortion import explain_no_lambda
 from hrvqvae.model import Model
 
 _LAMBDAS = tuple(2.0**power for power in range(-9, -1))
@@ -54,7 +54,7 @@ class TrainedFiles(FileCodec):
         lmbdas = (0.0, *_LAMBDAS) if networks else (0.0,)
         for levels in self.model.autoencoder.prefixes:
             yield TrainedSetting(levels)
-            if not why_no_lambda(self.model.autoencoder, levels):
+            if not explain_no_lambda(self.model.autoencoder, levels):
                 yield from (TrainedSetting(levels, lmbda) for lmbda in lmbdas)
 
     def encode(self, images: Images, setting: TrainedSetting) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Compress image files to files of codes and archives, and decompress those to PNG."""
+"""Compress image files to files of codes (.hrv) or archives (.hrva), and decompress both to PNG."""
 
 from __future__ import annotations
 
@@ -35,134 +35,143 @@ from hrvqvae.utils.outputs import Outputs, safe_name, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-_IMAGES, _PIXELS = 1024, 1 << 26  # at most, that are worked on together: one block of an archive
-# By the name of the codes: the place of the image, and a function that opens the image.
-_Images = dict[str, tuple[str, OpenImage]]
+_BATCH_IMAGES, _BATCH_PIXELS = 1024, 1 << 26  # at most, per batch; a batch is one block of an archive
+# Per name of the output: where the image lies, and a function that opens the image.
+_ImagesByName = dict[str, tuple[str, OpenImage]]
 
 
 @dataclass
-class Written:
+class CompressionOutcome:
     """The outcome of `compress_files`."""
 
-    lost: dict[str, str]  # what each image lost when it was converted to the model's channels
-    bytes: int = 0  # size of all files, or growth of the archive
-    pixels: int = 0  # size of the pixels in bytes
+    lost: dict[str, str]  # of each image, by where it lies: what conversion to the model's channels lost
+    bytes: int = 0  # total size of the files, or growth of the archive
+    pixels: int = 0  # size of the uncompressed images in bytes
 
 
-def _find_images(paths: Sequence[Path]) -> _Images:
-    """Return the images of files, folders, lists, tars, Parquet files and arrays, whose names must differ."""
-    images: _Images = {}
+def _find_images(paths: Sequence[Path]) -> _ImagesByName:
+    """Return all images of files, folders, lists, tars, Parquet files and arrays. Two images must not share a name."""
+    images: _ImagesByName = {}
     for path in paths:
-        kind = path.suffix.lower()
-        many = path.is_dir() or kind in LIST_SUFFIXES or (kind not in SUFFIXES and is_shard_path(path))
-        source = open_whole(path) if many else FolderSource(path.parent, [path.name])
-        if kind in LIST_SUFFIXES and not Path(source.where(0)).is_file():
+        suffix = path.suffix.lower()
+        is_collection = path.is_dir() or suffix in LIST_SUFFIXES or (suffix not in SUFFIXES and is_shard_path(path))
+        source = open_whole(path) if is_collection else FolderSource(path.parent, [path.name])
+        if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):
             name, where = remove_image_suffix(source.name(row)), source.where(row)
-            other, _ = images.get(name, (where, None))  # the same file may be given twice
-            if other != where or (name in images and not isinstance(source, FolderSource)):
-                raise InputError(f"{other} and {where} would both be named {name}; compress them apart")
+            earlier, _ = images.get(name, (where, None))  # a file may be given twice
+            if earlier != where or (name in images and not isinstance(source, FolderSource)):
+                raise InputError(f"{earlier} and {where} would both be named {name}; compress them apart")
             images[name] = where, partial(source.open, row)
     return images
 
 
-def _read_batches(model: Model, images: _Images, written: Written, skip: bool) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield batches of images with their names; `skip` leaves out broken images, with a notice."""
+def _read_batches(
+    model: Model, images: _ImagesByName, outcome: CompressionOutcome, skip: bool
+) -> Iterator[list[tuple[str, Tensor]]]:
+    """Yield batches of (name, image). With `skip`, broken images are left out with a notice."""
 
-    def read() -> Iterator[tuple[str, Tensor]]:
-        for name, (where, opens) in images.items():
+    def read_images() -> Iterator[tuple[str, Tensor]]:
+        for name, (where, open_image) in images.items():
             try:
-                pixels, lost = decode_image(opens, model.autoencoder.channels, model.config.data.max_pixels, name=where)
+                pixels, lost = decode_image(
+                    open_image, model.autoencoder.channels, model.config.data.max_pixels, name=where
+                )
             except BrokenImageError as error:
                 if not skip:
                     raise InputError(f"{error}; leave such images out with --on-error skip") from error
                 note(f"{error}; left out")
                 continue
-            written.lost[where] = lost
-            written.pixels += pixels.size
+            outcome.lost[where] = lost
+            outcome.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
-    area = lambda image: max(math.prod(image[1].shape[1:]), _PIXELS // _IMAGES)  # noqa: E731
-    return tracked(chunk_by_size(read(), area, _PIXELS), "compress", len(images), len)
+    count_pixels = lambda image: max(math.prod(image[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)  # noqa: E731
+    return tracked(chunk_by_size(read_images(), count_pixels, _BATCH_PIXELS), "compress", len(images), len)
 
 
 def compress_files(
     model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
     lmbda: float | None = None, *, force: bool = False, skip: bool = False,
-) -> Written:  # fmt: skip
-    """Write the codes of image files. Notices say what images lost by conversion, and what is there already.
+) -> CompressionOutcome:  # fmt: skip
+    """Compress image files. Notices tell of losses by conversion, and of images that an archive has already.
 
     Args:
         model: The model.
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
-        out: X.hrv for one image; X.hrva, an archive, to which images are appended unless it has them; otherwise a
-            folder, which gets one file per image.
+        out: X.hrv for one image; X.hrva, an archive to append to; otherwise a folder, for one file per image.
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
         force: Overwrite files (.hrv) that exist.
-        skip: Leave out images that can't be read, with a notice of each.
+        skip: Leave out images that can't be read, with a notice per image.
 
     Raises:
-        InputError: As `Model.compress`; an image can't be read, a file exists already, or `out` can't be written.
+        InputError: As for `Model.compress`; or an image can't be read, a file exists already, `out` can't be written.
     """
     model.autoencoder.check_levels(levels)
     outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
-    images, written = _find_images(paths), Written({})
+    images, outcome = _find_images(paths), CompressionOutcome({})
     if archive.is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        _append(model, images, out, levels, lmbda, written, skip)
+        _append(model, images, out, levels, lmbda, outcome, skip)
     else:
         targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
-        for batch in _read_batches(model, images, written, skip):
+        for batch in _read_batches(model, images, outcome, skip):
             sources = [images[name][0] for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             for (name, _), content in zip(batch, files, strict=True):
                 write_output(targets[name], content)
-                written.bytes += len(content)
-    if not written.lost:
+                outcome.bytes += len(content)
+    if not outcome.lost:
         raise InputError("no image could be read")
-    if converted := describe_conversions(written.lost):
-        note(converted)
-    return written
+    if conversions := describe_conversions(outcome.lost):
+        note(conversions)
+    return outcome
 
 
 def _append(
-    model: Model, images: _Images, path: Path, levels: int | None, lmbda: float | None, written: Written, skip: bool
+    model: Model,
+    images: _ImagesByName,
+    path: Path,
+    levels: int | None,
+    lmbda: float | None,
+    outcome: CompressionOutcome,
+    skip: bool,
 ) -> None:
-    encode, used, new = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
-    before, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, written, skip)
-    first = next(batches, [])  # write no empty archive
-    if not first:
+    encode, used_levels, appended = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
+    old_size, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, outcome, skip)
+    first_batch = next(batches, [])  # so that no empty archive is written
+    if not first_batch:
         return
     model.run.keep_state()
     with archive.appending(path, model.entropy_model) as writer:
         if writer.set_aside:
-            left = counted(writer.archive.left_over, "byte")
-            before -= writer.archive.left_over
-            note(f"{path} ended with {left} of no whole block: moved to {writer.set_aside}")
-        for batch in chain([first], batches):
+            left_over = counted(writer.archive.left_over, "byte")
+            old_size -= writer.archive.left_over
+            note(f"{path} ended with {left_over} of no whole block: moved to {writer.set_aside}")
+        for batch in chain([first_batch], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
             sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
-            new += writer.append(codes, sizes, [_archived_name(name) for name, _ in batch], used)
-    if new < len(written.lost):
-        note(f"{path} had {len(written.lost) - new} of {counted(len(written.lost), 'image')} already")
-    written.bytes = path.stat().st_size - before
+            appended += writer.append(codes, sizes, [_archived_name(name) for name, _ in batch], used_levels)
+    if appended < len(outcome.lost):
+        note(f"{path} had {len(outcome.lost) - appended} of {counted(len(outcome.lost), 'image')} already")
+    outcome.bytes = path.stat().st_size - old_size
 
 
 def _archived_name(name: str) -> str:
-    """Return the name of an image in an archive: its own, if that is UTF-8 and not too long."""
+    """Return the name that an archive stores: `name`, if it is UTF-8 and short enough, or a safe name."""
     encoded = name.encode(errors="replace")
     return name if encoded.decode() == name and len(encoded) <= archive.MOST_NAME else safe_name(name)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """The target PNG of each image, by its index in a file of codes; `archive` is None for an .hrv."""
+    """A file to decompress, and the PNG to write for each index of an image in the file."""
 
     model: Model
     path: Path
-    archive: Archive | None
+    archive: Archive | None  # None for an .hrv
     targets: dict[int, Path]
 
 
@@ -170,19 +179,19 @@ def decompress_files(
     models: Sequence[Model], paths: Sequence[Path], out: Path, levels: int | None = None,
     names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
-    """Write the images of files of codes and archives as PNG, and return their number.
+    """Decompress files of codes and archives to PNG, and return the number of images.
 
     Args:
-        models: The model of each file.
-        paths: X.hrv and X.hrva.
+        models: The model that made each file.
+        paths: Files of codes (.hrv) and archives (.hrva).
         out: Y.png for one image, else a folder.
         levels: Largest number of levels to use (default: all).
         names: Images of archives to write (default: all).
         force: Overwrite images that exist.
 
     Raises:
-        InputError: A file of another model, no such name, an image exists already, or `out` can't be written.
-        DamagedFileError: A file is damaged; its whole images and whole levels are written before.
+        InputError: Another model made a file, a name is unknown, an image exists already, or `out` can't be written.
+        DamagedFileError: A file is damaged. Its undamaged images and levels are decompressed first.
     """
     for model in models:
         model.autoencoder.check_levels(levels)
@@ -216,26 +225,26 @@ def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) 
 
 
 def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each target with its image; append what is wrong with an image to `faults`."""
-    opened, model, least = job.archive, job.model, job.model.autoencoder.prefixes[0]
+    """Yield each target with the image to write; append messages about damage to `faults`."""
+    opened, model, min_levels = job.archive, job.model, job.model.autoencoder.prefixes[0]
     faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
-    area = lambda index: math.prod(opened.entries[index].size) if opened else 0  # noqa: E731
-    for group in chunk_by_size(job.targets, area, hrv.TOGETHER):
-        whole = list[tuple[Path, ImageCodes]]()
+    count_pixels = lambda index: math.prod(opened.entries[index].size) if opened else 0  # noqa: E731
+    for group in chunk_by_size(job.targets, count_pixels, hrv.TOGETHER):
+        decodable = list[tuple[Path, ImageCodes]]()
         for index, codes in zip(group, _read_codes(job, group, levels), strict=True):
             name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)
-            if len(codes.codes) < least:
+            if len(codes.codes) < min_levels:
                 faults.append(f"{name}: {codes.fault or 'it ends too early'}")
                 continue
             if codes.fault:
                 faults.append(f"{name}: {codes.fault}; decoded from {counted(len(codes.codes), 'whole level')}")
-            whole.append((job.targets[index], codes))
-        images = decode_images(model.autoencoder, [codes for _, codes in whole], model.device, levels)
-        yield from zip((target for target, _ in whole), images, strict=True)
+            decodable.append((job.targets[index], codes))
+        images = decode_images(model.autoencoder, [codes for _, codes in decodable], model.device, levels)
+        yield from zip((target for target, _ in decodable), images, strict=True)
 
 
 def _read_codes(job: _Job, indices: Sequence[int], levels: int | None) -> list[ImageCodes]:
-    """Return the codes of images of a file, as far as they can be read."""
+    """Return the codes of the images with these indices, as far as they can be read."""
     max_pixels = job.model.config.data.max_pixels
     if job.archive:
         return job.archive.read(indices, levels, max_pixels)

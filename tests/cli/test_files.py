@@ -268,7 +268,7 @@ def test_images_are_worked_on_by_pixels(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 144, 144, 210 and 144 pixels: a block has no more than are admitted, but one image at least."""
-    monkeypatch.setattr(image_files, "_PIXELS", 300)
+    monkeypatch.setattr(image_files, "_BATCH_PIXELS", 300)
     monkeypatch.setattr(hrv, "TOGETHER", 300)
     do("compress", run, images, "-o", tmp_path / "x.hrva")
     assert (tmp_path / "x.hrva").read_bytes().count(b"HRVB") == 3

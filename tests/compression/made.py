@@ -83,7 +83,7 @@ def bits_of(entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], l
     leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
     numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
     networks = [entropy_model.network(level) for level in range(levels)]
-    return Choice(entropy_model.layout(size).first(levels), networks, leaves.reshape(-1, levels), numbers).bits
+    return Choice(entropy_model.layout(size).truncate(levels), networks, leaves.reshape(-1, levels), numbers).bits
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

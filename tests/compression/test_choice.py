@@ -42,7 +42,7 @@ class Problem:
         """Bits of the images after that."""
         places = self.places if places is None else places
         lmbdas = np.full(len(self.errors), lmbda, np.float32)
-        self.choice.settle(places, np.ascontiguousarray(self.errors[:, places]), lmbdas)
+        self.choice.update(places, np.ascontiguousarray(self.errors[:, places]), lmbdas)
         return self.choice.bits
 
     def errors_of_chosen(self) -> NDArray[np.float64]:
@@ -129,7 +129,7 @@ def test_threads_do_not_change_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         problem = Problem(TREE, 8, count=1, height=208)
-        assert problem.grid[0] > 3 * choice._STRIP
+        assert problem.grid[0] > 3 * choice._STRIP_ROWS
         problem.choose(0.02, problem.places[::3])
         bits = problem.choose(0.02)
         found.append((problem.choice.codes.tolist(), bits.tolist()))

@@ -154,8 +154,8 @@ def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.Mo
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
     content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
-    asked, values = list[int](), Contexts.values
-    monkeypatch.setattr(Contexts, "values", lambda self, group: (asked.append(group), values(self, group))[1])
+    asked, values = list[int](), Contexts.count_values
+    monkeypatch.setattr(Contexts, "count_values", lambda self, group: (asked.append(group), values(self, group))[1])
     assert len(read_entropy_model(content).networks) == 1
     assert 1000 <= len(asked) < 3000
 
@@ -181,4 +181,4 @@ def test_levels_are_taken_together_up_to_512_values_on_one_grid() -> None:
         ((8, 8), (4, 8), 8, 8),
     ):
         contexts = usual_contexts(len(symbols) - 1, symbols, [(side, side) for side in sides])
-        assert (contexts.values(0), contexts.sets) == (values, sets)
+        assert (contexts.count_values(0), contexts.sets) == (values, sets)

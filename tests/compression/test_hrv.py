@@ -151,7 +151,7 @@ def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[
     coder.begin_decoding(state, stream, 0, len(stream))
     for number in range(count):
         counts = kinds[number % len(kinds)]
-        place = coder.target_of(state, sum(counts))
+        place = coder.find_target(state, sum(counts))
         symbol = int(np.searchsorted(np.cumsum(counts), place, side="right"))
         coder.decode(state, stream, 0, len(stream), sum(counts[:symbol]), counts[symbol], sum(counts))
         found.append(symbol)

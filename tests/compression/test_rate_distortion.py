@@ -89,7 +89,7 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 def test_images_have_a_lambda_each(device: str, run: Path) -> None:
     model, images = hrvqvae.load(run), digits(3)
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
-    codes, squares = encoder.weigh(images, torch.tensor([0.0, 0.05, 1.0], device=device))
+    codes, squares = encoder.encode_with_errors(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, lmbda in enumerate((0.0, 0.05, 1.0)):
         alone = encoder.encode(images[number : number + 1], lmbda)
         assert all(torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True))
@@ -111,8 +111,8 @@ def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> 
 def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = hrvqvae.load(run), digits(4).repeat(1, 1, 3, 3)
     usual = total(model, images, model.encode(images, 0.02), 0.02)
-    monkeypatch.setattr(rate_distortion, "_NUMBERS", 4000)
-    monkeypatch.setattr(rate_distortion, "_POSITIONS", 400)
+    monkeypatch.setattr(rate_distortion, "_MOST_NUMBERS", 4000)
+    monkeypatch.setattr(rate_distortion, "_MOST_POSITIONS", 400)
     found = total(model, images, model.encode(images, 0.02), 0.02)
     torch.testing.assert_close(found, usual, rtol=0.01, atol=0)
     assert found.sum() < 1.001 * usual.sum()
@@ -167,8 +167,8 @@ def test_gradient_and_curvature_are_those_of_the_image(
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
     monkeypatch.setattr(rate_distortion, "_PROJECTIONS", 100)
     monkeypatch.setattr(rate_distortion, "computes_bf16", lambda _: False)
-    torch.testing.assert_close(encoder.gradient(vectors, unit), slope)
-    assert (encoder.curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
+    torch.testing.assert_close(encoder.compute_gradient(vectors, unit), slope)
+    assert (encoder.compute_curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
 
 
 def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +177,10 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, mo
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[None, :, :55, :70]
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
     whole, usual = encoder.encode(image, lmbda), model.encode(image)
-    monkeypatch.setattr(rate_distortion, "_SIDE", 12)
-    monkeypatch.setattr(rate_distortion, "_AROUND", 6)
+    monkeypatch.setattr(rate_distortion, "_TILE_SIDE", 12)
+    monkeypatch.setattr(rate_distortion, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
-    found, squares = encoder.weigh(image, lmbda)
+    found, squares = encoder.encode_with_errors(image, lmbda)
     assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
     least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))
     assert tiled < least + 0.1 * (most - least)

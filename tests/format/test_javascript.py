@@ -93,7 +93,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
             codes = random_codes(entropy_model, size, 1, 100 * number + turn)
             (content,) = write(entropy_model if turn % 5 else entropy_model.bare, codes, size, count)
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
-            expected.append((size, [one.tolist() for one in entropy_model.layout(size).maps(codes[0], count)]))
+            expected.append((size, [one.tolist() for one in entropy_model.layout(size).split(codes[0], count)]))
             kinds.add(content[0])
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
     found = decode(tmp_path, arguments)

@@ -1,1 +1,1 @@
-"""Codes as files: integer models, a range coder, files and archives. Knows codes, and no network of torch's."""
+"""Codes as files: entropy models in integers, a range coder, the files .hrv and .hrva, the search for good codes."""

@@ -1,18 +1,20 @@
-"""Choose the codes of each position among a few candidates, by their error and by their bits.
+"""Choose a leaf per position among a few candidates, by error and bits.
 
-A code costs bits itself, and it is in the contexts of the codes around it. Positions are visited one after the other.
-Given the codes of all others, each position takes the candidate of the least
+A code costs bits, and as a context it changes the bits of the codes around. Positions are visited one after the other.
+With all other codes fixed, a position takes the candidate with the least
 
     error + lmbda * bits of all codes of the image
 
-so that the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
+Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
-The state of an image is the networks' sums before the ReLU and the bits of the code at every position. It changes with
-the codes. Most of the time goes into the bits of the codes around, so candidates are tried in the order of their error
-and their own bits, up to a margin. Every other strip of rows is visited first, on all threads, then the strips between.
-A code reaches less far than a strip, so the choice does not depend on the number of threads.
+The state of an image is, for every position, the networks' hidden units before the ReLU and the bits of the codes. The
+state is updated with the codes. The bits of the codes around take most of the time. So candidates are tried in the
+order of error + lmbda * their own bits, up to a margin above the best.
 
-Shapes: N images, P positions, K candidates, L levels, n leaves; M levels that have a network, H most hidden units.
+Threads work on strips of rows: first on every other strip, then on the strips between. A change reaches less far than
+a strip, so the choice does not depend on the number of threads.
+
+Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the largest network.
 """
 
 from __future__ import annotations
@@ -24,27 +26,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.kernels import count_frequencies, fill_maps, find_rows, find_set, put, sum_rows
+from hrvqvae.compression.kernels import (
+    append_code,
+    compute_frequencies,
+    fill_maps,
+    find_rows,
+    find_weight_set,
+    sum_rows,
+)
 from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import FRAME, PLACES, EntropyNetwork
+from hrvqvae.compression.network import FRAME, ZONES, EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
 CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-_STAGES = (1, 9, 1 << 30)  # offsets at which codes around are looked at, the nearest first
-_MARGINS = (4.0, 2.0)  # bits by which a candidate may still fall, before each stage
-_STRIP = 32  # rows, more than a code and another that it changes can both reach
-_FIRST, _TRY, _TAKE = np.int64(0), np.False_, np.True_  # no literals, which would be signatures of their own
+_STAGES = (1, 9, 1 << 30)  # offsets 1 to 8, the nearest, are evaluated first, then the rest; 0 is the position
+_MARGINS = (4.0, 2.0)  # before each stage, a candidate with so many bits more than the best is dropped
+_STRIP_ROWS = 32  # per strip; more than twice the largest offset
+_FIRST_OFFSET, _ESTIMATE, _APPLY = np.int64(0), np.False_, np.True_  # for literals numba would compile once more
 
 
 def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
-    """Return the networks as the kernels take them, each array padded and stacked: (M, ...).
+    """Return the arrays of all networks, each padded and stacked (M, ...), for the compiled functions.
 
-    The arrays are the numbers of each network (level, symbols, hidden units, shift, selecting group, groups, features,
-    offsets); table, bias, weights, offsets, groups and features; the offsets (dy, dx) of the features, the nearest
-    first; where the members of each offset begin; and the members, indices of features.
+    The arrays are, in this order,
+
+    - 8 numbers per network: level, values per code, hidden units, shift, selecting group, and the counts of groups,
+      of features and of distinct offsets;
+    - table, bias, weights, offsets, groups and features of `EntropyNetwork.arrays`;
+    - the distinct offsets (dy, dx) of the features, the nearest first, and the index of each offset's first member;
+    - the members: indices of features, ordered by offset.
     """
     networks_arrays = []
     for network in networks:
@@ -72,194 +85,214 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
 
 
 @compiled(inline="always")
-def _value_of(codes: CodeArray, place: int, groups: Integers, group: int, symbols: Integers) -> int:
-    """Return the value of a group from codes (L, P) at a place."""
+def _value_of(codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers) -> int:
+    """Return the value of a group at a position, from codes (L, P)."""
     value = 0
     for level in range(groups[group, 0], groups[group, 1] + 1):
-        value = value * symbols[level] + codes[level, place]
+        value = value * symbols[level] + codes[level, position]
     return value
 
 
 @compiled(inline="always")
-def _replace_row(sums: Any, table: Any, old: int, new: int, hidden: int) -> None:
-    """Replace a table row by another in the sums before the ReLU."""
-    for h in range(hidden):
+def _replace_row(sums: Any, table: Any, old: int, new: int, num_hidden: int) -> None:
+    """Replace the table row `old` by `new` in the hidden units before the ReLU."""
+    for h in range(num_hidden):
         sums[h] += np.int32(table[new, h]) - np.int32(table[old, h])
 
 
 @compiled()
-def _begin(
-    codes: CodeArray, first: int, last: int, window: Any, layout: Any, models: Any, state: Any, work: Any
+def _compute_state(
+    codes: CodeArray, begin: int, end: int, window: Any, layout: Any, networks: Any, state: Any, work: Any
 ) -> int:
-    """Write what the networks make of codes[first:last] (N, L * P): the state of these images.
+    """Write the state of the images with codes[begin:end] (N, L * P).
 
     Args:
-        window: first row and column of the grid, and rows and columns of the image's grid.
+        window: row and column at which the grid begins in the grid of the whole image, and the whole grid's size.
         work: maps, rows, sums and frequencies, overwritten.
     """
     begins, grids, symbols = layout
-    about, tables, biases, all_weights, all_offsets, all_groups, all_features = models[:7]
+    numbers, tables, biases, all_weights, all_offsets, all_groups, all_features = networks[:7]
     all_sums, all_bits = state
     all_maps, all_rows, sums, frequencies = work
     height, width = grids[0, 0], grids[0, 1]
-    for model in range(len(about)):
-        level, values, hidden, shift, selecting = about[model, :5]
-        maps, groups = all_maps[: about[model, 5]], all_groups[model, : about[model, 5]]
-        rows, features = all_rows[: about[model, 6]], all_features[model, : about[model, 6]]
-        table, bias, weights, offsets = tables[model], biases[model, :hidden], all_weights[model], all_offsets[model]
-        for image in range(first, last):
+    for network in range(len(numbers)):
+        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
+        maps, groups = all_maps[: numbers[network, 5]], all_groups[network, : numbers[network, 5]]
+        rows, features = all_rows[: numbers[network, 6]], all_features[network, : numbers[network, 6]]
+        table, bias = tables[network], biases[network, :num_hidden]
+        weights, offsets = all_weights[network], all_offsets[network]
+        for image in range(begin, end):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
-            for place in range(height * width):
-                put(maps, groups, level, values, place // width, place % width, codes[image, begins[level] + place])
-            for place in range(height * width):
-                y, x = place // width, place % width
+            for position in range(height * width):
+                code = codes[image, begins[level] + position]
+                append_code(maps, groups, level, num_symbols, position // width, position % width, code)
+            for position in range(height * width):
+                y, x = position // width, position % width
                 find_rows(maps, groups, grids, level, features, y, x, rows)
-                row, column = (y + window[0]) * PLACES // window[2], (x + window[1]) * PLACES // window[3]
-                rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * PLACES + column
+                row, column = (y + window[0]) * ZONES // window[2], (x + window[1]) * ZONES // window[3]
+                rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * ZONES + column
                 sum_rows(rows, table, bias, sums)
-                for h in range(hidden):
-                    all_sums[image, model, place, h] = sums[h]
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
-                total = count_frequencies(sums, hidden, chosen, weights, offsets, shift, frequencies, values)
-                all_bits[image, model, place] = math.log2(total / frequencies[codes[image, begins[level] + place]])
-    return last - first
+                for h in range(num_hidden):
+                    all_sums[image, network, position, h] = sums[h]
+                weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
+                total = compute_frequencies(
+                    sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
+                )
+                all_bits[image, network, position] = math.log2(
+                    total / frequencies[codes[image, begins[level] + position]]
+                )
+    return end - begin
 
 
 @compiled()
-def _change(
-    place: int, leaves: CodeArray, leaf: int, first: int, last: int, take: bool, codes: CodeArray, layout: Any,
-    models: Any, sums: Any, bits: Any, work: Any,
+def _evaluate_leaf(
+    position: int, leaves: CodeArray, leaf: int, begin: int, end: int, apply: bool, codes: CodeArray, layout: Any,
+    networks: Any, sums: Any, bits: Any, work: Any,
 ) -> float:  # fmt: skip
-    """Return by how many bits the codes of an image (L, P) grow if a place gets the codes of a leaf of `leaves` (L, n).
+    """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of `leaves` (L, n).
 
     Args:
-        first: the first of the offsets of each network to look at, up to `last` - 1; 0 is the place itself.
-        take: give the place these codes, which needs all offsets; otherwise nothing is changed.
+        begin: index of the first offset to evaluate, in each network; 0 is the position itself.
+        end: index behind the last offset to evaluate.
+        apply: give the position this leaf, and update the state; this needs all offsets. If False, nothing changes.
         work: sums, values of the groups before and after, and frequencies, overwritten.
     """
     _, grids, symbols = layout
-    about, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = models
+    numbers, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = (
+        networks
+    )
     new_sums, before, after, frequencies = work
     height, width = grids[0, 0], grids[0, 1]
-    y, x = place // width, place % width
+    y, x = position // width, position % width
     growth = 0.0
-    for model in range(len(about)):
-        level, values, hidden, shift, selecting = about[model, :5]
-        table, weights, offsets, groups = tables[model], all_weights[model], all_offsets[model], all_groups[model]
+    for network in range(len(numbers)):
+        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
+        table, groups = tables[network], all_groups[network]
+        weights, offsets = all_weights[network], all_offsets[network]
         features, around, firsts, members = (
-            all_features[model], all_around[model], all_firsts[model], all_members[model],
+            all_features[network], all_around[network], all_firsts[network], all_members[network],
         )  # fmt: skip
-        for group in range(about[model, 5]):
-            before[group] = _value_of(codes, place, groups, group, symbols)
+        for group in range(numbers[network, 5]):
+            before[group] = _value_of(codes, position, groups, group, symbols)
             after[group] = _value_of(leaves, leaf, groups, group, symbols)
-        for offset in range(first, min(last, about[model, 7])):
+        for offset in range(begin, min(end, numbers[network, 7])):
             row, column = y - around[offset, 0], x - around[offset, 1]
             if row < 0 or column < 0 or row >= height or column >= width:
                 continue
-            other = row * width + column
-            same = other != place
+            affected = row * width + column
+            unchanged = affected != position
             for member in range(firsts[offset], firsts[offset + 1]):
                 group = features[members[member], 0]
-                same = same and after[group] == before[group]
-            if same:
+                unchanged = unchanged and after[group] == before[group]
+            if unchanged:
                 continue
-            for h in range(hidden):
-                new_sums[h] = sums[model, other, h]
+            for h in range(num_hidden):
+                new_sums[h] = sums[network, affected, h]
             for member in range(firsts[offset], firsts[offset + 1]):
                 group, start = features[members[member], 0], features[members[member], 3]
-                _replace_row(new_sums, table, start + before[group], start + after[group], hidden)
-            if take:
-                for h in range(hidden):
-                    sums[model, other, h] = new_sums[h]
-            chosen, code = 0, leaves[level, leaf]
-            if other == place:
+                _replace_row(new_sums, table, start + before[group], start + after[group], num_hidden)
+            if apply:
+                for h in range(num_hidden):
+                    sums[network, affected, h] = new_sums[h]
+            weight_set, code = 0, leaves[level, leaf]
+            if affected == position:
                 if selecting >= 0:
-                    chosen = after[selecting]
+                    weight_set = after[selecting]
             else:
-                code = codes[level, other]
+                code = codes[level, affected]
                 if selecting >= 0:
-                    chosen = _value_of(codes, other, groups, selecting, symbols)
-            total = count_frequencies(new_sums, hidden, chosen, weights, offsets, shift, frequencies, values)
+                    weight_set = _value_of(codes, affected, groups, selecting, symbols)
+            total = compute_frequencies(
+                new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
+            )
             new_bits = math.log2(total / frequencies[code])
-            growth += new_bits - bits[model, other]
-            if take:
-                bits[model, other] = new_bits
-    if take:
+            growth += new_bits - bits[network, affected]
+            if apply:
+                bits[network, affected] = new_bits
+    if apply:
         for level in range(len(codes)):
-            codes[level, place] = leaves[level, leaf]
+            codes[level, position] = leaves[level, leaf]
     return growth
 
 
 @compiled(inline="always")
 def _count_own_bits(
-    place: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, models: Any, sums: Any,
+    position: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, networks: Any, sums: Any,
     work: Any, bits: Any,
 ) -> None:  # fmt: skip
-    """Write the bits of the candidates (K,) at a place to `bits`; those of equal coarser codes share frequencies."""
+    """Write the bits of each candidate's own codes to `bits` (K,).
+
+    Frequencies of a level are computed once for all candidates with equal coarser codes.
+    """
     symbols = layout[2]
-    about, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = models
+    numbers, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = networks
     new_sums, before, frequencies, totals = work
     for candidate in range(len(candidates)):
         bits[candidate] = 0.0
-    for model in range(len(about)):
-        level, values, hidden, shift, selecting = about[model, :5]
-        table, groups, features, members = tables[model], all_groups[model], all_features[model], all_members[model]
-        weights, offsets = all_weights[model], all_offsets[model]
-        for group in range(about[model, 5]):
-            before[group] = _value_of(codes, place, groups, group, symbols)
+    for network in range(len(numbers)):
+        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
+        table, groups = tables[network], all_groups[network]
+        features, members = all_features[network], all_members[network]
+        weights, offsets = all_weights[network], all_offsets[network]
+        for group in range(numbers[network, 5]):
+            before[group] = _value_of(codes, position, groups, group, symbols)
         for candidate in range(len(candidates)):
-            leaf, like, alike = candidates[candidate], 0, False
-            while like < candidate and not alike:
-                alike = True
+            leaf, twin, equal = candidates[candidate], 0, False
+            while twin < candidate and not equal:
+                equal = True
                 for coarser in range(level):
-                    alike = alike and leaves[coarser, candidates[like]] == leaves[coarser, leaf]
-                like += 0 if alike else 1
-            if like == candidate:
-                for h in range(hidden):
-                    new_sums[h] = sums[model, place, h]
-                for member in range(all_firsts[model, 1]):  # at the place itself
+                    equal = equal and leaves[coarser, candidates[twin]] == leaves[coarser, leaf]
+                twin += 0 if equal else 1
+            if twin == candidate:
+                for h in range(num_hidden):
+                    new_sums[h] = sums[network, position, h]
+                for member in range(all_firsts[network, 1]):  # at the position itself
                     group, start = features[members[member], 0], features[members[member], 3]
                     after = _value_of(leaves, leaf, groups, group, symbols)
-                    _replace_row(new_sums, table, start + before[group], start + after, hidden)
-                chosen = 0
+                    _replace_row(new_sums, table, start + before[group], start + after, num_hidden)
+                weight_set = 0
                 if selecting >= 0:
-                    chosen = _value_of(leaves, leaf, groups, selecting, symbols)
-                totals[candidate] = count_frequencies(
-                    new_sums, hidden, chosen, weights, offsets, shift, frequencies[candidate], values
+                    weight_set = _value_of(leaves, leaf, groups, selecting, symbols)
+                totals[candidate] = compute_frequencies(
+                    new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies[candidate], num_symbols
                 )
-            bits[candidate] += math.log2(totals[like] / frequencies[like, leaves[level, leaf]])
+            bits[candidate] += math.log2(totals[twin] / frequencies[twin, leaves[level, leaf]])
 
 
 @compiled()
-def _settle(
-    first: int, last: int, strips: Integers, places: Integers, images: CodeArray, candidates: CodeArray,
-    leaves: CodeArray, errors: Floats, chosen: CodeArray, lmbdas: Floats, margins: Any, layout: Any, models: Any,
+def _update(
+    begin_unit: int, end_unit: int, strips: Integers, positions: Integers, images: CodeArray, candidates: CodeArray,
+    leaves: CodeArray, errors: Floats, chosen: CodeArray, lmbdas: Floats, margins: Any, layout: Any, networks: Any,
     state: Any, work: Any,
 ) -> int:  # fmt: skip
-    """Give places their best candidates, in the units first, ..., last - 1: the strips of an image, image by image.
+    """Give positions their best candidates. Unit i of the work is strip i % S of image i // S.
 
     Args:
-        strips: (S, 2), the range of `places` of each.
+        begin_unit: the first unit to process.
+        end_unit: the unit to stop before.
+        strips: range of `positions` of each strip (S, 2).
         images: codes (N, L, P).
-        work: costs and bits (K,), and the arrays of `_change` and `_count_own_bits`, overwritten.
+        work: costs and bits (K,), and the buffers of `_evaluate_leaf` and `_count_own_bits`, overwritten.
     """
-    costs, bits, change_work, bits_work = work
+    costs, bits, leaf_work, bits_work = work
     count = len(costs)
-    for unit in range(first, last):
+    for unit in range(begin_unit, end_unit):
         image, strip = unit // len(strips), unit % len(strips)
         codes, lmbda = images[image], lmbdas[image]
         sums, image_bits = state[0][image], state[1][image]
         for index in range(strips[strip, 0], strips[strip, 1]):
-            place = places[index]
-            now = chosen[image, place]
+            position = positions[index]
+            current = chosen[image, position]
             for k in range(count):
                 bits[k] = 0.0
             if lmbda > 0:
-                _count_own_bits(place, candidates[image, place], leaves, codes, layout, models, sums, bits_work, bits)
+                _count_own_bits(
+                    position, candidates[image, position], leaves, codes, layout, networks, sums, bits_work, bits
+                )
             for k in range(count):
-                costs[k] = errors[image, index, k] - errors[image, index, now] + lmbda * (bits[k] - bits[now])
-            costs[now] = np.inf
-            best, least = now, 0.0
+                costs[k] = errors[image, index, k] - errors[image, index, current] + lmbda * (bits[k] - bits[current])
+            costs[current] = np.inf
+            best, least = current, 0.0
             for _ in range(count - 1):
                 k = 0
                 for other in range(1, count):
@@ -269,72 +302,75 @@ def _settle(
                 costs[k] = np.inf
                 if cost >= least + lmbda * margins[0]:
                     break
-                leaf = candidates[image, place, k]
+                leaf = candidates[image, position, k]
                 for stage in range(len(margins) if lmbda > 0 else 0):
                     if cost < least + lmbda * margins[stage]:
                         begin, end = _STAGES[stage], _STAGES[stage + 1]
-                        cost += lmbda * _change(
-                            place, leaves, leaf, begin, end, _TRY, codes, layout, models, sums, image_bits,
-                            change_work,
+                        cost += lmbda * _evaluate_leaf(
+                            position, leaves, leaf, begin, end, _ESTIMATE, codes, layout, networks, sums, image_bits,
+                            leaf_work,
                         )  # fmt: skip
                 if cost < least:
                     best, least = k, cost
-            if best != now:
-                chosen[image, place] = best
-                leaf = candidates[image, place, best]
-                _change(
-                    place, leaves, leaf, _FIRST, _STAGES[2], _TAKE, codes, layout, models, sums, image_bits, change_work
-                )
-    return last - first
+            if best != current:
+                chosen[image, position] = best
+                leaf = candidates[image, position, best]
+                _evaluate_leaf(
+                    position, leaves, leaf, _FIRST_OFFSET, _STAGES[2], _APPLY, codes, layout, networks, sums,
+                    image_bits, leaf_work,
+                )  # fmt: skip
+    return end_unit - begin_unit
 
 
 class Choice:
-    """The chosen candidate of each position of images (N, P), and the bits of their codes in levels with a network."""
+    """The chosen candidate of each position (N, P), and the bits of the chosen codes."""
 
     def __init__(
         self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Begin with the first candidate of each position.
+        """Choose the first candidate of each position.
 
         Args:
+            layout: Grids of the levels, all of one size.
+            networks: One per level; a level with None takes no bits.
             leaves: (n, L), the codes of all levels of each leaf.
             candidates: (N, P, K), indices of leaves.
-            window: of tiles, the first row and column, and the grid of the whole image.
+            window: For a tile of an image: the tile's first row and column, and the rows and columns of the whole grid.
         """
         self._layout, self._leaves, self._candidates = layout, leaves, candidates
         self.chosen = np.zeros((len(candidates), candidates.shape[1]), np.int32)
-        self._maps = np.ascontiguousarray(leaves[candidates[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
-        used = [network for network in networks if network is not None]
+        self._codes = np.ascontiguousarray(leaves[candidates[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
+        present = [network for network in networks if network is not None]
         self._state: Any = None
-        if not used:
+        if not present:
             return
-        models = _stack_networks(used)
-        self._models = ((layout.begins, layout.grids, layout.symbols), models)
-        units, groups, features = models[2].shape[1], models[5].shape[1], models[6].shape[1]
-        self._sizes = units, groups, int(layout.symbols.max())
-        shape = (len(candidates), len(used), candidates.shape[1])
+        stacks = _stack_networks(present)
+        self._arguments = ((layout.begins, layout.grids, layout.symbols), stacks)
+        units, groups, features = stacks[2].shape[1], stacks[5].shape[1], stacks[6].shape[1]
+        self._buffer_sizes = units, groups, int(layout.symbols.max())
+        shape = (len(candidates), len(present), candidates.shape[1])
         self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
         window = window or (0, 0, *layout.grids[0].tolist())
         height, width = layout.grids[0] + 2 * FRAME
 
-        def begin(first: int, last: int) -> None:
+        def compute_state(begin: int, end: int) -> None:
             work = (
                 np.empty((groups, height, width), np.int32), np.empty(features, np.int64), np.empty(units, np.int32),
-                np.empty(self._sizes[2], np.int64),
+                np.empty(self._buffer_sizes[2], np.int64),
             )  # fmt: skip
-            _begin(self.codes, first, last, window, *self._models, self._state, work)
+            _compute_state(self.codes, begin, end, window, *self._arguments, self._state, work)
 
-        in_parts(len(candidates), begin)
+        in_parts(len(candidates), compute_state)
 
     @property
     def codes(self) -> CodeArray:
         """The chosen codes (N, codes of all levels), level after level."""
-        return self._maps.reshape(len(self._maps), -1)
+        return self._codes.reshape(len(self._codes), -1)
 
     @property
     def bits(self) -> NDArray[np.float64]:
-        """Bits of the codes of each image (N,)."""
+        """Bits of the chosen codes of each image (N,), without levels that have no network."""
         if self._state is None:
             return np.zeros(len(self.codes))
         bits: NDArray[np.float64] = self._state[1].sum((1, 2), dtype=np.float64)
@@ -345,31 +381,33 @@ class Choice:
         """The index of the chosen leaf of each position (N, P)."""
         return np.take_along_axis(self._candidates, self.chosen[:, :, None], 2)[:, :, 0]
 
-    def settle(self, places: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
-        """Give each of P' places, in ascending order, its best candidate by errors (N, P', K) and lambdas (N,)."""
-        if self._state is None:  # take the candidate of the least error, the present one where none is less
-            now, least = self.chosen[:, places], errors.argmin(-1)
-            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, now[..., None], 2)
-            self.chosen[:, places] = np.where(better[..., 0], least, now)
-            self._maps[:, :, places] = self._leaves[self.leaves[:, places]].transpose(0, 2, 1)
+    def update(self, positions: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
+        """Choose the best candidates of P' positions (ascending), by errors (N, P', K) and lambdas (N,)."""
+        if self._state is None:  # by error alone; the current candidate where no error is less
+            current, least = self.chosen[:, positions], errors.argmin(-1)
+            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, current[..., None], 2)
+            self.chosen[:, positions] = np.where(better[..., 0], least, current)
+            self._codes[:, :, positions] = self._leaves[self.leaves[:, positions]].transpose(0, 2, 1)
             return
         width, count = int(self._layout.grids[0, 1]), self._candidates.shape[2]
-        ends = np.searchsorted(places, width * np.arange(0, self.chosen.shape[1] // width + _STRIP, _STRIP))
+        ends = np.searchsorted(
+            positions, width * np.arange(0, self.chosen.shape[1] // width + _STRIP_ROWS, _STRIP_ROWS)
+        )
         strips = np.stack([ends[:-1], ends[1:]], 1)
         leaves, lmbdas = np.ascontiguousarray(self._leaves.T), lmbdas.astype(np.float32)
-        units, groups, symbols = self._sizes
+        units, groups, symbols = self._buffer_sizes
 
-        def settle(first: int, last: int) -> None:
+        def update_units(begin: int, end: int) -> None:
             sums, before, after = np.empty(units, np.int32), *np.empty((2, groups), np.int64)
             frequencies, totals = np.empty((count, symbols), np.int64), np.empty(count, np.int64)
             work = (
                 *np.empty((2, count), np.float64), (sums, before, after, np.empty(symbols, np.int64)),
                 (sums, before, frequencies, totals),
             )  # fmt: skip
-            _settle(
-                first, last, half, places, self._maps, self._candidates, leaves, errors, self.chosen, lmbdas,
-                np.array(_MARGINS), *self._models, self._state, work,
+            _update(
+                begin, end, half, positions, self._codes, self._candidates, leaves, errors, self.chosen, lmbdas,
+                np.array(_MARGINS), *self._arguments, self._state, work,
             )  # fmt: skip
 
-        for half in (strips[::2].copy(), strips[1::2].copy()):  # of which strips are independent of each other
-            in_parts(len(self.codes) * len(half), settle)
+        for half in (strips[::2].copy(), strips[1::2].copy()):  # the strips of one half are independent of each other
+            in_parts(len(self.codes) * len(half), update_units)

@@ -1,4 +1,4 @@
-"""The entropy model of a trained model, and its file, tables.hrvt, which docs/format.md states."""
+"""The entropy model of a trained model, and the file of an entropy model, tables.hrvt (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from hrvqvae.config import Geometry, Grid
 from hrvqvae.utils.errors import DamagedFileError, printable
 
 MAGIC = b"HRVQTAB1"
-MOST_SYMBOLS = 4096  # of a level that has a network
-MOST_CODES = 1 << 27  # of an image
-_MOST_BYTES = 1 << 28
-_BODY, _BODY_PER_BYTE = 1 << 22, 8  # most bytes of the unpacked arrays, by the bytes of the file
-_CHECK = 4
-FINGERPRINT = 3
-_KINDS = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
+MOST_SYMBOLS = 4096  # per code of a level with a network
+MOST_CODES = 1 << 27  # per image
+_MOST_BODY_BYTES = 1 << 28
+_MOST_BODY, _MOST_BODY_PER_BYTE = 1 << 22, 8  # bytes of the unpacked arrays, and more per byte of the file
+_CHECK_BYTES = 4
+FINGERPRINT_BYTES = 3
+_ARRAY_TYPES = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
 
 
 @dataclass(frozen=True)
 class EntropyModel:
-    """The entropy model of a trained model, which turns its codes into bytes and back."""
+    """The entropy model of a trained model, with which codes are encoded and decoded."""
 
     name: str  # of the trained model, for messages
-    model: str  # the digest of its weights, hexadecimal
-    geometry: Geometry  # grids of the levels by image size
+    model: str  # hexadecimal digest of the trained model's weights
+    geometry: Geometry  # computes the grids of the levels from the size of an image
     symbols: tuple[int, ...]  # values per code of each level, coarse first
-    networks: tuple[EntropyNetwork | None, ...] = ()  # None: all symbols have equal frequencies; empty: none was fitted
+    networks: tuple[EntropyNetwork | None, ...] = ()  # None: equal frequencies; empty: none was fitted
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes of its file; a model that was read from a file has the bytes of that file."""
+        """The bytes of the entropy model's file: as they were read, or newly written."""
         networks = self.networks or (None,) * len(self.symbols)
         header = {
             "name": self.name,
@@ -57,13 +57,13 @@ class EntropyModel:
             ],
         }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
-        parts = [getattr(network, name).astype(kind) for network in networks if network for name, kind in _KINDS]
-        check = zlib.crc32(text).to_bytes(_CHECK, "little")
+        parts = [getattr(network, name).astype(kind) for network in networks if network for name, kind in _ARRAY_TYPES]
+        check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
         body = zlib.compress(b"".join(part.tobytes() for part in parts) + check, 9)
         return MAGIC + len(text).to_bytes(4, "little") + text + body
 
     def same_codes(self, other: EntropyModel) -> bool:
-        """Return whether both turn the same bytes into the same codes of the same model."""
+        """Return whether both entropy models decode every file alike, for the same weights."""
         if any(self.networks) or any(other.networks):
             return self.content == other.content
         return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
@@ -75,16 +75,16 @@ class EntropyModel:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """The three bytes that every file has, of the digest of `content` or, without networks, of the weights."""
+        """The first bytes of the digest of `content` or, without networks, of the digest of the weights."""
         digest = hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
-        return digest[:FINGERPRINT]
+        return digest[:FINGERPRINT_BYTES]
 
     def network(self, level: int) -> EntropyNetwork | None:
-        """Return the network of a level, or None."""
+        """Return the network of a level; None without a network."""
         return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
-        """Return the layout of the codes of an image of that size. Raises DamagedFileError if there are too many."""
+        """Return the layout of the codes of an image of a size. Raises DamagedFileError if there are too many codes."""
         grids = self.geometry.grids(*size)
         if sum(height * width for height, width in grids) > MOST_CODES:
             raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
@@ -92,31 +92,33 @@ class EntropyModel:
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:
-    """Read an entropy model from the bytes of its file. Raises DamagedFileError if it holds none, or is damaged."""
+    """Return the entropy model of a file's bytes. Raises DamagedFileError for another kind of file or a damaged one."""
     try:
         if content[:8] != MAGIC:
             raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
         length = int.from_bytes(content[8:12], "little")
         text = content[12 : 12 + length]
         unpack = zlib.decompressobj()
-        body = unpack.decompress(content[12 + length :], min(_MOST_BYTES, _BODY + _BODY_PER_BYTE * len(content)))
+        body = unpack.decompress(
+            content[12 + length :], min(_MOST_BODY_BYTES, _MOST_BODY + _MOST_BODY_PER_BYTE * len(content))
+        )
         if not unpack.eof or unpack.unused_data:
             raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
-        if body[-_CHECK:] != zlib.crc32(text).to_bytes(_CHECK, "little"):
+        if body[-_CHECK_BYTES:] != zlib.crc32(text).to_bytes(_CHECK_BYTES, "little"):
             raise DamagedFileError(f"{name} is damaged: its header does not match its checksum")
-        entropy_model = _parsed(json.loads(text.decode()), body[:-_CHECK])
+        entropy_model = _parse(json.loads(text.decode()), body[:-_CHECK_BYTES])
     except DamagedFileError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, zlib.error) as error:
         raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
-    vars(entropy_model)["content"] = content  # the digest is of the file, and another zlib may compress otherwise
+    vars(entropy_model)["content"] = content  # its digest is the fingerprint; another zlib may compress differently
     return entropy_model
 
 
-def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
+def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
     symbols = tuple(int(value) for value in header["symbols"])
-    rule = header["geometry"]
-    geometry = Geometry(int(rule["unit"]), int(rule["margin"]), tuple(int(value) for value in rule["times"]))
+    fields = header["geometry"]
+    geometry = Geometry(int(fields["unit"]), int(fields["margin"]), tuple(int(value) for value in fields["times"]))
     levels = header["levels"]
     sound = (
         geometry.unit >= 1
@@ -126,24 +128,24 @@ def _parsed(header: dict[str, Any], body: bytes) -> EntropyModel:
         and re.fullmatch("([0-9a-f]{2}){3,}", header["model"]) is not None
         and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
     )
-    if not sound or any(about and value > MOST_SYMBOLS for about, value in zip(levels, symbols, strict=True)):
+    if not sound or any(entry and value > MOST_SYMBOLS for entry, value in zip(levels, symbols, strict=True)):
         raise DamagedFileError("the header of the entropy model is not sound")
-    networks, place = list[EntropyNetwork | None](), 0
-    for level, about in enumerate(levels):
-        if about is None:
+    networks, offset = list[EntropyNetwork | None](), 0
+    for level, entry in enumerate(levels):
+        if entry is None:
             networks.append(None)
             continue
-        groups = tuple((int(first), int(last)) for first, last in about["groups"])
-        features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in about["features"])
-        contexts = Contexts(level, symbols[: level + 1], groups, features, int(about["selecting"]))
-        hidden, sets = int(about["hidden"]), contexts.sets
+        groups = tuple((int(first), int(last)) for first, last in entry["groups"])
+        features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in entry["features"])
+        contexts = Contexts(level, symbols[: level + 1], groups, features, int(entry["selecting"]))
+        hidden, sets = int(entry["hidden"]), contexts.sets
         shapes = ((contexts.rows, hidden), (hidden,), (sets, symbols[level], hidden), (sets, symbols[level]))
         arrays = list[NDArray[Any]]()
-        for shape, (_, kind) in zip(shapes, _KINDS, strict=True):
-            array = np.frombuffer(body, kind, int(np.prod(shape)), place)
-            place += array.nbytes
-            arrays.append(np.array(array.reshape(shape), np.dtype(kind).newbyteorder("=")))
-        networks.append(EntropyNetwork(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(about["shift"])))
-    if place != len(body):
+        for shape, (_, dtype) in zip(shapes, _ARRAY_TYPES, strict=True):
+            array = np.frombuffer(body, dtype, int(np.prod(shape)), offset)
+            offset += array.nbytes
+            arrays.append(np.array(array.reshape(shape), np.dtype(dtype).newbyteorder("=")))
+        networks.append(EntropyNetwork(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(entry["shift"])))
+    if offset != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
     return EntropyModel(printable(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))

@@ -1,8 +1,8 @@
-"""Compress images to files of codes, of a limited size if asked for, and decode such files.
+"""Compress images to files of codes, with a limit of their size if wanted, and decode files.
 
-A file of limited size has the level count and the lambda of the least error. Every level count is tried, the most
-first: lambda 0 if the file fits, or else the least lambda with which it fits, searched among powers. With models that
-take no lambda, as many levels as fit are written.
+For a limited size, the number of levels and the lambda with the least error are searched. Numbers of levels are tried
+from the largest down. For each, lambda is 0 if the file fits, otherwise the smallest of a geometric series with which
+the file fits. A model that takes no lambda writes as many levels as fit.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
-from hrvqvae.compression.rate_distortion import RateDistortion, why_no_lambda
+from hrvqvae.compression.rate_distortion import RateDistortion, explain_no_lambda
 from hrvqvae.data.batches import group_by_size
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.quantities import counted
 
-_PIXELS = 1 << 18  # of the images that a network gets at once
+_MOST_PIXELS = 1 << 18  # of the images of one batch
 _LAMBDAS = 2.0 ** (np.arange(64) / 4 - 13)
-_FIRST = 20  # of these, 0.004
+_FIRST_LAMBDA = 20  # index of the first lambda to try, 0.004
 _SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
-_TRIES = 6
-_NEARLY = 0.99  # of the limit: no smaller lambda is tried
+_MOST_TRIES = 6
+_CLOSE = 0.99  # a file of this share of the limit ends the search
 
 
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
@@ -42,7 +42,7 @@ def compress(
     levels: int | None = None, max_bytes: int | None = None, encode: Encode | None = None,
     names: Sequence[str] | None = None,
 ) -> list[bytes]:  # fmt: skip
-    """Return the file of each image; see `Model.compress`. `encode` replaces the model's own."""
+    """Return the content of each image's file; see `Model.compress`. `encode` replaces `model.encode`."""
     levels = model.check_levels(levels)
     encode = encode or model.encode
     if names is None:
@@ -50,7 +50,7 @@ def compress(
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: dict[int, bytes] = {}
-    for indices in group_by_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _PIXELS):
+    for indices in group_by_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
             contents = write(entropy_model, flat_codes(encode(batch)), (batch.shape[-2], batch.shape[-1]), levels)
@@ -62,93 +62,98 @@ def compress(
 
 
 Best = list[tuple[float, bytes]]
-"""Error and content of each image's best file; until one fits, the smallest file and an infinite error."""
+"""Error and content of each image's best file; an infinite error and the smallest file until a file fits."""
 
 
 def _keep_better(
-    best: Best, indices: Sequence[int], files: Sequence[bytes], errors: Sequence[float], most: int
+    best: Best, indices: Sequence[int], files: Sequence[bytes], errors: Sequence[float], max_bytes: int
 ) -> None:
     for index, file, error in zip(indices, files, errors, strict=True):
         least, kept = best[index]
-        error = error if len(file) <= most else np.inf
+        error = error if len(file) <= max_bytes else np.inf
         if not kept or (error, len(file)) < (least, len(kept)):
             best[index] = error, file
 
 
 def _fit_sizes(
-    model: Autoencoder, entropy_model: EntropyModel, images: Tensor, levels: int, most: int, names: Sequence[str]
+    model: Autoencoder, entropy_model: EntropyModel, images: Tensor, levels: int, max_bytes: int, names: Sequence[str]
 ) -> list[bytes]:
-    """Return the best file of each image (B, C, Y, X) with at most `most` bytes and `levels` levels, or InputError."""
-    if most < 1:
-        raise InputError(f"the limit of a file is {most} bytes; it must be at least 1")
-    open_images, best = np.arange(len(images)), [(np.inf, b"")] * len(images)
-    codes = model.encode(images) if why_no_lambda(model, levels) else None
+    """Return the best file of each image within the limits. Raises InputError if a file does not fit."""
+    if max_bytes < 1:
+        raise InputError(f"the limit of a file is {max_bytes} bytes; it must be at least 1")
+    unfitted, best = np.arange(len(images)), [(np.inf, b"")] * len(images)
+    codes = model.encode(images) if explain_no_lambda(model, levels) else None
     for rank, prefix in enumerate(prefix for prefix in reversed(model.prefixes) if prefix <= levels):
-        if codes is not None:  # the error falls with the levels
+        if codes is not None:  # the most levels that fit have the least error
             files = write(entropy_model, flat_codes(codes), (images.shape[-2], images.shape[-1]), prefix)
-            _keep_better(best, range(len(images)), files, [rank] * len(images), most)
-        elif len(open_images):
+            _keep_better(best, range(len(images)), files, [rank] * len(images), max_bytes)
+        elif len(unfitted):
             encoder = RateDistortion(model, entropy_model, prefix)
-            open_images = open_images[_search_lambdas(encoder, images, open_images, most, best)]
+            unfitted = unfitted[_search_lambdas(encoder, images, unfitted, max_bytes, best)]
     for (error, file), name in zip(best, names, strict=True):
         if error == np.inf:
-            raise InputError(f"{name} takes at least {len(file)} bytes; the limit is {most}")
+            raise InputError(f"{name} takes at least {len(file)} bytes; the limit is {max_bytes}")
     return [file for _, file in best]
 
 
 def _search_lambdas(
-    encoder: RateDistortion, images: Tensor, indices: NDArray[np.int64], most: int, best: Best
+    encoder: RateDistortion, images: Tensor, indices: NDArray[np.int64], max_bytes: int, best: Best
 ) -> NDArray[np.bool_]:
-    """Search the best files of these images with the encoder's levels, and return which do not fit with lambda 0."""
+    """Add files with the encoder's number of levels to `best`, and return which images do not fit with lambda 0."""
 
-    def try_lambdas(chosen: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
-        batch = images[torch.from_numpy(chosen).to(images.device)]
-        codes, errors = encoder.weigh(batch, torch.from_numpy(lmbdas))
+    def try_lambdas(selected: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
+        batch = images[torch.from_numpy(selected).to(images.device)]
+        codes, errors = encoder.encode_with_errors(batch, torch.from_numpy(lmbdas))
         files = write(encoder.entropy_model, flat_codes(codes), (batch.shape[-2], batch.shape[-1]), encoder.levels)
-        _keep_better(best, chosen.tolist(), files, errors.tolist(), most)
+        _keep_better(best, selected.tolist(), files, errors.tolist(), max_bytes)
         return np.array([len(file) for file in files])
 
-    large = try_lambdas(indices, np.zeros(len(indices))) > most
+    too_large = try_lambdas(indices, np.zeros(len(indices))) > max_bytes
     if not encoder.entropy_model.networks:
-        return large  # all codes take the same bits
-    rest = indices[large]
-    low, high = np.full(len(rest), -1), np.full(len(rest), len(_LAMBDAS))  # what does not fit, and what does
-    guess = np.full(len(rest), _FIRST)
-    for attempt in range(_TRIES):
-        going = np.flatnonzero(high - low > 1)
-        if not len(going):
+        return too_large  # all codes take the same bits
+    remaining = indices[too_large]
+    # indices of lambdas: `low` is too small, `high` is large enough
+    low, high = np.full(len(remaining), -1), np.full(len(remaining), len(_LAMBDAS))
+    guess = np.full(len(remaining), _FIRST_LAMBDA)
+    for attempt in range(_MOST_TRIES):
+        active = np.flatnonzero(high - low > 1)
+        if not len(active):
             break
-        sizes = try_lambdas(rest[going], _LAMBDAS[guess[going]])
-        near = (sizes <= most) & (sizes >= _NEARLY * most)  # a smaller lambda would bring next to nothing
-        low[going] = np.where(sizes > most, guess[going], np.where(near, guess[going] - 1, low[going]))
-        high[going] = np.where(sizes > most, high[going], guess[going])
-        farther = np.rint(np.log(sizes / most) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
-        # until something fits, steps grow, so that the last try has the largest lambda
-        farther = np.where(high[going] == len(_LAMBDAS), np.maximum(farther, 2 << attempt), farther)
-        guess[going] = np.clip(guess[going] + farther, low[going] + 1, high[going] - 1)
-    return large
+        sizes = try_lambdas(remaining[active], _LAMBDAS[guess[active]])
+        close = (sizes <= max_bytes) & (sizes >= _CLOSE * max_bytes)  # a smaller lambda would gain next to nothing
+        low[active] = np.where(sizes > max_bytes, guess[active], np.where(close, guess[active] - 1, low[active]))
+        high[active] = np.where(sizes > max_bytes, high[active], guess[active])
+        steps = np.rint(np.log(sizes / max_bytes) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
+        # until a file fits, steps grow, so that the last try reaches the largest lambda
+        steps = np.where(high[active] == len(_LAMBDAS), np.maximum(steps, 2 << attempt), steps)
+        guess[active] = np.clip(guess[active] + steps, low[active] + 1, high[active] - 1)
+    return too_large
 
 
 @torch.inference_mode()
 def decode_images(
     model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None
 ) -> list[Tensor]:
-    """Decode files to images (C, Y, X) float32 in [0, 1], by as many levels as each has, and at most `levels`.
+    """Decode files to images (C, Y, X) float32 in [0, 1], from all whole levels of each file or the first `levels`.
 
-    Raises InputError if the model does not decode so many, DamagedFileError if a file has fewer than the model decodes.
+    Raises:
+        InputError: The model does not decode `levels` levels.
+        DamagedFileError: A file has fewer whole levels than the model decodes.
     """
-    most, used = model.check_levels(levels), list[int]()
+    max_levels, prefixes = model.check_levels(levels), list[int]()
     for index, image_codes in enumerate(files):
-        decodable = [prefix for prefix in model.prefixes if prefix <= min(most, len(image_codes.codes))]
+        decodable = [prefix for prefix in model.prefixes if prefix <= min(max_levels, len(image_codes.codes))]
         if not decodable:
             there_are, least = counted(len(image_codes.codes), "whole level"), model.prefixes[0]
             raise DamagedFileError(
                 f"file {index + 1} has {there_are}, but this model decodes {least} or more: {image_codes.fault}"
             )
-        used.append(decodable[-1])
+        prefixes.append(decodable[-1])
     images: dict[int, Tensor] = {}
-    for indices in group_by_size([(*file.size, prefix) for file, prefix in zip(files, used, strict=True)], _PIXELS):
-        prefix, size = used[indices[0]], files[indices[0]].size
+    for indices in group_by_size(
+        [(*file.size, prefix) for file, prefix in zip(files, prefixes, strict=True)], _MOST_PIXELS
+    ):
+        prefix, size = prefixes[indices[0]], files[indices[0]].size
         stacks = [np.stack([files[index].codes[level] for index in indices]) for level in range(prefix)]
         codes = tuple(torch.from_numpy(stack).long().to(device) for stack in stacks)
         images.update(zip(indices, model.decode(codes, prefix, size).cpu(), strict=True))

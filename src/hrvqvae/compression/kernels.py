@@ -1,10 +1,11 @@
-"""The loops that read contexts, predict frequencies, and encode and decode the codes of a level.
+"""The compiled loops that predict the frequencies of codes, and encode and decode the codes of a level.
 
-docs/format.md states what they compute. Nothing here is a float, and no sum of an `EntropyNetwork` leaves 32 bits.
+docs/format.md defines the results. All numbers are integers, and the sums of an `EntropyNetwork` fit in 32 bits.
 
-A kernel has one signature, allocates nothing and assigns no slices, because each of these takes longer to compile than
-the loop. `layout` is (begins, grids, symbols) of a `Layout`. `network` is `EntropyNetwork.arrays`; the features are
-empty where a level has no network. `work` is what `workspace` returns.
+To compile fast, a kernel has a single signature, allocates no memory and assigns no slices.
+
+Arguments of several functions: `layout` is (begins, grids, symbols) of a `Layout`; `network` is
+`EntropyNetwork.arrays`, or `NO_ARRAYS` with no features; `work` holds the arrays of `workspace`.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression import range_coder as coder
-from hrvqvae.compression.network import FRAME, PLACES, POWERS, STEPS, TOP
+from hrvqvae.compression.network import FRAME, FREQUENCY_BITS, POWERS, STEPS_PER_OCTAVE, ZONES
 from hrvqvae.utils.compiled import compiled
 
 Integers = NDArray[np.int64]
 CodeArray = NDArray[np.int32]
 Bytes = NDArray[np.uint8]
 
-NOT_WHOLE = -1
+NOT_WHOLE = -1  # the end of a stream that is cut short or damaged
 
 
 def workspace(level: int, layout: Any, network: Any) -> tuple[NDArray[Any], ...]:
-    """Return the arrays that a thread works in: coder state, maps of the groups, rows, hidden units, frequencies."""
+    """Return the buffers of a thread: coder state, maps of the groups, table rows, hidden units and frequencies."""
     _, grids, symbols = layout
     groups, features, bias = network[4], network[5], network[1]
     height, width = grids.max(0) + 2 * FRAME
@@ -41,18 +42,18 @@ def fill_maps(
     codes: CodeArray, image: int, begins: Integers, grids: Integers, symbols: Integers, groups: Integers, level: int,
     maps: CodeArray,
 ) -> None:  # fmt: skip
-    """Write the value of each group at every position to `maps`, inside a frame of the value of the outside.
+    """Write the value of each group at every position to `maps`, inside a frame with the value for outside.
 
-    Of groups that the level itself is in, only the coarser levels are counted: `put` adds the code.
+    A group that includes the level gets the value of its coarser levels; `append_code` completes the value.
     """
     for group in range(len(groups)):
         first, last = groups[group, 0], groups[group, 1]
-        outside = 1
+        outside_value = 1
         for coarser in range(first, last + 1):
-            outside *= symbols[coarser]
+            outside_value *= symbols[coarser]
         for y in range(maps.shape[1]):
             for x in range(maps.shape[2]):
-                maps[group, y, x] = outside
+                maps[group, y, x] = outside_value
         height, width = grids[last, 0], grids[last, 1]
         for y in range(height):
             for x in range(width):
@@ -64,21 +65,21 @@ def fill_maps(
 
 
 @compiled(inline="always")
-def put(maps: CodeArray, groups: Integers, level: int, symbols: int, y: int, x: int, code: int) -> None:
-    """Add a code of the level to the groups that the level is in."""
+def append_code(maps: CodeArray, groups: Integers, level: int, num_symbols: int, y: int, x: int, code: int) -> None:
+    """Append a code of the level to the values of the groups that include the level."""
     for group in range(len(groups)):
         if groups[group, 1] == level:
-            maps[group, y + FRAME, x + FRAME] = maps[group, y + FRAME, x + FRAME] * symbols + code
+            maps[group, y + FRAME, x + FRAME] = maps[group, y + FRAME, x + FRAME] * num_symbols + code
 
 
 @compiled(inline="always")
 def find_rows(
     maps: CodeArray, groups: Integers, grids: Integers, level: int, features: Integers, y: int, x: int, rows: Integers
 ) -> None:
-    """Write the table row of each feature at a position, and that of the place in the image, to `rows` (F + 1,)."""
+    """Write the table rows of the features at a position, then the row of the position's zone, to `rows` (F + 1,)."""
     height, width = grids[level, 0], grids[level, 1]
-    count = len(features) - 1
-    for feature in range(count):
+    num_features = len(features) - 1
+    for feature in range(num_features):
         group = features[feature, 0]
         last = groups[group, 1]
         row, column = y, x
@@ -86,23 +87,25 @@ def find_rows(
             row, column = y * grids[last, 0] // height, x * grids[last, 1] // width
         value = maps[group, row + features[feature, 1] + FRAME, column + features[feature, 2] + FRAME]
         rows[feature] = features[feature, 3] + value
-    rows[count] = features[count, 3] + y * PLACES // height * PLACES + x * PLACES // width
+    rows[num_features] = features[num_features, 3] + y * ZONES // height * ZONES + x * ZONES // width
 
 
 @compiled(inline="always")
-def find_set(maps: CodeArray, groups: Integers, grids: Integers, level: int, selecting: int, y: int, x: int) -> int:
-    """Return the number of the set of output weights at a position."""
-    chosen = 0
+def find_weight_set(
+    maps: CodeArray, groups: Integers, grids: Integers, level: int, selecting: int, y: int, x: int
+) -> int:
+    """Return the index of the set of output weights for a position."""
+    weight_set = 0
     if selecting >= 0:
         last = groups[selecting, 1]
         row, column = y * grids[last, 0] // grids[level, 0], x * grids[last, 1] // grids[level, 1]
-        chosen = maps[selecting, row + FRAME, column + FRAME]
-    return chosen
+        weight_set = maps[selecting, row + FRAME, column + FRAME]
+    return weight_set
 
 
 @compiled(inline="always")
 def sum_rows(rows: Integers, table: Any, bias: Any, hidden: Any) -> None:
-    """Write the sums before the ReLU, of the bias and the table's rows, to `hidden` (H,)."""
+    """Write the hidden units before the ReLU to `hidden` (H,): the bias plus the rows of the table."""
     for h in range(len(bias)):
         hidden[h] = bias[h]
     for feature in range(len(rows)):
@@ -112,84 +115,95 @@ def sum_rows(rows: Integers, table: Any, bias: Any, hidden: Any) -> None:
 
 
 @compiled(inline="always")
-def count_frequencies(
-    hidden: Any, size: int, chosen: int, weights: Any, offsets: Any, shift: int, frequencies: Integers, symbols: int
-) -> int:
-    """Write the frequency of each symbol from the sums before the ReLU, which are overwritten, and return their sum."""
-    for h in range(size):
+def compute_frequencies(
+    hidden: Any, num_hidden: int, weight_set: int, weights: Any, offsets: Any, shift: int, frequencies: Integers,
+    num_symbols: int,
+) -> int:  # fmt: skip
+    """Write the frequency of each symbol and return the total. `hidden`, before the ReLU, is overwritten."""
+    for h in range(num_hidden):
         hidden[h] = max(hidden[h], np.int32(0))
-    best = np.int64(-(2**31))
-    for k in range(symbols):
-        score = np.int32(offsets[chosen, k])
-        for h in range(size):
-            score += np.int32(weights[chosen, k, h]) * hidden[h]
+    largest = np.int64(-(2**31))
+    for k in range(num_symbols):
+        score = np.int32(offsets[weight_set, k])
+        for h in range(num_hidden):
+            score += np.int32(weights[weight_set, k, h]) * hidden[h]
         frequencies[k] = score
-        best = max(best, np.int64(score))
+        largest = max(largest, np.int64(score))
     total = 0
-    for k in range(symbols):
-        below = (best - frequencies[k]) >> shift
-        octaves = below // STEPS
-        frequencies[k] = 1 + ((POWERS[below % STEPS] >> octaves) if octaves <= TOP else 0)
+    for k in range(num_symbols):
+        drop = (largest - frequencies[k]) >> shift
+        octaves = drop // STEPS_PER_OCTAVE
+        frequencies[k] = 1 + ((POWERS[drop % STEPS_PER_OCTAVE] >> octaves) if octaves <= FREQUENCY_BITS else 0)
         total += frequencies[k]
     return total
 
 
 @compiled()
-def encode_images(
-    codes: CodeArray, first: int, last: int, level: int, layout: Any, network: Any, work: Any, out: Bytes,
+def encode_streams(
+    codes: CodeArray, begin: int, end: int, level: int, layout: Any, network: Any, work: Any, out: Bytes,
     lengths: Integers,
 ) -> int:  # fmt: skip
-    """Write the streams of codes[first:last] (N, codes of all levels) to the rows of `out`, and their lengths."""
+    """Encode codes[begin:end] (N, codes of all levels) and return the number of images.
+
+    The stream of an image is written to the image's row of `out`, the stream's length in bytes to `lengths`.
+    """
     begins, grids, symbols = layout
     table, bias, weights, offsets, groups, features, selecting, shift = network
     state, maps, rows, hidden, frequencies = work
-    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
-    for image in range(first, last):
+    num_symbols, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    for image in range(begin, end):
         coder.begin_encoding(state)
         if len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
             for x in range(width):
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
-                before, frequency, total = code, 1, values
+                before, frequency, total = code, 1, num_symbols
                 if len(features):
                     find_rows(maps, groups, grids, level, features, y, x, rows)
-                    chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                    weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
                     sum_rows(rows, table, bias, hidden)
-                    total = count_frequencies(hidden, len(bias), chosen, weights, offsets, shift, frequencies, values)
+                    total = compute_frequencies(
+                        hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
+                    )
                     before, frequency = 0, frequencies[code]
                     for k in range(code):
                         before += frequencies[k]
-                    put(maps, groups, level, values, y, x, code)
+                    append_code(maps, groups, level, num_symbols, y, x, code)
                 coder.encode(state, out, image, before, frequency, total)
         lengths[image] = coder.end_encoding(state, out, image)
-    return last - first
+    return end - begin
 
 
 @compiled()
-def decode_images(
-    content: Bytes, starts: Integers, stops: Integers, first: int, last: int, codes: CodeArray, level: int, layout: Any,
+def decode_streams(
+    content: Bytes, starts: Integers, stops: Integers, begin: int, end: int, codes: CodeArray, level: int, layout: Any,
     network: Any, work: Any, ends: Integers,
 ) -> int:  # fmt: skip
-    """Write codes[first:last] from content[start:stop] of each image, and where its stream ends (or NOT_WHOLE)."""
+    """Decode codes[begin:end] from content[start:stop] of each image, and return the number of images.
+
+    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to `ends`.
+    """
     begins, grids, symbols = layout
     table, bias, weights, offsets, groups, features, selecting, shift = network
     state, maps, rows, hidden, frequencies = work
-    values, height, width = symbols[level], grids[level, 0], grids[level, 1]
-    for image in range(first, last):
+    num_symbols, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    for image in range(begin, end):
         start, stop = starts[image], stops[image]
         coder.begin_decoding(state, content, start, stop)
         if len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
-        place, whole = 0, True
-        while whole and place < height * width:
-            y, x, total = place // width, place % width, values
+        position, whole = 0, True
+        while whole and position < height * width:
+            y, x, total = position // width, position % width, num_symbols
             if len(features):
                 find_rows(maps, groups, grids, level, features, y, x, rows)
-                chosen = find_set(maps, groups, grids, level, selecting, y, x)
+                weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
                 sum_rows(rows, table, bias, hidden)
-                total = count_frequencies(hidden, len(bias), chosen, weights, offsets, shift, frequencies, values)
-            target = coder.target_of(state, total)
+                total = compute_frequencies(
+                    hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
+                )
+            target = coder.find_target(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
                 code, before, frequency = target, target, 1
@@ -199,10 +213,10 @@ def decode_images(
                         before += frequencies[code]
                         code += 1
                     frequency = frequencies[code]
-                    put(maps, groups, level, values, y, x, code)
+                    append_code(maps, groups, level, num_symbols, y, x, code)
                 coder.decode(state, content, start, stop, before, frequency, total)
-                codes[image, begins[level] + place] = code
-                place += 1
-        end = coder.end_decoding(state)
-        ends[image] = start + end if whole and 0 <= end <= stop - start else NOT_WHOLE
-    return last - first
+                codes[image, begins[level] + position] = code
+                position += 1
+        length = coder.end_decoding(state)
+        ends[image] = start + length if whole and 0 <= length <= stop - start else NOT_WHOLE
+    return end - begin

@@ -1,8 +1,8 @@
-"""The network that predicts the codes of one level, in integers: from the codes around a position, frequencies.
+"""The integer network of one level, which turns the codes around a position into the frequencies of the next code.
 
-A group is one or several consecutive levels, whose codes at a position are taken together as one number. A feature is a
-group at an offset: anywhere around for coarser levels, earlier in raster order for the level itself. docs/format.md
-states how frequencies follow from the features.
+A group is one or several consecutive levels, whose codes at a position form one number. A feature is a group at an
+offset. For coarser levels the offset points anywhere nearby; for the level itself it points to an earlier position in
+raster order. docs/format.md defines how frequencies follow from the features.
 """
 
 from __future__ import annotations
@@ -23,22 +23,25 @@ from hrvqvae.utils.errors import DamagedFileError
 Integers = NDArray[np.int64]
 Maps = NDArray[np.int32]
 
-FRAME = 4  # positions around a map that hold the outside; the largest offset
-PLACES = 16  # parts of the height and of the width
-STEPS = 64  # of a score, in which it falls by an octave
-TOP = 16  # bits of the largest frequency
-POWERS: Integers = np.array([round(2 ** (TOP - step / STEPS)) for step in range(STEPS)], np.int64)
-_LARGEST = 2**31 - 1
+FRAME = 4  # width in positions of the frame of a map, which is also the largest offset
+ZONES = 16  # per height and per width; the zone of a position is a feature
+STEPS_PER_OCTAVE = 64  # of a score; an octave halves the frequency
+FREQUENCY_BITS = 16  # the largest frequency is 2^16 + 1
+POWERS: Integers = np.array(
+    [round(2 ** (FREQUENCY_BITS - step / STEPS_PER_OCTAVE)) for step in range(STEPS_PER_OCTAVE)], np.int64
+)
+_LARGEST_INT32 = 2**31 - 1
 
-_FAMILY, _TOGETHER, _WIDE = 4096, 512, 64  # largest values of a family, of a group, and of a distant group
-_BEFORE = sorted(
+_FAMILY_VALUES, _GROUP_VALUES, _DISTANT_VALUES = 4096, 512, 64  # at most, per family, group and distant group
+_EARLIER_OFFSETS = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
-)  # earlier in raster order, the nearest first
-_NEAREST, _NEAR, _FAR, _FARTHEST = 2, 6, 12, 24  # how many: as families, groups, codes, codes of the coarsest level
-_SMALL_FAMILY = 512  # largest values of a family of small contexts
-_CROSS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
-_AROUND = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
+)  # nearest first
+_FAMILY_END, _GROUP_END = 2, 6  # earlier offsets up to which a feature is a family, and then a group
+_CODE_END, _COARSEST_CODE_END = 12, 24  # and then a single code; the second number is for the coarsest level
+_SMALL_FAMILY_VALUES = 512  # at most, per family of small contexts
+_CROSS_OFFSETS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
+_AROUND_OFFSETS = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,11 @@ class Contexts:
     selecting: int  # the group whose value at the position selects the output weights, or -1
 
     def __post_init__(self) -> None:
-        """Check the features. Raises DamagedFileError if a decoder could not know one, or it names no group."""
+        """Check the contexts.
+
+        Raises:
+            DamagedFileError: A level or group does not exist, or a feature lies too far away or is not decoded yet.
+        """
         sound = len(self.symbols) == self.level + 1 and -1 <= self.selecting < len(self.groups) > 0
         sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
         sound = sound and all(0 <= group < len(self.groups) for group, _, _ in self.features)
@@ -62,130 +69,144 @@ class Contexts:
             if max(abs(dy), abs(dx)) > FRAME or (self.groups[group][1] == self.level and (dy, dx) >= (0, 0)):
                 raise DamagedFileError(f"a context of level {self.level + 1} lies at ({dy}, {dx}), which is not known")
 
-    def values(self, group: int) -> int:
-        """Return the number of values of a group, without the value of the outside."""
+    def count_values(self, group: int) -> int:
+        """Return the number of values of a group. Positions outside the grid have one more."""
         first, last = self.groups[group]
         return math.prod(self.symbols[first : last + 1])
 
     @cached_property
-    def starts(self) -> tuple[int, ...]:
-        """The first table row of each feature, and then of the place in the image."""
-        return tuple(accumulate((self.values(group) + 1 for group, _, _ in self.features), initial=0))
+    def first_rows(self) -> tuple[int, ...]:
+        """The first table row of each feature, then the first row of the zones."""
+        return tuple(accumulate((self.count_values(group) + 1 for group, _, _ in self.features), initial=0))
 
     @property
     def rows(self) -> int:
         """The number of rows of the table."""
-        return self.starts[-1] + PLACES * PLACES
+        return self.first_rows[-1] + ZONES * ZONES
 
     @cached_property
     def group_array(self) -> Integers:
-        """The groups (G, 2), as kernels take them."""
+        """The groups (G, 2), for kernels."""
         return np.array(self.groups, np.int64)
 
     @cached_property
     def feature_array(self) -> Integers:
-        """Group, dy, dx and first row of each feature (F + 1, 4), as kernels take them; the last is the place."""
-        rows = [(*feature, start) for feature, start in zip(self.features, self.starts, strict=False)]
-        return np.array([*rows, (0, 0, 0, self.starts[-1])], np.int64)
+        """Group, dy, dx and first table row of each feature, and of the zones at the end (F + 1, 4), for kernels."""
+        rows = [(*feature, start) for feature, start in zip(self.features, self.first_rows, strict=False)]
+        return np.array([*rows, (0, 0, 0, self.first_rows[-1])], np.int64)
 
     @property
     def sets(self) -> int:
-        """The number of sets of output weights."""
-        return 1 if self.selecting < 0 else self.values(self.selecting)
+        """The number of sets of output weights, one per value of the selecting group."""
+        return 1 if self.selecting < 0 else self.count_values(self.selecting)
 
 
-def _family_starts(symbols: Sequence[int], most: int) -> list[int]:
-    """Return the first levels of families: consecutive levels whose codes together have at most so many values."""
+def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
+    """Divide levels into families, of at most `max_values` values each, and return the first level of each family."""
     starts = [0]
     for level in range(1, len(symbols)):
-        if math.prod(symbols[starts[-1] : level + 1]) > most:
+        if math.prod(symbols[starts[-1] : level + 1]) > max_values:
             starts.append(level)
     return starts
 
 
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
-    """Return the contexts of networks that are fitted, for levels with these grids.
+    """Return the usual contexts of a level.
 
-    Consecutive levels are a family as long as their codes together have at most 4,096 values. Features are the family's
-    value at the two nearest earlier codes, groups of 512 values at the next four, and single codes at six more
-    (eighteen at the coarsest level); and of coarser levels groups of 512 values in the family and of 64 in others, at
-    the nine positions around (25 for the next coarser group, if it has at most 64 values).
+    A family is a run of consecutive levels that together have at most 4,096 values. The features are
+
+    - of earlier positions: the family at the two nearest, a group of up to 512 values at the next four, and the code of
+      the level alone at the next six (eighteen at the coarsest level);
+    - of coarser levels: groups of up to 512 values within the family, and of up to 64 values beyond, at the same
+      position and its eight neighbours. The next coarser group is seen at 25 positions if it has at most 64 values.
     """
-    starts = _family_starts(symbols[: level + 1], _FAMILY)
+    starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
     groups: list[tuple[int, int]] = []
 
-    def group(last: int, most: int) -> int:
-        """Return the index of the group of levels that ends with this one and has at most so many values."""
-        first, begin = last, max(start for start in starts if start <= last)
-        while first > begin and grids[first] == grids[first - 1] and math.prod(symbols[first - 1 : last + 1]) <= most:
+    def add_group(last: int, max_values: int) -> int:
+        """Return the index of the longest group that ends at `last`, in one family and grid; add it if it is new."""
+        first, family = last, max(start for start in starts if start <= last)
+        while first > family and grids[first] == grids[first - 1]:
+            if math.prod(symbols[first - 1 : last + 1]) > max_values:
+                break
             first -= 1
         if (first, last) not in groups:
             groups.append((first, last))
         return groups.index((first, last))
 
-    steps = ((0, _NEAREST, _FAMILY), (_NEAREST, _NEAR, _TOGETHER), (_NEAR, _FAR if level else _FARTHEST, 1))
-    features = [(group(level, most), *offset) for first, last, most in steps for offset in _BEFORE[first:last]]
+    parts = (
+        (0, _FAMILY_END, _FAMILY_VALUES), (_FAMILY_END, _GROUP_END, _GROUP_VALUES),
+        (_GROUP_END, _CODE_END if level else _COARSEST_CODE_END, 1),
+    )  # fmt: skip
+    features = [
+        (add_group(level, max_values), *offset)
+        for begin, end, max_values in parts
+        for offset in _EARLIER_OFFSETS[begin:end]
+    ]
     last, selecting = level - 1, -1
     while last >= 0:
-        coarser = group(last, _TOGETHER if last >= starts[-1] else _WIDE)
+        coarser = add_group(last, _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES)
         first = groups[coarser][0]
         values = math.prod(symbols[first : last + 1])
-        reach = 2 if last == level - 1 and values <= _WIDE else 1
-        features += [(coarser, *offset) for offset in _AROUND if max(map(abs, offset)) <= reach]
-        if last == level - 1 and level not in starts and values * symbols[level] <= _FAMILY:
+        reach = 2 if last == level - 1 and values <= _DISTANT_VALUES else 1
+        features += [(coarser, *offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach]
+        if last == level - 1 and level not in starts and values * symbols[level] <= _FAMILY_VALUES:
             selecting = coarser
         last = first - 1
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
 def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Return contexts for an entropy model that a page downloads: some 15 kilobytes per level.
+    """Return small contexts, for an entropy model of some 15 kilobytes per level that a web page downloads.
 
-    Consecutive levels form a family as long as their codes together have at most 512 values. Features are groups of at
-    most 64 values, or single codes: the level's own at the four nearest positions, the coarser levels of its family and
-    the three families before it. The first two of these are seen at the positions beside and above too, if they have at
-    most 64 values. The coarser levels of the family select the output weights.
+    A family is a run of consecutive levels that together have at most 512 values. A group has at most 64 values or is a
+    single level. The features are the group that ends at the level, at the four nearest earlier positions, and the
+    groups that end at the next coarser level of the family and at the last levels of the three families before. The two
+    nearest of these coarser groups are also seen at the four adjacent positions if they have at most 64 values. The
+    group of coarser levels of the family selects the output weights.
     """
-    starts = _family_starts(symbols[: level + 1], _SMALL_FAMILY)
+    starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
     lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
 
-    def group(last: int) -> tuple[int, int]:
+    def find_group(last: int) -> tuple[int, int]:
         firsts = range(max(start for start in starts if start <= last), last)
-        return next((first for first in firsts if math.prod(symbols[first : last + 1]) <= _WIDE), last), last
+        return next((first for first in firsts if math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES), last), last
 
-    groups = [group(last) for last in (level, *lasts)]
-    features = [(0, *offset) for offset in _BEFORE[:4]]
+    groups = [find_group(last) for last in (level, *lasts)]
+    features = [(0, *offset) for offset in _EARLIER_OFFSETS[:4]]
     for index, (first, last) in enumerate(groups[1:], start=1):
-        wide = index <= 2 and math.prod(symbols[first : last + 1]) <= _WIDE
-        features += [(index, *offset) for offset in (_CROSS if wide else _CROSS[:1])]
+        crossed = index <= 2 and math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES
+        features += [(index, *offset) for offset in (_CROSS_OFFSETS if crossed else _CROSS_OFFSETS[:1])]
     selecting = 1 if level > starts[-1] else -1
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
 @dataclass(frozen=True)
 class EntropyNetwork:
-    """The network of one level."""
+    """The network of one level, with its weights."""
 
-    contexts: Contexts  # from which it predicts
+    contexts: Contexts
     table: NDArray[np.int8]  # (rows, hidden)
     bias: NDArray[np.int32]  # (hidden,)
     weights: NDArray[np.int16]  # (sets, symbols, hidden)
     offsets: NDArray[np.int32]  # (sets, symbols)
-    shift: int  # bits of a score below a 64th of an octave
+    shift: int  # fractional bits of a score, whose unit is 1/64 of an octave
 
     def __post_init__(self) -> None:
-        """Check the arrays. Raises DamagedFileError if shapes do not fit the contexts, or a sum could leave 32 bits."""
+        """Check the arrays. Raises DamagedFileError if a shape does not fit the contexts, or a sum could overflow."""
         contexts, hidden = self.contexts, len(self.bias)
         symbols = contexts.symbols[-1]
         shapes = (self.table.shape, self.weights.shape, self.offsets.shape)
         if shapes != ((contexts.rows, hidden), (contexts.sets, symbols, hidden), (contexts.sets, symbols)):
-            raise DamagedFileError(f"the model of level {contexts.level + 1} has not the shape of its contexts")
-        if not 0 <= self.shift < 31 or largest_score(self) > _LARGEST // 2:
+            raise DamagedFileError(
+                f"the model of level {contexts.level + 1} does not have the shape that its contexts need"
+            )
+        if not 0 <= self.shift < 31 or largest_score(self) > _LARGEST_INT32 // 2:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
 
     @property
     def arrays(self) -> tuple[Any, ...]:
-        """Table, bias, weights, offsets, groups, features, selecting group and shift, as kernels take them."""
+        """Table, bias, weights, offsets, groups, features, selecting group and shift, for kernels."""
         contexts = self.contexts
         return (
             self.table, self.bias, self.weights, self.offsets, contexts.group_array, contexts.feature_array,
@@ -201,9 +222,9 @@ NO_ARRAYS: tuple[Any, ...] = (
 
 
 def largest_score(network: EntropyNetwork) -> int:
-    """Return an upper bound of the absolute value of every score and intermediate sum."""
-    starts = [*network.contexts.starts, network.contexts.rows]
-    parts = [np.abs(network.table[a:b].astype(np.int64)).max(0) for a, b in pairwise(starts)]
-    hidden = np.abs(network.bias.astype(np.int64)) + np.sum(parts, axis=0)
-    sums = np.abs(network.offsets.astype(np.int64)) + np.abs(network.weights.astype(np.int64)) @ hidden
-    return max(int(hidden.max(initial=0)), int(sums.max(initial=0)))
+    """Return an upper bound of the absolute values of all scores and intermediate sums."""
+    bounds = [*network.contexts.first_rows, network.contexts.rows]
+    largest_entries = [np.abs(network.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)]
+    hidden = np.abs(network.bias.astype(np.int64)) + np.sum(largest_entries, axis=0)
+    scores = np.abs(network.offsets.astype(np.int64)) + np.abs(network.weights.astype(np.int64)) @ hidden
+    return max(int(hidden.max(initial=0)), int(scores.max(initial=0)))

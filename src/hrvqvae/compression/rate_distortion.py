@@ -1,16 +1,17 @@
-"""Search codes by their error and their bits: rate-distortion optimization, which does not change the decoder.
+"""Search codes with a small error and few bits: rate-distortion optimization, which does not change the decoder.
 
-Among the leaves near its latent, each position takes the one of the least
+Each position has candidates: the leaves nearest to the latent. The position takes the candidate with the least
 
     squared error of the decoded image + lmbda * bits of the codes (`choice.py`)
 
-The error is estimated from the decoder's gradient g at the present codes, and from its curvature J^T J, the mean over
-the positions of an image, by random projections: a codeword that moves by d changes the error by g d + 1.5 d^T J^T J d.
-Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the positions, no two of
-them adjacent, and the factor 1.5 in place of 1 allows for the rest of the overlap. Finally an image gets these codes or
-those without the search, whichever have the lesser sum of true error and bits.
+The change of the error is estimated as g d + 1.5 d^T J^T J d, where d is the change of the codeword, g the gradient at
+the current codes, and J the Jacobian of the decoder. J^T J is estimated by random projections and averaged over the
+positions of an image. Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the
+positions, no two of them adjacent. The factor 1.5, in place of 1, allows for the rest of the overlap.
 
-A large image is searched in tiles with a halo whose codes are not kept, which takes some 0.7 GB.
+Finally the sums are compared by the true error: an image keeps the codes of the plain encoder if their sum is lower.
+
+A large image is searched in tiles. The codes in the halo of a tile are discarded. This takes some 0.7 GB of memory.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -38,20 +39,20 @@ from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
-_NEAR = 16  # candidates per position
+_NEAREST = 16  # leaves that are candidates, beside the leaf of the plain encoder
 _SWEEPS = 2
 _PROJECTIONS = 2  # for the curvature
 _OVERLAP = 1.5  # factor of the curvature
-_APART = 2  # rows and columns between positions that are chosen together
+_SPACING = 2  # step in rows and columns between positions that share a gradient
 _MOST_LEAVES = 1 << 16
-_NUMBERS = 1 << 22  # distances, or values of candidates' vectors, that exist at once
-_POSITIONS = 1 << 15  # positions of images that are searched together
-_SIDE = 256  # positions of a tile
-_AROUND = 12  # positions of the halo, twice the reach of a decoder of convolutions
+_MOST_NUMBERS = 1 << 22  # distances, or elements of candidate vectors, in memory at once
+_MOST_POSITIONS = 1 << 15  # of the images of one batch
+_TILE_SIDE = 256  # in positions, without the halo
+_HALO = 12  # in positions; twice the reach of a convolutional decoder
 
 
-def why_no_lambda(model: Autoencoder, levels: int) -> str:
-    """Return why these levels of a model take no lambda; an empty text if they do."""
+def explain_no_lambda(model: Autoencoder, levels: int) -> str:
+    """Return why the first `levels` levels can't be searched with a lambda; "" if they can."""
     if not isinstance(model, SingleGridAutoencoder):
         return "a lambda takes a model with one latent grid, which this one is not"
     count = math.prod(model.config.num_symbols[:levels])
@@ -61,12 +62,12 @@ def why_no_lambda(model: Autoencoder, levels: int) -> str:
 
 
 class RateDistortion:
-    """An encoder that weighs error against bits, both of an image of the first levels alone."""
+    """An encoder that minimizes error + lmbda * bits, where images are decoded from the first levels alone."""
 
     def __init__(self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None) -> None:
-        """Take the first levels (None: all). Raises InputError as `why_no_lambda` says."""
+        """Prepare for the first `levels` levels (default: all). Raises InputError if `explain_no_lambda` objects."""
         self.entropy_model, self.levels = entropy_model, levels or model.prefixes[-1]
-        if why := why_no_lambda(model, self.levels):
+        if why := explain_no_lambda(model, self.levels):
             raise InputError(why)
         self._model = cast(SingleGridAutoencoder, model)
         symbols = self._model.config.num_symbols[: self.levels]
@@ -76,135 +77,142 @@ class RateDistortion:
         self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
-        """Return the codes of images (B, C, Y, X), one tensor (B, H, W) per level, as `weigh`."""
-        return self.weigh(images, lmbda)[0]
+        """Return the codes of images, see `encode_with_errors`."""
+        return self.encode_with_errors(images, lmbda)[0]
 
-    def weigh(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
-        """Return the codes and the squared error of images, summed over the pixel values of an image in [0, 1].
+    def encode_with_errors(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
+        """Return the codes (B, H, W) per level, and the squared error of each image (B,), summed over values in [0, 1].
 
         Args:
-            images: (B, C, Y, X). Raises InputError if the model does not take them.
-            lmbda: Of error + lmbda * bits; a number, or (B,).
+            images: (B, C, Y, X).
+            lmbda: The weight of the bits; one number, or one per image (B,).
+
+        Raises:
+            InputError: The model does not take the images.
         """
-        to_unit_images(images[..., :1, :1], self._model.channels)  # a shape and a type that it takes
+        to_unit_images(images[..., :1, :1], self._model.channels)  # raises InputError for a wrong shape or type
         count, stride = len(images), self._model.config.stride
         grid = self._model.config.latent_grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
-        chosen = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
+        all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)
-        together, tiles = max(1, _POSITIONS // math.prod(grid)), divide_grid(grid, _SIDE, _AROUND)
-        parts = [*product(range(0, count, together), tiles)]
-        for begin, tile in tracked(parts, "search tiles", len(parts), lambda _: 1) if len(tiles) > 1 else parts:
-            batch, (core, around, inside) = slice(begin, begin + together), tile
-            window = (around[0].start, around[1].start, *grid)
-            codes, squares = self._weighed(images[batch][index_pixels(around, stride)], lmbdas[batch].numpy(), window)
-            chosen[:, batch][index_pixels(core)] = torch.from_numpy(codes[index_pixels(inside)])
-            errors[batch] += squares[index_pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
-        return tuple(level.long().to(images.device) for level in chosen), errors
+        batch_size, tiles = max(1, _MOST_POSITIONS // math.prod(grid)), divide_grid(grid, _TILE_SIDE, _HALO)
+        units = [*product(range(0, count, batch_size), tiles)]
+        for begin, tile in tracked(units, "search tiles", len(units), lambda _: 1) if len(tiles) > 1 else units:
+            indices, (core, with_halo, inside) = slice(begin, begin + batch_size), tile
+            window = (with_halo[0].start, with_halo[1].start, *grid)
+            codes, squares = self._search_tile(
+                images[indices][index_pixels(with_halo, stride)], lmbdas[indices].numpy(), window
+            )
+            all_codes[:, indices][index_pixels(core)] = torch.from_numpy(codes[index_pixels(inside)])
+            errors[indices] += squares[index_pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
+        return tuple(level.long().to(images.device) for level in all_codes), errors
 
     @torch.inference_mode(False)  # gradients are wanted
     @torch.no_grad()
-    def _weighed(
+    def _search_tile(
         self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
     ) -> tuple[NDArray[np.int32], Tensor]:
-        """Return the codes (L, B, H, W) of images, searched in one piece, and their squared errors (B, Y, X)."""
+        """Return the codes (L, B, H, W) of images, or tiles, and the squared errors of the pixels (B, Y, X)."""
         unit = to_unit_images(images, self._model.channels).clone()
         size = (unit.shape[-2], unit.shape[-1])
-        layout = self.entropy_model.layout(size).first(self.levels)
+        layout = self.entropy_model.layout(size).truncate(self.levels)
         entropy_model = self.entropy_model if lmbdas.any() else self.entropy_model.bare
         networks = [entropy_model.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
-        usual = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
+        encoded = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
         codes = self._model.quantizer.encode(latents)[: self.levels]
         for code, symbols in zip(codes, self.entropy_model.symbols, strict=False):
-            usual = usual * symbols + code
-        near = self._near(latents.flatten(1, 2))
-        candidates = torch.cat([usual.flatten(1).int().unsqueeze(-1), near], -1)  # (B, P, K)
+            encoded = encoded * symbols + code
+        nearest = self._find_nearest(latents.flatten(1, 2))
+        candidates = torch.cat([encoded.flatten(1).int().unsqueeze(-1), nearest], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
         choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window)
 
-        def now() -> Tensor:
-            """Return the chosen codewords (B, H, W, D)."""
+        def look_up_vectors() -> Tensor:
+            """Return the currently chosen codewords (B, H, W, D)."""
             return self._vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
 
-        def measured() -> tuple[Tensor, NDArray[np.float64]]:
-            """Return the squared errors (B, Y, X), and the sum that is minimized of each image."""
-            squares = (self.decoded(now(), size).clamp(0, 1) - unit).square().sum(1).cpu()
+        def measure() -> tuple[Tensor, NDArray[np.float64]]:
+            """Return the squared errors (B, Y, X), and error + lmbda * bits of each image (B,)."""
+            squares = (self.decode(look_up_vectors(), size).clamp(0, 1) - unit).square().sum(1).cpu()
             return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
-        best, (squares, least) = choice.codes.copy(), measured()
-        curvature = self.curvature(now(), unit)
+        best, (squares, least) = choice.codes.copy(), measure()
+        curvature = self.compute_curvature(look_up_vectors(), unit)
         for _ in range(_SWEEPS):
-            for places in _quarters(grid):
-                vectors = now()
-                slopes = self.gradient(vectors, unit)
-                errors = self._errors(candidates, places, vectors.flatten(1, 2), slopes.flatten(1, 2), curvature)
-                choice.settle(places, errors, lmbdas)
-        new_squares, total = measured()
+            for positions in _split_positions(grid):
+                vectors = look_up_vectors()
+                gradients = self.compute_gradient(vectors, unit)
+                errors = self._estimate_errors(
+                    candidates, positions, vectors.flatten(1, 2), gradients.flatten(1, 2), curvature
+                )
+                choice.update(positions, errors, lmbdas)
+        new_squares, total = measure()
         better = total < least
         best[better], squares[torch.from_numpy(better)] = choice.codes[better], new_squares[torch.from_numpy(better)]
         return best.reshape(len(unit), self.levels, *grid).swapaxes(0, 1), squares
 
-    def decoded(self, vectors: Tensor, size: Grid) -> Tensor:
-        """Return images (B, C, Y, X) on the scale [0, 1], not clamped, from codewords (B, H, W, D)."""
+    def decode(self, vectors: Tensor, size: Grid) -> Tensor:
+        """Decode codewords (B, H, W, D) to images (B, C, Y, X) on the scale [0, 1], not clamped."""
         fewer = self.levels < self._model.prefixes[-1]
         levels = torch.tensor(self.levels, device=vectors.device) if fewer else None
         return (self._model.pixels(vectors, size, levels) + 1) / 2
 
     @torch.enable_grad()
-    def gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """Return the gradient of the squared error of images (B, C, Y, X) at their codewords (B, H, W, D)."""
-        at, decoded = self._decoded(vectors, unit)
-        (back,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), at)
-        return back
+    def compute_gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """Return the gradient (B, H, W, D) of the squared error of images `unit` (B, C, Y, X) by the codewords."""
+        inputs, decoded = self._decode_with_gradient(vectors, unit)
+        (gradient,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), inputs)
+        return gradient
 
     @torch.enable_grad()
-    def curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """Return the mean of J^T J over the positions of each image, (B, D, D)."""
-        at, decoded = self._decoded(vectors, unit)
+    def compute_curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
+        """Return J^T J of each image (B, D, D), averaged over the positions."""
+        inputs, decoded = self._decode_with_gradient(vectors, unit)
         total = torch.zeros((), device=vectors.device)
         generator = torch.Generator().manual_seed(0)
         for projection in range(_PROJECTIONS):
-            direction = torch.randn(decoded.shape[1:], generator=generator).to(at.device).expand_as(decoded)
-            (back,) = torch.autograd.grad(decoded, at, direction, retain_graph=projection < _PROJECTIONS - 1)
-            rows = back.flatten(1, 2)
+            direction = torch.randn(decoded.shape[1:], generator=generator).to(inputs.device).expand_as(decoded)
+            (gradient,) = torch.autograd.grad(decoded, inputs, direction, retain_graph=projection < _PROJECTIONS - 1)
+            rows = gradient.flatten(1, 2)
             total = total + rows.mT @ rows
         return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
 
-    def _decoded(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codewords with gradient, and the images that they decode to."""
-        at = vectors.detach().requires_grad_()
-        # Half of the time; an error of 2% in a gradient changes no choice that matters.
-        with torch.autocast(at.device.type, torch.bfloat16, enabled=computes_bf16(at.device)):
-            return at, self.decoded(at, (unit.shape[-2], unit.shape[-1]))
+    def _decode_with_gradient(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codewords, detached and requiring gradients, and the images decoded from them."""
+        inputs = vectors.detach().requires_grad_()
+        # bfloat16 takes half of the time; its error of 2% in a gradient changes no choice that matters.
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=computes_bf16(inputs.device)):
+            return inputs, self.decode(inputs, (unit.shape[-2], unit.shape[-1]))
 
-    def _near(self, latents: Tensor) -> Tensor:
-        """Return the leaves nearest to latents (B, P, D), the nearest first: indices (B, P, K - 1) int32."""
-        count = min(_NEAR, len(self._vectors))
-        chunks = torch.split(latents.flatten(0, -2), max(1, _NUMBERS // len(self._vectors)))
+    def _find_nearest(self, latents: Tensor) -> Tensor:
+        """Return the indices (B, P, K - 1) int32 of the leaves nearest to latents (B, P, D), nearest first."""
+        count = min(_NEAREST, len(self._vectors))
+        chunks = torch.split(latents.flatten(0, -2), max(1, _MOST_NUMBERS // len(self._vectors)))
         nearest = [torch.cdist(chunk, self._vectors).topk(count, largest=False).indices.int() for chunk in chunks]
         return torch.cat(nearest).view(*latents.shape[:-1], count)
 
-    def _errors(
-        self, candidates: Tensor, places: NDArray[np.int64], vectors: Tensor, slopes: Tensor, curvature: Tensor
+    def _estimate_errors(
+        self, candidates: Tensor, positions: NDArray[np.int64], vectors: Tensor, gradients: Tensor, curvature: Tensor
     ) -> NDArray[np.float32]:
-        """Return by how much the error changes with the candidates (B, P, K) at places (P',), by the gradient there."""
-        count, _, most = candidates.shape
-        errors = np.empty((count, len(places), most), np.float32)
-        together = max(1, _NUMBERS // (count * most * vectors.shape[-1]))
-        for begin in range(0, len(places), together):
-            chunk = torch.from_numpy(places[begin : begin + together]).to(vectors.device)
+        """Estimate the change of the error (B, P', K) for each candidate (B, P, K) at positions (P',)."""
+        count, _, num_candidates = candidates.shape
+        errors = np.empty((count, len(positions), num_candidates), np.float32)
+        chunk_size = max(1, _MOST_NUMBERS // (count * num_candidates * vectors.shape[-1]))
+        for begin in range(0, len(positions), chunk_size):
+            chunk = torch.from_numpy(positions[begin : begin + chunk_size]).to(vectors.device)
             step = self._vectors[candidates[:, chunk]] - vectors[:, chunk].unsqueeze(2)  # (B, P'', K, D)
-            bent = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
-            changed = (step * (slopes[:, chunk].unsqueeze(2) + bent)).sum(-1)
-            errors[:, begin : begin + together] = changed.cpu().numpy()
+            second_order = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
+            changes = (step * (gradients[:, chunk].unsqueeze(2) + second_order)).sum(-1)
+            errors[:, begin : begin + chunk_size] = changes.cpu().numpy()
         return errors
 
 
-def _quarters(grid: Grid) -> Iterator[NDArray[np.int64]]:
-    """Yield the indices of positions that are chosen together; every position is in one of the sets."""
+def _split_positions(grid: Grid) -> Iterator[NDArray[np.int64]]:
+    """Divide the positions into sets that share a gradient, and yield the indices of each set."""
     positions = np.arange(grid[0] * grid[1]).reshape(grid)
-    for row in range(_APART):
-        for column in range(_APART):
-            yield positions[row::_APART, column::_APART].flatten()
+    for row in range(_SPACING):
+        for column in range(_SPACING):
+            yield positions[row::_SPACING, column::_SPACING].flatten()

@@ -16,7 +16,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import is_hub_name
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.compression.entropy_model import FINGERPRINT, EntropyModel, read_entropy_model
+from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, EntropyModel, read_entropy_model
 from hrvqvae.config import to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.build import build, build_progressive_decoder
@@ -71,7 +71,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         "config": to_dict(without_paths(config)),
         "progressive": progressive is not None,
         "tables": len(entropy_model.content),
-        "fingerprint": list(entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT)),
+        "fingerprint": list(entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)),
         "arrays": [[key, _NAMES[array.dtype], list(array.shape)] for key, array in arrays.items()],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
