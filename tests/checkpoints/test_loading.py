@@ -10,7 +10,7 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_own
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainable
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
@@ -55,13 +55,13 @@ def test_nothing_is_trained_beside_a_model_inside_the_package(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    require_own("run")
+    require_trainable("run")
     Path("mnist").mkdir()
     for name in ("mnist", "cifar10", "run/model.safetensors"):
         with pytest.raises(InputError, match=f"hrvqvae export {name} DIR"):
-            require_own(name)
+            require_trainable(name)
     shutil.copytree(run, "mnist", dirs_exist_ok=True)
-    require_own("mnist")
+    require_trainable("mnist")
 
 
 def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:

@@ -99,11 +99,11 @@ def test_a_training_goes_on_where_this_job_has_begun_it(
     run.prepare(tiny)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", now)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
-    assert launch.is_restarted(run.of_this_job) == goes_on
+    assert launch.is_restarted(run.belongs_to_this_job) == goes_on
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert launch.is_restarted(run.of_this_job) == (goes_on and now != "none")
+    assert launch.is_restarted(run.belongs_to_this_job) == (goes_on and now != "none")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
-    assert not launch.is_restarted(run.of_this_job)
+    assert not launch.is_restarted(run.belongs_to_this_job)
 
 
 @pytest.mark.parametrize(

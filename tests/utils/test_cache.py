@@ -132,7 +132,7 @@ def test_a_full_disk_keeps_no_code_and_stops_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(function._cache._cache_file, "_open_for_write", refuse)
     assert function(2) == 3
-    assert not [*Path(function._cache.cache_path).glob(f"{function._cache._current}*")]
+    assert not [*Path(function._cache.cache_path).glob(f"{function._cache._current_prefix}*")]
 
 
 def test_every_part_once_and_in_order_and_an_interruption_comes_out(capfd: pytest.CaptureFixture[str]) -> None:

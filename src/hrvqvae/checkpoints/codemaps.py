@@ -4,8 +4,8 @@ RUN/priors/codes/train-level-1.npy   (N, H_1, W_1), the smallest unsigned type t
                  train-labels.npy    (N,) int64
                  train.json          source of the codes, class names, array digests
 
-These are the codes of the images without augmentation. The codes of each flipped or shifted copy are in a folder beside
-this one. Codes are extracted again if the model, the data configuration or the images have changed.
+These are the codes of the images without augmentation. The codes of each flipped or shifted copy have a folder beside
+`codes`. Codes are extracted again if the model, the data configuration or the images have changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
 
 Augment = Callable[[Tensor], Tensor]
-_BATCH = 128
+_BATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class CodeMaps:
 
     levels: tuple[NDArray[Any], ...]  # per level, coarse first: unsigned (N, H_l, W_l)
     labels: NDArray[np.int64]  # (N,), zeros if there are no classes
-    classes: tuple[str, ...]  # their names; may be empty
+    classes: tuple[str, ...]  # names of the classes; may be empty
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,21 +58,21 @@ class CodeMaps:
 
 
 def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
-    """Yield the copies of the images to extract codes from: the folder of the codes, and the augmentation if any.
+    """Yield the name of the folder of codes and the augmentation, if any, of each copy of the images.
 
-    The first copy is the images themselves. Each of the `shifts` further copies is shifted by its own offset of at most
-    an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
+    The first copy is the images themselves. The images of each of the `shifts` further copies are shifted by one offset
+    of at most an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
     """
 
     def augment(images: Tensor, shift: int, flipped: bool) -> Tensor:
         images = images.flip(3) if flipped else images
         if not shift:
             return images
-        reach = [size // 8 for size in images.shape[2:]]
-        offsets = make_rng("shift", shift).integers(0, [2 * limit + 1 for limit in reach], (100, 2)).tolist()
-        down, right = next((offset for offset in offsets if offset != reach), reach)  # `reach` itself is no shift
-        padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
-        return padded[:, :, down : down + images.shape[2], right : right + images.shape[3]]
+        border = [size // 8 for size in images.shape[2:]]
+        corners = make_rng("shift", shift).integers(0, [2 * width + 1 for width in border], (100, 2)).tolist()
+        top, left = next((corner for corner in corners if corner != border), border)  # a crop at `border` is unshifted
+        padded = pad(images, (border[1], border[1], border[0], border[0]), mode="reflect")
+        return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
 
     for shift in range(shifts + 1):
         name = f"codes-shifted-{shift}" if shift else "codes"
@@ -86,34 +86,34 @@ def extract_codes(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
     rank_slice: RankSlice = WHOLE, encode: Encode | None = None, augment: Augment | None = None,
 ) -> CodeMaps:  # fmt: skip
-    """Encode the images of a split, in order, in float32; afterwards the model is on the CPU.
+    """Return the codes of the images of a split, in order. They are computed in float32; then the model is on the CPU.
 
     Args:
         limit: Number of images, spread evenly over the split (default: all).
         rank_slice: The share of these images that this process encodes.
         encode: Called in place of the model's `encode`.
-        augment: Applied to the images (B, C, Y, X) before they are encoded.
+        augment: Function applied to the images (B, C, Y, X) before they are encoded.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
     model.to(device)
     encode = encode or model.encode
     dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
-    levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]
+    levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]  # per level, the codes of each batch
     labels = []
     batches = evaluation_batches(
-        images, batch_size=_BATCH, limit=limit, workers=config.data.workers, rank_slice=rank_slice
+        images, batch_size=_BATCH_SIZE, limit=limit, workers=config.data.workers, rank_slice=rank_slice
     )
     total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
         inputs = batch.images.to(device)
-        for level, dtype, codes in zip(levels, dtypes, encode(augment(inputs) if augment else inputs), strict=True):
-            level.append(codes.cpu().numpy().astype(dtype))
+        for arrays, dtype, codes in zip(levels, dtypes, encode(augment(inputs) if augment else inputs), strict=True):
+            arrays.append(codes.cpu().numpy().astype(dtype))
     model.cpu()
     if not labels:
         raise InputError(f"no image of the {split} split could be read")
-    return CodeMaps(tuple(np.concatenate(level) for level in levels), np.concatenate(labels), images.classes)
+    return CodeMaps(tuple(np.concatenate(arrays) for arrays in levels), np.concatenate(labels), images.classes)
 
 
 def load_or_extract(
@@ -122,7 +122,8 @@ def load_or_extract(
 ) -> CodeMaps:  # fmt: skip
     """Load the codes of a split from a folder; extract and write them first if they are missing, stale or damaged.
 
-    Processes that train together extract a share each. If another process works in the folder, say so and wait for it.
+    Each of several processes that train together extracts a share. If any other process works in the folder, print so
+    with `say` and wait for it.
     """
     source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
@@ -138,11 +139,12 @@ def load_or_write(
     folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], write: Callable[[], None],
     say: Callable[[str], None],
 ) -> CodeMaps:  # fmt: skip
-    """Load code maps of a source from a folder; if they are missing, stale or damaged, `write` in every process first.
+    """Load the code maps `name` from a folder; write them first if they are missing, damaged or of another source.
 
     Args:
         symbols: Number of symbols of each level.
-        say: Called with a line before a wait for another process that works in the folder.
+        write: Called in every process to write the code maps.
+        say: Called with a line of text before waiting for another process that works in the folder.
     """
     with distributed.context_on_rank_zero(lambda: lock_folder(folder, wait=say)):
         if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
@@ -154,8 +156,10 @@ def load_or_write(
 
 
 def _write_maps(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
-    """Write the code maps of all processes, concatenated by rank."""
-    arrays = [np.concatenate(parts) for parts in zip(*((*share.levels, share.labels) for share in shares), strict=True)]
+    """Write code maps, concatenated from the shares of all ranks in order."""
+    arrays = [
+        np.concatenate(pieces) for pieces in zip(*((*share.levels, share.labels) for share in shares), strict=True)
+    ]
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
@@ -173,7 +177,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 def write_description(
     folder: Path, name: str, source: Mapping[str, Any], num_levels: int, classes: Sequence[str]
 ) -> None:
-    """Write the JSON file without which the arrays already written are no code maps. Raises OSError."""
+    """Write the JSON file that completes code maps, after their arrays. Raises OSError."""
     arrays = _open_arrays(folder, name, num_levels)
     description = {
         "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
@@ -183,35 +187,39 @@ def write_description(
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
-    """Map code maps into memory; return None if they are missing, damaged or of another source."""
+    """Return code maps as memory-mapped arrays; None if they are missing, damaged or of another source."""
     try:
         description = json.loads((folder / f"{name}.json").read_text())
         *levels, labels = arrays = _open_arrays(folder, name, len(symbols))
-        fits = (
+        matches = (
             description["source"] == source
             and description["shapes"] == [list(level.shape) for level in levels]
             and [array.dtype for array in arrays] == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
         )
-        digests = _hash_arrays(arrays, description["classes"]) if fits else []  # reads every byte, so it comes last
-        whole = fits and description["digests"] == digests
-        return CodeMaps(tuple(levels), np.array(labels), tuple(description["classes"])) if whole else None
-    except Exception:  # damaged files raise whatever their reader runs into
+        classes = tuple(description["classes"])
+        if matches and description["digests"] == _hash_arrays(arrays, classes):  # last, as it reads every byte
+            return CodeMaps(tuple(levels), np.array(labels), classes)
+    except Exception:  # json and numpy raise errors of many types for damaged files
         return None
+    return None
 
 
 def describe_source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
-    """Return what the codes of a split depend on, as JSON types; the digest of missing images is that of the folder."""
+    """Return the digest of the model, the data configuration and the digest of the images, as JSON types.
+
+    If the images are missing, their digest is read from the code maps in the folder.
+    """
     ignored = ("root", "workers", "memory_mb")
     fields = {name: value for name, value in to_dict(config.data).items() if name not in ignored}
     try:
-        images = open_images(config.data, split).digest()
+        images_digest = open_images(config.data, split).digest()
     except InputError as error:
         try:
-            images = str(json.loads((folder / f"{split}.json").read_text())["source"]["images"])
+            images_digest = str(json.loads((folder / f"{split}.json").read_text())["source"]["images"])
         except (OSError, ValueError, LookupError, TypeError):
             raise error from None
         note(f"the codes in {folder} are used without their images: {error}")
-    return {"model": model_digest, "data": json.loads(json.dumps(fields)), "images": images}
+    return {"model": model_digest, "data": json.loads(json.dumps(fields)), "images": images_digest}
 
 
 def array_paths(folder: Path, name: str, num_levels: int) -> list[Path]:
@@ -225,7 +233,7 @@ def _open_arrays(folder: Path, name: str, num_levels: int) -> list[NDArray[Any]]
 
 
 def _hash_arrays(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
-    """Return the digest of each array, and last that of the class names."""
+    """Return the digest of each array, followed by the digest of the class names."""
     names = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
     contents = [np.ascontiguousarray(array).data for array in (*arrays, names)]
     return [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]

@@ -25,7 +25,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
 
-_FRONT = "---\n"
+_FENCE = "---\n"  # before and after the YAML at the top of a card
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
@@ -34,24 +34,25 @@ def export(
     run: str | Path, out: Path, *, name: str | None = None, license: str | None = None, compact: bool = False,
     weights: Mapping[str, Tensor] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write the model of a run, its priors in half precision, and a model card (the run's own, if any).
+    """Write the model of a run, its artifacts and a model card to a folder, and return the files.
 
-    Everything is written or nothing; the files are returned. Stale artifacts are left out, with a notice.
+    Priors are written in half precision. The card is the run's README.md, if there is one. Stale artifacts are left
+    out, with a notice. After an error nothing is left of the folder.
 
     Args:
         name: Name of the model on its card (default: the name of `out`).
         license: Identifier of the license on the hub: mit, cc-by-4.0, ...
         compact: Write the autoencoder in half precision, and the matrices of the priors and the progressive decoder in
-            8 bits. Codes can differ from the run's where two codewords are about equally near.
-        weights: Weights to write in place of the run's autoencoder. If they differ from the run's, priors, progressive
-            decoder and entropy model are left out.
+            8 bits. Codes can differ from the run's codes where two codewords are about equally near.
+        weights: Weights of the autoencoder (default: those in the run). If they differ from the run's weights, all
+            artifacts are left out.
 
     Raises:
         InputError: The run has no model, or `out` exists or can't be written.
         DamagedFileError: A file of the run is damaged.
     """
     source = Run(run)
-    beside, config = source.folder, without_paths(source.config)
+    source_folder, config = source.folder, without_paths(source.config)
     weights = source.weights if weights is None else weights
     if storage.weights_digest(weights) == source.weights_digest:
         stale = {artifact.path for artifact in source.stale_artifacts()}
@@ -60,49 +61,49 @@ def export(
     else:
         stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
         told_once(f"left out of {out}: what was made for the weights before they were changed")
-    kept = dict[Levels | None, dict[str, Any]]()  # metadata of the priors; None: that of the progressive decoder
+    metadata = dict[Levels | None, dict[str, Any]]()  # of the networks written: by levels for priors, None for prefixes
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
         meta = storage.read_meta(source.path)
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
-        autoencoder = storage.digest(target.model)
+        autoencoder_digest = storage.digest(target.model)
         for network in (*source.priors.values(), source.progressive):
             if network.path in stale or not network.exists():
                 continue
-            weights, about = network.read()
+            network_weights, about = network.read()
             if network.levels is not None or compact:
-                weights = storage.compacted(weights, matrices=compact)
-            described = to_dict(without_paths(config_of(about, network.file)))
-            kept[network.levels] = {**about, "config": described, "autoencoder": autoencoder}
+                network_weights = storage.compacted(network_weights, matrices=compact)
+            network_config = to_dict(without_paths(config_of(about, network.file)))
+            metadata[network.levels] = {**about, "config": network_config, "autoencoder": autoencoder_digest}
             (folder / str(network)).mkdir(parents=True)
-            storage.write(RunFolder(folder / str(network)).model, weights, kept[network.levels])
+            storage.write(RunFolder(folder / str(network)).model, network_weights, metadata[network.levels])
         if compact:
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
-        elif beside.tables.is_file() and beside.tables not in stale:
-            write_atomic(target.tables, beside.tables.read_bytes())
-        if beside.sampling.is_file() and kept:
-            write_atomic(target.sampling, beside.sampling.read_bytes())
+        elif source_folder.tables.is_file() and source_folder.tables not in stale:
+            write_atomic(target.tables, source_folder.tables.read_bytes())
+        if source_folder.sampling.is_file() and metadata:
+            write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
-                told_once(f"left out of {out}: {beside.states}, by which {run} reads its older files of codes")
+                told_once(f"left out of {out}: {source_folder.states}, by which {run} reads its older files of codes")
             elif state.weights_digest != source.weights_digest:
                 copy_state(state, target)
-        if beside.card.is_file():
-            card = beside.card.read_text()
+        if source_folder.card.is_file():
+            card = source_folder.card.read_text()
         else:
-            options, measured = source.sampling_options(), _measured(beside)
-            card = _card(config, name or out.name, meta.get("step"), kept, options, measured, license)
+            options, measured = source.sampling_options(), _measured(source_folder)
+            card = _card(config, name or out.name, meta.get("step"), metadata, options, measured, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def without_paths(config: Config) -> Config:
-    """Return a configuration without paths on this machine: of data, codes and initial weights."""
+    """Return a configuration without the paths of this machine: of data, codes and initial weights."""
     values = dict(flatten(to_dict(config)))
-    paths = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
-    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(paths, "")})
+    fields = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
+    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(fields, "")})
 
 
 def push_run(
@@ -116,11 +117,11 @@ def push_run(
 
 
 def _card(
-    config: Config, name: str, step: int | None, parts: Mapping[Levels | None, Mapping[str, Any]],
+    config: Config, name: str, step: int | None, metadata: Mapping[Levels | None, Mapping[str, Any]],
     sampling: Mapping[str, Any], measured: str, license: str | None,
 ) -> str:  # fmt: skip
     """Return a model card in Markdown, with a table of the data, the training, the networks and the figures."""
-    priors = {levels: about for levels, about in parts.items() if levels is not None}
+    priors = {levels: about for levels, about in metadata.items() if levels is not None}
     data, training, model = config.data, config.training, config.model
     images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     images = re.sub(r",? \d+x\d+ \w+", "", images)  # images may be resized for training
@@ -134,16 +135,16 @@ def _card(
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors),
-        **({"progressive decoder": f"trained {parts[None]['step']:,} steps"} if None in parts else {}),
+        **({"progressive decoder": f"trained {metadata[None]['step']:,} steps"} if None in metadata else {}),
         **({"samples": _sampling(sampling)} if priors else {}),
         "measured": measured,
         "license": license or "not stated",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    drawn = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
+    sample_line = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
     on_hub = is_hub_name(name)
     folder = shlex.quote(name.rpartition("/")[2] if on_hub else name)
-    got = f"$ hrvqvae hub get {name}\n" if on_hub else ""
+    get_line = f"$ hrvqvae hub get {name}\n" if on_hub else ""
     return (
         f"# Model card: {name}\n\n"
         f"{get_system(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
@@ -152,16 +153,16 @@ def _card(
         f'model = Model.from_pretrained("{name}")\n'
         "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
         "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
-        f"{drawn}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
-        f"```console\n{got}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
+        f"{sample_line}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
+        f"```console\n{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
 
 
 def _sampling(options: Mapping[str, Any]) -> str:
     levels = "all levels" if options["levels"] is None else level_names(range(options["levels"]))
-    drawn = f"drawn by default with guidance {options['guidance']:g} and {levels}"
-    plain = options == {"guidance": 1.0, "levels": None}
-    return drawn + ("" if plain else "; `--guidance 1` draws from the prior itself, with more variety")
+    text = f"drawn by default with guidance {options['guidance']:g} and {levels}"
+    from_prior_itself = options == {"guidance": 1.0, "levels": None}
+    return text + ("" if from_prior_itself else "; `--guidance 1` draws from the prior itself, with more variety")
 
 
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
@@ -171,38 +172,38 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     for levels, about in priors.items():
         kind = about["config"]["prior"]["network"]["kind"]
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
-        bits += [f"{each:.3f}" for each in about.get("level_bits_per_code", [about["bits_per_code"]])]
+        bits += [f"{level_bits:.3f}" for level_bits in about.get("level_bits_per_code", [about["bits_per_code"]])]
     return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
 
 
 def _measured(run: RunFolder) -> str:
-    """Return the last evaluation in a run's metrics.jsonl, in words."""
-    measured = _UNMEASURED
-    # There may be no file, a last line cut by a kill, or other figures.
+    """Return a sentence about the last evaluation in a run's metrics.jsonl."""
+    text = _UNMEASURED
+    # The file may be missing, end in half a line after a kill, or hold other figures.
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         for row in map(json.loads, run.metrics.read_text().splitlines()):
             if row["kind"] == "evaluation":
                 usage = ", ".join(f"{share:.1%}" for share in row["usage"])
                 ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.4f}"
-                measured = (
+                text = (
                     f"at step {row['step']:,}, on {row['images']:,} test images: MSE {row['mse']:.4e}, PSNR "
                     f"{row['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}"
                 )
-    return measured
+    return text
 
 
 def _with_front_matter(card: str, config: Config, license: str | None = None) -> bytes:
-    """Return a card that begins with YAML for the hub, with the license. YAML that the card has is kept."""
-    about = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
+    """Return a card with YAML for the hub at its top. If the card has YAML already, only the license is set there."""
+    front_matter = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
     body = f"\n{card}"
-    if card.startswith(_FRONT):
+    if card.startswith(_FENCE):
         if license is None:
             return card.encode()
         try:
-            _, head, body = card.split(_FRONT, 2)
-            about = dict(yaml.safe_load(head))
+            _, head, body = card.split(_FENCE, 2)
+            front_matter = dict(yaml.safe_load(head))
         except (yaml.YAMLError, ValueError, TypeError) as error:
             raise InputError("the lines at the top of the model card are not YAML") from error
     if license is not None:
-        about["license"] = license
-    return f"{_FRONT}{yaml.safe_dump(about, sort_keys=False)}{_FRONT}{body}".encode()
+        front_matter["license"] = license
+    return f"{_FENCE}{yaml.safe_dump(front_matter, sort_keys=False)}{_FENCE}{body}".encode()

@@ -1,20 +1,22 @@
-"""The run folder: its files, its checkpoints, and how a name leads to it.
+"""The run folder: its files, its checkpoints, and the search for a run by name.
 
-RUN/config.yaml         the resolved configuration (where exported: config.json, and README.md, the model card)
+RUN/config.yaml         the resolved configuration
+    config.json         the configuration, in an exported run
+    README.md           the model card, in an exported run
     metrics.jsonl       one line per logged step and evaluation
-    model.safetensors   averaged weights with the configuration inside
+    model.safetensors   averaged weights, and the configuration
     tables.hrvt         the entropy model (docs/format.md)
-    checkpoints/        the two newest resume states, step-000001000.safetensors
+    checkpoints/        the two newest checkpoints, such as step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
-    priors/codes/       the codes of the train split; of its copies: codes-flipped/, codes-shifted-1/, ...
+    priors/codes/       the codes of the train split; for its copies codes-flipped/, codes-shifted-1/, ...
     priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
                         priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance and levels of samples
     states/DIGEST/      earlier weights that made files of codes: model.safetensors, tables.hrvt, prefixes/
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this network is trained for
     .lock               held by the process that trains here
-    .job                torchrun's job id, by which a restart knows its own run
+    .job                the id of the torchrun job that trains here; a restart of the same job resumes the run
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as 
 
 
 class RunFolder:
-    """Paths of a run, which need not exist, and its checkpoints."""
+    """The paths in a run folder, and its checkpoints. The folder need not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,7 +53,7 @@ class RunFolder:
         self.card = path / "README.md"
         self.metrics = path / "metrics.jsonl"
         self.model = path / "model.safetensors"
-        self.source = path / "autoencoder.txt"
+        self.autoencoder_digest = path / "autoencoder.txt"
         self.tables = path / "tables.hrvt"
         self.job = path / ".job"
         self.pictures = path / "pictures"
@@ -61,11 +63,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def locked(self) -> AbstractContextManager[None]:
-        """Lock the folder against other processes, and make it if need be. Raises InUseError and InputError."""
+        """Return the lock of the folder, a context. Raises as `lock_folder`."""
         return lock_folder(self.path)
 
     def prepare(self, config: Config) -> None:
-        """Make the folders and write the configuration and the job id. Call it under the lock only, as it cleans up."""
+        """Create the folders, and write the configuration and the job id. The caller must hold the lock."""
         with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -74,32 +76,36 @@ class RunFolder:
             if job_id():
                 write_atomic(self.job, job_id().encode())
 
-    def of_this_job(self) -> bool:
-        """Return whether this job of torchrun began the run, and was restarted since."""
+    def belongs_to_this_job(self) -> bool:
+        """Return whether the run was begun by the torchrun job of this process, which then resumes it."""
         return bool(job_id()) and self.job.is_file() and self.job.read_text() == job_id()
 
     def begun(self) -> bool:
-        """Return whether there is a checkpoint or a model, which a new run would overwrite."""
+        """Return whether the folder holds a checkpoint or a model."""
         return bool(self.saved()) or self.model.is_file()
 
-    def is_stale(self, autoencoder: str) -> bool:
-        """Return whether the network here is for another autoencoder than this digest's. Raises DamagedFileError."""
+    def is_stale(self, digest: str) -> bool:
+        """Return whether this network was not trained for the autoencoder of a digest. Raises DamagedFileError."""
         if self.model.is_file():
-            about = storage.read_meta(self.model)
-            if "autoencoder" not in about:
+            meta = storage.read_meta(self.model)
+            if "autoencoder" not in meta:
                 raise DamagedFileError(f"{self.model} does not say which autoencoder it is of")
-            return bool(about["autoencoder"] != autoencoder)
-        return self.begun() and self.source.is_file() and self.source.read_bytes() != autoencoder.encode()
+            return bool(meta["autoencoder"] != digest)
+        return (
+            self.begun()
+            and self.autoencoder_digest.is_file()
+            and self.autoencoder_digest.read_bytes() != digest.encode()
+        )
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_config(self) -> Config:
-        """Return the configuration. Raises InputError if there is none, and as `from_file`."""
+        """Return the configuration. Raises InputError if config.yaml is missing or can't be read."""
         if not self.config.is_file():
             if not self.path.exists() and str(self.path) in list_models():
-                require_own(self.path)
+                require_trainable(self.path)
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
 
@@ -108,15 +114,21 @@ class RunFolder:
         return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-        """Write a checkpoint and delete all but the two newest. Raises OSError, and then deletes none."""
+        """Write a checkpoint, then delete all but the two newest. Raises OSError if it can't be written."""
         path = self.checkpoints / f"step-{step:09d}.safetensors"
         storage.write(path, tensors, meta)
         for old in self.saved()[_NUM_CHECKPOINTS:]:
             old.unlink()
         return path
 
-    def newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint, if any; damaged ones are reported and renamed to *.damaged."""
+    def load_newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the newest intact checkpoint; None if there is no checkpoint.
+
+        Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint is intact.
+
+        Raises:
+            DamagedFileError: All checkpoints are damaged.
+        """
         damaged = list[Path]()
         for path in self.saved():
             try:
@@ -125,10 +137,10 @@ class RunFolder:
                 say(str(error))
                 damaged.append(path)
                 continue
-            for bad in damaged:
-                bad.replace(bad.with_suffix(".damaged"))
+            for damaged_path in damaged:
+                damaged_path.replace(damaged_path.with_suffix(".damaged"))
             if damaged:
-                say(f"{path.name}, the one before, is taken")
+                say(f"{path.name}, the one before, is loaded")
             return state
         if damaged:
             raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
@@ -136,30 +148,30 @@ class RunFolder:
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:
-    """Return the folder of the prior of consecutive levels of a run; level 0 is the coarsest."""
+    """Return the folder of a run's prior of consecutive levels. Levels are counted from 0, the coarsest."""
     first, last = levels[0] + 1, levels[-1] + 1
     return RunFolder(Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}"))
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
-    """Return the folders of a run's priors by the levels that each covers. Raises InputError if two cover a level."""
+    """Return the folders of a run's priors by their levels. Raises InputError if two priors share a level."""
     covered = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
         match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
         if match and (RunFolder(path).config.is_file() or RunFolder(path).begun()):
             covered.append(range(int(match[1]) - 1, int(match[2] or match[1])))
     covered.sort(key=lambda levels: (levels.start, levels.stop))
-    for before, after in pairwise(covered):
-        if after.start < before.stop:
-            paths = prior_folder(run, *before).path, prior_folder(run, *after).path.name
+    for coarse, fine in pairwise(covered):
+        if fine.start < coarse.stop:
+            paths = prior_folder(run, *coarse).path, prior_folder(run, *fine).path.name
             raise InputError(
-                f"{paths[0]} and {paths[1]} both hold a prior of level {after.start + 1}; delete one of them"
+                f"{paths[0]} and {paths[1]} both hold a prior of level {fine.start + 1}; delete one of them"
             )
     return {levels: prior_folder(run, *levels) for levels in covered}
 
 
 def progressive_folder(run: str | Path) -> RunFolder:
-    """Return the folder of the progressive decoder."""
+    """Return the folder of a run's progressive decoder."""
     return RunFolder(Path(run) / "prefixes")
 
 
@@ -169,25 +181,25 @@ def list_models() -> list[str]:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Return the folder of the model of that name inside the package; any other path, or that of a run, as it is."""
+    """Return the path `run` if a run is there; else the folder of this model in the package, or the path."""
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
     return _SHIPPED / path if str(run) in list_models() and not is_run else path
 
 
-def require_own(run: str | Path) -> None:
-    """Raise InputError if a run is no folder or is inside the package: nothing can be trained there."""
+def require_trainable(run: str | Path) -> None:
+    """Raise InputError unless a run is a folder outside the package, where networks can be trained."""
     if run_folder(run) != Path(run) or not Path(run).is_dir():
         raise InputError(f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR")
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Return whether a name has the form user/name of models on the hub. A path may have it too."""
+    """Return whether a name has the form user/name, as models on the hub and some paths have."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is not None
 
 
 def locate(run: str | Path) -> Path:
-    """Return the weights file of a path or of a model inside the package. Raises InputError if there is none."""
+    """Return the weights file of a run folder, a weights file or a model's name. Raises InputError if there is none."""
     path = run_folder(run)
     folder = RunFolder(path)
     if path.is_file() and path.suffix != ".safetensors":
@@ -198,10 +210,10 @@ def locate(run: str | Path) -> Path:
         raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
-    near = near_names(str(run).lower(), list_models())
-    names = f"did you mean {near}?" if near else f"models of the package: {', '.join(list_models())}"
+    matches = near_names(str(run).lower(), list_models())
+    hint = f"did you mean {matches}?" if matches else f"models of the package: {', '.join(list_models())}"
     if str(run) in presets.names():
-        train = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
-        raise InputError(f"{run} is a preset, not a trained model; {names}; train one: {train}")
-    get = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
-    raise InputError(f"{path}: there is no such run folder; {names}{get}")
+        command = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
+        raise InputError(f"{run} is a preset, not a trained model; {hint}; train one: {command}")
+    hub_hint = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
+    raise InputError(f"{path}: there is no such run folder; {hint}{hub_hint}")

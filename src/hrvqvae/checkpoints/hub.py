@@ -1,4 +1,4 @@
-"""Download models from the Hugging Face hub and upload them, by the library huggingface_hub."""
+"""Download models from the Hugging Face hub, and upload models to it, with the library huggingface_hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 
-_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # the only files exchanged; none of them can run
-_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
+_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # files that are uploaded or downloaded; none holds code
+_HTTP_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def find_or_fetch(name: str | Path, **options: Any) -> Path:
-    """Return the path of a run on this machine or inside the package; otherwise `fetch` it. Raises InputError."""
+    """Return the path of a run on this machine or inside the package, or else `fetch` the run with these options."""
     path = run_folder(name)
     return fetch(str(name), **options) if is_hub_name(name) and not path.exists() else path
 
@@ -30,8 +30,8 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
 
     Args:
         revision: Branch, tag or commit (default: the newest).
-        into: A new folder to download to, instead of the library's cache.
-        options: cache_dir, token, local_files_only, force_download.
+        into: New folder to download to (default: the library's cache).
+        options: cache_dir, token, local_files_only, force_download of `snapshot_download`.
 
     Raises:
         InputError: The model can't be downloaded, or `into` exists.
@@ -53,13 +53,13 @@ def push(
     folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
     commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
-    """Upload a folder that `export` wrote, and return its address. Raises InputError as `fetch`."""
+    """Upload a folder that `export` wrote, and return its address. Raises InputError if it can't be uploaded."""
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
         files = sorted(path for pattern in _PATTERNS for path in folder.rglob(pattern))
         added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        commit = api.create_commit(  # a single one: all of it or nothing
+        commit = api.create_commit(  # a single commit uploads all files or none
             name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
         )
     return str(commit.pr_url or commit.commit_url)
@@ -67,7 +67,7 @@ def push(
 
 @contextmanager
 def _library(name: str, revision: str | None) -> Iterator[Any]:
-    """Give the library without its progress bars and warnings; turn its errors into InputErrors of one line."""
+    """Import huggingface_hub without its progress bars and warnings; turn its errors into InputErrors of one line."""
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -75,22 +75,23 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     hub = importlib.import_module("huggingface_hub")
     messages = {
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
-        "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; for those log in: hf auth login",
+        "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; to use it, log in: hf auth login",
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "HFValidationError": f"{name!r} is no name of the hub; it must be user/name",
-        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: it is the base class of others here
+        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: a base class of types above
     }
     try:
         with quiet_network():
             yield hub
     except Exception as error:
-        line = next((line for kind, line in messages.items() if isinstance(error, getattr(hub.errors, kind))), None)
-        client = type(error).__module__.partition(".")[0]  # which client it is depends on the library's version
-        if line is None and not isinstance(error, (OSError, RuntimeError)) and client not in _CLIENTS:
+        types = (error_type for error_type in messages if isinstance(error, getattr(hub.errors, error_type)))
+        message = messages.get(next(types, ""))
+        library = type(error).__module__.partition(".")[0]  # versions of huggingface_hub use different HTTP clients
+        if message is None and not isinstance(error, (OSError, RuntimeError)) and library not in _HTTP_CLIENTS:
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):
-            cause = cause.__cause__  # these say only that something failed
+            cause = cause.__cause__  # errors of these types do not give the reason
         reason = " ".join(str(cause).split()).split(". ")[0][:160] or type(cause).__name__
-        line = line or f"the hub can't be reached for {name}"
-        raise InputError(f"{line} ({reason})") from error
+        message = message or f"the hub can't be reached for {name}"
+        raise InputError(f"{message} ({reason})") from error

@@ -1,9 +1,10 @@
 """A trained run: its autoencoder and its artifacts (the priors, the progressive decoder and the entropy model).
 
-Each artifact keeps a digest of the autoencoder that it was made for: networks that of the weights file, the entropy
-model that of the weights alone, because files of codes outlive an export. An artifact of another state is stale. It is
-never deleted, and using it is an error that names the command that renews it. Only a stale progressive decoder is
-passed over, with a notice.
+Each artifact keeps a digest of its autoencoder, and is stale if the autoencoder has changed since. Networks keep the
+digest of the weights file. The entropy model keeps the digest of the weights alone, which an export does not change.
+
+A stale artifact is never deleted. Using a stale artifact is an error that names the command to renew it, except that a
+stale progressive decoder is ignored with a notice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,27 +48,27 @@ _Network = TypeVar("_Network", bound=nn.Module)
 def save_model(
     path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
 ) -> None:
-    """Write weights with their configuration and what else `NetworkArtifact.read` requires. Raises OSError."""
+    """Write weights with their configuration and further metadata (see `NetworkArtifact.read`). Raises OSError."""
     storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
 
 
 def config_of(meta: Mapping[str, Any], path: Path) -> Config:
-    """Return the configuration inside a weights file. Raises DamagedFileError where it holds none."""
+    """Return the configuration in the metadata of a weights file. Raises DamagedFileError if it is missing."""
     if "config" not in meta:
         raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
     return from_dict(meta["config"], str(path))
 
 
-def renewal(run: str | Path) -> str:
-    """Return the end of a message about a stale artifact: how to renew it."""
+def renewal_advice(run: str | Path) -> str:
+    """Return the end of a message about a stale artifact, which says how to renew the artifact."""
     return f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
 
 
 class Run:
-    """A run folder, a weights file, or a model inside the package. Raises InputError if there is none of that name."""
+    """A run folder, a weights file or a model inside the package. Raises InputError if the name is none of these."""
 
     def __init__(self, name: str | Path) -> None:
-        self.name, self.path = name, locate(name)  # the path of the autoencoder's weights
+        self.name, self.path = name, locate(name)  # `path`: the weights file of the autoencoder
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
@@ -95,14 +97,14 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration that the weights were trained by; only the header of their file is read."""
+        """The configuration of the autoencoder's training, from the header of the weights file."""
         return config_of(storage.read_meta(self.path), self.path)
 
     @cached_property
-    def described_config(self) -> Config:
-        """The configuration in config.yaml, or else that of the weights."""
-        described = self.path == self.folder.model and self.folder.config.is_file()
-        return self.folder.read_config() if described else self.config
+    def folder_config(self) -> Config:
+        """The configuration in config.yaml; `config` if there is no such file beside the weights."""
+        has_file = self.path == self.folder.model and self.folder.config.is_file()
+        return self.folder.read_config() if has_file else self.config
 
     @torch.inference_mode(False)  # a rate-distortion search takes gradients through the weights
     def load(
@@ -111,37 +113,39 @@ class Run:
         """Return the autoencoder in evaluation mode, and its configuration.
 
         Args:
-            beam: Number of candidates that the search keeps per level (default: as many as in training).
-            progressive: Decode prefixes by the progressive decoder, unless it is stale.
+            beam: Number of candidates that the search keeps per level (default: as in training).
+            progressive: Decode prefixes of the levels with the progressive decoder, unless it is stale.
 
         Raises:
-            InputError: config.yaml describes another model, a beam has no linked codebooks to search, or there is no
-                such device.
-            DamagedFileError: Weights are damaged or do not fit their configuration.
+            InputError: config.yaml describes another model, `beam` is given for a model without linked codebooks, or
+                there is no such device.
+            DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         weights, meta, _ = self._content
         config = config_of(meta, self.path)
-        _check_agreement(lambda described: described.model, config, self.path)
+        _check_agreement("model", config, self.path)
         if beam is not None:
-            described = config.model
-            if not isinstance(described, SingleGridConfig) or described.quantizer.group_size == 1:
-                raise InputError(f"{described.system} has no linked codebooks, which a beam searches")
+            settings = config.model
+            if not isinstance(settings, SingleGridConfig) or settings.quantizer.group_size == 1:
+                raise InputError(f"{settings.system} has no linked codebooks, which a beam searches")
             config = config.replace(**{"model.quantizer.beam": beam})
-        model = _build_filled(lambda: build(config), weights, self.path)
-        _ = self.digest, self.weights_digest
-        del self._content  # a second copy of the weights
+        model = _build_with_weights(lambda: build(config), weights, self.path)
+        _ = self.digest, self.weights_digest  # cached before the weights go
+        del self._content  # a second copy of the weights in memory
         decoder = self.progressive
         if progressive and self.path == self.folder.model and decoder.exists():
             if decoder.is_stale():
-                told_once(f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal(self.name)}")
+                told_once(
+                    f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal_advice(self.name)}"
+                )
             else:
-                weights, about = decoder.read()
-                config = replace(config, progressive=config_of(about, decoder.file).progressive)
+                decoder_weights, meta = decoder.read()
+                config = replace(config, progressive=config_of(meta, decoder.file).progressive)
 
                 def make() -> ProgressiveDecoder:
                     return build_progressive_decoder(require_several_levels(build(config), config), config)
 
-                progressive_decoder = _build_filled(make, weights, decoder.file)
+                progressive_decoder = _build_with_weights(make, decoder_weights, decoder.file)
                 require_several_levels(model, config).use_progressive_decoder(progressive_decoder)
         return model.to(resolve_device(device)), config
 
@@ -149,7 +153,7 @@ class Run:
 
     @property
     def priors(self) -> dict[Levels, NetworkArtifact]:
-        """The priors, trained or not, by the levels that each covers. Raises InputError where two cover a level."""
+        """The priors, trained or not, by their levels. Raises InputError if two priors share a level."""
         folders = prior_folders(self.folder.path)
         return {levels: NetworkArtifact(self, folder.path, "prior", levels) for levels, folder in folders.items()}
 
@@ -164,7 +168,7 @@ class Run:
         return EntropyModelArtifact(self, self.folder.tables)
 
     def stale_artifacts(self) -> list[Artifact]:
-        """Return the stale artifacts, also those whose training has not finished, without unreadable ones."""
+        """Return the stale artifacts that can be read, including networks whose training has not finished."""
         stale = list[Artifact]()
         with suppress(OSError, InputError):
             for artifact in (*self.priors.values(), self.progressive, self.entropy_model):
@@ -189,28 +193,32 @@ class Run:
         """Return the priors of all levels.
 
         Raises:
-            InputError: A level has no prior or two, a prior is stale, of other classes, or described otherwise.
-            DamagedFileError: A file is damaged, or does not fit its configuration.
+            InputError: A level has no prior or two priors; a prior is stale or was trained on other classes than the
+                first prior; or a prior's config.yaml describes another network.
+            DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         if command := self.missing_priors():
             raise InputError(f"{self.name} lacks priors; train them: {command}")
-        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()
+        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()  # names and counts, per prior
         for prior in self.priors.values():
-            weights, about = prior.read()
-            path, config, names = prior.file, config_of(about, prior.file), tuple(about["classes"])
-            _check_agreement(lambda described: described.prior.network, config, path)
-            levels = range(about["level"], about["level"] + about.get("levels", 1))
-            networks.append(_build_filled(partial(build_prior, config, levels, len(names)), weights, path))
-            classes.append((names, tuple(about["class_counts"])))
+            weights, meta = prior.read()
+            path, config, names = prior.file, config_of(meta, prior.file), tuple(meta["classes"])
+            _check_agreement("prior.network", config, path)
+            levels = range(meta["level"], meta["level"] + meta.get("levels", 1))
+            networks.append(_build_with_weights(partial(build_prior, config, levels, len(names)), weights, path))
+            classes.append((names, tuple(meta["class_counts"])))
             if names != classes[0][0]:
                 raise InputError(f"{path} was trained on other classes than level 1; delete {prior.path}, train anew")
         return Priors(tuple(networks), *classes[0])
 
     def sampling_options(self, guidance: float | None = None, levels: int | None = None) -> dict[str, Any]:
-        """Return guidance and levels of samples: by default those of the run's sampling.json, else 1 and None (all).
+        """Return the options `guidance` and `levels` of samples.
+
+        If neither is given, both come from the run's sampling.json, if there is one. Otherwise guidance defaults to 1
+        and levels to None, which stands for all levels.
 
         Raises:
-            DamagedFileError: sampling.json is no JSON object with guidance and levels.
+            DamagedFileError: sampling.json is no JSON object with a guidance and a number of levels.
         """
         options: dict[str, Any] = {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
         path = self.folder.sampling
@@ -227,34 +235,40 @@ class Run:
     # Earlier states
 
     def wrote(self, mark: bytes) -> bool:
-        """Return whether this state of the run made a file with this fingerprint, or an archive with this digest."""
+        """Return whether this state of the run wrote the file of codes with this mark, a fingerprint or a digest."""
         with suppress(InputError):
-            model = self.entropy_model.load()
-            return mark in (bytes.fromhex(model.model), model.fingerprint, model.bare.fingerprint)
+            entropy_model = self.entropy_model.load()
+            marks = bytes.fromhex(entropy_model.model), entropy_model.fingerprint, entropy_model.bare.fingerprint
+            return mark in marks
         return False
 
     def earlier_states(self) -> list[Run]:
-        """Return the states that `keep_state` has kept, each as a run."""
+        """Return the states of this run that `keep_state` copied, each as a run."""
         return [Run(path.parent) for path in sorted(self.folder.states.glob("*/model.safetensors"))]
 
     def keep_state(self) -> None:
-        """Copy the networks that read files of codes to RUN/states/DIGEST, because training would replace them."""
-        if self.path == self.folder.model and self.folder.config.is_file():  # otherwise it can't be trained
+        """Copy this state to RUN/states/DIGEST, so that its files of codes stay readable after further training."""
+        if self.path == self.folder.model and self.folder.config.is_file():  # no other run can be trained
             copy_state(self, self.folder)
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
-    """Copy the networks that read files of codes into the states of a run folder, unless they are there."""
-    copy = RunFolder(target.states / run.weights_digest)
-    pairs = {progressive_folder(copy.path).model: run.progressive, copy.tables: run.entropy_model}
-    sources = {path: artifact.file for path, artifact in pairs.items() if artifact.exists() and not artifact.is_stale()}
+    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet."""
+    state = RunFolder(target.states / run.weights_digest)
+    artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
+    sources = {
+        path: artifact.file for path, artifact in artifacts.items() if artifact.exists() and not artifact.is_stale()
+    }
     try:
-        for path, source in {**sources, copy.model: run.path}.items():  # the model last: without it there is no state
+        for path, source in {
+            **sources,
+            state.model: run.path,
+        }.items():  # the model, which completes the state, last
             if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, source.read_bytes())
     except OSError as error:
-        note(f"{copy.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read these files")
+        note(f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read its files")
 
 
 @dataclass(frozen=True)
@@ -262,28 +276,28 @@ class Artifact(ABC):
     """A network or an entropy model that was made for one state of a run's autoencoder."""
 
     run: Run
-    path: Path  # a network's folder, or the file of an entropy model
+    path: Path  # the folder of a network, or the file of an entropy model
 
     def __str__(self) -> str:
         return str(self.path.relative_to(self.run.folder.path))
 
     @property
     def file(self) -> Path:
-        """The file that is used."""
+        """The file of the network's weights or of the entropy model."""
         return self.path
 
     def exists(self) -> bool:
-        """Return whether there is a file to use."""
+        """Return whether `file` exists."""
         return self.file.is_file()
 
     @abstractmethod
     def is_stale(self) -> bool:
-        """Return whether it was made for another state. Raises InputError where it can't be read."""
+        """Return whether the artifact was made for another state. Raises InputError if the file is unreadable."""
 
-    def require_current(self, made_for: str, state: str) -> None:
-        """Raise InputError if it was made for another state of the autoencoder; both are digests."""
-        if made_for != state:
-            raise InputError(f"{self.file} was {renewal(self.run.name)}")
+    def require_current(self, stored_digest: str, current_digest: str) -> None:
+        """Raise InputError if the digest in the artifact is not the autoencoder's."""
+        if stored_digest != current_digest:
+            raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
 
 
 @dataclass(frozen=True)
@@ -291,7 +305,7 @@ class NetworkArtifact(Artifact):
     """A prior or the progressive decoder, in a run folder of its own."""
 
     kind: str  # "prior" or "prefixes"
-    levels: Levels | None = None  # that a prior covers
+    levels: Levels | None = None  # of a prior; None for the progressive decoder
 
     @property
     def folder(self) -> RunFolder:
@@ -303,7 +317,7 @@ class NetworkArtifact(Artifact):
 
     @property
     def config(self) -> Config:
-        """The configuration of its training, past or to come."""
+        """The configuration of the network: config.yaml or, without this file, from the weights file."""
         if self.folder.config.is_file():
             return self.folder.read_config()
         return config_of(storage.read_meta(self.file), self.file)
@@ -315,22 +329,22 @@ class NetworkArtifact(Artifact):
         """Return the weights and the metadata.
 
         Raises:
-            InputError: There is no file, or it is stale.
+            InputError: The file is missing or stale.
             DamagedFileError: The file is damaged, or of another kind.
         """
-        weights, about = storage.read(self.file)
-        needed = {"config", "autoencoder", "step"}
+        weights, meta = storage.read(self.file)
+        required = {"config", "autoencoder", "step"}
         if self.kind == "prior":
-            needed |= {"level", "classes", "class_counts", "bits_per_code"}
-        if about.get("kind") != self.kind or not needed <= about.keys():
+            required |= {"level", "classes", "class_counts", "bits_per_code"}
+        if meta.get("kind") != self.kind or not required <= meta.keys():
             raise DamagedFileError(f"{self.file} is no file of the kind {self.kind}")
-        self.require_current(about["autoencoder"], self.run.digest)
-        return weights, about
+        self.require_current(meta["autoencoder"], self.run.digest)
+        return weights, meta
 
 
 @dataclass(frozen=True)
 class EntropyModelArtifact(Artifact):
-    """The entropy model. It belongs to the weights alone, and stays when a run is exported."""
+    """The entropy model. It is made for the weights alone, and so is not stale after an export."""
 
     def is_stale(self) -> bool:
         return self.exists() and self._read().model != self.run.weights_digest
@@ -339,18 +353,21 @@ class EntropyModelArtifact(Artifact):
         return read_entropy_model(self.path.read_bytes(), str(self.path))
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
-        """Return the entropy model of weights (default: the run's); one without networks if none was fitted.
+        """Return the entropy model; if none was fitted, an entropy model without networks.
+
+        Args:
+            weights_digest: Digest of the weights that the entropy model must be made for (default: the run's weights).
 
         Raises:
-            InputError: It is stale.
-            DamagedFileError: It is damaged, or has other grids or symbols than the model.
+            InputError: The entropy model is stale.
+            DamagedFileError: The file is damaged, or its grids or symbols are not the autoencoder's.
         """
-        state, model = weights_digest or self.run.weights_digest, self.run.config.model
-        bare = EntropyModel(str(self.run.name), state, model.geometry, model.num_symbols)
+        digest, model_config = weights_digest or self.run.weights_digest, self.run.config.model
+        bare = EntropyModel(str(self.run.name), digest, model_config.geometry, model_config.num_symbols)
         if not self.exists():
             return bare
         fitted = self._read()
-        self.require_current(fitted.model, state)
+        self.require_current(fitted.model, digest)
         if (fitted.geometry, fitted.symbols) != (bare.geometry, bare.symbols):
             raise DamagedFileError(f"{self.path} is damaged: it has other grids or symbols than the model beside it")
         return fitted
@@ -361,99 +378,106 @@ class EntropyModelArtifact(Artifact):
     ) -> Path:  # fmt: skip
         """Fit the entropy model to the codes of the training split, write it beside the weights, and return its file.
 
-        If the model was trained on mirror images too, their codes are fitted as well. An entropy model of the same
-        weights is never fitted again: files of codes that it wrote can't be read without it.
+        If the model was trained on mirror images too, their codes are fitted as well. If these weights have an entropy
+        model already, it is kept, because the files of codes written with it can't be read without it.
 
         Args:
-            root: Where the data is, if it has moved since training.
-            effort: How long to learn, in multiples of the usual time.
-            shifts: Number of copies of the images, each shifted by some pixels, to learn from as well.
-            device: Where the images are encoded (default: the CPU).
-            say: Takes the bits per code of each level on held-out images.
-            small: Keep the file to a few kilobytes per level, for a page.
+            root: Folder of the data (default: as in training).
+            effort: Duration of the fit, in multiples of the usual duration.
+            shifts: Number of further copies of the images to fit, each shifted by some pixels.
+            device: Device on which the images are encoded (default: the CPU).
+            say: Called with lines of text, such as the bits per code of each level on held-out images.
+            small: Limit the file to a few kilobytes per level, for a web page.
 
         Raises:
-            InputError: The data is missing, another process fits it, or the weights were replaced meanwhile.
+            InputError: The data is missing, another process fits the entropy model, or the weights were replaced
+                meanwhile.
         """
         with lock_file(self.path):
-            if self._is_fitted(say):
+            if self._keep_fitted(say):
                 return self.path
             model, config = self.run.load()
             config, folder = config.with_root(root), self.run.folder
             maps = list[CodeMaps]()
             for name, augment in list_copies(config.data.flip, shifts):
                 if folder.config.is_file():
-                    of = (model, self.run.digest, config, "train", device, say)
-                    maps.append(load_or_extract(folder.codes.with_name(name), *of, augment))
+                    path = folder.codes.with_name(name)
+                    maps.append(load_or_extract(path, model, self.run.digest, config, "train", device, say, augment))
                 else:
                     maps.append(extract_codes(model, config, "train", device, augment=augment))
-            levels = [np.concatenate(copies) for copies in zip(*(copy.levels for copy in maps), strict=True)]
+            levels = [np.concatenate(arrays) for arrays in zip(*(copy.levels for copy in maps), strict=True)]
             bare = EntropyModel(config.name, self.run.weights_digest, config.model.geometry, config.model.num_symbols)
             content = fit(bare, levels, effort, say, len(maps), small).content
             if Run(self.run.name).weights_digest != bare.model:
                 raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
-            if not self._is_fitted(say):
+            if not self._keep_fitted(say):
                 with explain_write_errors(self.path):
                     write_atomic(self.path, content)
         return self.path
 
-    def _is_fitted(self, say: Callable[[str], None]) -> bool:
-        """Return whether these weights have an entropy model, and say so. Restore it from a kept state if need be."""
-        kept = RunFolder(self.run.folder.states / self.run.weights_digest).tables
+    def _keep_fitted(self, say: Callable[[str], None]) -> bool:
+        """Restore the entropy model of these weights from `states` if need be, and return whether there is one."""
+        copy = RunFolder(self.run.folder.states / self.run.weights_digest).tables
         if not (self.exists() and not self.is_stale()):
-            if not kept.is_file():
+            if not copy.is_file():
                 return False
             with explain_write_errors(self.path):
-                write_atomic(self.path, kept.read_bytes())
-        say(f"{self.path} is of these weights already; without it, files that were made by it can't be read")
+                write_atomic(self.path, copy.read_bytes())
+        say(f"{self.path} is of these weights already; the files of codes written with it can't be read without it")
         return True
 
 
-def _check_agreement(part: Callable[[Config], Any], config: Config, path: Path) -> None:
-    """Raise InputError if a configuration beside the weights differs from theirs in that part."""
-    folder = RunFolder(path.parent)
+def _check_agreement(section: str, config: Config, path: Path) -> None:
+    """Raise InputError if config.yaml or config.json beside a weights file differs from its configuration.
+
+    Args:
+        section: Name of the section to compare, such as "prior.network".
+        config: The configuration in the weights file.
+        path: The weights file.
+    """
+    folder, select = RunFolder(path.parent), attrgetter(section)
     for file in (folder.config, folder.config_json):
-        if path == folder.model and file.is_file() and part(from_file(file)) != part(config):
+        if path == folder.model and file.is_file() and select(from_file(file)) != select(config):
             raise InputError(
-                f"{file} describes another model than {path.name} was trained as: put back what was changed there, or "
+                f"{file} describes another model than {path.name} was trained as: undo the change there, or "
                 "train anew in another folder"
             )
 
 
-def _build_filled(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
+def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
     """Build a network in evaluation mode with the weights of a file.
 
-    The network is built on the meta device first, where tensors take no memory, and only up to the number of parameters
-    that the file can fill. So a small file can't make a large network.
+    The network is first built on the meta device, where tensors take no memory. This build stops when the network has
+    far more parameters than the file, so that a small file can't take much time or memory.
 
     Raises:
         DamagedFileError: The weights do not fit the network.
     """
-    unfit, left = DamagedFileError(f"{path}: the weights do not fit their configuration"), 4 * len(weights) + 100
+    misfit, budget = DamagedFileError(f"{path}: the weights do not fit their configuration"), 4 * len(weights) + 100
 
-    def count(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise unfit
+    def count_parameter(*_: object) -> None:
+        nonlocal budget
+        budget -= 1
+        if budget < 0:
+            raise misfit
 
-    hook = register_module_parameter_registration_hook(count)
+    hook = register_module_parameter_registration_hook(count_parameter)
     try:
         with torch.device("meta"):
             shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
     finally:
         hook.remove()
     if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-        raise unfit
+        raise misfit
     network = make()
     network.requires_grad_(False).load_state_dict(weights)
     return network.eval()
 
 
 def stale_notice(name: str | Path) -> list[str]:
-    """Return a line that names the stale artifacts of a run and how to renew them; no line if none is stale."""
+    """Return a line that names a run's stale artifacts and how to renew them, in a list; [] if none is stale."""
     try:
         stale = Run(name).stale_artifacts()
     except InputError:
         return []
-    return [f"{', '.join(map(str, stale))}: {renewal(name)}"] if stale else []
+    return [f"{', '.join(map(str, stale))}: {renewal_advice(name)}"] if stale else []

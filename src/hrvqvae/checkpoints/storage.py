@@ -3,10 +3,10 @@
 The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name, type, shape and
 bytes.
 
-A compact file (`hrvqvae export --compact`) holds weights in a quarter to a half of their bytes. A matrix or filter of a
-prior or a progressive decoder is int8, with one float32 scale per row in `NAME:scale`. Any other tensor is float16 if
-its values fit. The `total` of a codebook is replaced by a marker, `NAME:product`. Reading restores the original names:
-matrices in float32, and codewords * count for `total`.
+A compact file (`hrvqvae export --compact`) is a quarter to a half as large. It stores a matrix or filter of a prior or
+a progressive decoder as int8, with one float32 scale per row in `NAME:scale`. It stores any other tensor as float16 if
+the values fit. In place of a codebook's tensor `total` it stores a marker, `total:product`. Reading a compact file
+restores the original names: int8 matrices become float32, and `total` becomes codewords * count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hrvqvae.utils.outputs import write_atomic
 _SCALE, _PRODUCT = ":scale", ":product"
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -45,22 +45,23 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as float32."""
-    plain = _plain(tensors).items()
-    return _digest({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in plain})
+    items = _on_cpu(tensors).items()
+    return _digest({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in items})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
-    plain, text = _plain(tensors), json.dumps(meta, sort_keys=True)
-    content = save_tensors(plain, metadata={"format": "pt", "meta": text, "digest": _digest(plain, text)})
-    length = int.from_bytes(content[:8], "little")  # of the header, which safetensors writes in any order
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    on_cpu, meta_text = _on_cpu(tensors), json.dumps(meta, sort_keys=True)
+    content = save_tensors(on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)})
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    # Sort the header, which safetensors writes in any order.
+    header = json.dumps(json.loads(content[8:header_end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    write_atomic(path, len(header).to_bytes(8, "little") + header + content[8 + length :])
+    write_atomic(path, len(header).to_bytes(8, "little") + header + content[header_end:])
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _explain_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
@@ -71,35 +72,35 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
-    """Return `meta` as text, `meta`, and the digest, from a file or its beginning."""
+    """Return the text of `meta`, `meta` and the digest from the content of a file, of which the header suffices."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())["__metadata__"]
     meta = json.loads(header["meta"])
     if not isinstance(meta, dict):
-        raise TypeError("its meta is no JSON object")
+        raise TypeError("meta is no JSON object")
     return header["meta"], meta, header["digest"]
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Return `meta` from the header of a file, without a check of its content. Raises as `read_with_digest`."""
-    with _damage(path), path.open("rb") as stream:
-        start = stream.read(8)
-        return _header(start + stream.read(min(int.from_bytes(start, "little"), path.stat().st_size)))[1]
+    """Return `meta` of a file, without checking the digest. Raises as `read_with_digest`."""
+    with _explain_damage(path), path.open("rb") as stream:
+        length = stream.read(8)
+        return _header(length + stream.read(min(int.from_bytes(length, "little"), path.stat().st_size)))[1]
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
-    """Return the tensors, on the CPU, `meta` and the digest of a file that `write` made.
+    """Return the tensors (on the CPU), `meta` and the digest of a file that `write` made.
 
     Raises:
         InputError: There is no such file.
         DamagedFileError: The file is cut short, changed, or of another format.
     """
-    with _damage(path):
+    with _explain_damage(path):
         content = path.read_bytes()
-        text, meta, announced = _header(content)
+        meta_text, meta, stored_digest = _header(content)
         tensors = load_tensors(content)
-        if _digest(tensors, text) != announced:
-            raise ValueError("its content does not match its checksum")
-        return restored(tensors), meta, announced
+        if _digest(tensors, meta_text) != stored_digest:
+            raise ValueError("the content does not match the checksum")
+        return restored(tensors), meta, stored_digest
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -113,7 +114,12 @@ def digest(path: Path) -> str:
 
 
 def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()) -> dict[str, Tensor]:
-    """Return weights as a compact file holds them; with `matrices`, matrices are int8, or int16 if named in `fine`."""
+    """Return weights in the form of a compact file.
+
+    Args:
+        matrices: Round matrices and filters to int8, with one scale per row.
+        fine: Names of the matrices that are rounded to int16 instead.
+    """
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
@@ -130,17 +136,18 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the tensors of a file. Tensors of a file that is not compact are unchanged."""
+    """Return the weights that the tensors of a compact file stand for; tensors of any other file are unchanged."""
     weights = dict[str, Tensor]()
     for name, tensor in stored.items():
         if name + _SCALE in stored:
             weights[name] = tensor * _align_rows(stored[name + _SCALE], tensor)
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
-    for name in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
-        weights[f"{name}total"] = weights[f"{name}codewords"].float() * weights[f"{name}count"].float()[..., None]
+    for prefix in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
+        weights[f"{prefix}total"] = weights[f"{prefix}codewords"].float() * weights[f"{prefix}count"].float()[..., None]
     return weights
 
 
 def _align_rows(scale: Tensor, tensor: Tensor) -> Tensor:
+    """Reshape one scale per row, so that it broadcasts over a tensor."""
     return scale.view(-1, *(1 for _ in tensor.shape[1:]))

@@ -129,7 +129,7 @@ class Tokenizer:
         self.images, self.device = images, next(self.model.parameters()).device
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
-        self._config, self._symbols = to_dict(without_paths(run.described_config)), config.model.num_symbols
+        self._config, self._symbols = to_dict(without_paths(run.folder_config)), config.model.num_symbols
         self.workers = config.data.workers if workers is None else workers
         self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
         reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)

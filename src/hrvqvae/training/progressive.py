@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import progressive_folder, require_own
+from hrvqvae.checkpoints.folder import progressive_folder, require_trainable
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import stage_config
@@ -110,8 +110,8 @@ def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: 
 
     `fields` are texts by dotted name. Raises InputError if there is no such folder, or as `stage_config`.
     """
-    stored = Run(path).described_config
-    require_own(path)
+    stored = Run(path).folder_config
+    require_trainable(path)
     folder = progressive_folder(path)
     begun = folder.read_config() if resume and folder.config.is_file() else None
     return stage_config("progressive", stored, fields, begun)

@@ -67,7 +67,7 @@ def train_autoencoder(
     is_empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
     if resume and not (is_run or is_empty):
         raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
-    resume = resume or is_restarted(run.of_this_job)
+    resume = resume or is_restarted(run.belongs_to_this_job)
 
     def resolve() -> Config:
         return autoencoder_config(preset, fields, run.read_config() if resume and run.begun() else None)
@@ -86,7 +86,7 @@ def train_missing_priors(
         return resolve_priors(run, level, fields, resume=resume)
 
     def began() -> bool:
-        return any(prior_folder(run, *levels).of_this_job() for levels in resolve(False))
+        return any(prior_folder(run, *levels).belongs_to_this_job() for levels in resolve(False))
 
     resume = resume or is_restarted(began)
     configs = distributed.on_rank_zero(lambda: resolve(resume))
@@ -97,7 +97,7 @@ def train_progressive_decoder(
     run: str | Path, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (), say: Say = print
 ) -> Outcome:
     """Train the progressive decoder of a run. Raises as `Trainer.train`."""
-    resume = resume or is_restarted(progressive_folder(run).of_this_job)
+    resume = resume or is_restarted(progressive_folder(run).belongs_to_this_job)
     config = distributed.on_rank_zero(lambda: resolve_progressive(run, fields, resume=resume))
     return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=callbacks, say=say).train()
 

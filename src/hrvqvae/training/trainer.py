@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import renewal
+from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import explain_worker_errors
 from hrvqvae.data.image_sets import make_rng
@@ -261,7 +261,7 @@ class Trainer(Generic[B]):
             task.check()
             if self._is_stale():
                 if not self.renew:
-                    raise InputError(f"{run.path} was {renewal(task.parent_run or run.path)}")
+                    raise InputError(f"{run.path} was {renewal_advice(task.parent_run or run.path)}")
                 return
             alternative = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
             if run.begun() and not self.resume:
@@ -297,12 +297,12 @@ class Trainer(Generic[B]):
                 path.unlink(missing_ok=True)
             run.prepare(task.config)
             if task.parent_run is not None:
-                write_atomic(run.source, task.autoencoder_digest.encode())
+                write_atomic(run.autoencoder_digest, task.autoencoder_digest.encode())
 
         distributed.on_rank_zero(prepare_folder)
         if stale:
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
-        checkpoint = None if fresh else distributed.on_rank_zero(lambda: run.newest(self.say))
+        checkpoint = None if fresh else distributed.on_rank_zero(lambda: run.load_newest(self.say))
         if self.resume and fresh:
             self.say(f"no checkpoint in {run.path}: starting anew")
         if init_message:

@@ -1,1 +1,1 @@
-"""What every room uses: errors, numbers as text, progress, notices, extras, compiled functions."""
+"""Helpers of all packages: errors, output files, locks, progress, numbers as text, devices, extras, compiled code."""

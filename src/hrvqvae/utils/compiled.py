@@ -1,11 +1,12 @@
 """Compile functions with numba, keep the code on disk until its source changes, and run it on torch's threads.
 
-numba's own cache watches one source file per function, although the functions that it calls and the constants that it
-reads are compiled into it. Here the name of a cached file holds a digest of all source files of the function's folder.
-So **a compiled function calls and reads only what lies in its own folder** (a test holds this).
+The compiled code of a function includes the functions that it calls and the constants that it reads. Yet numba's own
+cache watches a single source file per function. Here the name of a cached file holds a digest of all source files in
+the function's folder. So **a compiled function uses only functions and constants of its own folder** (a test checks
+this).
 
-numba's cache also keeps an index of numbered files, in which two processes can take the same number, and a torn index
-or a full disk raises. So the two methods that read and write are replaced here.
+numba's cache also keeps an index of numbered files. Two processes can take the same number, and a damaged index or a
+full disk raises an error. So the two methods that read and write the cache are replaced here.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ T = TypeVar("T")
 
 
 @cache
-def _digest_of(folder: Path) -> str:
-    """Return a digest of a folder's source and of the compiler."""
+def _digest_sources(folder: Path) -> str:
+    """Return a digest of the source files in a folder and the versions of the compiler."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for path in sorted(folder.glob("*.py")):
         source = path.read_bytes()
@@ -47,17 +48,17 @@ def _digest_of(folder: Path) -> str:
 
 
 class _Cache(FunctionCache):
-    """One file per signature of a function. Whatever is wrong with a file or its folder, the function is compiled."""
+    """Cache with one file per signature of a function. Without a readable file, the function is compiled."""
 
     def __init__(self, function: Function) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         name = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
-        self._function = f"{name}-{sys.implementation.cache_tag}"
-        self._current = f"{self._function}-{_digest_of(Path(inspect.getfile(function)).parent)}"
+        self._prefix = f"{name}-{sys.implementation.cache_tag}"
+        self._current_prefix = f"{self._prefix}-{_digest_sources(Path(inspect.getfile(function)).parent)}"
 
     def _path(self, signature: Any, codegen: Any) -> Path:
         key = repr(self._index_key(signature, codegen))  # type: ignore[no-untyped-call]
-        return Path(self.cache_path, f"{self._current}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
+        return Path(self.cache_path, f"{self._current_prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code of a signature, or None."""
@@ -70,29 +71,32 @@ class _Cache(FunctionCache):
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the compiled code of a signature, and remove the code of other versions of the source."""
+        """Write the compiled code of a signature, and remove code compiled from other versions of the source."""
         content = dumps(self._impl.reduce(data))  # type: ignore[no-untyped-call]
-        with suppress(OSError):  # a full disk, or a folder that went
+        with suppress(OSError):  # a full disk, or a folder that was removed
             path = self._path(sig, data.codegen)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache_file._open_for_write(str(path)) as stream:  # renamed when it is whole
+            with self._cache_file._open_for_write(str(path)) as stream:  # renamed once it is complete
                 stream.write(hashlib.sha256(content).digest() + content)
-            for old in path.parent.glob(f"{self._function}-*.nbc"):
-                if not old.name.startswith(self._current):
+            for old in path.parent.glob(f"{self._prefix}-*.nbc"):
+                if not old.name.startswith(self._current_prefix):
                     old.unlink(missing_ok=True)
 
 
 def compiled(**options: Any) -> Callable[[Function], Any]:
-    """Return a decorator that has numba compile a function when it is first called, with options of `njit`.
+    """Return a decorator that compiles a function with numba at its first call.
 
-    The interpreter's lock is released while the code runs, a division by zero raises nothing, and indices are not
-    checked. `inline="always"` is for functions that only compiled functions call: that takes half as long to compile.
+    The compiled code releases the interpreter's lock, raises nothing on division by zero, and does not check indices.
+
+    Args:
+        options: Options of `numba.njit`. For functions that only compiled functions call, `inline="always"` halves the
+            time of compilation.
     """
 
     def compile_function(function: Function) -> Any:
-        usual = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-        dispatcher: Any = numba.njit(**{**usual, **options})(function)
-        with suppress(RuntimeError):  # no folder can be written: each process compiles for itself
+        defaults = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+        dispatcher: Any = numba.njit(**{**defaults, **options})(function)
+        with suppress(RuntimeError):  # no folder can be written, so each process compiles the function
             dispatcher._cache = _Cache(function)
         return dispatcher
 
@@ -103,8 +107,9 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
 def _thread_team() -> Any:
     """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None.
 
-    Another pool would find no free core, because torch's threads spin for milliseconds after each operation. numba's
-    threading layers can't be called from two threads at once, or end a process that forks afterwards.
+    Threads of another pool would find no free core, because torch's threads spin for milliseconds after each operation.
+    Each of numba's threading layers has a flaw: it can't be called from two threads at once, or it ends a process that
+    forks afterwards.
     """
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
@@ -122,7 +127,7 @@ _is_child = False
 
 
 def _mark_child() -> None:
-    """Note that this process was forked: it has none of its parent's threads, and would wait for them."""
+    """Record that this process was forked. It has no copy of torch's threads, and would wait for them forever."""
     global _is_child
     _is_child = True
 
@@ -132,29 +137,29 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
-    """Call run(first, last) for equal ranges of `count` items, on as many threads as torch uses; return the results.
+    """Call run(first, last) for equal ranges of `count` items on torch's threads, and return the results in order.
 
     Args:
         run: A function that releases the interpreter's lock.
-        one_thread_up_to: Up to this count, run(0, count) is called on this thread.
+        one_thread_up_to: Largest count for which run(0, count) is called on the calling thread alone.
     """
     threads = min(torch.get_num_threads(), max(1, count))
-    team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()
-    if team is None:
+    run_on_team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()
+    if run_on_team is None:
         return [run(0, count)]
-    ranges = list(pairwise(count * part // threads for part in range(threads + 1)))
+    ranges = list(pairwise(count * index // threads for index in range(threads + 1)))
     results: dict[int, T] = {}
-    tickets = iter(range(threads))
+    indices = iter(range(threads))  # of the ranges that no thread has taken yet
     errors: list[BaseException] = []
 
     def work(_: object) -> None:
-        for ticket in tickets:  # each thread takes the ranges that no other thread has taken
+        for index in indices:  # shared by the threads
             try:
-                results[ticket] = run(*ranges[ticket])
-            except BaseException as error:  # also Ctrl-C; it cannot pass through the OpenMP runtime
+                results[index] = run(*ranges[index])
+            except BaseException as error:  # also Ctrl-C: no exception can pass through the OpenMP runtime
                 errors.append(error)
 
-    team(_CALLBACK(work), None, threads, 0)
+    run_on_team(_CALLBACK(work), None, threads, 0)
     if errors:
         raise errors[0]
-    return [results[ticket] for ticket in range(threads)]
+    return [results[index] for index in range(threads)]

@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of that name; auto is a GPU if there is any. Raises InputError if there is no such device."""
+    """Return a device by name; auto is a GPU if there is one, else the CPU. Raises InputError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -32,17 +32,17 @@ def resolve_device(name: str) -> torch.device:
 
 
 def decide_device(config: Any) -> str:
-    """Return the device of a training, by its `config.StageConfig`."""
+    """Return the type of the device, cpu or cuda, of a `config.StageConfig`."""
     return resolve_device(config.device).type
 
 
 def decide_precision(config: Any) -> str:
-    """Return the precision of a training on its device."""
+    """Return the precision, bf16 or fp32, that "auto" stands for on the device of a `config.StageConfig`."""
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 in hardware (AVX-512 BF16 or AMX; compute capability 8)."""
+    """Return whether a device multiplies bfloat16 in hardware: a CPU with AVX-512 BF16 or AMX, a GPU from Ampere on."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -51,18 +51,18 @@ def computes_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Let float32 be float32 on a GPU, also beside bfloat16: convolutions would round to TF32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    """Turn TF32 off, to which a GPU may round the float32 inputs of convolutions and matrix products."""
+    previous = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = previous
 
 
 @dataclass(frozen=True)
 class Compute:
-    """How a training computes: device, bf16 or not, memory format."""
+    """Device, precision and memory format of a training."""
 
     device: torch.device
     bf16: bool
@@ -70,7 +70,7 @@ class Compute:
 
     @staticmethod
     def of(config: Any) -> Compute:
-        """Return how a `config.StageConfig` computes here; its "auto" fields are decided."""
+        """Return the settings of a `config.StageConfig`, with its "auto" fields resolved for this machine."""
         device = resolve_device(config.device)
         bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
         return Compute(device, bf16, config.memory_format == "channels_last")
@@ -81,7 +81,7 @@ class Compute:
 
     @property
     def emulates_bf16(self) -> bool:
-        """Whether bfloat16 is asked for on a device that does not multiply it in hardware."""
+        """Whether the precision is bfloat16 on a device that does not multiply bfloat16 in hardware."""
         return self.bf16 and not computes_bf16(self.device)
 
     @property
@@ -89,7 +89,7 @@ class Compute:
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place_model(self, model: M) -> M:
-        """Move a model to the device, its 4-dimensional weights in the memory format."""
+        """Move a model to the device, and its 4-dimensional weights to the memory format."""
         return model.to(self.device).to(memory_format=self._format)  # type: ignore[call-overload, no-any-return]
 
     def place_images(self, images: Tensor) -> Tensor:
@@ -97,11 +97,11 @@ class Compute:
         return images.to(self.device, memory_format=self._format, non_blocking=True)
 
     def peak_bytes(self) -> int:
-        """Return the most memory that this process has held; on a GPU, that its tensors took."""
+        """Return the peak memory in bytes: of the tensors on a GPU, or of the process on the CPU (0 on Windows)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
-            return 0  # it has no such number
+            return 0
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -109,6 +109,6 @@ class Compute:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute convolutions in bfloat16, if that is on; losses and quantizers stay in float32."""
+        """Compute convolutions in bfloat16, if this is the precision; losses and quantizers stay in float32."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             yield

@@ -20,23 +20,23 @@ class DamagedFileError(InputError):
     """A file on disk is not what was written: cut short, changed, or of another kind."""
 
 
-def require(holds: bool, name: str, value: object, what: str) -> None:
-    """Raise InputError unless a condition on a value holds; `what` says what the value must be."""
+def require(holds: bool, name: str, value: object, requirement: str) -> None:
+    """Raise InputError unless `holds`; the message gives the value of `name` and the requirement in words."""
     if not holds:
-        raise InputError(f"{name} is {reprlib.repr(value)}; it must be {what}")
+        raise InputError(f"{name} is {reprlib.repr(value)}; it must be {requirement}")
 
 
 @contextmanager
-def explain_write_errors(what: object, advice: str = "") -> Iterator[None]:
-    """Turn an OSError into an InputError that says what can't be written, why, and what to do."""
+def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
+    """Turn an OSError into an InputError with the target that can't be written, the reason and advice."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{what} can't be written ({error.strerror or error}){advice}") from error
+        raise InputError(f"{target} can't be written ({error.strerror or error}){advice}") from error
 
 
 def printable(text: object) -> str:
-    """Return a text that can't control a terminal: control characters, also of a name that is not UTF-8, escaped."""
+    """Escape unprintable characters, such as control codes of a terminal and bytes of a name that is not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
@@ -46,5 +46,5 @@ def one_line(error: Exception) -> str:
 
 
 def near_names(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return close matches for a typo, such as "kernel or stride"; "" for none."""
+    """Return up to three names close to a misspelt name, joined by "or"; "" if none is close."""
     return " or ".join(difflib.get_close_matches(name, list(names), n=3, cutoff=cutoff))

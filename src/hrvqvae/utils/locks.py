@@ -1,7 +1,8 @@
 """Locks that keep other processes out of a folder or from a file.
 
-A lock is the operating system's: it ends with the process, however that ends. In a folder it is the file FOLDER/.lock,
-which stays there and means nothing; for a file X it is .X.lock beside it, which is removed at the end.
+The operating system holds the lock, and releases it when the process ends, even by a kill. The lock of a folder is on
+the file FOLDER/.lock, which stays there when nobody holds the lock. The lock of a file X is on .X.lock beside the file,
+which is removed with the lock.
 """
 
 from __future__ import annotations
@@ -16,37 +17,37 @@ from filelock import FileLock, Timeout
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
 
-_LONGEST = 200  # bytes of a name that a lock's name holds as it is
-_PATIENCE = 0.5  # seconds: `is_locked` of another process may have the lock for a moment
+_LONGEST = 200  # bytes; a lock's name holds a digest of any longer name
+_PATIENCE = 0.5  # seconds; `is_locked` in another process may hold the lock for a moment
 
 
 class InUseError(InputError):
-    """Another process works in the folder, or writes the file."""
+    """Another process holds the lock of a folder or file."""
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether another process has the lock of a folder; nothing is written."""
+    """Return whether another process holds the lock of a folder, without writing to the folder."""
     path = folder.resolve() / ".lock"
     try:
-        if _holder(path).is_file():  # whoever has the lock says so there
+        if _holder(path).is_file():  # exists while a process holds the lock
             with FileLock(path, blocking=False):
                 pass
     except Timeout:
         return True
-    except OSError:  # no lock can be taken here
+    except OSError:  # the folder can't be locked
         pass
     return False
 
 
 def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-    """Keep other processes out of a folder, which is made if need be. A process that has the lock may take it again.
+    """Keep other processes out of a folder, which is created if need be. The holder of the lock may acquire it again.
 
     Args:
-        wait: Takes a line that says who has the lock, before it is waited for; None does not wait.
+        wait: Called with a line that names the holder of the lock, before waiting for the lock (default: do not wait).
 
     Raises:
-        InUseError: Another process has the lock and is not waited for; the message names its process id.
-        InputError: The folder can't be made or written.
+        InUseError: Another process holds the lock, and `wait` is not given. The message names the process id.
+        InputError: The folder can't be created or written.
     """
     if folder.is_file():
         raise InputError(f"{folder} is a file; name a folder")
@@ -55,20 +56,21 @@ def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> Abst
 
 def lock_file(file: Path) -> AbstractContextManager[None]:
     """Keep other processes from a file, which need not exist. Raises InUseError and InputError as `lock_folder`."""
-    place = file.resolve()  # by two names it is one file
-    name = place.name
+    path = file.resolve()  # one lock for all names of the file
+    name = path.name
     if len(os.fsencode(name)) > _LONGEST:
         name = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
-    return _lock(file, place.with_name(f".{name}.lock"))
+    return _lock(file, path.with_name(f".{name}.lock"))
 
 
 def _holder(path: Path) -> Path:
+    """Return the file with the process id of the holder of a lock."""
     return path.with_name(f"{path.name}-holder")
 
 
 @contextmanager
-def _lock(what: Path, path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    with explain_write_errors(what, "; choose another folder"):
+def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    with explain_write_errors(target, "; choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
         outermost = not lock.is_locked
@@ -78,20 +80,20 @@ def _lock(what: Path, path: Path, wait: Callable[[str], None] | None = None) -> 
             process = ""
             with suppress(OSError, ValueError):
                 process = f" (pid {int(_holder(path).read_text())})"
-            in_use = f"{what} is in use by another process{process}"
+            in_use = f"{target} is in use by another process{process}"
             if wait is None:
                 raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
             wait(f"{in_use}; waiting for it")
             lock.acquire()
     try:
         if outermost:
-            with suppress(OSError):  # only messages depend on it, so a full disk does not matter
+            with suppress(OSError):  # only `is_locked` and messages read this file, so a full disk does no harm
                 _holder(path).write_text(str(os.getpid()))
         yield
     finally:
         if outermost:
-            with suppress(OSError):  # Windows removes no open file
+            with suppress(OSError):  # Windows can't remove an open file
                 _holder(path).unlink(missing_ok=True)
-                if path.name != ".lock":  # a folder keeps its lock's file
+                if path.name != ".lock":  # which stays in the folder
                     path.unlink(missing_ok=True)
         lock.release()

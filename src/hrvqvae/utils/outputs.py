@@ -18,7 +18,7 @@ from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.progress import note
 
 TEMPORARY = ".writing-"
-_LONGEST_PART, _LONGEST_NAME = 180, 800  # bytes of a file's name without its suffix, and of a path below the folder
+_LONGEST_PART, _LONGEST_NAME = 180, 800  # bytes of one part of a relative path, and of the path, without suffix
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
 _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 
@@ -27,37 +27,37 @@ _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 def safe_name(name: str) -> str:
-    """Return a relative path with / that every system can write: "a_b" for "../a:b", "_NUL" for "NUL"."""
+    """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b", "_NUL" for "NUL"."""
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
     safe = "/".join(parts) or "unnamed"
-    return _shortened(safe.rpartition("/")[2], safe) if len(safe.encode()) > _LONGEST_NAME else safe
+    return _shorten(safe.rpartition("/")[2], safe) if len(safe.encode()) > _LONGEST_NAME else safe
 
 
 def _safe_part(part: str) -> str:
     safe = "".join("_" if unicodedata.category(c) == "Cc" else c for c in _UNSAFE.sub("_", part))
-    if safe.startswith("."):  # hidden, or a temporary file
+    if safe.startswith("."):  # hidden files and the temporary files of this module begin with a dot
         safe = f"_{safe[1:]}"
-    if safe[-1] in ". ":  # Windows drops them
+    if safe[-1] in ". ":  # Windows drops dots and spaces at the end
         safe = f"{safe[:-1]}_"
     if _RESERVED.match(safe):
         safe = f"_{safe}"
-    return _shortened(safe, part) if len(safe.encode()) > _LONGEST_PART else safe
+    return _shorten(safe, part) if len(safe.encode()) > _LONGEST_PART else safe
 
 
-def _shortened(safe: str, name: str) -> str:
-    """Cut a name, and add a digest of the whole name to tell it from others."""
-    digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=6).hexdigest()
+def _shorten(safe: str, original: str) -> str:
+    """Cut a safe name, and append a digest of the original name so that different names stay different."""
+    digest = hashlib.blake2b(original.encode(errors="surrogatepass"), digest_size=6).hexdigest()
     return f"{safe.encode()[: _LONGEST_PART - 13].decode(errors='ignore')}-{digest}"
 
 
-def _folded(name: str) -> str:
-    """Return a key that is equal for names that are one file on macOS or Windows."""
+def _fold(name: str) -> str:
+    """Return a key that is equal for names of the same file on macOS or Windows, by case or Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
-def _folders(name: str) -> list[str]:
-    """Return the keys of the folders that a path names."""
-    return list(accumulate(_folded(name).split("/")[:-1], "{}/{}".format))
+def _folder_keys(name: str) -> list[str]:
+    """Return the keys of the folders in a relative path."""
+    return list(accumulate(_fold(name).split("/")[:-1], "{}/{}".format))
 
 
 # What may be written
@@ -67,8 +67,8 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
     """Check that a file may be written, before anything is computed for it.
 
     Raises:
-        InputError: The file exists and `force` is not given, is one of the inputs, is a folder, can't be written, or
-            has another suffix.
+        InputError: The path has another suffix, is a folder, is one of the inputs, can't be written, or exists and
+            `force` is not given.
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
@@ -79,8 +79,8 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
 
 
 def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Return what is equal for two names of one file, as by a link."""
-    return {(about.st_dev, about.st_ino) for about in (path.stat() for path in paths if path.exists())}
+    """Return the device and inode of each file that exists: they are equal for two names of the same file."""
+    return {(stat.st_dev, stat.st_ino) for stat in (path.stat() for path in paths if path.exists())}
 
 
 def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
@@ -98,8 +98,8 @@ class Outputs:
     """The files that a command writes: one file, or files below a folder.
 
     Args:
-        out: The file, if it ends in one of the suffixes; else the folder, which need not exist.
-        suffixes: Such as [".png"]; empty if `out` is always a folder.
+        out: The file, if its name ends in one of the suffixes; else the folder, which need not exist.
+        suffixes: Suffixes of a single file, such as [".png"]; empty if `out` is always a folder.
         force: Replace files that exist.
         inputs: Files that are never replaced.
     """
@@ -112,39 +112,43 @@ class Outputs:
             raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
         self._single = suffix in suffixes and bool(suffix)
         self._out, self._force, self._inputs = out, force, _identities(inputs)
-        self._place = out.resolve()
-        self._files, self._folders = dict[str, int](), set[str]()  # a file, and how many have its name; see `_folded`
-        self._told = False
+        self._root = out.resolve()
+        self._counts = dict[str, int]()  # number of files of the same name, by key (see `_fold`)
+        self._folders = set[str]()  # keys of the folders of these files
+        self._has_noted = False
 
     def reserve(self, name: str, suffix: str) -> Path:
         """Return the path of an output: the file, or `safe_name(name)` and the suffix below the folder.
 
-        Names that would be one file on some system, by case or Unicode form, are numbered: x, x-2, x-3. Raises
-        InputError as `check_output`, for a symbolic link out of the folder, and for a second output to one file.
+        Names that stand for the same file on some system (see `_fold`) are numbered: x, x-2, x-3.
+
+        Raises:
+            InputError: The path can't be written (see `check_output`), a symbolic link leads out of the folder, or a
+                single file is reserved twice.
         """
         if self._single:
-            if self._files:
+            if self._counts:
                 raise InputError(f"{self._out} takes one image, and there are more; name a folder")
-            self._files[name] = 1
+            self._counts[name] = 1
             _check_replaceable(self._out, self._force, self._inputs)
             return self._out
         safe = safe_name(name)
-        if any(folder in self._files for folder in _folders(safe)):
+        if any(folder in self._counts for folder in _folder_keys(safe)):
             safe = safe.replace("/", "_")
         unique = f"{safe}{suffix}"
-        plain = folded = _folded(unique)
-        while folded in self._files or folded in self._folders:
-            self._files[plain] = self._files.get(plain, 1) + 1
-            unique = f"{safe}-{self._files[plain]}{suffix}"
-            folded = _folded(unique)
-        self._files[folded] = 1
-        self._folders.update(_folders(unique))
-        if unique != f"{name}{suffix}" and not self._told:
-            self._told = True
-            change = f"{printable(name)} is {unique}"
-            note(f"names are changed so that they differ, and every system can write them: {change}")
+        first_key = key = _fold(unique)
+        while key in self._counts or key in self._folders:
+            self._counts[first_key] = self._counts.get(first_key, 1) + 1
+            unique = f"{safe}-{self._counts[first_key]}{suffix}"
+            key = _fold(unique)
+        self._counts[key] = 1
+        self._folders.update(_folder_keys(unique))
+        if unique != f"{name}{suffix}" and not self._has_noted:
+            self._has_noted = True
+            example = f"{printable(name)} is {unique}"
+            note(f"names are changed so that they differ, and every system can write them: {example}")
         path = self._out / unique
-        if not path.resolve().is_relative_to(self._place):
+        if not path.resolve().is_relative_to(self._root):
             raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
         _check_replaceable(path, self._force, self._inputs)
         return path
@@ -155,13 +159,13 @@ class Outputs:
 
 @contextmanager
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Give a temporary name to write a file under, which is renamed at the end: the file is whole or as it was.
+    """Yield a temporary path to write to, and replace the file by it at the end. After an error the file is unchanged.
 
-    The file that a symbolic link leads to is replaced, not the link. Without `flush`, a machine that loses power may
-    leave neither the old nor the new file. Raises OSError if the disk is full or the folder can't be written.
+    If the path is a symbolic link, its target is replaced. Without `flush`, both the old and the new file may be lost
+    when the machine loses power. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
-    suffix = path.suffix if len(path.suffix) <= 12 else ""  # libraries choose a format by it
+    suffix = path.suffix if len(path.suffix) <= 12 else ""  # some libraries choose the format by the suffix
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
@@ -188,7 +192,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and make its folder. Raises InputError if it can't be written."""
+    """Create the folder of a file, and write the file whole or not at all. Raises InputError if that fails."""
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
@@ -196,13 +200,13 @@ def write_output(path: Path, content: bytes) -> None:
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """Give a new, empty folder to write into, which is renamed at the end; after an error nothing is left of it.
+    """Yield a new, empty folder to write to, and rename it to `path` at the end. After an error it is removed.
 
     Raises:
         InputError: The folder exists already, or can't be written.
-        InUseError: Another process writes it.
+        InUseError: Another process is writing the folder.
     """
-    if path.exists():  # as . and / do, which have no name
+    if path.exists():  # among them . and /, which have no name
         raise InputError(f"{path} exists already; choose another folder")
     path = path.resolve()
     temporary = path.with_name(f"{TEMPORARY}{hashlib.blake2b(path.name.encode(), digest_size=4).hexdigest()}")
@@ -218,9 +222,9 @@ def create_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder. Only the process that has its lock may do so."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove the temporary files and folders that killed processes left. The caller must hold the folder's lock."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)

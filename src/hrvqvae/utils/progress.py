@@ -1,7 +1,7 @@
-"""Progress of long work: a bar on a terminal, a line now and then elsewhere, both with the rate and the time left.
+"""Progress of long tasks: a bar on a terminal, otherwise a line every 15 seconds, with the rate and the time left.
 
-The logger "hrvqvae" carries the lines that are no results. At level INFO, as the command line sets it, tasks are shown
-on standard error, so that standard output holds results alone.
+Notices go to the logger "hrvqvae". If its level is INFO, as in the command line, progress is shown on standard error.
+Standard output is for results alone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("hrvqvae")
 LINE_SECONDS, SAY_AFTER_SECONDS = 15.0, 3.0
 _REFRESH_SECONDS = 0.1
-_running: list[str] = []  # titles of the tasks that are shown at this moment: one at most
+_running: list[str] = []  # title of the task that is shown now, if any
 
 T = TypeVar("T")
 Advance = Callable[[int], None]
-"""Takes the number of parts done since the last call."""
+"""Called with the number of parts done since the last call."""
 
 
 def note(line: str) -> None:
@@ -36,29 +36,29 @@ def note(line: str) -> None:
     LOG.warning("%s", line)
 
 
-def waiting(what: str) -> None:
-    """Log what begins now and takes seconds."""
-    LOG.info("%s ...", what)
+def waiting(activity: str) -> None:
+    """Log an activity that begins now and takes some seconds."""
+    LOG.info("%s ...", activity)
 
 
 @cache
 def told_once(line: str) -> None:
-    """Log a notice once in a process."""
+    """Log a notice, but only once in each process."""
     LOG.warning("%s", line)
 
 
 class Meter:
-    """A bar on a terminal, by rich (the extra `train`); else a line every `LINE_SECONDS`."""
+    """Progress as a bar of rich (the extra `train`) on a terminal, otherwise as a line every `LINE_SECONDS`."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._last = stream, time.monotonic()
+        self._stream, self._last_line_at = stream, time.monotonic()
         self._bar: Progress | None = None
         if stream.isatty() and importlib.util.find_spec("rich"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
             columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
-            # A thread that refreshes it would take turns with those that compute.
+            # No automatic refresh: its thread would take time from the threads that compute.
             self._bar = Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=False)
             self._bar.add_task("", total=1.0, text="")
 
@@ -72,16 +72,16 @@ class Meter:
             self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
-        """Show a fraction, 0 to 1, with the text before and after the bar; the last one without waiting."""
+        """Show a fraction from 0 to 1 between two texts. With `last`, a line is printed at once."""
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
-        elif now - self._last >= LINE_SECONDS or last:
-            self._last = now
+        elif now - self._last_line_at >= LINE_SECONDS or last:
+            self._last_line_at = now
             self.say(f"{head}  {text}")
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line of text, above the bar if there is one."""
         if self._bar:
             self._bar.console.print(text, highlight=False)
         else:
@@ -90,11 +90,17 @@ class Meter:
 
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Show work of `total` parts, of which `done` are done and not in the rate, unless another task is shown."""
+    """Show the progress of a task, unless another task is shown.
+
+    Args:
+        total: Number of parts of the task.
+        unit: Name of the parts.
+        done: Number of parts done before, which do not count for the rate.
+    """
     if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda parts: None
         return
-    begun, shown_at, count = time.monotonic(), 0.0, 0
+    started_at, shown_at, count = time.monotonic(), 0.0, 0
     with Meter(sys.stderr) as meter:
 
         def advance(parts: int) -> None:
@@ -104,29 +110,32 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             if now - shown_at < _REFRESH_SECONDS:
                 return
             shown_at = now
-            rate, made = count / max(now - begun, 1e-9), done + count
-            left = f"{clock((total - made) / rate)} left" if count else ""
-            per = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-            text = f"{made:,} of {total:,} {unit}  {per} {unit}/s  {left}"
-            meter.show(title, made / total if total else 1.0, text)
+            rate, finished = count / max(now - started_at, 1e-9), done + count
+            left = f"{clock((total - finished) / rate)} left" if count else ""
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            text = f"{finished:,} of {total:,} {unit}  {speed} {unit}/s  {left}"
+            meter.show(title, finished / total if total else 1.0, text)
 
         def say_title() -> None:
             if not count and not sys.stderr.isatty():
                 meter.say(f"{title} ...")
 
-        waits = threading.Timer(SAY_AFTER_SECONDS, say_title)
-        waits.daemon = True
-        waits.start()
+        timer = threading.Timer(SAY_AFTER_SECONDS, say_title)
+        timer.daemon = True
+        timer.start()
         _running.append(title)
         try:
             yield advance
         finally:
-            waits.cancel()
+            timer.cancel()
             _running.remove(title)
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield the items as a task. Each counts for `size` parts, done when the next item is asked for."""
+    """Yield the items, and show the progress as a task.
+
+    An item counts for `size(item)` images, which are done when the next item is requested.
+    """
     with task(title, total) as advance:
         for item in items:
             yield item

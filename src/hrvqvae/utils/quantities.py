@@ -1,4 +1,4 @@
-"""Numbers as people read them: with their nouns, errors in decibels, times."""
+"""Numbers as text for people: counts with nouns, and times; squared errors in decibels."""
 
 from __future__ import annotations
 
