@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.models.single_grid import explained_share, relative_error
+from hrvqvae.models.single_grid import compute_explained_share, compute_relative_error
 from hrvqvae.training.state import count_parameters
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same
@@ -115,7 +115,7 @@ def test_codewords_count_as_parameters_though_they_are_buffers() -> None:
 def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
     errors = torch.tensor([4.0, 1.0, 8.0, 3.0], requires_grad=True)
     prefix = torch.tensor([0, 1, 0, 1])
-    loss = relative_error(errors, prefix, 2)
+    loss = compute_relative_error(errors, prefix, 2)
     assert loss == 2.0  # the mean error of the longest prefix
     loss.backward()
     assert errors.grad.tolist() == pytest.approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
@@ -124,7 +124,9 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
 def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains() -> None:
     latents = torch.randn(64, 2, 2, 3)
     prefixes = torch.stack([latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])])
-    shares = explained_share(latents - latents.mean((0, 1, 2)), prefixes - prefixes.mean((1, 2, 3), keepdim=True))
+    shares = compute_explained_share(
+        latents - latents.mean((0, 1, 2)), prefixes - prefixes.mean((1, 2, 3), keepdim=True)
+    )
     assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)
 
 

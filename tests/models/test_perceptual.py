@@ -199,4 +199,4 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     line = refused(["data", "get", "inception"])
     assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):
-        published.get("vgg", print)
+        published.download("vgg", print)

@@ -19,7 +19,7 @@ SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantize
 @pytest.fixture
 def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_TILE", 24)
-    monkeypatch.setattr(tiles, "_WHOLE", 400)
+    monkeypatch.setattr(tiles, "_MAX_UNDIVIDED", 400)
 
 
 def model_of(preset: str, **fields: str) -> Autoencoder:

@@ -13,7 +13,13 @@ from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
-from hrvqvae.models.vqgan import AdversarialObjective, PatchDiscriminator, adaptive_weight, fix_gradient, hinge_loss
+from hrvqvae.models.vqgan import (
+    AdversarialObjective,
+    PatchDiscriminator,
+    compute_adaptive_weight,
+    fix_gradient,
+    hinge_loss,
+)
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -59,11 +65,11 @@ def test_hinge_losses() -> None:
 def test_the_adaptive_weight_is_bounded_and_accumulates_no_gradient() -> None:
     last_layer = torch.tensor([[1.0, 2.0], [3.0, -1.0]], requires_grad=True)
     reconstruction, adversarial = last_layer.square().sum(), -last_layer.sum()
-    weight = adaptive_weight(reconstruction, adversarial, last_layer)
+    weight = compute_adaptive_weight(reconstruction, adversarial, last_layer)
     assert float(weight) == pytest.approx(2 * 15**0.5 / 4**0.5, rel=1e-5)
     assert not weight.requires_grad
     assert last_layer.grad is None
-    assert float(adaptive_weight(reconstruction, adversarial * 0, last_layer)) == 1e4
+    assert float(compute_adaptive_weight(reconstruction, adversarial * 0, last_layer)) == 1e4
 
 
 def test_a_known_gradient_is_the_losses_own() -> None:

@@ -132,7 +132,7 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
     for coarser, attentions, dropped in (((), 0, 0.0), ((3,), 3, 0.5)):
         level = Level(grid=(3, 4), symbols=3, coarser=coarser)
         prior, (codes, paths, _) = random_prior(config, level), inputs(level, 2)
-        assert (len(prior.attentions), prior.blocks[0].dropped) == (attentions, dropped)
+        assert (len(prior.attentions), prior.blocks[0].dropout_share) == (attentions, dropped)
         assert torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
     prior.train()
     assert not torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))

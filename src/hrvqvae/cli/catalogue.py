@@ -69,7 +69,7 @@ def _data_get(arguments: Arguments) -> int:
     from hrvqvae.models import published
 
     if arguments.name in published.NETWORKS:
-        published.get(arguments.name, print)
+        published.download(arguments.name, print)
     else:
         fetch.get(arguments.name, find_data_root(arguments.root), print)
     return 0

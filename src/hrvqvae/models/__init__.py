@@ -1,1 +1,1 @@
-"""Autoencoders: their contract, architectures and objectives."""
+"""Autoencoders: their interface, architectures and objectives."""

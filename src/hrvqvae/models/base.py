@@ -1,6 +1,6 @@
-"""The contract of every system: images to codes and back.
+"""The interface of every system, which encodes images to codes and decodes codes to images.
 
-Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] at this border, and in [-1, 1] inside a model. Codes are a
+Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] outside a model, and float32 in [-1, 1] inside. Codes are a
 tuple of int64 tensors (B, H_l, W_l), one per level, coarse first.
 """
 
@@ -19,7 +19,7 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
-Encode = Callable[[Tensor], Codes]  # from images (B, C, Y, X)
+Encode = Callable[[Tensor], Codes]  # its argument: images (B, C, Y, X)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Reconstructed:
     """The result of a forward pass.
 
     Attributes:
-        images: (B, C, Y, X) float32 around [0, 1], not clamped, with gradient.
+        images: reconstructions (B, C, Y, X) float32, not clamped to [0, 1], with gradient.
         codes: codes of the images.
-        losses: scalars, whose sum training minimizes. "reconstruction" is the mean squared error over the original
-            pixels in [-1, 1]; the other losses are on the same scale.
+        losses: scalars by name; training minimizes their sum. "reconstruction" is the mean squared error over pixel
+            values in [-1, 1], without padding; the other losses are on the same scale.
     """
 
     images: Tensor
@@ -53,8 +53,8 @@ def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> 
         return images.float() / 255
     if not images.is_floating_point():
         raise InputError(f"images are {images.dtype}; expected uint8 (0..255) or float32 in [0, 1]")
-    waits = training and images.device.type != "cpu"
-    if images.numel() and not waits and not torch.compiler.is_compiling():
+    skip = training and images.device.type != "cpu"
+    if images.numel() and not skip and not torch.compiler.is_compiling():
         low, high = (float(value) for value in images.aminmax())
         if not (low >= 0 and high <= 1):  # NaN fails both comparisons
             raise InputError(f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as uint8")
@@ -62,18 +62,18 @@ def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> 
 
 
 def pad_to_grid(images: Tensor, padding: int, height: int, width: int) -> Tensor:
-    """Pad images (B, C, Y, X) in [0, 1] to (B, C, height, width) in [-1, 1], `padding` pixels above and to the left.
+    """Scale images (B, C, Y, X) from [0, 1] to [-1, 1], and pad them to (B, C, height, width) with their border pixels.
 
-    The border pixels are repeated. `crop_padding` removes the padding, which is not part of the loss.
+    Above and to the left `padding` pixels are added, below and to the right the rest. `crop_padding` is the inverse.
     """
     below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
-def fit_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
-    """Return the size of a decoded image without padding; None is the largest size that fits.
+def resolve_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
+    """Return the size of a decoded image (None: the largest size that fits).
 
-    Raises InputError if the size does not fit into the decoder's output of height x width pixels.
+    Raises InputError if the size does not fit into the decoder's output of height x width pixels without the padding.
     """
     largest = (height - 2 * padding, width - 2 * padding)
     height, width = size or largest
@@ -83,8 +83,8 @@ def fit_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
 
 
 def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """Return a decoder's output without the padding, float32; size as in `fit_size`."""
-    height, width = fit_size(size, decoded.shape[-2], decoded.shape[-1], padding)
+    """Return a decoder's output without the padding, in float32; arguments and errors as in `resolve_size`."""
+    height, width = resolve_size(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
 
@@ -97,19 +97,22 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """The level counts that `decode` accepts, in order; the last is all levels."""
+        """The level counts that `decode` accepts, in ascending order; the last count is all levels."""
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
     def check_levels(self, levels: int | None) -> int:
-        """Return a level count (None: all levels). Raises InputError if it is not in `prefixes`."""
+        """Return the level count to decode (None: all levels). Raises InputError if `prefixes` does not contain it."""
         if levels is None:
             return self.prefixes[-1]
         if levels not in self.prefixes:
             raise InputError(f"levels is {levels}; this model decodes {', '.join(map(str, self.prefixes))}")
         return levels
 
-    def prefix(self, codes: Codes, levels: int | None) -> Codes:
-        """Return the codes of the first levels (None: all). Raises InputError as `check_levels`, or if too few."""
+    def take_prefix(self, codes: Codes, levels: int | None) -> Codes:
+        """Return the codes of the first levels (None: all that are given).
+
+        Raises InputError as `check_levels`, or if the codes have fewer levels.
+        """
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
             raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
@@ -128,14 +131,15 @@ class Autoencoder(nn.Module, ABC):
         """Return images (B, C, Y, X) float32 in [0, 1] from codes. Raises InputError if a value is out of range.
 
         Args:
-            levels: number of levels to decode, coarse first (None: all).
-            size: height and width in pixels (None: the largest image of that latent grid).
+            levels: number of levels to decode, coarse first (None: all levels of the codes).
+            size: height and width in pixels (None: the largest size of these codes).
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode a prefix of all codes to the largest size; the level count is a tensor (), as graphs need it.
+        """Decode the first levels of all codes to the largest size.
 
-        This default decodes every prefix; a system with several should override it. Raises as `select_prefix`.
+        An exported graph needs the level count as a tensor (). This default decodes every prefix and selects one; a
+        system with several prefixes should override it. Raises IndexError as `select_prefix`.
         """
         decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
         return select_prefix(decoded, self.prefixes, levels)
@@ -145,7 +149,11 @@ class Autoencoder(nn.Module, ABC):
         return codes
 
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        """Initialize codebooks from training images, with usage counts scaled to `batch_size` (None: all images)."""
+        """Initialize codebooks from training images.
+
+        Args:
+            batch_size: batch size to which usage counts are scaled (None: the number of images).
+        """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         """Restart dead codewords from a training batch; return how many were restarted."""
@@ -156,11 +164,11 @@ class Autoencoder(nn.Module, ABC):
 
 
 def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
-    """Return the entry of values (P, ...), an entry per prefix, for a level count ().
+    """Select the entry of a level count () from values (P, ...) with an entry per prefix.
 
-    Raises IndexError if the level count is no prefix; the runtime of a graph raises another error.
+    Raises IndexError if no prefix has this level count; the runtime of an exported graph raises its own error.
     """
-    chosen = torch.full_like(levels, len(prefixes))  # out of range
+    position = torch.full_like(levels, len(prefixes))  # out of range
     for index, prefix in enumerate(prefixes):
-        chosen = torch.where(levels == prefix, index, chosen)
-    return values.index_select(0, chosen.reshape(1))[0]
+        position = torch.where(levels == prefix, index, position)
+    return values.index_select(0, position.reshape(1))[0]

@@ -1,6 +1,7 @@
 """Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix).
 
-Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride.
+Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. In a progressive decoder the case is the level
+count - 1 of the decoded prefix.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from hrvqvae.config import NetworkConfig
 
 
 class ResidualBlock(nn.Module):
-    """x + conv1x1(relu(conv(relu(x + bias)))), in the same shape, with a learned bias per case, if there are cases."""
+    """x + conv1x1(relu(conv(relu(x + bias)))), with a learned bias per case (0 cases: no bias)."""
 
     def __init__(self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0) -> None:
         super().__init__()
@@ -23,8 +24,8 @@ class ResidualBlock(nn.Module):
         self.pointwise = nn.Conv2d(inner, hidden, 1)
 
     def forward(self, features: Tensor, case: Tensor | None = None) -> Tensor:
-        seen = features if case is None else features + self.case(case)[..., None, None]
-        residual: Tensor = self.pointwise(relu(self.spatial(relu(seen))))
+        biased = features if case is None else features + self.case(case)[..., None, None]
+        residual: Tensor = self.pointwise(relu(self.spatial(relu(biased))))
         return features + residual
 
 
@@ -45,9 +46,9 @@ class Encoder(nn.Sequential):
         layers: list[nn.Module] = []
         width, hidden, kernel = channels, config.hidden_units, config.kernel
         for step in range(stride.bit_length() - 1):  # log2(stride)
-            wider = hidden // 2 if step == 0 else hidden
-            layers += [nn.Conv2d(width, wider, 4, stride=2, padding=1), nn.ReLU()]
-            width = wider
+            next_width = hidden // 2 if step == 0 else hidden
+            layers += [nn.Conv2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
+            width = next_width
         layers.append(nn.Conv2d(width, hidden, kernel, padding=kernel // 2))
         layers.append(ResidualStack(hidden, config.residual_units, kernel, config.residual_blocks))
         layers.append(nn.Conv2d(hidden, dim, 1))
@@ -58,7 +59,7 @@ class Decoder(nn.Sequential):
     """Latents (B, D, H, W) to images (B, C, H * stride, W * stride).
 
     latents -> conv -> residual stack -> [transposed conv 4x4, stride 2, relu] x (log2(stride) - 1)
-            -> transposed conv -> image
+            -> transposed conv 4x4, stride 2 -> image
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
@@ -66,17 +67,17 @@ class Decoder(nn.Sequential):
         layers: list[nn.Module] = [nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)]
         layers.append(ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks))
         for step in reversed(range(1, stride.bit_length() - 1)):
-            narrower = hidden // 2 if step == 1 else hidden
-            layers += [nn.ConvTranspose2d(width, narrower, 4, stride=2, padding=1), nn.ReLU()]
-            width = narrower
+            next_width = hidden // 2 if step == 1 else hidden
+            layers += [nn.ConvTranspose2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
+            width = next_width
         layers.append(nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1))
         super().__init__(*layers)
 
 
 class Refiner(nn.Module):
-    """latents + conv1x1(relu(blocks(conv(latents)))), in the same shape (B, D, H, W); the identity before training.
+    """latents + conv1x1(relu(blocks(conv(latents)))), with latents (B, D, H, W); initialized as the identity.
 
-    The blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each has a bias per case.
+    The convolutions of the blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block has a bias per case.
     """
 
     def __init__(self, *, dim: int, hidden: int, blocks: int, kernel: int, cases: int) -> None:
@@ -86,11 +87,11 @@ class Refiner(nn.Module):
             ResidualBlock(hidden, max(1, hidden // 2), kernel, 2 ** (index // 2), cases) for index in range(blocks)
         )
         self.outward = nn.Conv2d(hidden, dim, 1)
-        for values in self.outward.parameters():
-            nn.init.zeros_(values)
+        for parameter in self.outward.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents; the case, int64 from 0, is () for the whole batch or (B,) for each image."""
+        """Refine latents. The case, an int64 index from 0, is () for the whole batch or (B,) with a case per image."""
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
@@ -99,7 +100,7 @@ class Refiner(nn.Module):
 
 
 class ProgressiveDecoder(nn.Module):
-    """Latents (B, D, H, W) of a case to images (B, C, Y, X): a refiner, then a decoder."""
+    """Latents (B, D, H, W) to images (B, C, Y, X): a refiner for the case, then a decoder."""
 
     def __init__(self, refiner: Refiner, decoder: nn.Module) -> None:
         super().__init__()

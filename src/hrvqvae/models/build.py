@@ -10,13 +10,13 @@ from hrvqvae.config import Config
 from hrvqvae.config.registry import SYSTEMS, System
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
-from hrvqvae.models.objective import Objective, Place
+from hrvqvae.models.objective import MoveNetwork, Objective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 
 
 def get_system(config: Config) -> System:
-    """Return the system of a configuration. Raises InputError if the system or a package of it is not installed."""
+    """Return the system of a configuration. Raises InputError if the system or a package that it needs is missing."""
     system = SYSTEMS.get(config.model.system)
     if not system.available:
         raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
@@ -29,13 +29,13 @@ def build(config: Config) -> Autoencoder:
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
-def build_objective(model: Autoencoder, config: Config, place: Place) -> Objective:
-    """Build the objective of a configuration for its model. Raises InputError as `get_system` and the objective."""
-    return cast(Objective, resolve_name(get_system(config).objective)(model, config, place))
+def build_objective(model: Autoencoder, config: Config, move: MoveNetwork) -> Objective:
+    """Build the objective of a configuration. Raises InputError as `get_system` and the objective's constructor."""
+    return cast(Objective, resolve_name(get_system(config).objective)(model, config, move))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
-    """Return the model. Raises InputError unless it has several levels on one grid, which progressive decoders need."""
+    """Return the model. Raises InputError unless it has several levels on one grid, as progressive decoders need."""
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         title = get_system(config).title
         raise InputError(f"{title} has no progressive decoder: that takes several levels on one grid")
@@ -43,7 +43,7 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
 
 
 def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
-    """Build the untrained progressive decoder of a model, on its device: a copy of its decoder behind a refiner."""
+    """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of the decoder."""
     network = config.progressive.network
     refiner = Refiner(
         dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,

@@ -1,6 +1,6 @@
-"""Adapt the quantizers of vector-quantize-pytorch to the contract of this package (docs/method.md).
+"""Adapt the quantizers of vector-quantize-pytorch to the interface of this package (docs/method.md).
 
-Shapes: (B, H, W, D) latents, L levels; the library takes vectors (1, N, D), N = B * H * W.
+Shapes: (B, H, W, D) latents, L levels; the library takes vectors (1, N, D) with N = B * H * W.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes,
 
 
 class Adapter(Quantizer):
-    """A quantizer of the library, computed in float32. In training it draws from torch's global generator."""
+    """A quantizer of the library, in float32. In training the library draws from torch's global generator."""
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
-    sizes: tuple[int, ...]  # number of values of a code of each level
+    sizes: tuple[int, ...]  # number of possible codes of each level
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return quantized vectors (1, N, D), codes (1, N, L), and losses, which are means over the values."""
+        """Return quantized vectors (1, N, D), codes (1, N, L), and losses averaged over the N * D elements."""
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:
@@ -35,13 +35,13 @@ class Adapter(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
-        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU the check would wait for it
+        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():  # the check would wait for a GPU
             require_finite(vectors, ())
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)
         return Quantized(
             quantized.view(latents.shape),
-            tuple(code.reshape(latents.shape[:-1]).long() for code in codes.unbind(-1)),
+            tuple(level_codes.reshape(latents.shape[:-1]).long() for level_codes in codes.unbind(-1)),
             {name: loss * latents.numel() for name, loss in losses.items()},
         )
 
@@ -61,18 +61,18 @@ class Adapter(Quantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Pass latents (..., D) to the library: some of its quantizers start from the first vectors that they see."""
+        """Encode latents (..., D) once: some quantizers of the library initialize themselves from their first input."""
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             self.encode(latents)
 
 
 class FSQQuantizer(Adapter):
-    """Finite scalar quantization: each channel is bounded and rounded (Mentzer et al. 2023). There is no loss.
+    """Finite scalar quantization, which bounds and rounds each channel (Mentzer et al. 2023). It has no losses.
 
         z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
 
-    The code is the index of the grid point; the value of the first channel changes fastest.
+    The code is the index of the grid point; it changes fastest along the first channel.
     """
 
     config: FSQQuantizerConfig
@@ -80,7 +80,7 @@ class FSQQuantizer(Adapter):
     def __init__(self, config: FSQQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        # With `return_indices` the library would make a table of all codes, which is large and needs a real device.
+        # With `return_indices` the library would build a table of all codes: large, and impossible on the meta device.
         self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim, return_indices=False)
         self.fsq.return_indices = True
         self.sizes = (math.prod(config.channel_levels),)
@@ -94,7 +94,7 @@ class FSQQuantizer(Adapter):
         return vectors
 
 
-# by name: class of the library, its argument for beta, further options
+# by name in the configuration: class of the library, its argument for beta, further options
 _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simvq": ("ResidualSimVQ", "input_to_quantize_commit_loss_weight", {}),
     "lfq": ("ResidualLFQ", "commitment_loss_weight", {}),
@@ -104,7 +104,7 @@ _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 class LibraryQuantizer(Adapter):
-    """A residual quantizer of the library, with a single loss, "auxiliary"."""
+    """A residual quantizer of the library. Its losses are added up to one loss, "auxiliary"."""
 
     def __init__(self, config: LibraryQuantizerConfig) -> None:
         super().__init__()

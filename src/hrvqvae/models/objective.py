@@ -1,4 +1,4 @@
-"""Objectives of systems: the losses, and the order in which networks are updated."""
+"""Objectives, which update the networks of a system from batches of images."""
 
 from __future__ import annotations
 
@@ -15,48 +15,54 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
 Metrics = Mapping[str, float | Tensor]
-"""Values by name; on a GPU scalar tensors, so that a step does not wait for them."""
-Place = Callable[[nn.Module], object]
+"""Values to log, by name. On a GPU they are scalar tensors, so that a step does not wait for the GPU."""
+MoveNetwork = Callable[[nn.Module], object]
 """Moves a network to the device and memory format of the training."""
 
 MODEL = "model"  # the model's name among the networks of a learner
 
 
 class Learner(Protocol):
-    """Updates the model and its auxiliary networks for an objective."""
+    """Computes the gradients and the updates that an objective asks for."""
 
-    step: int  # steps before this update
+    step: int  # number of completed steps
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return a context in which forward passes compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses; return the terms, "loss" and "gradient_norm".
+        """Compute the gradient of the sum of the losses with respect to a network's parameters.
 
-        Raises NonFiniteError if a term or the gradient is NaN or infinite, on a CPU.
+        Raises NonFiniteError if a loss or the gradient is NaN or infinite, on a CPU.
+
+        Args:
+            of: name of the network.
+
+        Returns:
+            The losses by name, their sum "loss", and "gradient_norm".
         """
 
     def update(self, *names: str) -> None:
-        """Update networks by their gradients."""
+        """Update networks, given by name, with the gradients of `take_gradient`."""
 
 
 class Objective(ABC):
     """Updates the networks of a system from batches of images."""
 
-    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})  # trained beside the model, by name, on its device
+    auxiliary: Mapping[str, nn.Module] = MappingProxyType({})  # further networks to train, by name
 
     @abstractmethod
-    def __init__(self, model: Autoencoder, config: Config, place: Place) -> None: ...
+    def __init__(self, model: Autoencoder, config: Config, move: MoveNetwork) -> None: ...
 
     @abstractmethod
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
-        """Update from images (B, C, Y, X) uint8, in training mode; return the values to log and the codes."""
+        """Take a training step with images (B, C, Y, X) uint8; return the values to log and the codes of the images."""
 
 
 class SumOfLosses(Objective):
     """Minimize the sum of the model's losses."""
 
-    def __init__(self, model: Autoencoder, config: Config, place: Place) -> None:
+    def __init__(self, model: Autoencoder, config: Config, move: MoveNetwork) -> None:
         self.model = model
 
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:

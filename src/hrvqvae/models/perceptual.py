@@ -1,6 +1,6 @@
-"""Distances between images by the features of a published network. Logs and tables name the network.
+"""Distances between images, from the features of published networks.
 
-Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; a reconstruction may lie slightly outside that range.
+Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may lie slightly outside [0, 1].
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hrvqvae.models import published
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
 EFFICIENTNET = "efficientnet-lite0"
-_MIN_SIDE = 64  # smaller images are enlarged: the network halves them five times
-_MEAN, _STD = 127 / 255, 128 / 255
+_MIN_SIDE = 64  # pixels; smaller images are enlarged, because the network halves them five times
+_MEAN, _STD = 127 / 255, 128 / 255  # with which the network was trained
 
 
 class PerceptualDistance(nn.Module, ABC):
-    """A distance between two batches of images; its network is not trained."""
+    """A distance between two batches of images, computed with a frozen network."""
 
     name: str  # in configurations and logs
     title: str  # in tables
@@ -34,14 +34,14 @@ class PerceptualDistance(nn.Module, ABC):
 
 
 def to_three_channels(images: Tensor) -> Tensor:
-    """Repeat a single channel: (B, 1 or 3, Y, X) to (B, 3, Y, X)."""
+    """Return images (B, 1 or 3, Y, X) as (B, 3, Y, X), by repeating a single channel."""
     return images.expand(-1, 3, -1, -1)
 
 
 class LPIPS(PerceptualDistance):
-    """Weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
+    """LPIPS: weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
 
-    Raises InputError if VGG16's weights are not on this machine, or damaged.
+    Raises InputError if VGG16's weights are missing or damaged.
     """
 
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
@@ -59,20 +59,20 @@ class LPIPS(PerceptualDistance):
 
 
 def make_fast(network: Any) -> nn.Module:
-    """Change a network in place to compute the same function in a third of the time; it can't be trained any more.
+    """Change an EfficientNet in place, for the same outputs in a third of the time. It can't be trained any more.
 
-    Each normalization is folded into the convolution before it. A depthwise convolution of stride 2 becomes stride 1
-    and every other output, because on a CPU the gradient of stride 2 takes ten times as long.
+    Each batch normalization is folded into the convolution before it. A depthwise convolution of stride 2 becomes one
+    of stride 1, of which every other output is kept, because on a CPU the gradient of stride 2 takes ten times as long.
     """
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
-    for owner, conv_name, norm_name in pairs:
-        conv, norm = getattr(owner, conv_name), getattr(owner, norm_name)
+    for module, conv_name, norm_name in pairs:
+        conv, norm = getattr(module, conv_name), getattr(module, norm_name)
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        setattr(owner, norm_name, nn.Identity())
+        setattr(module, norm_name, nn.Identity())
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
@@ -104,7 +104,7 @@ def _load_efficientnet() -> nn.Module:
 
 
 class EfficientNetDistance(PerceptualDistance):
-    """Mean over five resolutions of the squared difference of features, normalized to length 1 at each position.
+    """The squared distance of features that are normalized to length 1 per position, averaged over five resolutions.
 
     Raises InputError if the network is not installed.
     """
@@ -116,7 +116,7 @@ class EfficientNetDistance(PerceptualDistance):
         self.network = _load_efficientnet()
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return the last features of each resolution, fine first."""
+        """Return the last features (B, C_r, Y_r, X_r) of each resolution r, fine first."""
         images = to_three_channels(images)
         side = min(images.shape[-2:])
         if side < _MIN_SIDE:
@@ -133,7 +133,7 @@ class EfficientNetDistance(PerceptualDistance):
         return stages
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Return the mean over positions (B, 320) of the coarsest features, for a Frechet distance."""
+        """Return the coarsest features, averaged over positions (B, 320), for a Frechet distance."""
         return self.features(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
@@ -160,5 +160,5 @@ def choose_perceptual(_: object = None) -> str:
 
 
 def perceptual_distance(name: str) -> PerceptualDistance:
-    """Return a distance by name; "auto" is the best. Raises InputError if its network is not on this machine."""
+    """Build a distance by name ("auto": the best available). Raises InputError if its network is missing."""
     return _DISTANCES[choose_perceptual() if name == "auto" else name]()

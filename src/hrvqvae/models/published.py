@@ -1,6 +1,6 @@
-"""Find and download the weights of published networks, whose features measure distances between images.
+"""Find and download weights of published networks, for distances between images.
 
-The weights are in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them.
+The weights are stored in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from hrvqvae.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that their authors publish."""
+    """The weights of a network, and the library that reads them."""
 
     name: str
     about: str
     package: str  # the library that reads the weights
     extra: str  # the extra of hrvqvae that installs the library
-    url: Callable[[], str]  # the library's URL; the file's name ends in the first digits of its SHA-256
+    url: Callable[[], str]  # returns the library's URL; a file name may end in the first digits of the SHA-256
 
     @property
     def how(self) -> str:
         """The commands that download the weights."""
-        first = f"pip install 'hrvqvae[{self.extra}]', then " if not self._has_library() else ""
-        return f"{first}hrvqvae data get {self.name}"
+        install = f"pip install 'hrvqvae[{self.extra}]', then " if not self._has_library() else ""
+        return f"{install}hrvqvae data get {self.name}"
 
     def _has_library(self) -> bool:
         return importlib.util.find_spec(self.package) is not None
@@ -52,7 +52,7 @@ class Published:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Return a context in which the library reads the weights. Raises InputError if they are missing or damaged."""
+        """Return a context for code that reads the weights. Raises InputError if the weights are missing or damaged."""
         if not self.available:
             raise InputError(f"{self.name} is not on this machine: {self.how}")
         try:
@@ -83,17 +83,20 @@ INCEPTION = Published(
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
 
-def get(name: str, say: Callable[[str], None]) -> Path:
-    """Download a network's weights unless they are on this machine, and return their path.
+def download(name: str, report: Callable[[str], None]) -> Path:
+    """Download a network's weights unless they are on this machine, and return the path of the weights.
 
     Raises InputError if the network is unknown, its library is not installed, or the download fails.
+
+    Args:
+        report: called with a line on the outcome.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
     network = NETWORKS[name]
     path = network.path
     if path.is_file():
-        say(f"{name}: already in {path}")
+        report(f"{name}: already in {path}")
         return path
     import torch
 
@@ -107,5 +110,5 @@ def get(name: str, say: Callable[[str], None]) -> Path:
         raise InputError(
             f"{name} could not be downloaded: {' '.join(str(error).split())[:160]}; put {url} at {path}"
         ) from error
-    say(f"{name}: from its publisher, checked, in {path}")
+    report(f"{name}: from its publisher, checked, in {path}")
     return path

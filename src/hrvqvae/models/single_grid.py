@@ -16,14 +16,14 @@ from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 
 
 class SingleGridAutoencoder(Autoencoder):
-    """An autoencoder with a single latent grid: all systems but VQVAE-2, by their configurations.
+    """An autoencoder with a single latent grid. Every system except VQVAE-2 is one.
 
         image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
         z -> quantizer -> codes, one tensor (B, H, W) per level
         codes of a prefix of the levels -> codewords (B, H, W, D) -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
-    Images are padded by `padding` pixels per side and then, below and to the right, to a multiple of the stride. The
-    default quantizer is the `ResidualQuantizer` of a `SingleGridConfig`.
+    Images are padded by `config.padding` pixels per side, and then below and to the right to a multiple of the stride.
+    The default quantizer is the `ResidualQuantizer` of a `SingleGridConfig`.
     """
 
     config: NetworkConfig
@@ -43,7 +43,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
-        """The codebooks (m^l, m, D) of each level l from 0, if there are several levels and all are linked; else ()."""
+        """The codebooks (m^l, m, D) of levels l = 0, 1, ... if there are several levels and all are linked, else ()."""
         quantizer = self.quantizer
         if isinstance(quantizer, ResidualQuantizer) and 1 < quantizer.config.group_size == quantizer.config.levels:
             return tuple(codebook.codewords.detach() for codebook in quantizer.levels)
@@ -65,29 +65,29 @@ class SingleGridAutoencoder(Autoencoder):
 
         Args:
             size: as for `decode`.
-            levels: level count of a prefix, () for the whole batch or (B,) for each image (None: all levels).
+            levels: level counts of prefixes, () for the whole batch or (B,) with a count per image (None: all levels).
         """
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
-        whole = levels is None or progressive is None
-        decoded = self.decoder(features) if whole else progressive(features, levels - 1)  # type: ignore
+        use_decoder = levels is None or progressive is None
+        decoded = self.decoder(features) if use_decoder else progressive(features, levels - 1)  # type: ignore
         return crop_padding(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode; the losses are the paper's (docs/method.md), per pixel value of the batch."""
+        """Encode, quantize and decode, with the losses of docs/method.md divided by the number of pixel values."""
         unit = to_unit_images(images, self.channels, training=self.training)
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
         decoded, count = quantized.latents, len(self.prefixes)
         by_prefix = self.training and getattr(self.config, "train_prefixes", False) and len(unit) >= count
         if by_prefix:  # image i is decoded from prefix i % count
-            image = torch.arange(len(unit), device=unit.device)
-            prefix = image % count
+            image_index = torch.arange(len(unit), device=unit.device)
+            prefix_index = image_index % count
             prefixes = self.prefix_latents(quantized.codes).detach()
-            share = explained_share(latents.detach(), prefixes)[prefix][:, None, None]
-            decoded = prefixes[prefix, image] + share * (latents - latents.detach())
+            share = compute_explained_share(latents.detach(), prefixes)[prefix_index][:, None, None]
+            decoded = prefixes[prefix_index, image_index] + share * (latents - latents.detach())
         output = self.pixels(decoded, (unit.shape[-2], unit.shape[-1]))
         errors = (output - (unit * 2 - 1)).square()
-        error = relative_error(errors.mean((1, 2, 3)), prefix, count) if by_prefix else errors.mean()
+        error = compute_relative_error(errors.mean((1, 2, 3)), prefix_index, count) if by_prefix else errors.mean()
         losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
@@ -99,28 +99,28 @@ class SingleGridAutoencoder(Autoencoder):
         return tiles.encode(encode_tile, images, self.config, self.encoder)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        prefix_codes, num_levels = self.prefix(codes, levels), self.prefixes[-1]
+        prefix_codes, num_levels = self.take_prefix(codes, levels), self.prefixes[-1]
         network = self.decoder if len(prefix_codes) == num_levels else self.progressive_decoder or self.decoder
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
             latents = self.quantizer.lookup(tile)
-            prefix = torch.tensor(len(tile), device=latents.device) if len(tile) < num_levels else None
-            return ((self.pixels(latents, size, prefix) + 1) / 2).clamp(0, 1)
+            count = torch.tensor(len(tile), device=latents.device) if len(tile) < num_levels else None
+            return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(decode_tile, prefix_codes, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode only the prefix of that level count."""
+        """Decode the first levels, without decoding other prefixes; see `Autoencoder.decode_prefix`."""
         latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
-        whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
+        is_whole, progressive = levels == self.prefixes[-1], self.progressive_decoder
         if progressive is not None and torch.compiler.is_compiling():
             decoded = torch.cond(
-                whole, lambda z, _: self.decoder(z), lambda z, n: progressive(z, n - 1),
+                is_whole, lambda z, _: self.decoder(z), lambda z, count: progressive(z, count - 1),
                 (latents.permute(0, 3, 1, 2), levels),
             )  # fmt: skip
             output = crop_padding(decoded, self.config.padding, None)  # a branch of torch.cond may not return a view
         else:
-            output = self.pixels(latents, None, None if progressive is None or whole else levels)
+            output = self.pixels(latents, None, None if progressive is None or is_whole else levels)
         return ((output + 1) / 2).clamp(0, 1)
 
     def codeword_indices(self, codes: Codes) -> Codes:
@@ -140,9 +140,9 @@ class SingleGridAutoencoder(Autoencoder):
             self.quantizer.align()
 
     def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
-        """Decode prefixes with a progressive decoder on the same device, whose case is the level count - 1.
+        """Use a progressive decoder, on the model's device, to decode prefixes; its case is the level count - 1.
 
-        It is not part of `parameters()` and `state_dict()`, so the model keeps its digest, and its priors and files.
+        `parameters()` and `state_dict()` exclude this decoder, so the model's digest, priors and files stay valid.
         """
         object.__setattr__(self, "progressive_decoder", decoder)  # nn.Module would register it
 
@@ -152,30 +152,30 @@ class SingleGridAutoencoder(Autoencoder):
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
-    """Return which share of the variance of each channel the codewords of each prefix explain, (L, D).
+def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
+    """Return the share of each channel's variance that each prefix of the levels explains, (L, D).
 
-    The straight-through gradient of a prefix is multiplied by it: codewords of a prefix that ignores a channel do not
-    follow the channel.
+    The straight-through gradient of a prefix is multiplied by this share: if the codewords of a prefix do not follow a
+    channel, the prefix passes no gradient to the channel.
 
     Args:
         latents: (B, H, W, D).
-        prefixes: sums of codewords (L, B, H, W, D).
+        prefixes: sums of the codewords of each prefix (L, B, H, W, D).
     """
     variance = latents.var((0, 1, 2), correction=0).clamp(min=1e-12)
     return (1 - (latents - prefixes).square().mean((1, 2, 3)) / variance).clamp(0, 1)
 
 
-def relative_error(errors: Tensor, prefix: Tensor, count: int) -> Tensor:
-    """Return the mean error of the longest prefix, with a gradient in which all prefixes weigh the same.
+def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> Tensor:
+    """Return the mean error of the longest prefix, with a gradient to which all prefixes contribute equally.
 
-    Each prefix's error is divided by its value: the gradient is that of the mean logarithm of the errors.
+    The gradient is proportional to that of the mean logarithm of the prefixes' errors.
 
     Args:
         errors: error (B,) of each image.
-        prefix: index (B,) of the prefix that each image was decoded from; every prefix occurs.
+        prefix_index: index (B,) of the prefix from which each image was decoded; every prefix occurs.
         count: number of prefixes.
     """
-    sums = errors.new_zeros(count).index_add(0, prefix, errors)
-    sizes = torch.bincount(prefix, minlength=count)
+    sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
+    sizes = torch.bincount(prefix_index, minlength=count)
     return (sums / sums.detach().clamp(min=1e-12)).mean() * (sums[-1] / sizes[-1]).detach()

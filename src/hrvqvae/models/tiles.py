@@ -1,7 +1,7 @@
-"""Encode and decode large images in tiles, with the same results, so that memory does not grow with the image.
+"""Encode and decode large images in tiles: the same results, with memory that does not grow with the image.
 
-A tile is computed with a halo, the surroundings on which its codes or pixels depend. Only the core is kept.
-Lengths are in positions of the coarsest grid, `stride` pixels each.
+A tile has a core and a halo, the surroundings on which the core's codes or pixels depend. Both are computed, and the
+core is kept. Lengths are positions of the coarsest grid unless a line says pixels; a position has `stride` pixels.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.config import Grid, NetworkConfig
-from hrvqvae.models.base import fit_size
+from hrvqvae.models.base import resolve_size
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.progress import tracked
 
 _TILE = 1024  # pixels per side
-_WHOLE = 2 * _TILE**2  # pixels of the largest image that is not divided
+_MAX_UNDIVIDED = 2 * _TILE**2  # pixels of the largest image that is not divided
 
 Area = tuple[slice, ...]  # rows and columns
 Tile = tuple[Area, Area, Area]
-"""(core, core + halo, core within core + halo)."""
+"""The core in the grid, the core with its halo in the grid, and the core in the core with its halo."""
 
 
 def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
-    """Return the width of the halo: an upper bound of how far codes and pixels depend on their surroundings.
+    """Return the width of the halo: an upper bound of the distance over which codes or pixels depend on others.
 
-    It is the sum of the reach of every convolution, as if each worked on the coarsest grid.
+    The bound is the sum of the reach of every convolution, as if each convolution ran on the coarsest grid.
     """
     convolutions = (layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
     return sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions) + -(-padding // stride)
 
 
 def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
-    """Return tiles of about the same size, at most `side` positions per side, with a halo of `margin` positions."""
+    """Divide a grid into tiles of about the same size, at most `side` positions per side, with halos of `margin`."""
 
-    def parts(length: int) -> Iterator[Area]:
+    def divide_axis(length: int) -> Iterator[Area]:
         count = -(-length // side)
         for tile in range(count):
             first, last = length * tile // count, length * (tile + 1) // count
             begin, end = max(0, first - margin), min(length, last + margin)
             yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
-    return [tuple(zip(*axes, strict=True)) for axes in product(*map(parts, grid))]  # type: ignore[misc]
+    return [tuple(zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]  # type: ignore[misc]
 
 
 def index_pixels(area: Area, factor: int = 1) -> Any:
-    """Return the index of an area in a tensor (..., Y, X), on a grid that is `factor` times as fine."""
+    """Return the index of an area in a tensor (..., Y, X) whose grid is `factor` times as fine as the area's."""
     return ..., *(slice(factor * side.start, factor * side.stop) for side in area)
 
 
@@ -62,19 +62,19 @@ def encode(encode_tile: Callable[[Tensor], Codes], images: Tensor, config: Netwo
     """Return the codes of images (B, C, Y, X).
 
     Args:
-        encode_tile: checks and encodes a tile, or a small image.
-        networks: the networks that `encode_tile` applies.
+        encode_tile: encodes images of any size, and checks them.
+        networks: module with all convolutions that `encode_tile` applies.
     """
-    if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _WHOLE:
+    if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
         return encode_tile(images)
     grids = config.latent_grids(images.shape[-2], images.shape[-1])
-    times = [grid[0] // grids[0][0] for grid in grids]
-    stride = config.stride * times[-1]
+    factors = [grid[0] // grids[0][0] for grid in grids]  # positions per position of the coarsest grid
+    stride = config.stride * factors[-1]
     codes = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
-    for core, around, inside in _track_tiles(grids[0], stride, networks, config, "encode"):
-        tile_codes = encode_tile(images[index_pixels(around, stride)])
-        for level, tile_level, n in zip(codes, tile_codes, times, strict=True):
-            level[index_pixels(core, n)] = tile_level[index_pixels(inside, n)]
+    for core, extended, core_in_extended in _track_tiles(grids[0], stride, networks, config, "encode"):
+        tile_codes = encode_tile(images[index_pixels(extended, stride)])
+        for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=True):
+            level_codes[index_pixels(core, factor)] = level_tile[index_pixels(core_in_extended, factor)]
     return tuple(codes)
 
 
@@ -82,24 +82,28 @@ def decode(
     decode_tile: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
     networks: nn.Module,
 ) -> Tensor:  # fmt: skip
-    """Return the images (B, C, Y, X) of codes; arguments as for `encode`.
+    """Return the images (B, C, Y, X) of codes. Raises InputError if the size does not fit.
 
-    Raises InputError if the size in pixels (None: the largest) does not fit.
+    Args:
+        decode_tile: decodes codes to a size.
+        size: height and width in pixels (None: the largest size).
+        networks: module with all convolutions that `decode_tile` applies.
     """
-    if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _WHOLE:
+    if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED:
         return decode_tile(codes, size)
     grid = (codes[0].shape[1], codes[0].shape[2])
-    times = [code.shape[1] // grid[0] for code in codes]
-    stride = config.stride * times[-1]
-    size = fit_size(size, grid[0] * stride, grid[1] * stride, config.padding)
+    factors = [level_codes.shape[1] // grid[0] for level_codes in codes]
+    stride = config.stride * factors[-1]
+    size = resolve_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
-    for core, around, inside in _track_tiles(grid, stride, networks, config, "decode"):
-        tile_codes = tuple(code[index_pixels(around, n)] for code, n in zip(codes, times, strict=True))
-        # The pixels of a position are shifted up and left by `padding`; the halo covers this.
-        ends = zip(core, around, size, strict=True)
-        height, width = (min(tile.stop * stride, side) - halo.start * stride for tile, halo, side in ends)
+    for core, extended, core_in_extended in _track_tiles(grid, stride, networks, config, "decode"):
+        pairs = zip(codes, factors, strict=True)
+        tile_codes = tuple(level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs)
+        # Without the padding, pixels are shifted up and left by `config.padding`; the halo is wider by that much.
+        axes = zip(core, extended, size, strict=True)
+        height, width = (min(kept.stop * stride, side) - computed.start * stride for kept, computed, side in axes)
         decoded = decode_tile(tile_codes, (height, width))
         images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images
-        images[index_pixels(core, stride)] = decoded[index_pixels(inside, stride)]
+        images[index_pixels(core, stride)] = decoded[index_pixels(core_in_extended, stride)]
     assert images is not None
     return images

@@ -16,13 +16,13 @@ from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
 
 class VQVAE2(Autoencoder):
-    """Several latent grids, each with a flat codebook; a finer grid is encoded given the codewords of the coarser.
+    """Several latent grids, each with a flat codebook. Each grid is encoded given the codewords of the next coarser.
 
         image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features of the coarsest grid
         coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
         next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 -> code 2
         ...
-        all e, brought to the finest grid by transposed convolutions, concatenated -> decoder -> image
+        all e -> transposed convs to the finest grid -> concatenated -> decoder -> image
 
     Codes are coarse first. Decoding needs all grids.
     """
@@ -49,38 +49,39 @@ class VQVAE2(Autoencoder):
     def prefixes(self) -> tuple[int, ...]:
         return (self.config.grids,)
 
-    def _top_down(self, images: Tensor, words: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
-        """Yield the quantizer and z of each grid of images in [0, 1], coarse first.
+    def _iterate_grids(self, images: Tensor, codewords: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
+        """Yield the quantizer and the latents z of each grid, coarse first, for images in [0, 1].
 
-        Between two grids the caller appends the codewords (B, H, W, D) of the coarser grid to `words`.
+        Before the next grid, the caller appends the codewords (B, H, W, D) of the current grid to `codewords`.
         """
         rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
-        for level, (quantizer, seen) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
+        for level, (quantizer, inputs) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
             if level:
-                seen = torch.cat([seen, self.conditions[level - 1](words[-1].permute(0, 3, 1, 2))], dim=1)
-            yield quantizer, self.projections[level](seen).permute(0, 2, 3, 1).float()
+                inputs = torch.cat([inputs, self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))], dim=1)
+            yield quantizer, self.projections[level](inputs).permute(0, 2, 3, 1).float()
 
     @property
     def _quantizers(self) -> list[ResidualQuantizer]:
         return [quantizer for quantizer in self.quantizers if isinstance(quantizer, ResidualQuantizer)]
 
-    def _pixels(self, quantized: list[Tensor], size: Grid | None) -> Tensor:
-        """Return images (B, C, Y, X) in [-1, 1], not clamped, from the codewords of every grid."""
-        raised = [up(codewords.permute(0, 3, 1, 2)) for up, codewords in zip(self.upsamplings, quantized, strict=True)]
-        return crop_padding(self.decoder(torch.cat(raised, dim=1)), self.config.padding, size)
+    def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
+        """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of each grid."""
+        pairs = zip(self.upsamplings, codewords, strict=True)
+        upsampled = [upsample(grid_codewords.permute(0, 3, 1, 2)) for upsample, grid_codewords in pairs]
+        return crop_padding(self.decoder(torch.cat(upsampled, dim=1)), self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode; the losses of each grid are per pixel value of the batch."""
+        """Encode, quantize and decode, with the losses of each grid divided by the number of pixel values."""
         unit = to_unit_images(images, self.channels, training=self.training)
-        results, words = list[Quantized](), list[Tensor]()
-        for quantizer, latents in self._top_down(unit, words):
+        results, codewords = list[Quantized](), list[Tensor]()
+        for quantizer, latents in self._iterate_grids(unit, codewords):
             results.append(quantizer(latents))
-            words.append(results[-1].latents)
-        output = self._pixels(words, (unit.shape[-2], unit.shape[-1]))
+            codewords.append(results[-1].latents)
+        output = self._decode_codewords(codewords, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         for level, result in enumerate(results, start=1):
             losses |= {f"{name}_{level}": loss / unit.numel() for name, loss in result.losses.items()}
@@ -88,35 +89,36 @@ class VQVAE2(Autoencoder):
 
     def encode(self, images: Tensor) -> Codes:
         def encode_tile(tile: Tensor) -> Codes:
-            codes, words = list[Tensor](), list[Tensor]()
-            for quantizer, latents in self._top_down(to_unit_images(tile, self.channels), words):
+            codes, codewords = list[Tensor](), list[Tensor]()
+            for quantizer, latents in self._iterate_grids(to_unit_images(tile, self.channels), codewords):
                 codes += quantizer.encode(latents)
-                words.append(quantizer.lookup((codes[-1],), check=False))
+                codewords.append(quantizer.lookup((codes[-1],), check=False))
             return tuple(codes)
 
         return tiles.encode(encode_tile, images, self.config, self)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        codes = self.prefix(codes, levels)
+        codes = self.take_prefix(codes, levels)
         check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
-            quantized = [quantizer.lookup((code,)) for quantizer, code in zip(self._quantizers, tile, strict=True)]
-            return ((self._pixels(quantized, size) + 1) / 2).clamp(0, 1)
+            pairs = zip(self._quantizers, tile, strict=True)
+            codewords = [quantizer.lookup((grid_codes,)) for quantizer, grid_codes in pairs]
+            return ((self._decode_codewords(codewords, size) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(decode_tile, codes, size, self.config, self)
 
     @torch.no_grad()
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        words = list[Tensor]()
-        for quantizer, latents in self._top_down(to_unit_images(images, self.channels), words):
+        codewords = list[Tensor]()
+        for quantizer, latents in self._iterate_grids(to_unit_images(images, self.channels), codewords):
             quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
-            words.append(quantizer.lookup(quantizer.encode(latents)))
+            codewords.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        restarted, words = 0, list[Tensor]()
-        for quantizer, latents in self._top_down(to_unit_images(images, self.channels), words):
-            words.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
+        restarted, codewords = 0, list[Tensor]()
+        for quantizer, latents in self._iterate_grids(to_unit_images(images, self.channels), codewords):
+            codewords.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
             restarted += quantizer.restart_dead_codes(latents, rng)
         return restarted

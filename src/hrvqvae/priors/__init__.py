@@ -1,1 +1,1 @@
-"""Autoregressive priors: the contract, a folder for each network, and new images from them. No torch."""
+"""Autoregressive priors: their interface, networks and samplers. This module does not import torch."""

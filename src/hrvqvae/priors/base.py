@@ -1,7 +1,7 @@
 """The interface of every prior: the distribution of the codes of one or several levels, position by position.
 
-Shapes: codes of a level (B, H, W) int64 in [0, m); codeword indices of the coarser levels, int64 (B, H_j, W_j), coarse
-first; label (B,) int64.
+Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices of coarser level j (B, H_j, W_j);
+labels (B,). Lists of levels begin with the coarsest.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from hrvqvae.utils.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """What a prior knows of a level.
+    """The sizes of a level, as its prior needs them.
 
     Attributes:
         grid: (H, W) of the codes.
         symbols: m, the number of values of a code.
-        coarser: number of codewords of each coarser level, coarse first.
+        coarser: number of codewords of each coarser level of the model, coarse first.
         codewords: number of codewords of this level (0: as many as symbols).
         classes: number of class labels, 0 if there are none.
-        unconditional: whether the prior was also trained without classes, under the label `no_class`.
+        unconditional: whether the prior is also trained without classes, under the label `no_class`.
     """
 
     grid: Grid
@@ -49,44 +49,47 @@ class Level:
 
     @property
     def linked(self) -> bool:
-        """Whether codewords have parents in the next coarser level: the index is then parent * symbols + code."""
+        """Whether each codeword has a parent in the next coarser level.
+
+        The index of a codeword is then parent * symbols + code.
+        """
         return bool(self.coarser) and self.codewords == self.coarser[-1] * self.symbols
 
     @property
     def labels(self) -> int:
-        """The number of labels: the classes, then `no_class` if the prior was trained without classes too."""
+        """The number of labels: one per class, and `no_class` if the prior is also trained without classes."""
         return self.classes + self.unconditional
 
     @property
     def no_class(self) -> int:
-        """The label of "no class"."""
+        """The label for "no class": the first index after the classes."""
         return self.classes
 
     def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
         """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
 
-        Training on a GPU does not check their values: the check would wait for the GPU.
+        With `training` on a GPU the values are not checked, because the check would wait for the GPU.
         """
 
-        def outside(values: Tensor, end: int) -> bool:
-            waits = training and values.device.type != "cpu"
-            return not waits and values.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) < end)
+        def exceeds_range(values: Tensor, end: int) -> bool:
+            skip = training and values.device.type != "cpu"
+            return not skip and values.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) < end)
 
         if len(coarser) != len(self.coarser):
             raise InputError(f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}")
         for level, (indices, codewords) in enumerate(zip(coarser, self.coarser, strict=True), start=1):
-            if outside(indices, codewords):
+            if exceeds_range(indices, codewords):
                 raise InputError(f"coarser level {level} has an index outside 0..{codewords - 1}")
         if self.classes and label is None:
             raise InputError(f"this prior is class-conditional: give a label, 0..{self.classes - 1}")
         if label is not None and not self.classes:
             raise InputError("this prior has no classes: leave the label out")
-        if label is not None and outside(label, self.labels):
+        if label is not None and exceeds_range(label, self.labels):
             raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
 class Prior(nn.Module, ABC):
-    """The distribution of the codes of consecutive levels of one grid, given the coarser levels and the class.
+    """A network for the codes of consecutive levels of one grid, conditioned on the coarser levels and the class.
 
     Attributes:
         levels: the levels that the prior covers, coarse first.
@@ -102,7 +105,7 @@ class Prior(nn.Module, ABC):
         return self.levels[0]
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the codeword indices (B, H, W) of the codes of each level."""
+        """Return the codeword indices (B, H, W) of each level of the prior from its codes."""
         indices = list[Tensor]()
         for level, level_codes in zip(self.levels, codes, strict=True):
             indices.append(indices[-1] * level.symbols + level_codes if indices and level.linked else level_codes)
@@ -114,12 +117,13 @@ class Prior(nn.Module, ABC):
     ) -> tuple[Tensor, ...]:
         """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as `Level.check`.
 
-        The logits of a level at a position depend on the codes of all levels at earlier positions in raster order, and
-        on the codes of coarser levels at the position itself; on no other codes.
+        The logits of a level at a position depend on the prior's codes at earlier positions in raster order, and on the
+        codes of the prior's coarser levels at the same position. They depend on no other codes of the prior.
 
         Args:
             codes: (B, H, W) of each level of the prior.
-            coarser: codeword indices of the levels above the prior.
+            coarser: codeword indices of the levels coarser than the prior's.
+            label: (B,), None if the prior has no classes.
         """
 
 
@@ -128,7 +132,7 @@ class Priors:
     """The priors of a run.
 
     Attributes:
-        networks: priors that together cover all levels, coarse first; in evaluation mode, on the CPU, in float32.
+        networks: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32.
         classes: names of the class labels, empty if there are none.
         class_counts: number of training images of each class.
     """
@@ -138,7 +142,7 @@ class Priors:
     class_counts: tuple[int, ...]
 
     def class_index(self, name: str | int) -> int:
-        """Return the index of a class by its name or index. Raises InputError if there is no such class."""
+        """Return the index of a class from its name or index. Raises InputError if there is no such class."""
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
         name = str(name)
@@ -153,8 +157,8 @@ def compute_nats(
     prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
 ) -> list[Tensor]:
     """Return the mean negative log-likelihood per code of each level of a prior, in nats."""
-    all_logits = prior.level_logits(codes, coarser, label)
-    return [cross_entropy(logits.float(), level_codes) for logits, level_codes in zip(all_logits, codes, strict=True)]
+    level_logits = prior.level_logits(codes, coarser, label)
+    return [cross_entropy(logits.float(), level_codes) for logits, level_codes in zip(level_logits, codes, strict=True)]
 
 
 def compute_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
@@ -164,20 +168,20 @@ def compute_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor
 
 @torch.inference_mode()
 def measure_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
-    """Return the bits of a batch's codes under a prior, summed over the batch, for each level of the prior."""
-    all_nats = compute_nats(prior, codes, coarser, label)
+    """Return the total bits of a batch's codes under a prior, for each level of the prior."""
+    level_nats = compute_nats(prior, codes, coarser, label)
     return [
         float(nats.double()) * level_codes.numel() / math.log(2)
-        for nats, level_codes in zip(all_nats, codes, strict=True)
+        for nats, level_codes in zip(level_nats, codes, strict=True)
     ]
 
 
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
-    """Build the untrained prior of these levels, for images of the configured size, on the CPU, in float32."""
+    """Build the untrained prior of the given levels for images of the configured size, on the CPU, in float32."""
     model, size, network = config.model, config.data.size, config.prior.network
-    kind = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
+    prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
     unconditional = classes > 0 and config.prior.class_dropout > 0
-    return kind(network, *(
+    return prior_class(network, *(
         Level(
             grid=model.latent_grids(size, size)[index], symbols=model.num_symbols[index],
             coarser=model.num_codewords[:index], codewords=model.num_codewords[index], classes=classes,

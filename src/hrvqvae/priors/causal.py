@@ -1,7 +1,6 @@
 """Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
 
-Shapes: (B, C, H, W) features. A causal layer sees only earlier positions in raster order: the rows above, and the
-positions to the left in the same row.
+Shapes: (B, C, H, W) features. The output of a causal layer at a position depends on no later position in raster order.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_at
 
 
 class CausalConv2d(nn.Module):
-    """A causal convolution. Its weights are only the causal part of a k x k filter, so there is no mask.
+    """A causal convolution. Only the causal part of its k x k filter is stored, so the filter needs no mask.
 
-        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 [+ 1 with the position itself])
+        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 + 1), or k // 2 columns if strict
 
     Args:
-        strict: leave out the position itself, as the first layer does (mask "A" of van den Oord et al. 2016).
+        strict: exclude the position itself, as a first layer must (mask "A" of van den Oord et al. 2016).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, strict: bool = False) -> None:
@@ -36,54 +35,54 @@ class CausalConv2d(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
         reach = self.reach
-        to_the_right = self.above.shape[3] - self.left.shape[3]
-        kernel = torch.cat([self.above, pad(self.left, (0, to_the_right))], dim=2)
+        missing = self.above.shape[3] - self.left.shape[3]  # columns to the right, whose weights are 0
+        kernel = torch.cat([self.above, pad(self.left, (0, missing))], dim=2)
         return conv2d(pad(features, (reach, reach, reach, 0)), kernel, self.bias)
 
 
 def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
-    """Apply dropout with the share rounded to 1/256, at most 255/256, and keep shape and memory format.
+    """Apply dropout to a share of the elements, and keep shape and memory format.
 
-    On a CPU, torch's dropout draws a random number per element, which takes a tenth of a training step. Here each byte
-    of a random 64-bit number decides for an element.
+    On a CPU the share is rounded to a multiple of 1/256, at most 255/256. torch's dropout draws a random number per
+    element there, which takes a tenth of a training step. This function draws a random byte per element.
     """
-    dropped = min(round(share * 256), 255)
-    if not training or dropped == 0:
+    threshold = min(round(share * 256), 255)
+    if not training or threshold == 0:
         return features
     if features.is_cuda:
         return dropout(features, share)
     count = features.numel()
     words = torch.empty(-(-count // 8), dtype=torch.long).random_(-(2**63), None)
-    kept = words.view(torch.uint8)[:count] >= dropped
-    mask = kept.to(features.dtype).mul_(256 / (256 - dropped)).as_strided(features.shape, features.stride())
+    kept = words.view(torch.uint8)[:count] >= threshold
+    mask = kept.to(features.dtype).mul_(256 / (256 - threshold)).as_strided(features.shape, features.stride())
     return features * mask
 
 
 class GatedResidualBlock(nn.Module):
-    """x + a * sigmoid(b), (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition, in the same shape."""
+    """A block x + a * sigmoid(b), where (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition."""
 
-    def __init__(self, hidden: int, inner: int, kernel: int, dropped: float) -> None:
+    def __init__(self, hidden: int, inner: int, kernel: int, dropout_share: float) -> None:
         super().__init__()
         self.spatial = CausalConv2d(hidden, inner, kernel)
         self.pointwise = nn.Conv2d(inner, 2 * hidden, 1)
-        self.dropped = dropped
+        self.dropout_share = dropout_share
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """Map features (B, hidden, H, W), with a condition (B, 2 * hidden, H, W)."""
-        inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropped, self.training)
+        """Map features (B, hidden, H, W) to the same shape; the condition is (B, 2 * hidden, H, W)."""
+        inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropout_share, self.training)
         value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
         gated: Tensor = value * gate.sigmoid()
         return features + gated
 
 
-_QUERIES = 32  # per block on a CPU: the scores stay in cache, and half of all scores are never computed
+_BLOCK = 32  # queries per block on a CPU: scores stay in cache, and blocks of later keys are never computed
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
-    """Return softmax(queries keys^T / sqrt(d)) values, of shape (B, heads, N, d) like the arguments.
+    """Return softmax(queries keys^T / sqrt(d)) values; arguments and result are (B, heads, N, d).
 
-    With `causal`, a position attends to itself and to earlier positions. A CPU takes the queries in blocks, because
-    torch's fused attention is slow for narrow heads there.
+    With `causal`, a position attends to itself and to earlier positions. On a CPU the queries are processed in blocks,
+    because torch's fused attention is slow for narrow heads.
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
@@ -92,28 +91,32 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
         tensor.reshape(-1, *shape[-2:]) for tensor in (queries / math.sqrt(shape[-1]), keys, values)
     )
     blocks = []
-    for start in range(0, shape[-2], _QUERIES):
-        block = queries[:, start : start + _QUERIES]
-        seen = start + block.shape[1] if causal else shape[-2]
-        block_keys = keys[:, :seen].transpose(-1, -2)
+    for start in range(0, shape[-2], _BLOCK):
+        block = queries[:, start : start + _BLOCK]
+        num_keys = start + block.shape[1] if causal else shape[-2]
+        block_keys = keys[:, :num_keys].transpose(-1, -2)
         if causal:
-            later = torch.full((block.shape[1], seen), -math.inf, dtype=block.dtype).triu(start + 1)
-            scores = torch.baddbmm(later.expand(len(block), -1, -1), block, block_keys)
+            mask = torch.full((block.shape[1], num_keys), -math.inf, dtype=block.dtype).triu(start + 1)
+            scores = torch.baddbmm(mask.expand(len(block), -1, -1), block, block_keys)
         else:
             scores = block @ block_keys
-        blocks.append(scores.softmax(-1) @ values[:, :seen])
+        blocks.append(scores.softmax(-1) @ values[:, :num_keys])
     return torch.cat(blocks, dim=1).view(shape)
 
 
 def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
-    """Return the attention (B, N, C) of concatenated queries, keys and values (B, N, 3C); `form` computes it."""
+    """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention (B, N, C).
+
+    Args:
+        form: computes the attention, with the arguments of `attend`.
+    """
     batch, count, width = projected.shape
     queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
 
 
 class Attention(nn.Module):
-    """x + attention(norm(x)), causal or to all positions, in the same shape."""
+    """A block x + attention(norm(x)), with causal attention or attention to all positions."""
 
     def __init__(self, hidden: int, heads: int, *, causal: bool) -> None:
         super().__init__()

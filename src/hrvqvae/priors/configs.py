@@ -1,4 +1,4 @@
-"""The configurations of the priors' networks, and their registry entries; no torch."""
+"""Configurations and registry entries of the priors' networks. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
 
 
 class PixelSNAILConfig(PriorNetworkConfig):
-    """The autoregressive network of each level (docs/paper-tables.md, Tables 8 and 9).
+    """PixelSNAIL, a network per level (docs/paper-tables.md, Tables 8 and 9).
 
-    `attention_layers` and `dropout` hold a value for all levels, or a value per level, coarse first.
+    `attention_layers` and `dropout` hold one value for all levels, or one value per level, coarse first.
 
     Attributes:
         hidden_units: channels of the features.
         residual_units: channels inside a gated residual block.
-        residual_blocks: number of gated residual blocks, among which the attention layers are spread evenly.
+        residual_blocks: number of gated residual blocks; the attention layers are spread evenly among them.
         attention_layers: number of causal attention layers.
         attention_heads: heads per attention layer, a divisor of `hidden_units`.
         kernel: filter size of the causal convolutions.
-        dropout: share of activations inside a residual block that training drops.
+        dropout: dropout probability inside a gated residual block.
     """
 
     kind: Literal["pixelsnail"] = "pixelsnail"
@@ -48,11 +48,12 @@ class GPTConfig(PriorNetworkConfig):
 
     Attributes:
         hidden_units: width of the features.
-        layers: number of layers, each an attention and a two-layer network.
+        layers: number of transformer layers (attention, then a two-layer network).
         heads: heads per attention, a divisor of `hidden_units`.
-        dropout: share of each layer's output that training drops.
+        dropout: dropout probability of the terms that each layer adds.
         path_units: width of the embeddings of codewords.
-        most_paths: embeddings per level; codewords whose indices are equal modulo this number share an embedding.
+        most_paths: maximum number of embeddings per level. Codewords whose indices are equal modulo this value share an
+            embedding.
     """
 
     kind: Literal["gpt"] = "gpt"
@@ -67,7 +68,7 @@ class GPTConfig(PriorNetworkConfig):
         self.require(self.hidden_units % self.heads == 0, "heads", f"a divisor of hidden_units ({self.hidden_units})")
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
-        starts = [level for level, joined in enumerate(linked) if not joined]
+        starts = [level for level, is_linked in enumerate(linked) if not is_linked]
         return tuple(range(start, stop) for start, stop in pairwise([*starts, len(grids)]))
 
 

@@ -1,7 +1,7 @@
 """Draw images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of an image.
 
-The first prior draws the coarsest levels, the next prior draws further levels given those, and so on. Then the codes
-are decoded.
+Each prior draws its levels given the codes of the coarser levels, from the coarsest to the finest level. Then the
+autoencoder decodes the codes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sample_cached(prior: Prior, *arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class KeptCodes:
-    """Codes that samples keep instead of drawing them.
+    """Codes to keep while the other codes are drawn.
 
     Attributes:
         codes: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all B images.
@@ -48,14 +48,14 @@ class KeptCodes:
 
 
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Draw the classes (B,) int64 of samples, by the frequency of each class among the training images."""
-    borders = np.cumsum(class_counts) / np.sum(class_counts)
-    labels = [int(np.searchsorted(borders, _create_rng(seed, index).random(), side="right")) for index in indices]
+    """Draw the classes (B,) int64 of samples, with the frequencies of the classes among the training images."""
+    cumulative = np.cumsum(class_counts) / np.sum(class_counts)
+    labels = [int(np.searchsorted(cumulative, _create_rng(seed, index).random(), side="right")) for index in indices]
     return torch.tensor(labels, dtype=torch.long)
 
 
 def _create_rng(seed: int, index: int) -> np.random.Generator:
-    """Create the generator of a sample, which depends on (seed, index), not on the batch."""
+    """Create the random generator of a sample from the seed and the index of the sample."""
     return np.random.default_rng((seed, index))
 
 
@@ -73,14 +73,14 @@ def sample_codes(
 ) -> Codes:  # fmt: skip
     """Draw the codes (B, H_l, W_l) int64 of the priors' levels, prior after prior.
 
-    Raises InputError if a parameter or a label is out of range, or a label is missing.
+    Raises InputError if a parameter or a label is out of range, a label is missing, or kept codes have another grid.
 
     Args:
         priors: on the CPU; they cover the levels in order, from the coarsest.
-        codeword_indices: returns the codeword indices of codes (`Autoencoder.codeword_indices`).
-        indices: indices of the samples; a sample of an index is the same in every batch.
+        codeword_indices: `Autoencoder.codeword_indices`.
+        indices: indices of the samples. A sample depends on its index and the seed, not on the batch.
         label: (B,) classes, None if the priors have no classes.
-        kept: codes to keep; those of levels that no prior covers are ignored.
+        kept: codes to keep; levels without a prior are ignored.
     """
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
@@ -94,8 +94,8 @@ def sample_codes(
     shapes = [(len(indices), *level.grid) for level in levels]
     codes, masks = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
     if kept is not None:
-        parts = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
-        for level, level_codes, kept_codes, level_mask, kept_mask in parts:
+        by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
+        for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
             if kept_codes.shape[1:] != level.grid:
                 raise InputError(
                     f"level {level.index + 1} has codes {tuple(kept_codes.shape)}; its prior has {level.grid}"
@@ -112,7 +112,7 @@ def sample_codes(
     return tuple(codes)
 
 
-_BATCH = 64
+_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Sampled:
 
     Attributes:
         images: (B, C, Y, X) float32 in [0, 1].
-        classes: the class of each image, "" without classes.
+        classes: the name of each image's class, "" if the priors have no classes.
         codes: (B, H_l, W_l) int64 of each drawn level.
     """
 
@@ -140,8 +140,8 @@ def sample_images(
     Args:
         model: in evaluation mode.
         size: height and width of the images in pixels.
-        class_name: name or index of a class; None draws classes as often as they come in training.
-        kept: codes of an image that every sample keeps.
+        class_name: name or index of the class of all images (None: classes with their frequencies in training).
+        kept: codes that every sample keeps.
     """
     if count < 1:
         raise InputError(f"the number of samples is {count}; it must be at least 1")
@@ -150,11 +150,11 @@ def sample_images(
     class_index = None if class_name is None else priors.class_index(class_name)
     device = next(model.parameters()).device
     images, names, all_codes = [], list[str](), list[Codes]()
-    starts = range(0, count, _BATCH)
+    starts = range(0, count, _BATCH_SIZE)
     num_levels = model.check_levels((params := params or SamplingParams()).levels)
     networks = [prior for prior in priors.networks if prior.level.index < num_levels]
-    for start in tracked(starts, "sample", count, lambda start: min(_BATCH, count - start)):
-        indices = range(start, min(start + _BATCH, count))
+    for start in tracked(starts, "sample", count, lambda start: min(_BATCH_SIZE, count - start)):
+        indices = range(start, min(start + _BATCH_SIZE, count))
         label = None
         if priors.classes:
             label = draw_labels(priors.class_counts, seed, indices)
@@ -173,12 +173,12 @@ def sample_images(
 def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
-    The border runs between positions of the coarsest grid, so that a kept code never has a drawn parent. Raises
-    InputError if `keep` is of no such form, or keeps nothing or everything.
+    All codes of a position of the coarsest grid are kept or drawn together, so a kept code never has a drawn parent.
+    Raises InputError if `keep` has another form, or keeps nothing or everything.
 
     Args:
-        keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X); a code is kept if the mask keeps
-            all pixels of the code.
+        keep: `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) bool. With a mask, a code is kept if
+            the mask is true for all its pixels.
         grids: grid of each level.
     """
     rows, columns = min(grids)

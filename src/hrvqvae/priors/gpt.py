@@ -1,6 +1,7 @@
 """A transformer over the positions of a grid, with a head for each of its levels (docs/method.md).
 
-Shapes: (B, N, C) features of N = H * W positions in raster order; D levels, of codes (B, H, W) each; E path units.
+Shapes: (B, N, C) features of N = H * W positions in raster order; codes (B, H, W) of each level; E is `path_units`, the
+width of the codewords' embeddings.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from hrvqvae.priors.configs import GPTConfig
 
 
 class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + two-layer network(norm(x)), (B, N, C), with dropout on both added terms."""
+    """x + attention(norm(x)), then x + two-layer network(norm(x)), with dropout on both added terms; x is (B, N, C)."""
 
-    def __init__(self, hidden: int, heads: int, dropped: float) -> None:
+    def __init__(self, hidden: int, heads: int, dropout_share: float) -> None:
         super().__init__()
-        self.heads, self.dropped = heads, dropped
+        self.heads, self.dropout_share = heads, dropout_share
         self.attention_norm, self.network_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
         self.output = nn.Linear(hidden, hidden)
@@ -30,15 +31,15 @@ class TransformerLayer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         projected = self.inputs(self.attention_norm(features))
         added = self.output(self_attention(projected, self.heads, causal=True))
-        features = features + cheap_dropout(added, self.dropped, self.training)
+        features = features + cheap_dropout(added, self.dropout_share, self.training)
         added = self.narrow(gelu(self.widen(self.network_norm(features))))
-        return features + cheap_dropout(added, self.dropped, self.training)
+        return features + cheap_dropout(added, self.dropout_share, self.training)
 
 
 class Head(nn.Module):
-    """The distribution of a level's code at a position, given the features there and the coarser levels.
+    """Compute a level's logits from the features of a position and the codewords of the coarser levels there.
 
-    features + linear(embeddings of the coarser levels) -> x
+    features + linear(sum of the embeddings of the coarser levels) -> x
     x + two-layer network(norm(x)) -> norm -> linear -> logits (..., m)
     """
 
@@ -49,18 +50,18 @@ class Head(nn.Module):
         self.norm, self.last_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
         self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
         self.output = nn.Linear(hidden, symbols)
-        self.dropped = config.dropout
+        self.dropout_share = config.dropout
 
     def forward(self, features: Tensor, before: Tensor) -> Tensor:
         """Return logits (..., m) from features (..., C) and the sum of the coarser levels' embeddings (..., E)."""
         x = features + self.before(before)
         added = self.narrow(gelu(self.widen(self.norm(x))))
-        logits: Tensor = self.output(self.last_norm(x + cheap_dropout(added, self.dropped, self.training)))
+        logits: Tensor = self.output(self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training)))
         return logits
 
 
 class CodewordEmbeddings(nn.Module):
-    """A vector per codeword of each level. Codewords whose indices are equal modulo `most_paths` share a vector."""
+    """An embedding per codeword of each level. Codewords whose indices are equal modulo `most_paths` share one."""
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
         super().__init__()
@@ -69,20 +70,20 @@ class CodewordEmbeddings(nn.Module):
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
 
-    def of_level(self, index: int, indices: Tensor) -> Tensor:
-        """Return the vectors (..., E) of a level's codeword indices (...)."""
-        vectors: Tensor = self.tables[index](indices % self.sizes[index])
-        return vectors
+    def look_up(self, level: int, indices: Tensor) -> Tensor:
+        """Return the embeddings (..., E) of the codeword indices (...) of a level, counted from 0."""
+        embeddings: Tensor = self.tables[level](indices % self.sizes[level])
+        return embeddings
 
 
 class GPT(Prior):
     """A transformer over positions, with a head for each level of a position.
 
-    coarser levels -> embeddings -> two convolutions (not causal: the whole map is seen) --+
-    row, column, class -> embeddings -----------------------------------------------------+--> base (B, N, C)
-    levels of the prior -> sum of embeddings at the position to the left and at three above, + base
+    coarser levels -> embeddings -> two convolutions (not causal) --+
+    row, column, class -> embeddings ------------------------------+--> base (B, N, C)
+    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, + base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
-    features, coarser levels at the position -> head of each level -> logits (B, m_l, H, W)
+    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H, W)
     """
 
     def __init__(self, config: GPTConfig, *levels: Level) -> None:
@@ -104,39 +105,39 @@ class GPT(Prior):
         )
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
-        for layer in self.layers:  # each begins as the identity
+        for layer in self.layers:  # each layer starts as the identity
             assert isinstance(layer, TransformerLayer)
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
 
-    def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return the features of position, class and coarser levels (B, N, C). Raises InputError as `Level.check`."""
+    def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
+        """Return the features (B, N, C) of position, class and coarser levels. Raises InputError as `Level.check`."""
         self.level.check(coarser, label, training=self.training)
         positions = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         features = positions.expand(batch, -1, -1)
         if self.classes is not None:
             features = features + self.classes(label)[:, None]
         if coarser:
-            maps = [self.coarser.of_level(index, indices).permute(0, 3, 1, 2) for index, indices in enumerate(coarser)]
-            seen = torch.stack([interpolate(vectors, self.level.grid) for vectors in maps]).sum(0)
-            features = features + self.context(seen).flatten(2).transpose(1, 2)
+            maps = [self.coarser.look_up(level, indices).permute(0, 3, 1, 2) for level, indices in enumerate(coarser)]
+            summed = torch.stack([interpolate(embeddings, self.level.grid) for embeddings in maps]).sum(0)
+            features = features + self.context(summed).flatten(2).transpose(1, 2)
         return features
 
     def level_logits(
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
-        base = self.base(coarser, label, len(codes[0]))
+        base = self.compute_base(coarser, label, len(codes[0]))
         embedded = [
-            self.embeddings.of_level(index, indices) for index, indices in enumerate(self.codeword_indices(codes))
+            self.embeddings.look_up(level, indices) for level, indices in enumerate(self.codeword_indices(codes))
         ]
-        seen = torch.stack(embedded).sum(0)
-        above = self.above(pad(seen.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
-        features = self.left(pad(seen.flatten(1, 2), (0, 0, 1, -1))) + above + base
+        summed = torch.stack(embedded).sum(0)
+        above = self.above(pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
+        features = self.left(pad(summed.flatten(1, 2), (0, 0, 1, -1))) + above + base
         for layer in self.layers:
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
         before, logits = torch.zeros_like(embedded[0]), []
-        for head, vectors in zip(self.heads, embedded, strict=True):
+        for head, embeddings in zip(self.heads, embedded, strict=True):
             logits.append(head(features, before).permute(0, 3, 1, 2))
-            before = before + vectors
+            before = before + embeddings
         return tuple(logits)

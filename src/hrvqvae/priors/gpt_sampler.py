@@ -1,10 +1,11 @@
-"""Sample from the transformer with a head for each level, position by position, without computing anything twice.
+"""Sample from the transformer with a head for each level, position by position, with a cache of keys and values.
 
-Four images go through each layer together: the layer's weights do not fit in the near caches, and are read once for
-all four images.
+A group of four images goes through each layer together: the layer's weights do not fit in the near caches, and are
+read once per group.
 
-Letters: B images, N = H * W positions, D levels, C hidden units, E path units, A layers, K labels under which the
-network computes an image's logits (`sampling.expand_labels`), P embeddings of all levels.
+Letters: B images, N = H * W positions, D levels, C hidden units, E path units, P embeddings of all levels together, K
+labels per image (`sampling.expand_labels`). The network takes a copy of the images per label; R rows hold a group's
+copies, ordered by copy, then by image.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.kernels import (
     FAST,
     FIRST,
+    INTERNAL,
     NO_CODE,
-    PART,
     Floats,
     add_products,
     allocate_workspace,
@@ -33,7 +34,7 @@ from hrvqvae.priors.kernels import (
 from hrvqvae.priors.sampling import SamplingParams, no_distribution_error
 from hrvqvae.utils.compiled import compiled, in_parts
 
-_GROUP = 4  # images that go through each layer together
+_GROUP = 4  # images per group
 
 # erf(x) = x p(x^2) / q(x^2) for -4 <= x <= 4, with an error below 1e-7. Coefficients of p and q, highest power first,
 # as in Eigen (MPL 2.0).
@@ -46,22 +47,23 @@ _ERF_BOTTOM = tuple(map(np.float32, (
 )))  # fmt: skip
 
 
-@compiled(**FAST, **PART)
+@compiled(**FAST, **INTERNAL)
 def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inner: Floats) -> None:
-    """Add the output of a two-layer network to its input, features (R, C).
+    """Add the output of a two-layer network to its input.
 
     Args:
-        index: selects the network in the weights.
+        features: (R, C), the input; replaced by the sum.
+        index: index of the network in the weights.
         normed: (R, C), overwritten.
         inner: (R, width of the network), overwritten.
     """
-    norms, widens, widens_bias, narrows, narrows_bias = weights
+    norms, widen, widen_bias, narrow, narrow_bias = weights
     rows = len(features)
     normalize(features, norms[index], normed)
-    kernels.copy_rows(widens_bias[index], inner)
-    add_products(normed, FIRST, widens[index], inner, FIRST)
+    kernels.copy_rows(widen_bias[index], inner)
+    add_products(normed, widen[index], inner, FIRST)
     for r in range(rows):
-        for c in range(inner.shape[1]):  # GELU; the rational function is 13 times as fast as erf
+        for c in range(inner.shape[1]):  # GELU, with the rational approximation: 13 times as fast as erf
             x = min(max(inner[r, c] * np.float32(math.sqrt(0.5)), np.float32(-4.0)), np.float32(4.0))
             squared, top, bottom = x * x, np.float32(0.0), np.float32(0.0)
             for factor in _ERF_TOP:
@@ -69,27 +71,27 @@ def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inn
             for factor in _ERF_BOTTOM:
                 bottom = bottom * squared + factor
             inner[r, c] *= np.float32(0.5) * (np.float32(1.0) + x * top / bottom)
-    kernels.add_rows(narrows_bias[index], features)
-    add_products(inner, FIRST, narrows[index], features, FIRST)
+    kernels.add_rows(narrow_bias[index], features)
+    add_products(inner, narrow[index], features, FIRST)
 
 
 @compiled(**FAST, inline="always")
 def _apply_layers(
-    features: Floats, position: int, attention: Any, networks: Any, heads: int, last_norm: Floats, keys: Floats,
-    values: Floats, work: Any,
+    features: Floats, position: int, attention: Any, networks: Any, attention_heads: int, last_norm: Floats,
+    keys: Floats, values: Floats, work: Any,
 ) -> None:  # fmt: skip
-    """Apply all layers and the last normalization to the features (R, C) of all images at a position."""
+    """Apply all layers and the last normalization to the features (R, C) of a position, in place."""
     norms, inputs, inputs_bias, outputs, outputs_bias = attention
     normed, projected, inner, scores = work
     rows = len(features)
     for layer in range(len(inputs)):
         normalize(features, norms[layer], normed)
         kernels.copy_rows(inputs_bias[layer], projected)
-        add_products(normed, FIRST, inputs[layer], projected, FIRST)
+        add_products(normed, inputs[layer], projected, FIRST)
         for r in range(rows):
-            kernels.attend(projected, r, position, heads, keys[r, layer], values[r, layer], normed, scores)
+            kernels.attend(projected, r, position, attention_heads, keys[r, layer], values[r, layer], normed, scores)
         kernels.add_rows(outputs_bias[layer], features)
-        add_products(normed, FIRST, outputs[layer], features, FIRST)
+        add_products(normed, outputs[layer], features, FIRST)
         _add_network(features, layer, networks, normed, inner)
     normalize(features, last_norm, features)
 
@@ -97,16 +99,18 @@ def _apply_layers(
 @compiled(**FAST)
 def _draw_images(
     begin: int, end: int, codes: Any, kept: Any, uniforms: Any, base: Floats, outer: Any, attention: Any,
-    networks: Any, heads: Any, head_networks: Any, table: Floats, levels: Any, attention_heads: int, mixing: Floats,
-    temperature: float, top_k: int, top_p: float, work: Any,
+    networks: Any, heads: Any, head_networks: Any, embeddings: Floats, levels: Any, attention_heads: int,
+    mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes (B, D, H, W) that are not kept, of the images begin..end - 1 together.
+    """Draw the codes of images begin..end - 1 that are not kept, in one group.
 
     Args:
-        base: (K * B, N, C), as `GPT.base` returns it, with the bias of `GPT.left`.
+        codes, kept, uniforms: (B, D, H, W); drawn codes are written in place.
+        base: (K * B, N, C), as `GPT.compute_base` returns it, with the bias of `GPT.left`.
         outer, attention, networks, heads, head_networks: as `_collect_weights` returns them.
-        table: (P, E), the embeddings of all levels.
+        embeddings: (P, E).
         levels: (D, 4), per level: symbols, whether it is linked, index of its first embedding, number of embeddings.
+        mixing: (K,).
         work: as `_allocate_arrays` returns it.
 
     Returns:
@@ -115,84 +119,86 @@ def _draw_images(
     _, num_levels, height, width = codes.shape
     left, above, last_norm = outer
     sum_weights, last_norms, symbols_weights, symbols_bias = heads
-    keys, values, features, x, head_inner, logits, mixed, running_sum, sums, indices, draw_arrays, layers_work = work
+    (
+        keys, values, features, head_features, head_inner, logits, mixed, running_sum, sums, indices, draw_arrays,
+        layers_work,
+    ) = work  # fmt: skip
     normed = layers_work[0]
     images, copies = end - begin, len(mixing)
     for position in range(height * width):
         row, column = position // width, position % width
         for copy in range(copies):
             start = copy * images
-            for image in range(images):
+            for slot in range(images):
                 for c in range(features.shape[1]):
-                    features[start + image, c] = base[copy * len(codes) + begin + image, position, c]
-            add_products(running_sum, FIRST, left, features, start)
+                    features[start + slot, c] = base[copy * len(codes) + begin + slot, position, c]
+            add_products(running_sum, left, features, start)
             for tap in range(3):
-                add_products(sums[row, column + tap], FIRST, above[tap], features, start)
+                add_products(sums[row, column + tap], above[tap], features, start)
         _apply_layers(features, position, attention, networks, attention_heads, last_norm, keys, values, layers_work)
-        for image in range(images):
-            indices[image] = 0
+        for slot in range(images):
+            indices[slot] = 0
             for unit in range(running_sum.shape[1]):
-                running_sum[image, unit] = 0.0
+                running_sum[slot, unit] = 0.0
         for level in range(num_levels):
-            symbols, first_embedding, size = levels[level, 0], levels[level, 2], levels[level, 3]
-            missing = False
+            symbols, first_embedding, num_embeddings = levels[level, 0], levels[level, 2], levels[level, 3]
+            draws = False
             for image in range(begin, end):
-                missing = missing or not kept[image, level, row, column]
-            if missing:
+                draws = draws or not kept[image, level, row, column]
+            if draws:
                 for r in range(len(features)):
                     for c in range(features.shape[1]):
-                        x[r, c] = features[r, c]
+                        head_features[r, c] = features[r, c]
                 for copy in range(copies):
-                    add_products(running_sum, FIRST, sum_weights[level], x, copy * images)
-                _add_network(x, level, head_networks, normed, head_inner)
-                normalize(x, last_norms[level], normed)
+                    add_products(running_sum, sum_weights[level], head_features, copy * images)
+                _add_network(head_features, level, head_networks, normed, head_inner)
+                normalize(head_features, last_norms[level], normed)
                 kernels.copy_rows(symbols_bias[level], logits)
-                add_products(normed, FIRST, symbols_weights[level], logits, FIRST)
-            for index in range(images):
-                image = begin + index
+                add_products(normed, symbols_weights[level], logits, FIRST)
+            for slot in range(images):
+                image = begin + slot
                 if not kept[image, level, row, column]:
                     for symbol in range(len(mixed)):
                         mixed[symbol] = 0.0
                     for copy in range(copies):
                         for symbol in range(len(mixed)):
-                            mixed[symbol] += mixing[copy] * logits[copy * images + index, symbol]
+                            mixed[symbol] += mixing[copy] * logits[copy * images + slot, symbol]
                     uniform = uniforms[image, level, row, column]
                     code = kernels.draw(mixed, symbols, uniform, temperature, top_k, top_p, draw_arrays)
                     if code == NO_CODE:
                         return int(position * num_levels + level)
                     codes[image, level, row, column] = code
-                indices[index] = codes[image, level, row, column] + (
-                    indices[index] * symbols if levels[level, 1] else 0
-                )
+                indices[slot] = codes[image, level, row, column] + (indices[slot] * symbols if levels[level, 1] else 0)
                 for unit in range(running_sum.shape[1]):
-                    running_sum[index, unit] += table[first_embedding + indices[index] % size, unit]
-        for image in range(images):
+                    running_sum[slot, unit] += embeddings[first_embedding + indices[slot] % num_embeddings, unit]
+        for slot in range(images):
             for unit in range(running_sum.shape[1]):
-                sums[row + 1, column + 1, image, unit] = running_sum[image, unit]
+                sums[row + 1, column + 1, slot, unit] = running_sum[slot, unit]
     return -1
 
 
 def _allocate_arrays(images: int, copies: int, height: int, width: int, weights: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arrays in which `_draw_images` works; rows are ordered by copy, then by image."""
-    (left, *_), (_, inputs, *_), (_, widens, *_), (*_, symbols_bias), (_, head_widens, *_) = weights
+    """Return the arrays that `_draw_images` overwrites, for a group of `images` images."""
+    (left, *_), (_, inputs, *_), (_, widen, *_), (*_, symbols_bias), (_, head_widen, *_) = weights
     (units, hidden), rows, symbols = left.shape, images * copies, symbols_bias.shape[1]
     keys, values = np.empty((2, rows, len(inputs), hidden, height * width), np.float32)
-    features, x, normed = np.empty((3, rows, hidden), np.float32)
+    features, head_features, normed = np.empty((3, rows, hidden), np.float32)
     projected, scores = np.empty((rows, 3 * hidden), np.float32), np.empty(height * width, np.float32)
-    inner = np.empty((rows, widens.shape[2]), np.float32)
-    head_inner = np.empty((rows, head_widens.shape[2]), np.float32)
-    sums = np.zeros((height + 1, width + 2, images, units), np.float32)  # zeros: a row above, a column on each side
+    inner = np.empty((rows, widen.shape[2]), np.float32)
+    head_inner = np.empty((rows, head_widen.shape[2]), np.float32)
+    sums = np.zeros((height + 1, width + 2, images, units), np.float32)  # padded: a row above, a column per side
     return (
-        keys, values, features, x, head_inner, np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),
+        keys, values, features, head_features, head_inner,
+        np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),
         np.zeros((images, units), np.float32), sums, np.empty(images, np.int64), allocate_workspace(symbols),
         (normed, projected, inner, scores),
     )  # fmt: skip
 
 
 def _transpose_layers(layers: Iterable[Any]) -> tuple[Floats, Floats]:
-    """Return the transposed weights (inputs, outputs) and the biases of linear layers.
+    """Stack the transposed weights (inputs, outputs) and the biases of linear layers.
 
-    Zeros pad the outputs to the width of the widest layer.
+    The outputs are padded with zeros to the width of the widest layer.
     """
     linear_layers = list(layers)
     width = max(layer.out_features for layer in linear_layers)
@@ -207,7 +213,7 @@ def _stack_norms(layers: Iterable[Any]) -> Floats:
 
 
 def _collect_weights(prior: GPT) -> tuple[Any, ...]:
-    """Return the weights of: input layers and last norm, attention, layers' networks, heads, heads' networks."""
+    """Return the weights of input layers and last norm, attention, networks of layers, heads, networks of heads."""
     layers: Sequence[Any] = list(prior.layers)
     heads: Sequence[Any] = list(prior.heads)
     outer = (
@@ -236,10 +242,10 @@ def sample_gpt(
     prior: GPT, codes: Sequence[Tensor], kept: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Draw the codes that are not kept, position by position; arguments as in `sampling.sample_plain`."""
+    """Draw the codes that are not kept, as `sampling.sample_plain` does, with the same arguments."""
     stacked = [torch.stack(list(tensors), 1) for tensors in (codes, kept, uniforms)]
     batch, num_levels, height, width = stacked[0].shape
-    base = prior.base(coarser, label, batch * len(mixing))
+    base = prior.compute_base(coarser, label, batch * len(mixing))
     sizes = np.array(prior.embeddings.sizes)
     levels = np.stack(
         [
@@ -256,7 +262,7 @@ def sample_gpt(
     )  # fmt: skip
     arrays = [tensor.numpy() for tensor in stacked]
 
-    def draw_images(start: int, stop: int) -> int:
+    def draw_groups(start: int, stop: int) -> int:
         failures = [-1]
         for begin in range(start, stop, _GROUP):
             end = min(begin + _GROUP, stop)
@@ -264,7 +270,7 @@ def sample_gpt(
             failures.append(int(_draw_images(begin, end, *arrays, *constants, work)))
         return max(failures)
 
-    failure = max(in_parts(batch, draw_images))
+    failure = max(in_parts(batch, draw_groups))
     if failure >= 0:
         position, level = divmod(failure, num_levels)
         raise no_distribution_error(prior.levels[level], *divmod(position, width))

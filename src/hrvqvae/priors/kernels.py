@@ -1,7 +1,7 @@
 """Compiled functions of both cached samplers: products, normalization, attention, and the draw of a code.
 
-Features are 2-D arrays with one row per image. Each function has one signature and assigns no slices: a second
-signature, or a slice, takes longer to compile than the loop.
+Features are 2-D arrays with one row per image. Each function is called with one signature and assigns elements in
+loops, because a second signature or the assignment of a slice takes longer to compile.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from hrvqvae.utils.compiled import compiled
 Floats = NDArray[np.float32]
 
 FAST: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
-PART: dict[str, Any] = {"no_cpython_wrapper": True}  # for functions that only compiled functions call
-NO_CODE = -1
-FIRST = np.int64(0)  # the first row; a literal 0 would compile another signature
+INTERNAL: dict[str, Any] = {"no_cpython_wrapper": True}  # for functions that only compiled functions call
+NO_CODE = -1  # the result of `draw` if there is no distribution
+FIRST = np.int64(0)  # index of the first row; a literal 0 would compile a second signature
 _EPSILON = 1e-5  # torch's default for layer normalization
 
 
-@compiled(**FAST, **PART)
+@compiled(**FAST, **INTERNAL)
 def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
     """Add vector (n,) @ matrix (n, m) to out (m,), four rows of the matrix at a time.
 
-    It takes 10% less time than `add_products` of a single row.
+    This takes 10% less time than `add_products` with a single row.
     """
     rows, columns = matrix.shape
     whole = rows - rows % 4
@@ -43,25 +43,24 @@ def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
             out[j] += a * matrix[i, j]
 
 
-@compiled(**FAST, **PART)
-def add_products(vectors: Floats, first: int, matrix: Floats, out: Floats, begin: int) -> None:
-    """Add vectors[first:] (., n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time.
+@compiled(**FAST, **INTERNAL)
+def add_products(vectors: Floats, matrix: Floats, out: Floats, begin: int) -> None:
+    """Add vectors (R, n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time.
 
-    The number of rows is that of `vectors` or `out`, whichever has fewer.
+    If `out` has fewer rows than `vectors`, only as many vectors are read.
     """
     count, (rows, columns) = min(len(vectors), len(out)), matrix.shape
     whole = rows - rows % 4
     for i in range(0, whole, 4):
         for r in range(count):
-            v = first + r
-            a, b, c, d = vectors[v, i], vectors[v, i + 1], vectors[v, i + 2], vectors[v, i + 3]
+            a, b, c, d = vectors[r, i], vectors[r, i + 1], vectors[r, i + 2], vectors[r, i + 3]
             for j in range(columns):
                 out[begin + r, j] += (
                     a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
                 )
     for i in range(whole, rows):
         for r in range(count):
-            a = vectors[first + r, i]
+            a = vectors[r, i]
             for j in range(columns):
                 out[begin + r, j] += a * matrix[i, j]
 
@@ -82,7 +81,7 @@ def add_rows(values: Floats, out: Floats) -> None:
             out[r, j] += values[j]
 
 
-@compiled(**FAST, **PART)
+@compiled(**FAST, **INTERNAL)
 def normalize(features: Floats, norm: Floats, out: Floats) -> None:
     """Write the layer normalization of each row of features (R, C) to out (R, C); norm (2, C) holds weight and bias."""
     hidden = features.shape[1]
@@ -99,7 +98,7 @@ def normalize(features: Floats, norm: Floats, out: Floats) -> None:
             out[r, c] = (features[r, c] - mean) * scale * norm[0, c] + norm[1, c]
 
 
-@compiled(**FAST, **PART)
+@compiled(**FAST, **INTERNAL)
 def attend(
     projected: Floats,
     row: int,
@@ -110,7 +109,7 @@ def attend(
     attended: Floats,
     scores: Floats,
 ) -> None:
-    """Write the attention of a row to positions 0..position to attended[row] (C,).
+    """Write the output of attention to attended[row] (C,); `position` attends to positions 0..position.
 
     Args:
         projected: (R, 3C); the row holds the query, key and value of `position`.
@@ -123,43 +122,46 @@ def attend(
         keys[c, position] = projected[row, hidden + c]
         values[c, position] = projected[row, 2 * hidden + c]
     width = hidden // heads
-    unit = np.float32(1.0) / np.sqrt(np.float32(width))
-    seen = position + 1
+    scale = np.float32(1.0) / np.sqrt(np.float32(width))
+    num_keys = position + 1
     for head in range(heads):
         begin = head * width
-        for j in range(seen):
+        for j in range(num_keys):
             scores[j] = 0.0
         for c in range(begin, begin + width):
-            query = projected[row, c] * unit
-            for j in range(seen):
+            query = projected[row, c] * scale
+            for j in range(num_keys):
                 scores[j] += query * keys[c, j]
         largest: Any = np.float32(-np.inf)
-        for j in range(seen):
+        for j in range(num_keys):
             largest = max(largest, scores[j])
         total: Any = np.float32(0.0)
-        for j in range(seen):
+        for j in range(num_keys):
             scores[j] = np.exp(scores[j] - largest)
             total += scores[j]
         for c in range(begin, begin + width):
             summed: Any = np.float32(0.0)
-            for j in range(seen):
+            for j in range(num_keys):
                 summed += scores[j] * values[c, j]
             attended[row, c] = summed / total
 
 
-@compiled(**PART)
+@compiled(**INTERNAL)
 def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int64]) -> int:
-    """Sort the codes 0..count - 1 by descending weight, then by code, into a row of `order` (2, m); return that row.
+    """Sort the codes 0..count - 1 by descending weight, then by code.
 
-    This is a merge sort, because numba's sort takes 1.5 s to compile.
+    This is a merge sort between the two rows of `order` (2, m), because numba's sort takes 1.5 s to compile.
+
+    Returns:
+        The index of the row that holds the sorted codes.
     """
     for k in range(count):
         order[0, k] = k
-    row, run = 0, 1
-    while run < count:
-        for start in range(0, count, 2 * run):
-            left, right = start, min(start + run, count)
-            middle, stop = right, min(start + 2 * run, count)
+    row, length = 0, 1
+    while length < count:
+        for start in range(0, count, 2 * length):
+            left, right = start, min(start + length, count)
+            middle, stop = right, min(start + 2 * length, count)
             for k in range(start, stop):
                 take_left = right == stop
                 if left < middle and right < stop:
@@ -170,21 +172,28 @@ def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int6
                 else:
                     order[1 - row, k] = order[row, right]
                     right += 1
-        row, run = 1 - row, 2 * run
+        row, length = 1 - row, 2 * length
     return row
 
 
 def allocate_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the arrays in which `draw` works, for up to `symbols` symbols."""
+    """Return the arrays that `draw` overwrites, for up to `symbols` symbols."""
     return np.empty(symbols, np.float64), np.empty((2, symbols), np.int64)
 
 
 @compiled()
 def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any) -> int:
-    """Return the code that a uniform draw in [0, 1) selects from the cumulative distribution, in float64.
+    """Return the code at which the cumulative distribution exceeds `uniform`, a draw from [0, 1), in float64.
 
-    Of equally likely codes, top-k and top-p keep the smaller. Return `NO_CODE` if there is no distribution: a logit is
-    NaN or +inf, or all logits are -inf.
+    Of equally likely codes, top-k and top-p prefer the smaller.
+
+    Args:
+        logits: (symbols,) or longer.
+        top_k, top_p: as in `sampling.SamplingParams`.
+        work: as `allocate_workspace` returns it.
+
+    Returns:
+        The code, or `NO_CODE` if a logit is NaN or +inf, or all logits are -inf.
     """
     weights, order = work
     largest: Any = -np.inf
@@ -225,6 +234,10 @@ def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k
 
 
 def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
-    """Return tensors of one shape stacked in an array; `shape` is that shape, in case there are no tensors."""
+    """Return tensors of the same shape, stacked in an array.
+
+    Args:
+        shape: shape of each tensor; only needed if there are no tensors.
+    """
     stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
     return stacked.contiguous().numpy()

@@ -1,4 +1,4 @@
-"""PixelSNAIL, the prior of one level (docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
+"""PixelSNAIL, a prior for a single level (docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
 
 Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual blocks, A attention layers.
 """
@@ -19,17 +19,17 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 
 
 class PixelSNAIL(Prior):
-    """Causal convolutions, gated residual blocks and causal attention; conditioned on coarser levels and class.
+    """Causal convolutions, gated residual blocks and causal attention, conditioned on coarser levels and class.
 
-        coarser levels -> embeddings -> conv, residual stack, attention -+   (not causal: the whole map is seen)
+        coarser levels -> embeddings -> conv, residual stack, attention -+   (not causal)
         row, column, class -> embeddings --------------------------------+--> base (B, C, H, W)
-                                                                         |      -> 1x1 conv -> one per block
+                                                                         |      -> 1x1 conv -> a condition per block
         codes -> embedding -> strict causal conv ------------------------+
-              -> [gated residual blocks, attention after every R / A of them] -> elu -> 1x1 conv -> logits (B, m, H, W)
+              -> [gated residual blocks, attention after every R / A blocks] -> elu -> 1x1 conv -> logits (B, m, H, W)
 
-    With 0 attention layers, the coarser levels get no attention either, and are seen as far as the convolutions reach.
-    The paper does not say how many blocks lie between two attention layers, nor which normalization it uses. Here layer
-    normalization precedes attention, and there is no weight normalization.
+    With 0 attention layers, there is no attention over the coarser levels either. The paper states neither the number
+    of blocks between two attention layers nor the normalization. Here layer normalization precedes each attention, and
+    there is no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
@@ -58,7 +58,7 @@ class PixelSNAIL(Prior):
         self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
-    def base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
+    def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
         """Return features (B, C, H, W) of position, class and coarser levels. Raises InputError as `Level.check`."""
         self.level.check(coarser, label, training=self.training)
         positions = self.rows[:, None] + self.columns[None]
@@ -66,22 +66,22 @@ class PixelSNAIL(Prior):
         if self.classes is not None:
             features = features + self.classes(label)[:, :, None, None]
         if self.coarser:
-            seen = torch.zeros((), device=features.device)
+            summed = torch.zeros((), device=features.device)
             for embedding, indices in zip(self.coarser, coarser, strict=True):
-                seen = seen + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
-            features = features + self.context(seen)
+                summed = summed + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
+            features = features + self.context(summed)
         return features
 
     @property
     def attention_after(self) -> tuple[int, ...]:
-        """The number of blocks before each attention layer: spread evenly, the last layer after the last block."""
+        """The number of blocks before each attention layer. The last attention layer follows the last block."""
         count = len(self.attentions)
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
     def level_logits(
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
-        base = self.base(coarser, label, len(codes[0]))
+        base = self.compute_base(coarser, label, len(codes[0]))
         features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)

@@ -1,13 +1,13 @@
-"""Sample from PixelSNAIL position by position, without computing anything twice.
+"""Sample from PixelSNAIL position by position, with a cache of activations.
 
 Letters: B images, (H, W) grid, m symbols, C hidden units, U residual units, R gated blocks, A attention layers. A
-convolution with filter k reaches q = k // 2 rows up and q columns to each side. With guidance the network takes each
-image K times, S = K * B inputs in all, and their logits are mixed (`sampling.expand_labels`).
+convolution with a k x k filter reaches q = k // 2 rows up and q columns to each side. The network takes each image
+under K labels, S = K * B inputs in all, and the logits of an image are mixed (`sampling.expand_labels`).
 
-The sampler caches the inputs of every causal convolution, and the keys and values of every attention layer. A row is
-computed in two parts. The rows above it are complete when it begins, so their part of all convolutions is one matrix
-product for all blocks and positions. A compiled function then goes through the row: the rest of the convolutions,
-attention, the draw. So a position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3/13 for filter 5.
+The sampler caches the inputs of every causal convolution, and the keys and values of every attention layer. It computes
+a row in two steps. First, one batched matrix product adds up what the rows above contribute to all convolutions at all
+positions. Then a compiled function visits the positions of the row: the rest of the convolutions, attention, the draw.
+So a position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3/13 for filter 5.
 """
 
 from __future__ import annotations
@@ -27,51 +27,54 @@ from hrvqvae.utils.compiled import compiled, in_parts
 
 
 @compiled(**FAST, inline="always")
-def _add_first(features: Floats, table: Floats, codes: Any, image: int, row: int, x: int, reach: int) -> None:
-    """Add the first layer's convolution at a position to features (1, C); table (taps, m, C), codes (B, H, W)."""
+def _add_first_layer(
+    features: Floats, table: Floats, codes: Any, image: int, row: int, column: int, reach: int
+) -> None:  # fmt: skip
+    """Add the output of the first layer at a position to features (1, C); table (taps, m, C), codes (B, H, W)."""
     for tap in range(table.shape[0]):
         tap_row = row + tap // (2 * reach + 1) - reach
-        column = x + tap % (2 * reach + 1) - reach
-        if tap_row >= 0 and 0 <= column < codes.shape[2]:
-            code = codes[image, tap_row, column]
+        tap_column = column + tap % (2 * reach + 1) - reach
+        if tap_row >= 0 and 0 <= tap_column < codes.shape[2]:
+            code = codes[image, tap_row, tap_column]
             for c in range(features.shape[1]):
                 features[0, c] += table[tap, code, c]
 
 
 @compiled(**FAST, inline="always")
 def _apply_blocks(
-    features: Floats, source: int, row: int, x: int, above: Floats, conditions: Floats, caches: Any, weights: Any,
+    features: Floats, source: int, row: int, column: int, above: Floats, conditions: Floats, caches: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
-    """Apply all blocks and attention layers to an input of the network at a position.
+    """Apply all blocks and attention layers at a position of an input.
 
     Args:
         features: (1, C), the output of the first layer; replaced by the output of the last layer.
-        source: index of the input, below S.
+        source: index of the input, 0..S - 1.
         above: (R, S, W, U), as `_compute_rows` yields it.
         conditions: (S, W, R * 2C), as `_compute_rows` yields it.
-        caches: inputs of the convolutions, as `layer_inputs` of `_compute_rows`; keys and values (A, S, C, H * W).
+        caches: `layer_inputs` of `_compute_rows`, keys (A, S, C, H * W), values (A, S, C, H * W).
         weights: as `_collect_weights` returns them.
+        work: arrays that are overwritten.
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
     layer_inputs, keys, values = caches
     gated, narrow, projected, attended, scores = work
     blocks, taps, hidden, inner = lefts.shape
-    position = row * above.shape[2] + x
+    position = row * above.shape[2] + column
     for block in range(blocks):
         inputs_of_row = layer_inputs[block, source, row + taps - 1]
         for c in range(hidden):
             value = features[0, c]
-            inputs_of_row[x + taps - 1, c] = value if value > 0 else np.expm1(value)
+            inputs_of_row[column + taps - 1, c] = value if value > 0 else np.expm1(value)
         for c in range(inner):
-            narrow[0, c] = above[block, source, x, c]
+            narrow[0, c] = above[block, source, column, c]
         for tap in range(taps):
-            add_product(inputs_of_row[x + tap], lefts[block, tap], narrow[0])
+            add_product(inputs_of_row[column + tap], lefts[block, tap], narrow[0])
         for c in range(inner):
             value = narrow[0, c]
             narrow[0, c] = value if value > 0 else np.expm1(value)
         for c in range(2 * hidden):
-            gated[0, c] = conditions[source, x, block * 2 * hidden + c]
+            gated[0, c] = conditions[source, column, block * 2 * hidden + c]
         add_product(narrow[0], pointwise[block], gated[0])
         for c in range(hidden):
             features[0, c] += gated[0, c] / (np.float32(1.0) + np.exp(-gated[0, hidden + c]))
@@ -88,13 +91,18 @@ def _apply_blocks(
 
 
 def _tabulate_first_layer(prior: PixelSNAIL) -> Floats:
-    """Return the first layer's output for each code at each tap before the position: (taps, m, C)."""
-    taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), rows above first
+    """Return what each code at each tap adds to the output of the first layer, (taps, m, C)."""
+    taps = torch.cat(
+        [prior.first.above.flatten(2), prior.first.left.flatten(2)], 2
+    )  # (C, C, taps), taps in raster order
     return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
 
 
 def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
-    """Return the weights that a position reads; matrices are (inputs, outputs)."""
+    """Return the weights that `_apply_blocks` reads; matrices are (inputs, outputs).
+
+    The last array holds the index of the attention layer after each block, or -1.
+    """
     blocks: Sequence[Any] = list(prior.blocks)
     attentions: Sequence[Any] = list(prior.attentions)
     hidden = prior.first.bias.shape[0]
@@ -114,13 +122,15 @@ def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
 
 
 def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield for each row the values that do not depend on its codes, with biases.
-
-    These are base (S, W, C); above (R, S, W, U), each convolution's sum over the rows above; conditions (S, W, R * 2C).
+    """Yield the values of each row that do not depend on its codes, with biases.
 
     Args:
-        base: (S, C, H, W), as `PixelSNAIL.base` returns it.
-        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions in earlier rows, padded with zeros.
+        base: (S, C, H, W), as `PixelSNAIL.compute_base` returns it.
+        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions, padded with zeros. The caller fills a row
+            before the next row is computed.
+
+    Yields:
+        base (S, W, C); sums (R, S, W, U) of each convolution over the rows above; conditions (S, W, R * 2C).
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]
@@ -132,15 +142,16 @@ def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iter
     base_with_bias = base + prior.first.bias
     assert prior.conditions.bias is not None
     conditions_bias = prior.conditions.bias + torch.cat([block.pointwise.bias for block in blocks])
-    block, image, row, column, _ = layer_inputs.stride()
+    block_stride, source_stride, row_stride, column_stride, _ = layer_inputs.stride()
     shape = (len(blocks), num_inputs, width, reach, kernel, hidden)
-    for y in range(height):
-        windows = layer_inputs.as_strided(shape, (block, image, column, row, column, 1), y * row)
+    for row in range(height):
+        strides = (block_stride, source_stride, column_stride, row_stride, column_stride, 1)
+        windows = layer_inputs.as_strided(shape, strides, row * row_stride)
         above = torch.baddbmm(bias, windows.reshape(len(blocks), -1, weights.shape[1]), weights)
-        row_base = base[:, y]
+        row_base = base[:, row]
         conditions = torch.addmm(conditions_bias, row_base.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
         yield (
-            base_with_bias[:, y].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
+            base_with_bias[:, row].contiguous().numpy(), above.view(*shape[:3], -1).numpy(),
             conditions.view(num_inputs, width, -1).numpy(),
         )  # fmt: skip
 
@@ -151,18 +162,20 @@ def _draw_row(
     conditions: Floats, caches: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
     mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes of a row that are not kept, of the images begin..end - 1.
+    """Draw the codes of a row of images begin..end - 1 that are not kept.
 
     Args:
-        codes, kept, uniforms: (B, H, W).
+        codes, kept, uniforms: (B, H, W); drawn codes are written in place.
+        base, above, conditions: as `_compute_rows` yields them.
+        caches, weights: as for `_apply_blocks`.
         table: (taps, m, C), as `_tabulate_first_layer` returns it.
-        head: (C, m), with the bias (m,).
+        head, head_bias: (C, m) and (m,).
         mixing: (K,).
-        work: mixed logits (m,), the arrays of `kernels.draw`, and scores (H * W,). Other arrays are allocated here: the
-            compiler then sees that they do not overlap, which saves 3% of the time.
+        work: mixed logits (m,), the arrays of `kernels.draw`, and scores (H * W,). The function allocates its other
+            arrays, because the compiler then knows that they do not overlap, which saves 3% of the time.
 
     Returns:
-        -1, or the first column whose code has no distribution.
+        The first column whose code has no distribution, or -1.
     """
     mixed, draw_arrays, scores = work
     hidden, inner = weights[0].shape[2], weights[0].shape[3]
@@ -173,16 +186,16 @@ def _draw_row(
     )  # fmt: skip
     reach = (caches[0].shape[3] - codes.shape[2]) // 2
     for image in range(begin, end):
-        for x in range(codes.shape[2]):
+        for column in range(codes.shape[2]):
             for symbol in range(len(mixed)):
                 mixed[symbol] = 0.0
             for copy in range(len(mixing)):
                 source = copy * len(codes) + image
                 for c in range(features.shape[1]):
-                    features[0, c] = base[source, x, c]
-                _add_first(features, table, codes, image, row, x, reach)
-                _apply_blocks(features, source, row, x, above, conditions, caches, weights, heads, blocks_work)
-                if not kept[image, row, x]:
+                    features[0, c] = base[source, column, c]
+                _add_first_layer(features, table, codes, image, row, column, reach)
+                _apply_blocks(features, source, row, column, above, conditions, caches, weights, heads, blocks_work)
+                if not kept[image, row, column]:
                     for c in range(features.shape[1]):
                         value = features[0, c]
                         features[0, c] = value if value > 0 else np.expm1(value)
@@ -190,11 +203,12 @@ def _draw_row(
                     add_product(features[0], head, logits[0])
                     for symbol in range(len(mixed)):
                         mixed[symbol] += mixing[copy] * logits[0, symbol]
-            if not kept[image, row, x]:
-                code = kernels.draw(mixed, len(mixed), uniforms[image, row, x], temperature, top_k, top_p, draw_arrays)
+            if not kept[image, row, column]:
+                uniform = uniforms[image, row, column]
+                code = kernels.draw(mixed, len(mixed), uniform, temperature, top_k, top_p, draw_arrays)
                 if code == NO_CODE:
-                    return x
-                codes[image, row, x] = code
+                    return column
+                codes[image, row, column] = code
     return -1
 
 
@@ -203,10 +217,10 @@ def sample_pixelsnail(
     prior: PixelSNAIL, codes: Sequence[Tensor], kept: Sequence[Tensor], coarser: Sequence[Tensor],
     label: Tensor | None, uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Draw the codes that are not kept, in raster order; arguments as in `sampling.sample_plain`."""
+    """Draw the codes that are not kept, as `sampling.sample_plain` does, with the same arguments."""
     arrays = [tensor.numpy() for (tensor,) in (codes, kept, uniforms)]
     batch = len(codes[0])
-    base, reach = prior.base(coarser, label, batch * len(mixing)), prior.config.kernel // 2
+    base, reach = prior.compute_base(coarser, label, batch * len(mixing)), prior.config.kernel // 2
     num_inputs, hidden, height, width = base.shape
     layer_inputs = torch.zeros(len(prior.blocks), num_inputs, height + reach, width + 2 * reach, hidden)
     keys, values = torch.zeros(2, len(prior.attentions), num_inputs, hidden, height * width)
@@ -220,12 +234,13 @@ def sample_pixelsnail(
     )  # fmt: skip
 
     symbols = prior.level.symbols
+    for row, row_values in enumerate(_compute_rows(prior, base, layer_inputs)):
 
-    for row, parts in enumerate(_compute_rows(prior, base, layer_inputs)):
-
-        def draw_row(begin: int, end: int, row: int = row, parts: tuple[Floats, Floats, Floats] = parts) -> int:
+        def draw_row(
+            begin: int, end: int, row: int = row, row_values: tuple[Floats, Floats, Floats] = row_values
+        ) -> int:
             work = (np.empty(symbols, np.float32), allocate_workspace(symbols), np.empty(height * width, np.float32))
-            return int(_draw_row(begin, end, row, *arrays, *parts, *constants, work))
+            return int(_draw_row(begin, end, row, *arrays, *row_values, *constants, work))
 
         column = max(in_parts(batch, draw_row))
         if column >= 0:

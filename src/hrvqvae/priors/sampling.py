@@ -1,6 +1,6 @@
-"""Draw codes: temperature, top-k, top-p, guidance, and the plain sampler, which has no cache.
+"""Draw codes: temperature, top-k, top-p, guidance, and a plain sampler without a cache.
 
-Letters: B images, K labels under which the network computes an image's logits, m symbols.
+Letters: B images, m symbols, K labels per image, 1 or 2 (`expand_labels`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class SamplingParams:
 
     Attributes:
         temperature: Divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier.
-        top_k: Draw only the k likeliest codes (0: all).
-        top_p: Draw only the likeliest codes that together reach this probability (1: all).
-        guidance: w in the logits u + w (c - u), where c are the logits with the class and u those without it; from 0 to
-            1000 (1: c alone). See `expand_labels`.
-        levels: Draw only the first levels, and decode them as a prefix (None: all).
+        top_k: Draw only from the k likeliest codes (0: all).
+        top_p: Draw only from the fewest likeliest codes that together reach this probability (1: all).
+        guidance: w in the mixed logits u + w (c - u), from 0 to 1000; c are the logits for the class, u the logits for
+            "no class" (1: c alone, 0: u alone).
+        levels: Draw and decode only this many levels, coarse first (None: all).
     """
 
     temperature: float = 1.0
@@ -48,7 +48,7 @@ class SamplingParams:
             raise InputError(f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)")
 
     def check(self, level: Level) -> None:
-        """Raise InputError if top-k exceeds the symbols of a level, or if its prior does not support guidance."""
+        """Raise InputError if a level has fewer symbols than top-k, or if its prior does not support guidance."""
         if self.top_k > (symbols := level.symbols):
             raise InputError(f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}")
         if self.guidance == 1 or level.unconditional:
@@ -66,7 +66,7 @@ class SamplingParams:
 
 
 def no_distribution_error(level: Level, row: int, column: int) -> NonFiniteError:
-    """Return the error for `NO_CODE` at a position of a level."""
+    """Return the error to raise if a code of a level has no distribution (`NO_CODE`)."""
     return NonFiniteError(
         f"the prior of level {level.index + 1} gives logits that are NaN or infinite at row {row}, column {column}; "
         "train it again, or look at its weights"
@@ -74,26 +74,26 @@ def no_distribution_error(level: Level, row: int, column: int) -> NonFiniteError
 
 
 def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParams) -> int:
-    """Return the code that a draw in [0, 1) selects by logits (m,), or `NO_CODE`; see `kernels.draw`."""
+    """Call `kernels.draw` with logits (m,) and sampling parameters."""
     symbols = len(logits)
     return int(draw(logits, symbols, uniform, *params.values(), allocate_workspace(symbols)))
 
 
 def expand_labels(level: Level, label: Tensor | None, guidance: float) -> tuple[Tensor | None, Tensor]:
-    """Return a batch's labels (B,) as the network needs them for guidance, and the weights that mix its logits.
+    """Return the labels that guidance needs for a batch with labels (B,), and the weights that mix the logits.
 
-    The mixed logits are u + w (c - u), with c from the class and u from "no class". So the network takes K * B images:
-    the whole batch with the class labels, then the whole batch with "no class". Without guidance K is 1.
+    The mixed logits are u + w (c - u), with c for the class and u for "no class". So the network takes K * B inputs:
+    the whole batch with the class labels, then the whole batch with "no class". A copy with weight 0 is left out.
 
     Returns:
-        Labels (K * B,) int64, None if the prior has no classes; weights (K,) float32, whose sum is 1.
+        Labels (K * B,) int64, None if the prior has no classes; weights (K,) float32 with the sum 1.
     """
-    weighted = [(label, guidance)]
+    labels_and_weights = [(label, guidance)]
     if label is not None and level.unconditional:
-        weighted.append((torch.full_like(label, level.no_class), 1 - guidance))
-    weighted = [(labels, weight) for labels, weight in weighted if weight]
-    label_sets = [labels for labels, _ in weighted if labels is not None]
-    mixing = torch.tensor([weight for _, weight in weighted], dtype=torch.float32)
+        labels_and_weights.append((torch.full_like(label, level.no_class), 1 - guidance))
+    labels_and_weights = [(labels, weight) for labels, weight in labels_and_weights if weight]
+    label_sets = [labels for labels, _ in labels_and_weights if labels is not None]
+    mixing = torch.tensor([weight for _, weight in labels_and_weights], dtype=torch.float32)
     return torch.cat(label_sets) if label_sets else None, mixing
 
 
@@ -102,18 +102,17 @@ def sample_plain(
     prior: Prior, codes: Sequence[Tensor], kept: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None,
     uniforms: Sequence[Tensor], mixing: Tensor, params: SamplingParams,
 ) -> None:  # fmt: skip
-    """Draw the codes that are not kept, in raster order, and level after level at a position.
+    """Draw the codes that are not kept: positions in raster order, and all levels of a position, coarse first.
 
     Raises NonFiniteError if a logit is NaN or infinite; the message names the position.
 
     Args:
         prior: in evaluation mode.
-        codes: (B, H, W) int64 of each of the prior's levels; drawn codes are written in place. On the prior's device,
-            as are `coarser` and `label`.
-        kept: (B, H, W) bool of each level, true where a code is kept. On the CPU, as are `uniforms`.
-        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
-        label: (K * B,) or None, as `expand_labels` returns it.
-        uniforms: (B, H, W) float64 in [0, 1) of each level, a draw per code.
+        codes: (B, H, W) int64 of each level of the prior, on its device; drawn codes are written in place.
+        kept: (B, H, W) bool of each level, on the CPU; true where a code is kept.
+        coarser: codeword indices (K * B, H_j, W_j) of each coarser level, on the prior's device.
+        label: (K * B,) or None, as `expand_labels` returns it, on the prior's device.
+        uniforms: (B, H, W) float64 in [0, 1) of each level, on the CPU; a draw per code.
         mixing: (K,), as `expand_labels` returns it.
     """
     batch, height, width = codes[0].shape
