@@ -16,7 +16,7 @@ from hrvqvae.quantize import Codes, Quantized, Quantizer, ResidualQuantizer
 
 
 class SingleGridAutoencoder(Autoencoder):
-    """An autoencoder with a single latent grid. Every system except VQVAE-2 is one.
+    """An autoencoder with a single latent grid, as in all built-in systems except VQVAE-2.
 
         image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
         z -> quantizer -> codes, one tensor (B, H, W) per level

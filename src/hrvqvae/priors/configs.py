@@ -50,7 +50,7 @@ class GPTConfig(PriorNetworkConfig):
         hidden_units: width of the features.
         layers: number of transformer layers (attention, then a two-layer network).
         heads: heads per attention, a divisor of `hidden_units`.
-        dropout: dropout probability of the terms that each layer adds.
+        dropout: dropout probability of the terms that layers and heads add.
         path_units: width of the embeddings of codewords.
         most_paths: maximum number of embeddings per level. Codewords whose indices are equal modulo this value share an
             embedding.
