@@ -217,7 +217,7 @@ def test_what_can_not_be_compared(fields: dict[str, Any], message: str) -> None:
 
 
 def test_a_system_without_its_package_is_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrvqvae.config.registry.find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(InputError, match="needs vector_quantize_pytorch"):
         Comparison(dataset="mnist", systems=("hrvqvae", "fsq"), max_steps=1)
 
