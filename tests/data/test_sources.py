@@ -5,6 +5,8 @@ import io
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -552,3 +554,24 @@ def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypat
     labelled = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
     assert labelled.classes == ("x" * 10_000,)
     assert labelled.source.labels.nbytes == 8 * 2_000
+
+
+def test_no_damage_of_the_metadata_of_parquet_ends_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": [b"abc"] * 3, "label": [0, 1, 2]}), path)
+    script = f"""
+from pathlib import Path
+from hrvqvae.data.sources import Shard, parquet
+path = Path({str(path)!r})
+content = path.read_bytes()
+start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+for place in range(start, len(content) - 8):
+    for bit in (0, 6):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        try:
+            parquet.read([Shard(path.name, path)], labels=True)
+        except (ValueError, OSError):
+            pass
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr) == (0, "")

@@ -176,9 +176,8 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
 def _list_groups(file: Any, path: Path) -> list[Group]:
     column, groups, first_row = _find_image_column(file.schema_arrow, path), list[Group](), 0
     for index in range(file.num_row_groups):
-        group = file.metadata.row_group(index)
-        chunks = map(group.column, range(group.num_columns))
-        size = next(int(chunk.total_uncompressed_size) for chunk in chunks if chunk.path_in_schema == column)
+        group = file.metadata.row_group(index)  # its `column` would end the process where statistics are damaged
+        size = int(group.total_byte_size)
         groups += [Group(path, index, first_row, group.num_rows, size, column)] if group.num_rows else []
         first_row += group.num_rows
     return groups
