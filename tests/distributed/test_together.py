@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks.processes import exchanged
+from benchmarks.processes import count_exchanged
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import to_dict
 from hrvqvae.config.parsing import from_file
@@ -85,7 +85,7 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
 def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
     counted = [each[system]["bytes"] for each in seen(folder, 2)]
     assert counted[0] == counted[1]
-    terms = [count - sum(exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]]
+    terms = [count - sum(count_exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]]
     assert set(terms) <= {4 * count for count in range(1, 10)}
 
 
