@@ -37,6 +37,7 @@ from hrvqvae.training.prior import resolve_priors
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import drawn_digits, refused, same, write_picture
+from tests.data.stored import write_parquet
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
 
@@ -556,3 +557,9 @@ def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) ->
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)
+
+
+def test_a_label_without_a_class_name_is_refused(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "train.parquet", [b"a", b"b"], [0, -1], names=["cat", "dog"])
+    with pytest.raises(InputError, match=r"has label -1, but there are 2 class names"):
+        load_keyed_images(file)

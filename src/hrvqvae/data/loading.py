@@ -258,6 +258,18 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     return test
 
 
+def check_labels(source: Source) -> None:
+    """Check that each label of a source with class names is the index of one. Raises InputError if one is not."""
+    if source.labels is None or not source.class_names:
+        return
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    if len(wrong):
+        fault = f"label {source.labels[wrong[0]]}, but there are {counted(len(source.class_names), 'class name')}"
+        raise InputError(
+            f"{source.where(int(wrong[0]))} has {fault}; correct the labels, or train with --data.labels false"
+        )
+
+
 def _number_classes(
     where: str, sources: Mapping[str, Source]
 ) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
@@ -274,9 +286,6 @@ def _number_classes(
     if not classes:
         values = np.unique(np.concatenate([np.unique(array) for array in labels.values()]))
         return tuple(map(str, values)), {source: np.searchsorted(values, array) for source, array in labels.items()}
-    for source, array in labels.items():
-        wrong = np.flatnonzero((array < 0) | (array >= len(classes)))
-        if len(wrong):
-            fault = f"label {array[wrong[0]]}, but there are {counted(len(classes), 'class name')}"
-            raise InputError(f"{source.where(int(wrong[0]))} has {fault}; use --data.labels false")
+    for source in labels:
+        check_labels(source)
     return classes, {source: array.astype(np.int64) for source, array in labels.items()}

@@ -31,7 +31,7 @@ from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import explain_worker_errors, group_by_size, open_loader
 from hrvqvae.data.images import Pixels, decode_image
-from hrvqvae.data.loading import open_whole
+from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.tokens.shards import SUFFIX, Plan, make_metadata, make_schema, open_shards
 from hrvqvae.utils.errors import InputError
@@ -78,9 +78,10 @@ class KeyedImages:
 def load_keyed_images(path: Path) -> KeyedImages:
     """Return the images of a folder, a list, tars, Parquet files or arrays (`open_whole`), with their names as keys.
 
-    Raises InputError if there is no image, or two images have the same key.
+    Raises InputError if there is no image, two images have the same key, or a label is the index of no class name.
     """
     source = open_whole(path.absolute())
+    check_labels(source)
     names, classes = [source.name(row) for row in range(len(source))], source.class_names
     stored: Sequence[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
     labels = [classes[label] if classes else label for label in stored]
