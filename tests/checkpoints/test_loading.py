@@ -170,7 +170,7 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
     together = model.draw(40, seed=0)
     assert together.images.shape == (40, 1, 12, 12)
     assert len(set(together.classes)) > 5
-    monkeypatch.setattr(generative, "_BATCH", 7)
+    monkeypatch.setattr(generative, "_BATCH_SIZE", 7)
     in_parts = model.draw(40, seed=0)
     assert in_parts.classes == together.classes
     assert all(torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True))

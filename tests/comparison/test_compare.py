@@ -235,7 +235,7 @@ def test_a_table_of_means() -> None:
 
 
 def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "_installed", lambda *_: False, raising=False)
+    monkeypatch.setattr(samples, "has_efficientnet", lambda: False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))

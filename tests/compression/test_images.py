@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
 def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size says."""
 
-    def weigh(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
+    def encode_with_errors(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
         return (lmbdas,), lmbdas
 
     def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
@@ -143,8 +143,9 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
 
     monkeypatch.setattr(compression, "write", files)
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
+    entropy_model = SimpleNamespace(networks=(None,))
     encoder = cast(
-        RateDistortion, SimpleNamespace(weigh=weigh, entropy_model=SimpleNamespace(networks=(None,)), levels=1)
+        RateDistortion, SimpleNamespace(encode_with_errors=encode_with_errors, entropy_model=entropy_model, levels=1)
     )
     best = [(np.inf, b"")]
     assert compression._search_lambdas(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
