@@ -192,9 +192,8 @@ def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_commands_for_several_processes() -> None:
     """torchrun takes them, this package takes what follows, and the processes can share the batch."""
-    lines = [
-        line.removeprefix("$ ").removeprefix("srun ") for line in (ROOT / "docs/scale.md").read_text().splitlines()
-    ]
+    page = (ROOT / "docs/scale.md").read_text().replace("\\\n", "")
+    lines = [line.removeprefix("$ ").removeprefix("srun ") for line in page.splitlines()]
     for line in [line for line in lines if line.startswith("torchrun ")]:
         words = shlex.split(line.replace("$head", "node1").replace("$SLURM_JOB_ID", "7"))
         options = get_args_parser().parse_args(words[1:])

@@ -15,7 +15,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
-from hrvqvae.models.library import FSQQuantizer, LibraryQuantizer
+from hrvqvae.models.vqpytorch import FSQQuantizer, LibraryQuantizer
 from hrvqvae.quantize import Quantizer, ResidualQuantizer
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError, NonFiniteError

@@ -259,7 +259,7 @@ FSQ = System(
     name="fsq",
     title="FSQ",
     config=FSQConfig(),
-    model="hrvqvae.models.library:LibraryAutoencoder",
+    model="hrvqvae.models.vqpytorch:LibraryAutoencoder",
     settings=_AS_HRVQVAE | settings("FSQ's own for 512 and 64 codes", _CHANNELS),
     notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves: the same bits.",),
     needs=_NEEDS_LIBRARY,
@@ -269,7 +269,7 @@ VQPYTORCH = System(
     name="vqpytorch",
     title="Library quantizer",
     config=LibraryConfig(),
-    model="hrvqvae.models.library:LibraryAutoencoder",
+    model="hrvqvae.models.vqpytorch:LibraryAutoencoder",
     settings=_AS_HRVQVAE | _FLAT | _LEAVES | settings(OURS, {"model.quantizer.beta": None}),
     notes=(
         "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "

@@ -51,8 +51,11 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     model, config = loaded.load()
     if not isinstance(model, SingleGridAutoencoder) or not isinstance(model.quantizer, ResidualQuantizer):
         raise InputError(f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of residuals")
-    if model.quantizer.config.joint_beam or model.quantizer.config.level_codewords:
+    quantizer = model.quantizer.config
+    if quantizer.joint_beam or quantizer.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
+    if quantizer.num_codebooks != quantizer.num_parents:
+        raise InputError(f"{run} can't be decoded by a page: its codebooks are not all in memory (memory_mib)")
     name = Path(run).name.removesuffix(".safetensors")
     name = name.rpartition("/")[2] if is_hub_name(name) else name
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}

@@ -41,7 +41,7 @@ class SamplingParams:
         if not 1e-6 <= self.temperature <= 1e6:
             raise InputError(f"temperature is {self.temperature:g}; it must be from 1e-6 to 1e6 (1 is the model's own)")
         if self.top_k < 0:
-            raise InputError(f"top-k is {self.top_k}; it must be at least 1")
+            raise InputError(f"top-k is {self.top_k}; it must be at least 0 (0 keeps all codes)")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
         if not 0 <= self.guidance <= 1000:

@@ -36,7 +36,7 @@ class Group(NamedTuple):
     position: int  # index of the group in the file
     first_row: int  # index of the group's first row in the file
     rows: int
-    bytes: int  # uncompressed size of the column
+    bytes: int  # uncompressed size of the group
     column: str  # path of the column with the bytes of images
 
 
@@ -177,8 +177,8 @@ def _list_groups(file: Any, path: Path) -> list[Group]:
     column, groups, first_row = _find_image_column(file.schema_arrow, path), list[Group](), 0
     for index in range(file.num_row_groups):
         group = file.metadata.row_group(index)  # its `column` would end the process where statistics are damaged
-        size = int(group.total_byte_size)
-        groups += [Group(path, index, first_row, group.num_rows, size, column)] if group.num_rows else []
+        if group.num_rows:
+            groups.append(Group(path, index, first_row, group.num_rows, group.total_byte_size, column))
         first_row += group.num_rows
     return groups
 
