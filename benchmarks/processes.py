@@ -40,12 +40,9 @@ def count_exchanged(config: Config) -> tuple[int, int]:
     model = build(config)
     networks = [model, *build_objective(model, config, lambda network: network).auxiliary.values()]
     weights = [weight for network in networks for weight in network.parameters() if weight.requires_grad]
-    statistics = [
-        values
-        for book in model.modules() if isinstance(book, LevelCodebooks)
-        for values in book.statistics(torch.zeros(0, book.codewords.shape[-1]), torch.zeros(0, dtype=torch.long))
-    ]  # fmt: skip
-    return _BYTES * sum(weight.numel() for weight in weights), _BYTES * sum(values.numel() for values in statistics)
+    books = [book for book in model.modules() if isinstance(book, LevelCodebooks)]
+    averages = [values for book in books for values in (book.count, book.total) if values is not None]
+    return _BYTES * sum(weight.numel() for weight in weights), _BYTES * sum(values.numel() for values in averages)
 
 
 def bench_processes(count: int = 2, steps: int = 60, systems: Sequence[str] = ()) -> list[Row]:

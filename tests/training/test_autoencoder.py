@@ -10,6 +10,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
+from hrvqvae.config.model import QuantizerConfig
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -73,6 +74,20 @@ def test_learning_rates(tiny: Config) -> None:
     assert compute_learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
     assert compute_learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
     assert compute_learning_rate(with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9) == 1.0
+
+
+def test_a_tree_with_a_table_goes_on_as_it_stopped(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its averaged weights come with the codebooks of the last step, whose parents change."""
+    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 5, 8)))
+    config = with_quantizer(tiny, levels=4, shrinkage=0.1, decay=0.5)
+    whole, resumed = trained(config, tmp_path / "whole", 12), trained(config, tmp_path / "resumed", 5, 9, 12)
+    assert same(whole, resumed)
+    assert whole["model.quantizer.codebooks.3.table"].any()
+    for name in ("codewords", "table", "age"):
+        name = f"quantizer.codebooks.3.{name}"
+        assert torch.equal(whole[f"file.{name}"], whole[f"model.{name}"])
 
 
 class Started:

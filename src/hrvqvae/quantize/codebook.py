@@ -6,6 +6,7 @@ book * m + child. N is the number of vectors.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from hrvqvae import distributed
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
+
+_LONGEST_WAIT = 16  # steps until a codebook of a table is updated although it got no vector
 
 
 class LevelCodebooks(nn.Module):
@@ -35,6 +38,7 @@ class LevelCodebooks(nn.Module):
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
     shared: Tensor | None  # (m, D): mean of all vectors with the same code; with `shrinkage` and several codebooks
     table: Tensor | None  # (K,) int64: codebook of each coarser codeword; with `coarser`
+    age: Tensor | None  # (num_books,): steps since the last update of each codebook; with `coarser`
 
     def __init__(
         self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
@@ -53,6 +57,7 @@ class LevelCodebooks(nn.Module):
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
         table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
         self.register_buffer("table", table)
+        self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser is not None else None)
         self._orphans = 0  # first codewords of the coarser level, which are its shared codebook and have no children
         if coarser is not None and coarser.table is not None:
             self._orphans = coarser.size
@@ -61,7 +66,7 @@ class LevelCodebooks(nn.Module):
         """Reset to the state of new codebooks, also after `to_empty`."""
         every = torch.arange(self.num_codewords, device=self.count.device)
         self.set_codewords(every, self.count.new_zeros(()), self.count.new_ones(()))
-        for values in (self.shared, self.table):
+        for values in (self.shared, self.table, self.age):
             if values is not None:
                 values.zero_()
 
@@ -84,6 +89,7 @@ class LevelCodebooks(nn.Module):
         """
         assert self.table is not None
         assert self.shared is not None
+        assert self.age is not None
         if self._orphans:
             self.table.view(-1, self._orphans)[evicted] = 0
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
@@ -91,14 +97,17 @@ class LevelCodebooks(nn.Module):
         counts[: self._orphans] = 0
         wanted = counts.nonzero().flatten()
         wanted = wanted[counts[wanted].argsort(descending=True, stable=True)][: self.num_books - 1]
-        used = self.count.sum(1)
+        used = self.count.sum(1) * self.decay**self.age
         books = used[1:].argsort(stable=True)[: len(wanted)] + 1
         worth = counts[wanted] * (1 - self.decay) > used[books]
         wanted, books = wanted[worth], books[worth]
-        self.table[torch.isin(self.table, books)] = 0
+        moved = torch.zeros_like(used, dtype=torch.bool)
+        moved[books] = True
+        self.table.masked_fill_(moved[self.table], 0)
         self.table[wanted] = books
         index = (books[:, None] * self.size + torch.arange(self.size, device=books.device)).flatten()
         self.set_codewords(index, self.shared.repeat(len(books), 1), used.new_zeros(()))
+        self.age[books] = 0
         return books
 
     def lookup(self, index: Tensor) -> Tensor:
@@ -119,27 +128,65 @@ class LevelCodebooks(nn.Module):
                 flat = values.view(self.num_codewords, -1)
                 flat.copy_(flat[index])
 
-    def statistics(self, residual: Tensor, index: Tensor) -> list[Tensor]:
-        """Return counts and sums of residuals (N, D) by index (N,). The statistics of several batches add up."""
-        counts = vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
-        sums = [] if self.total is None else [vq.sums(residual, index, self.num_codewords).view_as(self.total)]
-        return [counts, *sums]
+    def counts(self, index: Tensor) -> Tensor:
+        """Count the vectors of each codeword by index (N,): (num_books, m) float32."""
+        return vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
 
-    def average(self, counts: Tensor, sums: Tensor | None = None) -> None:
-        """Update averages and codewords by the statistics of a batch; skip sums that overflowed on a GPU."""
-        if self.total is not None and sums is not None:
-            finite = sums.isfinite().all(-1)
-            counts = torch.where(finite, counts, self.count)
-            self.total.lerp_(torch.where(finite.unsqueeze(-1), sums, self.total), 1 - self.decay)
-        self.count.lerp_(counts, 1 - self.decay)
-        if self.shared is not None:
-            assert self.total is not None
+    def due(self, counts: Tensor) -> Tensor | None:
+        """Return the codebooks (K,) to update by a batch of these counts; None for all.
+
+        With a table, a codebook without vectors waits, so that a step takes as long as its vectors, not as all memory.
+        """
+        if self.age is None:
+            return None
+        self.age += 1
+        reached = counts.any(1) | (self.age >= _LONGEST_WAIT)
+        reached[0] = True
+        return reached.nonzero().flatten()
+
+    def sums(self, residual: Tensor, index: Tensor, books: Tensor | None = None) -> Tensor:
+        """Sum residuals (N, D) of each codeword of the `books` (None for all) by index (N,): (K, m, D)."""
+        num_books = self.num_books
+        if books is not None:
+            position, num_books = books.new_zeros(self.num_books), len(books)
+            position[books] = torch.arange(num_books, device=books.device)
+            index = position[index // self.size] * self.size + index % self.size
+        return vq.sums(residual, index, num_books * self.size).view(num_books, self.size, -1)
+
+    def average(self, counts: Tensor, sums: Tensor | None = None, books: Tensor | None = None) -> None:
+        """Update averages and codewords by a batch: `counts` of all codebooks and `sums` of the `books` (None for all).
+
+        Sums that overflowed on a GPU are skipped.
+        """
+        if self.total is None or sums is None:
+            self.count.lerp_(counts, 1 - self.decay)
+            return
+        finite = sums.sum(-1).isfinite()
+        if books is not None:
+            self._average_books(counts[books] * finite, sums.masked_fill_(~finite.unsqueeze(-1), 0), books)
+            return
+        self.count.lerp_(torch.where(finite, counts, self.count), 1 - self.decay)
+        self.total.lerp_(torch.where(finite.unsqueeze(-1), sums, self.total), 1 - self.decay)
+        if self.shared is None:
+            self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
+        else:
             self.shared.copy_(vq.moving_average_codewords(self.count.sum(0), self.total.sum(0), self.shared))
             self.codewords.copy_(vq.shrink(self.count, self.total, self.shared, self.shrinkage))
-            if self.table is not None:
-                self.codewords[0] = self.shared
-        elif self.total is not None:
-            self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
+
+    def _average_books(self, counts: Tensor, sums: Tensor, books: Tensor) -> None:
+        """Update the codebooks `books` (K,), of which 0 is the first, by their counts (K, m) and sums (K, m, D)."""
+        assert self.total is not None
+        assert self.shared is not None
+        assert self.age is not None
+        counts[0], sums[0] = counts.sum(0), sums.sum(0)  # the shared codebook follows all vectors
+        kept = (self.decay ** self.age[books]).view(-1, 1, 1)
+        self.age[books] = 0
+        count = (self.count[books] * kept[..., 0]).add_(counts, alpha=1 - self.decay)
+        total = self.total[books].mul_(kept).add_(sums, alpha=1 - self.decay)
+        self.shared.copy_(vq.moving_average_codewords(count[0], total[0], self.shared))
+        codewords = vq.shrink(count, total, self.shared, self.shrinkage)
+        codewords[0] = self.shared
+        self.count[books], self.total[books], self.codewords[books] = count, total, codewords
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save the codebooks that exist."""
@@ -189,6 +236,8 @@ class LevelCodebooks(nn.Module):
                 self.adopt(parent, parent[:0])
             index = self.books_below(parent) * size + search(residual, [centers[None]])[0]
             count = vq.counts(index, num_codewords).to(centers.dtype)
+            if self.table is not None:
+                count[:size] = count.view(-1, size).sum(0)  # the shared codebook follows all vectors
         else:
             scale = residual.std(0, correction=0) * 0.1
             noise = torch.randn(num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32)
@@ -232,18 +281,33 @@ class LevelCodebooks(nn.Module):
         return torch.cat(moved), torch.cat(source)
 
 
+def share_tables(model: nn.Module, averaged: nn.Module) -> None:
+    """Let an average of a model use the model's own codebooks where a table gives them changing parents."""
+    for name, book in model.named_modules():
+        if isinstance(book, LevelCodebooks) and book.table is not None:
+            averaged.get_submodule(name)._buffers.update(book._buffers)
+
+
 @torch.no_grad()
 def follow(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
     """Update the codebooks of all levels by the batch of `group`: inputs (N, D) and codewords (N,) of each level."""
-    statistics, evicted, parents = list[list[Tensor]](), indices[0][:0], indices[0]
-    for level, residual, index in zip(levels, residuals, indices, strict=True):
+    adopted, evicted, parents = list[Tensor](), indices[0][:0], indices[0]
+    for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
             evicted = level.adopt(parents, evicted, group)
             index = level.books_below(parents) * level.size + index % level.size
-        statistics.append(level.statistics(residual, index))
+        adopted.append(index)
         parents = index
-    summed = iter(distributed.all_reduce([values for level in statistics for values in level], group))
-    for level, values in zip(levels, statistics, strict=True):
-        level.average(*(next(summed) for _ in values))
+    counts = [level.counts(index) for level, index in zip(levels, adopted, strict=True)]
+    counts = distributed.all_reduce(counts, group)
+    books = [level.due(values) for level, values in zip(levels, counts, strict=True)]
+    sums = list[Tensor]()
+    if levels[0].total is not None:
+        batch = zip(levels, residuals, adopted, books, strict=True)
+        sums = distributed.all_reduce(
+            [level.sums(residual, index, due) for level, residual, index, due in batch], group
+        )
+    for level, *statistics in itertools.zip_longest(levels, counts, sums, books):
+        level.average(*statistics)  # type: ignore[arg-type]

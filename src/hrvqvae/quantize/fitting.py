@@ -94,7 +94,7 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
         if level.shared is not None:
             level.shared.copy_(shared)
         if level.table is not None:
-            codewords[0] = shared
+            codewords[0], count[0] = shared, count.sum(0)
         moved = (codewords - old + above).flatten(0, 1)
         every = torch.arange(level.num_codewords, device=count.device)
         level.set_codewords(every, codewords.flatten(0, 1), count.flatten() * weight)

@@ -88,7 +88,7 @@ class TreeVQ(nn.Module):
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.95,
         shrinkage: float = 0.0,
-        memory_mib: int = 256,
+        memory_mib: int = 64,
         start_vectors: int | None = None,
         restart_every: int = 100,
         restart_below: float = 0.03,

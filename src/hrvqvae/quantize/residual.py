@@ -28,6 +28,7 @@ from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, chec
 from hrvqvae.quantize.search import Search, search
 from hrvqvae.utils.errors import NonFiniteError
 
+_LARGEST_DENSE = 4096  # codebooks of a level that `shrinkage` updates at every step; with more, it has a table
 _LARGEST_ALIGNED = 1024  # codewords of a codebook: alignment takes m^2 values per codebook
 
 
@@ -50,7 +51,8 @@ class ResidualQuantizer(Quantizer):
         self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         books = nn.ModuleList()
         for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
-            coarser: Any = books[-1] if num_books < num_parents else None
+            table = num_books < num_parents or (config.shrinkage > 0 and num_books > _LARGEST_DENSE)
+            coarser: Any = books[-1] if table else None
             options = config.decay, config.update, config.shrinkage
             books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
         if config.levels == 1:

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.quantize.codebook import share_tables
 from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
@@ -115,6 +116,7 @@ class TrainState:
     ) -> TrainState:  # fmt: skip
         """Return the state before the first step; `model` and `auxiliary` are on the device of the training."""
         averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
+        share_tables(model, averaged.module)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
         return TrainState(networks, averaged, Compute.of(config), budget)
@@ -174,7 +176,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
-        named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        named = {f"averaged.{name}": tensor for name, tensor in self._averaged_tensors().items()}
         for prefix, network in self._prefixed_networks():
             named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
             for index, values in network.optimizer.state_dict()["state"].items():
@@ -197,13 +199,19 @@ class TrainState:
         try:
             for prefix, network in self._prefixed_networks():
                 network.module.load_state_dict(select(f"{prefix}model."))
-            self.averaged.load_state_dict(select("averaged."))
+            averaged = {name: tensors[f"averaged.{name}"] for name in self._averaged_tensors()}
+            self.averaged.load_state_dict({**self.averaged.state_dict(), **averaged})
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
             self.window, self.broken = list(meta["window"]), set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
         for prefix, network in self._prefixed_networks():
             _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
+
+    def _averaged_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the average, without those that are the model's own (`share_tables`)."""
+        weights = {tensor.data_ptr() for tensor in self.model.state_dict().values()}
+        return {name: tensor for name, tensor in self.averaged.state_dict().items() if tensor.data_ptr() not in weights}
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """Return each network with the prefix of its names in a checkpoint."""
@@ -216,10 +224,12 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if averaged[0].is_floating_point():  # all tensors of a call have the same type
-            average(averaged, current, steps)
+        separate = [pair for pair in zip(averaged, current, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
+        floats = [pair for pair in separate if pair[0].is_floating_point()]  # all of a call, or none
+        if floats:
+            average(*(list(tensors) for tensors in zip(*floats, strict=True)), steps)
         else:
-            for mean, value in zip(averaged, current, strict=True):
+            for mean, value in separate:
                 mean.copy_(value)
 
     return update
