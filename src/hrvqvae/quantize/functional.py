@@ -15,11 +15,6 @@ _ROUNDS = 20  # most rounds of an alignment
 _CHUNK_VALUES = 2**24  # most costs of an alignment in memory
 
 
-def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
-    """Return the value of `quantized` with the gradient of `latents` (van den Oord et al. 2017, section 3.2)."""
-    return latents + (quantized - latents).detach()
-
-
 def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
     """Return the means total (..., m, D) / count (..., m) (appendix A.1 of VQVAE, equations 6 to 8).
 

@@ -139,10 +139,16 @@ class TreeVQ(nn.Module):
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        last = self._channels_last(features)
+        last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
+        dim = self.quantizer.config.dim
+        if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
+            shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
+            raise InputError(
+                f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape} "
+                f"(channel_last={not self.channel_last} is for channels elsewhere)"
+            )
         if mask is not None and (mask.shape != last.shape[:-1] or mask.dtype != torch.bool):
-            shape = tuple(last.shape[:-1])
-            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {shape}")
+            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(last.shape[:-1])}")
         vectors = last.flatten(0, -2) if mask is None else last[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
@@ -285,18 +291,6 @@ class TreeVQ(nn.Module):
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level."""
         return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
-
-    def _channels_last(self, features: Tensor) -> Tensor:
-        """Return features (B, ..., D), or raise InputError."""
-        last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
-        dim = self.quantizer.config.dim
-        if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
-            shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
-            raise InputError(
-                f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape} "
-                f"(channel_last={not self.channel_last} is for channels elsewhere)"
-            )
-        return last
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
         """Move to another device, but keep all types: bfloat16 can't count to 257."""

@@ -59,15 +59,10 @@ class ResidualQuantizer(Quantizer):
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
             self.codebooks = books
-        firsts = range(0, config.levels, config.group_size)
+        self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
+        self._betas, firsts = config.beta_of_levels, range(0, config.levels, config.group_size)
         self.groups = [range(first, min(first + config.group_size, config.levels)) for first in firsts]  # linked levels
         self._searches = [range(config.levels)] if config.joint_beam else self.groups  # levels of each search
-
-    @property
-    def levels(self) -> Sequence[LevelCodebooks]:
-        """The codebooks of each level, coarse first."""
-        books: Any = [self.codebook] if self.config.levels == 1 else self.codebooks
-        return books  # type: ignore[no-any-return]
 
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
@@ -86,7 +81,7 @@ class ResidualQuantizer(Quantizer):
             indices = [index for index, _ in chosen]
             if self.training and not self.frozen and recalled is None:
                 follow(self.levels, residuals[:-1], indices, self.group.group)
-            through = vq.straight_through(flat, quantized).view(latents.shape)
+            through = (flat + (quantized - flat).detach()).view(latents.shape)  # straight-through gradient
         return Quantized(through, self._codes(indices, latents.shape[:-1]), losses, chosen)
 
     def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
@@ -104,7 +99,7 @@ class ResidualQuantizer(Quantizer):
                 index = indices[level - levels.start] if recalled is None else recalled[level][0]
                 codeword = self.levels[level].lookup(index)
                 if recalled is not None:  # the codebooks may have changed: keep their gradient, but the old value
-                    codeword = vq.straight_through(codeword, recalled[level][1])
+                    codeword = codeword + (recalled[level][1] - codeword).detach()
                 chosen.append((index, codeword))
                 residuals.append(residuals[-1] - codeword.detach())
         return chosen, residuals
@@ -127,7 +122,7 @@ class ResidualQuantizer(Quantizer):
         Residuals hold no gradient to the codewords, so the commitment of every level reaches the encoder alone.
         """
         losses: dict[str, Tensor] = {}
-        betas, quantized = self.config.beta_of_levels, torch.zeros_like(flat)
+        betas, quantized = self._betas, torch.zeros_like(flat)
         for level, codeword in enumerate(codewords):
             if self.config.update == "gradient" and betas:
                 losses[f"codebook_{level + 1}"] = (residuals[level].detach() - codeword).square().sum()
@@ -161,7 +156,7 @@ class ResidualQuantizer(Quantizer):
         return tuple(indices)
 
     def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
-        return tuple((index % size).view(shape) for index, size in zip(indices, self.config.sizes, strict=True))
+        return tuple((index % book.size).view(shape) for index, book in zip(indices, self.levels, strict=True))
 
     @torch.no_grad()
     def initialize(

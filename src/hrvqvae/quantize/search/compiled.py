@@ -62,7 +62,7 @@ def _search_greedy(
     Several vectors descend together, so that the codebook of a later vector is fetched while another is searched.
 
     Args:
-        books: addresses of the codebooks of each level, (num_books, G, W) floats as `_pad_codebooks` returns them.
+        books: addresses of the codebooks of each level, (num_books, G, W) floats.
         shapes: (L, 4), m, G and num_books of each level, with 0 in place of 1 for num_books; then where its table
             starts in `tables`, or -1.
         tables: tables of all levels, one after the other.
@@ -203,21 +203,6 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
     return left
 
 
-def _pad_codebooks(codebooks: Tensor) -> Tensor:
-    """Pad (books, m, D) to multiples of 8 codewords, infinitely far away, and of 16 zeros per row."""
-    _, size, dim = codebooks.shape
-    padded = codebooks.detach().float()  # `pad` copies even if nothing is missing
-    padded = pad(padded, (0, -dim % LANES)) if dim % LANES else padded
-    padded = pad(padded, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else padded
-    return padded.contiguous()
-
-
-def _group_codewords(codebook: Tensor) -> Floats:
-    """Return codewords (K, D) in the layout of `_search_flat`."""
-    padded = pad(codebook.detach().float(), (0, 0, 0, -len(codebook) % GROUP), value=torch.inf)
-    return padded.reshape(-1, GROUP, codebook.shape[1]).transpose(1, 2).contiguous().numpy()
-
-
 def search_compiled(
     latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
     tables: Sequence[Tensor | None] = (),
@@ -230,22 +215,28 @@ def search_compiled(
     indices = torch.empty(levels, len(latents), dtype=torch.long)
     vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
     if levels == 1:
-        book = _group_codewords(codebooks[0][0])
+        whole = codebooks[0][0].detach().float()
+        groups = pad(whole, (0, 0, 0, -len(whole) % GROUP), value=torch.inf).reshape(-1, GROUP, whole.shape[1])
+        book = groups.transpose(1, 2).contiguous().numpy()
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
-        padded = [_pad_codebooks(codebook) for codebook in codebooks]  # keeps alive what the kernels get addresses of
-        books = np.array([codebook.data_ptr() for codebook in padded])
-        shapes, starts, wide = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long)], padded[0].shape[2]
-        for shape, codebook, rows, table in zip(shapes, codebooks, padded, tables or [None] * levels, strict=True):
-            linked = len(rows) if len(rows) > 1 else 0
-            shape[:] = codebook.shape[1], rows.shape[1], linked, -1 if table is None else sum(map(len, starts))
+        padded = list[Tensor]()  # keeps alive what the kernels get addresses of
+        shapes, starts = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long)]
+        for shape, codebook, table in zip(shapes, codebooks, tables or [None] * levels, strict=True):
+            (num_books, size, dim), rows = codebook.shape, codebook.detach().float()
+            rows = pad(rows, (0, -dim % LANES)) if dim % LANES else rows  # `pad` copies even if nothing is missing
+            rows = pad(rows, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else rows
+            padded.append(rows.contiguous())
+            linked = num_books if num_books > 1 else 0
+            shape[:] = size, rows.shape[1], linked, -1 if table is None else sum(map(len, starts))
             starts += [] if table is None else [table]
+        books, wide = np.array([rows.data_ptr() for rows in padded]), padded[0].shape[2]
         joined = torch.cat(starts).numpy()
 
     def run(first: int, last: int) -> float:
         if levels == 1:
-            best, groups = np.empty((_BLOCK, GROUP), np.float32), np.empty((_BLOCK, GROUP), np.int32)
-            work: tuple[Any, ...] = np.zeros((_BLOCK, vectors.shape[1]), np.float32), best, groups
+            best, best_groups = np.empty((_BLOCK, GROUP), np.float32), np.empty((_BLOCK, GROUP), np.int32)
+            work: tuple[Any, ...] = np.zeros((_BLOCK, vectors.shape[1]), np.float32), best, best_groups
             return float(_search_flat(vectors, book, out[0], work, first, last))
         if beam == 1:
             work = np.zeros((_TOGETHER, wide), np.float32), np.empty(_TOGETHER, np.int64)
