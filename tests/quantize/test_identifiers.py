@@ -54,6 +54,19 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
     assert len(twins.unique(dim=0)) == 32
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 2.0])
+def test_a_fit_to_few_vectors_leaves_few_of_them_to_move(shrinkage: float) -> None:
+    """Leaves, and branches with more leaves than vectors, split those with more vectors than leaves."""
+    rng = torch.Generator().manual_seed(0)
+    centres, noise = torch.randn(30, 64, generator=rng), torch.randn(600, 64, generator=rng)
+    vectors = centres.repeat_interleave(20, 0) + 0.2 * noise
+    tree = TreeVQ(64, 16, 3, shrinkage=shrinkage).fit(vectors)
+    usual, unique = tree.encode(vectors), tree.unique_indices(vectors)
+    assert (usual != unique).any(-1).double().mean() < (0.3 if shrinkage else 0.01)
+    errors = [(tree.get_output_from_indices(indices) - vectors).square().mean() for indices in (usual, unique)]
+    assert shrinkage or errors[1] < 1.01 * errors[0]
+
+
 def test_what_may_come_next_is_what_items_have() -> None:
     tree = TreeVQ(DIM, (5, 3, 2)).fit(vectors_of(400), passes=2)
     indices = tree.unique_indices(vectors_of(15, seed=1))

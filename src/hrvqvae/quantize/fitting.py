@@ -5,6 +5,7 @@ Shapes: N vectors (N, D) in batches (n, D); L levels, m codewords per codebook.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
-_RICH = 8  # minimum vectors per codeword for a k-means in each codebook, and for codewords that split
+_RICH = 8  # minimum vectors per codeword for a k-means in each codebook, and for codewords of coarser levels to split
 _SHRINKAGE = 2.0  # without a `shrinkage` in the configuration
 
 
@@ -44,7 +45,8 @@ def fit(
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
     Each pass is a step of Lloyd's algorithm with the quantizer's own search. Then codewords without a vector split the
-    fullest ones of their codebook; with `shrinkage` they are the shared ones instead.
+    fullest ones of their codebook, if these have more vectors than leaves below; with many vectors in any case. With
+    `shrinkage` only those of the finest level do.
     """
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
     sample, keys, count, largest = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
@@ -70,8 +72,7 @@ def fit(
                     total.flatten(0, 1).index_add_(0, index, residual)
                 advance(len(part))
             _refit(quantizer.levels, counts, totals, largest / count)
-            if not quantizer.config.shrinkage:
-                _restart(quantizer, rng, count)
+            _split_fullest(quantizer, rng, count, largest / count)
 
 
 def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
@@ -100,14 +101,19 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
         level.set_codewords(every, codewords.flatten(0, 1), count.flatten() * weight)
 
 
-def _restart(quantizer: ResidualQuantizer, rng: torch.Generator, count: int) -> None:
-    """Let codewords without a vector split the fullest of their codebook, if `count` vectors are enough."""
+def _split_fullest(quantizer: ResidualQuantizer, rng: torch.Generator, count: int, weight: float) -> None:
+    """Let codewords without a vector split the fullest of their codebook; each of `count` vectors counts `weight`."""
+    leaves = math.prod(quantizer.config.sizes)
     for index, level in enumerate(quantizer.levels):
-        if count < _RICH * level.num_codewords:
+        leaves //= level.size
+        if level.shrinkage and leaves > 1:
             continue
+        least = weight * ((1 if count >= _RICH * level.num_codewords else leaves) + 0.5)
         dead = level.count == 0
+        if level.table is not None:
+            dead[0] = False
         fullest = level.count.argsort(dim=1, descending=True, stable=True).gather(1, (dead.cumsum(1) - 1).clamp(min=0))
-        book, child = (dead & (level.count.gather(1, fullest) > 0)).nonzero(as_tuple=True)
+        book, child = (dead & (level.count.gather(1, fullest) > least)).nonzero(as_tuple=True)
         if len(book):
             target, source = book * level.size + child, book * level.size + fullest[book, child]
             codewords, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
