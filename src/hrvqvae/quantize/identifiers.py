@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,30 +17,32 @@ _LEAVES = 16  # candidates of a moved item in the first round
 _CHUNK_VALUES = 2**24  # of the candidates' codewords, per chunk of items
 
 
-def unique_indices(quantizer: ResidualQuantizer, batches: Iterable[Tensor]) -> Tensor:
-    """Return unique indices for batches of vectors (n, D) float32; see `TreeVQ.unique_indices`."""
+def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
+    """Return unique indices for the vectors (n, D) float32 of `batches()`; see `TreeVQ.unique_indices`."""
     sizes, device = quantizer.config.sizes, quantizer.levels[0].count.device
-    rows = list[tuple[Tensor, Tensor]]()
-    for batch in batches:
+    leaves = torch.empty(0, dtype=torch.long)
+    for batch in batches():
         require_finite(batch, ())
-        rows.append((batch, _leaf_of(torch.stack(quantizer.encode(batch.to(device)), -1), sizes).cpu()))
-    if sum(len(batch) for batch, _ in rows) == 0:
-        return torch.empty(0, len(sizes), dtype=torch.long)
-    vectors, leaves = (torch.cat(column) for column in zip(*rows, strict=True))
-    if len(vectors) > math.prod(sizes):
-        raise InputError(f"{len(vectors)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
+        leaves = torch.cat([leaves, _leaf_of(torch.stack(quantizer.encode(batch.to(device)), -1), sizes).cpu()])
+    if len(leaves) > math.prod(sizes):
+        raise InputError(f"{len(leaves)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
-    crowded, count = (counts[inverse] > 1).nonzero().flatten(), max(_LEAVES, quantizer.config.beam)
-    taken = leaves[counts[inverse] == 1]
+    shared = counts[inverse] > 1
+    taken, crowded, count = leaves[~shared], shared.nonzero().flatten(), max(_LEAVES, quantizer.config.beam)
+    vectors, start = torch.empty(0, quantizer.config.dim), 0
+    for batch in batches():
+        vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
+        start += len(batch)
     while len(crowded):
-        candidates, costs = _nearest_leaves(quantizer, vectors[crowded].to(device), count)
+        candidates, costs = _nearest_leaves(quantizer, vectors.to(device), count)
         limit = costs.amax(1, keepdim=True)
         if candidates.shape[1] == math.prod(sizes):  # there is no other leaf
             limit.fill_(torch.inf)
         chosen = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit)
         placed = chosen >= 0
         leaves[crowded[placed]] = candidates[placed].gather(1, chosen[placed, None]).squeeze(1)
-        taken, crowded, count = torch.cat([taken, leaves[crowded[placed]]]), crowded[~placed], count * 4
+        taken = torch.cat([taken, leaves[crowded[placed]]])
+        vectors, crowded, count = vectors[~placed], crowded[~placed], count * 4
     return torch.stack([leaves // math.prod(sizes[level + 1 :]) % size for level, size in enumerate(sizes)], -1)
 
 

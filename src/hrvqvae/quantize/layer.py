@@ -245,12 +245,15 @@ class TreeVQ(nn.Module):
         """
         require(passes >= 1, "passes", passes, "at least 1")
         require(batch >= 1, "batch", batch, "at least 1")
-        if isinstance(vectors, Iterator):
-            raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
-        batches = partial(batches_of, vectors, batch, self.quantizer.config.dim)
-        fit(self.quantizer, batches, self.schedule.start_vectors, passes, seed)
+        fit(self.quantizer, self._repeatable(vectors, batch), self.schedule.start_vectors, passes, seed)
         self.schedule.finish_start()
         return self.align() if align else self
+
+    def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
+        """Return a function that yields vectors in batches, as often as it is called."""
+        if isinstance(vectors, Iterator):
+            raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
+        return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
     @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
@@ -271,8 +274,7 @@ class TreeVQ(nn.Module):
             InputError: There are more vectors than leaves, or they have a wrong shape or type.
             NonFiniteError: A value is NaN or infinite.
         """
-        batches = batches_of(vectors, 65_536, self.quantizer.config.dim)
-        return identifiers.unique_indices(self.quantizer, batches)
+        return identifiers.unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which indices of level l + 1 follow prefixes (..., l) in items `indices` (N, L): bool (..., m)."""
