@@ -98,7 +98,7 @@ def plot_usage(counts: Sequence[Tensor], path: Path) -> None:
     figure = Figure(figsize=(4 * len(counts), 3), layout="constrained")
     for level, (axes, count) in enumerate(zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True)):
         share = torch.sort(count.double() / count.sum().clamp(min=1), descending=True).values * 100
-        axes.bar(range(len(share)), share.tolist(), width=1.0 if len(share) > 16 else 0.8, color="#4477aa")
+        axes.stairs(share.tolist(), fill=True, color="#4477aa")
         used = int((count > 0).sum())
         axes.set(title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank")
         axes.set_ylabel("% of positions")
