@@ -116,7 +116,7 @@ PRINTED = {
 """Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the preset's values."""
 
 # Values that the paper does not print. The decays of the codewords and of Adam's second moment are chosen for its
-# learning rate (docs/results.md has the measurements).
+# learning rate (docs/paper-tables.md).
 _CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 _PIXELSNAIL = {
     "prior.network.residual_blocks": 12,
