@@ -110,7 +110,7 @@ def test_a_guide(page: str) -> None:
     for language, block in blocks(page):
         if language == "python":
             exec(block.replace("max_steps=2000", "max_steps=2"), names)
-        for line in block.splitlines() if language == "console" else ():
+        for line in block.replace("\\\n", "").splitlines() if language == "console" else ():
             if line.startswith("$ tar "):
                 subprocess.run(shlex.split(line[2:]), check=True)
             if line.startswith("$ hrvqvae "):

@@ -143,7 +143,7 @@ def test_commands(done: Done) -> None:
 
 def test_results(done: Done) -> None:
     assert json.loads(done.results["hrvqvae evaluate runs/binary --json"][1])["bits_per_image"] == 64 * 6
-    rows = {row["system"]: row for row in json.loads((done.folder / "comparison" / "results.json").read_text())}
+    rows = {row["system"]: row for row in json.loads((done.folder / "compared" / "results.json").read_text())}
     assert list(rows) == ["hrvqvae", "binary"]
     assert all(row["prior_bits_per_image"] > 0 for row in rows.values())
     assert (rows["hrvqvae"]["codewords_searched"], rows["binary"]["codewords_searched"]) == (12, None)
