@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from hrvqvae.data.images import (
     BrokenImageError,
     OpenImage,
     decode_image,
-    describe_conversions,
+    note_conversions,
     remove_image_suffix,
     to_pil,
     write_image,
@@ -98,7 +99,6 @@ def compress_files(
     """Compress image files. Notices tell of losses by conversion, and of images that an archive has already.
 
     Args:
-        model: The model.
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.hrva, an archive to append to; otherwise a folder, for one file per image.
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
@@ -125,20 +125,14 @@ def compress_files(
                 outcome.bytes += len(content)
     if not outcome.lost:
         raise InputError("no image could be read")
-    if conversions := describe_conversions(outcome.lost):
-        note(conversions)
+    note_conversions(outcome.lost)
     return outcome
 
 
 def _append(
-    model: Model,
-    images: _ImagesByName,
-    path: Path,
-    levels: int | None,
-    lmbda: float | None,
-    outcome: CompressionOutcome,
-    skip: bool,
-) -> None:
+    model: Model, images: _ImagesByName, path: Path, levels: int | None, lmbda: float | None,
+    outcome: CompressionOutcome, skip: bool,
+) -> None:  # fmt: skip
     encode, used_levels, appended = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
     old_size, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, outcome, skip)
     first_batch = next(batches, [])  # so that no empty archive is written
@@ -165,8 +159,7 @@ def _archived_name(name: str) -> str:
     return name if encoded.decode() == name and len(encoded) <= archive.MOST_NAME else safe_name(name)
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     """A file to decompress, and the PNG to write for each index of an image in the file."""
 
     model: Model
@@ -226,14 +219,22 @@ def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) 
 
 def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
     """Yield each target with the image to write; append messages about damage to `faults`."""
-    opened, model, min_levels = job.archive, job.model, job.model.autoencoder.prefixes[0]
+    opened, model, max_pixels = job.archive, job.model, job.model.config.data.max_pixels
     faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
     count_pixels = lambda index: math.prod(opened.entries[index].size) if opened else 0  # noqa: E731
     for group in chunk_by_size(job.targets, count_pixels, hrv.TOGETHER):
+        if opened:
+            images_codes = opened.read(group, levels, max_pixels)
+        else:
+            name, content = str(job.path), job.path.read_bytes()
+            try:
+                images_codes = hrv.read(model.entropy_model, [content], levels, [name], max_pixels)
+            except DamagedFileError as error:
+                images_codes = [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{name} "))]
         decodable = list[tuple[Path, ImageCodes]]()
-        for index, codes in zip(group, _read_codes(job, group, levels), strict=True):
+        for index, codes in zip(group, images_codes, strict=True):
             name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)
-            if len(codes.codes) < min_levels:
+            if len(codes.codes) < model.autoencoder.prefixes[0]:
                 faults.append(f"{name}: {codes.fault or 'it ends too early'}")
                 continue
             if codes.fault:
@@ -241,14 +242,3 @@ def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tu
             decodable.append((job.targets[index], codes))
         images = decode_images(model.autoencoder, [codes for _, codes in decodable], model.device, levels)
         yield from zip((target for target, _ in decodable), images, strict=True)
-
-
-def _read_codes(job: _Job, indices: Sequence[int], levels: int | None) -> list[ImageCodes]:
-    """Return the codes of the images with these indices, as far as they can be read."""
-    max_pixels = job.model.config.data.max_pixels
-    if job.archive:
-        return job.archive.read(indices, levels, max_pixels)
-    try:
-        return hrv.read(job.model.entropy_model, [job.path.read_bytes()], levels, [str(job.path)], max_pixels)
-    except DamagedFileError as error:
-        return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{job.path} "))]

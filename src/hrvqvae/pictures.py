@@ -12,13 +12,12 @@ from torch.nn.functional import interpolate
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
-from hrvqvae.data.images import decode_image, describe_conversions, read_image, to_pil, write_image
+from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import Outputs, check_output
-from hrvqvae.utils.progress import note
 
 _COMPLETIONS_PER_ROW = 8
 _PIXEL_ROWS = 1024  # that are compared with the original at once
@@ -73,11 +72,9 @@ def reconstruct(
             originals.append(pixels)
             decoded.append(rounded)
             errors.append((path, error / pixels.numel()))
-    if notice := describe_conversions(conversions):
-        note(notice)
-    caption = (
-        f"reconstruction, {level_names(range(num_levels))}{'' if levels == 1 else f' of {autoencoder.prefixes[-1]}'}"
-    )
+    note_conversions(conversions)
+    total = "" if levels == 1 else f" of {autoencoder.prefixes[-1]}"
+    caption = f"reconstruction, {level_names(range(num_levels))}{total}"
     write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
     return errors
 
@@ -143,16 +140,13 @@ def complete(
     model = Model(run)
     data = model.config.data
     array, conversion = decode_image(path, data.channels, data.max_pixels, data.size)
-    if notice := describe_conversions({path: conversion}):
-        note(notice)
+    note_conversions({path: conversion})
     pixels = torch.from_numpy(array)
     mask = torch.from_numpy(read_image(Path(keep), 1))[0] > 127 if Path(keep).is_file() else keep
     kept_image, _, completions = draw_completions(
         model, pixels, mask, count, seed=seed, class_name=class_name, params=params
     )
     rows = [sheets.SheetRow("original, and what is kept", [pixels, kept_image])]
-    for start in range(0, count, _COMPLETIONS_PER_ROW):
-        rows.append(
-            sheets.SheetRow("" if start else "completions", list(completions[start : start + _COMPLETIONS_PER_ROW]))
-        )
+    for start, images in enumerate(torch.split(completions, _COMPLETIONS_PER_ROW)):
+        rows.append(sheets.SheetRow("" if start else "completions", list(images)))
     write_image(sheets.draw(rows), out)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
-from hrvqvae.compression.levels import decode_level
+from hrvqvae.compression.levels import Layout, decode_level
 from hrvqvae.compression.network import Contexts, EntropyNetwork, usual_contexts
 from hrvqvae.config import Config, Geometry, Grid
 from hrvqvae.config.parsing import override
@@ -83,7 +83,9 @@ def bits_of(entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], l
     leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
     numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
     networks = [entropy_model.network(level) for level in range(levels)]
-    return Choice(entropy_model.layout(size).truncate(levels), networks, leaves.reshape(-1, levels), numbers).bits
+    layout = entropy_model.layout(size)
+    layout = Layout(layout.grids[:levels], layout.symbols[:levels])
+    return Choice(layout, networks, leaves.reshape(-1, levels), numbers).bits
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -32,7 +32,6 @@ from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
 
@@ -88,16 +87,11 @@ def extract_codes(
 ) -> CodeMaps:  # fmt: skip
     """Return the codes of the images of a split, in order. They are computed in float32; then the model is on the CPU.
 
-    Args:
-        limit: Number of images, spread evenly over the split (default: all).
-        rank_slice: The share of these images that this process encodes.
-        encode: Called in place of the model's `encode`.
-        augment: Function applied to the images (B, C, Y, X) before they are encoded.
+    With `limit`, so many images are encoded, spread evenly over the split; with `rank_slice`, this share of them.
+    `encode` replaces the model's function; `augment` changes the images (B, C, Y, X) before.
     """
-    images = load_images(config.data, split)
-    device = device or torch.device("cpu")
+    images, device, encode = load_images(config.data, split), device or torch.device("cpu"), encode or model.encode
     model.to(device)
-    encode = encode or model.encode
     dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
     levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]  # per level, the codes of each batch
     labels = []
@@ -141,12 +135,9 @@ def load_or_write(
 ) -> CodeMaps:  # fmt: skip
     """Load the code maps `name` from a folder; write them first if they are missing, damaged or of another source.
 
-    Args:
-        symbols: Number of symbols of each level.
-        write: Called in every process to write the code maps.
-        say: Called with a line of text before waiting for another process that works in the folder.
+    `write` is called in every process; `say` is called before waiting for another process that works in the folder.
     """
-    with distributed.context_on_rank_zero(lambda: lock_folder(folder, wait=say)):
+    with distributed.lock_on_rank_zero(folder, say):
         if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
             write()
         maps = read_maps(folder, name, source, symbols)
@@ -157,9 +148,8 @@ def load_or_write(
 
 def _write_maps(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
     """Write code maps, concatenated from the shares of all ranks in order."""
-    arrays = [
-        np.concatenate(pieces) for pieces in zip(*((*share.levels, share.labels) for share in shares), strict=True)
-    ]
+    pieces = zip(*((*share.levels, share.labels) for share in shares), strict=True)
+    arrays = [np.concatenate(arrays) for arrays in pieces]
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)

@@ -26,6 +26,7 @@ from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
 
 _FENCE = "---\n"  # before and after the YAML at the top of a card
+_MORE_VARIETY = "; `--guidance 1` draws from the prior itself, with more variety"
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
@@ -69,7 +70,7 @@ def export(
         storage.write(target.model, weights, {**meta, "config": to_dict(config)})
         autoencoder_digest = storage.digest(target.model)
         for network in (*source.priors.values(), source.progressive):
-            if network.path in stale or not network.exists():
+            if network.path in stale or not network.file.is_file():
                 continue
             network_weights, about = network.read()
             if network.levels is not None or compact:
@@ -128,6 +129,9 @@ def _card(
     grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     steps = f", {step:,} steps" if step else ""
+    guidance, count = sampling["guidance"], sampling["levels"]
+    drawn = "all levels" if count is None else level_names(range(count))
+    hint = "" if sampling == {"guidance": 1.0, "levels": None} else _MORE_VARIETY
     rows = {
         "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
         "recipe": f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()} at "
@@ -136,7 +140,7 @@ def _card(
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
         "priors": _priors(priors),
         **({"progressive decoder": f"trained {metadata[None]['step']:,} steps"} if None in metadata else {}),
-        **({"samples": _sampling(sampling)} if priors else {}),
+        **({"samples": f"drawn by default with guidance {guidance:g} and {drawn}{hint}"} if priors else {}),
         "measured": measured,
         "license": license or "not stated",
     }
@@ -156,13 +160,6 @@ def _card(
         f"{sample_line}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
         f"```console\n{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
     )
-
-
-def _sampling(options: Mapping[str, Any]) -> str:
-    levels = "all levels" if options["levels"] is None else level_names(range(options["levels"]))
-    text = f"drawn by default with guidance {options['guidance']:g} and {levels}"
-    from_prior_itself = options == {"guidance": 1.0, "levels": None}
-    return text + ("" if from_prior_itself else "; `--guidance 1` draws from the prior itself, with more variety")
 
 
 def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, near_names
-from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
 _NUM_CHECKPOINTS = 2
@@ -61,10 +59,6 @@ class RunFolder:
         self.states = path / "states"
         self.sampling = path / "sampling.json"
         self.checkpoints = path / "checkpoints"
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Return the lock of the folder, a context. Raises as `lock_folder`."""
-        return lock_folder(self.path)
 
     def prepare(self, config: Config) -> None:
         """Create the folders, and write the configuration and the job id. The caller must hold the lock."""
@@ -91,11 +85,8 @@ class RunFolder:
             if "autoencoder" not in meta:
                 raise DamagedFileError(f"{self.model} does not say which autoencoder it is of")
             return bool(meta["autoencoder"] != digest)
-        return (
-            self.begun()
-            and self.autoencoder_digest.is_file()
-            and self.autoencoder_digest.read_bytes() != digest.encode()
-        )
+        file = self.autoencoder_digest
+        return self.begun() and file.is_file() and file.read_bytes() != digest.encode()
 
     def write_config(self, config: Config) -> None:
         """Write config.yaml. Raises OSError."""
@@ -122,12 +113,9 @@ class RunFolder:
         return path
 
     def load_newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint; None if there is no checkpoint.
+        """Return the newest intact checkpoint; None without a checkpoint. Raises DamagedFileError if all are damaged.
 
         Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint is intact.
-
-        Raises:
-            DamagedFileError: All checkpoints are damaged.
         """
         damaged = list[Path]()
         for path in self.saved():

@@ -133,7 +133,7 @@ class Run:
         _ = self.digest, self.weights_digest  # cached before the weights go
         del self._content  # a second copy of the weights in memory
         decoder = self.progressive
-        if progressive and self.path == self.folder.model and decoder.exists():
+        if progressive and self.path == self.folder.model and decoder.file.is_file():
             if decoder.is_stale():
                 told_once(
                     f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal_advice(self.name)}"
@@ -154,18 +154,21 @@ class Run:
     @property
     def priors(self) -> dict[Levels, NetworkArtifact]:
         """The priors, trained or not, by their levels. Raises InputError if two priors share a level."""
-        folders = prior_folders(self.folder.path)
-        return {levels: NetworkArtifact(self, folder.path, "prior", levels) for levels, folder in folders.items()}
+        return {
+            levels: NetworkArtifact(self, folder.path, folder.model, "prior", levels)
+            for levels, folder in prior_folders(self.folder.path).items()
+        }
 
     @property
     def progressive(self) -> NetworkArtifact:
-        """The progressive decoder, which need not exist."""
-        return NetworkArtifact(self, progressive_folder(self.folder.path).path, "prefixes")
+        """The progressive decoder."""
+        folder = progressive_folder(self.folder.path)
+        return NetworkArtifact(self, folder.path, folder.model, "prefixes")
 
     @property
     def entropy_model(self) -> EntropyModelArtifact:
-        """The entropy model, which need not exist."""
-        return EntropyModelArtifact(self, self.folder.tables)
+        """The entropy model."""
+        return EntropyModelArtifact(self, self.folder.tables, self.folder.tables)
 
     def stale_artifacts(self) -> list[Artifact]:
         """Return the stale artifacts that can be read, including networks whose training has not finished."""
@@ -179,7 +182,7 @@ class Run:
 
     def missing_priors(self) -> str:
         """Return the command that trains the missing priors; "" if every level has one. Reads no weights."""
-        trained = [levels for levels, prior in self.priors.items() if prior.exists()]
+        trained = [levels for levels, prior in self.priors.items() if prior.file.is_file()]
         covered = {level for levels in trained for level in levels}
         missing = sorted({*range(len(self.config.model.num_symbols))} - covered)
         if not missing:
@@ -215,10 +218,7 @@ class Run:
         """Return the options `guidance` and `levels` of samples.
 
         If neither is given, both come from the run's sampling.json, if there is one. Otherwise guidance defaults to 1
-        and levels to None, which stands for all levels.
-
-        Raises:
-            DamagedFileError: sampling.json is no JSON object with a guidance and a number of levels.
+        and levels to None, which stands for all levels. Raises DamagedFileError if sampling.json is damaged.
         """
         options: dict[str, Any] = {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
         path = self.folder.sampling
@@ -256,14 +256,9 @@ def copy_state(run: Run, target: RunFolder) -> None:
     """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet."""
     state = RunFolder(target.states / run.weights_digest)
     artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
-    sources = {
-        path: artifact.file for path, artifact in artifacts.items() if artifact.exists() and not artifact.is_stale()
-    }
+    current = {path: part.file for path, part in artifacts.items() if part.file.is_file() and not part.is_stale()}
     try:
-        for path, source in {
-            **sources,
-            state.model: run.path,
-        }.items():  # the model, which completes the state, last
+        for path, source in {**current, state.model: run.path}.items():  # the model, which completes the state, last
             if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, source.read_bytes())
@@ -273,22 +268,14 @@ def copy_state(run: Run, target: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class Artifact(ABC):
-    """A network or an entropy model that was made for one state of a run's autoencoder."""
+    """A network or an entropy model that was made for one state of a run's autoencoder. It need not exist."""
 
     run: Run
     path: Path  # the folder of a network, or the file of an entropy model
+    file: Path  # the file of the network's weights or of the entropy model
 
     def __str__(self) -> str:
         return str(self.path.relative_to(self.run.folder.path))
-
-    @property
-    def file(self) -> Path:
-        """The file of the network's weights or of the entropy model."""
-        return self.path
-
-    def exists(self) -> bool:
-        """Return whether `file` exists."""
-        return self.file.is_file()
 
     @abstractmethod
     def is_stale(self) -> bool:
@@ -308,30 +295,16 @@ class NetworkArtifact(Artifact):
     levels: Levels | None = None  # of a prior; None for the progressive decoder
 
     @property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.path)
-
-    @property
-    def file(self) -> Path:
-        return self.folder.model
-
-    @property
     def config(self) -> Config:
         """The configuration of the network: config.yaml or, without this file, from the weights file."""
-        if self.folder.config.is_file():
-            return self.folder.read_config()
-        return config_of(storage.read_meta(self.file), self.file)
+        folder = RunFolder(self.path)
+        return folder.read_config() if folder.config.is_file() else config_of(storage.read_meta(self.file), self.file)
 
     def is_stale(self) -> bool:
-        return self.folder.is_stale(self.run.digest)
+        return RunFolder(self.path).is_stale(self.run.digest)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the weights and the metadata.
-
-        Raises:
-            InputError: The file is missing or stale.
-            DamagedFileError: The file is damaged, or of another kind.
-        """
+        """Return the weights and the metadata. Raises InputError if the file is missing, stale or damaged."""
         weights, meta = storage.read(self.file)
         required = {"config", "autoencoder", "step"}
         if self.kind == "prior":
@@ -347,7 +320,7 @@ class EntropyModelArtifact(Artifact):
     """The entropy model. It is made for the weights alone, and so is not stale after an export."""
 
     def is_stale(self) -> bool:
-        return self.exists() and self._read().model != self.run.weights_digest
+        return self.file.is_file() and self._read().model != self.run.weights_digest
 
     def _read(self) -> EntropyModel:
         return read_entropy_model(self.path.read_bytes(), str(self.path))
@@ -355,8 +328,7 @@ class EntropyModelArtifact(Artifact):
     def load(self, weights_digest: str | None = None) -> EntropyModel:
         """Return the entropy model; if none was fitted, an entropy model without networks.
 
-        Args:
-            weights_digest: Digest of the weights that the entropy model must be made for (default: the run's weights).
+        It must be made for the weights with this digest (default: the run's weights).
 
         Raises:
             InputError: The entropy model is stale.
@@ -364,7 +336,7 @@ class EntropyModelArtifact(Artifact):
         """
         digest, model_config = weights_digest or self.run.weights_digest, self.run.config.model
         bare = EntropyModel(str(self.run.name), digest, model_config.geometry, model_config.num_symbols)
-        if not self.exists():
+        if not self.path.is_file():
             return bare
         fitted = self._read()
         self.require_current(fitted.model, digest)
@@ -385,8 +357,6 @@ class EntropyModelArtifact(Artifact):
             root: Folder of the data (default: as in training).
             effort: Duration of the fit, in multiples of the usual duration.
             shifts: Number of further copies of the images to fit, each shifted by some pixels.
-            device: Device on which the images are encoded (default: the CPU).
-            say: Called with lines of text, such as the bits per code of each level on held-out images.
             small: Limit the file to a few kilobytes per level, for a web page.
 
         Raises:
@@ -418,7 +388,7 @@ class EntropyModelArtifact(Artifact):
     def _keep_fitted(self, say: Callable[[str], None]) -> bool:
         """Restore the entropy model of these weights from `states` if need be, and return whether there is one."""
         copy = RunFolder(self.run.folder.states / self.run.weights_digest).tables
-        if not (self.exists() and not self.is_stale()):
+        if not self.path.is_file() or self.is_stale():
             if not copy.is_file():
                 return False
             with explain_write_errors(self.path):
@@ -428,13 +398,7 @@ class EntropyModelArtifact(Artifact):
 
 
 def _check_agreement(section: str, config: Config, path: Path) -> None:
-    """Raise InputError if config.yaml or config.json beside a weights file differs from its configuration.
-
-    Args:
-        section: Name of the section to compare, such as "prior.network".
-        config: The configuration in the weights file.
-        path: The weights file.
-    """
+    """Raise InputError if the section in config.yaml or config.json beside a weights file differs from `config`."""
     folder, select = RunFolder(path.parent), attrgetter(section)
     for file in (folder.config, folder.config_json):
         if path == folder.model and file.is_file() and select(from_file(file)) != select(config):
@@ -445,14 +409,9 @@ def _check_agreement(section: str, config: Config, path: Path) -> None:
 
 
 def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
-    """Build a network in evaluation mode with the weights of a file.
-
-    The network is first built on the meta device, where tensors take no memory. This build stops when the network has
-    far more parameters than the file, so that a small file can't take much time or memory.
-
-    Raises:
-        DamagedFileError: The weights do not fit the network.
-    """
+    """Build a network in evaluation mode with the weights of a file. Raises DamagedFileError if they do not fit."""
+    # The network is first built on the meta device, where tensors take no memory. This build stops when the network has
+    # far more parameters than the file, so that a small file can't take much time or memory.
     misfit, budget = DamagedFileError(f"{path}: the weights do not fit their configuration"), 4 * len(weights) + 100
 
     def count_parameter(*_: object) -> None:

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -31,27 +30,24 @@ from hrvqvae.utils.outputs import write_atomic
 _SCALE, _PRODUCT = ":scale", ":product"
 
 
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
 def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
     state = hashlib.blake2b(meta.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        state.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as float32."""
-    items = _on_cpu(tensors).items()
-    return _digest({name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in items})
+    halves = {name: tensor.float() for name, tensor in tensors.items() if tensor.dtype == torch.float16}
+    return _digest({**tensors, **halves})
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
-    on_cpu, meta_text = _on_cpu(tensors), json.dumps(meta, sort_keys=True)
+    meta_text = json.dumps(meta, sort_keys=True)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = save_tensors(on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)})
     header_end = 8 + int.from_bytes(content[:8], "little")
     # Sort the header, which safetensors writes in any order.

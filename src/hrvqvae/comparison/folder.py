@@ -218,7 +218,7 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
             folder.write_row(case.name, row, kind, images)
 
     run = folder.run_folder(case.name)
-    with run.locked():
+    with lock_folder(run.path):
         row = folder.read_row(case.name)  # another process may have written the row since
         if not _is_open(case, row):
             return 0

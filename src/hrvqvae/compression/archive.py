@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, cycle, groupby, islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -43,7 +44,6 @@ _LEAST_IMAGE_CODES = 1024  # a smaller image counts for so many codes, as long a
 _MOST_WORK, _MOST_WORK_PER_BYTE = 1 << 28, 8  # bytes of wrong blocks to read, and more per byte of the archive
 _WORK_PER_PLAIN_BYTE = 64  # an unpacked byte counts as so many bytes read
 _VARINT_BYTES = 5  # per number in an index, at most
-_WINDOW_BYTES = 1 << 20  # that are searched at once
 _IMAGES_PER_BLOCK = 1024  # in blocks that `salvage` writes
 
 
@@ -77,15 +77,11 @@ class Entries:
     def add(
         self, index: bytes, count: int, records: int, record_bytes: int, model: EntropyModel, max_codes: int
     ) -> int:
-        """Add the images of a block, and return how many codes the images count for.
+        """Add the images of a block, and return how many codes the images count for, `max_codes` at most.
 
         Args:
             index: The unpacked index of the block.
-            count: Number of images in the block.
             records: Offset of the first record in the file.
-            record_bytes: Total length of the records.
-            model: The archive's entropy model.
-            max_codes: Number of codes that the images may count for.
 
         Raises:
             DamagedFileError, IndexError, UnicodeDecodeError: The index is invalid; nothing is added.
@@ -105,18 +101,13 @@ class Entries:
         sides = array("Q", (read_number() + 1 for _ in range(2 * num_sizes)))
         least = read_number()
         lengths = array("Q", (least + read_number() for _ in range(count)))
-        images_per_size, geometry = count if num_sizes == 1 else 1, model.geometry
-        num_positions = list[int]()
+        unit, margin, times = model.geometry.unit, model.geometry.margin, model.geometry.times
+        per_position, num_codes = sum(factor * factor for factor in times[:levels]), 0
         for height, width in zip(sides[::2], sides[1::2], strict=True):
             if height * width > MOST_PIXELS:
                 raise DamagedFileError("too large an image")
-            num_positions.append(
-                -(-(height + geometry.margin) // geometry.unit) * -(-(width + geometry.margin) // geometry.unit)
-            )
-        per_position = sum(times * times for times in geometry.times[:levels])
-        num_codes = images_per_size * sum(
-            max(positions * per_position, _LEAST_IMAGE_CODES) for positions in num_positions
-        )
+            positions = -(-(height + margin) // unit) * -(-(width + margin) // unit)
+            num_codes += count // num_sizes * max(positions * per_position, _LEAST_IMAGE_CODES)
         if num_codes > max_codes or sum(lengths) != record_bytes or min(lengths, default=1) < 1:
             raise DamagedFileError("too many codes, or other lengths than the records have")
         names, ends = bytearray(), array("Q")
@@ -218,55 +209,57 @@ def is_archive(path: Path) -> bool:
     return path.suffix.lower() == SUFFIX
 
 
-def open_archive(path: Path, model: EntropyModel | None = None) -> Archive:
+def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
     """Read the index of an archive.
 
     Args:
         path: The file.
-        model: Replaces the archive's entropy model if that one is damaged but half of its bytes equal this model's.
+        fallback: Replaces the archive's entropy model if that one is damaged but half of its bytes equal this model's.
 
     Raises:
         OSError, DamagedFileError: The file can't be read, is no archive, or its entropy model is damaged.
     """
+    entries, codes, damaged, damaged_blocks, wrong_blocks = Entries(), 0, 0, 0, 0
     with path.open("rb") as stream:
-        return _open(path, stream, model)
-
-
-def _open(path: Path, stream: BinaryIO, fallback: EntropyModel | None = None) -> Archive:
-    size = stream.seek(0, os.SEEK_END)
-    try:
-        model = _read_head(path, stream, size)
-        begin = stream.tell()
-    except DamagedFileError:
-        head = _build_head(fallback.content) if fallback else b""
-        stream.seek(0)
-        equal_bytes = sum(byte == other for byte, other in zip(head, stream.read(len(head)), strict=False))
-        if fallback is None or equal_bytes < len(head) / 2:
-            raise
-        model, begin = fallback, len(head)
-    blocks = _Blocks(stream, size, model)
-    end, damaged, damaged_blocks = begin, 0, 0
-    for start, stop, wrong_blocks in blocks.find_all(begin):
-        damaged, damaged_blocks, end = damaged + start - end, damaged_blocks + wrong_blocks, stop
-    stream.seek(end)
-    head = stream.read(_BLOCK_HEAD_BYTES)
+        try:
+            model, end = _read_head(path, stream), stream.tell()
+        except DamagedFileError:
+            head = _build_head(fallback.content) if fallback else b""
+            stream.seek(0)
+            equal_bytes = sum(byte == other for byte, other in zip(head, stream.read(len(head)), strict=False))
+            if fallback is None or equal_bytes < len(head) / 2:
+                raise
+            model, end = fallback, len(head)
+        with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+            size, offset = len(content), content.find(_BLOCK_MAGIC, end)
+            # Bounded by the size of the archive, also of a malicious archive.
+            remaining_work = _MOST_WORK + _MOST_WORK_PER_BYTE * size
+            while offset >= 0 and remaining_work > 0:
+                stop, added, work = _read_block(content, offset, entries, model, _limit_codes(size) - codes)
+                codes, remaining_work = codes + added, remaining_work - work
+                if stop is None:
+                    wrong_blocks += 1
+                else:
+                    damaged_blocks += max(wrong_blocks, int(offset > end))
+                    damaged, end, wrong_blocks = damaged + offset - end, stop, 0
+                offset = content.find(_BLOCK_MAGIC, stop or offset + 1)
+            head = content[end : end + _BLOCK_HEAD_BYTES]
     length = _BLOCK_HEAD_BYTES + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
     left_over = size - end
     if left_over and not (_BLOCK_MAGIC.startswith(head[:4]) and (len(head) < _BLOCK_HEAD_BYTES or end + length > size)):
-        left_over, damaged, damaged_blocks = 0, damaged + left_over, damaged_blocks + max(1, blocks.wrong_blocks)
-    return Archive(path, model, blocks.entries, blocks.codes, damaged, damaged_blocks, left_over)
+        left_over, damaged, damaged_blocks = 0, damaged + left_over, damaged_blocks + max(1, wrong_blocks)
+    return Archive(path, model, entries, codes, damaged, damaged_blocks, left_over)
 
 
-def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
+def _read_head(path: Path, stream: BinaryIO) -> EntropyModel:
     """Return the entropy model at the beginning of an archive. Raises DamagedFileError if it can't be read."""
-    stream.seek(0)
     start = stream.read(len(_MAGIC) + 4)
     if start[:4] != _MAGIC[:4] or len(start) < len(_MAGIC) + 4:
         raise DamagedFileError(f"{path} is not an archive ({SUFFIX}), or it is damaged")
     if start[4] != _MAGIC[4]:
         raise DamagedFileError(f"{path} is of version {start[4]}, which this program does not read; or it is damaged")
     length = int.from_bytes(start[5:], "little")
-    if length > min(size, _MOST_TABLES):
+    if length > min(path.stat().st_size, _MOST_TABLES):
         raise DamagedFileError(f"{path} is damaged: its entropy model is cut short")
     tables, check = stream.read(length), stream.read(4)
     if zlib.crc32(start + tables).to_bytes(4, "little") != check:
@@ -277,67 +270,27 @@ def _read_head(path: Path, stream: BinaryIO, size: int) -> EntropyModel:
     return read_entropy_model(tables, str(path))
 
 
-class _Blocks:
-    """The search for whole blocks. Work and memory are bounded by the size of the archive, even of a malicious one."""
-
-    def __init__(self, stream: BinaryIO, size: int, model: EntropyModel) -> None:
-        self.entries, self.codes = Entries(), 0
-        self.wrong_blocks = 0  # since the last whole block
-        self._stream, self._size, self._model = stream, size, model
-        self._remaining_work = _MOST_WORK + _MOST_WORK_PER_BYTE * size
-        self._window, self._window_begin = b"", 0  # bytes of the file, and their offset
-
-    def find_all(self, offset: int) -> Iterator[tuple[int, int, int]]:
-        """Yield begin and end of each whole block, and the number of wrong blocks skipped before the whole block."""
-        end = offset
-        while (offset := self._find_magic(offset)) < self._size and self._remaining_work > 0:
-            stop = self._read_block(offset)
-            if stop is None:
-                self.wrong_blocks += 1
-                offset += 1
-                continue
-            yield offset, stop, max(self.wrong_blocks, 1) if offset > end else 0
-            end = offset = stop
-            self.wrong_blocks = 0
-
-    def _find_magic(self, offset: int) -> int:
-        """Return the offset of the next `HRVB`; the size of the file if there is none."""
-        while offset < self._size:
-            if not self._window_begin <= offset <= self._window_begin + len(self._window) - len(_BLOCK_MAGIC):
-                self._stream.seek(offset)
-                self._window, self._window_begin = self._stream.read(_WINDOW_BYTES), offset
-            found = self._window.find(_BLOCK_MAGIC, offset - self._window_begin)
-            if found >= 0:
-                return self._window_begin + found
-            offset = self._window_begin + max(len(self._window) - len(_BLOCK_MAGIC) + 1, 1)
-        return self._size
-
-    def _read_block(self, offset: int) -> int | None:
-        """Add the images of the block at an offset. Return the end of the block, or None if it is not whole."""
-        self._stream.seek(offset)
-        head = self._stream.read(_BLOCK_HEAD_BYTES)
-        count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
-        records = offset + _BLOCK_HEAD_BYTES + index_bytes
-        end = records + record_bytes
-        if count > min(_MOST_IMAGES, record_bytes) or index_bytes > _MOST_INDEX or end > self._size:
-            return None
-        index = self._stream.read(index_bytes)
-        self._remaining_work -= index_bytes
-        if zlib.crc32(head[:16] + index) != check:
-            return None
-        max_plain, plain = min(_MOST_INDEX, _limit_plain(end - offset)), b""
-        try:
-            unpack = zlib.decompressobj()
-            plain = unpack.decompress(index, max_plain)
-            if not unpack.eof or unpack.unused_data:
-                raise DamagedFileError("longer than it may be")
-            remaining = _limit_codes(self._size) - self.codes
-            self.codes += self.entries.add(plain, count, records, record_bytes, self._model, remaining)
-        except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
-            self._remaining_work -= _WORK_PER_PLAIN_BYTE * len(plain)
-            return None
-        self._remaining_work += index_bytes
-        return end
+def _read_block(
+    content: mmap, offset: int, entries: Entries, model: EntropyModel, max_codes: int
+) -> tuple[int | None, int, int]:
+    """Add the images of the block at an offset; return its end (None: it is not whole), its codes and the work."""
+    head = content[offset : offset + _BLOCK_HEAD_BYTES]
+    count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
+    records = offset + _BLOCK_HEAD_BYTES + index_bytes
+    end = records + record_bytes
+    if count > min(_MOST_IMAGES, record_bytes) or index_bytes > _MOST_INDEX or end > len(content):
+        return None, 0, 0
+    index, plain = content[records - index_bytes : records], b""
+    if zlib.crc32(head[:16] + index) != check:
+        return None, 0, index_bytes
+    try:
+        unpack = zlib.decompressobj()
+        plain = unpack.decompress(index, min(_MOST_INDEX, _limit_plain(end - offset)))
+        if not unpack.eof or unpack.unused_data:
+            raise DamagedFileError("longer than it may be")
+        return end, entries.add(plain, count, records, record_bytes, model, max_codes), 0
+    except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
+        return None, 0, index_bytes + _WORK_PER_PLAIN_BYTE * len(plain)
 
 
 def _limit_codes(archive_bytes: int) -> int:
@@ -392,7 +345,7 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
     Args:
         path: The archive.
         out: The new archive.
-        model: As for `open_archive`.
+        model: The `fallback` of `open_archive`.
 
     Returns:
         The number of images in the new archive, and messages about images that are lost.
@@ -426,7 +379,7 @@ class ArchiveWriter:
     """Appends images to an archive. Opened by `appending`."""
 
     def __init__(self, path: Path, stream: BinaryIO, model: EntropyModel) -> None:
-        archive = _open(path, stream)
+        archive = open_archive(path)
         if not archive.entropy_model.same_codes(model):
             raise InputError(
                 f"{path} was made by another model or another entropy model: that of {archive.entropy_model.name} "

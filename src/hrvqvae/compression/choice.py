@@ -26,14 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.kernels import (
-    append_code,
-    compute_frequencies,
-    fill_maps,
-    find_rows,
-    find_weight_set,
-    sum_rows,
-)
+from hrvqvae.compression.kernels import compute_frequencies, fill_maps, find_rows, sum_rows
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import FRAME, ZONES, EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
@@ -49,15 +42,11 @@ _FIRST_OFFSET, _ESTIMATE, _APPLY = np.int64(0), np.False_, np.True_  # for liter
 
 
 def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
-    """Return the arrays of all networks, each padded and stacked (M, ...), for the compiled functions.
+    """Return the arrays of all networks, each padded and stacked (M, ...).
 
-    The arrays are, in this order,
-
-    - 8 numbers per network: level, values per code, hidden units, shift, selecting group, and the counts of groups,
-      of features and of distinct offsets;
-    - table, bias, weights, offsets, groups and features of `EntropyNetwork.arrays`;
-    - the distinct offsets (dy, dx) of the features, the nearest first, and the index of each offset's first member;
-    - the members: indices of features, ordered by offset.
+    They are 8 numbers per network; table, bias, weights, offsets, groups and features of `EntropyNetwork.arrays`; the
+    distinct offsets (dy, dx) of the features, the nearest first; the index of each offset's first member; and the
+    members, which are indices of features, ordered by offset.
     """
     networks_arrays = []
     for network in networks:
@@ -104,12 +93,7 @@ def _replace_row(sums: Any, table: Any, old: int, new: int, num_hidden: int) -> 
 def _compute_state(
     codes: CodeArray, begin: int, end: int, window: Any, layout: Any, networks: Any, state: Any, work: Any
 ) -> int:
-    """Write the state of the images with codes[begin:end] (N, L * P).
-
-    Args:
-        window: row and column at which the grid begins in the grid of the whole image, and the whole grid's size.
-        work: maps, rows, sums and frequencies, overwritten.
-    """
+    """Write the state of the images with codes[begin:end] (N, L * P); see `Choice` for `window`."""
     begins, grids, symbols = layout
     numbers, tables, biases, all_weights, all_offsets, all_groups, all_features = networks[:7]
     all_sums, all_bits = state
@@ -122,19 +106,15 @@ def _compute_state(
         table, bias = tables[network], biases[network, :num_hidden]
         weights, offsets = all_weights[network], all_offsets[network]
         for image in range(begin, end):
-            fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
-            for position in range(height * width):
-                code = codes[image, begins[level] + position]
-                append_code(maps, groups, level, num_symbols, position // width, position % width, code)
+            fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
             for position in range(height * width):
                 y, x = position // width, position % width
-                find_rows(maps, groups, grids, level, features, y, x, rows)
+                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
                 row, column = (y + window[0]) * ZONES // window[2], (x + window[1]) * ZONES // window[3]
                 rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * ZONES + column
                 sum_rows(rows, table, bias, sums)
                 for h in range(num_hidden):
                     all_sums[image, network, position, h] = sums[h]
-                weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
                 total = compute_frequencies(
                     sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
                 )
@@ -151,11 +131,8 @@ def _evaluate_leaf(
 ) -> float:  # fmt: skip
     """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of `leaves` (L, n).
 
-    Args:
-        begin: index of the first offset to evaluate, in each network; 0 is the position itself.
-        end: index behind the last offset to evaluate.
-        apply: give the position this leaf, and update the state; this needs all offsets. If False, nothing changes.
-        work: sums, values of the groups before and after, and frequencies, overwritten.
+    Only the offsets from `begin` to `end` of each network are evaluated; 0 is the position itself. With `apply`, which
+    needs all offsets, the position gets the leaf, and the state is updated. Otherwise nothing changes.
     """
     _, grids, symbols = layout
     numbers, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = (
@@ -220,10 +197,7 @@ def _count_own_bits(
     position: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, networks: Any, sums: Any,
     work: Any, bits: Any,
 ) -> None:  # fmt: skip
-    """Write the bits of each candidate's own codes to `bits` (K,).
-
-    Frequencies of a level are computed once for all candidates with equal coarser codes.
-    """
+    """Write the bits of each candidate's own codes to `bits` (K,); equal coarser codes share their frequencies."""
     symbols = layout[2]
     numbers, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = networks
     new_sums, before, frequencies, totals = work
@@ -267,12 +241,7 @@ def _update(
 ) -> int:  # fmt: skip
     """Give positions their best candidates. Unit i of the work is strip i % S of image i // S.
 
-    Args:
-        begin_unit: the first unit to process.
-        end_unit: the unit to stop before.
-        strips: range of `positions` of each strip (S, 2).
-        images: codes (N, L, P).
-        work: costs and bits (K,), and the buffers of `_evaluate_leaf` and `_count_own_bits`, overwritten.
+    `strips` are ranges of `positions` (S, 2); `images` are codes (N, L, P).
     """
     costs, bits, leaf_work, bits_work = work
     count = len(costs)
@@ -329,13 +298,11 @@ class Choice:
         self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Choose the first candidate of each position.
+        """Choose the first of the candidates (N, P, K) of each position, which are indices of leaves (n, L).
 
         Args:
             layout: Grids of the levels, all of one size.
             networks: One per level; a level with None takes no bits.
-            leaves: (n, L), the codes of all levels of each leaf.
-            candidates: (N, P, K), indices of leaves.
             window: For a tile of an image: the tile's first row and column, and the rows and columns of the whole grid.
         """
         self._layout, self._leaves, self._candidates = layout, leaves, candidates
@@ -346,7 +313,7 @@ class Choice:
         if not present:
             return
         stacks = _stack_networks(present)
-        self._arguments = ((layout.begins, layout.grids, layout.symbols), stacks)
+        self._arguments = layout.arrays, stacks
         units, groups, features = stacks[2].shape[1], stacks[5].shape[1], stacks[6].shape[1]
         self._buffer_sizes = units, groups, int(layout.symbols.max())
         shape = (len(candidates), len(present), candidates.shape[1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,7 +70,7 @@ class EntropyModel:
     @cached_property
     def bare(self) -> EntropyModel:
         """The same entropy model without networks."""
-        return dataclasses.replace(self, networks=())
+        return replace(self, networks=())
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -88,7 +87,7 @@ class EntropyModel:
         grids = self.geometry.grids(*size)
         if sum(height * width for height, width in grids) > MOST_CODES:
             raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
-        return Layout.of(grids, self.symbols)
+        return Layout(grids, self.symbols)
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:

@@ -46,13 +46,9 @@ class ImageCodes:
     fault: str = ""  # what is wrong with the rest; "" for nothing
 
 
-def _crc_entry(value: int) -> int:
-    for _ in range(8):
-        value = (value << 1) ^ (_POLYNOMIAL if value & 0x80 else 0)
-    return value & 0xFF
-
-
-_CRC_TABLE = bytes(map(_crc_entry, range(256)))
+_CRC_TABLE = list(range(256))
+for _ in range(8):
+    _CRC_TABLE = [(value << 1) & 0xFF ^ (_POLYNOMIAL if value & 0x80 else 0) for value in _CRC_TABLE]
 
 
 def crc8(content: bytes | NDArray[np.uint8]) -> int:
@@ -106,11 +102,8 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
 
 
 def _require_model(model: EntropyModel, header: Header, name: str) -> None:
-    """Raise InputError if a file was made by another model or another entropy model.
-
-    A damaged header causes the same error: the check byte of the header follows level 1, whose length only the right
-    model finds.
-    """
+    """Raise InputError if a file was made by another model or another entropy model, or its header is damaged."""
+    # The check byte of the header follows level 1, whose length only the right model finds.
     if header.by_tables and not model.networks:
         raise InputError(
             f"{name} was made with an entropy model, and {model.name} has none: put its tables.hrvt beside its "
@@ -132,7 +125,6 @@ def write(model: EntropyModel, codes: CodeArray, size: Grid, levels: int | None 
     codes.
 
     Args:
-        model: The entropy model.
         codes: (N, all codes), level after level, each row-major.
         size: Height and width in pixels of all images.
         levels: Number of levels to write (default: all).
@@ -190,9 +182,7 @@ def read_levels(
     """Return the codes of images of one size, as far as they are whole.
 
     Args:
-        model: The entropy model.
         contents: The bytes of each image: a header, then levels.
-        size: Height and width in pixels.
         levels: Number of levels to read at most (default: all).
         stored: Number of levels that `contents` hold at most.
         header: Bytes of the header. None for a record of an archive, which has no header and no check bytes, and whose

@@ -4,8 +4,8 @@ docs/format.md defines the results. All numbers are integers, and the sums of an
 
 To compile fast, a kernel has a single signature, allocates no memory and assigns no slices.
 
-Arguments of several functions: `layout` is (begins, grids, symbols) of a `Layout`; `network` is
-`EntropyNetwork.arrays`, or `NO_ARRAYS` with no features; `work` holds the arrays of `workspace`.
+Arguments of several functions: `layout` is `Layout.arrays`; `network` is `EntropyNetwork.arrays` or `NO_ARRAYS`; `work`
+holds the buffers of a thread: coder state, maps of the groups, table rows, hidden units and frequencies.
 """
 
 from __future__ import annotations
@@ -17,34 +17,22 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.network import FRAME, FREQUENCY_BITS, POWERS, STEPS_PER_OCTAVE, ZONES
+from hrvqvae.compression.range_coder import Bytes, Integers
 from hrvqvae.utils.compiled import compiled
 
-Integers = NDArray[np.int64]
 CodeArray = NDArray[np.int32]
-Bytes = NDArray[np.uint8]
 
 NOT_WHOLE = -1  # the end of a stream that is cut short or damaged
 
 
-def workspace(level: int, layout: Any, network: Any) -> tuple[NDArray[Any], ...]:
-    """Return the buffers of a thread: coder state, maps of the groups, table rows, hidden units and frequencies."""
-    _, grids, symbols = layout
-    groups, features, bias = network[4], network[5], network[1]
-    height, width = grids.max(0) + 2 * FRAME
-    return (
-        np.empty(4, np.int64), np.empty((len(groups), height, width), np.int32), np.empty(len(features), np.int64),
-        np.empty(len(bias), np.int32), np.empty(symbols[level], np.int64),
-    )  # fmt: skip
-
-
 @compiled(inline="always")
 def fill_maps(
-    codes: CodeArray, image: int, begins: Integers, grids: Integers, symbols: Integers, groups: Integers, level: int,
-    maps: CodeArray,
+    codes: CodeArray, image: int, begins: Integers, grids: Integers, symbols: Integers, groups: Integers,
+    num_levels: int, maps: CodeArray,
 ) -> None:  # fmt: skip
     """Write the value of each group at every position to `maps`, inside a frame with the value for outside.
 
-    A group that includes the level gets the value of its coarser levels; `append_code` completes the value.
+    The value is that of the first `num_levels` levels; `append_code` completes it by a further level.
     """
     for group in range(len(groups)):
         first, last = groups[group, 0], groups[group, 1]
@@ -58,7 +46,7 @@ def fill_maps(
         for y in range(height):
             for x in range(width):
                 value = 0
-                for coarser in range(first, min(last + 1, level)):
+                for coarser in range(first, min(last + 1, num_levels)):
                     row, column = y * grids[coarser, 0] // height, x * grids[coarser, 1] // width
                     value = value * symbols[coarser] + codes[image, begins[coarser] + row * grids[coarser, 1] + column]
                 maps[group, y + FRAME, x + FRAME] = value
@@ -74,9 +62,13 @@ def append_code(maps: CodeArray, groups: Integers, level: int, num_symbols: int,
 
 @compiled(inline="always")
 def find_rows(
-    maps: CodeArray, groups: Integers, grids: Integers, level: int, features: Integers, y: int, x: int, rows: Integers
-) -> None:
-    """Write the table rows of the features at a position, then the row of the position's zone, to `rows` (F + 1,)."""
+    maps: CodeArray, groups: Integers, grids: Integers, level: int, features: Integers, selecting: int, y: int, x: int,
+    rows: Integers,
+) -> int:  # fmt: skip
+    """Write the table rows of the features at a position, then the row of the position's zone, to `rows` (F + 1,).
+
+    Return the index of the set of output weights.
+    """
     height, width = grids[level, 0], grids[level, 1]
     num_features = len(features) - 1
     for feature in range(num_features):
@@ -88,18 +80,10 @@ def find_rows(
         value = maps[group, row + features[feature, 1] + FRAME, column + features[feature, 2] + FRAME]
         rows[feature] = features[feature, 3] + value
     rows[num_features] = features[num_features, 3] + y * ZONES // height * ZONES + x * ZONES // width
-
-
-@compiled(inline="always")
-def find_weight_set(
-    maps: CodeArray, groups: Integers, grids: Integers, level: int, selecting: int, y: int, x: int
-) -> int:
-    """Return the index of the set of output weights for a position."""
     weight_set = 0
     if selecting >= 0:
         last = groups[selecting, 1]
-        row, column = y * grids[last, 0] // grids[level, 0], x * grids[last, 1] // grids[level, 1]
-        weight_set = maps[selecting, row + FRAME, column + FRAME]
+        weight_set = maps[selecting, y * grids[last, 0] // height + FRAME, x * grids[last, 1] // width + FRAME]
     return weight_set
 
 
@@ -160,8 +144,7 @@ def encode_streams(
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
                 before, frequency, total = code, 1, num_symbols
                 if len(features):
-                    find_rows(maps, groups, grids, level, features, y, x, rows)
-                    weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
+                    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
                     sum_rows(rows, table, bias, hidden)
                     total = compute_frequencies(
                         hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
@@ -182,7 +165,8 @@ def decode_streams(
 ) -> int:  # fmt: skip
     """Decode codes[begin:end] from content[start:stop] of each image, and return the number of images.
 
-    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to `ends`.
+    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to `ends`. An image whose
+    stop is before its start is not decoded.
     """
     begins, grids, symbols = layout
     table, bias, weights, offsets, groups, features, selecting, shift = network
@@ -191,14 +175,13 @@ def decode_streams(
     for image in range(begin, end):
         start, stop = starts[image], stops[image]
         coder.begin_decoding(state, content, start, stop)
-        if len(features):
+        position, whole = 0, start <= stop
+        if whole and len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
-        position, whole = 0, True
         while whole and position < height * width:
             y, x, total = position // width, position % width, num_symbols
             if len(features):
-                find_rows(maps, groups, grids, level, features, y, x, rows)
-                weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
+                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
                 sum_rows(rows, table, bias, hidden)
                 total = compute_frequencies(
                     hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols

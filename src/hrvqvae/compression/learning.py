@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
-from hrvqvae.compression.kernels import append_code, fill_maps, find_rows, find_weight_set
+from hrvqvae.compression.kernels import fill_maps, find_rows
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import (
     FRAME,
@@ -51,13 +51,10 @@ def _train(
     groups: Integers, level: int, features: Integers, selecting: int, maps: Any, table: Floats, bias: Floats,
     weights: Floats, offsets: Floats, rate: float, decay: float,
 ) -> float:  # fmt: skip
-    """Train on codes of images (N, codes of all levels), and return the bits of the visited codes before their updates.
+    """Train on codes (N, codes of all levels), and return the bits of the visited codes before their updates.
 
-    Args:
-        order: indices of the images to visit.
-        positions: positions to visit in each of these images (len(order), V).
-        rate: learning rate at the start; at 0 nothing is updated.
-        decay: factor between the learning rates at the end and at the start.
+    The images `order` are visited, each at its `positions` (len(order), V). The learning rate goes from `rate` to
+    `rate * decay`; at 0 nothing is updated.
     """
     num_hidden, num_symbols = len(bias), symbols[level]
     width = grids[level, 1]
@@ -67,16 +64,12 @@ def _train(
     bits = 0.0
     for index in range(len(order)):
         image = order[index]
-        fill_maps(images, image, begins, grids, symbols, groups, level, maps)
-        for y in range(grids[level, 0]):
-            for x in range(width):
-                append_code(maps, groups, level, num_symbols, y, x, images[image, begins[level] + y * width + x])
+        fill_maps(images, image, begins, grids, symbols, groups, level + 1, maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
             y, x = position // width, position % width
             code = images[image, begins[level] + position]
-            find_rows(maps, groups, grids, level, features, y, x, rows)
-            weight_set = find_weight_set(maps, groups, grids, level, selecting, y, x)
+            weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
             for h in range(num_hidden):
                 hidden[h] = bias[h]
                 gradient[h] = 0
@@ -158,7 +151,7 @@ def learn_level(
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
     contexts = small_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
-    layout = Layout.of(grids, symbols[: level + 1])
+    layout = Layout(grids, symbols[: level + 1])
     dtype = np.min_scalar_type(max(symbols))
     images = np.concatenate([level_codes.reshape(num_images * copies, -1) for level_codes in levels], 1).astype(dtype)
     rng = np.random.default_rng([0, level])
@@ -206,10 +199,7 @@ def fit(
 ) -> EntropyModel:  # fmt: skip
     """Return the entropy model `bare` with networks fitted to codes (N, H_l, W_l) per level.
 
-    Args:
-        bare: An entropy model without networks.
-        levels: As for `learn_level`, like `effort`, `copies` and `small`.
-        say: Called with a line of text per level.
+    `say` is called with a line of text per level; other arguments are as for `learn_level`.
     """
     networks = list[EntropyNetwork | None]()
     for level, values in enumerate(bare.symbols):

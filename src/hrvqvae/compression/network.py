@@ -30,7 +30,6 @@ FREQUENCY_BITS = 16  # the largest frequency is 2^16 + 1
 POWERS: Integers = np.array(
     [round(2 ** (FREQUENCY_BITS - step / STEPS_PER_OCTAVE)) for step in range(STEPS_PER_OCTAVE)], np.int64
 )
-_LARGEST_INT32 = 2**31 - 1
 
 _FAMILY_VALUES, _GROUP_VALUES, _DISTANT_VALUES = 4096, 512, 64  # at most, per family, group and distant group
 _EARLIER_OFFSETS = sorted(
@@ -55,11 +54,7 @@ class Contexts:
     selecting: int  # the group whose value at the position selects the output weights, or -1
 
     def __post_init__(self) -> None:
-        """Check the contexts.
-
-        Raises:
-            DamagedFileError: A level or group does not exist, or a feature lies too far away or is not decoded yet.
-        """
+        """Check that each feature exists, is near and is decoded before the code. Raises DamagedFileError."""
         sound = len(self.symbols) == self.level + 1 and -1 <= self.selecting < len(self.groups) > 0
         sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
         sound = sound and all(0 <= group < len(self.groups) for group, _, _ in self.features)
@@ -111,14 +106,11 @@ def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
 
 
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
-    """Return the usual contexts of a level.
+    """Return the usual contexts of a level. A family is a run of levels that have at most 4,096 values together.
 
-    A family is a run of consecutive levels that together have at most 4,096 values. The features are
-
-    - of earlier positions: the family at the two nearest, a group of up to 512 values at the next four, and the code of
-      the level alone at the next six (eighteen at the coarsest level);
-    - of coarser levels: groups of up to 512 values within the family, and of up to 64 values beyond, at the same
-      position and its eight neighbours. The next coarser group is seen at 25 positions if it has at most 64 values.
+    The features of earlier positions are the family at the two nearest, a group of up to 512 values at the next four,
+    and the code of the level alone at the next six (eighteen at the coarsest level). Coarser levels are seen at the
+    position and its neighbours, in groups of up to 512 values within the family and of up to 64 values beyond.
     """
     starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
     groups: list[tuple[int, int]] = []
@@ -159,11 +151,9 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
     """Return small contexts, for an entropy model of some 15 kilobytes per level that a web page downloads.
 
-    A family is a run of consecutive levels that together have at most 512 values. A group has at most 64 values or is a
-    single level. The features are the group that ends at the level, at the four nearest earlier positions, and the
-    groups that end at the next coarser level of the family and at the last levels of the three families before. The two
-    nearest of these coarser groups are also seen at the four adjacent positions if they have at most 64 values. The
-    group of coarser levels of the family selects the output weights.
+    A family has at most 512 values. The features are the group that ends at the level, at the four nearest earlier
+    positions, and the groups that end at the next coarser level of the family and at the last levels of the three
+    families before. The group of coarser levels of the family selects the output weights.
     """
     starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
     lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
@@ -201,7 +191,12 @@ class EntropyNetwork:
             raise DamagedFileError(
                 f"the model of level {contexts.level + 1} does not have the shape that its contexts need"
             )
-        if not 0 <= self.shift < 31 or largest_score(self) > _LARGEST_INT32 // 2:
+        bounds = [*contexts.first_rows, contexts.rows]  # of all scores and intermediate sums, an upper bound:
+        largest_entries = [np.abs(self.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)]
+        sums = np.abs(self.bias.astype(np.int64)) + np.sum(largest_entries, axis=0)
+        scores = np.abs(self.offsets.astype(np.int64)) + np.abs(self.weights.astype(np.int64)) @ sums
+        largest = max(int(sums.max(initial=0)), int(scores.max(initial=0)))
+        if not 0 <= self.shift < 31 or largest >= 1 << 30:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
 
     @property
@@ -219,12 +214,3 @@ NO_ARRAYS: tuple[Any, ...] = (
     np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64), -1, 0,
 )  # fmt: skip
 """The `arrays` of a level without a network."""
-
-
-def largest_score(network: EntropyNetwork) -> int:
-    """Return an upper bound of the absolute values of all scores and intermediate sums."""
-    bounds = [*network.contexts.first_rows, network.contexts.rows]
-    largest_entries = [np.abs(network.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)]
-    hidden = np.abs(network.bias.astype(np.int64)) + np.sum(largest_entries, axis=0)
-    scores = np.abs(network.offsets.astype(np.int64)) + np.abs(network.weights.astype(np.int64)) @ hidden
-    return max(int(hidden.max(initial=0)), int(scores.max(initial=0)))

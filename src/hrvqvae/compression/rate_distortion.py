@@ -19,7 +19,6 @@ Shapes: B images, P positions, K candidates, L levels, D channels of the latents
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import cast
 
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.levels import Layout
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -116,7 +116,8 @@ class RateDistortion:
         """Return the codes (L, B, H, W) of images, or tiles, and the squared errors of the pixels (B, Y, X)."""
         unit = to_unit_images(images, self._model.channels).clone()
         size = (unit.shape[-2], unit.shape[-1])
-        layout = self.entropy_model.layout(size).truncate(self.levels)
+        whole = self.entropy_model.layout(size)
+        layout = Layout(whole.grids[: self.levels], whole.symbols[: self.levels])
         entropy_model = self.entropy_model if lmbdas.any() else self.entropy_model.bare
         networks = [entropy_model.network(level) for level in range(self.levels)]
         latents = self._model.latents(unit)
@@ -141,14 +142,15 @@ class RateDistortion:
 
         best, (squares, least) = choice.codes.copy(), measure()
         curvature = self.compute_curvature(look_up_vectors(), unit)
-        for _ in range(_SWEEPS):
-            for positions in _split_positions(grid):
-                vectors = look_up_vectors()
-                gradients = self.compute_gradient(vectors, unit)
-                errors = self._estimate_errors(
-                    candidates, positions, vectors.flatten(1, 2), gradients.flatten(1, 2), curvature
-                )
-                choice.update(positions, errors, lmbdas)
+        all_positions = np.arange(math.prod(grid)).reshape(grid)
+        for row, column in [*np.ndindex(_SPACING, _SPACING)] * _SWEEPS:
+            positions = all_positions[row::_SPACING, column::_SPACING].flatten()
+            vectors = look_up_vectors()
+            gradients = self.compute_gradient(vectors, unit)
+            errors = self._estimate_errors(
+                candidates, positions, vectors.flatten(1, 2), gradients.flatten(1, 2), curvature
+            )
+            choice.update(positions, errors, lmbdas)
         new_squares, total = measure()
         better = total < least
         best[better], squares[torch.from_numpy(better)] = choice.codes[better], new_squares[torch.from_numpy(better)]
@@ -208,11 +210,3 @@ class RateDistortion:
             changes = (step * (gradients[:, chunk].unsqueeze(2) + second_order)).sum(-1)
             errors[:, begin : begin + chunk_size] = changes.cpu().numpy()
         return errors
-
-
-def _split_positions(grid: Grid) -> Iterator[NDArray[np.int64]]:
-    """Divide the positions into sets that share a gradient, and yield the indices of each set."""
-    positions = np.arange(grid[0] * grid[1]).reshape(grid)
-    for row in range(_SPACING):
-        for column in range(_SPACING):
-            yield positions[row::_SPACING, column::_SPACING].flatten()

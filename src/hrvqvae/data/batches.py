@@ -81,13 +81,9 @@ def batches(
     images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
     rank_slice: RankSlice = WHOLE,
 ) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield augmented training batches without end, from step `first_step` on.
+    """Yield augmented training batches without end, from step `first_step` on; with `rank_slice` a slice of each batch.
 
     Close the generator to end its worker processes.
-
-    Args:
-        batch_size: images per batch, summed over all processes.
-        rank_slice: the slice of each batch that this process reads.
 
     Raises:
         BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image replaces it instead.
@@ -173,9 +169,8 @@ def open_loader(
 ) -> DataLoader[T]:
     """Return a loader that yields `dataset[sample]` for each sample, in order.
 
-    Args:
-        workers: number of worker processes, limited to the number of cores; with 0 this process reads.
-        keep_workers: keep the worker processes for the next iteration over the loader.
+    The number of worker processes is limited to the number of cores; with 0 this process reads. With `keep_workers`
+    they stay for the next iteration over the loader.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return DataLoader(

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import replace_file
+from hrvqvae.utils.progress import note
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -125,13 +126,12 @@ def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
     return image.convert("L")
 
 
-def describe_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> str:
-    """Return a line about the images that lost something; `lost` has the loss of each image. No loss: return ""."""
+def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
+    """Log a notice about the images that lost something; `lost` has the loss of each image."""
     losing = {name: loss for name, loss in lost.items() if loss}
-    if not losing:
-        return ""
-    kinds = "; ".join(sorted(set(losing.values())))
-    return f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is {next(iter(losing))}"
+    if losing:
+        kinds = "; ".join(sorted(set(losing.values())))
+        note(f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is {next(iter(losing))}")
 
 
 def to_pil(image: Any) -> Image.Image:

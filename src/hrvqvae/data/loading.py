@@ -23,16 +23,7 @@ from hrvqvae.data.batches import chunk_samples, read_batches
 from hrvqvae.data.image_sets import ImageSet
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import SPLIT_NAMES, TRAIN, Shard, Source, arrays, datasets, find_user_cache, parquet, tars
-from hrvqvae.data.sources.files import (
-    LIST_SUFFIXES,
-    FolderSource,
-    find_names,
-    find_split,
-    match_files,
-    open_folder,
-    read_list,
-)
+from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source, arrays, datasets, files, find_user_cache, parquet, tars
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
@@ -70,7 +61,25 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
 
     Raises InputError as `open_images`, and BrokenImageError if an image can't be decoded and `on_error` is "stop".
     """
-    return _decode_into_memory(open_images(config, split), split)
+    images = open_images(config, split)
+    size = len(images) * config.channels * config.size**2
+    if images.source is None or (split == "train" and config.crop == "random") or size > config.memory_mb * 2**20:
+        return images
+    pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
+    labels, count = np.empty(len(images), np.int64), 0
+    broken = list[str]()
+    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), config.workers):
+        end = count + len(batch.images)
+        pixels[count:end] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
+        labels[count:end] = batch.labels.numpy()
+        count = end
+        broken += batch.broken
+    if not count:
+        raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
+    if broken:
+        note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
+    images.pixels, images.labels = pixels[:count], labels[:count]
+    return images
 
 
 def open_images(config: DataConfig, split: str) -> ImageSet:
@@ -78,23 +87,35 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
+    The path of stored images is a folder of image files (`files.open_folder`); a tar, a Parquet file or an
+    array; a pattern of such files (`train-{000..099}.tar`, `train-*.parquet`); or a folder of such files, without image
+    files. Files divide the images if some names contain the word `train`, and others `test`, `val` or `validation`. The
+    name may be that of the file, of a folder above it, or of an array in an .npz. Else `data.split` divides the images.
+    There are classes if every image of both splits has a label.
+
     Raises:
-        InputError: the data is missing, a published set has other channels or another size, or a split would be empty.
+        InputError: the data is missing or damaged, a published set has other channels or another size, or a split would
+            be empty.
     """
     if config.validation:
         return _cut_validation(open_images(dataclasses.replace(config, validation=0.0), "train"), config, split)
     if (config.root or "").startswith(datasets.PREFIX):
-        sources = datasets.open_registered(str(config.root), config.labels)
-        return _select_split(sources, "the data set", split, config)
+        return _select_split(datasets.open_registered(str(config.root), config.labels), "the data set", split, config)
     root = find_data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
         return _read_published(dataset, root, config, split)
-    folder = root / config.dataset if config.root is None else root
-    if config.root is None and not folder.is_dir():
+    path = root / config.dataset if config.root is None else root
+    if config.root is None and not path.is_dir():
         how = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
-        raise InputError(f"no folder {folder}; name it with --data DIR{how}")
-    return _open_path(folder, split, config)
+        raise InputError(f"no folder {path}; name it with --data DIR{how}")
+    sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
+    if sources:
+        for kind in sorted({file.suffix for file in path.iterdir()} & {".tar", ".parquet"}):
+            note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
+    else:
+        sources = _open_shards(path, split, config.labels)
+    return _select_split(sources, str(path), split, config)
 
 
 def _cut_validation(images: ImageSet, config: DataConfig, split: str) -> ImageSet:
@@ -120,65 +141,13 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     return ImageSet(config, data.labels, data.classes, pixels=data.images)
 
 
-def _decode_into_memory(images: ImageSet, split: str) -> ImageSet:
-    """Decode a set into memory unless it is in memory, is cropped at random or does not fit; return the set."""
-    config = images.config
-    size = len(images) * config.channels * config.size**2
-    if images.source is None or (split == "train" and config.crop == "random") or size > config.memory_mb * 2**20:
-        return images
-    pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
-    labels, count = np.empty(len(images), np.int64), 0
-    broken = list[str]()
-    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), config.workers):
-        end = count + len(batch.images)
-        pixels[count:end] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
-        labels[count:end] = batch.labels.numpy()
-        count = end
-        broken += batch.broken
-    if not count:
-        raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
-    if broken:
-        note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
-    images.pixels, images.labels = pixels[:count], labels[:count]
-    return images
-
-
-# Images that are stored in files
-
-
-def _open_path(path: Path, split: str, config: DataConfig) -> ImageSet:
-    """Return the images of the split "train" or "test" of a folder, tars, Parquet files or arrays.
-
-    The path is one of these:
-
-    * a folder of image files (`sources.files.open_folder`);
-    * a tar, a Parquet file or an array;
-    * a pattern of such files (`train-{000..099}.tar`, `train-*.parquet`);
-    * a folder of such files, without image files.
-
-    Files divide the images if some names contain the word `train`, and others `test`, `val` or `validation`. The name
-    may be that of the file, of a folder above it, or of an array in an .npz. Else `data.split` divides the images.
-    There are classes if every image of both splits has a label.
-
-    Raises:
-        InputError: the path does not exist, is damaged or has no images, or a split would be empty.
-    """
-    sources: Mapping[str, Source] = open_folder(path) if path.is_dir() else {}
-    if sources:
-        for kind in sorted({file.suffix for file in path.iterdir()} & {".tar", ".parquet"}):
-            note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
-    else:
-        sources = _open_shards(path, split, config.labels)
-    return _select_split(sources, str(path), split, config)
-
-
 def _select_split(sources: Mapping[str, Source], where: str, split: str, config: DataConfig) -> ImageSet:
     """Return the images of a split; sources are by split name, or one source under "", which `data.split` divides."""
     if "" in sources:
         source = sources[""]
         rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
     else:
-        source = next(sources[name] for name in sources if (name == TRAIN) == (split == "train"))
+        source = next(sources[name] for name in sources if (name == "train") == (split == "train"))
         rows = np.arange(len(source))
     if not len(rows):
         images = counted(len(source), "image")
@@ -195,11 +164,11 @@ def is_shard_path(path: Path) -> bool:
 
 def open_whole(path: Path) -> Source:
     """Return all images of a folder, a list, tars, Parquet files or arrays, with their labels. Raises InputError."""
-    if path.is_dir() and (names := sorted(find_names(path, SUFFIXES))):
+    if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         top_folders = {name.split("/")[0] for name in names}
-        return FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
-    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
-        return read_list(path)
+        return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
+    if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
+        return files.read_list(path)
     read, shards = _list_shards(path)
     return read(shards, True)
 
@@ -207,23 +176,23 @@ def open_whole(path: Path) -> Source:
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:
     """Return the function that reads the tars, Parquet files or arrays of a path, and the list of these."""
     if path.is_dir():
-        base, files = path, sorted(path / name for name in find_names(path, tuple(_READERS)))
-        if not files:
+        base, paths = path, sorted(path / name for name in files.find_names(path, tuple(_READERS)))
+        if not paths:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
     elif is_shard_path(path):
-        files = match_files(path)
-        base = Path(os.path.commonpath([file.parent for file in files]))
+        paths = files.match_files(path)
+        base = Path(os.path.commonpath([file.parent for file in paths]))
     elif not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     else:
         raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files")
-    kinds = sorted({file.suffix.lower() for file in files})
+    kinds = sorted({file.suffix.lower() for file in paths})
     read = _READERS.get(kinds[0])
     if read is None or any(_READERS.get(kind) is not read for kind in kinds):
         raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
     if read is arrays.read:
-        return read, arrays.list_arrays(files, base)
-    return read, [Shard(file.relative_to(base).as_posix(), file) for file in files]
+        return read, arrays.list_arrays(paths, base)
+    return read, [Shard(file.relative_to(base).as_posix(), file) for file in paths]
 
 
 def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
@@ -233,7 +202,7 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
         by_name.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(shard)
-    splits = find_split(by_name if path.is_dir() else {*by_name, ""}, path)
+    splits = files.find_split(by_name if path.is_dir() else {*by_name, ""}, path)
     if splits is None:
         return {"": read(shards, labels)}
     needed = splits if labels else (splits[split != "train"],)  # both splits decide the classes
@@ -241,17 +210,14 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
 
 
 def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the test images, as `data.split` decides: by position, or by a hash of each name.
-
-    By the hash, neither split of two or more images is empty.
-    """
+    """Return a mask (N,) of the test images, as `data.split` decides: by position, or by a hash of each name."""
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
     hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
     threshold = config.test_fraction * 2**64
     test = np.fromiter((int.from_bytes(value, "big") < threshold for value in hashes), np.bool_)
-    if len(test) > 1 and not test.any():
+    if len(test) > 1 and not test.any():  # neither split is empty
         test[-1] = True
     if len(test) > 1 and test.all():
         test[0] = False

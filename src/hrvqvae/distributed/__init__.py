@@ -7,9 +7,10 @@ writes and prints.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.locks import lock_folder
 
 T = TypeVar("T")
 
@@ -120,14 +122,10 @@ def on_rank_zero(call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def context_on_rank_zero(resource: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Enter and leave a context in rank 0. An InputError on entering is raised in every process."""
+def lock_on_rank_zero(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a folder in rank 0. Raises as `lock_folder`, in every process."""
     with ExitStack() as stack:
-
-        def enter() -> None:
-            stack.enter_context(resource())
-
-        on_rank_zero(enter)
+        on_rank_zero(lambda: stack.enter_context(lock_folder(folder, wait)))
         yield
 
 
@@ -194,7 +192,9 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
     """Raise InputError if a tensor differs between processes. `when` completes the message, as in "at step 50"."""
     if not is_distributed():
         return
-    sums = torch.stack([_checksum(tensor) for tensor in named.values()]).cpu()
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whose sum does not round
+    flat = [tensor.detach().reshape(-1) for tensor in named.values()]
+    sums = torch.stack([values.view(integers[values.element_size()]).sum(dtype=torch.int64) for values in flat]).cpu()
     both = torch.cat([sums, ~sums])  # the largest complement is the complement of the smallest sum
     dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
     differs = both[: len(sums)] != ~both[len(sums) :]
@@ -204,10 +204,3 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
             f"the processes have drifted apart {when}: {names[0]} differs between them "
             f"({len(names)} of {len(named)} tensors); give every process the same kind of device"
         )
-
-
-def _checksum(values: Tensor) -> Tensor:
-    """Return the sum () int64 of a tensor's values, their bits read as integers."""
-    flat = values.detach().reshape(-1)
-    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return flat.view(integer).sum(dtype=torch.int64)

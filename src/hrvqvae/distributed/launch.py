@@ -56,7 +56,10 @@ def process_group() -> Iterator[None]:
         dist.destroy_process_group()
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the other processes; report first
-        if store is not None and not _is_first_to_report(store):
+        reports = 0
+        with suppress(Exception):  # the machine that keeps the store is gone
+            reports = store.add("told", 1) if store else 0
+        if reports > 1:
             sys.exit(2)
         if _is_lost(error):
             raise InputError(
@@ -67,11 +70,9 @@ def process_group() -> Iterator[None]:
 
 
 def _agree_on_name(store: Any, rank: int, size: int) -> str:
-    """Return a new name that all processes of this start share.
-
-    The store of torchrun outlives a restart, with the keys of earlier processes. So every other process asks with a
-    random word, and rank 0 answers until all have the name.
-    """
+    """Return a new name that all processes of this start share."""
+    # The store of torchrun outlives a restart, with the keys of earlier processes. So every other process asks with a
+    # random word, and rank 0 answers until all have the name.
     word = uuid.uuid4().hex
     if rank:
         store.set(f"asks/{rank}", word)
@@ -100,14 +101,6 @@ def _wait_for_all(store: Any, size: int) -> None:
             left = store.add("left", 0)
 
 
-def _is_first_to_report(store: Any) -> bool:
-    """Return whether this process is the first with an error to report."""
-    try:
-        return bool(store.add("told", 1) == 1)
-    except Exception:  # the machine that keeps the store is gone
-        return True
-
-
 def _is_lost(error: Exception) -> bool:
     """Return whether an error of torch means that a process has ended."""
     named = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "peer", "NCCL"))
@@ -118,9 +111,7 @@ def is_restarted(began: Callable[[], bool]) -> bool:
     """Return whether torchrun restarted these processes, so that they should resume.
 
     torchrun does not count restarts when machines join or leave; the name of the job (--rdzv-id) shows them instead.
-
-    Args:
-        began: called in rank 0; returns whether the run bears the mark of this job (`job_id`).
+    `began` is called in rank 0, and returns whether the run bears the mark of this job (`job_id`).
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrvqvae import __version__
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
@@ -40,7 +39,7 @@ from hrvqvae.utils.progress import task
 FORMAT = "1"
 SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # readers of folders of Parquet files skip names with a leading underscore
-_PREFIX = "hrvqvae."
+PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
 
 
@@ -96,20 +95,6 @@ class Plan:
                 raise InputError(f"{folder} was begun with another {title}: {old}, not {value}; choose another folder")
 
 
-def make_metadata(
-    model: str, config: Mapping[str, Any], image_size: int | None, classes: Sequence[str], broken: Mapping[str, str],
-    content: str,
-) -> dict[str, str]:  # fmt: skip
-    """Return the key-value metadata of a shard (docs/tokens.md); `broken` has errors by key."""
-    values = {
-        "format": FORMAT, "model": model, "config": json.dumps(config, sort_keys=True),
-        "image_size": json.dumps(image_size), "classes": json.dumps(list(classes)), "version": __version__,
-        "content": content,
-        "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
-    }  # fmt: skip
-    return {f"{_PREFIX}{name}": value for name, value in values.items()}
-
-
 @dataclass(frozen=True)
 class Rows:
     """Rows of a shard, one per image."""
@@ -121,15 +106,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.keys)
-
-
-def make_schema(num_symbols: Sequence[int], label: pa.DataType) -> pa.Schema:
-    """Return the columns of shards; `num_symbols` per level decides the type of the codes, the smallest that fits."""
-    columns = [("key", pa.string()), ("label", label), ("height", pa.int32()), ("width", pa.int32())]
-    for level, count in enumerate(num_symbols, start=1):
-        codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
-        columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
-    return pa.schema(columns)
 
 
 @dataclass(frozen=True)
@@ -183,31 +159,26 @@ def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], n
 
 def open_shards(paths: Sequence[Path]) -> Shards:
     """Open files as shards of one model. Raises InputError if a file is no shard, or the versions or models differ."""
-    shards = [_open_shard(path) for path in paths]
-    first = shards[0]
-    for shard in shards:
-        if shard.model != first.model:
-            raise InputError(f"{shard.paths[0]} and {paths[0].name} are of two models; name shards of one model")
-    broken = {key: error for shard in shards for key, error in shard.broken.items()}
-    digests = tuple(shard.content_digests[0] for shard in shards)
-    return Shards(tuple(paths), first.model, first.classes, sum(shard.count for shard in shards), broken, digests)
-
-
-def _open_shard(path: Path) -> Shards:
-    with open_parquet(path) as file:
-        metadata, count = file.metadata.metadata or {}, file.metadata.num_rows
-    texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
-    values = {name.removeprefix(_PREFIX): text for name, text in texts if name.startswith(_PREFIX)}
-    if "format" not in values or "model" not in values:
-        raise InputError(f"{path} is no shard of codes: its metadata has no {_PREFIX}format and {_PREFIX}model")
-    if values["format"] != FORMAT:
-        raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
-    try:
-        broken = {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
-        classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
-    return Shards((path,), values["model"], classes, count, broken, (values.get("content", ""),))
+    count, models, classes, broken, digests = 0, list[str](), list[tuple[str, ...]](), dict[str, str](), list[str]()
+    for path in paths:
+        with open_parquet(path) as file:
+            metadata, count = file.metadata.metadata or {}, count + file.metadata.num_rows
+        texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
+        values = {name.removeprefix(PREFIX): text for name, text in texts if name.startswith(PREFIX)}
+        if "format" not in values or "model" not in values:
+            raise InputError(f"{path} is no shard of codes: its metadata has no {PREFIX}format and {PREFIX}model")
+        if values["format"] != FORMAT:
+            raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
+        try:
+            broken |= {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
+            classes.append(tuple(map(str, json.loads(values.get("classes", "[]")))))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
+        models.append(values["model"])
+        digests.append(values.get("content", ""))
+        if models[-1] != models[0]:
+            raise InputError(f"{path} and {paths[0].name} are of two models; name shards of one model")
+    return Shards(tuple(paths), models[0], classes[0], count, broken, tuple(digests))
 
 
 def find_shards(path: Path) -> Shards:
@@ -240,7 +211,6 @@ def detokenize(
         out: the folder of the images; an image is written to the path `out/KEY.png` (`Outputs.reserve`).
         model: the model that encoded the shards; None finds the model in the package.
         levels: number of levels to decode, coarse first; None decodes all.
-        force: overwrite existing files.
 
     Raises:
         InputError: the model did not encode the shards, `levels` is out of range, or a file exists or can't be written.
@@ -261,10 +231,7 @@ def detokenize(
 
 
 def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
-    """Load `model` (default: the model of the package) whose weights have the expected digest.
-
-    Raises InputError if the digest differs.
-    """
+    """Load `model` (default: the model of the package), whose weights must have the expected digest."""
     for name in [model] if model is not None else list_models():
         run = Run(name)
         digest = run.weights_digest

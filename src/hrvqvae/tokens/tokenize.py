@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
@@ -33,7 +34,7 @@ from hrvqvae.data.batches import explain_worker_errors, group_by_size, open_load
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
-from hrvqvae.tokens.shards import SUFFIX, Plan, make_metadata, make_schema, open_shards
+from hrvqvae.tokens.shards import FORMAT, PREFIX, SUFFIX, Plan, open_shards
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -130,18 +131,27 @@ class Tokenizer:
         self.images, self.device = images, next(self.model.parameters()).device
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
-        self._config, self._symbols = to_dict(without_paths(run.folder_config)), config.model.num_symbols
+        self._metadata = {
+            "format": FORMAT, "model": self.digest, "image_size": json.dumps(self.size), "version": __version__,
+            "config": json.dumps(to_dict(without_paths(run.folder_config)), sort_keys=True),
+            "classes": json.dumps(list(images.classes)),
+        }  # fmt: skip
+        columns = [("key", pa.string()), ("label", images.labels.type), ("height", pa.int32()), ("width", pa.int32())]
+        for level, count in enumerate(config.model.num_symbols, start=1):  # the smallest type that fits the codes
+            codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
+            columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
+        self._schema = pa.schema(columns)
         self.workers = config.data.workers if workers is None else workers
         self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
         reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
         self._loader = open_loader(reader, self._chunks, self.workers, keep_workers=True)
 
-    def _split(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        """Yield the indices in chunks."""
+    def _split(self, indices: Sequence[int]) -> list[Sequence[int]]:
+        """Divide indices into chunks."""
         count = _MAX_FULL_SIZE_CHUNK
         if self.size is not None:
             count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // self.size**2))
-        return (indices[start : start + count] for start in range(0, len(indices), count))
+        return [indices[start : start + count] for start in range(0, len(indices), count)]
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
         """Yield the decoded chunks of shards, in order. The worker processes stay for the next call."""
@@ -159,25 +169,26 @@ class Tokenizer:
         `advance` is called with the number of images of each chunk. Raises OSError if the disk is full.
         """
         chunks = self.read([indices]) if chunks is None else chunks
-        columns = make_schema(self._symbols, self.images.labels.type)
         rows, broken, losses = list[Row](), dict[str, str](), list[str]()
         with (
             replace_file(path) as temporary,
-            pq.ParquetWriter(temporary, columns, compression="zstd", write_page_checksum=True) as file,
+            pq.ParquetWriter(temporary, self._schema, compression="zstd", write_page_checksum=True) as file,
         ):
-            for images, errors, lost in itertools.islice(chunks, sum(1 for _ in self._split(indices))):
+            for images, errors, lost in itertools.islice(chunks, len(self._split(indices))):
                 rows += self._encode(images)
                 broken |= errors
                 losses += lost
                 while len(rows) >= _GROUP_ROWS:
-                    self._append_group(file, rows[:_GROUP_ROWS], columns)
+                    self._append_group(file, rows[:_GROUP_ROWS])
                     rows = rows[_GROUP_ROWS:]
                 advance(len(images) + len(errors))
             if rows:
-                self._append_group(file, rows, columns)
-            content = self.images.content_digest(indices, broken)
-            metadata = make_metadata(self.digest, self._config, self.size, self.images.classes, broken, content)
-            file.add_key_value_metadata(metadata)
+                self._append_group(file, rows)
+            metadata = self._metadata | {
+                "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
+                "content": self.images.content_digest(indices, broken),
+            }
+            file.add_key_value_metadata({f"{PREFIX}{name}": value for name, value in metadata.items()})
         return len(indices), losses
 
     @torch.inference_mode()
@@ -192,15 +203,15 @@ class Tokenizer:
                 rows.append((indices[position], sizes[position], levels))
         return sorted(rows, key=lambda row: row[0])
 
-    def _append_group(self, file: pq.ParquetWriter, rows: Sequence[Row], columns: pa.Schema) -> None:
+    def _append_group(self, file: pq.ParquetWriter, rows: Sequence[Row]) -> None:
         indices, sizes, codes = zip(*rows, strict=True)
         keys, labels = [self.images.key(index) for index in indices], self.images.labels.take(pa.array(indices))
         values = [keys, labels.to_pylist(), *(list(side) for side in zip(*sizes, strict=True))]
         for level in zip(*codes, strict=True):
             values += [list(side) for side in zip(*(grid.shape for grid in level), strict=True)]
             values.append([grid.ravel() for grid in level])
-        arrays = [pa.array(column, field.type) for column, field in zip(values, columns, strict=True)]
-        file.write_table(pa.Table.from_arrays(arrays, schema=columns), row_group_size=len(rows))
+        arrays = [pa.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
+        file.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(rows))
 
 
 @dataclass(frozen=True)
@@ -227,7 +238,7 @@ def tokenize(
         shard_size: images per shard; None takes the size that the folder was begun with, or 10,000.
         full_size: encode images at their own size (default: crop to a square and resize as in training).
         workers: processes per model that decode images; None takes `data.workers` of the model.
-        engine: "local", or "ray" to distribute the shards over a Ray cluster.
+        engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all see the same paths.
         retry_broken: read again the images that could not be read before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
 
@@ -287,10 +298,7 @@ def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry
 
 
 def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
-    """Return the number of shards in a folder, the number of their images, and the errors of broken images by key.
-
-    Raises InputError if a shard is of another model or of other images.
-    """
+    """Return the number of shards in a folder, the number of their images, and the errors of broken images by key."""
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
     planned = {path: indices for name, indices in plan.shards.items() if (path := out / name).is_file()}
     if not (planned or retries):
@@ -311,11 +319,7 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
 def _write_on_ray(
     tokenizer: Tokenizer, shards: dict[Path, Sequence[int]], advance: Advance
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of `Tokenizer.write`.
-
-    Each actor holds the model, on a GPU if the cluster has GPUs. The folder, the images and the model must have the
-    same paths on every machine. Ray sends no usage statistics by default, and logs only errors.
-    """
+    """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of `Tokenizer.write`."""
     if not shards:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads both when it is imported

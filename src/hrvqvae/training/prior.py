@@ -153,7 +153,7 @@ class PriorTask(Task[CodeBatch]):
         assert isinstance(model, Prior)
         name, initial = self.training.init_from, model.state_dict()
         prior = Run(name).priors.get(self.levels)
-        if prior is None or not prior.exists():
+        if prior is None or not prior.file.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = prior.read()
         not_copied = list[str]()
@@ -250,7 +250,7 @@ def train_priors(
         trainers[levels] = Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say)
     with ExitStack() as locks:
         for trainer in trainers.values():
-            locks.enter_context(distributed.context_on_rank_zero(trainer.task.run.locked))
+            locks.enter_context(distributed.lock_on_rank_zero(trainer.task.run.path))
         for trainer in trainers.values():
             trainer.check()
         next(iter(trainers.values())).task.open(say)  # reports bad data before a configuration is written

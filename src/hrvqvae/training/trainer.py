@@ -188,7 +188,7 @@ class Trainer(Generic[B]):
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
-            stack.enter_context(distributed.context_on_rank_zero(run.locked))
+            stack.enter_context(distributed.lock_on_rank_zero(run.path))
             state = self._prepare_state()
             sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())

@@ -105,12 +105,9 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
 
 @cache
 def _thread_team() -> Any:
-    """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None.
-
-    Threads of another pool would find no free core, because torch's threads spin for milliseconds after each operation.
-    Each of numba's threading layers has a flaw: it can't be called from two threads at once, or it ends a process that
-    forks afterwards.
-    """
+    """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None."""
+    # Threads of another pool would find no free core: torch's threads spin for milliseconds after each operation.
+    # numba's threading layers can't be called from two threads at once, or end a process that forks afterwards.
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
             call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel

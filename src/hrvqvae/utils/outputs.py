@@ -72,15 +72,16 @@ def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = ()
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
-    _check_replaceable(path, force, _identities(inputs))
+    _check_replaceable(path, force, {identify(source) for source in inputs if source.exists()})
     folder = next(parent for parent in path.resolve().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
 
 
-def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Return the device and inode of each file that exists: they are equal for two names of the same file."""
-    return {(stat.st_dev, stat.st_ino) for stat in (path.stat() for path in paths if path.exists())}
+def identify(path: str | Path) -> tuple[int, int]:
+    """Return the device and inode of a path, which are equal for two names of the same file. Raises OSError."""
+    status = Path(path).stat()
+    return status.st_dev, status.st_ino
 
 
 def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
@@ -88,7 +89,7 @@ def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) ->
         raise InputError(f"{path} is a folder; name a file")
     if not path.exists():
         return
-    if _identities([path]) & inputs:
+    if identify(path) in inputs:
         raise InputError(f"{path} is an input and is never overwritten; choose another output")
     if not force:
         raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
@@ -111,7 +112,8 @@ class Outputs:
         if suffixes and suffix and suffix not in suffixes and not out.is_dir():
             raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
         self._single = suffix in suffixes and bool(suffix)
-        self._out, self._force, self._inputs = out, force, _identities(inputs)
+        self._out, self._force = out, force
+        self._inputs = {identify(path) for path in inputs if path.exists()}
         self._root = out.resolve()
         self._counts = dict[str, int]()  # number of files of the same name, by key (see `_fold`)
         self._folders = set[str]()  # keys of the folders of these files

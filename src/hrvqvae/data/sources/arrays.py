@@ -82,8 +82,7 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
 def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
     """Open arrays of images. Raises InputError if an array is damaged, or its type or shape does not fit."""
     source = ArraySource(shards)
-    labels_of_shards = [_read_labels(shard) for shard in shards] if labels else []
-    complete = [values for values in labels_of_shards if values is not None]
+    complete = [values for shard in shards if (values := _read_labels(shard)) is not None] if labels else []
     if complete and len(complete) == len(shards):
         source.labels = np.concatenate(complete)
     return source
@@ -109,10 +108,7 @@ def _read_array(shard: Shard) -> NDArray[Any]:
 
 
 def _map_member(shard: Shard) -> NDArray[Any] | None:
-    """Return a memory map of an array in an .npz, or None if the array is compressed or empty.
-
-    Raises InputError if a compressed array would take too much memory.
-    """
+    """Return a memory map of an array in an .npz, or None if the array is compressed or empty."""
     with shard.path.open("rb") as stream:
         with zipfile.ZipFile(stream) as archive:
             member = archive.getinfo(f"{shard.key}.npy")

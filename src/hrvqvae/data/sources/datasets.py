@@ -42,10 +42,7 @@ class DatasetSource(Source):
     """The items of a map-style torch data set. The name of an image is its index."""
 
     def __init__(self, dataset: Any, split: str, labels: bool) -> None:
-        """Read the labels: from the attribute `targets` if there is one, as in torchvision, else from every item.
-
-        Raises InputError if there is no item, or a label is neither a whole number nor a text.
-        """
+        """Read the labels: from the attribute `targets` if there is one, as in torchvision, else from every item."""
         super().__init__([len(dataset)])
         self.dataset, self._title = dataset, f"the {split} data set" if split else "the data set"
         if not len(self):

@@ -16,6 +16,7 @@ from PIL import Image
 from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.data.sources import ENDING_BYTES, HELD_OUT, SPLIT_NAMES, TRAIN, Source, decode_name, encode_names, read_end
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import identify
 from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
 
@@ -105,12 +106,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
 def find_split(names: Collection[str], where: Path) -> tuple[str, str] | None:
     """Return the names of the train and the test split, or None if `data.split` is to divide the images.
 
-    Args:
-        names: the split name of each file or folder, "" if it has none.
-        where: the path of the data, for messages.
-
-    Raises:
-        InputError: only one of the two splits is there.
+    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only one split is there.
     """
     test = next((name for name in HELD_OUT if name in names), None)
     if TRAIN in names and test is not None:
@@ -129,7 +125,7 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     images in other formats, and another names each folder that can't be read. Raises InputError if a name is not UTF-8.
     """
     others = Counter[str]()
-    for file in _walk(folder, {_identify(path) for path in folder.resolve().parents}):
+    for file in _walk(folder, {identify(path) for path in folder.resolve().parents}):
         suffix = Path(file.name).suffix.lower()
         if suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
@@ -143,16 +139,10 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
         told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
 
 
-def _identify(path: str | Path) -> tuple[int, int]:
-    """Return the device and inode of a path, which are equal for a link and its target."""
-    status = Path(path).stat()
-    return status.st_dev, status.st_ino
-
-
 def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Yield the files at any depth of a folder; do not follow a link to a folder in `above`."""
     try:
-        above = above | {_identify(folder)}
+        above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
     except OSError as error:
@@ -162,7 +152,7 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
         if not entry.is_dir():
             if entry.is_file():
                 yield entry
-        elif not (entry.is_symlink() and _identify(entry.path) in above):
+        elif not (entry.is_symlink() and identify(entry.path) in above):
             yield from _walk(Path(entry.path), above)
 
 

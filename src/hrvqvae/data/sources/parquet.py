@@ -157,7 +157,12 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
             rows, size = file.metadata.num_rows, shard.path.stat().st_size
             if rows > size:
                 raise InputError(f"{shard.path} has {rows:,} rows in {size:,} bytes, which are no images")
-            groups += _list_groups(file, shard.path)
+            column, first_row = _find_image_column(file.schema_arrow, shard.path), 0
+            for index in range(file.num_row_groups):
+                group = file.metadata.row_group(index)  # its `column` would end the process at damaged statistics
+                if group.num_rows:
+                    groups.append(Group(shard.path, index, first_row, group.num_rows, group.total_byte_size, column))
+                first_row += group.num_rows
             if labels and rows:
                 values, class_names = _read_labels(file, shard.path)
                 labels_of_files.append(values)
@@ -171,16 +176,6 @@ def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
             raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
         source.labels, source.class_names = np.concatenate(complete), names.pop()
     return source
-
-
-def _list_groups(file: Any, path: Path) -> list[Group]:
-    column, groups, first_row = _find_image_column(file.schema_arrow, path), list[Group](), 0
-    for index in range(file.num_row_groups):
-        group = file.metadata.row_group(index)  # its `column` would end the process where statistics are damaged
-        if group.num_rows:
-            groups.append(Group(path, index, first_row, group.num_rows, group.total_byte_size, column))
-        first_row += group.num_rows
-    return groups
 
 
 def _find_image_column(schema: Any, path: Path) -> str:
@@ -225,11 +220,10 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
         names = None
     with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:  # keep each text once
         values = file.read(columns=[column], use_threads=False).column(0)
-    if values.null_count:
-        return None, tuple(map(str, names or ()))
-    if types.is_integer(kind):
+    labels: NDArray[Any] | None = None
+    if not values.null_count and types.is_integer(kind):
         labels = values.to_numpy()
-    else:
+    elif not values.null_count:
         texts = values.unify_dictionaries().combine_chunks()
         labels = np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()]
     return labels, tuple(map(str, names or ()))

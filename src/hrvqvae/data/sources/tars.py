@@ -45,14 +45,7 @@ class TarSource(Source):
         self, files: Sequence[Path], counts: Sequence[int], spans: NDArray[np.int64], names: NDArray[np.bytes_],
         labels: NDArray[np.int64],
     ) -> None:  # fmt: skip
-        """Keep the index of the shards.
-
-        Args:
-            counts: images in each shard.
-            spans: (N, 2) offset of each image in its shard, and length of the image in bytes.
-            names: (N,) name of each image, from `encode_names`.
-            labels: (N,) label of each image, NO_LABEL if it has none.
-        """
+        """Keep the index of the shards: images per shard, offset and length (N, 2), names (N,), labels or NO_LABEL."""
         super().__init__(counts)
         self.files, self._spans, self._names, self.stored_labels = tuple(files), spans, names, labels
 
@@ -63,18 +56,16 @@ class TarSource(Source):
         return f"{self.files[self.locate(row)[0]]}: {decode_name(self._names, row)}"
 
     def open(self, row: int) -> Image.Image:
-        encoded = self._read_end(row, size := int(self._spans[row, 1]))
+        start, size = map(int, self._spans[row])
+        encoded = read_end(self.files[self.locate(row)[0]], start, size, size)
         if len(encoded) != size:
             raise OSError("the shard has become shorter")
         return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
-        return b"%d %b" % (self._spans[row, 1], self._read_end(row, ENDING_BYTES) if ending else b"")
-
-    def _read_end(self, row: int, count: int) -> bytes:
-        """Return the last `count` bytes of an image, or all if there are fewer."""
         start, size = map(int, self._spans[row])
-        return read_end(self.files[self.locate(row)[0]], start, size, count)
+        file = self.files[self.locate(row)[0]]
+        return b"%d %b" % (size, read_end(file, start, size, ENDING_BYTES) if ending else b"")
 
 
 def read(shards: Sequence[Shard], labels: bool) -> TarSource:
@@ -178,11 +169,10 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 def _read_label(kind: str, content: bytes, where: str) -> int:
     """Return the label in a `.cls` or `.json` member; `NO_LABEL` for a `.json` without a label."""
-    label: Any = None
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-        label = int(content) if kind == "cls" else json.loads(content)["label"]
-    if type(label) is int and NO_LABEL < label < 2**63:
-        return label
+        label: Any = int(content) if kind == "cls" else json.loads(content)["label"]
+        if type(label) is int and NO_LABEL < label < 2**63:
+            return label
     if kind == "cls":
         raise InputError(f"{where} is not the number of a class")
     return NO_LABEL
