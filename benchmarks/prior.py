@@ -28,7 +28,7 @@ class PriorSide:
         training = dataclasses.replace(
             config.prior.training_of(levels.start), precision="bf16" if bf16 else "fp32"
         )  # fmt: skip
-        self.compute = Compute.of(training)
+        self.compute = Compute(training)
         torch.manual_seed(0)
         prior = build_prior(config, levels, classes=10)
         self.parameters = count_parameters(prior)

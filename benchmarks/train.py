@@ -40,7 +40,7 @@ class AutoencoderSide:
         if plain:
             form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
             config = dataclasses.replace(config, training=form)
-        self.compute = Compute.of(config.training)
+        self.compute = Compute(config.training)
         self.model = self.compute.place_model(build(config))
         self.quantizers = [quantizer for quantizer in self.model.modules() if isinstance(quantizer, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:

@@ -204,7 +204,7 @@ def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
     assert width > 1.7 * height, "pairs side by side"
     config = RunFolder(run).read_config()
     train = load_images(config.data, "train")
-    images = torch.stack([torch.from_numpy(train.read(index, None)) for index in (5, 60)]) / 255
+    images = torch.stack([torch.from_numpy(train.decode(index, None).pixels) for index in (5, 60)]) / 255
     moved = (images * 0.9 + 0.01).clamp(0, 1)
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
     found, errors = nearest(moved, config)

@@ -171,7 +171,7 @@ def prepare(ground: Path) -> None:
     maps = [images[:, :5, :5] % 4, images.astype(np.uint16)[:, :6, :6], labels.astype(np.int64)]
     for path, array in zip(codemaps.array_paths(ground / "maps", "train", 2), maps, strict=True):
         codemaps.write_array(path, array)
-    codemaps.write_description(ground / "maps", "train", {"of": 1}, 2, ["a", "b"])
+    codemaps.write_maps(ground / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
     given = {
         "data.root": str(ground / "data"), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
         "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",

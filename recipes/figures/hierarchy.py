@@ -37,7 +37,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
         books = hierarchy.get_codebooks(model)
         if position is not None:
             name = f"{config.name}, position ({position[0]}, {position[1]}) of the first test image"
-            image = torch.from_numpy(load_images(config.data, "test").read(0, None))
+            image = torch.from_numpy(load_images(config.data, "test").decode(0, None).pixels)
             tree = hierarchy.make_tree(model, image, (position[0], position[1]), name)
         elif path is not None:
             tree = hierarchy.Tree(books, None, f"{config.name}, the path given")

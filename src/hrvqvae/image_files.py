@@ -17,7 +17,7 @@ from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images, flat_codes
-from hrvqvae.data.image_sets import chunk_by_size
+from hrvqvae.data.batches import chunk_by_size
 from hrvqvae.data.images import (
     SUFFIXES,
     BrokenImageError,
@@ -102,7 +102,6 @@ def compress_files(
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.hrva, an archive to append to; otherwise a folder, for one file per image.
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
-        force: Overwrite files (.hrv) that exist.
         skip: Leave out images that can't be read, with a notice per image.
 
     Raises:
@@ -176,11 +175,9 @@ def decompress_files(
 
     Args:
         models: The model that made each file.
-        paths: Files of codes (.hrv) and archives (.hrva).
         out: Y.png for one image, else a folder.
         levels: Largest number of levels to use (default: all).
         names: Images of archives to write (default: all).
-        force: Overwrite images that exist.
 
     Raises:
         InputError: Another model made a file, a name is unknown, an image exists already, or `out` can't be written.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hrvqvae.checkpoints import hub, storage
 from hrvqvae.checkpoints.export import export, push_run
-from hrvqvae.checkpoints.folder import list_models
+from hrvqvae.checkpoints.folder import is_hub_name, list_models, run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import hrv
 from hrvqvae.compression import images as compression
@@ -49,7 +49,9 @@ class Model:
         Args:
             options: For the hub: revision, cache_dir, token, local_files_only, force_download.
         """
-        return cls(hub.find_or_fetch(name, **options), device, beam)
+        path = run_folder(name)
+        is_here = path.exists() or not is_hub_name(name)
+        return cls(path if is_here else hub.fetch(str(name), **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the model with its priors, config.json and a model card into a new folder, or raise InputError.
@@ -115,7 +117,8 @@ class Model:
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
         num_levels = self.autoencoder.check_levels(levels)
-        return partial(RateDistortion(self.autoencoder, self.entropy_model, num_levels).encode, lmbda=lmbda)
+        search = RateDistortion(self.autoencoder, self.entropy_model, num_levels)
+        return lambda images: search.encode(images, lmbda)[0]
 
     @torch.inference_mode()
     def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:

@@ -42,15 +42,10 @@ def reconstruct(
 
     The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's channels, with a notice.
 
-    Args:
-        levels: Number of levels to use (default: all).
-        beam: See `hrvqvae.load`.
-        lmbda: See `Model.encode`.
-        force: Overwrite the sheet if it exists.
+    `beam` is as for `hrvqvae.load`, `lmbda` as for `Model.encode`.
 
-    Raises:
-        InputError: The run or an image can't be read, the model does not decode this number of levels, or the sheet
-            exists or can't be written.
+    Raises InputError if the run or an image can't be read, the model does not decode this number of levels, or the
+    sheet exists or can't be written.
     """
     check_output(out, force=force, inputs=paths, suffix=".png")
     model = Model(run, beam=beam)
@@ -83,15 +78,9 @@ def sample(
     run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
     params: SamplingParams | None = None, save_dir: Path | None = None, force: bool = False,
 ) -> None:  # fmt: skip
-    """Write a sheet (.png) of samples. With `save_dir`, write each sample as a PNG file too, named by class and index.
+    """Write a sheet (.png) of samples, see `Model.draw`. With `save_dir`, write each sample as a PNG file too.
 
-    Args:
-        seed, class_name, params: See `Model.sample`.
-        save_dir: Folder for one file per sample.
-        force: Overwrite files that exist.
-
-    Raises:
-        InputError: See `Model.sample`; or a file exists or can't be written.
+    Raises InputError as `Model.sample`, or if a file exists or can't be written.
     """
     check_output(out, force=force, suffix=".png")
     if save_dir is not None:
@@ -113,8 +102,7 @@ def draw_completions(
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """Draw completions of an image (C, size, size) uint8 (see `Model.complete`).
 
-    Returns:
-        The image, grey where no codes are kept; the share of the finest level's codes that is kept; the completions.
+    Returns the image, grey where no codes are kept; the kept share of the finest level's codes; the completions.
     """
     kept = model.keep_part(image, keep)
     images = model.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
@@ -128,13 +116,9 @@ def complete(
 ) -> None:  # fmt: skip
     """Resize an image to the size in training, and write a sheet (.png) of it, its kept part and completions.
 
-    Args:
-        keep: See `Model.complete`; or a mask as an image file, which is white where the image is kept.
-        seed, class_name, params: See `Model.complete`.
-        force: Overwrite the sheet if it exists.
+    `keep` is as for `Model.complete`, or a mask as an image file, which is white where the image is kept.
 
-    Raises:
-        InputError: See `Model.complete`; or an image can't be read, or the sheet exists or can't be written.
+    Raises InputError as `Model.complete`, or if an image can't be read, or the sheet exists or can't be written.
     """
     check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)

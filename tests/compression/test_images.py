@@ -73,7 +73,7 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
 
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
     model = hrvqvae.load(run)
-    image = torch.from_numpy(load_images(model.config.data, "train").read(0, None))[None]  # which the networks know
+    image = torch.from_numpy(load_images(model.config.data, "train").decode(0, None).pixels)[None]
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
     assert all(by_levels[2].startswith(content) for content in by_levels)
     with pytest.raises(InputError, match="levels is 4; this model decodes 1, 2, 3"):
@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
 def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size says."""
 
-    def encode_with_errors(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
+    def encode(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
         return (lmbdas,), lmbdas
 
     def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
@@ -144,9 +144,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
     monkeypatch.setattr(compression, "write", files)
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     entropy_model = SimpleNamespace(networks=(None,))
-    encoder = cast(
-        RateDistortion, SimpleNamespace(encode_with_errors=encode_with_errors, entropy_model=entropy_model, levels=1)
-    )
+    encoder = cast(RateDistortion, SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1))
     best = [(np.inf, b"")]
     assert compression._search_lambdas(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
     error, file = best[0]

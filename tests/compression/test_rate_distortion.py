@@ -49,14 +49,14 @@ def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_roo
     model, entropy_model = untrained(single_grid(name, mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     for images in (digits(), digits(3)[:, :, 2:7]):
-        found = RateDistortion(model, entropy_model).encode(images, 0.0)
+        found = RateDistortion(model, entropy_model).encode(images, 0.0)[0]
         usual = model.encode(images)
         assert [code.shape for code in found] == [code.shape for code in usual]
         before, after = errors(model, images, usual), errors(model, images, found)
         assert (after <= before + 1e-5).all()
         assert after.sum() < 0.997 * before.sum()
     if name != "fsq":  # whose library takes no empty batch
-        nothing = RateDistortion(model, entropy_model).encode(digits(1)[:0], 0.0)
+        nothing = RateDistortion(model, entropy_model).encode(digits(1)[:0], 0.0)[0]
         assert [len(code) for code in nothing] == [0] * len(entropy_model.symbols)
 
 
@@ -89,9 +89,9 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 def test_images_have_a_lambda_each(device: str, run: Path) -> None:
     model, images = hrvqvae.load(run), digits(3)
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
-    codes, squares = encoder.encode_with_errors(images, torch.tensor([0.0, 0.05, 1.0], device=device))
+    codes, squares = encoder.encode(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, lmbda in enumerate((0.0, 0.05, 1.0)):
-        alone = encoder.encode(images[number : number + 1], lmbda)
+        alone = encoder.encode(images[number : number + 1], lmbda)[0]
         assert all(torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True))
     torch.testing.assert_close(squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4)
 
@@ -176,11 +176,11 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, mo
     model, lmbda = hrvqvae.load(run), 0.02
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[None, :, :55, :70]
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
-    whole, usual = encoder.encode(image, lmbda), model.encode(image)
+    whole, usual = encoder.encode(image, lmbda)[0], model.encode(image)
     monkeypatch.setattr(rate_distortion, "_TILE_SIDE", 12)
     monkeypatch.setattr(rate_distortion, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
-    found, squares = encoder.encode_with_errors(image, lmbda)
+    found, squares = encoder.encode(image, lmbda)
     assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
     least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))
     assert tiled < least + 0.1 * (most - least)

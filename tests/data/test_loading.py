@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import batches, evaluation_batches, explain_worker_errors, sample_stream
-from hrvqvae.data.image_sets import ImageSet, make_rng
+from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, explain_worker_errors, make_rng, sample_stream
 from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.errors import InputError
@@ -32,7 +31,7 @@ def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
     config = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     images = load_images(config, "train")
     expected, labels = drawn_digits(96, 1)
-    np.testing.assert_array_equal(np.stack([images.read(index, None) for index in range(96)])[:, 0], expected)
+    np.testing.assert_array_equal(np.stack([images.decode(index, None).pixels for index in range(96)])[:, 0], expected)
     np.testing.assert_array_equal(images.labels, labels)
     direct = load_images(dataclasses.replace(config, root=str(mnist_root / "mnist")), "test")
     assert len(direct) == 40
@@ -85,7 +84,7 @@ def test_small_folders_are_held_and_large_ones_decoded(workers: int, picture_fol
     assert held.pixels is not None
     assert decoded.pixels is None
     for index in range(len(decoded)):
-        np.testing.assert_array_equal(held.read(index, None), decoded.read(index, None))
+        np.testing.assert_array_equal(held.decode(index, None).pixels, decoded.decode(index, None).pixels)
     assert load_images(folder_config(picture_folder, crop="random"), "train").pixels is None
 
 
@@ -106,7 +105,7 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb: int, pictu
     cut = dataclasses.replace(config, validation=0.2)
 
     def pixels(images: ImageSet) -> list[bytes]:
-        return [images.read(index, None).tobytes() for index in range(len(images))]
+        return [images.decode(index, None).pixels.tobytes() for index in range(len(images))]
 
     train, validation = (pixels(load_images(cut, split)) for split in ("train", "test"))
     assert len(validation) == len(whole) // 5
@@ -133,9 +132,9 @@ def test_an_epoch_shows_every_image_once() -> None:
 def test_flips_in_memory() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 1, 3, 4)
     images = ImageSet(DataConfig(flip=True), np.zeros(1, np.int64), (), pixels=pixels)
-    seen = {images.read(0, (0, epoch, 0)).tobytes() for epoch in range(20)}
+    seen = {images.decode(0, (0, epoch, 0)).pixels.tobytes() for epoch in range(20)}
     assert seen == {pixels[0].tobytes(), pixels[0][..., ::-1].tobytes()}
-    np.testing.assert_array_equal(images.read(0, None), pixels[0])
+    np.testing.assert_array_equal(images.decode(0, None).pixels, pixels[0])
 
 
 def test_every_stream_is_its_own() -> None:
@@ -152,7 +151,7 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture
     pixels = torch.cat([batch.images for batch in seen])
     count = len(images) if limit is None else min(limit, len(images))
     assert len(pixels) == count
-    whole = np.stack([images.read(index, None) for index in range(len(images))])
+    whole = np.stack([images.decode(index, None).pixels for index in range(len(images))])
     places = [int(np.flatnonzero((whole == image.numpy()).all((1, 2, 3)))[0]) for image in pixels]
     assert places[0] == 0
     assert all(0 < after - before <= -(-len(images) // count) for before, after in pairwise([*places, len(images)]))

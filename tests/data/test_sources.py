@@ -19,8 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hrvqvae.data.batches import batches, evaluation_batches
-from hrvqvae.data.image_sets import ImageSet, make_rng
+from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources import HELD_OUT, parquet, tars
@@ -37,7 +36,7 @@ def loaded(root: object, split: str = "train", /, **changes: object) -> ImageSet
 
 
 def content(images: ImageSet) -> np.ndarray:
-    return np.stack([images.read(index, None) for index in range(len(images))])
+    return np.stack([images.decode(index, None).pixels for index in range(len(images))])
 
 
 def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
@@ -133,7 +132,7 @@ def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: p
     roots = [store(name, tmp_path / name / "images", files) for name in ("folder", form)]
     options = {"crop": "random", "flip": True, "size": 12, "split": "sorted", "train_samples": 30}
     folder, images = (loaded(root, **options) for root in roots)
-    assert len({folder.read(0, (1, epoch, 0)).tobytes() for epoch in range(8)}) > 1
+    assert len({folder.decode(0, (1, epoch, 0)).pixels.tobytes() for epoch in range(8)}) > 1
 
     def read(images: ImageSet, workers: int = 0) -> torch.Tensor:
         return torch.cat([batch.images for batch in islice(batches(images, batch_size=4, seed=2, workers=workers), 14)])
@@ -388,7 +387,7 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     reads, real = list[parquet.Group](), parquet._read_group
     monkeypatch.setattr(parquet, "_read_group", lambda group: (reads.append(group), real(group))[1])
     for index in orders[0]:
-        images.read(int(index), None)
+        images.decode(int(index), None)
     assert len(reads) == len(set(reads)) <= len(groups)
     rows = images.rows[orders[0]] // 5
     assert (np.diff(rows) != 0).mean() > 0.5, "images of several row groups are mixed"

@@ -16,7 +16,7 @@ from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import DataConfig, Geometry
-from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.batches import ImageSet
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import measure_file_bits, measure_label_bits, measure_rate

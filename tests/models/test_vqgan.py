@@ -41,7 +41,7 @@ class Started:
 
     def __init__(self, config: Config) -> None:
         torch.manual_seed(0)
-        self.compute = Compute.of(config.training)
+        self.compute = Compute(config.training)
         model = build(config)
         self.model = model
         self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)

@@ -85,7 +85,7 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
     with fake_gpu() as waits:
         config = config_for(name)
         task = AutoencoderTask(config, RunFolder(Path("run")))
-        task.compute = Compute.of(config.training)
+        task.compute = Compute(config.training)
         with torch.device("cuda"):
             model = build(config).train()
             task.objective = build_objective(model, config, place)

@@ -430,7 +430,7 @@ def run_shards(run: Path, tmp_path: Path) -> Path:
     images = load_images(RunFolder(run).read_config().data, "train")
     names = [tmp_path / f"{index:03d}.png" for index in range(len(images))]
     for index, name in enumerate(names):
-        Image.fromarray(images.read(index, None)[0]).save(name)
+        Image.fromarray(images.decode(index, None).pixels[0]).save(name)
     lines = [f"{name}\t{images.classes[label]}\n" for name, label in zip(names, images.labels, strict=True)]
     (tmp_path / "list.txt").write_text("".join(lines))
     tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)

@@ -39,11 +39,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     auto = dataclasses.replace(tiny.training, precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
-    assert Compute.of(auto).bf16 is present
-    assert not Compute.of(auto).emulates_bf16
-    asked = Compute.of(dataclasses.replace(auto, precision="bf16"))
+    assert Compute(auto).bf16 is present
+    assert not Compute(auto).emulates_bf16
+    asked = Compute(dataclasses.replace(auto, precision="bf16"))
     assert (asked.bf16, asked.emulates_bf16) == (True, not present)
-    assert not Compute.of(dataclasses.replace(auto, precision="fp32")).bf16
+    assert not Compute(dataclasses.replace(auto, precision="fp32")).bf16
 
 
 def test_float32_stays_float32_in_a_training_and_is_as_before_after_it(
@@ -66,7 +66,7 @@ def test_float32_stays_float32_in_a_training_and_is_as_before_after_it(
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])
 def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
     with pytest.raises(InputError, match=f"device is '{name}'"):
-        Compute.of(dataclasses.replace(tiny.training, device=name))
+        Compute(dataclasses.replace(tiny.training, device=name))
 
 
 def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:

@@ -19,7 +19,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, PriorConfig
 from hrvqvae.config.parsing import override
-from hrvqvae.data.image_sets import make_rng
+from hrvqvae.data.batches import make_rng
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation import classifier
@@ -114,7 +114,8 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
 def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, config = Run(run).load()
     stored = load_images(config.data, "train")
-    images = torch.stack([torch.from_numpy(stored.read(index, None)).float() / 255 for index in range(len(stored))])
+    pixels = [torch.from_numpy(stored.decode(index, None).pixels) for index in range(len(stored))]
+    images = torch.stack(pixels) / 255
     size, reach = images.shape[-1], images.shape[-1] // 8
     drawn = make_rng("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
     down, right = next(shift for shift in drawn if shift != [reach, reach])

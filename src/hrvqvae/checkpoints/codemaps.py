@@ -26,8 +26,7 @@ from torch.nn.functional import pad
 
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
-from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.image_sets import make_rng
+from hrvqvae.data.batches import evaluation_batches, make_rng
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
@@ -36,6 +35,8 @@ from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
 
 Augment = Callable[[Tensor], Tensor]
+WriteArrays = Callable[[Sequence[Path]], Sequence[str]]
+"""Writes an .npy file per level, coarse first, and one of the labels; returns the names of the classes."""
 _BATCH_SIZE = 128
 
 
@@ -121,59 +122,56 @@ def load_or_extract(
     """
     source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
-    def write() -> None:
+    def extract() -> WriteArrays:
         share = extract_codes(model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment)
         shares = distributed.gather_object(share)
-        distributed.on_rank_zero(lambda: _write_maps(folder, split, shares, source))
 
-    return load_or_write(folder, split, source, config.model.num_symbols, write, say)
+        def write_arrays(paths: Sequence[Path]) -> Sequence[str]:
+            for path, *arrays in zip(paths, *((*share.levels, share.labels) for share in shares), strict=True):
+                write_array(path, np.concatenate(arrays))
+            return share.classes
+
+        return write_arrays
+
+    return load_or_write(folder, split, source, config.model.num_symbols, extract, say)
 
 
 def load_or_write(
-    folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], write: Callable[[], None],
+    folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], prepare: Callable[[], WriteArrays],
     say: Callable[[str], None],
 ) -> CodeMaps:  # fmt: skip
     """Load the code maps `name` from a folder; write them first if they are missing, damaged or of another source.
 
-    `write` is called in every process; `say` is called before waiting for another process that works in the folder.
+    `prepare` is called in every process; `say` is called before waiting for another process that works in the folder.
     """
     with distributed.lock_on_rank_zero(folder, say):
         if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
-            write()
+            write_arrays = prepare()
+            distributed.on_rank_zero(lambda: write_maps(folder, name, source, len(symbols), write_arrays))
         maps = read_maps(folder, name, source, symbols)
     if maps is None:
         raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
     return maps
 
 
-def _write_maps(folder: Path, name: str, shares: Sequence[CodeMaps], source: Mapping[str, Any]) -> None:
-    """Write code maps, concatenated from the shares of all ranks in order."""
-    pieces = zip(*((*share.levels, share.labels) for share in shares), strict=True)
-    arrays = [np.concatenate(arrays) for arrays in pieces]
+def write_maps(folder: Path, name: str, source: Mapping[str, Any], num_levels: int, write_arrays: WriteArrays) -> None:
+    """Write code maps."""
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
-        for path, array in zip(array_paths(folder, name, len(arrays) - 1), arrays, strict=True):
-            write_array(path, array)
-        write_description(folder, name, source, len(arrays) - 1, shares[0].classes)
+        classes = write_arrays(array_paths(folder, name, num_levels))
+        arrays = _open_arrays(folder, name, num_levels)
+        description = {
+            "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
+            "digests": _hash_arrays(arrays, classes),
+        }  # fmt: skip
+        write_atomic(folder / f"{name}.json", json.dumps(description).encode())
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an .npy file atomically. Raises OSError."""
     with replace_file(path) as temporary:
         np.save(temporary, array, allow_pickle=False)
-
-
-def write_description(
-    folder: Path, name: str, source: Mapping[str, Any], num_levels: int, classes: Sequence[str]
-) -> None:
-    """Write the JSON file that completes code maps, after their arrays. Raises OSError."""
-    arrays = _open_arrays(folder, name, num_levels)
-    description = {
-        "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
-        "digests": _hash_arrays(arrays, classes),
-    }  # fmt: skip
-    write_atomic(folder / f"{name}.json", json.dumps(description).encode())
 
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:

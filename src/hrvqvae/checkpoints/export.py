@@ -49,8 +49,7 @@ def export(
             artifacts are left out.
 
     Raises:
-        InputError: The run has no model, or `out` exists or can't be written.
-        DamagedFileError: A file of the run is damaged.
+        InputError: The run has no model, a file of the run is damaged, or `out` exists or can't be written.
     """
     source = Run(run)
     source_folder, config = source.folder, without_paths(source.config)

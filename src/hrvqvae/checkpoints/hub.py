@@ -10,19 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, run_folder
+from hrvqvae.checkpoints.folder import RunFolder, is_hub_name
 from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 
 _PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # files that are uploaded or downloaded; none holds code
 _HTTP_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
-
-
-def find_or_fetch(name: str | Path, **options: Any) -> Path:
-    """Return the path of a run on this machine or inside the package, or else `fetch` the run with these options."""
-    path = run_folder(name)
-    return fetch(str(name), **options) if is_hub_name(name) and not path.exists() else path
 
 
 def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:

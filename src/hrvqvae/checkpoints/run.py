@@ -74,8 +74,6 @@ class Run:
     def __str__(self) -> str:
         return str(self.name)
 
-    # The autoencoder
-
     @cached_property
     def _content(self) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         return storage.read_with_digest(self.path)
@@ -110,11 +108,9 @@ class Run:
     def load(
         self, device: str = "cpu", beam: int | None = None, progressive: bool = True
     ) -> tuple[Autoencoder, Config]:
-        """Return the autoencoder in evaluation mode, and its configuration.
+        """Return the autoencoder in evaluation mode, and its configuration; see `hrvqvae.load`.
 
-        Args:
-            beam: Number of candidates that the search keeps per level (default: as in training).
-            progressive: Decode prefixes of the levels with the progressive decoder, unless it is stale.
+        With `progressive`, prefixes of the levels are decoded by the progressive decoder, unless it is stale.
 
         Raises:
             InputError: config.yaml describes another model, `beam` is given for a model without linked codebooks, or
@@ -148,8 +144,6 @@ class Run:
                 progressive_decoder = _build_with_weights(make, decoder_weights, decoder.file)
                 require_several_levels(model, config).use_progressive_decoder(progressive_decoder)
         return model.to(resolve_device(device)), config
-
-    # The artifacts
 
     @property
     def priors(self) -> dict[Levels, NetworkArtifact]:
@@ -196,9 +190,8 @@ class Run:
         """Return the priors of all levels.
 
         Raises:
-            InputError: A level has no prior or two priors; a prior is stale or was trained on other classes than the
-                first prior; or a prior's config.yaml describes another network.
-            DamagedFileError: Weights are damaged, or do not fit their configuration.
+            InputError: A level has no prior or two priors; a prior is stale, damaged, or was trained on other classes
+                than the first prior; or a prior's config.yaml describes another network.
         """
         if command := self.missing_priors():
             raise InputError(f"{self.name} lacks priors; train them: {command}")
@@ -231,8 +224,6 @@ class Run:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise DamagedFileError(f"{path} is damaged: {one_line(error)}; delete it, or mend it") from error
         return options
-
-    # Earlier states
 
     def wrote(self, mark: bytes) -> bool:
         """Return whether this state of the run wrote the file of codes with this mark, a fingerprint or a digest."""
@@ -281,11 +272,6 @@ class Artifact(ABC):
     def is_stale(self) -> bool:
         """Return whether the artifact was made for another state. Raises InputError if the file is unreadable."""
 
-    def require_current(self, stored_digest: str, current_digest: str) -> None:
-        """Raise InputError if the digest in the artifact is not the autoencoder's."""
-        if stored_digest != current_digest:
-            raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
-
 
 @dataclass(frozen=True)
 class NetworkArtifact(Artifact):
@@ -311,7 +297,8 @@ class NetworkArtifact(Artifact):
             required |= {"level", "classes", "class_counts", "bits_per_code"}
         if meta.get("kind") != self.kind or not required <= meta.keys():
             raise DamagedFileError(f"{self.file} is no file of the kind {self.kind}")
-        self.require_current(meta["autoencoder"], self.run.digest)
+        if meta["autoencoder"] != self.run.digest:
+            raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
         return weights, meta
 
 
@@ -320,26 +307,23 @@ class EntropyModelArtifact(Artifact):
     """The entropy model. It is made for the weights alone, and so is not stale after an export."""
 
     def is_stale(self) -> bool:
-        return self.file.is_file() and self._read().model != self.run.weights_digest
-
-    def _read(self) -> EntropyModel:
-        return read_entropy_model(self.path.read_bytes(), str(self.path))
+        if not self.path.is_file():
+            return False
+        return read_entropy_model(self.path.read_bytes(), str(self.path)).model != self.run.weights_digest
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
         """Return the entropy model; if none was fitted, an entropy model without networks.
 
-        It must be made for the weights with this digest (default: the run's weights).
-
-        Raises:
-            InputError: The entropy model is stale.
-            DamagedFileError: The file is damaged, or its grids or symbols are not the autoencoder's.
+        It must be made for the weights with this digest (default: the run's weights). Raises InputError if it is stale,
+        and DamagedFileError if the file is damaged, or its grids or symbols are not the autoencoder's.
         """
         digest, model_config = weights_digest or self.run.weights_digest, self.run.config.model
         bare = EntropyModel(str(self.run.name), digest, model_config.geometry, model_config.num_symbols)
         if not self.path.is_file():
             return bare
-        fitted = self._read()
-        self.require_current(fitted.model, digest)
+        fitted = read_entropy_model(self.path.read_bytes(), str(self.path))
+        if fitted.model != digest:
+            raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
         if (fitted.geometry, fitted.symbols) != (bare.geometry, bare.symbols):
             raise DamagedFileError(f"{self.path} is damaged: it has other grids or symbols than the model beside it")
         return fitted
@@ -359,9 +343,7 @@ class EntropyModelArtifact(Artifact):
             shifts: Number of further copies of the images to fit, each shifted by some pixels.
             small: Limit the file to a few kilobytes per level, for a web page.
 
-        Raises:
-            InputError: The data is missing, another process fits the entropy model, or the weights were replaced
-                meanwhile.
+        Raises InputError if data is missing, another process fits the model, or the weights were replaced meanwhile.
         """
         with lock_file(self.path):
             if self._keep_fitted(say):

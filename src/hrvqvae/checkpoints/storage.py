@@ -112,9 +112,7 @@ def digest(path: Path) -> str:
 def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()) -> dict[str, Tensor]:
     """Return weights in the form of a compact file.
 
-    Args:
-        matrices: Round matrices and filters to int8, with one scale per row.
-        fine: Names of the matrices that are rounded to int16 instead.
+    With `matrices`, round matrices and filters to int8, with one scale per row; to int16 those named in `fine`.
     """
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
@@ -122,7 +120,7 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (32767 if name in fine else 127)
-            rounded = (tensor.float() / _align_rows(scale, tensor)).round()
+            rounded = (tensor.float() / scale.view(-1, *[1] * (tensor.ndim - 1))).round()
             compact[name] = rounded.to(torch.int16 if name in fine else torch.int8)
             compact[name + _SCALE] = scale
         else:
@@ -136,14 +134,9 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = dict[str, Tensor]()
     for name, tensor in stored.items():
         if name + _SCALE in stored:
-            weights[name] = tensor * _align_rows(stored[name + _SCALE], tensor)
+            weights[name] = tensor * stored[name + _SCALE].view(-1, *[1] * (tensor.ndim - 1))
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
     for prefix in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
         weights[f"{prefix}total"] = weights[f"{prefix}codewords"].float() * weights[f"{prefix}count"].float()[..., None]
     return weights
-
-
-def _align_rows(scale: Tensor, tensor: Tensor) -> Tensor:
-    """Reshape one scale per row, so that it broadcasts over a tensor."""
-    return scale.view(-1, *(1 for _ in tensor.shape[1:]))

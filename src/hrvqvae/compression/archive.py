@@ -26,8 +26,7 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import MOST_PIXELS, TOGETHER, ImageCodes, crc8, read_levels, read_varint, varint
 from hrvqvae.compression.levels import count_required_bytes, encode_level
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import group_by_size
-from hrvqvae.data.image_sets import chunk_by_size
+from hrvqvae.data.batches import chunk_by_size, group_by_size
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import check_output, replace_file, write_atomic
@@ -79,12 +78,8 @@ class Entries:
     ) -> int:
         """Add the images of a block, and return how many codes the images count for, `max_codes` at most.
 
-        Args:
-            index: The unpacked index of the block.
-            records: Offset of the first record in the file.
-
-        Raises:
-            DamagedFileError, IndexError, UnicodeDecodeError: The index is invalid; nothing is added.
+        `index` is unpacked; `records` is the offset of the first record in the file. An invalid index raises
+        DamagedFileError, IndexError or UnicodeDecodeError, and adds nothing.
         """
         offset = 0
 
@@ -212,9 +207,7 @@ def is_archive(path: Path) -> bool:
 def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
     """Read the index of an archive.
 
-    Args:
-        path: The file.
-        fallback: Replaces the archive's entropy model if that one is damaged but half of its bytes equal this model's.
+    `fallback` replaces the archive's entropy model if that one is damaged but half of its bytes equal this model's.
 
     Raises:
         OSError, DamagedFileError: The file can't be read, is no archive, or its entropy model is damaged.
@@ -233,9 +226,12 @@ def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
         with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
             size, offset = len(content), content.find(_BLOCK_MAGIC, end)
             # Bounded by the size of the archive, also of a malicious archive.
-            remaining_work = _MOST_WORK + _MOST_WORK_PER_BYTE * size
+            most_codes, remaining_work = (
+                _MOST_CODES + _MOST_CODES_PER_BYTE * size,
+                _MOST_WORK + _MOST_WORK_PER_BYTE * size,
+            )
             while offset >= 0 and remaining_work > 0:
-                stop, added, work = _read_block(content, offset, entries, model, _limit_codes(size) - codes)
+                stop, added, work = _read_block(content, offset, entries, model, most_codes - codes)
                 codes, remaining_work = codes + added, remaining_work - work
                 if stop is None:
                     wrong_blocks += 1
@@ -285,22 +281,12 @@ def _read_block(
         return None, 0, index_bytes
     try:
         unpack = zlib.decompressobj()
-        plain = unpack.decompress(index, min(_MOST_INDEX, _limit_plain(end - offset)))
+        plain = unpack.decompress(index, min(_MOST_INDEX, _MOST_PLAIN + _MOST_PLAIN_PER_BYTE * (end - offset)))
         if not unpack.eof or unpack.unused_data:
             raise DamagedFileError("longer than it may be")
         return end, entries.add(plain, count, records, record_bytes, model, max_codes), 0
     except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
         return None, 0, index_bytes + _WORK_PER_PLAIN_BYTE * len(plain)
-
-
-def _limit_codes(archive_bytes: int) -> int:
-    """Return the largest number of codes that the images of an archive may count for."""
-    return _MOST_CODES + _MOST_CODES_PER_BYTE * archive_bytes
-
-
-def _limit_plain(block_bytes: int) -> int:
-    """Return the largest size in bytes of the unpacked index of a block."""
-    return _MOST_PLAIN + _MOST_PLAIN_PER_BYTE * block_bytes
 
 
 def _encode_records(
@@ -330,8 +316,8 @@ def _build_block(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], n
     plain = b"".join(map(varint, [*numbers, *(len(record) - least for record in records)]))
     plain += b"".join(varint(len(name)) + name for name in encoded)
     index, body = zlib.compress(plain, 9), b"".join(records)
-    # long names that are alike compress too well
-    if len(plain) > _limit_plain(_BLOCK_HEAD_BYTES + len(index) + len(body)) and len(records) > 1:
+    most_plain = _MOST_PLAIN + _MOST_PLAIN_PER_BYTE * (_BLOCK_HEAD_BYTES + len(index) + len(body))
+    if len(plain) > most_plain and len(records) > 1:  # long names that are alike compress too well
         half = len(records) // 2
         halves = (slice(half), slice(half, None))
         return b"".join(_build_block(levels, records[images], sizes[images], names[images]) for images in halves)
@@ -340,18 +326,10 @@ def _build_block(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], n
 
 
 def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[int, list[str]]:
-    """Copy all undamaged images of an archive into a new archive.
+    """Copy all undamaged images of an archive into a new archive. `model` is the `fallback` of `open_archive`.
 
-    Args:
-        path: The archive.
-        out: The new archive.
-        model: The `fallback` of `open_archive`.
-
-    Returns:
-        The number of images in the new archive, and messages about images that are lost.
-
-    Raises:
-        InputError, DamagedFileError: No image can be read, or `out` exists or can't be written.
+    Returns the number of images in the new archive, and messages about images that are lost. Raises InputError if no
+    image can be read, or `out` exists or can't be written.
     """
     check_output(out, inputs=[path], suffix=SUFFIX)
     archive = open_archive(path, model)
@@ -409,14 +387,12 @@ class ArchiveWriter:
         The archive has an image if name, size, number of levels and record are equal.
 
         Args:
-            codes: The codes of each image (all codes,).
+            codes: The codes of each image (all codes,), of which the first `levels` levels are stored.
             sizes: Height and width in pixels of each image.
             names: The name of each image; "" for none.
-            levels: Number of levels to store.
 
-        Raises:
-            InputError: A different image has the same name, a name is longer than 1,024 bytes, or an image takes too
-                few bytes for its pixels. Nothing is written.
+        Raises InputError, and writes nothing, if another image has the same name, a name is longer than 1,024 bytes,
+        or an image takes too few bytes for its pixels.
         """
         path = self.archive.path
         records, new = _encode_records(self.archive.entropy_model, codes, sizes, names, levels), list[int]()
@@ -437,7 +413,8 @@ class ArchiveWriter:
             block = _build_block(levels, [records[index] for index in new], [sizes[index] for index in new], new_names)
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
             self._codes += sum(max(int(layout.begins[levels]), _LEAST_IMAGE_CODES) for layout in layouts)
-            if self._codes > _limit_codes(self._stream.seek(0, os.SEEK_END) + len(block)):
+            size = self._stream.seek(0, os.SEEK_END) + len(block)
+            if self._codes > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
                 raise InputError(
                     f"the images have too few bytes for so many pixels in {path}; write files (.hrv) of them"
                 )
@@ -456,9 +433,7 @@ def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
     An unfinished block at the end, which a killed writer leaves, is moved to a file beside the archive. It is not
     deleted, because a damaged block can look like an unfinished block.
 
-    Raises:
-        InputError: Another process appends to the archive, another model made it, or it can't be written.
-        DamagedFileError: The file is no archive, or the archive is damaged.
+    Raises InputError if another process appends, another model made the archive, or it is damaged or can't be written.
     """
     with lock_file(path):
         if not path.exists():

@@ -8,11 +8,9 @@ With all other codes fixed, a position takes the candidate with the least
 Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
 The state of an image is, for every position, the networks' hidden units before the ReLU and the bits of the codes. The
-state is updated with the codes. The bits of the codes around take most of the time. So candidates are tried in the
-order of error + lmbda * their own bits, up to a margin above the best.
-
-Threads work on strips of rows: first on every other strip, then on the strips between. A change reaches less far than
-a strip, so the choice does not depend on the number of threads.
+bits of the codes around take most of the time. So candidates are tried in the order of error + lmbda * their own bits,
+up to a margin above the best. Threads work on strips of rows: first on every other strip, then on the strips between. A
+change reaches less far than a strip, so the choice does not depend on the number of threads.
 
 Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the largest network.
 """
@@ -26,8 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.kernels import compute_frequencies, fill_maps, find_rows, sum_rows
-from hrvqvae.compression.levels import Layout
+from hrvqvae.compression.levels import Layout, compute_frequencies, fill_maps, find_rows, sum_rows
 from hrvqvae.compression.network import FRAME, ZONES, EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
 

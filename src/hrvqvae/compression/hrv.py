@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, EntropyModel
-from hrvqvae.compression.kernels import NOT_WHOLE
-from hrvqvae.compression.levels import count_required_bytes, decode_level, encode_level
+from hrvqvae.compression.levels import NOT_WHOLE, count_required_bytes, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import group_by_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -61,11 +60,7 @@ def crc8(content: bytes | NDArray[np.uint8]) -> int:
 
 def varint(value: int) -> bytes:
     """Encode a number in seven bits per byte, lowest first. The high bit is set if another byte follows."""
-    out = bytearray()
-    while value >= 128:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes((*out, value))
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
 def read_varint(content: bytes, offset: int, max_bytes: int = 4) -> tuple[int, int]:
@@ -125,8 +120,7 @@ def write(model: EntropyModel, codes: CodeArray, size: Grid, levels: int | None 
     codes.
 
     Args:
-        codes: (N, all codes), level after level, each row-major.
-        size: Height and width in pixels of all images.
+        codes: (N, all codes), level after level, each row-major, of images of one size.
         levels: Number of levels to write (default: all).
     """
     levels, layout = levels or len(model.symbols), model.layout(size)

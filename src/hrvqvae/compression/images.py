@@ -103,7 +103,7 @@ def _search_lambdas(
 
     def try_lambdas(selected: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
         batch = images[torch.from_numpy(selected).to(images.device)]
-        codes, errors = encoder.encode_with_errors(batch, torch.from_numpy(lmbdas))
+        codes, errors = encoder.encode(batch, torch.from_numpy(lmbdas))
         files = write(encoder.entropy_model, flat_codes(codes), (batch.shape[-2], batch.shape[-1]), encoder.levels)
         _keep_better(best, selected.tolist(), files, errors.tolist(), max_bytes)
         return np.array([len(file) for file in files])
@@ -136,9 +136,7 @@ def decode_images(
 ) -> list[Tensor]:
     """Decode files to images (C, Y, X) float32 in [0, 1], from all whole levels of each file or the first `levels`.
 
-    Raises:
-        InputError: The model does not decode `levels` levels.
-        DamagedFileError: A file has fewer whole levels than the model decodes.
+    Raises InputError if the model does not decode `levels` levels, or a file has fewer whole levels than it decodes.
     """
     max_levels, prefixes = model.check_levels(levels), list[int]()
     for index, image_codes in enumerate(files):
@@ -149,10 +147,8 @@ def decode_images(
                 f"file {index + 1} has {there_are}, but this model decodes {least} or more: {image_codes.fault}"
             )
         prefixes.append(decodable[-1])
-    images: dict[int, Tensor] = {}
-    for indices in group_by_size(
-        [(*file.size, prefix) for file, prefix in zip(files, prefixes, strict=True)], _MOST_PIXELS
-    ):
+    images, sizes = dict[int, Tensor](), [(*file.size, prefix) for file, prefix in zip(files, prefixes, strict=True)]
+    for indices in group_by_size(sizes, _MOST_PIXELS):
         prefix, size = prefixes[indices[0]], files[indices[0]].size
         stacks = [np.stack([files[index].codes[level] for index in indices]) for level in range(prefix)]
         codes = tuple(torch.from_numpy(stack).long().to(device) for stack in stacks)

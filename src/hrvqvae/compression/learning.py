@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
-from hrvqvae.compression.kernels import fill_maps, find_rows
-from hrvqvae.compression.levels import Layout
-from hrvqvae.compression.network import (
-    FRAME,
-    STEPS_PER_OCTAVE,
-    Contexts,
-    EntropyNetwork,
-    small_contexts,
-    usual_contexts,
-)
+from hrvqvae.compression.levels import Layout, fill_maps, find_rows
+from hrvqvae.compression.network import FRAME, STEPS_PER_OCTAVE, Contexts, EntropyNetwork, usual_contexts, web_contexts
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
 
@@ -137,20 +129,18 @@ def learn_level(
 
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
-        symbols: values per code of each level.
         effort: multiplies the number of updates.
         copies: number of variants of each image (mirrored, say): N is copies * images, variant after variant. A
             held-out image is evaluated in its first variant, and trained on in none.
         small: fit a network of some kilobytes, for web pages.
 
-    Returns:
-        The network, and the bits per code of held-out images.
+    Returns the network, and the bits per code of held-out images.
     """
     level, num_images = len(levels) - 1, len(levels[0]) // copies
     if num_images < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
-    contexts = small_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
+    contexts = web_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
     layout = Layout(grids, symbols[: level + 1])
     dtype = np.min_scalar_type(max(symbols))
     images = np.concatenate([level_codes.reshape(num_images * copies, -1) for level_codes in levels], 1).astype(dtype)
@@ -162,7 +152,7 @@ def learn_level(
         rng.normal(0, 0.1, (contexts.sets, symbols[level], hidden)).astype(np.float32),
         np.zeros((contexts.sets, symbols[level]), np.float32),
     )
-    features, groups = contexts.feature_array, contexts.group_array
+    groups, features = contexts.arrays
     maps = np.zeros((len(groups), *(side + 2 * FRAME for side in layout.grids.max(0))), np.int32)
     decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)
 

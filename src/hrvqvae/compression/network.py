@@ -21,7 +21,6 @@ from hrvqvae.config import Grid
 from hrvqvae.utils.errors import DamagedFileError
 
 Integers = NDArray[np.int64]
-Maps = NDArray[np.int32]
 
 FRAME = 4  # width in positions of the frame of a map, which is also the largest offset
 ZONES = 16  # per height and per width; the zone of a position is a feature
@@ -36,8 +35,6 @@ _EARLIER_OFFSETS = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
 )  # nearest first
-_FAMILY_END, _GROUP_END = 2, 6  # earlier offsets up to which a feature is a family, and then a group
-_CODE_END, _COARSEST_CODE_END = 12, 24  # and then a single code; the second number is for the coarsest level
 _SMALL_FAMILY_VALUES = 512  # at most, per family of small contexts
 _CROSS_OFFSETS = ((0, 0), (-1, 0), (0, -1), (0, 1), (1, 0))
 _AROUND_OFFSETS = tuple((dy, dx) for dy in range(-2, 3) for dx in range(-2, 3))
@@ -80,15 +77,10 @@ class Contexts:
         return self.first_rows[-1] + ZONES * ZONES
 
     @cached_property
-    def group_array(self) -> Integers:
-        """The groups (G, 2), for kernels."""
-        return np.array(self.groups, np.int64)
-
-    @cached_property
-    def feature_array(self) -> Integers:
-        """Group, dy, dx and first table row of each feature, and of the zones at the end (F + 1, 4), for kernels."""
+    def arrays(self) -> tuple[Integers, Integers]:
+        """Groups (G, 2); group, dy, dx and first row of each feature, and of the zones at the end (F + 1, 4)."""
         rows = [(*feature, start) for feature, start in zip(self.features, self.first_rows, strict=False)]
-        return np.array([*rows, (0, 0, 0, self.first_rows[-1])], np.int64)
+        return np.array(self.groups, np.int64), np.array([*rows, (0, 0, 0, self.first_rows[-1])], np.int64)
 
     @property
     def sets(self) -> int:
@@ -126,15 +118,8 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
             groups.append((first, last))
         return groups.index((first, last))
 
-    parts = (
-        (0, _FAMILY_END, _FAMILY_VALUES), (_FAMILY_END, _GROUP_END, _GROUP_VALUES),
-        (_GROUP_END, _CODE_END if level else _COARSEST_CODE_END, 1),
-    )  # fmt: skip
-    features = [
-        (add_group(level, max_values), *offset)
-        for begin, end, max_values in parts
-        for offset in _EARLIER_OFFSETS[begin:end]
-    ]
+    limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
+    features = [(add_group(level, limit), *offset) for limit, offset in zip(limits, _EARLIER_OFFSETS, strict=False)]
     last, selecting = level - 1, -1
     while last >= 0:
         coarser = add_group(last, _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES)
@@ -148,8 +133,8 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
 
-def small_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Return small contexts, for an entropy model of some 15 kilobytes per level that a web page downloads.
+def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
+    """Return few contexts, for an entropy model of some 15 kilobytes per level that a web page downloads.
 
     A family has at most 512 values. The features are the group that ends at the level, at the four nearest earlier
     positions, and the groups that end at the next coarser level of the family and at the last levels of the three
@@ -202,14 +187,11 @@ class EntropyNetwork:
     @property
     def arrays(self) -> tuple[Any, ...]:
         """Table, bias, weights, offsets, groups, features, selecting group and shift, for kernels."""
-        contexts = self.contexts
-        return (
-            self.table, self.bias, self.weights, self.offsets, contexts.group_array, contexts.feature_array,
-            contexts.selecting, self.shift,
-        )  # fmt: skip
+        parameters = self.table, self.bias, self.weights, self.offsets
+        return *parameters, *self.contexts.arrays, self.contexts.selecting, self.shift
 
 
-NO_ARRAYS: tuple[Any, ...] = (
+ABSENT: tuple[Any, ...] = (
     np.zeros((0, 0), np.int8), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.int16), np.zeros((0, 0), np.int32),
     np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64), -1, 0,
 )  # fmt: skip

@@ -76,8 +76,7 @@ def end_encoding(state: Integers, out: Bytes, row: int) -> int:
     _carry(state, out, row)
     for _ in range(count):
         _write_byte(state, out, row)
-    length: int = state[2]
-    return length
+    return int(state[2])
 
 
 @compiled(inline="always")
@@ -99,8 +98,7 @@ def begin_decoding(state: Integers, content: Bytes, start: int, stop: int) -> No
 @compiled(inline="always")
 def find_target(state: Integers, total: int) -> int:
     """Return the next symbol's point on the scale from 0 to `total`; `total` or more in a damaged stream."""
-    target: int = state[3] // (state[1] // total)
-    return target
+    return int(state[3] // (state[1] // total))
 
 
 @compiled(inline="always")
@@ -120,5 +118,4 @@ def decode(state: Integers, content: Bytes, start: int, stop: int, before: int, 
 @compiled(inline="always")
 def end_decoding(state: Integers) -> int:
     """Return the length in bytes of the stream, all of whose symbols are decoded."""
-    length: int = state[2] + _count_final_bytes(state[0], state[1])
-    return length
+    return int(state[2] + _count_final_bytes(state[0], state[1]))

@@ -76,19 +76,10 @@ class RateDistortion:
         vectors = self._model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in leaves.T))
         self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
 
-    def encode(self, images: Tensor, lmbda: float | Tensor) -> Codes:
-        """Return the codes of images, see `encode_with_errors`."""
-        return self.encode_with_errors(images, lmbda)[0]
-
-    def encode_with_errors(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
+    def encode(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
         """Return the codes (B, H, W) per level, and the squared error of each image (B,), summed over values in [0, 1].
 
-        Args:
-            images: (B, C, Y, X).
-            lmbda: The weight of the bits; one number, or one per image (B,).
-
-        Raises:
-            InputError: The model does not take the images.
+        `lmbda` is the weight of the bits; one number, or one per image (B,). Raises InputError as `Model.encode`.
         """
         to_unit_images(images[..., :1, :1], self._model.channels)  # raises InputError for a wrong shape or type
         count, stride = len(images), self._model.config.stride

@@ -1,17 +1,21 @@
-"""Batches of decoded images. Worker processes decode them; the seed alone decides their order.
+"""The images of a split, and batches of them. Worker processes decode them; the seed alone decides their order.
 
 The training images form an endless stream, epoch after epoch. Step s takes samples s * batch_size to
-(s + 1) * batch_size - 1 of the stream. So a run can resume at step s without further state.
+(s + 1) * batch_size - 1 of the stream. So a run can resume at step s without further state. Every random draw depends
+on its purpose, the seed, the epoch and the index of the image alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import signal
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,26 +25,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hrvqvae.data.image_sets import Augmentation, ImageSet, chunk_by_size, make_rng
-from hrvqvae.data.images import BrokenImageError
+from hrvqvae.config import DataConfig
+from hrvqvae.data.images import BrokenImageError, Decoded, Pixels, decode_image
+from hrvqvae.data.sources import Source
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 
+Augmentation = tuple[int, int, int]
+"""(seed, epoch, index), on which alone augmentation depends."""
 Sample = tuple[int, Augmentation | None]  # index of an image, and its augmentation if any
 Order = Callable[[int, int], NDArray[np.int64]]  # (seed, epoch) to a permutation of the images
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A batch of images, with messages about their decoding."""
+def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
+    """Return a generator that depends on its purpose and numbers alone."""
+    # The count is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same generator.
+    return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
-    images: Tensor  # (B, C, Y, X) uint8
-    labels: Tensor  # (B,) int64, zeros where there are no classes
-    broken: tuple[str, ...] = ()  # a message per image that could not be decoded
-    lost: tuple[str, ...] = ()  # losses of conversions, such as "colour to greyscale"
-    fatal: InputError | None = None  # an error that `data.on_error` does not skip
+
+def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Yield the items in order, in lists of at most `most` total size; a larger item is alone."""
+    run, filled = list[T](), 0
+    for item in items:
+        if run and filled + size(item) > most:
+            yield run
+            run, filled = [], 0
+        run.append(item)
+        filled += size(item)
+    if run:
+        yield run
 
 
 def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator[list[int]]:
@@ -54,6 +69,77 @@ def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator
         by_size.setdefault(size, []).append(index)
     for (height, width, *_), indices in by_size.items():
         yield from chunk_by_size(indices, lambda _, area=height * width: area, max_pixels)  # type: ignore[misc]
+
+
+@dataclass(eq=False)
+class ImageSet:
+    """The images of one split, all of one shape, in a fixed order.
+
+    Attributes:
+        labels: (N,), zeros where there are no classes.
+        classes: the names of the classes, if any.
+        source: where the images are stored; None for a published data set.
+        rows: (N,) their rows in the source; more than N if broken images were left out of `pixels`.
+        pixels: (N, C, Y, X) uint8; None where reading decodes an image.
+    """
+
+    config: DataConfig
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    source: Source | None = None
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    pixels: Pixels | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """Return a digest of names, labels, classes and content; of a source by `Source.digest`."""
+        state = hashlib.blake2b(repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16)
+        if self.source:
+            state.update(self.source.digest(self.rows).encode())
+            labels = self.source.labels[self.rows].tolist() if self.classes and self.source.labels is not None else []
+            state.update(repr(labels).encode("utf-8", "surrogateescape"))
+        else:
+            assert self.pixels is not None
+            for array in (self.labels, self.pixels):
+                state.update(np.ascontiguousarray(array).data)
+        return state.hexdigest()
+
+    def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
+        """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
+        config, place, lost = self.config, (0.5, 0.5), ""
+        rng = make_rng("augmentation", *augmentation) if augmentation is not None else None
+        if self.pixels is not None:
+            pixels = self.pixels[index]
+        else:
+            assert self.source
+            if rng and config.crop == "random":
+                place = (rng.random(), rng.random())
+            row = int(self.rows[index])
+            open_row, where = partial(self.source.open, row), self.source.where(row)
+            pixels, lost = decode_image(open_row, config.channels, config.max_pixels, config.size, place, where)
+        if rng and config.flip and rng.random() < 0.5:
+            pixels = pixels[..., ::-1].copy()
+        return Decoded(pixels, lost)
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return the order of an epoch, a permutation of the indices (N,)."""
+        rng = make_rng("order", seed, epoch)
+        if self.source and self.pixels is None:
+            return self.source.order(self.rows, rng)
+        return rng.permutation(len(self))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of images, with messages about their decoding."""
+
+    images: Tensor  # (B, C, Y, X) uint8
+    labels: Tensor  # (B,) int64, zeros where there are no classes
+    broken: tuple[str, ...] = ()  # a message per image that could not be decoded
+    lost: tuple[str, ...] = ()  # losses of conversions, such as "colour to greyscale"
+    fatal: InputError | None = None  # an error that `data.on_error` does not skip
 
 
 def sample_stream(

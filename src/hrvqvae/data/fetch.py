@@ -32,10 +32,7 @@ def check(dataset: Dataset, folder: Path) -> None:
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
-    """Download a published set, unless it is complete, and return its folder.
-
-    Raises InputError if there is no such set, no command gets it, or every way failed (each with its reason).
-    """
+    """Download a published set, unless it is complete, and return its folder. Raises InputError if that fails."""
     dataset = DATASETS.get(name)
     if not dataset.ways:
         raise InputError(f"{name} can't be got by command: it is {dataset.how}")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ MAX_PIXELS = 64_000_000
 Pixels = NDArray[np.uint8]
 OpenImage = Callable[[], Image.Image]
 """Opens an image without decoding its pixels; may raise any error of the decoder or the file system."""
+open_image_file = partial(Image.open, formats=FORMATS)
 
 
 class BrokenImageError(InputError):
@@ -42,11 +44,6 @@ def remove_image_suffix(name: str) -> str:
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
-def open_image_file(file: Path | BinaryIO) -> Image.Image:
-    """Open a PNG, JPEG or WebP image without decoding it. Raises the errors of Pillow and the file system."""
-    return Image.open(file, formats=FORMATS)
-
-
 def decode_image(
     image: Path | OpenImage, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
     position: tuple[float, float] = (0.5, 0.5), name: str = "",
@@ -61,16 +58,13 @@ def decode_image(
         position: position of the square, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
         name: name of the image in messages (default: its path).
 
-    Raises:
-        BrokenImageError: the image is no readable PNG, JPEG or WebP, or is larger than `max_pixels`.
-        InputError: there is no such file.
+    Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than `max_pixels`.
     """
     name = name or str(image)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            upright, lost = _load_upright(image, name, max_pixels)
-            picture = _convert(upright, channels, lost)
+            picture, lost = _load(image, name, channels, max_pixels)
     except BrokenImageError:
         raise
     except FileNotFoundError as error:
@@ -92,9 +86,9 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
     return decode_image(path, channels, max_pixels).pixels
 
 
-def _load_upright(image: Path | OpenImage, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """Return the first frame of an image, upright, and the losses: further frames, and bits beyond 8."""
-    with open_image_file(image) if isinstance(image, Path) else image() as opened:
+def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -> tuple[Image.Image, list[str]]:
+    """Return the first frame of an image, upright, in mode L (1 channel) or RGB (3), and what was lost."""
+    with open_image_file(source) if isinstance(source, Path) else source() as opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
             raise BrokenImageError(f"{name} has {size}; data.max_pixels admits {max_pixels}")
@@ -102,11 +96,7 @@ def _load_upright(image: Path | OpenImage, name: str, max_pixels: int) -> tuple[
         if any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
             lost.append("16 bits to 8")
         opened.load()
-        return ImageOps.exif_transpose(opened), lost
-
-
-def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
-    """Convert an image to mode L (1 channel) or RGB (3), and append the losses to `lost`."""
+        image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -116,14 +106,12 @@ def _convert(image: Image.Image, channels: int, lost: list[str]) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if image.mode == "CMYK":
         lost.append("CMYK to RGB")
-    if channels == 3:
-        return image.convert("RGB")
-    if image.mode not in ("L", "1"):
+    if channels == 1 and image.mode not in ("L", "1"):
         image = image.convert("RGB")
         pixels = np.asarray(image)
         if (pixels != pixels[..., :1]).any():
             lost.append("colour to greyscale")
-    return image.convert("L")
+    return image.convert("RGB" if channels == 3 else "L"), lost
 
 
 def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:

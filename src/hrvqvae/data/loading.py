@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
 from hrvqvae.config.registry import DATASETS, Dataset
-from hrvqvae.data.batches import chunk_samples, read_batches
-from hrvqvae.data.image_sets import ImageSet
+from hrvqvae.data.batches import ImageSet, chunk_samples, read_batches
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source, arrays, datasets, files, find_user_cache, parquet, tars
@@ -45,14 +44,9 @@ def find_data_root(root: str | None) -> Path:
         raise InputError(f"{folder}: there is no home folder here; give a path without ~") from error
 
 
-def _find_folder(dataset: Dataset, root: Path) -> Path:
-    """Return the folder of a published set: `root/name`, or the root itself."""
-    return root / dataset.name if (root / dataset.name).is_dir() else root
-
-
 def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
     """Return the files of a published set that are missing."""
-    folder = _find_folder(dataset, root)
+    folder = root / dataset.name if (root / dataset.name).is_dir() else root
     return [folder / name for name in dataset.files or () if not (folder / name).is_file()]
 
 
@@ -87,18 +81,23 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
-    The path of stored images is a folder of image files (`files.open_folder`); a tar, a Parquet file or an
-    array; a pattern of such files (`train-{000..099}.tar`, `train-*.parquet`); or a folder of such files, without image
-    files. Files divide the images if some names contain the word `train`, and others `test`, `val` or `validation`. The
-    name may be that of the file, of a folder above it, or of an array in an .npz. Else `data.split` divides the images.
-    There are classes if every image of both splits has a label.
+    docs/own-data.md describes how names divide images into splits; otherwise `data.split` does it. There are classes if
+    every image of both splits has a label.
 
     Raises:
         InputError: the data is missing or damaged, a published set has other channels or another size, or a split would
             be empty.
     """
     if config.validation:
-        return _cut_validation(open_images(dataclasses.replace(config, validation=0.0), "train"), config, split)
+        images = open_images(dataclasses.replace(config, validation=0.0), "train")
+        counts = np.floor(np.arange(len(images) + 1) * config.validation)  # validation images among the first n
+        selected = (counts[1:] > counts[:-1]) == (split == "test")
+        if not selected.any():
+            share = f"data.validation {config.validation} of {len(images):,} training images"
+            raise InputError(f"{share} leaves a split empty")
+        rows = images.rows[selected] if images.source else images.rows
+        pixels = None if images.pixels is None else images.pixels[selected]
+        return dataclasses.replace(images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels)
     if (config.root or "").startswith(datasets.PREFIX):
         return _select_split(datasets.open_registered(str(config.root), config.labels), "the data set", split, config)
     root = find_data_root(config.root)
@@ -118,22 +117,12 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
     return _select_split(sources, str(path), split, config)
 
 
-def _cut_validation(images: ImageSet, config: DataConfig, split: str) -> ImageSet:
-    """Divide a training split: return evenly spaced images for the split "test", the other images for "train"."""
-    counts = np.floor(np.arange(len(images) + 1) * config.validation)  # validation images among the first n
-    selected = (counts[1:] > counts[:-1]) == (split == "test")
-    if not selected.any():
-        raise InputError(f"data.validation {config.validation} of {len(images):,} training images leaves a split empty")
-    rows = images.rows[selected] if images.source else images.rows
-    pixels = None if images.pixels is None else images.pixels[selected]
-    return dataclasses.replace(images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels)
-
-
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     if missing := list_missing_files(dataset, root):
         advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
         raise InputError(f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}")
-    data: Arrays = resolve_name(dataset.read)(_find_folder(dataset, root), split)
+    folder = root / dataset.name if (root / dataset.name).is_dir() else root
+    data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
         expected = f"data.channels is {config.channels}, data.size is {config.size}"

@@ -120,9 +120,6 @@ def is_restarted(began: Callable[[], bool]) -> bool:
 
 
 def job_id() -> str:
-    """Return a mark of this job that outlives torchrun's restarts; "" without torchrun.
-
-    It is the name from --rdzv-id, which also outlives the loss of a machine, or the process ID of torchrun.
-    """
+    """Return a mark of this job that outlives torchrun's restarts: --rdzv-id or a process ID; "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name

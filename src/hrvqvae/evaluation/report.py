@@ -149,7 +149,7 @@ def evaluate_run(
         sample_levels: levels to draw (`SamplingParams.levels`).
         rate: measure the rate; if False, samples are not measured either.
     """
-    compute = Compute.of(TrainingConfig(epochs=1, device=device, precision="fp32"))
+    compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)
     trained.autoencoder.check_levels(sample_levels)
     for weight in guidance if samples else ():

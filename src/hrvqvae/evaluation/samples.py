@@ -19,8 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import chunk_samples, evaluation_batches, read_batches
-from hrvqvae.data.image_sets import ImageSet, make_rng
+from hrvqvae.data.batches import ImageSet, chunk_samples, evaluation_batches, make_rng, read_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, find_recipe, obtain_classifier
 from hrvqvae.model import Model

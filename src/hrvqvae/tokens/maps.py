@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_write, write_array, write_description
+from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_write, write_array
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.outputs import remove_temporaries, replace_file
+from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import task
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ _NAME = "shards"
 def load_shard_maps(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
 ) -> CodeMaps:
-    """Return the code maps of shards, which are written to the folder unless they are there.
-
-    Args:
-        folder: the folder of the run's codes; created if it does not exist.
-        path: a folder of shards, or a shard.
-        say: as for `load_or_write`.
+    """Return the code maps of a folder of shards, or of a shard, from the folder of a run's codes; write them first.
 
     Raises:
         InputError: the shards do not fit the run, only some images have labels, or the folder can't be written.
@@ -56,37 +51,35 @@ def load_shard_maps(
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 
     shards, source = distributed.on_rank_zero(open_source)
-    write = partial(distributed.on_rank_zero, partial(_write_maps, folder, shards, config, source))
-    return load_or_write(folder, _NAME, source, config.model.num_symbols, write, say)
+    write_arrays = partial(_write_arrays, shards, config)
+    return load_or_write(folder, _NAME, source, config.model.num_symbols, lambda: write_arrays, say)
 
 
-def _write_maps(folder: Path, shards: Shards, config: Config, source: dict[str, Any]) -> None:
+def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequence[str]:
+    """Write the codes of each level and the labels to files (.npy), and return the names of the classes."""
     symbols, size = config.model.num_symbols, config.data.size
     grids = config.model.latent_grids(size, size)
     labels = list[str | int | None]()
-    with explain_write_errors(f"the folder of codes {folder}"):
-        remove_temporaries(folder)
-        (folder / f"{_NAME}.json").unlink(missing_ok=True)
-        with ExitStack() as stack:
-            advance = stack.enter_context(task("lay codes out", shards.count))
-            streams, dtypes = [], [np.min_scalar_type(count - 1) for count in symbols]
-            for level, (grid, dtype) in enumerate(zip(grids, dtypes, strict=True), start=1):
-                temporary = stack.enter_context(replace_file(folder / f"{_NAME}-level-{level}.npy"))
-                streams.append(stack.enter_context(temporary.open("xb")))
-                header = {"descr": dtype.str, "fortran_order": False, "shape": (shards.count, *grid)}
-                np.lib.format.write_array_header_1_0(streams[-1], header)
-            for rows in shards.read_rows(len(symbols)):
-                for level, stream in enumerate(streams):
-                    codes = _stack_codes(rows, level, grids[level], symbols[level], size)
-                    stream.write(codes.astype(dtypes[level]).tobytes())
-                labels += rows.labels if config.data.labels else [None] * len(rows)
-                advance(len(rows))
-            missing = labels.count(None)
-            if 0 < missing < len(labels):
-                raise InputError(f"{missing:,} of {len(labels):,} images have no label; label all of them, or none")
-        classes, indices = ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
-        write_array(folder / f"{_NAME}-labels.npy", indices)
-        write_description(folder, _NAME, source, len(symbols), classes)
+    with ExitStack() as stack:
+        advance = stack.enter_context(task("lay codes out", shards.count))
+        streams, dtypes = [], [np.min_scalar_type(count - 1) for count in symbols]
+        for path, grid, dtype in zip(paths, grids, dtypes, strict=False):
+            temporary = stack.enter_context(replace_file(path))
+            streams.append(stack.enter_context(temporary.open("xb")))
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (shards.count, *grid)}
+            np.lib.format.write_array_header_1_0(streams[-1], header)
+        for rows in shards.read_rows(len(symbols)):
+            for level, stream in enumerate(streams):
+                codes = _stack_codes(rows, level, grids[level], symbols[level], size)
+                stream.write(codes.astype(dtypes[level]).tobytes())
+            labels += rows.labels if config.data.labels else [None] * len(rows)
+            advance(len(rows))
+        missing = labels.count(None)
+        if 0 < missing < len(labels):
+            raise InputError(f"{missing:,} of {len(labels):,} images have no label; label all of them, or none")
+    classes, indices = ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
+    write_array(paths[-1], indices)
+    return classes
 
 
 def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:

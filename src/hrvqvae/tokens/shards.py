@@ -76,12 +76,7 @@ class Plan:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
 
     def write_or_compare(self, folder: Path) -> None:
-        """Write the plan to a new folder, or compare it with the plan in the folder.
-
-        Raises:
-            InputError: the folder has another plan, or shards without a plan.
-            OSError: the plan can't be written.
-        """
+        """Write the plan to a new folder; raise InputError if the folder has another plan, or shards without a plan."""
         existing = Plan.read(folder)
         if existing is None:
             if any(folder.glob(f"*{SUFFIX}")):
@@ -182,10 +177,7 @@ def open_shards(paths: Sequence[Path]) -> Shards:
 
 
 def find_shards(path: Path) -> Shards:
-    """Open the shards of a folder in the order of their names, or a single file.
-
-    Raises as `open_shards`, and InputError if there are no shards or `tokenize` has not finished the folder.
-    """
+    """Open the shards of a folder, which `tokenize` must have finished, or a single file. Raises as `open_shards`."""
     if path.is_file():
         return open_shards([path])
     if not path.is_dir():
@@ -204,11 +196,9 @@ def detokenize(
     shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu",
     force: bool = False,
 ) -> int:  # fmt: skip
-    """Decode each row of shards to a PNG file, and return the number of files.
+    """Decode each row of a folder of shards, or of a shard, to a file `out/KEY.png`; return the number of files.
 
     Args:
-        shards: a folder of shards, or a shard.
-        out: the folder of the images; an image is written to the path `out/KEY.png` (`Outputs.reserve`).
         model: the model that encoded the shards; None finds the model in the package.
         levels: number of levels to decode, coarse first; None decodes all.
 

@@ -77,7 +77,7 @@ class KeyedImages:
 
 
 def load_keyed_images(path: Path) -> KeyedImages:
-    """Return the images of a folder, a list, tars, Parquet files or arrays (`open_whole`), with their names as keys.
+    """Return all images of a path (`open_whole`), with their names as keys.
 
     Raises InputError if there is no image, two images have the same key, or a label is the index of no class name.
     """
@@ -234,12 +234,10 @@ def tokenize(
     Args:
         model: a run, or the name of a model inside the package.
         source: a folder of images, a list of images, tars, Parquet files or arrays (`load_keyed_images`).
-        out: the folder of the shards.
         shard_size: images per shard; None takes the size that the folder was begun with, or 10,000.
         full_size: encode images at their own size (default: crop to a square and resize as in training).
         workers: processes per model that decode images; None takes `data.workers` of the model.
         engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all see the same paths.
-        retry_broken: read again the images that could not be read before.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
 
     Raises:

@@ -23,8 +23,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
-from hrvqvae.data.batches import sample_stream
-from hrvqvae.data.image_sets import make_rng
+from hrvqvae.data.batches import make_rng, sample_stream
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits

@@ -119,7 +119,7 @@ class TrainState:
         share_tables(model, averaged.module)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
-        return TrainState(networks, averaged, Compute.of(config), budget)
+        return TrainState(networks, averaged, Compute(config), budget)
 
     @property
     def model(self) -> nn.Module:

@@ -28,8 +28,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
-from hrvqvae.data.batches import explain_worker_errors
-from hrvqvae.data.image_sets import make_rng
+from hrvqvae.data.batches import explain_worker_errors, make_rng
 from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import Metrics
@@ -110,7 +109,7 @@ class Task(ABC, Generic[B]):
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run, self.config, self.training = run, config, training
-        self.compute = Compute.of(training)
+        self.compute = Compute(training)
 
     def check(self) -> None:
         """Raise InputError if the folder does not allow this training. Called in rank 0."""

@@ -87,10 +87,7 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
     """Return a decorator that compiles a function with numba at its first call.
 
     The compiled code releases the interpreter's lock, raises nothing on division by zero, and does not check indices.
-
-    Args:
-        options: Options of `numba.njit`. For functions that only compiled functions call, `inline="always"` halves the
-            time of compilation.
+    For functions that only compiled functions call, the option `inline="always"` halves the time of compilation.
     """
 
     def compile_function(function: Function) -> Any:
@@ -136,9 +133,7 @@ if hasattr(os, "register_at_fork"):
 def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
     """Call run(first, last) for equal ranges of `count` items on torch's threads, and return the results in order.
 
-    Args:
-        run: A function that releases the interpreter's lock.
-        one_thread_up_to: Largest count for which run(0, count) is called on the calling thread alone.
+    For counts up to `one_thread_up_to`, run(0, count) is called on the calling thread alone.
     """
     threads = min(torch.get_num_threads(), max(1, count))
     run_on_team = None if threads == 1 or count <= one_thread_up_to or _is_child else _thread_team()

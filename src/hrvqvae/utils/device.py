@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -60,20 +59,13 @@ def exact_float32() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = previous
 
 
-@dataclass(frozen=True)
 class Compute:
-    """Device, precision and memory format of a training."""
+    """Device, precision and memory format of a `config.StageConfig`, with "auto" fields resolved for this machine."""
 
-    device: torch.device
-    bf16: bool
-    channels_last: bool
-
-    @staticmethod
-    def of(config: Any) -> Compute:
-        """Return the settings of a `config.StageConfig`, with its "auto" fields resolved for this machine."""
-        device = resolve_device(config.device)
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(device))
-        return Compute(device, bf16, config.memory_format == "channels_last")
+    def __init__(self, config: Any) -> None:
+        self.device = resolve_device(config.device)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(self.device))
+        self._format = torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
 
     @property
     def precision(self) -> str:
@@ -83,10 +75,6 @@ class Compute:
     def emulates_bf16(self) -> bool:
         """Whether the precision is bfloat16 on a device that does not multiply bfloat16 in hardware."""
         return self.bf16 and not computes_bf16(self.device)
-
-    @property
-    def _format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def place_model(self, model: M) -> M:
         """Move a model to the device, and its 4-dimensional weights to the memory format."""
@@ -107,8 +95,6 @@ class Compute:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
-    @contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Compute convolutions in bfloat16, if this is the precision; losses and quantizers stay in float32."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            yield
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)

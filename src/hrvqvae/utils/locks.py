@@ -29,7 +29,7 @@ def is_locked(folder: Path) -> bool:
     """Return whether another process holds the lock of a folder, without writing to the folder."""
     path = folder.resolve() / ".lock"
     try:
-        if _holder(path).is_file():  # exists while a process holds the lock
+        if path.with_name(".lock-holder").is_file():  # exists while a process holds the lock
             with FileLock(path, blocking=False):
                 pass
     except Timeout:
@@ -42,8 +42,7 @@ def is_locked(folder: Path) -> bool:
 def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
     """Keep other processes out of a folder, which is created if need be. The holder of the lock may acquire it again.
 
-    Args:
-        wait: Called with a line that names the holder of the lock, before waiting for the lock (default: do not wait).
+    If another process holds the lock, `wait` is called with a line before waiting; without `wait` it is an error.
 
     Raises:
         InUseError: Another process holds the lock, and `wait` is not given. The message names the process id.
@@ -63,23 +62,18 @@ def lock_file(file: Path) -> AbstractContextManager[None]:
     return _lock(file, path.with_name(f".{name}.lock"))
 
 
-def _holder(path: Path) -> Path:
-    """Return the file with the process id of the holder of a lock."""
-    return path.with_name(f"{path.name}-holder")
-
-
 @contextmanager
 def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     with explain_write_errors(target, "; choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, is_singleton=True)
+        lock, holder = FileLock(path, is_singleton=True), path.with_name(f"{path.name}-holder")
         outermost = not lock.is_locked
         try:
             lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
         except Timeout:
             process = ""
             with suppress(OSError, ValueError):
-                process = f" (pid {int(_holder(path).read_text())})"
+                process = f" (pid {int(holder.read_text())})"
             in_use = f"{target} is in use by another process{process}"
             if wait is None:
                 raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
@@ -88,12 +82,12 @@ def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -
     try:
         if outermost:
             with suppress(OSError):  # only `is_locked` and messages read this file, so a full disk does no harm
-                _holder(path).write_text(str(os.getpid()))
+                holder.write_text(str(os.getpid()))
         yield
     finally:
         if outermost:
             with suppress(OSError):  # Windows can't remove an open file
-                _holder(path).unlink(missing_ok=True)
+                holder.unlink(missing_ok=True)
                 if path.name != ".lock":  # which stays in the folder
                     path.unlink(missing_ok=True)
         lock.release()

@@ -23,9 +23,6 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-
 _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 
 
-# Names
-
-
 def safe_name(name: str) -> str:
     """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b", "_NUL" for "NUL"."""
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
@@ -58,9 +55,6 @@ def _fold(name: str) -> str:
 def _folder_keys(name: str) -> list[str]:
     """Return the keys of the folders in a relative path."""
     return list(accumulate(_fold(name).split("/")[:-1], "{}/{}".format))
-
-
-# What may be written
 
 
 def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
@@ -101,7 +95,6 @@ class Outputs:
     Args:
         out: The file, if its name ends in one of the suffixes; else the folder, which need not exist.
         suffixes: Suffixes of a single file, such as [".png"]; empty if `out` is always a folder.
-        force: Replace files that exist.
         inputs: Files that are never replaced.
     """
 
@@ -154,9 +147,6 @@ class Outputs:
             raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
         _check_replaceable(path, self._force, self._inputs)
         return path
-
-
-# Writing
 
 
 @contextmanager

@@ -90,12 +90,9 @@ class Meter:
 
 @contextmanager
 def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Advance]:
-    """Show the progress of a task, unless another task is shown.
+    """Show the progress of a task of `total` parts, unless another task is shown.
 
-    Args:
-        total: Number of parts of the task.
-        unit: Name of the parts.
-        done: Number of parts done before, which do not count for the rate.
+    `unit` names the parts. The parts that were done before do not count for the rate.
     """
     if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda parts: None
@@ -132,10 +129,7 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield the items, and show the progress as a task.
-
-    An item counts for `size(item)` images, which are done when the next item is requested.
-    """
+    """Yield the items, and show the progress. An item of `size(item)` images is done when the next is requested."""
     with task(title, total) as advance:
         for item in items:
             yield item

@@ -28,10 +28,7 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
 
 
 def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
-    """Return registered data sets by split name; a data set that `data.split` divides is under "".
-
-    Raises InputError if this process has not registered the data sets, or as `DatasetSource`.
-    """
+    """Return the data sets that this process registered by split name; one that `data.split` divides is under ""."""
     if root not in _REGISTERED:
         advice = "give it again, hrvqvae.train(..., data=...), or name its images with --data"
         raise InputError(f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}")

@@ -59,10 +59,7 @@ def normalize(name: str) -> str:
 
 
 def read_list(path: Path) -> FolderSource:
-    """Return the images of a list: per line a path relative to the list, then optionally a tab and a label.
-
-    Raises InputError if the list is not UTF-8 or names no image.
-    """
+    """Return the images of a list in UTF-8: per line a path relative to the list, then optionally a tab and a label."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
