@@ -405,7 +405,7 @@ def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
     assert (train.labels.tolist(), test.labels.tolist()) == ([2, 1, 2, 3], [1, 0])
     write_parquet(tmp_path / "none.parquet", [*images[:4], None])
     with pytest.raises(BrokenImageError, match="none.parquet: row 4 is not a readable"):
-        loaded(tmp_path / "none.parquet", split="sorted", train_samples=5).read(4, None)
+        loaded(tmp_path / "none.parquet", split="sorted", train_samples=5).decode(4, None)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -225,11 +225,8 @@ def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
             model, end = fallback, len(head)
         with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
             size, offset = len(content), content.find(_BLOCK_MAGIC, end)
-            # Bounded by the size of the archive, also of a malicious archive.
-            most_codes, remaining_work = (
-                _MOST_CODES + _MOST_CODES_PER_BYTE * size,
-                _MOST_WORK + _MOST_WORK_PER_BYTE * size,
-            )
+            most_codes = _MOST_CODES + _MOST_CODES_PER_BYTE * size  # bounds for malicious archives, like the work
+            remaining_work = _MOST_WORK + _MOST_WORK_PER_BYTE * size
             while offset >= 0 and remaining_work > 0:
                 stop, added, work = _read_block(content, offset, entries, model, most_codes - codes)
                 codes, remaining_work = codes + added, remaining_work - work

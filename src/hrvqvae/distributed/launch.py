@@ -58,7 +58,7 @@ def process_group() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the other processes; report first
         reports = 0
         with suppress(Exception):  # the machine that keeps the store is gone
-            reports = store.add("told", 1) if store else 0
+            reports = 0 if store is None else store.add("told", 1)
         if reports > 1:
             sys.exit(2)
         if _is_lost(error):

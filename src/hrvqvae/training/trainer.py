@@ -194,7 +194,7 @@ class Trainer(Generic[B]):
             stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
             processes = stack.enter_context(ProcessSync())
-            self.meter = stack.enter_context(Meter(sys.stdout))
+            self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
             saved_step = state.step or -1

@@ -2,8 +2,7 @@
 
 The compiled code of a function includes the functions that it calls and the constants that it reads. Yet numba's own
 cache watches a single source file per function. Here the name of a cached file holds a digest of all source files in
-the function's folder. So **a compiled function uses only functions and constants of its own folder** (a test checks
-this).
+the function's folder. So **a compiled function uses only functions and constants of its own folder**.
 
 numba's cache also keeps an index of numbered files. Two processes can take the same number, and a damaged index or a
 full disk raises an error. So the two methods that read and write the cache are replaced here.

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -61,13 +61,10 @@ class Meter:
             # No automatic refresh: its thread would take time from the threads that compute.
             self._bar = Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=False)
             self._bar.add_task("", total=1.0, text="")
-
-    def __enter__(self) -> Meter:
-        if self._bar:
             self._bar.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
 
@@ -98,7 +95,7 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
         yield lambda parts: None
         return
     started_at, shown_at, count = time.monotonic(), 0.0, 0
-    with Meter(sys.stderr) as meter:
+    with closing(Meter(sys.stderr)) as meter:
 
         def advance(parts: int) -> None:
             nonlocal count, shown_at
