@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.cli import main
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig, to_dict
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig, presets, to_dict
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 
 torch.set_num_threads(1)
@@ -35,13 +36,11 @@ def same(one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tenso
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copy the state of a module."""
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Set the number of torch's threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -71,7 +70,6 @@ def write_mnist(folder: Path, train: int = 96, test: int = 40, size: int = 12) -
 
 @pytest.fixture(scope="session")
 def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root folder with a small data set in MNIST's format."""
     root = tmp_path_factory.mktemp("data")
     write_mnist(root / "mnist")
     return root
@@ -120,6 +118,21 @@ def run(mnist_root: Path) -> Path:
     from tests.trained_run import tiny_run_with_priors
 
     return tiny_run_with_priors(mnist_root)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of packages, from which registries that have looked before look again."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    for table in (SYSTEMS, PRIORS, DATASETS):
+        monkeypatch.delitem(table.__dict__, "_entries", raising=False)
+    yield folder
+    for table in (SYSTEMS, PRIORS, DATASETS):
+        table.__dict__.pop("_entries", None)
+    presets.get.cache_clear()
 
 
 def with_training(config: Config, **changes: object) -> Config:

@@ -43,7 +43,6 @@ class Kills:
             raise Killed
 
     def watch(self, monkeypatch: pytest.MonkeyPatch, calls: Iterable[tuple[object, str]]) -> None:
-        """Watch attributes of their owners."""
         for owner, name in calls:
             monkeypatch.setattr(owner, name, self._mortal(getattr(owner, name)))
 

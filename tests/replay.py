@@ -13,8 +13,7 @@ import pytest
 from hrvqvae.data import fetch
 from tests.conftest import do, drawn_digits, write_mnist
 
-Cut = tuple[str, str]
-"""A pattern in a command, and its replacement."""
+Cut = tuple[str, str]  # a pattern in a command, and its replacement
 
 
 def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
@@ -37,6 +36,12 @@ def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
 
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Return (language, content) of the blocks of code of a page of the repository."""
+    text = (Path(__file__).parent.parent / page).read_text()
+    return re.findall(r"```(console|python|toml|bash)\n(.*?)```", text, re.DOTALL)
+
+
 def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
     """Replace patterns in the words of a command, in order."""
     command = "\0".join(words)
@@ -46,7 +51,6 @@ def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
 
 
 def replay(words: Sequence[str]) -> str:
-    """Run `hrvqvae ...` or `python SCRIPT ...`; return what it prints."""
     if words[0] == "python":
         with redirect_stdout(io.StringIO()) as out:
             runpy.run_path(words[1])["main"](words[2:])

@@ -18,8 +18,8 @@ from hrvqvae.cli.console import split_fields
 from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import LOGGERS
 from tests.conftest import do, write_picture
-from tests.replay import Cut, cut, drawn_mnist, replay
-from tests.trained_run import GIVEN, trained_copy
+from tests.replay import Cut, blocks, cut, drawn_mnist, replay
+from tests.trained_run import GIVEN, trained_copy, undrawn
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,6 +37,7 @@ TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
 FEWER: tuple[Cut, ...] = (
     (r"^(hrvqvae train \w+/photos (?!.*--data.size).*)", r"\1 --data.size 32"),
     (r"^(hrvqvae train .*)", r"\1 --data.workers 0"),
+    (r"^(hrvqvae train treevq/photos (?!.*--resume).*)", r"\1 --model.quantizer.levels 4"),
     (r"^(hrvqvae sample mnist) -n 64", r"\1 -n 2"),
     (r"^(hrvqvae sample treevq-cifar10) -n 16", r"\1 -n 1"),
     (r"^(hrvqvae sample mnist) -n 20", r"\1 -n 10"),
@@ -46,13 +47,7 @@ FEWER: tuple[Cut, ...] = (
 )
 
 
-def blocks(page: str) -> Iterator[tuple[str, str]]:
-    """Yield (language, content) of the blocks of code of a page."""
-    yield from re.findall(r"```(console|python|toml|bash)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-
-
 def commands(page: str) -> Iterator[tuple[list[str], str]]:
-    """Yield (words, output that the page shows) of the commands in console blocks."""
     for language, block in blocks(page):
         if language == "console":
             for command, shown in re.findall(r"^\$ ([^#\n]*).*\n((?:[^$].*\n|\n)*)", block, re.MULTILINE):
@@ -71,15 +66,16 @@ def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Enter a folder with the images that pages name, and drawn digits for MNIST."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Enter a folder with the images that pages name, and drawn digits for MNIST; no training is drawn."""
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
     write_picture(tmp_path / "photo.jpg", 1, (120, 90))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with undrawn():
+        yield tmp_path
 
 
 def test_the_readme(folder: Path) -> None:
@@ -110,11 +106,12 @@ def test_a_guide(page: str) -> None:
     for language, block in blocks(page):
         if language == "python":
             exec(block.replace("max_steps=2000", "max_steps=2"), names)
-        for line in block.replace("\\\n", "").splitlines() if language == "console" else ():
-            if line.startswith("$ tar "):
-                subprocess.run(shlex.split(line[2:]), check=True)
-            if line.startswith("$ hrvqvae "):
-                run(shlex.split(line[2:]), (*CUTS, *FEWER))
+        for words in [
+            shlex.split(line[2:])
+            for line in block.replace("\\\n", "").splitlines()
+            if line.startswith(("$ tar ", "$ hrv"))
+        ]:
+            subprocess.run(words, check=True) if words[0] == "tar" else run(words, (*CUTS, *FEWER))
     if page == "docs/start.md":
         assert names["digits"].shape == names["images"].shape == names["coarse"].shape == (4, 1, 28, 28)
 
@@ -216,17 +213,14 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     for line in re.findall(r"^(?:\$ )?hrvqvae ([a-z].*)", page.read_text().replace("\\\n", " "), re.MULTILINE):
         if page.parent.name == "docs" and not line.startswith(("turns ", "needs ", "cifar10 ")):  # prose and tables
             _parser().parse_args(split_fields(shlex.split(line.partition(" > ")[0], comments=True))[0])
-    modules = [name for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text) if "binary_codes" not in name]
-    assert not [
-        name for name in modules if not (ROOT / "src" / "hrvqvae" / name).exists() and not (ROOT / name).exists()
-    ]
+    for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text):
+        assert "binary_codes" in name or (ROOT / "src" / "hrvqvae" / name).exists() or (ROOT / name).exists(), name
 
 
 def test_figures_are_those_of_the_rows() -> None:
     """Every figure of benchmarks/pages.txt, recomputed from docs/data, stands on its page."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.pages"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "benchmarks.pages"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

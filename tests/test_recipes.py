@@ -38,7 +38,6 @@ def _undrawn() -> Iterator[None]:
 
 
 def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a recipe with commands that only record their arguments."""
     (folder / "bin").mkdir(exist_ok=True)
     for command in ("hrvqvae", "python"):
         (folder / "bin" / command).write_text(RECORDER)
@@ -89,19 +88,16 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> No
         assert each * len(config.prior_levels) == pytest.approx(6, rel=1e-4)
 
 
-def test_the_figures_of_other_systems(tmp_path: Path) -> None:
+def test_other_figures_and_usage(tmp_path: Path) -> None:
+    for arguments in ("10", "11", "14 images", "14 images birdd"):
+        done = recipe("figure", tmp_path, *arguments.split())
+        assert done.returncode == 2
+        assert ("there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA") in done.stderr
+        assert not (tmp_path / "record").exists()
     for number in ("12", "13"):
         assert recipe("figure", tmp_path, number, "images").returncode == 0
     presets_used = [words[2] for words in recorded(tmp_path) if words[1] == "train"]
     assert presets_used == ["vqvae2/ffhq", "vqgan/ffhq"]
-
-
-@pytest.mark.parametrize("arguments", ["10", "11", "14 images", "14 images birdd"])
-def test_usage(arguments: str, tmp_path: Path) -> None:
-    done = recipe("figure", tmp_path, *arguments.split())
-    assert done.returncode == 2
-    assert ("there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA") in done.stderr
-    assert not (tmp_path / "record").exists()
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
@@ -121,14 +117,11 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]  # fmt: skip
     for words in recorded(tmp_path):
         replay([word for word in cut(words, cuts) if word])
-    files = {str(path.relative_to(tmp_path / "out" / "export")) for path in (tmp_path / "out" / "export").rglob("*.*")}
-    beside = {
-        "treevq-cifar10": ("priors/levels-1-4", "priors/levels-5-8", "priors/levels-9-12", "prefixes"),
-        "treevq-mnist": ("priors/levels-1-5", "prefixes"),
-    }
-    each = ("priors/level-1", "priors/level-2", "priors/level-3")
-    others = {f"{folder}/model.safetensors" for folder in beside.get(name, each)}
-    assert files == {"model.safetensors", "tables.hrvt", "config.json", "README.md", *others}
+    exported = tmp_path / "out" / "export"
+    beside = {"treevq-cifar10": ("s-1-4", "s-5-8", "s-9-12"), "treevq-mnist": ("s-1-5",)}.get(name, ("-1", "-2", "-3"))
+    folders = ["", *(f"priors/level{levels}/" for levels in beside), *(["prefixes/"] if "treevq" in name else [])]
+    files = {"tables.hrvt", "config.json", "README.md", *(f"{folder}model.safetensors" for folder in folders)}
+    assert {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")} == files
     assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -151,25 +144,24 @@ def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def figure(name: str, *arguments: object) -> str:
-    """Run the script of a figure; return what it prints."""
     return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
 
 
 def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figure.png"
     for arguments, drawn in (
-        (["-o", tmp_path / "figure.svg", "--path", "2,1,3"], "3 levels of 4 codewords, synthetic"),
-        ([run, "-o", out], "tiny, most used path"), ([run, "-o", out, "--path", "1,2,0"], "tiny, the path given"),
-        ([run, "-o", out, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
+        (["--path", "2,1,3"], "3 levels of 4 codewords, synthetic"), ([run], "tiny, most used path"),
+        ([run, "--path", "1,2,0"], "tiny, the path given"),
+        ([run, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
     ):  # fmt: skip
-        assert drawn in figure("hierarchy", *arguments)
+        assert drawn in figure("hierarchy", *arguments, "-o", out)
     assert read_image(out, 3).shape[2] > 500
     for arguments, message in (
-        (["-o", out, "--position", "1", "1"], "name a RUN"), (["-o", out, "--path", "1,x"], "--path"),
-        ([run, "-o", out, "--position", "9", "0"], "latent grid of 7x7"),
+        (["--position", "1", "1"], "name a RUN"), (["--path", "1,x"], "--path"),
+        ([run, "--position", "9", "0"], "latent grid of 7x7"),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
-            figure("hierarchy", *arguments)
+            figure("hierarchy", *arguments, "-o", out)
         assert message in capsys.readouterr().err
 
 

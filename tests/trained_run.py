@@ -36,7 +36,6 @@ def train_autoencoder(
     config: Config, run: RunFolder | Path, *, resume: bool = False, callbacks: Sequence[Callback] = (),
     say: Say = silent,
 ) -> Outcome:  # fmt: skip
-    """Train the autoencoder of a configuration into a folder, without plots."""
     task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
@@ -55,7 +54,6 @@ def tiny_run_with_priors(mnist_root: Path) -> Path:
 
 @cache
 def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
-    """Return a copy of that run with an entropy model."""
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
     Run(folder).entropy_model.fit(effort=0.2, say=lambda _: None)
@@ -64,8 +62,6 @@ def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Write small files in place of plots of training."""
-
     def write(_: object, path: Path) -> None:
         write_atomic(path, b"not drawn")
 

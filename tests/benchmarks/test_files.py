@@ -28,7 +28,6 @@ from tests.conftest import drawn_digits
 
 
 def smooth_images(count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
-    """Return images (count, channels, height, width) uint8 that compress."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     images = np.empty((count, channels, height, width), np.uint8)
@@ -47,15 +46,15 @@ def test_by_command(
     mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trained, "_LAMBDAS", ())
-    command = ["mnist", "--data", str(mnist_root), "--data.size", "12", "--formats", "webp", "jpeg"]
-    command += ["--images", "2"]
-    main([*command, "--json"])
+    command = ["mnist", "--data", str(mnist_root), "--data.size", "12", "--formats", "webp", "jpeg", "--images", "2"]
+    main([*command, "--json", "-o", str(tmp_path / "out")])
     report = json.loads(capsys.readouterr().out)
     assert (report["images"], report["shape"], [*report["ahead"]]) == (2, [1, 12, 12], ["hrvqvae mnist"])
     assert [curve["title"] for curve in report["curves"]] == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
     assert (report["curves"][2]["within"][0], report["curves"][2]["fitted"][0]) == (None, None), "no JPEG is so small"
-    main([*command, "--no-linear", "-o", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
+    main([*command, "--no-linear", "--models"])
+    assert "\nWebP " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,8 +203,8 @@ def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
 
 
 def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trained, "_LAMBDAS", (1 / 64, 1 / 4))
-    codec, images = TrainedFiles("mnist"), drawn_digits(3, seed=3, size=28)[0][:, None]
+    monkeypatch.setattr(trained, "_LAMBDAS", (1 / 4,))
+    codec, images = TrainedFiles("mnist"), drawn_digits(2, seed=3, size=28)[0][:, None]
     (curve,) = measure(codec, images)
     assert (curve.learned, curve.whole, curve.title) == (True, True, "hrvqvae mnist")
     model, originals = codec.model, torch.from_numpy(images)

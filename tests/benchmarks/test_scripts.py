@@ -1,5 +1,6 @@
-"""Every script in its smallest form: its rows, and that they hold what it says; what the torture of readers sees."""
+"""Every script in its smallest form: its rows, and that they hold what it says; what is compared and counted."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -10,23 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from benchmarks import collapse, processes, vectors
+from benchmarks import collapse, gpu, processes, vectors
 from benchmarks import prior_speedrun as speedrun
 from benchmarks.common import as_script, read_rows
-from benchmarks.search import bench_search, plot_growth
-from benchmarks.torture.commands import Ended
+from benchmarks.gpu import SEARCHES, compare
+from benchmarks.layer_tuned import SmallAutoencoder
+from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Parts, Reader
 from hrvqvae.config import Config
 from hrvqvae.data.images import read_image
+from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
+from tests.quantize import oracle
 from tests.replay import drawn_cifar10, drawn_mnist
 
 SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
 
 
 def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a script prints."""
     capsys.readouterr()
     importlib.import_module(f"benchmarks.{name}").main(arguments.split())
     return capsys.readouterr().out
@@ -52,9 +57,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_rows_and_columns(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     drawn_mnist(tmp_path, monkeypatch, "fashion-mnist")
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
@@ -66,41 +69,13 @@ def test_rows_and_columns(
     assert name != "train" or "1.00" in ratios
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "field"),
-    [
-        ("files.__main__", "emoji32 --formats gif", "invalid choice: 'gif'"),
-        ("processes", "--steps 1 --systems nothing", "nothing"),
-    ],
-)  # fmt: skip
-def test_what_can_not_be_measured_is_a_line(
-    name: str, arguments: str, field: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main = importlib.import_module(f"benchmarks.{name}").main
-    with pytest.raises(SystemExit) as ended:
-        as_script(lambda: main(arguments.split()))
-    assert ended.value.code == 2
-    line = capsys.readouterr().err
-    assert field in line.splitlines()[-1]
+def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        as_script(lambda: processes.main(["--steps", "1", "--systems", "nothing"]))
+    assert "nothing" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_rows_of_the_search(tmp_path: Path) -> None:
-    rows = bench_search([(1, 3), (2, 3)], vectors=600, width=5)
-    assert {row["method"] for row in rows} == {"tree", "flat", "cdist", "vector_quantize", "residual_vq"}
-    for row in rows:
-        assert row["leaves"] == 3 ** row["levels"]
-        assert row["distances"] == (3 * row["levels"] if row["method"] in ("tree", "residual_vq") else row["leaves"])
-        assert row["agreement"] in (1.0, None)
-        assert row["times_floor"] == pytest.approx(row["seconds"] / row["floor"])
-    tree, flat = (next(row for row in rows if (row["method"], row["levels"]) == (name, 2)) for name in ("tree", "flat"))
-    assert flat["ratio"] == flat["seconds"] / tree["seconds"]
-    plot_growth([{**row, "codewords": 8} for row in rows], tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").is_file()
-
-
-def test_a_speedrun_says_how_long_the_recipe_takes_to_the_bits_of_a_row(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_speedrun_of_the_recipe_and_changes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By hand: a doubling takes 0.3 bits; a row is worth sqrt(2) of its images, each in half the time."""
     shown = {speedrun.HALF: (20, 2.5), speedrun.RECIPE: (40, 2.2), speedrun.TWICE: (80, 1.9), "4 layers": (40, 2.05)}
     rows = [{"change": change, "images": images, "bits": bits} for change, (images, bits) in shown.items()]
@@ -158,12 +133,9 @@ def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == []
     (tmp_path / "out" / "rows.json").write_text('[{"bits": 2.5}]')
     assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == [{"bits": 2.5}]
-    for about, message in (
-        ({"autoencoder": "b2", "images": 100}, "autoencoder a1, not b2"),
-        ({"images": 100}, "a1, not None"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read_rows(tmp_path / "out", about)
+    for autoencoder in ("b2", None):
+        with pytest.raises(InputError, match=f"autoencoder a1, not {autoencoder}"):
+            read_rows(tmp_path / "out", {"autoencoder": autoencoder, "images": 100})
 
 
 def test_the_speedrun_of_one_seed_has_no_p() -> None:
@@ -210,7 +182,6 @@ def test_each_seed_draws_vectors_anew(whole: bool, tmp_path: Path, monkeypatch: 
 
 
 def read(path: Path) -> Parts:
-    """A reader of JSON with every fault."""
     content = path.read_bytes()
     match len(content) % 6:
         case 0:
@@ -233,14 +204,7 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     expected = reader.expected(tmp_path)
     assert expected == {str(tmp_path / "x" / "a.json"): {"": "as it was"}}
     cases = list(reader.run(tmp_path, 0, range(60), expected))
-    faults = {
-        0: "",
-        1: "crash: exit code -6",
-        2: "memory",
-        3: "crash: KeyError, test_scripts.py:",
-        4: "",
-        5: "accepted",
-    }
+    faults = ("", "crash: exit code -6", "memory", "crash: KeyError, test_scripts.py:", "", "accepted")
     for index, case in enumerate(cases):
         path, content = reader.case(tmp_path, 0, index)
         assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
@@ -254,11 +218,89 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "KeyError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("code", "output", "fault"),
-    [(0, "done\n", ""), (2, "hrvqvae: full\n", ""), (2, "full\n", "crash"), (1, "Traceback\n", "crash"),
-     (-14, "", "hang"), (-11, "", "crash")],
+def test_error_and_leaves_of_a_layer_by_hand() -> None:
+    class Halves(nn.Module):
+        def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            indices = torch.zeros(len(features), 7, 7, 2, dtype=torch.long)
+            indices[..., 3:, 0] = 2
+            indices[..., 1] = 1
+            return features * 0, indices, torch.zeros(())
+
+    model = SmallAutoencoder(Halves, 0)
+    constant = model(torch.zeros(1, 1, 28, 28))[0].detach()
+    mse, used = model.measure(constant.expand(6, 1, 28, 28) + 0.5, 3)
+    assert mse == pytest.approx(0.25**2, rel=1e-5)
+    assert used == 2, "leaves 1 and 7"
+
+
+@pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
+def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
+    case = make_problem(3, 4, vectors=40, width=5)
+    books = [book.double().numpy() for book in case.books]
+    expected = [oracle.beam(vector, books, width, weight)[-1] for vector in case.latents.double().numpy()]
+    assert exact_search(case.latents, case.books, width, weight)[0].tolist() == expected
+
+
+def test_vectors_that_rounding_decides_are_not_judged() -> None:
+    right, wrong = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)
+    for first, second, vector, tie in (
+        (1, 1 - 0.05 * TOLERANCE, 2, True), (1, 1 - 5 * TOLERANCE, 2, False), (1, 1, 1, True), (1, 3, 1, False),
+    ):  # fmt: skip
+        vectors, books = torch.full((3, 1), float(vector)), [torch.tensor([[[float(first)], [float(second)]]])]
+        difference = compare(vectors, books, right, wrong, SEARCHES["greedy"])
+        assert (difference["equal"], difference["ties"], difference["errors"]) == (0, 3 * tie, 3 * (not tie))
+        assert (difference["worst"] > TOLERANCE) != tie
+        same = compare(vectors, books, right, right, SEARCHES["greedy"])
+        assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
+    assert (measure_agreement(vectors, books, right[0]), measure_agreement(vectors, books, wrong[0])) == (1, 0)
+
+
+TINY = dataclasses.replace(
+    gpu.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
+    trained={"hrvqvae/cifar10": {"training.batch_size": "2", "model.hidden_units": "8",
+                                 "model.quantizer.init_vectors": "512"}},
+    prior={"prior.training.batch_size": "2", "prior.network.residual_blocks": "1",
+           "prior.network.attention_layers": "1"},
+    prior_levels=(2,),
 )  # fmt: skip
-def test_how_a_command_may_end(code: int, output: str, fault: str) -> None:
-    assert Ended(code, output, 0, 0).fault(refused=True) == fault
-    assert Ended(code, output, 0, 2 << 30).fault(refused=True) == "memory"
+
+
+def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    gpu.main(["--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert (report["device"], report["form"], report["faults"]) == ("cpu", "small", [])
+    assert [(row["search"], row["levels"], row["codewords"]) for row in report["codes"]] == [
+        ("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9),
+    ]  # fmt: skip
+    for row in report["search"]:
+        assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
+        assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
+    assert len(report["training"]) == 2, "an autoencoder and a prior"
+    assert all(row["flop"] > 0 for row in report["training"])
+    for row in report["training"]:
+        assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
+        assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / report["matrix_rate"])
+
+
+def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def rounded(latents: Tensor, books: list[Tensor], width: int, coarse_weight: float) -> Tensor:
+        """The greedy search in bfloat16, as a GPU would by mistake."""
+        if width == 1 and len(books) > 1:
+            latents, books = latents.bfloat16().float(), [book.bfloat16().float() for book in books]
+        return search_tensors(latents, books, width, coarse_weight)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    monkeypatch.setattr(gpu, "search_tensors", rounded)
+    monkeypatch.setattr(gpu, "bench_trainings", lambda *_: [])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main([])
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].startswith("no GPU here")
+    (fault,) = printed.err.splitlines()[-1:]
+    assert fault.startswith("greedy (2 levels of 3, width 4): ")
+    assert "of 300 vectors are not coded as on the CPU" in fault

@@ -45,6 +45,5 @@ def change(run: Path) -> None:
 
 @pytest.fixture
 def changed(whole: Path) -> Path:
-    """The same run whose autoencoder is another one now."""
     change(whole)
     return whole

@@ -20,7 +20,7 @@ from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import write_picture
+from tests.conftest import do, write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -48,9 +48,8 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path,
         export(whole, tmp_path / "out")
 
 
-def test_a_compact_export_is_half_the_size_and_nearly_the_same(
-    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_compact_export_is_half_the_size(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And nearly the same."""
     files = export(whole, tmp_path / "out", compact=True)
     assert "tables.hrvt" not in [path.name for path in files]
     assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
@@ -92,12 +91,10 @@ def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path: Path, ca
     assert "| priors | none |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_card_says_what_it_is_and_what_it_shows_runs(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_card_and_what_it_shows(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     whole.rename("exp.v1")
-    assert main(["export", "exp.v1"]) == 0
+    do("export", "exp.v1")
     assert Path("exp.v1-exported/model.safetensors").is_file(), "names keep their dots"
     whole = Path("exp.v1")
     export(whole, Path("my model"), license="cc-by-4.0")

@@ -25,16 +25,14 @@ from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from tests.checkpoints.test_export import IMAGES, front_matter
 from tests.conftest import do, refused, write_picture
+from tests.replay import blocks
 
 TOKEN = "hf_test"
-http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
-"""The library's HTTP client."""
+http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]  # the library's HTTP client
 
 
 @dataclass
 class Repository:
-    """Files of a model: of the one branch, main."""
-
     files: dict[str, bytes] = field(default_factory=dict)
     private: bool = False
 
@@ -51,12 +49,10 @@ class Hub:
     url: str = "https://huggingface.co"
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)  # method and path
-    uploads: dict[str, bytes] = field(default_factory=dict)  # large files by SHA-256, before their commit
-    refuse_uploads: bool = False
+    refuse_commits: bool = False
     reachable: bool = True
 
     def answer(self, request: Any) -> Any:
-        """The response to a request."""
         if not self.reachable:
             raise http.ConnectError("Connection refused")
         path = unquote(request.url.path)
@@ -64,7 +60,7 @@ class Hub:
         parts, known = path.strip("/").split("/"), request.headers.get("Authorization") == f"Bearer {TOKEN}"
         if request.method in ("GET", "HEAD"):
             return self._read(parts, known)
-        if request.method != "PUT" and not known:  # an address for an upload is signed, and needs no token
+        if not known:
             return http.Response(401, json={"error": "Invalid username or password."})
         return self._write(parts, request.read())
 
@@ -100,32 +96,19 @@ class Hub:
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
             self.repositories.setdefault(name, Repository(private=private))
             found = {"url": f"{self.url}/{name}", "id": name}
-        elif parts[:1] == ["upload"]:
-            self.uploads[parts[1]] = body
-            return http.Response(403 if self.refuse_uploads else 200)
-        elif parts[-3:] == ["lfs", "objects", "batch"]:
-            objects = json.loads(body)["objects"]
-            for one in objects:
-                one["actions"] = {"upload": {"href": f"{self.url}/upload/{one['oid']}"}}
-            found = {"transfer": "basic", "objects": objects}
         elif "preupload" in parts:
-            names = [one["path"] for one in json.loads(body)["files"]]
-            modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
-            rows = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
-            found = {"files": rows}
+            files = [one["path"] for one in json.loads(body)["files"]]
+            found = {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
+        elif "commit" in parts and self.refuse_commits:
+            return http.Response(403)
         elif "commit" in parts:
             repository = self.repositories["/".join(parts[2:4])]
             for kind, value in (json.loads(line).values() for line in body.splitlines()):
                 if kind == "file":
                     repository.files[value["path"]] = base64.b64decode(value["content"])
-                elif kind == "lfsFile":
-                    repository.files[value["path"]] = self.uploads[value["oid"]]
             url = f"{self.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
             found = {"commitUrl": url, "commitOid": repository.commit, "success": True}
         return http.Response(200, json=found)
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # of huggingface_hub's own uploads
 
 
 @pytest.fixture
@@ -164,7 +147,6 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
 
 
 def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
-    """As after fine-tuning: what was made for the weights before is left out."""
     model = hrvqvae.load(whole)
     for parameter in model.autoencoder.parameters():
         parameter.data += 0.001
@@ -191,9 +173,11 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
     assert hub.requests == []
 
 
-def test_what_the_hub_does_not_give_is_one_line(
-    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_hub_does_not_give(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.refuse_commits = True
+    assert "the hub refuses someone/digits" in refused(["hub", "push", run, "someone/digits"])
+    assert hub.repositories.pop("someone/digits").files == {}, "a push that breaks off leaves nothing"
+    hub.refuse_commits = False
     Model(run).push_to_hub("someone/digits", private=True)
     assert "the hub has no model someone/none, or it is private" in refused(["hub", "get", "someone/none"])
     assert "has no revision 'v9'" in refused(["hub", "get", "someone/digits", "--revision", "v9"])
@@ -211,7 +195,6 @@ def test_what_the_hub_does_not_give_is_one_line(
 
 
 def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was fetched once is there; all else is one line."""
     Model(run).push_to_hub("someone/digits")
     cache = tmp_path / "cache"
     Model.from_pretrained("someone/digits", cache_dir=cache)
@@ -224,26 +207,16 @@ def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pyt
     assert "the hub can't be reached for someone/new" in refused(["hub", "push", run, "someone/new"])
 
 
-def test_a_push_that_breaks_off_leaves_nothing(run: Path, hub: Hub) -> None:
-    hub.refuse_uploads = True
-    assert "the hub can't be reached for someone/digits" in refused(["hub", "push", run, "someone/digits"])
-    assert hub.repositories["someone/digits"].files == {}
-
-
 def test_the_page(tmp_path: Path, hub: Hub) -> None:
     """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on the hub."""
-    page = (Path(__file__).parents[2] / "docs" / "hub.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)
+    page, names = blocks("docs/hub.md"), dict[str, Any]()
+    exec(dict(page)["python"], names)
     assert names["images"].shape == (4, 1, 28, 28)
     assert Path("mine/priors/level-1/model.safetensors").is_file()
     Path("runs").mkdir()
     export("mnist", Path("runs/mnist"))
     Model("mnist").push_to_hub("user/name")
-    commands = re.findall(r"^\$ (hrvqvae [^#\n]*)", page, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        assert main(command.split()[1:]) == 0
+    commands = [command for _, block in page for command in re.findall(r"^\$ hrvqvae ([^#\n]*)", block, re.MULTILINE)]
+    assert [main(command.split()) for command in commands] == [0, 0]
     assert Path("name/model.safetensors").is_file()
     assert front_matter(hub.repositories["user/name"].files["README.md"].decode())["license"] == "mit"

@@ -1,8 +1,9 @@
-"""Models and priors from disk, and a trained model as one object. Damage: test_damage.py; stale: test_stale.py."""
+"""Models and priors from disk, a trained model as one object, codes and samples of the shipped MNIST model."""
 
+import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainabl
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
+from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors import generative
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
-from tests.conftest import with_quantizer, with_training
+from tests.conftest import drawn_digits, with_quantizer, with_training
 
 
 def test_loading_from_anywhere(run: Path) -> None:
@@ -31,29 +33,21 @@ def test_loading_from_anywhere(run: Path) -> None:
             hrvqvae.load(run, device=device)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "there is no such run folder"),
-        (lambda path: path.mkdir(), "is not a run folder"),
-        (lambda path: (path.mkdir(), (path / "config.yaml").write_text("")), "has no model.safetensors yet"),
-        (lambda path: storage.write(path, {}, {}), "is no model: give a run folder"),
-    ],
-)
-def test_runs_that_are_none(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    make(tmp_path / "run")
-    with pytest.raises(InputError, match=message):
-        hrvqvae.load(tmp_path / "run")
+def test_runs_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text("")
+    storage.write(tmp_path / "file", {}, {})
+    for name, message in (
+        (tmp_path / "none", "there is no such run folder"), (tmp_path / "empty", "is not a run folder"),
+        (tmp_path / "begun", "has no model.safetensors yet"), (tmp_path / "file", "is no model: give a run folder"),
+        ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            hrvqvae.load(name)
 
 
-def test_the_name_of_a_preset_is_no_model() -> None:
-    with pytest.raises(InputError, match="is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"):
-        hrvqvae.load("vqvae/mnist")
-
-
-def test_nothing_is_trained_beside_a_model_inside_the_package(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_the_package_are_not_trained(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     require_trainable("run")
     Path("mnist").mkdir()
@@ -107,7 +101,6 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> 
 
 
 def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though another process writes the file anew at once."""
     path, read = RunFolder(run).model, Path.read_bytes
     before = storage.digest(path)
 
@@ -124,17 +117,6 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytes
     monkeypatch.undo()
     assert any(bool(parameter.any()) for parameter in model.parameters())
     assert trained.digest == before != storage.digest(path)
-
-
-# A trained model as one object
-
-
-def test_a_wider_beam_gives_other_codes(run: Path) -> None:
-    images = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
-    wide, greedy = hrvqvae.load(run, beam=9).encode(images), hrvqvae.Model.from_pretrained(run).encode(images)
-    assert any((one != other).any() for one, other in zip(wide, greedy, strict=True))
-    with pytest.raises(InputError, match="beam is 0; it must be at least 1"):
-        hrvqvae.load(run, beam=0)
 
 
 def test_codes_as_one_tensor(run: Path) -> None:
@@ -202,3 +184,25 @@ def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: i
     ):
         with pytest.raises(InputError, match=message):
             model.complete(other, keep=part)
+
+
+CODES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "mnist_codes.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return hrvqvae.load("mnist")
+
+
+def test_codes_of_images(model: Model) -> None:
+    images = torch.from_numpy(drawn_digits(4, CODES["image_seed"], 28)[0]).unsqueeze(1)
+    codes = model.encode(images)
+    assert [code.tolist() for code in codes] == CODES["image_codes"]
+    bytes_ = (model.decode(codes, size=(28, 28)) * 255).round()
+    assert float((bytes_ - images).square().mean()) < 255**2 * 0.01, "and they decode to the images"
+
+
+def test_codes_of_samples(model: Model) -> None:
+    sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
+    assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
+    assert sampled.images.shape == (2, 1, 28, 28)

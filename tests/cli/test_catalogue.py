@@ -2,11 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -14,8 +16,9 @@ from hrvqvae.config import presets
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.models import published
 from hrvqvae.utils import extras
-from hrvqvae.utils.locks import lock_folder
 from tests.conftest import do, done
+from tests.kills import in_another_process
+from tests.trained_run import undrawn
 
 
 def test_presets_are_listed() -> None:
@@ -41,13 +44,12 @@ def test_runs_are_listed_with_what_is_stale(run: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for name in ("plain", "trained-on"):
         shutil.copytree(run, runs / name)
-    do("train", runs / "trained-on", "--resume", "--max-steps", 61)
+    with undrawn():
+        do("train", runs / "trained-on", "--resume", "--max-steps", 61)
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
-    with lock_folder(runs / "trained-on"):
-        script = "import sys; from hrvqvae.cli import main; main(sys.argv[1:])"
-        done = subprocess.run([sys.executable, "-c", script, "runs", runs, "--json"], capture_output=True, check=True)
-    bad, plain, trained_on = json.loads(done.stdout)
+    with in_another_process(runs / "trained-on"):
+        bad, plain, trained_on = json.loads(do("runs", runs, "--json"))
     assert "can't be read as YAML" in bad["fault"]
     assert (plain["run"], plain["system"], plain["step"]) == (str(runs / "plain"), "hrvqvae", 60)
     assert (plain["in_use"], trained_on["in_use"]) == (False, True)
@@ -68,9 +70,6 @@ def test_data_is_listed(mnist_root: Path) -> None:
     assert "hrvqvae data get" not in rows["ffhq"]
 
 
-# hrvqvae doctor
-
-
 def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
     """Return the report of doctor as JSON and as text, and the lines of its problems."""
     text, plain = done("doctor"), done("doctor", "--json")
@@ -78,16 +77,12 @@ def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
     return json.loads(plain[1]), text[1], text[2].splitlines()
 
 
-@pytest.fixture
-def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that gives the package other requirements, as pip keeps them."""
-
-    def become(lines: list[str]) -> None:
-        extras.packages.cache_clear()
-        monkeypatch.setattr(metadata, "requires", lambda name: lines)
-
-    yield become
-    monkeypatch.undo()
+@contextmanager
+def requirements(*lines: str) -> Iterator[None]:
+    """Give the package other requirements, as pip keeps them."""
+    extras.packages.cache_clear()
+    with patch.object(metadata, "requires", return_value=lines):
+        yield
     extras.packages.cache_clear()
 
 
@@ -105,21 +100,20 @@ def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(f"extra {extra} " in printed for extra in report["extras"])
 
 
-def test_an_extra_that_is_not_whole(requirements: Any) -> None:
-    requirements(["torch>=2", 'no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"'])
-    report, printed, _ = examined()
+def test_an_extra_that_is_not_whole() -> None:
+    lines = ('no-such-package>=1; extra == "one"', 'numpy; extra == "one"', 'numpy; extra == "two"')
+    with requirements("torch>=2", *lines):
+        report, printed, _ = examined()
     assert report["extras"] == {"one": ["no-such-package"], "two": []}
     assert "pip install 'hrvqvae[one]' for no-such-package\n" in printed
 
 
-def test_what_keeps_it_from_working_is_exit_code_1(
-    requirements: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requirements(["no-such-package>=1"])
+def test_what_keeps_it_from_working(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path / "file" / "data"))
     monkeypatch.setitem(sys.modules, "torch", None)
-    report, _, problems = examined(code=1)
+    with requirements("no-such-package>=1"):
+        report, _, problems = examined(code=1)
     missing, broken, folder = report["problems"]
     assert missing == "no-such-package is missing: pip install no-such-package"
     assert broken.startswith("torch can't be used: ")

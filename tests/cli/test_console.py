@@ -1,10 +1,14 @@
-"""The command line itself: the order of options, wrong commands, help, JSON."""
+"""The command line itself: the order of options, wrong commands, help, JSON, progress; formats of numbers."""
 
 import contextlib
 import io
 import json
+import math
+import re
 import subprocess
 import sys
+import threading
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +19,10 @@ from hypothesis import strategies as st
 import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
+from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import task, tracked, waiting
+from hrvqvae.utils.quantities import clock, counted, psnr
 from tests.conftest import refused
 
 TRAIN = (
@@ -50,16 +57,12 @@ def test_fields_are_told_from_the_rest() -> None:
             split_fields(["train", "--x.y", *after])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wrong_commands() -> None:
+    for arguments, message in (
         (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
         (["train", "hrvqvae/mnist", "--max-step", "5"], "'--max-step' of hrvqvae train: did you mean --max-steps"),
-        (["train", "hrvqvae/mnist", "--seed", "-1"], "training.seed is '-1'; it must be at least 0"),
-        (["evaluate", "nowhere"], "there is no such run folder"),
         (["evaluate", "nowhere", "--data.size", "12"], "'--data.size' of hrvqvae evaluate: did you mean --data"),
-        (["data", "get", "ffhq"], "can't be got by command"),
         (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
         (["xyz"], "unknown command 'xyz': there are presets, runs, "),
         (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
@@ -69,14 +72,11 @@ def test_fields_are_told_from_the_rest() -> None:
         ([], "COMMAND"),
         (["reconstruct", "run"], "required: IMAGE"),
         (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "mean codewords"),
-        (["sample", "mnist", "--top-k", "0", "-o", "x.png"], "--top-k is 0; it must be at least 1"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
         (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
-    ],
-)  # fmt: skip
-def test_wrong_commands(arguments: list[str], message: str) -> None:
-    assert message in refused([*arguments])
+    ):
+        assert message in refused([*arguments])
 
 
 def test_help_shows_every_command_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,12 +94,16 @@ def test_help_shows_every_command_in_one_group(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"hrvqvae {hrvqvae.__version__}\n"
 
 
-def test_arguments_stand_before_and_after_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = []
-    monkeypatch.setattr("hrvqvae.cli.share._export", lambda arguments: called.append(arguments) or 0)
-    for words in (["mnist", "small", "--compact"], ["mnist", "--compact", "small"], ["--compact", "mnist", "small"]):
-        assert main(["export", *words]) == 0
-    assert {(each.run, str(each.out), each.compact) for each in called} == {("mnist", "small", True)}
+def test_arguments_stand_before_and_after_options() -> None:
+    with patch("hrvqvae.cli.share._export", return_value=0) as export:
+        for words in (
+            ["mnist", "small", "--compact"],
+            ["mnist", "--compact", "small"],
+            ["--compact", "mnist", "small"],
+        ):
+            assert main(["export", *words]) == 0
+            (arguments,) = export.call_args.args
+            assert (arguments.run, str(arguments.out), arguments.compact) == ("mnist", "small", True)
     assert "unknown argument 'more'" in refused(["export", "mnist", "--compact", "small", "more"])
 
 
@@ -110,21 +114,109 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[...] DefaultCPUAllocator: can't ...")],
-)
-def test_out_of_memory_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def runs(_: object) -> int:
-        raise error
-
-    monkeypatch.setattr("hrvqvae.cli.run", runs)
-    assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"])
-    error = RuntimeError("a mistake of ours")
-    with pytest.raises(RuntimeError, match="ours"):
+def test_out_of_memory_is_one_line() -> None:
+    on_cpu = RuntimeError("[...] DefaultCPUAllocator: can't ...")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu):
+        with patch("hrvqvae.cli.run", side_effect=error):
+            assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"])
+    with patch("hrvqvae.cli.run", side_effect=RuntimeError("ours")), pytest.raises(RuntimeError, match="ours"):
         main(["train"])
 
 
 def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
     print_json([{"psnr": float("inf"), "levels": (1, float("nan"), 0.5)}])
     assert json.loads(capsys.readouterr().out) == [{"psnr": None, "levels": [1, None, 0.5]}]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
+
+
+@pytest.fixture
+def shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "hrvqvae")
+
+
+@pytest.mark.usefixtures("every_line")
+def test_a_library_shows_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    waiting("reading")
+    assert list(tracked(range(5), "count", 5, lambda _: 1)) == list(range(5))
+    assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_line_for_who_waits(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
+    assert main([]) == 0
+    assert stream.getvalue() == ("hrvqvae: reading ...\n" if stream.isatty() else "")
+
+
+def test_one_long_part(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says so where there is no terminal."""
+    monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
+    said = threading.Event()
+    monkeypatch.setattr(progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set()))
+    with task("sample", 64):
+        assert said.wait(30)
+    assert capsys.readouterr().err == "sample ...\n"
+
+
+def test_lines_of_counts(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with task("work", 1_000, "rows", done=100) as advance:
+        for _ in range(9):
+            now[0] += 10.0
+            advance(100)
+    assert capsys.readouterr().err.splitlines() == [
+        f"work  {100 + 100 * place:,} of 1,000 rows  10 rows/s  0:0{left // 60}:{left % 60:02d} left"
+        for place, left in ((2, 70), (4, 50), (6, 30), (8, 10))
+    ]
+
+
+def test_a_task_inside_of_a_task_is_silent(every_line: None, shown: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with task("outer", 2) as advance:
+            list(tracked(range(3), "inner", 3, lambda _: 1))
+            advance(1)
+        assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("rich", [True, False], ids=["bar", "without the extra"])
+def test_on_a_terminal(rich: bool, every_line: None, shown: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    if not rich:
+        for name in ("rich", "rich.console", "rich.progress"):
+            monkeypatch.setitem(sys.modules, name, None)
+    assert len(list(tracked(range(4), "work", 4, lambda _: 1))) == 4
+    assert ("\x1b[" in terminal.getvalue()) == rich
+    assert "4 of 4 images" in terminal.getvalue()
+
+
+def test_commands(every_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: len(list(tracked(range(5), "work", 5, lambda _: 1))) - 5)
+    assert main([]) == 0
+    line = r"work  \d+ of 5 images  [\d.,]+ images/s  \d+:\d\d:\d\d left\n"
+    printed = capsys.readouterr()
+    assert re.fullmatch(f"({line}){{5}}", printed.err), printed.err
+    assert printed.out == ""
+
+
+def test_numbers_for_people() -> None:
+    said = [counted(count, "image") for count in (0, 1, 2, 2000)]
+    assert said == ["0 images", "1 image", "2 images", "2,000 images"]
+    assert [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)] == [
+        "0:00:00", "0:00:00", "0:00:59", "1:00:00", "100:01:01",
+    ]  # fmt: skip
+    assert psnr(0.01) == pytest.approx(20)
+    assert math.isinf(psnr(0.0))

@@ -1,28 +1,33 @@
-"""Training by command: configurations, resumption, signals, the demo."""
+"""Training by command: configurations, resumption, signals, the demo; commands for a trained run, and their errors."""
 
+import json
 import re
+import shutil
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-import yaml
+import torch
 
+import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data import fetch
 from hrvqvae.data.images import read_image
-from tests.conftest import do, done, refused, write_file
-from tests.trained_run import tiny_run
+from hrvqvae.training.autoencoder import AutoencoderTask
+from tests.conftest import do, done, refused, same, write_file, write_picture
+from tests.kills import at_step
+from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
 
 
 @pytest.fixture
-def tiny_file(mnist_root: Path, tmp_path: Path) -> str:
-    """A configuration file of a small model, in the folder of the test."""
-    return str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
+def tiny_file(mnist_root: Path, tmp_path: Path) -> Iterator[str]:
+    """A configuration file of a small model, in the folder of the test, whose training is not drawn."""
+    with undrawn():
+        yield str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
 
 
 def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
@@ -31,9 +36,7 @@ def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
     (tmp_path / "printed.yaml").write_text(printed)
     config = from_file(tmp_path / "printed.yaml")
     assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
-    assert yaml.safe_load(do("train", tmp_path / "printed.yaml", "--print-config")) == yaml.safe_load(
-        (tmp_path / "printed.yaml").read_text()
-    )
+    assert do("train", tmp_path / "printed.yaml", "--print-config") == printed
 
 
 def test_resuming(tiny_file: str, tmp_path: Path) -> None:
@@ -67,15 +70,10 @@ def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path) -> None:
     assert "--level is 4; this model has levels 1 to 3" in refused(["train-prior", run, "--level", 4])
 
 
-def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "hrvqvae", "train", tiny_file, "--out", "run", "--max-steps", "1000000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not RunFolder(tmp_path / "run").saved() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "continue with --resume" in out
+def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_step(monkeypatch, AutoencoderTask, 3, lambda _: signal.raise_signal(signal.SIGTERM))
+    code, out, err = done("train", tiny_file, "--out", tmp_path / "run", "--max-steps", "1000000")
+    assert (code, "continue with --resume" in out) == (128 + signal.SIGTERM, True)
     assert not [line for line in err.splitlines() if "compiling for this processor" not in line]
     assert RunFolder(tmp_path / "run").model.is_file()
 
@@ -100,3 +98,77 @@ def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
     code, _, told = done(*command)
     assert (code, "holds a run of tiny, not of treevq-deep/mnist" in told) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors"))
+
+
+def test_evaluation_for_programs_and_people(run: Path) -> None:
+    report = json.loads(do("evaluate", run, "--json", "--device", "cpu"))
+    assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
+    assert report["prior_bits_per_image"] is None, "there are no priors"
+    assert report["no_priors"] == f"train them: hrvqvae train-prior {run}"
+    assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
+    assert report["mse"] == report["levels"][-1]["mse"]
+    out = do("evaluate", run, "--split", "train", "--device", "cpu")
+    assert "mnist train: 96 images" in out
+    assert [line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "] == ["3", "9", "27"]
+    assert f"no priors: train them: hrvqvae train-prior {run}" in out
+
+
+def test_a_beam_encodes_whatever_the_model_was_trained_with(run: Path, tmp_path: Path) -> None:
+    """By all commands that encode; files that were made so are read without a word about it."""
+    greedy, wide, beam = hrvqvae.load(run), hrvqvae.load(run, beam=9), ["--beam", "9"]
+    for number in range(3):
+        write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
+    paths = sorted((tmp_path / "images").iterdir())
+    images = torch.stack([torch.from_numpy(read_image(path, 1)) for path in paths])
+    codes = wide.encode(images)
+    assert not same(codes, greedy.encode(images))
+    decoded = greedy.decode(codes, size=(12, 12))
+    lines = do("reconstruct", run, *paths, "-o", tmp_path / "sheet.png", *beam).splitlines()
+    told = [float(line.split("MSE ")[1].split(",")[0]) for line in lines[:3]]
+    assert told == pytest.approx((decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3)
+    do("compress", run, tmp_path / "images", "-o", tmp_path / "codes", *beam)
+    files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
+    assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
+    shards = tmp_path / "shards"
+    do("tokenize", run, tmp_path / "images", shards, "--workers", "0", *beam)
+    rows = pq.read_table(shards / "part-000000.parquet")
+    for level, code in enumerate(codes, start=1):
+        assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
+    line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"])
+    assert f"{shards} was begun with another beam: 9" in line
+    assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0])
+
+
+def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path) -> None:
+    """Without an entropy model it is the error alone that is minimized."""
+    write_picture(tmp_path / "image.png", 0, (12, 12), "L")
+    sheet = ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels"]
+    for command in ([*sheet, 1], [*sheet, 3], ["evaluate", run, "--device", "cpu"]):
+        errors = []
+        for options in ([], ["--lmbda", "0"]):
+            (tmp_path / "sheet.png").unlink(missing_ok=True)
+            errors.append(float(re.findall(r"MSE ([\d.e+-]+)", do(*command, *options))[0]))
+        assert errors[1] < errors[0], command
+    for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
+        line = refused(["evaluate", run, "--lmbda", weight])
+        assert f"the lambda is {told}; it must be from 0 to 1e6" in line
+
+
+def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
+    image, out = tmp_path / "grey.png", tmp_path / "sheet.png"
+    write_picture(image, 1, mode="L")
+    for command, message in (
+        (["reconstruct", run, image, "-o", out, "--levels", 0], "--levels is 0; it must be at least 1"),
+        (["reconstruct", run, image, "-o", out, "--levels", 4], "levels is 4; this model decodes 1, 2, 3"),
+        (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
+        (["evaluate", run, "--data", tmp_path / "nowhere"], "get it with"),
+        (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),
+    ):
+        assert message in refused(command)
+    assert not out.exists()

@@ -15,7 +15,7 @@ from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
 from hrvqvae.comparison.report import COLUMNS, compare
 from hrvqvae.comparison.report import table as table_of
-from hrvqvae.comparison.systems import Comparison, available_systems
+from hrvqvae.comparison.systems import Comparison
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
@@ -60,19 +60,17 @@ def test_systems_with_priors(tmp_path: Path) -> None:
     assert [row for row in again if row["system"] != "vqvae"] == [row for row in rows if row["system"] != "vqvae"]
     assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if "vqvae-0" not in str(path))
-    for more, what in (
-        (["--max-steps", "7"], "max_steps is 4 there, 7 here"), (["--data", str(tmp_path)], "root is"),
-        (["--training.batch_size", "5"], "fields is"),
+    for option, value, what in (
+        ("--max-steps", "7", "max_steps is 4 there, 7 here"), ("--data", tmp_path, "root is"),
+        ("--training.batch_size", "5", "fields is"),
     ):  # fmt: skip
-        assert what in refused([*command, *more])
+        assert what in refused([*command, option, value])
 
 
 @pytest.mark.usefixtures("systems")
 def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     def rows_of(**fields: Any) -> list[dict[str, Any]]:
-        rows, _ = compare(Comparison(dataset="mnist", max_steps=2, **fields), tmp_path, lambda _: None)
-        assert json.loads((tmp_path / "results.json").read_text()) == rows
-        return rows
+        return compare(Comparison(dataset="mnist", max_steps=2, **fields), tmp_path, lambda _: None)[0]
 
     first = rows_of(systems=("vqvae",), seeds=2)
     assert [row["prior_bits_per_image"] for row in first] == [None, None]
@@ -80,6 +78,7 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     run = (tmp_path / "runs" / "vqvae-0" / "model.safetensors").read_bytes()
     assert rows_of(systems=("hrvqvae",))[1:] == first
     with_priors = rows_of(systems=("vqvae",), prior_steps=4)
+    assert json.loads((tmp_path / "results.json").read_text()) == with_priors
     assert [(row["system"], row["seed"]) for row in with_priors] == [("hrvqvae", 0), ("vqvae", 0), ("vqvae", 1)]
     assert [row["prior_bits_per_image"] is not None for row in with_priors] == [False, True, False]
     assert with_priors[1]["mse"] == first[0]["mse"]
@@ -93,9 +92,8 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
     assert [(row["system"], row["seed"]) for row in one_more if row not in with_priors] == [("rqvae", 2)]
 
 
-@pytest.mark.parametrize(
-    ("system", "settings", "expected"),
-    [
+def test_the_budget_of_priors() -> None:
+    for system, settings, expected in (
         ("hrvqvae", {"max_steps": 90}, {}),
         ("hrvqvae", {"max_steps": 1, "prior_steps": 90}, {"epochs": "0", "max_steps": "30", "max_minutes": "0.0"}),
         ("hrvqvae", {"max_steps": 1, "prior_steps": 90, "fields": {"prior.network.kind": "gpt"}}, {"max_steps": "90"}),
@@ -105,13 +103,11 @@ def test_systems_seeds_and_priors_are_added_to_a_folder(tmp_path: Path) -> None:
             {"max_steps": 9, "prior_steps": 9, "fields": {"prior.training.batch_size": "8"}},
             {"batch_size": "8"},
         ),
-    ],
-)
-def test_the_budget_of_priors(system: str, settings: dict[str, Any], expected: dict[str, str]) -> None:
-    (case,) = Comparison(dataset="mnist", systems=(system,), **settings).cases()
-    fields = {name.removeprefix("prior.training."): value for name, value in case.prior.items()}
-    assert bool(fields) == bool(expected)
-    assert fields | expected == fields
+    ):
+        (case,) = Comparison(dataset="mnist", systems=(system,), **settings).cases()
+        fields = {name.removeprefix("prior.training."): value for name, value in case.prior.items()}
+        assert bool(fields) == bool(expected)
+        assert fields | expected == fields
 
 
 @pytest.mark.usefixtures("systems")
@@ -176,29 +172,17 @@ def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (config.training.precision, config.prior.training.precision) == ("bf16", "bf16")
 
 
-@pytest.mark.parametrize(("steps", "late"), [(1001, False), (1000, True)])
-def test_a_discriminator_that_will_not_begin_is_remarked(
-    steps: int, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_discriminator_that_will_not_begin_is_remarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrvqvae.comparison.report.run_cases", lambda *_: 0)
     fields, said = {"vqgan.model.adversarial_start": "1000"}, list[str]()
-    comparison = Comparison(dataset="mnist", systems=("vqvae", "vqgan"), max_steps=steps, fields=fields)
-    compare(comparison, tmp_path, said.append)
-    assert ["vqgan's discriminator begins at step 1,000" in line for line in said] == [True] * late
+    for steps in (1001, 1000):
+        comparison = Comparison(dataset="mnist", systems=("vqvae", "vqgan"), max_steps=steps, fields=fields)
+        compare(comparison, tmp_path / str(steps), said.append)
+        assert ["vqgan's discriminator begins at step 1,000" in line for line in said] == [True] * (steps == 1000)
 
 
-def test_fields_reach_every_system_or_the_model_of_one() -> None:
-    fields = {"training.batch_size": "3", "hrvqvae.model.quantizer.levels": "2"}
-    comparison = Comparison(dataset="mnist", systems=available_systems(), max_steps=5, fields=fields)
-    assert comparison.config("hrvqvae", 0).model.num_symbols == (4, 4)
-    configs = [comparison.config(system, 2) for system in comparison.systems]
-    shared = {(each.training.batch_size, each.training.seed, each.training.max_steps, each.data) for each in configs}
-    assert shared == {(3, 2, 5, configs[0].data)}, "the same order of the data for every system"
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_what_can_not_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fields, message in (
         ({"max_steps": 0}, "--max-steps or --max-minutes"), ({"seeds": 0}, "--seeds is below 1"),
         ({"first_seed": -1}, "--first-seed is below 0"), ({"systems": ()}, "--systems names none"),
         ({"systems": ("vqgam",)}, "--systems names vqgam; there are hrvqvae, treevq"),
@@ -209,14 +193,9 @@ def test_fields_reach_every_system_or_the_model_of_one() -> None:
         ({"fields": {"hrvqvae.model.strid": "2"}}, "did you mean stride"),
         ({"fields": {"model.adversarial_start": "2"}, "systems": ("hrvqvae", "vqgan")}, "unknown field"),
         ({"dataset": "mnits"}, "hrvqvae/mnits"),
-    ],
-)  # fmt: skip
-def test_what_can_not_be_compared(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Comparison(**{"dataset": "mnist", "systems": ("hrvqvae",), "max_steps": 1, **fields})
-
-
-def test_a_system_without_its_package_is_refused_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            Comparison(**{"dataset": "mnist", "systems": ("hrvqvae",), "max_steps": 1, **fields})  # type: ignore[arg-type]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(InputError, match="needs vector_quantize_pytorch"):
         Comparison(dataset="mnist", systems=("hrvqvae", "fsq"), max_steps=1)
@@ -281,7 +260,7 @@ def test_what_another_process_makes_is_passed_over_and_taken_up(tmp_path: Path) 
     def of(seed: int) -> Comparison:
         return Comparison(dataset="mnist", systems=("vqvae", "vqvae2"), max_steps=2, first_seed=seed)
 
-    run, rows_path = tmp_path / "runs" / "vqvae-0", tmp_path / "rows"
+    run = tmp_path / "runs" / "vqvae-0"
     with in_another_process(run) as pid:
         rows, stopped = compare(of(0), tmp_path, said.append)
     assert ([row["system"] for row in rows], stopped) == (["vqvae2"], 0)
@@ -300,7 +279,7 @@ def test_what_another_process_makes_is_passed_over_and_taken_up(tmp_path: Path) 
 
     def measured_elsewhere(line: str) -> None:
         if line.startswith("--- system vqvae,"):
-            (rows_path / "vqvae2-2.json").write_text(json.dumps({**rows[0], "seed": 2}))
+            (tmp_path / "rows" / "vqvae2-2.json").write_text(json.dumps({**rows[0], "seed": 2}))
 
     rows, _ = compare(of(2), tmp_path, measured_elsewhere)
     assert [(row["system"], row["seed"]) for row in rows[-2:]] == [("vqvae", 2), ("vqvae2", 2)]

@@ -9,5 +9,4 @@ from tests.trained_run import tiny_run_with_entropy_model
 
 @pytest.fixture
 def run(mnist_root: Path) -> Path:
-    """A trained run with an entropy model."""
     return tiny_run_with_entropy_model(mnist_root)

@@ -66,7 +66,6 @@ def random_codes(entropy_model: EntropyModel, size: Grid, count: int, seed: int 
 def files_of(
     entropy_model: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None
 ) -> list[bytes]:
-    """Files (.hrv) of such codes."""
     return write(entropy_model, random_codes(entropy_model, size, count, seed), size, levels)
 
 
@@ -89,7 +88,6 @@ def bits_of(entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], l
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    """Codes of the levels of one image, one level after the other."""
     return np.concatenate([one.reshape(-1) for one in codes])
 
 
@@ -113,7 +111,6 @@ def digits(count: int = 12) -> Tensor:
 
 
 def squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
-    """Of each image, in [0, 1]."""
     return (decoded - images / 255).square().flatten(1).sum(1)
 
 

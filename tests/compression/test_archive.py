@@ -35,6 +35,12 @@ def add(
         assert there.issuperset(names), "what is said to be written is on the disk, whenever this process ends"
 
 
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
 def three_blocks(path: Path, entropy_model: EntropyModel = GRIDS) -> list[int]:
     """An archive of two images a block, named 0 to 5; -> where each block ends."""
     ends = []
@@ -42,12 +48,6 @@ def three_blocks(path: Path, entropy_model: EntropyModel = GRIDS) -> list[int]:
         add(path, entropy_model, [(6, 6)] * 2, [str(2 * seed), str(2 * seed + 1)], 2, 10 * seed)
         ends.append(path.stat().st_size)
     return ends
-
-
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
 
 
 @settings(max_examples=15, deadline=None)
@@ -95,7 +95,6 @@ def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
 
 
 def test_a_cut_leaves_the_blocks_that_are_whole(tmp_path: Path) -> None:
-    """Cut anywhere: tests/format/test_javascript.py."""
     path = tmp_path / "x.hrva"
     ends = three_blocks(path)
     content = path.read_bytes()

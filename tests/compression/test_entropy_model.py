@@ -22,7 +22,6 @@ from tests.compression.made import ALL, TREE, files_of, made_network
 
 
 def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None) -> float:
-    """Bits a code of the finest level."""
     layout = Layout([(one.shape[1], one.shape[2]) for one in codes], symbols)
     together = np.concatenate([one.reshape(len(one), -1) for one in codes], 1).astype(np.int32)
     streams = encode_level(together, layout, len(codes) - 1, network)
@@ -68,6 +67,8 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
     network, bits = learn_level((maps[:300],), (5,), 0.3)
     assert bits < 0.8 * np.log2(5)
     assert bits_of((maps[300:],), (5,), network) == pytest.approx(bits + 8 * 0.6 / 64, rel=0.06)
+    little, usual = (learn_level((blobs(40, 3, 0),), (3,), effort)[1] for effort in (0.005, 0.15))
+    assert usual < 0.9 * little, "effort is how much is learned from"
 
 
 def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them() -> None:
@@ -90,11 +91,6 @@ def test_learning_is_the_same_again_and_never_costs_more_than_no_network() -> No
         learn_level((maps[:1],), (3,))
 
 
-def test_effort_is_how_much_is_learned_from() -> None:
-    little, usual = (learn_level((blobs(40, 3, 0),), (3,), effort)[1] for effort in (0.005, 0.15))
-    assert usual < 0.9 * little
-
-
 def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
     said = list[str]()
@@ -112,9 +108,7 @@ def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
     assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
 
 
-def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another zlib writes other bytes: what was made by a file of tables is read by that file on any machine."""
     files = files_of(TREE, (8, 8), 2)
     with appending(tmp_path / "x.hrva", TREE.bare):
@@ -129,25 +123,22 @@ def test_the_fingerprint_is_that_of_the_file_whoever_compressed_it(
         assert (tmp_path / "x.hrva").stat().st_size == size
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
+def test_files_that_say_what_can_not_be_are_refused() -> None:
+    content = TREE.content
+    length = int.from_bytes(content[8:12], "little")
+    text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
+    for old, new in (
         ('"0123', '"x123'), ('"unit":2', '"unit":0'), ('"times":[1,1,1]', '"times":[1,1,9999]'),
         ('"symbols":[3,', '"symbols":[0,'),
         ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'),
         ('"shift":8', '"shift":31'), ('"unit":2', '"unit":' + "[" * 2000),
         ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
-    ],
-)  # fmt: skip
-def test_files_that_say_what_can_not_be_are_refused(old: str, new: str) -> None:
-    content = TREE.content
-    length = int.from_bytes(content[8:12], "little")
-    text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
-    assert old in text
-    changed = text.replace(old, new, 1).encode()
-    packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
-    with pytest.raises(DamagedFileError):
-        read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
+    ):  # fmt: skip
+        assert old in text
+        changed = text.replace(old, new, 1).encode()
+        packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
+        with pytest.raises(DamagedFileError):
+            read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
 def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,10 +154,9 @@ def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.Mo
 def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
     contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
     network = made_network(contexts, 4, np.random.default_rng(0))
-    with pytest.raises(DamagedFileError, match="32 bits"):
-        dataclasses.replace(network, bias=np.full(4, 2**30, np.int32))
-    with pytest.raises(DamagedFileError, match="shape"):
-        dataclasses.replace(network, bias=network.bias[:3])
+    for bias, message in ((np.full(4, 2**30, np.int32), "32 bits"), (network.bias[:3], "shape")):
+        with pytest.raises(DamagedFileError, match=message):
+            dataclasses.replace(network, bias=bias)
     for feature in ((0, 0, 0), (0, 0, 1), (0, 1, -1), (0, -5, 0)):
         with pytest.raises(DamagedFileError, match=re.escape(f"lies at {feature[1:]}")):
             Contexts(1, (3, 3), ((1, 1),), (feature,), -1)

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 import hrvqvae
-from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import compress, decode_images
-from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
@@ -85,19 +82,11 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = compress(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(
-        DamagedFileError, match=r"file 1 has 1 whole level, but this model decodes 2 or more: level 2 is cut"
-    ):
+    with pytest.raises(DamagedFileError, match="file 1 has 1 whole level, but this model decodes 2 or more: level 2"):
         decode_images(model, read(entropy_model, [content[:-1]]), CPU)
     assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
     with pytest.raises(InputError, match="takes at least"):
         compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
-
-
-def test_the_entropy_model_of_weights_is_made_once(run: Path) -> None:
-    kept, said = RunFolder(run).tables.read_bytes(), list[str]()
-    assert Run(run).entropy_model.fit(say=said.append).read_bytes() == kept
-    assert "is of these weights already" in said[0], "files that were made by it are read by no other"
 
 
 def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
@@ -144,7 +133,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypat
     monkeypatch.setattr(compression, "write", files)
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     entropy_model = SimpleNamespace(networks=(None,))
-    encoder = cast(RateDistortion, SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1))
+    encoder: Any = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1)
     best = [(np.inf, b"")]
     assert compression._search_lambdas(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
     error, file = best[0]

@@ -1,17 +1,18 @@
-"""Presets: what they say of themselves, what follows from them, and that they are the tables of the paper."""
+"""Presets: what they say of themselves, and that they are the tables of the paper. Registries and their packages."""
 
+import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hrvqvae.config import Config, Geometry, ModelConfig, QuantizerConfig, bits_per_image, compression_ratio, presets
-from hrvqvae.config.registry import DATASETS, SYSTEMS, System
+from hrvqvae.config import Geometry, ModelConfig, QuantizerConfig, bits_per_image, compression_ratio, presets
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, System, register_system
 from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.config.systems import column
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import told_once
+from tests.conftest import done, refused
 
 
 @pytest.mark.parametrize("system", [*SYSTEMS])
@@ -30,13 +31,10 @@ def test_a_borrowed_column_says_whose_it_is(data: str, column: str) -> None:
     assert preset.config.prior.network.dropout == (0.3,)  # type: ignore[attr-defined]  # of few images
 
 
-def test_bits_of_a_grid_that_the_stride_does_not_divide() -> None:
+def test_bits_of_an_uneven_grid_and_unknown_presets() -> None:
     model = SYSTEMS.get("hrvqvae").config.replace(stride=4, quantizer=QuantizerConfig(levels=2, codewords=16))
     assert bits_per_image(model, 9, 13) == 3 * 4 * 2 * 4
     assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
-
-
-def test_unknown_presets() -> None:
     for name in ("zzz", "hrvqvae/fashion-mnist", "hrvqvae/", "/mnist", "vqvae2-original/mnist", "hrvqvae/mnist/"):
         with pytest.raises(InputError, match="unknown preset"):
             presets.get(name)
@@ -64,94 +62,31 @@ def test_a_column_that_is_missing_is_one_line() -> None:
             column(rows, name, columns)
 
 
-# docs/paper-tables.md: what it shows as printed is what the presets have
-
-
 PAGE = (Path(__file__).parents[2] / "docs" / "paper-tables.md").read_text()
 COLUMNS = {"FFHQ": "ffhq", "ImageNet": "imagenet", "CIFAR10": "cifar10", "MNIST": "mnist"}
 ORIGINAL = {"FFHQ 1024x1024": "ffhq1024", "ImageNet 256x256": "imagenet256"}
-Row = str | Callable[[Config], Any]
-"""A field, whose source is the table, or what follows from a configuration."""
-
-
-def table(number: int) -> dict[tuple[str, str], str]:
-    """(row, column) -> text of a table of the page."""
-    (text,) = re.findall(rf"^\*\*Table {number}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
-    return {(row[0], column): cell for row in rows for column, cell in zip(head[1:], row[1:], strict=True)}
-
-
-def finest_first(values: tuple[Any, ...]) -> str:
-    """Values that stand coarse first, in the order of the paper."""
-    return ", ".join(f"{value:.9g}" for value in reversed(values))
-
-
-def grids(config: Config) -> list[str]:
-    size = config.data.size
-    return [f"{rows}x{columns}" for rows, columns in reversed(config.model.latent_grids(size, size))]
-
-
-def searched(config: Config) -> str:
-    return f"{len(config.model.num_symbols)}x{config.model.num_symbols[0]}"
-
-
-AUTOENCODER: dict[str, Row] = {
-    "latent layers": lambda c: ", ".join(dict.fromkeys(grids(c))),
-    "beta_i": "model.quantizer.beta",
-    "hidden units": "model.hidden_units",
-    "residual units": "model.residual_units",
-    "codebook size": "model.quantizer.codewords",
-    "codebook dimension": "model.quantizer.dim",
-    "codewords in layers": lambda c: ", ".join(map(str, c.model.num_codewords)),
-    "codewords needed for each pixel": searched,
-    "encoder conv filter size": "model.kernel",
-    "optimizer": lambda c: c.training.optimizer.capitalize(),
-    "Polyak EMA decay": "training.polyak_decay",
-    "learning rate": "training.learning_rate",
-}
-PRIORS: dict[str, Row] = {
-    "latent layers": AUTOENCODER["latent layers"],
-    "batch size": "prior.training.batch_size",
-    "hidden units": "prior.network.hidden_units",
-    "residual units": "prior.network.residual_units",
-    "attention layers": "prior.network.attention_layers",
-    "conv filter size": "prior.network.kernel",
-    "dropout": "prior.network.dropout",
-    "output stack layers": lambda c: 0,
-    "Polyak EMA decay": "prior.training.polyak_decay",
-}
-LAYERS: dict[str, Row] = {"layers": lambda c: len(c.model.num_symbols)}
-ROWS: dict[int, dict[str, Row]] = {
-    4: LAYERS
-    | AUTOENCODER
-    | {
-        "codebook size": lambda c: 64,  # contradicted by the row of codewords, which is taken
-        "codewords in layers": lambda c: ", ".join([str(c.model.quantizer.codewords)] * 3),  # for ImageNet's two too
-        "codewords needed for each pixel": lambda c: f"3x{c.model.quantizer.codewords}",
-        "training steps": "training.max_steps",
-    },
-    5: {
-        "training samples": "data.train_samples",
-        "test samples": "data.test_samples",
-        "input size": lambda c: f"{c.data.size}x{c.data.size}x{c.data.channels}",
-        "batch size": "training.batch_size",
-        "epochs": "training.epochs",
-        "training steps": lambda c: f"{presets.get(c.name).printed['training_steps']:,}",
-    },
-    6: LAYERS | AUTOENCODER,
-    7: AUTOENCODER,
-    8: LAYERS | PRIORS | {"attention heads": "prior.network.attention_heads"},
-    9: PRIORS
-    | {
-        "attention heads": lambda c: f"-, -, {c.prior.network.attention_heads}",
-        "conv filter size": lambda c: finest_first((c.prior.network.kernel,) * len(set(grids(c)))),
-    },
-}
-SYSTEM = {4: "vqvae2-original", 5: "hrvqvae", 6: "hrvqvae", 7: "vqvae2", 8: "hrvqvae", 9: "vqvae2"}
-OTHERS = {  # fields whose rows are not numbers of their own: what follows from them is
-    4: {"model.grids", "model.quantizer.codewords"}, 5: {"data.size", "data.channels", "data.dataset"},
-    6: {"model.quantizer.levels"}, 7: {"model.grids"}, 8: set(),
-    9: {"prior.network.attention_heads", "prior.network.kernel"},
+AUTOENCODER = {
+    "beta_i": "model.quantizer.beta", "hidden units": "model.hidden_units", "residual units": "model.residual_units",
+    "codebook dimension": "model.quantizer.dim", "encoder conv filter size": "model.kernel",
+    "Polyak EMA decay": "training.polyak_decay", "learning rate": "training.learning_rate",
+}  # fmt: skip
+PRIOR_ROWS = {
+    "batch size": "prior.training.batch_size", "hidden units": "prior.network.hidden_units",
+    "residual units": "prior.network.residual_units", "attention layers": "prior.network.attention_layers",
+    "dropout": "prior.network.dropout", "Polyak EMA decay": "prior.training.polyak_decay",
+}  # fmt: skip
+SIZES = AUTOENCODER | {"codebook size": "model.quantizer.codewords"}
+ROWS = {  # number of a table -> system, and a field of each row whose value is printed as it is
+    4: ("vqvae2-original", AUTOENCODER | {"training steps": "training.max_steps"}),
+    5: ("hrvqvae", {
+        "training samples": "data.train_samples", "test samples": "data.test_samples",
+        "batch size": "training.batch_size", "epochs": "training.epochs",
+    }),
+    6: ("hrvqvae", SIZES), 7: ("vqvae2", SIZES),
+    8: ("hrvqvae", PRIOR_ROWS | {
+        "attention heads": "prior.network.attention_heads", "conv filter size": "prior.network.kernel",
+    }),
+    9: ("vqvae2", PRIOR_ROWS),
 }  # fmt: skip
 
 
@@ -163,31 +98,86 @@ def as_number(text: str) -> float | str:
         return text
 
 
-def fields(number: int) -> set[str]:
-    """The fields that a table prints."""
-    return {of for of in ROWS[number].values() if isinstance(of, str)} | OTHERS[number]
-
-
 @pytest.mark.parametrize("number", ROWS)
-def test_a_table_is_the_presets(number: int) -> None:
-    printed = {place: as_number(text) for place, text in table(number).items()}
-    names = ORIGINAL if number == 4 else COLUMNS
-    ours = {}
-    for title, name in names.items():
-        preset = presets.get(f"{SYSTEM[number]}/{name}")
+def test_a_table_of_the_page_is_the_presets(number: int) -> None:
+    (text,) = re.findall(rf"^\*\*Table {number}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    printed = {row: dict(zip(head[1:], cells, strict=True)) for row, *cells in rows}
+    system, fields = ROWS[number]
+    for title, name in (ORIGINAL if number == 4 else COLUMNS).items():
+        preset = presets.get(f"{system}/{name}")
         values = dict(flatten(to_dict(preset.config)))
-        for row, of in ROWS[number].items():
-            value = values[of] if isinstance(of, str) else of(preset.config)
-            ours[row, title] = as_number(finest_first(value) if isinstance(value, tuple) else str(value))
-        assert {field for field in values if preset.source(field) == f"Table {number}"} == fields(number)
-        latent = {field for field in values if preset.source(field) == f"Table {number} (latent grid)"}
-        assert latent == ({"model.stride"} if number in (4, 6, 7) else set())
-    assert printed == ours
+        for row, field in fields.items():
+            value = values[field]
+            ours = ", ".join(f"{one:.9g}" for one in reversed(value)) if isinstance(value, tuple) else str(value)
+            assert as_number(ours) == as_number(printed[row][title]), (row, title)
+            assert preset.source(field) == f"Table {number}"
 
 
-@pytest.mark.parametrize("name", [*presets.names()])
-def test_no_table_is_the_source_of_what_it_does_not_print(name: str) -> None:
-    preset = presets.get(name)
-    for field, source in preset.sources.items():
-        for number in re.findall(r"^(?:as )?Table (\d)", source):
-            assert field in fields(int(number)) | {"model.stride"}, field
+REGISTRIES = (SYSTEMS, PRIORS, DATASETS)
+_SYSTEM = """
+import dataclasses
+from hrvqvae.config.registry import SYSTEMS
+SYSTEM = dataclasses.replace(SYSTEMS.get("vqvae"), name={name!r})
+"""
+
+
+def install(folder: Path, package: str, source: str, **entries: str) -> None:
+    """Put a package on the import path as an installer does: its module, and the systems that it announces."""
+    (folder / f"{package}.py").write_text(source)
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"{name} = {package}:{attribute}" for name, attribute in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[hrvqvae.systems]", *lines]))
+
+
+def test_a_package_adds_a_system(site: Path) -> None:
+    install(site, "theirs", _SYSTEM.format(name="other"), other="SYSTEM", vqvae2="SYSTEM")
+    assert SYSTEMS.get([*SYSTEMS][-1]) is SYSTEMS.entries()[-1]
+    assert SYSTEMS.get("vqvae2").title == "VQVAE-2", "no package replaces a built-in system"
+    code, printed, told = done("presets")
+    assert (code, "\nother/mnist " in printed, told) == (0, True, "")
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("import nothing_of_this_name", "can't be imported (ModuleNotFoundError: "),
+        ("raise SystemError('two\\nlines')", "can't be imported (SystemError: two lines)"),
+        ("SYSTEM = None", "must be a System of that name"),
+        (_SYSTEM.format(name="another"), "must be a System of that name"),
+    ],
+)
+def test_a_broken_package_is_named_and_breaks_nothing_else(source: str, fault: str, site: Path) -> None:
+    install(site, "theirs", source, other="SYSTEM")
+    told_once.cache_clear()
+    code, printed, told = done("presets")
+    assert told.startswith(f"hrvqvae: the system 'other' of the package theirs {fault}")
+    assert (code, told.count("\n"), "other" in printed) == (0, 1, False)
+    assert [entry.name for entry in SYSTEMS.entries()] == [*SYSTEMS][:-1]
+    assert refused(["train", "other/mnist"]) == told
+
+
+def test_a_system_is_registered(site: Path) -> None:
+    entry = register_system(dataclasses.replace(SYSTEMS.get("vqvae"), name="other"))
+    assert SYSTEMS.get("other") is entry
+    assert presets.get("other/mnist").config.model.system == "other"
+    with pytest.raises(InputError, match="there is a system 'other' already"):
+        register_system(entry)
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
+def test_unknown_names(registry: Registry[object]) -> None:  # type: ignore[type-var]
+    for name in registry:
+        with pytest.raises(InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"):
+            registry.get(f"{name}x")
+    with pytest.raises(InputError, match=f"there are {', '.join(registry)}$"):
+        registry.get("0")
+
+
+def test_what_is_registered_has_its_name() -> None:
+    for registry in REGISTRIES:
+        assert [entry.name for entry in registry.entries()] == [*registry]
+    assert all(system.config.system == system.name for system in SYSTEMS.entries())
+    assert all(network.config().kind == network.name for network in PRIORS.entries())

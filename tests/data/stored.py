@@ -13,14 +13,12 @@ from hrvqvae.config import DataConfig
 
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
-    """Return the configuration of stored images."""
     return DataConfig(
         **{"dataset": "pictures", "root": str(folder), "size": 16, "channels": 3, "workers": 0, **changes}  # type: ignore[arg-type]
     )
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
-    """Write a tar of files, in order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in members.items():
@@ -31,7 +29,6 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def folder_of(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder by name, sorted."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
 
@@ -41,9 +38,8 @@ def write_parquet(
 ) -> Path:  # fmt: skip
     """Write Parquet as the hub does: a struct of bytes and path, and class names in the metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    structs = [
-        {"bytes": image, "path": name} for image, name in zip(images, paths or [None] * len(images), strict=True)
-    ]
+    named = zip(images, paths or [None] * len(images), strict=True)
+    structs = [{"bytes": image, "path": name} for image, name in named]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     columns: dict[str, object] = {"image": pa.array(structs, struct)}
     features: dict[str, object] = {"image": {"_type": "Image"}}

@@ -22,7 +22,7 @@ from tests.distributed import together
 from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = tuple(SYSTEMS)
+EVERY = tuple(system for system in SYSTEMS if system not in ("treevq", "vqvae"))  # whose code is that of hrvqvae
 OWN_START = {"vqpytorch"}  # the library starts its codebooks otherwise where there are several processes
 STEPS = 8
 
@@ -30,10 +30,9 @@ STEPS = 8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    for system, config in tiny_systems(mnist_root).items():
-        config = with_training(
-            config, batch_size=12, max_steps=STEPS, precision="fp32", log_every=1, evaluate_every=STEPS, warmup_steps=4
-        )
+    changes = {"batch_size": 12, "max_steps": STEPS, "log_every": 1, "evaluate_every": STEPS, "warmup_steps": 4}
+    for system in EVERY:
+        config = with_training(tiny_systems(mnist_root)[system], precision="fp32", **changes)
         plain = to_dict(config)
         if "restart_every" in plain["model"].get("quantizer", {}):
             plain["model"]["quantizer"] |= {"restart_every": 4, "restart_below": 0.4}
@@ -81,7 +80,7 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [[40]] * 2
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "vqvae", "vqvae2", "rqvae", "fsq"])
+@pytest.mark.parametrize("system", ["hrvqvae", "vqvae2", "rqvae", "fsq"])
 def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
     counted = [each[system]["bytes"] for each in seen(folder, 2)]
     assert counted[0] == counted[1]

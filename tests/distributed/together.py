@@ -1,8 +1,7 @@
-"""A process of a training, started by torchrun or alone.
+"""A process of a training, started by torchrun or alone: python -m tests.distributed.together FOLDER SYSTEM ...
 
-python -m tests.distributed.together FOLDER SYSTEM ...: trains each system of FOLDER/SYSTEM.yaml into
-FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run FOLDER/priors-WORLD, and writes what it saw to
-FOLDER/seen-WORLD-RANK.json.
+It trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run
+FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-WORLD-RANK.json.
 """
 
 import json

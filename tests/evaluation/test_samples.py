@@ -1,9 +1,12 @@
-"""Distances between sets of images, their features, and bits of codes, against equations in numpy."""
+"""Distances between sets of images, their features, bits of codes, against equations in numpy; evaluation of a run."""
 
 import dataclasses
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,17 +14,19 @@ import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from hrvqvae import load
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
-from hrvqvae.config import DataConfig, Geometry
+from hrvqvae.config import DataConfig, Geometry, to_dict
+from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.batches import ImageSet
+from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
-from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
-from hrvqvae.evaluation.report import measure_file_bits, measure_label_bits, measure_rate
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier, train_classifier
+from hrvqvae.evaluation.report import evaluate_run, measure_file_bits, measure_label_bits, measure_rate
 from hrvqvae.evaluation.samples import (
-    DRAWS,
     Features,
     RealImages,
     choose_features,
@@ -29,12 +34,14 @@ from hrvqvae.evaluation.samples import (
     measure_share_inside,
     summarize,
 )
+from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
-from tests.conftest import write_picture
+from tests.conftest import do, done, refused, write_file, write_picture
+from tests.trained_run import tiny_run, undrawn
 
 PIXELS = Features("", lambda images: images.flatten(1))
 
@@ -86,23 +93,17 @@ def test_shares_by_hand() -> None:
     assert measure_share_inside(points, centres, neighbour=1) == 4 / 5
 
 
-def test_fewer_images_than_features_have_no_frechet_distance() -> None:
+def test_numbers_of_images_that_have_no_distance() -> None:
     real, near, _ = sets(6)  # of 6 features
     distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
     assert distances.kernel == pytest.approx(kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near))))
     assert summarize([distances, distances])["frechet"] is None
-
-
-def test_other_numbers_of_images_are_refused() -> None:
     real, near, _ = sets(20)
     with pytest.raises(InputError, match="there is 1$"):
         RealImages(PIXELS, [real[:1]])
     with pytest.raises(InputError, match="19 images can't be compared with 20 real images"):
         RealImages(PIXELS, [real]).compare([near[:19]])
-
-
-# Features of images, each under its own name
 
 
 @pytest.fixture
@@ -112,20 +113,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_classifier_of_greyscale_images_is_trained_once(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    trained = []
-
-    def train(config: DataConfig) -> TrainedClassifier:
-        trained.append(config.dataset)
-        return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
-
-    monkeypatch.setattr(classifier, "train_classifier", train)
+    network = small_classifier(1, 10).eval().requires_grad_(False)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    first, again = (choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2))
-    assert trained == ["mnist"]
+    trained = TrainedClassifier(network, 0.1, tuple("0123456789"))
+    with patch.object(classifier, "train_classifier", return_value=trained) as train:
+        first, again = (choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2))
+    train.assert_called_once()
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
     torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
@@ -148,25 +143,14 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
-    features = choose_features(
-        DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors"
-    )
+    config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
+    features = choose_features(config, cache / "classifier.safetensors")
     assert features.source == ""
     grey = torch.rand(2, 1, 28, 28)
     seen = features(grey)
     assert seen.shape == (2, 2048)
     torch.testing.assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
     assert not seen.isnan().any()
-
-
-def test_a_damaged_inception_is_told_in_one_line(cache: Path, mnist_root: Path) -> None:
-    published.INCEPTION.path.parent.mkdir(parents=True)
-    published.INCEPTION.path.write_bytes(b"nothing that was published" * 9)
-    with pytest.raises(InputError, match=r"inception.*pth is damaged .*; delete it, then hrvqvae data get inception"):
-        choose_features(DataConfig(dataset="mnist", root=str(mnist_root), size=12), cache / "classifier.safetensors")
-
-
-# Samples of a generator that is known
 
 
 class Rings:
@@ -224,11 +208,11 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes:
     assert quality.classification_accuracy == 1, "both classes, equally often"
     (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
+    with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
+        measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
 
-def test_the_deviation_is_the_noise_of_repetitions(
-    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_deviation_is_that_of_repetitions(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of DRAWS sets deviates by the deviation of a set / sqrt(DRAWS)."""
     model, means, deviations = Rings((0.95, 0.05)), list[float](), list[float]()
     draw = model.draw
@@ -238,16 +222,8 @@ def test_the_deviation_is_the_noise_of_repetitions(
         spread = quality.distances["samples"]["kernel"]
         means.append(spread.mean)
         deviations.append(float(spread.deviation or 0))
-    ratio = np.std(means, ddof=1) * np.sqrt(DRAWS) / np.sqrt(np.mean(np.square(deviations)))
+    ratio = np.std(means, ddof=1) * np.sqrt(samples.DRAWS) / np.sqrt(np.mean(np.square(deviations)))
     assert 0.5 < ratio < 2
-
-
-def test_too_few_images_are_refused(unequal_classes: DataConfig) -> None:
-    with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
-        measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
-
-
-# Bits of codes: under priors, by the entropy model as files hold them, of labels
 
 
 def striped(count: int, seed: int) -> CodeMaps:
@@ -301,3 +277,90 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     assert rate.label == pytest.approx(2)
     wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
     assert measure_rate(priors, Paths(), bare, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
+
+
+def test_evaluation_with_priors(run: Path) -> None:
+    report = json.loads(do("evaluate", run, "--json", "--device", "cpu"))
+    total = sum(level["prior_bits_per_code"] for level in report["levels"]) * 49
+    assert report["prior_bits_per_image"] == pytest.approx(total)
+    assert 0 < total <= 3 * 49 * 1.6
+    assert report["file_bits_per_image"] is None, "no entropy model yet"
+    assert 3 < report["label_bits_per_image"] < 4, "ten classes"
+    out = do("evaluate", run, "--device", "cpu", "--images", 7)
+    assert "mnist test: 7 images" in out
+    assert re.search(r"an unknown class takes 3\.\d bits", out)
+
+
+@pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
+def test_a_beam_and_a_lambda_encode_all_that_is_measured(run: Path, beam: int | None, lmbda: float | None) -> None:
+    report = "hrvqvae.evaluation.report."
+    with patch(f"{report}measure_rate") as rate, patch(f"{report}measure_samples", return_value=()) as samples:
+        evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
+    wide = load(run, beam=beam)
+    images = torch.from_numpy(load_images(wide.config.data, "train").pixels)
+    coded = wide.encode(images, lmbda)
+    for level, codes in zip(rate.call_args.args[3].levels, coded, strict=True):
+        assert np.array_equal(level, codes.numpy())
+    error = (wide.decode(coded, size=(12, 12)) - images / 255).square().mean()
+    assert evaluated.report.mse == pytest.approx(float(error), rel=1e-4)
+    assert samples.call_args.args[0].config.model.quantizer.beam == (beam or 1)
+    assert samples.call_args.kwargs["lmbda"] == lmbda
+
+
+def test_the_classifier_learns(mnist_root: Path) -> None:
+    data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
+    drawn = torch.get_rng_state()
+    first, again = (train_classifier(data, epochs=50) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), drawn), "the caller's generator is as before"
+    assert first.accuracy > 0.25, "of 10 classes; each two share a bar, so half is the best there is"
+    assert first.accuracy == again.accuracy
+
+
+def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
+    _, out, err = done("evaluate", run, "--samples", 7, "--images", 8, "--json", "--device", "cpu")
+    report = json.loads(out)
+    assert "training the classifier" in err
+    assert report["samples"] == 7
+    assert 0 < report["classifier_accuracy"] <= 1
+    share = report["classification_accuracy"] * 7
+    assert share == pytest.approx(round(share)), "of 7"
+
+
+def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
+    config = to_dict(tiny_run(mnist_root))
+    config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
+    file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))
+    with undrawn():
+        do("train", file, "--out", run, "--max-steps", 3)
+        do("train-prior", run, "--max-steps", 2)
+    return str(run)
+
+
+def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
+    run = of_pictures(picture_folder, mnist_root, tmp_path / "run", on_error="skip")
+    broken = [*picture_folder.rglob("*.webp")]
+    for path in broken:
+        path.write_bytes(b"broken")
+    _, out, err = done("evaluate", run, "--device", "cpu", "--json")
+    assert json.loads(out)["images"] > 0
+    assert "broken images skipped" in err, "beside the JSON"
+    for path in broken:
+        path.unlink()
+    (picture_folder / "dogs").rename(picture_folder / "wolves")
+    line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)])
+    assert "have other classes than the data: cats, dogs" in line
+    wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
+    assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
+
+
+def test_a_folder_without_classes_knows_none(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
+    run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
+    do("sample", run, "-n", 2, "-o", tmp_path / "sheet.png", "--save-dir", run + "/s")
+    assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
+    assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"])
+    model = Model(run)
+    with pytest.raises(InputError, match="know no classes"):
+        measure_samples(model, model.config.data, 2)
+    evaluated = evaluate_run(run, device="cpu")
+    assert evaluated.rate.label == 0

@@ -124,9 +124,8 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
 def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains() -> None:
     latents = torch.randn(64, 2, 2, 3)
     prefixes = torch.stack([latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])])
-    shares = compute_explained_share(
-        latents - latents.mean((0, 1, 2)), prefixes - prefixes.mean((1, 2, 3), keepdim=True)
-    )
+    centred = prefixes - prefixes.mean((1, 2, 3), keepdim=True)
+    shares = compute_explained_share(latents - latents.mean((0, 1, 2)), centred)
     assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)
 
 

@@ -75,9 +75,7 @@ def _options(**fields: str) -> list[str]:
         *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq", "qinco")),
     ],
 )
-def test_stopped_and_resumed_it_is_the_same_run(
-    system: str, options: list[str], runs: Path, tmp_path: Path, mnist_root: Path
-) -> None:
+def test_resumed_to_the_bit(system: str, options: list[str], runs: Path, tmp_path: Path, mnist_root: Path) -> None:
     tiny, whole_run = tiny_systems(mnist_root)[system], tmp_path / "whole" if options else runs / system
     if options:
         train(whole_run, tiny, options, ("4",), priors=False)
@@ -95,8 +93,6 @@ def test_stopped_and_resumed_it_is_the_same_run(
 
 
 def _reduce(config: Config) -> Config:
-    """Return the configuration with narrow networks and small images."""
-
     def narrow(section: Any, **fields: object) -> Any:
         return dataclasses.replace(section, **{name: value for name, value in fields.items() if hasattr(section, name)})
 
@@ -108,7 +104,7 @@ def _reduce(config: Config) -> Config:
     )  # fmt: skip
 
 
-_LEFT_OUT = {f"{system}/{data}" for system in EVERY for data in ("cifar10", "imagenet", "emoji32")}
+_LEFT_OUT = {f"{system}/{data}" for system in EVERY for data in ("cifar10", "imagenet", "emoji32", "photos")}
 
 
 @pytest.mark.parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
@@ -123,16 +119,14 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
     model.initialize(images, torch.Generator().manual_seed(0))
     task = AutoencoderTask(config, RunFolder(Path()))
     state = TrainState.start(model, config.training, task.build_objective(model))
-    before = {
-        key: tensor.clone() for key, tensor in state.tensors().items() if "model." in key and tensor.is_floating_point()
-    }
+    parameters = {key: tensor for key, tensor in state.tensors().items() if "model." in key}
+    before = {key: tensor.clone() for key, tensor in parameters.items() if tensor.is_floating_point()}
     assert math.isfinite(task.step(state, Batch(images=images, labels=torch.zeros(2).long()))["loss"])
     after = state.tensors()
     moved = {key for key, tensor in before.items() if not torch.equal(tensor, after[key])}
     assert len(moved) > 0.7 * len(before)
-    assert all(
-        any(key.startswith(f"{network}_model.") for key in moved) for network in state.networks.keys() - {"model"}
-    )
+    for network in state.networks.keys() - {"model"}:
+        assert any(key.startswith(f"{network}_model.") for key in moved)
     model.eval()
     codes = model.encode(images)
     for levels in config.prior_levels:

@@ -1,5 +1,7 @@
 """Tiles give the codes and pixels of the whole image."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,10 +18,7 @@ from tests.conftest import same
 SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantizer.dim": "4"}
 
 
-@pytest.fixture
-def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "_TILE", 24)
-    monkeypatch.setattr(tiles, "_MAX_UNDIVIDED", 400)
+tiled = patch.multiple(tiles, _TILE=24, _MAX_UNDIVIDED=400)
 
 
 def model_of(preset: str, **fields: str) -> Autoencoder:
@@ -38,7 +37,7 @@ def model_of(preset: str, **fields: str) -> Autoencoder:
 
 MODELS = [
     ("treevq/cifar10", {"model__quantizer__beam": "2"}),
-    ("treevq-deep/mnist", {}),
+    ("treevq-deep/mnist", {"model__quantizer__levels": "3"}),
     ("hrvqvae/mnist", {"model__padding": "3", "model__residual_blocks": "1"}),
     ("vqvae2/cifar10", {"model__padding": "1"}),
 ]
@@ -50,22 +49,20 @@ def image(model: Autoencoder, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize(("preset", "fields"), MODELS)
 @pytest.mark.parametrize("size", [(131, 97), (40, 201)])
-def test_codes_and_pixels_are_those_of_the_whole_image(
-    preset: str, fields: dict[str, str], size: tuple[int, int], request: pytest.FixtureRequest
-) -> None:
+def test_tiles_are_the_whole_image(preset: str, fields: dict[str, str], size: tuple[int, int]) -> None:
     model = model_of(preset, **fields)
     pixels = image(model, *size)
     codes = model.encode(pixels)
     whole = [model.decode(codes[:levels], levels, size) for levels in model.prefixes]
     largest = model.decode(codes)
-    request.getfixturevalue("tiled")
-    assert same(model.encode(pixels), codes)
-    for levels, decoded in zip(model.prefixes, whole, strict=True):
-        torch.testing.assert_close(model.decode(codes[:levels], levels, size), decoded, atol=1e-5, rtol=0)
-    torch.testing.assert_close(model.decode(codes), largest, atol=1e-5, rtol=0)
+    with tiled:
+        assert same(model.encode(pixels), codes)
+        for levels, decoded in zip(model.prefixes, whole, strict=True):
+            torch.testing.assert_close(model.decode(codes[:levels], levels, size), decoded, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.decode(codes), largest, atol=1e-5, rtol=0)
 
 
-@pytest.mark.usefixtures("tiled")
+@tiled
 def test_a_size_that_does_not_fit_is_refused() -> None:
     model = model_of("hrvqvae/mnist")
     codes = model.encode(image(model, 60, 60))

@@ -13,13 +13,7 @@ from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
 from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
-from hrvqvae.models.vqgan import (
-    AdversarialObjective,
-    PatchDiscriminator,
-    compute_adaptive_weight,
-    fix_gradient,
-    hinge_loss,
-)
+from hrvqvae.models.vqgan import AdversarialObjective, PatchDiscriminator, compute_adaptive_weight, fix_gradient
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -59,7 +53,7 @@ class Started:
 
 def test_hinge_losses() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 0.25])
-    assert float(hinge_loss(real, fake)) == pytest.approx((0 + 0.5 + 2) / 6 + (0 + 1 + 1.25) / 6)
+    assert float(vqgan.hinge_loss(real, fake)) == pytest.approx((0 + 0.5 + 2) / 6 + (0 + 1 + 1.25) / 6)
 
 
 def test_the_adaptive_weight_is_bounded_and_accumulates_no_gradient() -> None:
@@ -101,10 +95,8 @@ def test_the_step_by_hand(gan: Config) -> None:
     fake = result.images * 2 - 1
     adversarial = -judge(fake).mean()
     last = other.decoder[-1].weight
-    norms = [
-        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
-        for loss in (result.losses["reconstruction"], adversarial)
-    ]
+    losses = (result.losses["reconstruction"], adversarial)
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in losses]
     weight = float(norms[0] / (norms[1] + 1e-6))
     assert metrics["adaptive_weight"] == pytest.approx(weight, rel=1e-4)
     assert metrics["adversarial"] == pytest.approx(0.8 * weight * float(adversarial.detach()), rel=1e-3)
@@ -114,7 +106,7 @@ def test_the_step_by_hand(gan: Config) -> None:
     twin.optimizer.step()
     network = twin.networks["discriminator"]
     network.optimizer.zero_grad()
-    of_judge = hinge_loss(judge(real), judge(fake.detach()))
+    of_judge = vqgan.hinge_loss(judge(real), judge(fake.detach()))
     of_judge.backward()
     network.optimizer.step()
     assert metrics["discriminator"] == pytest.approx(float(of_judge.detach()), rel=1e-4)
@@ -158,10 +150,8 @@ class Halved(PerceptualDistance):
 
 def test_the_perceptual_loss_is_named_for_its_network(gan: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vqgan, "perceptual_distance", lambda name: {"efficientnet-lite0": Halved}[name]())
-    config = dataclasses.replace(
-        gan, model=dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
-    )
-    started = Started(config)
+    model = dataclasses.replace(GAN, perceptual="efficientnet-lite0", perceptual_weight=2.0)
+    started = Started(dataclasses.replace(gan, model=model))
     expected = 2 * started.objective.distance(started.images.float() / 255, started.model(started.images).images)
     metrics, _ = started.step()
     assert metrics["perceptual (halved)"] == pytest.approx(float(expected.detach()), rel=1e-4)

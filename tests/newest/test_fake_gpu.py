@@ -1,10 +1,8 @@
 """Every system, prior and the layer on a GPU that is not there: no mixture of devices, no wait in a training step.
 
-torch's autograd engine refuses CUDA tensors without a driver, fake ones too, so a step here gets gradients of zero in
-its place; the rest of the step is as it is. The backward pass itself runs on fake tensors of the device "meta", which
-reports values that are read just so. It runs there for the systems and the layer. The priors' backward is torch's own
-for the operations of the forward pass, which runs here. A sampler draws on the CPU by design: of a GPU it asks
-`level_logits` alone.
+torch's autograd engine refuses CUDA tensors without a driver, so a step here gets gradients of zero in its place. The
+backward pass itself runs on fake tensors of the device "meta", for the systems and the layer. A sampler draws on the
+CPU by design: of a GPU it asks `level_logits` alone.
 """
 
 import dataclasses
@@ -52,8 +50,6 @@ def images_on(device: str, kind: torch.dtype = torch.uint8) -> Tensor:
 
 @contextmanager
 def zero_gradients(*modules: nn.Module) -> Iterator[None]:
-    """Let each backward pass give gradients of zero."""
-
     def backward(loss: Tensor, *_: object, **__: object) -> None:
         for parameter in (one for module in modules for one in module.parameters()):
             parameter.grad = torch.zeros_like(parameter)
@@ -66,7 +62,6 @@ def zero_gradients(*modules: nn.Module) -> Iterator[None]:
 
 
 def elsewhere(waits: Waits) -> list[str]:
-    """Return the places that wait, but those in the library."""
     return [place for place in waits.places if "models/vqpytorch.py" not in place]
 
 

@@ -22,11 +22,7 @@ _INDEX = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.defa
 
 
 class Waits(TorchDispatchMode):
-    """Record the operations for which the host waits for the device, each with its place in hrvqvae.
-
-    Values that are read, number of elements that a mask selects, and copies between host and device that block. A value
-    that is read is `value`; a mask selects as many elements as it has.
-    """
+    """Record each operation that waits for the device. A value that is read is `value`; a mask selects all elements."""
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
-"""Uploads that the page reads and refuses; what it shows is what the model computes."""
+"""Uploads that the page reads and refuses; what it shows is what the model computes; its addresses."""
 
 import math
+import socket
 import struct
 import zlib
 from collections import Counter
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
+from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_hosts
 from hrvqvae.play.tasks import Limits, _reduce, parse_marks, read_upload
 from hrvqvae.utils.errors import InputError
-from tests.conftest import drawn_digits, write_picture
+from tests.conftest import drawn_digits, refused, write_picture
 from tests.trained_run import tiny_run_with_priors
 
 
@@ -75,16 +77,13 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
         assert abs(rows / columns / (height / width) - 1) < 0.1
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
-             '{"side": 30000, "marks": "0"}', '{"side": 2, "marks": 7}'],
-)  # fmt: skip
-def test_marks_that_are_no_marks_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="load the page anew"):
-        parse_marks(text)
-
-
 def test_marks_are_those_of_the_painter() -> None:
+    for text in (
+        "{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
+        '{"side": 30000, "marks": "0"}', '{"side": 2, "marks": 7}',
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="load the page anew"):
+            parse_marks(text)
     assert parse_marks('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
     assert parse_marks('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
     assert not parse_marks(None).any()
@@ -154,3 +153,25 @@ def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Ten
         figure.savefig(BytesIO(), format="png")
     with pytest.raises(InputError, match="not on the latent grid"):
         tasks.draw_hierarchy(model, image, 99, 0)
+
+
+def test_an_address_that_can_not_be_served_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for host, port in (("nohost.invalid", None), ("192.0.2.1", None), ("127.0.0.1", taken.getsockname()[1])):
+            with pytest.raises(InputError, match=f"can't be served at --host {host}"):
+                check_address(host, port)
+    check_address("127.0.0.1", None)
+    for port in (0, 65_536, 99_999):
+        assert f"--port is {port}; it must be 1 to 65535" in refused(["play", "--port", port])
+    assert "nohost.invalid" in refused(["play", "--host", "nohost.invalid"])
+
+
+def test_foreign_names_of_the_host_are_refused() -> None:
+    for host in ("127.0.0.1", "0.0.0.0", "me.example"):
+        hosts = list_hosts(host)
+        assert not is_admitted("rebound.example", hosts)
+        assert not is_admitted("", hosts)
+        assert all(is_admitted(name, hosts) for name in (*LOOPBACK, host))
+        assert is_admitted("192.0.2.7", hosts) == is_admitted(socket.gethostname(), hosts) == (host != "127.0.0.1")

@@ -129,13 +129,10 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 
 
-@pytest.mark.parametrize(
-    ("config", "fields"),
-    [
+def test_sizes_that_do_not_fit() -> None:
+    for config, fields in (
         (PixelSNAILConfig, {"attention_layers": (9, 1), "residual_blocks": 8}),
         (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}), (GPTConfig, {"hidden_units": 10}),
-    ],
-)  # fmt: skip
-def test_sizes_that_do_not_fit(config: type, fields: dict[str, object]) -> None:
-    with pytest.raises(InputError, match=r"prior.network\."):
-        config(**fields)
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"prior.network\."):
+            config(**fields)

@@ -85,9 +85,7 @@ def test_a_causal_convolution_is_a_masked_one(kernel: int, strict: bool) -> None
 
 @pytest.mark.parametrize("attention", [0, 2])
 @pytest.mark.parametrize(("coarser", "classes"), [((), 0), ((3, 9), 4)])
-def test_logits_of_a_position_do_not_move_when_it_or_later_ones_do(
-    attention: int, coarser: tuple[int, ...], classes: int
-) -> None:
+def test_a_position_sees_neither_itself_nor_later_ones(attention: int, coarser: tuple[int, ...], classes: int) -> None:
     level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
     codes, paths, label = inputs(level, 1)
@@ -112,9 +110,7 @@ def test_the_whole_map_of_coarser_levels_is_seen() -> None:
     for which in range(2):
         changed = [path.clone() for path in paths]
         changed[which][0, 8, 8] = (changed[which][0, 8, 8] + 1) % level.coarser[which]
-        assert moved(prior, (codes, paths), (codes, changed), None).all(), (
-            "its last place moves even the first position"
-        )
+        assert moved(prior, (codes, paths), (codes, changed), None).all(), "its last place moves all positions"
 
 
 def test_the_class_moves_every_position_and_no_class_is_none_of_them() -> None:
@@ -138,26 +134,20 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
     assert not torch.equal(logits(prior, codes, paths, None), logits(prior, codes, paths, None))
 
 
-@pytest.mark.parametrize(
-    ("blocks", "layers", "after"), [(8, 4, (2, 4, 6, 8)), (8, 1, (8,)), (3, 2, (2, 3)), (5, 5, (1, 2, 3, 4, 5))]
-)
-def test_attention_is_spread_evenly(blocks: int, layers: int, after: tuple[int, ...]) -> None:
-    config = network(residual_blocks=blocks, attention_layers=(layers,))
-    assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
+def test_attention_is_spread_evenly() -> None:
+    for blocks, layers, after in ((8, 4, (2, 4, 6, 8)), (8, 1, (8,)), (3, 2, (2, 3)), (5, 5, (1, 2, 3, 4, 5))):
+        config = network(residual_blocks=blocks, attention_layers=(layers,))
+        assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
 
 
-@pytest.mark.parametrize(
-    ("coarser", "label", "message"),
-    [
-        ([], torch.tensor([0, 0]), "there are 0 coarser levels; this prior needs 1"),
-        ([torch.full((2, 3, 4), 3)], torch.tensor([0, 0]), "outside 0..2"),
-        ([torch.zeros(2, 3, 4, dtype=torch.long)], None, "class-conditional"),
-        ([torch.zeros(2, 3, 4, dtype=torch.long)], torch.tensor([0, 5]), "outside 0..4"),
-    ],
-)
-def test_what_it_is_conditioned_on_is_checked(coarser: list[Tensor], label: Tensor | None, message: str) -> None:
+def test_what_it_is_conditioned_on_is_checked() -> None:
     level, codes = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5), torch.zeros(2, 3, 4, dtype=torch.long)
-    with pytest.raises(InputError, match=message):
-        logits(random_prior(network(), level), codes, coarser, label)
+    for coarser, label, message in (
+        ([], torch.tensor([0, 0]), "there are 0 coarser levels; this prior needs 1"),
+        ([codes + 3], torch.tensor([0, 0]), "outside 0..2"), ([codes], None, "class-conditional"),
+        ([codes], torch.tensor([0, 5]), "outside 0..4"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            logits(random_prior(network(), level), codes, coarser, label)
     with pytest.raises(InputError, match="no classes"):
         logits(random_prior(network(), Level(grid=(3, 4), symbols=3)), codes, [], torch.tensor([0, 0]))

@@ -1,4 +1,4 @@
-"""Cached samplers draw the codes of the plain sampler; options, kept codes, attention, dropout."""
+"""Cached samplers draw the codes of the plain sampler; options, kept codes, guidance, attention, dropout."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.config import PriorNetworkConfig
@@ -19,9 +21,9 @@ from hrvqvae.priors.kernels import NO_CODE
 from hrvqvae.priors.sampling import SamplingParams, draw_code, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import same
+from tests.conftest import same, threads
 from tests.priors.test_gpt import SMALL, levels_of, random_codes
-from tests.priors.test_pixelsnail import Table, TableConfig, inputs, logits, network, random_prior
+from tests.priors.test_pixelsnail import Table, TableConfig, inputs, network, random_prior
 
 PLAIN = SamplingParams()
 
@@ -93,17 +95,10 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
 
 
 @pytest.mark.parametrize(
-    "params",
-    [
-        SamplingParams(),
-        SamplingParams(temperature=0.5),
-        SamplingParams(top_k=2),
-        SamplingParams(top_p=0.7),
-        SamplingParams(temperature=2, top_k=4, top_p=0.8),
-    ],
+    "options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 2, "top_k": 4, "top_p": 0.8}]
 )
-def test_a_code_is_drawn_as_described(params: SamplingParams) -> None:
-    generator = np.random.default_rng(3)
+def test_a_code_is_drawn_as_described(options: dict[str, Any]) -> None:
+    generator, params = np.random.default_rng(3), SamplingParams(**options)
     for _ in range(300):
         logits = generator.normal(size=6).astype(np.float32) * 2
         uniform = float(generator.random())
@@ -115,17 +110,6 @@ def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> No
     assert {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)} == {0, 1}
     assert draw_code(flat, np.nextafter(1.0, 0.0), PLAIN) == 3
     assert draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, SamplingParams(temperature=0.01)) == 1
-
-
-def test_codes_come_as_often_as_their_probability_says() -> None:
-    level = Level(grid=(1, 1), symbols=5)
-    prior = random_prior(network(attention_layers=(0,)), level)
-    codes = sample_codes([prior], lambda codes: codes, range(4000), seed=1, label=None, params=SamplingParams())[
-        0
-    ].flatten()
-    shares = logits(prior, torch.zeros(1, 1, 1, dtype=torch.long), [], None).softmax(1).flatten().double().numpy()
-    counts, expected = torch.bincount(codes, minlength=5).numpy(), 4000 * shares / shares.sum()
-    assert ((counts - expected) ** 2 / expected).sum() < 18.5, "chi-square, 4 degrees of freedom, beyond 1 in 1,000"
 
 
 def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
@@ -181,27 +165,22 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
 
 
 def test_labels_come_as_often_as_in_training() -> None:
+    priors = Priors((), ("cat", "dog"), (1, 1))
+    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [1, 1, 1], "a class is named or numbered"
     labels = draw_labels([10, 0, 30], seed=0, indices=range(4000))
     counts = torch.bincount(labels, minlength=3).tolist()
     assert counts[1] == 0
     assert abs(counts[0] - 1000) < 100
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": 0.0}, "temperature is 0; it must be from 1e-6 to 1e6"),
-        ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": 1e-320}, "temperature is .*; it must be from 1e-6"),
-        ({"top_k": -1}, "top-k is -1"),
-        ({"top_p": 0.0}, "top-p is 0"),
-        ({"top_p": 1.5}, "top-p is 1.5"),
+def test_options_out_of_range() -> None:
+    for options, message in (
+        *(({"temperature": t}, "temperature is .*; it must be from 1e-6 to 1e6") for t in (0.0, np.nan, 1e-320)),
+        ({"top_k": -1}, "top-k is -1"), ({"top_p": 0.0}, "top-p is 0"), ({"top_p": 1.5}, "top-p is 1.5"),
         *(({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000") for w in (-0.5, np.nan, 1000.5)),
-    ],
-)
-def test_options_out_of_range(options: dict[str, float], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        SamplingParams(**options)
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            SamplingParams(**options)
 
 
 def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
@@ -245,24 +224,13 @@ def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: py
     assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)
 
 
-# What a completion keeps
-
-
-@pytest.mark.parametrize(("keep", "count"), [("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)])
-def test_what_is_kept(keep: str, count: int) -> None:
-    (where,) = mask_kept_codes(keep, [(6, 7)])
-    assert int(where.sum()) == count
-    assert where[0, 0]
-    assert not where[-1, -1]
-
-
-@pytest.mark.parametrize("keep", ["0.03", "0.98", "left"])
-def test_nothing_and_everything_can_not_be_kept(keep: str) -> None:
-    with pytest.raises(InputError, match="--keep .* keeps .* codes"):
-        mask_kept_codes(keep, [(16, 1)])
-
-
-def test_a_code_is_kept_where_its_parent_is() -> None:
+def test_what_is_kept() -> None:
+    for keep, count in (("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)):
+        (where,) = mask_kept_codes(keep, [(6, 7)])
+        assert (int(where.sum()), bool(where[0, 0]), bool(where[-1, -1])) == (count, True, False)
+    for keep in ("0.03", "0.98", "left"):
+        with pytest.raises(InputError, match="--keep .* keeps .* codes"):
+            mask_kept_codes(keep, [(16, 1)])
     coarse, middle, fine = mask_kept_codes("0.3", [(4, 4), (8, 8), (16, 16)])
     assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
     assert torch.equal(fine[::4, ::4], coarse)
@@ -277,14 +245,6 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
     assert (~fine).nonzero().tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
     with pytest.raises(InputError, match="keeps 16 of 16 .*; keep some, not all$"):
         mask_kept_codes(torch.ones_like(mask), [(4, 4)])
-
-
-def test_a_class_is_named_or_numbered() -> None:
-    priors = Priors((), ("cat", "dog"), (1, 1))
-    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [1, 1, 1]
-
-
-# Attention by blocks, and dropout
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 65, 130, 256])
@@ -314,10 +274,97 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format:
     torch.manual_seed(0)
     assert torch.equal(cheap_dropout(features, share, True), dropped)
     assert cheap_dropout(features, share, False) is features
+    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256, "nearly everything: it stays finite"
 
 
-def test_dropout_of_nearly_everything_stays_finite() -> None:
-    torch.manual_seed(0)
-    dropped = cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True)
-    assert torch.isfinite(dropped).all()
-    assert dropped.max() == 256
+_LABEL = torch.tensor([2, 0, 1, 1, 2])
+
+
+def random_network(kind: str, level: Level, seed: int = 0) -> Prior:
+    return random_prior(network() if kind == "pixelsnail" else SMALL, level, seed=seed)
+
+
+def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[Prior]:
+    levels = [
+        Level(grid=grid, symbols=symbols, coarser=coarser, classes=3, unconditional=True)
+        for coarser in ((), (symbols,))
+    ]
+    return [random_network(kind, level, seed + index) for index, level in enumerate(levels)]
+
+
+def paths(codes: Codes) -> tuple[Tensor, ...]:
+    return codes
+
+
+def guided_codes(
+    priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, kept: KeptCodes | None = None
+) -> Codes:
+    indices = range(len(_LABEL))
+    return sample_codes(priors, paths, indices, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
+def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
+    prior = random_network("gpt", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
+    (codes,) = guided_codes([prior], SamplingParams(guidance=guidance), sample_plain)
+    for index, label in enumerate(_LABEL.tolist()):
+        generator = np.random.default_rng((6, index))
+        generator.random()  # the class
+        expected = torch.zeros(1, 2, 3, dtype=torch.long)
+        for place, uniform in enumerate(generator.random(6)):
+            c, u = (
+                prior.level_logits([expected], [], torch.tensor([condition]))[0].flatten(2)[0, :, place]
+                for condition in (label, 3)
+            )
+            mixed = np.exp((u + guidance * (c - u)).double().numpy())
+            expected.view(-1)[place] = int(np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right"))
+        assert torch.equal(codes[index], expected[0])
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
+def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
+    priors = two_levels(kind, (5, 4), 4, 0)
+    weak, strong = (guided_codes(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0))
+    assert not torch.equal(weak[0], strong[0])
+    with threads(2):
+        assert same(strong, guided_codes(priors, SamplingParams(guidance=3.0)))
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
+def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_withholds_the_class(kind: str) -> None:
+    level = Level(grid=(4, 5), symbols=4, classes=3, unconditional=True)
+    guided = random_network(kind, level)
+    plain = random_network(kind, Level(grid=(4, 5), symbols=4, classes=3))
+    weights = guided.state_dict()
+    weights["classes.weight"] = weights["classes.weight"][:3]
+    plain.load_state_dict(weights)
+    assert torch.equal(guided_codes([guided], SamplingParams())[0], guided_codes([plain], SamplingParams())[0])
+    without = SamplingParams(guidance=0)
+    other = sample_codes([guided], paths, range(5), seed=6, label=0 * _LABEL, params=without, sampler=sample_cached)
+    assert torch.equal(guided_codes([guided], without)[0], other[0]), "whatever the class"
+
+
+@settings(deadline=None, max_examples=30)
+@given(*[st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5)] * 2)
+def test_the_largest_guidance_draws_the_likeliest(left: list[float], right: list[float]) -> None:
+    """And the least temperature."""
+    length = min(len(left), len(right))
+    params = SamplingParams(guidance=1000, temperature=1e-6)
+    given_class, without = np.float32(left[:length]), np.float32(right[:length])
+    _, mixing = expand_labels(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
+    mixed = (np.stack([given_class, without]) * mixing.numpy()[:, None]).sum(0)
+    assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
+
+
+def test_what_was_trained_without_class_dropout_is_not_guided() -> None:
+    levels = [
+        Level(grid=(2, 2), symbols=3, classes=3, unconditional=True),
+        Level(grid=(2, 2), symbols=3, coarser=(3,), classes=3),
+    ]
+    priors: list[Prior] = [random_network("gpt", level) for level in levels]
+    line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with --prior.class_dr"
+    with pytest.raises(InputError, match=line):
+        guided_codes(priors, SamplingParams(guidance=1.5))
+    classless = [random_network("gpt", Level(grid=(1, 1), symbols=2))]
+    with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
+        sample_codes(classless, paths, [0], seed=0, label=None, params=SamplingParams(guidance=1.5))

@@ -42,10 +42,7 @@ class Whole(nn.Module):
 
 
 def train(update: str, rank: int, size: int, group: Any = None, ddp: bool = True) -> tuple[dict[str, Tensor], int]:
-    """Return the state after some steps on this process's share of each batch, and how many codewords jumped.
-
-    Without `ddp` the layer alone learns, and a copy of it goes on after each step.
-    """
+    """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes on after each."""
     torch.manual_seed(0)
     whole = Whole(update, group)
     trained = DistributedDataParallel(whole) if size > 1 and ddp else whole
@@ -100,13 +97,11 @@ def test_a_backend_without_this_device_gives_the_same_codebooks(folder: Path) ->
 
 
 def test_a_layer_of_a_group_of_one_trains_as_alone(folder: Path) -> None:
-    """Rank 0 trains it; the other process takes no part."""
     found, expected = torch.load(folder / "group-0.pt")[0], train("ema", 0, 1, ddp=False)[0]
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def main(folder: Path, rank: int) -> None:
-    """One of the processes: writes FOLDER/NAME-RANK.pt."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     for update in UPDATES:

@@ -26,9 +26,7 @@ VARIANTS = {
     "one level with a term of its own": QuantizerConfig(levels=1, codewords=4, level_betas=(0.3,), **_COMMON),
     "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, level_betas=(0.5, 0.0, 0.2), **_COMMON),
     "sizes": QuantizerConfig(levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON),
-    "groups": QuantizerConfig(
-        levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
-    ),  # the last one is shorter
+    "groups": QuantizerConfig(levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON),  # the last is shorter
     "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
@@ -66,9 +64,6 @@ def flat(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(-1, tensor.shape[-1]).detach().numpy().astype(np.float64)
 
 
-# Codes, losses, gradients
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     levels=st.integers(1, 5), sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5), dim=st.integers(1, 7),
@@ -77,20 +72,16 @@ def flat(tensor: Tensor) -> np.ndarray:
 def test_codes_and_paths_agree_with_the_oracle(
     levels: int, sizes: list[int], dim: int, linked: int, joint: bool, seed: int
 ) -> None:
-    config = QuantizerConfig(
-        levels=levels, level_codewords=tuple(sizes[:levels]), dim=dim, linked=linked, joint_beam=joint
-    )
+    own = tuple(sizes[:levels])
+    config = QuantizerConfig(levels=levels, level_codewords=own, dim=dim, linked=linked, joint_beam=joint)
     quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
     assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
     expected = [oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)]
-    assert torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1).tolist() == expected
-    assert (
-        torch.stack([code.flatten() for code in codes], -1).tolist() == (np.array(expected) % sizes[:levels]).tolist()
-    )
-    assert all(
-        int(path.max()) < n for path, n in zip(quantizer.codeword_indices(codes), config.num_codewords, strict=True)
-    )
+    paths = torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1)
+    assert paths.tolist() == expected
+    assert all(largest < n for largest, n in zip(paths.amax(0).tolist(), config.num_codewords, strict=True))
+    assert torch.equal(torch.stack([code.flatten() for code in codes], -1), paths % torch.tensor(sizes[:levels]))
 
 
 @every_variant
@@ -124,21 +115,6 @@ def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, upd
         if update == "gradient":
             assert book.codewords.grad is not None
             np.testing.assert_allclose(book.codewords.grad.numpy(), gradient, rtol=1e-4, atol=1e-4)
-
-
-def test_another_default_type_changes_nothing() -> None:
-    quantizer, z = random_quantizer(TREE).eval(), latents(2, 4, 4)
-    torch.set_default_dtype(torch.float64)
-    try:
-        twin = ResidualQuantizer(TREE).eval()
-        twin.load_state_dict(quantizer.state_dict())
-        found = twin(z.double()).latents
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert torch.equal(found, quantizer(z).latents)
-
-
-# Moving averages
 
 
 @every_variant
@@ -185,14 +161,12 @@ def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
 
 
 def sparse(**fields: Any) -> ResidualQuantizer:
-    """A tree whose third and fourth level have fewer codebooks than parents."""
     config = dataclasses.replace(TREE, levels=4, shrinkage=0.5, beam=2, coarse_weight=0.1, **fields)
     return ResidualQuantizer(config)
 
 
 @pytest.fixture
 def _few_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory of few codebooks, which no MiB is."""
     monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13, 30)))
 
 
@@ -266,9 +240,6 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
         torch.testing.assert_close(codebook.codewords.flatten(0, 1), means, atol=1e-5, rtol=1e-4)
 
 
-# What is refused, what is stored
-
-
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
@@ -293,51 +264,28 @@ def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:
 @needs_gpu
 @every_variant
 def test_nan_reaches_the_loss_on_a_gpu(config: QuantizerConfig) -> None:
-    """Which is not waited for."""
     losses = random_quantizer(config).cuda().eval()(torch.full((1, 2, 2, DIM), torch.nan).cuda()).losses
     assert any(bool(loss.isnan()) for loss in losses.values())
 
 
-def test_names_of_weights_are_those_of_files() -> None:
-    flat_one, tree = random_quantizer(VARIANTS["flat"]), random_quantizer(TREE)
-    assert list(flat_one.state_dict()) == ["codebook.count", "codebook.codewords", "codebook.total"]
-    assert {name.split(".")[1] for name in tree.state_dict()} == {"0", "1", "2"}
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
+def test_configurations_that_are_refused() -> None:
+    for fields, message in (
         ({"levels": 0}, "levels"), ({"codewords": 1}, "codewords"), ({"dim": 0}, "dim"), ({"decay": 1.0}, "decay"),
         ({"linked": -1}, "linked"), ({"beam": 0}, "beam"), ({"coarse_weight": float("nan")}, "coarse_weight"),
         ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"), ({"beta": -1.0}, "beta"),
         ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
         ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"), ({"linked": 1, "beam": 2}, "beam"),
         ({"levels": 14}, r"2\^30"), ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
+        ({"update": "adam"}, "update is 'adam'; it must be ema or gradient"),
         ({"shrinkage": 0.1, "update": "gradient"}, "shrinkage is 0.1; it must be 0 with update gradient"),
-    ],
-)  # fmt: skip
-def test_configurations_that_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=f"^model.quantizer.{message}" if "30" not in message else message):
-        dataclasses.replace(TREE, **fields)
-
-
-def test_figures_of_a_configuration() -> None:
-    groups = dataclasses.replace(TREE, levels=5, codewords=3, linked=2, beam=2)
-    assert (groups.num_codewords, groups.num_codebooks) == ((3, 9, 3, 9, 3), (1, 3, 1, 3, 1))
-    assert (dataclasses.replace(groups, linked=9).num_codewords, TREE.group_size) == ((3, 9, 27, 81, 243), 3)
-    assert (VARIANTS["sizes"].num_codewords, VARIANTS["sizes"].num_codebooks) == ((5, 10, 30, 4), (1, 5, 10, 1))
-    assert dataclasses.replace(groups, linked=1, levels=20, beam=1).num_codewords == (3,) * 20, "no tree of 3^20"
-    assert TREE.beta_of_levels == (0.4,) * 3
-
-
-# The start
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"^model.quantizer.{message}" if "30" not in message else message):
+            dataclasses.replace(TREE, **fields)  # type: ignore[arg-type]
 
 
 @every_variant
 @both_updates
-def test_every_level_starts_with_the_means_and_counts_of_what_is_left_to_it(
-    config: QuantizerConfig, update: str
-) -> None:
+def test_every_level_starts_with_the_means_of_what_is_left(config: QuantizerConfig, update: str) -> None:
     """Four batches start it, so a codeword's count is a quarter of its vectors; distortion falls with every level."""
     quantizer, z = ResidualQuantizer(dataclasses.replace(config, update=update)), latents(4, 16, 16)  # type: ignore[arg-type]
     quantizer.initialize(z, generator(), 0.25)
@@ -354,9 +302,7 @@ def test_every_level_starts_with_the_means_and_counts_of_what_is_left_to_it(
 
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("linked", [0, 2])
-def test_every_level_starts_from_what_the_search_left_it(
-    beam: int, linked: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_level_starts_from_what_the_search_left(beam: int, linked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A beam may change its mind about the coarser levels; those of an earlier group are settled."""
     z, seen, start = latents(600), [], LevelCodebooks.initialize
 
@@ -379,9 +325,6 @@ def test_every_level_starts_from_what_the_search_left_it(
             coded = coded + quantizer.levels[above].lookup(parent // 4 ** (level - 1 - above))
         torch.testing.assert_close(residual, z - coded)
         assert int(parent.max()) < quantizer.config.num_codebooks[level]
-
-
-# Dead-code restart
 
 
 def starved(config: QuantizerConfig, update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
@@ -419,13 +362,9 @@ def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: s
 
 def test_what_is_dead_by_hand() -> None:
     """Below a quarter of an equal share of 16 in four is below 1; at a share of 0 nothing is, used or not."""
-    for below, counts, dead in (
-        (0.25, [1.0, 4.0, 6.0, 5.0], 0),
-        (0.26, [1.0, 4.0, 6.0, 5.0], 1),
-        (0.0, [0.0, 4.0, 6.0, 6.0], 0),
-    ):
+    for below, first, dead in ((0.25, 1.0, 0), (0.26, 1.0, 1), (0.0, 0.0, 0)):
         quantizer = random_quantizer(TREE, levels=1, restart_below=below)
-        quantizer.levels[0].count[0] = torch.tensor(counts)
+        quantizer.levels[0].count[0] = torch.tensor([first, 4.0, 6.0, 6.0 - first])
         assert quantizer.restart_dead_codes(latents(4, 8, 8), generator()) == dead
 
 

@@ -20,9 +20,7 @@ from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import needs_gpu, on_each_device, threads
 from tests.quantize import oracle
 
-FORMS: dict[str, Callable[..., Tensor]] = {
-    "compiled": search_compiled, "tensors": search_tensors,
-}  # fmt: skip
+FORMS: dict[str, Callable[..., Tensor]] = {"compiled": search_compiled, "tensors": search_tensors}
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
@@ -91,7 +89,6 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
-    """Linked or not, with a number of codewords of each level's own."""
     dim = data.draw(st.integers(1, 20))
     shapes = [(1, data.draw(st.integers(2, 9)))]
     for _ in range(data.draw(st.integers(0, 3))):
@@ -155,9 +152,6 @@ def test_ties_go_to_the_lowest_index(form: Callable[..., Tensor], levels: int, s
     assert form(torch.zeros(3, 1), books, width).tolist() == [[0, 0, 0]] * levels
 
 
-# What is not finite
-
-
 @pytest.mark.parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: float) -> None:
@@ -177,9 +171,8 @@ def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: 
 @pytest.mark.parametrize("size", [3, 8, 9])
 @pytest.mark.parametrize("width", [1, 12])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
-def test_latents_that_are_not_finite_lead_to_no_codebook_that_is_not_there(
-    size: int, width: int, bad: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_latents_that_are_not_finite(size: int, width: int, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lead to no codebook that is not there."""
     monkeypatch.setattr(compiled.np, "isfinite", lambda _: True)
     latents = torch.zeros(5, 7)
     latents[2, 3] = bad
@@ -204,9 +197,6 @@ def test_values_that_can_not_be_squared() -> None:
     for levels in (1, 2):
         with pytest.raises(NonFiniteError, match="too large .* to be squared"):
             search_compiled(torch.full((2, 3), 3e38), codebooks(levels, 2, 3))
-
-
-# Forms and devices
 
 
 @on_each_device
@@ -248,9 +238,6 @@ def test_matrix_products_are_in_float32_under_autocast() -> None:
     expected = search_tensors(latents, books)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(search_tensors(latents, books), expected)
-
-
-# Threads and processes
 
 
 @pytest.mark.parametrize(("levels", "size", "width"), [(3, 8, 1), (3, 8, 4), (1, 100, 1)])

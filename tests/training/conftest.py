@@ -12,7 +12,6 @@ from tests.training.tasks import SECTIONS, Case
 
 @pytest.fixture
 def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    """A run folder with a trained autoencoder and no prior."""
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
 
 
@@ -26,7 +25,6 @@ def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
 
 @pytest.fixture
 def other(case: Case, tmp_path: Path) -> Case:
-    """The same task in another folder, with the same autoencoder."""
     path = tmp_path / "other"
     if case.path.is_dir():
         shutil.copytree(case.path, path)

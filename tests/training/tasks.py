@@ -33,15 +33,9 @@ SECTIONS = {"autoencoder": "training", "prior": "prior.training", "progressive":
 
 @dataclass(frozen=True)
 class Case:
-    """A task in a run folder, which holds a trained autoencoder unless the task trains it.
+    """A task in a run folder, which holds a trained autoencoder unless the task trains it."""
 
-    Attributes:
-        name: autoencoder, prior (of level 2) or progressive.
-        path: the run folder.
-        base: its configuration.
-    """
-
-    name: str
+    name: str  # autoencoder, prior (of level 2) or progressive
     path: Path
     base: Config
 
@@ -51,7 +45,6 @@ class Case:
 
     @property
     def folder(self) -> RunFolder:
-        """The folder of the training."""
         folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
         return folders.get(self.name, progressive_folder(self.path))
 
@@ -77,11 +70,9 @@ class Case:
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
     def at(self, path: Path) -> Self:
-        """The same task in another folder."""
         return dataclasses.replace(self, path=path)
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of the newest checkpoint and of the model file."""
         kept = storage.read(self.folder.model)[0]
         return storage.read(self.folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
 

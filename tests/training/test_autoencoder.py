@@ -1,6 +1,7 @@
 """Training an autoencoder: loss and files, restarted codewords, images."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.model import QuantizerConfig
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -28,7 +28,6 @@ FIRST = "quantizer.codebooks.0.codewords"
 
 
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
-    """Train up to each step count in turn, at a constant rate, and return the state."""
     for index, most in enumerate(steps):
         train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0)
     return Case("autoencoder", folder, config).state()
@@ -55,20 +54,12 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
         assert not torch.equal(in_file.flatten(0, 1).unique(dim=0), last.flatten(0, 1).unique(dim=0))
 
 
-@pytest.mark.parametrize(
-    ("fields", "steps", "seconds"),
-    [
-        ({"max_steps": 10}, 10, None),
-        ({"max_steps": 0, "epochs": 3}, 18, None),
-        ({"max_steps": 20, "epochs": 3}, 18, None),
-        ({"max_steps": 0, "max_minutes": 0.5}, None, 30.0),
-    ],
-)
-def test_budgets(fields: dict[str, object], steps: int | None, seconds: float | None, tiny: Config) -> None:
-    assert make_budget(with_training(tiny, **fields).training, 96) == (steps, seconds)
-
-
-def test_learning_rates(tiny: Config) -> None:
+def test_budgets_and_learning_rates(tiny: Config) -> None:
+    for steps, epochs, minutes, expected in (
+        (10, 0, 0, (10, None)), (0, 3, 0, (18, None)), (20, 3, 0, (18, None)), (0, 0, 0.5, (None, 30.0)),
+    ):  # fmt: skip
+        training = with_training(tiny, max_steps=steps, epochs=epochs, max_minutes=minutes).training
+        assert make_budget(training, 96) == expected
     cosine = with_training(tiny, learning_rate=1.0, warmup_steps=10, schedule="cosine").training
     assert compute_learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
     assert compute_learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
@@ -91,8 +82,6 @@ def test_a_tree_with_a_table_goes_on_as_it_stopped(
 
 
 class Started:
-    """An initialized model that takes steps on a single batch."""
-
     def __init__(self, config: Config, budget: Budget) -> None:
         torch.manual_seed(0)
         model = build(config)
@@ -110,7 +99,6 @@ class Started:
         return metrics
 
     def codewords(self, *, averaged: bool = False) -> list[Tensor]:
-        """Copies of each level's codewords (m^l, m, D)."""
         model = self.state.averaged.module if averaged else self.model
         return [codewords.clone() for codewords in model.linked_codebooks]
 
@@ -124,24 +112,15 @@ class Started:
                     rows[0, 1] = 0
 
 
-@pytest.mark.parametrize(
-    ("budget", "expected"), [((20, None), [2, 5, 8, 11, 14, 17]), ((None, 30.0), [2, 5, 8, 11, 14, 17, 20])]
-)
-def test_nothing_is_restarted_in_the_last_tenth_of_the_budget(
-    budget: Budget, expected: list[int], tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("budget", "last"), [((20, None), 17), ((None, 30.0), 20)])
+def test_nothing_is_restarted_in_the_last_tenth(budget: Budget, last: int, tiny: Config) -> None:
     """Restarts are due every third step; a step takes 1.25 seconds."""
     started, restarted = Started(with_quantizer(tiny, restart_every=3), budget), list[int]()
-
-    def restart_dead_codes(self: Autoencoder, images: Tensor, generator: torch.Generator) -> int:
-        restarted.append(started.state.step)
-        return 0
-
-    monkeypatch.setattr(type(started.model), "restart_dead_codes", restart_dead_codes)
-    while started.state.fraction < 1:
-        started.train()
-        started.state.seconds += 1.25
-    assert restarted == expected
+    with patch.object(type(started.model), "restart_dead_codes", lambda *_: restarted.append(started.state.step) or 0):
+        while started.state.fraction < 1:
+            started.train()
+            started.state.seconds += 1.25
+    assert restarted == [*range(2, last + 1, 3)]
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])

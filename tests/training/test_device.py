@@ -31,7 +31,6 @@ def left_open(tiny: Config) -> Config:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replace the processor by one with or without bfloat16."""
     return lambda *, bf16: monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device: bf16)
 
 
@@ -44,11 +43,12 @@ def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, mon
     asked = Compute(dataclasses.replace(auto, precision="bf16"))
     assert (asked.bf16, asked.emulates_bf16) == (True, not present)
     assert not Compute(dataclasses.replace(auto, precision="fp32")).bf16
+    for name in ("gpu", "cuda:99", "mps:x"):
+        with pytest.raises(InputError, match=f"device is '{name}'"):
+            Compute(dataclasses.replace(auto, device=name))
 
 
-def test_float32_stays_float32_in_a_training_and_is_as_before_after_it(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = list[bool]()
     step = AutoencoderTask.step
@@ -61,12 +61,6 @@ def test_float32_stays_float32_in_a_training_and_is_as_before_after_it(
     train_autoencoder(with_training(tiny, max_steps=2), RunFolder(tmp_path / "run"))
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps:x"])
-def test_devices_that_are_not_there(name: str, tiny: Config) -> None:
-    with pytest.raises(InputError, match=f"device is '{name}'"):
-        Compute(dataclasses.replace(tiny.training, device=name))
 
 
 def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:
@@ -85,9 +79,7 @@ def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]
     assert stage_config("prior", begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
 
 
-def test_a_run_in_bf16_stays_so_where_it_is_emulated(
-    left_open: Config, tmp_path: Path, machine: Callable[..., None]
-) -> None:
+def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path: Path, machine: Callable[..., None]) -> None:
     run, said = RunFolder(tmp_path / "run"), list[str]()
     machine(bf16=True)
     config = decide_auto(with_training(left_open, max_steps=3), "training")

@@ -39,8 +39,6 @@ def test_matrices_are_the_weights_between_layers() -> None:
     names = {id(weight): name for name, weight in module.named_parameters()}
     assert {names[id(weight)] for weight in select_matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
 
-
-def test_tied_weights_are_one_matrix() -> None:
     module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
     module[0].weight = module[2].weight = module[1].weight
     assert [id(weight) for weight in select_matrices(module)] == [id(module[1].weight)]
@@ -98,14 +96,10 @@ def test_what_is_no_matrix_is_left_to_adam() -> None:
         torch.testing.assert_close(result[name], tensor, msg=name)
 
 
-def test_the_memory_format_does_not_matter() -> None:
+def test_the_memory_format_does_not_matter(tiny: Config) -> None:
+    muon = with_training(tiny, optimizer="muon", learning_rate=0.01).training
     plain, last = network(), network(torch.channels_last)
-    expected, result = (trained(each, Muon(each, 0.01, (0.9, 0.99))) for each in (plain, last))
+    assert isinstance(make_optimizer(plain, muon), Muon)
+    expected, result = (trained(each, make_optimizer(each, muon)) for each in (plain, last))
     for name, tensor in expected.items():
         torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
-
-
-def test_the_configuration_chooses(tiny: Config) -> None:
-    module = network()
-    assert isinstance(make_optimizer(module, with_training(tiny, optimizer="muon").training), Muon)
-    assert isinstance(make_optimizer(module, tiny.training), Adam)

@@ -33,16 +33,9 @@ from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
+from hrvqvae.training import prior as prior_training
 from hrvqvae.training.loggers import read_records
-from hrvqvae.training.prior import (
-    CodeBatch,
-    PriorTask,
-    drop_classes,
-    read_codes,
-    resolve_priors,
-    split_held_out,
-    train_priors,
-)
+from hrvqvae.training.prior import CodeBatch, PriorTask, drop_classes, read_codes, resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
 from tests.conftest import do, done, refused, same, with_data, with_training, write_picture
@@ -57,10 +50,9 @@ def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
 
 
 def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
-    fields = GIVEN | {f"prior.training.{name}": value for name, value in {
-        "max_steps": "60", "learning_rate": "0.01", "evaluate_every": "30"}.items()}  # fmt: skip
-    configs = resolve_priors(run, None, fields, resume=False)
-    train_priors(run, configs, callbacks=[draw_training], say=silent)
+    changes = {"max_steps": "60", "learning_rate": "0.01", "evaluate_every": "30"}
+    fields = GIVEN | {f"prior.training.{name}": value for name, value in changes.items()}
+    train_priors(run, resolve_priors(run, None, fields, resume=False), callbacks=[draw_training], say=silent)
     for level in range(2):
         records = evaluations(run, level)
         assert [record["step"] for record in records] == [30, 60]
@@ -74,9 +66,7 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     assert not any(prior.training for prior in priors.networks)
 
 
-def test_images_that_were_replaced_are_coded_again(
-    tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
     train_autoencoder(with_training(config, max_steps=3), tmp_path / "run")
     train_levels(tmp_path / "run", 1, training__max_steps="2")
@@ -105,7 +95,7 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
     _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    batch = read_codes([maps], model, range(1, 2), split_held_out(len(maps), 0.05, 0)[1])
+    batch = read_codes([maps], model, range(1, 2), prior_training.split_held_out(len(maps), 0.05, 0)[1])
     with torch.inference_mode():
         nats = float(compute_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
@@ -131,19 +121,19 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
         return original(self, state, batch)
 
     monkeypatch.setattr(PriorTask, "step", step)
-    kept, _ = split_held_out(len(images), 0.05, 0)
+    kept, _ = prior_training.split_held_out(len(images), 0.05, 0)
     train_levels(run, 1, flip="true", shifts="1", training__batch_size=str(len(kept)), training__max_steps="4")
     assert sorted(seen) == sorted(maps[image].tobytes() for maps in coded for image in kept)
 
 
 def test_held_out_images_are_never_trained_on() -> None:
-    kept, held_out = split_held_out(97, 0.1, 5)
+    kept, held_out = prior_training.split_held_out(97, 0.1, 5)
     assert len(held_out) == 10
     assert sorted([*kept, *held_out]) == list(range(97))
-    assert not np.array_equal(held_out, split_held_out(97, 0.1, 6)[1])
-    assert [len(part) for part in split_held_out(2, 0.01, 0)] == [1, 1]
+    assert not np.array_equal(held_out, prior_training.split_held_out(97, 0.1, 6)[1])
+    assert [len(part) for part in prior_training.split_held_out(2, 0.01, 0)] == [1, 1]
     with pytest.raises(InputError, match="at least 2"):
-        split_held_out(1, 0.1, 0)
+        prior_training.split_held_out(1, 0.1, 0)
 
 
 def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
@@ -157,27 +147,20 @@ def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
         train_levels(run, 2, resume=True, network__hidden_units="16")
     train_levels(run, resume=True, training__max_steps="13")
     assert storage.read(prior_folder(run, 1).saved()[0])[1]["step"] == 13
+    assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13], "the level that was left has begun"
 
 
 def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
-    said, folder = list[str](), RunFolder(run).codes
+    folder, said = RunFolder(run).codes, list[str]()
     configs = resolve_priors(run, 1, GIVEN | {"prior.training.max_steps": "1"}, resume=False)
     with ExitStack() as held:
         pid = held.enter_context(in_another_process(folder))
-
-        def say(line: str) -> None:
-            said.append(line)
-            if "waiting" in line:
-                held.close()
-
-        train_priors(run, configs, say=say)
+        train_priors(run, configs, say=lambda line: (said.append(line), "waiting" in line and held.close()))
     assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
     assert prior_folder(run, 0).begun()
 
 
-def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at_step(monkeypatch, PriorTask, 3, lambda _: signal.raise_signal(signal.SIGINT))
     train_levels(run, training__batch_size="7")
     assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
@@ -189,9 +172,8 @@ def test_what_was_asked_for_holds_for_levels_that_a_signal_kept_from_beginning(
 
 
 def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Path) -> None:
-    train_levels(
-        run, of=GIVEN_GPT, training__max_steps="60", training__learning_rate="0.01", training__evaluate_every="20"
-    )
+    changes = {"training__max_steps": "60", "training__learning_rate": "0.01", "training__evaluate_every": "20"}
+    train_levels(run, of=GIVEN_GPT, **changes)
     assert list(prior_folders(run)) == [range(2)]
     folder = prior_folder(run, 0, 1)
     _, about = storage.read(folder.model)
@@ -234,16 +216,6 @@ def test_a_level_has_one_prior(run: Path) -> None:
     with pytest.raises(InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
         Run(run).load_priors()
 
-
-def test_levels_that_are_left_get_priors_of_their_own(run: Path) -> None:
-    train_levels(run, 2, training__max_steps="1")
-    configs = resolve_priors(run, None, GIVEN, resume=True)
-    assert list(configs) == [range(1), range(1, 2)]
-    train_priors(run, configs, resume=True, say=silent)
-    assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12]
-
-
-# Class dropout
 
 _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
 
@@ -295,9 +267,7 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_needs_class_dropout(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
@@ -320,9 +290,7 @@ def test_a_run_with_class_dropout_is_guided_and_one_without_is_refused(
 
 
 @pytest.mark.parametrize(("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
-def test_a_prior_begins_with_one_of_other_classes(
-    run: Path, tmp_path: Path, before: str, after: str, more: bool
-) -> None:
+def test_a_prior_begins_with_other_classes(run: Path, tmp_path: Path, before: str, after: str, more: bool) -> None:
     """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
     path = prior_folder(run, 0).model
@@ -339,7 +307,7 @@ def test_a_prior_begins_with_one_of_other_classes(
     assert any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told) == more
     expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
     assert class_rows.shape == expected.shape
-    for name, tensor in (first if more else first | {"classes.weight": expected}).items():
-        torch.testing.assert_close(
-            (second | {"classes.weight": class_rows})[name], tensor, msg=name, atol=1e-4, rtol=1e-4
-        )
+    if not more:
+        first["classes.weight"], second["classes.weight"] = expected, class_rows
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, msg=name, atol=1e-4, rtol=1e-4)

@@ -1,6 +1,9 @@
-"""Training a progressive decoder."""
+"""Training a progressive decoder; stale networks are refused and renewed."""
 
 import copy
+import shutil
+import signal
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -9,16 +12,20 @@ from torch import Tensor
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
-from hrvqvae.checkpoints.run import save_model
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.run import EntropyModelArtifact, Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.model import Model
 from hrvqvae.models.build import build
+from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.stages import refresh
 from hrvqvae.training.state import TrainState
-from tests.conftest import refused, same
-from tests.trained_run import tiny_systems
+from hrvqvae.utils.errors import InputError
+from tests.conftest import do, refused, same, with_training
+from tests.kills import at_step
+from tests.trained_run import silent, tiny_systems, train_autoencoder, train_levels
 from tests.training.tasks import Case
 
 
@@ -72,9 +79,7 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "rqvae"])
-def test_each_image_of_a_batch_is_cut_to_a_prefix_in_turn(
-    system: str, mnist_root: Path, tmp_path: Path, images: Tensor
-) -> None:
+def test_each_image_is_cut_to_a_prefix_in_turn(system: str, mnist_root: Path, tmp_path: Path, images: Tensor) -> None:
     config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
     model = build(config)
     model.initialize(images, torch.Generator().manual_seed(0))
@@ -108,15 +113,6 @@ def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew
         assert torch.allclose(before.decode(codes, levels), after.decode(codes, levels), atol=1e-6)
 
 
-def test_it_goes_with_the_model(case: Case, tmp_path: Path, images: Tensor) -> None:
-    case.train(learning_rate=0.01)
-    model = load(case.path)
-    model.save_pretrained(tmp_path / "exported")
-    assert "12 steps" in RunFolder(tmp_path / "exported").card.read_text()
-    codes = model.encode(images)
-    assert torch.equal(model.decode(codes, 1), load(tmp_path / "exported").decode(codes, 1))
-
-
 @pytest.mark.parametrize("system", ["vqvae", "vqvae2"])
 def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path) -> None:
     config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
@@ -124,3 +120,71 @@ def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path
     save_model(run.model, config, build(config).state_dict(), 0)
     assert "has no progressive decoder" in refused(["train-progressive", run.path])
     assert not progressive_folder(run.path).path.exists()
+
+
+@pytest.fixture
+def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose autoencoder was trained further after its priors, progressive decoder and entropy model."""
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
+    with pytest.raises(InputError, match="nowhere"):
+        refresh("nowhere", say=silent)
+    assert refresh("run", say=silent) is None, "nothing is to be done"
+    Case("progressive", run, tiny).train()
+    train_levels(run)
+    Run(run).entropy_model.fit(effort=0.05, say=silent)
+    train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
+    stale = ["priors/level-1", "priors/level-2", "prefixes", "tables.hrvt"]
+    assert [str(artifact) for artifact in Run(run).stale_artifacts()] == stale
+    return Path("run")
+
+
+def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale: Path, tiny: Config, tmp_path: Path) -> None:
+    cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
+    for case in cases:
+        kept = case.state()
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"another state of the model; renew with: hrvqvae refresh run"):
+                case.train(resume=resume)
+        with pytest.raises(InputError):
+            case.train(renew=True, init_from="nowhere")
+        assert same(case.state(), kept), "it makes way when the next one begins, and not before"
+    anew = shutil.copytree(stale, tmp_path / "anew", ignore=shutil.ignore_patterns("priors", "prefixes", "tables*"))
+    assert do("refresh", "run").splitlines()[-1].startswith("everything in run")
+    assert Run(stale).stale_artifacts() == []
+    model = load(stale)
+    model.compress(model.sample(1))
+    train_levels(anew)
+    for case in cases:
+        if case.name == "progressive":
+            case.at(anew).train()
+        assert same(case.state(), case.at(anew).state()), "with the fields of before, and nothing that was learned"
+        assert (case.folder.pictures / "curves.png").is_file()
+
+
+def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path: Path) -> None:
+    whole = shutil.copytree(stale, tmp_path / "whole")
+    assert refresh(whole, say=silent) is None
+    said = list[str]()
+    for task in (PriorTask, ProgressiveTask):
+        with pytest.MonkeyPatch.context() as patched:
+            at_step(patched, task, 5, lambda _: signal.raise_signal(signal.SIGTERM))
+            assert refresh(stale, say=said.append) == signal.SIGTERM
+    assert refresh(stale, say=said.append) is None
+    assert sum("resuming" in line for line in said) == 2
+    assert Run(stale).stale_artifacts() == []
+    for name in ("prior", "progressive"):
+        assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
+
+
+def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: Config, tmp_path: Path) -> None:
+    Case("progressive", run, tiny).train()
+    train_levels(run)
+    load(run).save_pretrained(tmp_path / "exported")
+    train_autoencoder(with_training(tiny, max_steps=62), run, resume=True)
+    shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "exported").model)
+    assert refresh(tmp_path / "exported", str(tiny.data.root), say=silent) is None
+    assert Run(tmp_path / "exported").stale_artifacts() == []
+    for folder in (prior_folder(tmp_path / "exported", 1), progressive_folder(tmp_path / "exported")):
+        assert folder.saved()[0].stem == "step-000000012"
+    load(tmp_path / "exported").sample(1)

@@ -1,19 +1,23 @@
-"""Files and folders are written whole or not at all; one process at a time has a folder or a file."""
+"""Files and folders are written whole or not at all, under safe names; one process at a time has a folder or a file."""
 
 import errno
 import os
 import signal
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils import outputs
+from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.locks import InUseError, lock_file, lock_folder
-from hrvqvae.utils.outputs import TEMPORARY, create_folder, remove_temporaries, write_atomic
+from hrvqvae.utils.outputs import TEMPORARY, Outputs, check_output, create_folder, safe_name, write_atomic, write_output
 from tests.kills import in_another_process
 
 _FORKING = """
@@ -61,15 +65,6 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(InputError, match=r"can't be written .*choose another folder"),
-        lock_folder(tmp_path / "file" / "run"),
-    ):
-        pass
-
-
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x"
@@ -83,14 +78,10 @@ def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch:
         write_atomic(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / f"{TEMPORARY}12-x").write_bytes(b"half")
+    (tmp_path / f"{TEMPORARY}12-x").write_bytes(b"left by a killed writer")
     (tmp_path / f"{TEMPORARY}folder").mkdir()
-    (tmp_path / "x").write_bytes(b"whole")
-    remove_temporaries(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    outputs.remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -124,6 +115,10 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
     """By a link, and under a name that leaves no room for the lock's own."""
+    (tmp_path / "file").write_text("")
+    told = "can't be written .*choose another folder"
+    with pytest.raises(InputError, match=told), lock_folder(tmp_path / "file" / "run"):
+        pass
     (tmp_path / "link").symlink_to(tmp_path / "x")
     with in_another_process(tmp_path / "x", "lock_file"), pytest.raises(InUseError), lock_file(tmp_path / "link"):
         pass
@@ -144,3 +139,91 @@ def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
                 (tmp_path / ".lock-holder").write_text("1")  # as of a killed process
         finally:
             process.kill()
+
+
+NAMES = st.one_of(
+    st.text(st.characters(), max_size=30),
+    st.lists(
+        st.sampled_from(
+            ["..", ".", "", "a", "C:", "con", "NUL.txt", "x" * 300, "b ", "c.", "d\\e", "\x1b[2J", "\ud800", "LPT¹"]
+        ),
+        max_size=6,
+    ).map("/".join),
+    st.sampled_from(["/abs/x", "a/../../b", "~/x", "-rf", ".lock", ".writing-1", "x/" * 3000, "é" * 300]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=NAMES)
+def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
+    safe = safe_name(name)
+    assert safe_name(safe) == safe
+    assert len(safe.encode()) <= 800
+    assert printable(safe).isprintable()
+    parts = safe.split("/")
+    assert all(0 < len(part.encode()) <= 200 and part[0] != "." and part[-1] not in ". " for part in parts)
+    assert not any(c in '\\:*?"<>|' or unicodedata.category(c) == "Cc" for c in safe)
+    path = PureWindowsPath(safe)
+    assert (path.is_reserved(), path.drive, PurePosixPath(safe).is_absolute()) == (False, "", False)
+
+
+@settings(max_examples=100, deadline=None)
+@given(names=st.lists(st.one_of(NAMES, st.text("aAéÉ/.", max_size=4)), max_size=12))
+def test_outputs_differ_on_every_system(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By case and by Unicode form; none is a file where another needs a folder."""
+    folder = tmp_path_factory.mktemp("out") / "deep"
+    outputs = Outputs(folder)
+    paths = [outputs.reserve(name, ".png") for name in names]
+    keys = [unicodedata.normalize("NFC", str(path).casefold()) for path in paths]
+    assert len(set(keys)) == len(keys)
+    for path in paths:
+        write_output(path, b"x")
+    assert {path for path in folder.rglob("*") if path.is_file()} == set(paths)
+
+
+def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
+    source, target, link = tmp_path / "in.png", tmp_path / "out.png", tmp_path / "link.png"
+    for path in (source, target):
+        path.write_bytes(b"mine")
+    os.link(source, link)
+    for path, force, message in (
+        (target, False, "exists already; choose another output, or overwrite it with --force"),
+        (source, True, "is an input and is never overwritten"), (link, True, "is an input"),
+        (tmp_path / "x.jpg", True, "must end in .png"), (source / "x.png", True, "can't be written"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            check_output(path, force=force, inputs=[source], suffix=".png")
+    check_output(target, force=True, inputs=[source])
+    for folder, name, message in (
+        (Outputs(tmp_path), "out", "exists already"),
+        (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
+        (Outputs(tmp_path.parent), tmp_path.name, "is a folder"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            folder.reserve(name, "" if name == tmp_path.name else ".png")
+    single = Outputs(tmp_path / "new.PNG", [".png"])
+    assert single.reserve("a", ".png") == tmp_path / "new.PNG"
+    with pytest.raises(InputError, match="takes one image"):
+        single.reserve("b", ".png")
+    for name in ("x.hvr", "x.jpg"):
+        with pytest.raises(InputError, match="must end in .png, or be a folder that exists"):
+            Outputs(tmp_path / name, [".png"])
+
+
+def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path: Path) -> None:
+    """A link that is named stays a link; one inside of the folder that leads out is refused, also to no file."""
+    inside, outside = tmp_path / "in", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "folder").symlink_to(outside)
+    (inside / "x.png").symlink_to(outside / "none.png")
+    for name in ("folder/y", "x"):
+        with pytest.raises(InputError, match="leads out of .* by a symbolic link"):
+            Outputs(inside, force=True).reserve(name, ".png")
+    write_output(inside / "x.png", b"new")
+    assert (inside / "x.png").is_symlink()
+    assert (outside / "none.png").read_bytes() == b"new"
+
+
+def test_control_characters_and_bytes_that_are_no_text_are_escaped() -> None:
+    assert printable("a\x1b[2Jb\n\udce9é") == "a\\x1b[2Jb\\n\\udce9é"

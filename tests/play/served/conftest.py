@@ -22,7 +22,6 @@ class Server:
 
     @property
     def megabytes(self) -> float:
-        """Resident memory of its process."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 

@@ -20,8 +20,6 @@ from tests.play.served.conftest import Server
 
 
 class Person:
-    """What a person does at the page."""
-
     def __init__(self, browser: Chrome, address: str) -> None:
         self.browser, self.address = browser, address
         browser.get(address)
