@@ -83,7 +83,7 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> No
     assert len(trained) == 9
     for words, each in zip(trained, minutes, strict=False):
         config = from_dict(yaml.safe_load(replay([*words, "--print-config"])), "printed")
-        grids = zip(config.model.latent_grids(32, 32), config.model.num_symbols, strict=True)
+        grids = zip(config.model.geometry.grids(32, 32), config.model.num_symbols, strict=True)
         assert sum(math.prod(grid) * math.log2(symbols) for grid, symbols in grids) == 2304
         assert each * len(config.prior_levels) == pytest.approx(6, rel=1e-4)
 

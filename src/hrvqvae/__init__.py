@@ -26,21 +26,14 @@ if TYPE_CHECKING:
 __version__ = "1.0.0"
 
 _MODULES = {
-    "Autoencoder": "models.base",
-    "Codes": "quantize",
-    "Config": "config",
-    "DataConfig": "config",
-    "InputError": "utils.errors",
-    "Model": "model",
-    "QuantizerConfig": "config",
-    "ResidualQuantizer": "quantize",
-    "SingleGridAutoencoder": "models.single_grid",
-    "SingleGridConfig": "config",
-    "TrainingConfig": "config",
-    "TreeVQ": "quantize.layer",
-    "list_models": "checkpoints.folder",
-    "load": "model",
-    "train": "model",
+    "checkpoints.folder": ("list_models",),
+    "config": ("Config", "DataConfig", "QuantizerConfig", "SingleGridConfig", "TrainingConfig"),
+    "model": ("Model", "load", "train"),
+    "models.base": ("Autoencoder",),
+    "models.single_grid": ("SingleGridAutoencoder",),
+    "quantize": ("Codes", "ResidualQuantizer"),
+    "quantize.layer": ("TreeVQ",),
+    "utils.errors": ("InputError",),
 }
 
 __all__ = [
@@ -50,6 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"hrvqvae.{_MODULES[name]}"), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"hrvqvae.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

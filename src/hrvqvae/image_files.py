@@ -17,17 +17,9 @@ from hrvqvae.compression import archive, hrv
 from hrvqvae.compression.archive import Archive
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.data import images as image_formats
 from hrvqvae.data.batches import chunk_by_size
-from hrvqvae.data.images import (
-    SUFFIXES,
-    BrokenImageError,
-    OpenImage,
-    decode_image,
-    note_conversions,
-    remove_image_suffix,
-    to_pil,
-    write_image,
-)  # fmt: skip
+from hrvqvae.data.images import BrokenImageError, OpenImage, decode_image, note_conversions, to_pil, write_image
 from hrvqvae.data.loading import is_shard_path, open_whole
 from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource
 from hrvqvae.model import Model
@@ -55,12 +47,13 @@ def _find_images(paths: Sequence[Path]) -> _ImagesByName:
     images: _ImagesByName = {}
     for path in paths:
         suffix = path.suffix.lower()
-        is_collection = path.is_dir() or suffix in LIST_SUFFIXES or (suffix not in SUFFIXES and is_shard_path(path))
+        is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
+        is_collection = path.is_dir() or suffix in LIST_SUFFIXES or is_shards
         source = open_whole(path) if is_collection else FolderSource(path.parent, [path.name])
         if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):
-            name, where = remove_image_suffix(source.name(row)), source.where(row)
+            name, where = image_formats.remove_image_suffix(source.name(row)), source.where(row)
             earlier, _ = images.get(name, (where, None))  # a file may be given twice
             if earlier != where or (name in images and not isinstance(source, FolderSource)):
                 raise InputError(f"{earlier} and {where} would both be named {name}; compress them apart")
@@ -72,13 +65,12 @@ def _read_batches(
     model: Model, images: _ImagesByName, outcome: CompressionOutcome, skip: bool
 ) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield batches of (name, image). With `skip`, broken images are left out with a notice."""
+    channels, max_pixels = model.autoencoder.channels, model.config.data.max_pixels
 
     def read_images() -> Iterator[tuple[str, Tensor]]:
         for name, (where, open_image) in images.items():
             try:
-                pixels, lost = decode_image(
-                    open_image, model.autoencoder.channels, model.config.data.max_pixels, name=where
-                )
+                pixels, lost = decode_image(open_image, channels, max_pixels, name=where)
             except BrokenImageError as error:
                 if not skip:
                     raise InputError(f"{error}; leave such images out with --on-error skip") from error
@@ -104,19 +96,19 @@ def compress_files(
         levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
         skip: Leave out images that can't be read, with a notice per image.
 
-    Raises:
-        InputError: As for `Model.compress`; or an image can't be read, a file exists already, `out` can't be written.
+    Raises InputError as `Model.compress`, or if an image can't be read, a file exists or `out` can't be written.
     """
     model.autoencoder.check_levels(levels)
     outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
     images, outcome = _find_images(paths), CompressionOutcome({})
+    batches = _read_batches(model, images, outcome, skip)
     if archive.is_archive(out):
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
-        _append(model, images, out, levels, lmbda, outcome, skip)
+        _append(model, batches, out, levels, lmbda, outcome)
     else:
         targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
-        for batch in _read_batches(model, images, outcome, skip):
+        for batch in batches:
             sources = [images[name][0] for name, _ in batch]
             files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
             for (name, _), content in zip(batch, files, strict=True):
@@ -129,11 +121,11 @@ def compress_files(
 
 
 def _append(
-    model: Model, images: _ImagesByName, path: Path, levels: int | None, lmbda: float | None,
-    outcome: CompressionOutcome, skip: bool,
+    model: Model, batches: Iterator[list[tuple[str, Tensor]]], path: Path, levels: int | None, lmbda: float | None,
+    outcome: CompressionOutcome,
 ) -> None:  # fmt: skip
     encode, used_levels, appended = model.encoder(lmbda, levels), model.autoencoder.check_levels(levels), 0
-    old_size, batches = path.stat().st_size if path.exists() else 0, _read_batches(model, images, outcome, skip)
+    old_size = path.stat().st_size if path.exists() else 0
     first_batch = next(batches, [])  # so that no empty archive is written
     if not first_batch:
         return
@@ -174,7 +166,7 @@ def decompress_files(
     """Decompress files of codes and archives to PNG, and return the number of images.
 
     Args:
-        models: The model that made each file.
+        models: The model that made each file of codes (.hrv) or archive (.hrva).
         out: Y.png for one image, else a folder.
         levels: Largest number of levels to use (default: all).
         names: Images of archives to write (default: all).

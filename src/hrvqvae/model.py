@@ -22,12 +22,16 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Grid
 from hrvqvae.models.base import pad_to_grid, to_unit_images
+from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, mask_kept_codes, sample_cached, sample_images
+from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import tracked
+
+_BATCH_SIZE = 64
 
 
 class Model:
@@ -46,8 +50,7 @@ class Model:
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
         """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no such model.
 
-        Args:
-            options: For the hub: revision, cache_dir, token, local_files_only, force_download.
+        Options are for the hub: revision, cache_dir, token, local_files_only, force_download.
         """
         path = run_folder(name)
         is_here = path.exists() or not is_hub_name(name)
@@ -64,8 +67,7 @@ class Model:
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
         """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or raise InputError.
 
-        Args:
-            options: private, token, commit_message, branch, create_pr.
+        Options are private, token, commit_message, branch and create_pr.
         """
         weights = self.autoencoder.state_dict()
         return push_run(self.run.name, name, license=license, weights=weights, **options)
@@ -122,17 +124,14 @@ class Model:
 
     @torch.inference_mode()
     def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Return images (B, C, Y, X) float32 in [0, 1] from codes.
+        """Return images (B, C, Y, X) float32 in [0, 1] from codes; a progressive decoder, if any, decodes fewer levels.
 
-        If the model has a progressive decoder, it decodes fewer than all levels.
+        Raises InputError if levels or codes are out of range, or the size does not fit the codes.
 
         Args:
             codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the levels to use.
             levels: Number of levels to use, coarse first (default: all).
             size: Height and width in pixels (default: the largest size that has the latent grid of the codes).
-
-        Raises:
-            InputError: levels or codes are out of range, or the size does not fit the codes.
         """
         codes = tuple(code.to(self.device) for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes))
         return self.autoencoder.decode(codes, levels, size)
@@ -158,9 +157,8 @@ class Model:
             raise InputError("give a limit of bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
         self.run.keep_state()
-        return compression.compress(
-            self.autoencoder, self.entropy_model, images, self.device, levels, max_bytes, encode, names
-        )
+        model, entropy_model = self.autoencoder, self.entropy_model
+        return compression.compress(model, entropy_model, images, self.device, levels, max_bytes, encode, names)
 
     def decompress(
         self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
@@ -220,11 +218,32 @@ class Model:
         kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
         """Draw as `sample` does, and return classes and codes beside the images; `kept` codes are not drawn anew."""
-        size, params = self.config.data.size, params or SamplingParams(**self.run.sampling_options())
-        return sample_images(
-            self.autoencoder, self.priors, (size, size), count, seed=seed, class_name=class_name, params=params,
-            kept=kept, sampler=sampler,
-        )  # fmt: skip
+        priors, params = self.priors, params or SamplingParams(**self.run.sampling_options())
+        if count < 1:
+            raise InputError(f"the number of samples is {count}; it must be at least 1")
+        if seed < 0:
+            raise InputError(f"seed is {seed}; it must be at least 0")
+        class_index = None if class_name is None else priors.class_index(class_name)
+        num_levels, size = self.autoencoder.check_levels(params.levels), self.config.data.size
+        networks = [prior for prior in priors.networks if prior.level.index < num_levels]
+        images, names, all_codes = [], list[str](), list[Codes]()
+        batches = [range(start, min(start + _BATCH_SIZE, count)) for start in range(0, count, _BATCH_SIZE)]
+        with torch.inference_mode():
+            for indices in tracked(batches, "sample", count, len):
+                label = None
+                if priors.classes:
+                    label = generative.draw_labels(priors.class_counts, seed, indices)
+                    label = label if class_index is None else torch.full_like(label, class_index)
+                    names += [priors.classes[label_index] for label_index in label.tolist()]
+                codes = generative.sample_codes(
+                    networks, self.autoencoder.codeword_indices, indices, seed=seed, label=label, params=params,
+                    kept=kept, sampler=sampler,
+                )[:num_levels]  # fmt: skip
+                on_device = tuple(level.to(self.device) for level in codes)
+                images.append(self.autoencoder.decode(on_device, num_levels, (size, size)).cpu())
+                all_codes.append(codes)
+        codes = tuple(torch.cat(level) for level in zip(*all_codes, strict=True))
+        return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
 
     def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
         """Encode an image (C, size, size), and choose the codes that a completion keeps (see `complete`)."""
@@ -239,7 +258,7 @@ class Model:
             geometry = self.config.model.geometry
             height, width = (geometry.unit * side for side in min(grids))
             keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width)[0, 0] > 0
-        return KeptCodes(codes, mask_kept_codes(keep, grids))
+        return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
     def complete(
         self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,
@@ -248,42 +267,32 @@ class Model:
         """Complete an image (C, size, size): keep the codes of a part of it and draw the rest.
 
         Codes at the border of the part also depend on a few pixels beyond it. Returns images (count, C, size, size).
+        Raises InputError as `sample`, or if the image does not have the training size, or `keep` is none of these:
 
         Args:
             keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the top, or a mask (size,
                 size) bool. Codes are drawn in raster order, and do not depend on kept codes after them.
-
-        Raises:
-            InputError: As for `sample`; the image does not have the training size, or `keep` is none of these.
         """
         to_unit_images(image[None], self.autoencoder.channels)
         kept = self.keep_part(image, keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
     def train_prior(self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any) -> None:
-        """Train the priors of the model's run folder, as `hrvqvae train-prior` does.
+        """Train the priors of the model's run folder, as `hrvqvae train-prior` does. Raises as `train`.
 
         Args:
             data: As for `train` (default: the images of the autoencoder's training).
             level: Train the prior of this level alone; 1 is the coarsest.
             resume: As for `train`.
             options: As for `train`; short names are fields of `prior.training`.
-
-        Raises:
-            InputError: As for `hrvqvae train-prior`.
-            KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` continues it.
         """
         from hrvqvae.distributed.launch import process_group
-        from hrvqvae.plots.curves import draw_training
         from hrvqvae.training import stages
 
-        fields = stages.collect_option_fields("prior.training", options) | stages.collect_data_fields(
-            self.run.name, data
-        )
+        run = self.run.name
+        fields = stages.collect_fields("prior.training", options, run, data)
         with process_group():
-            outcomes = stages.train_missing_priors(
-                self.run.name, fields, level=level, resume=resume, callbacks=[draw_training]
-            )
+            outcomes = stages.train_missing_priors(run, fields, level=level, resume=resume)
         self.__dict__.pop("priors", None)  # the next sample reads the new priors
         stages.raise_signal(*outcomes.values())
 
@@ -304,18 +313,15 @@ def train(
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
             `**{"model.quantizer.levels": 4}`.
 
-    Raises:
-        InputError: As for `hrvqvae train`.
-        KeyboardInterrupt: Ctrl-C; the training is saved, and `resume=True` continues it.
+    Raises InputError as the command, and KeyboardInterrupt after Ctrl-C; the training is saved for `resume=True`.
     """
     from hrvqvae.distributed.launch import process_group
-    from hrvqvae.plots.curves import draw_training
     from hrvqvae.training import stages
 
     run = stages.choose_run_folder(preset, out)
-    fields = stages.collect_option_fields("training", options) | stages.collect_data_fields(run.path, data, test_data)
+    fields = stages.collect_fields("training", options, run.path, data, test_data)
     with process_group():
-        outcome = stages.train_autoencoder(preset, run, fields, resume=resume, callbacks=[draw_training])
+        outcome = stages.train_autoencoder(preset, run, fields, resume=resume)
     stages.raise_signal(outcome)
     return Model(run.path, options.get("device", "cpu"))
 
@@ -323,9 +329,8 @@ def train(
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
     """Load the trained model of a run folder, a weights file, or the name of a model inside the package.
 
-    Args:
-        beam: Candidates that the encoder's search keeps per level (default: as in training). More candidates give less
-            error and take more time (docs/results.md).
+    The encoder's search keeps `beam` candidates per level (default: as in training). More candidates give less error
+    and take more time (docs/results.md).
 
     Raises:
         InputError: There is no such model, or it has no linked codebooks for a beam to search.
@@ -335,13 +340,9 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
 
 
 def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
-    """Return the model that made each file of codes, in the order of `paths`.
+    """Return the model that made each file of codes: the run `name` or, without a name, a model inside the package.
 
-    Args:
-        name: The run that made all files (default: search the models inside the package).
-
-    Raises:
-        InputError: No model inside the package made a file.
+    Raises InputError if no model inside the package made a file.
     """
     if name is not None:
         model = Model(name)

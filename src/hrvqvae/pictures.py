@@ -41,11 +41,8 @@ def reconstruct(
     """Write a sheet (.png) of images above their reconstructions, and return the MSE of each image.
 
     The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's channels, with a notice.
-
-    `beam` is as for `hrvqvae.load`, `lmbda` as for `Model.encode`.
-
-    Raises InputError if the run or an image can't be read, the model does not decode this number of levels, or the
-    sheet exists or can't be written.
+    `levels` and `lmbda` are as for `Model.encode` and `Model.decode`, `beam` as for `hrvqvae.load`. Raises InputError
+    as these, or if an image can't be read, or the sheet can't be written or exists and `force` is not given.
     """
     check_output(out, force=force, inputs=paths, suffix=".png")
     model = Model(run, beam=beam)
@@ -102,7 +99,7 @@ def draw_completions(
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """Draw completions of an image (C, size, size) uint8 (see `Model.complete`).
 
-    Returns the image, grey where no codes are kept; the kept share of the finest level's codes; the completions.
+    Return the image, grey where no codes are kept; the share of the finest codes that is kept; and the completions.
     """
     kept = model.keep_part(image, keep)
     images = model.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
@@ -116,9 +113,8 @@ def complete(
 ) -> None:  # fmt: skip
     """Resize an image to the size in training, and write a sheet (.png) of it, its kept part and completions.
 
-    `keep` is as for `Model.complete`, or a mask as an image file, which is white where the image is kept.
-
-    Raises InputError as `Model.complete`, or if an image can't be read, or the sheet exists or can't be written.
+    `keep` is as for `Model.complete`, or an image file that is white where the image is kept. Raises InputError as
+    `Model.complete`, or if an image can't be read, or the sheet can't be written or exists and `force` is not given.
     """
     check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)
@@ -131,6 +127,6 @@ def complete(
         model, pixels, mask, count, seed=seed, class_name=class_name, params=params
     )
     rows = [sheets.SheetRow("original, and what is kept", [pixels, kept_image])]
-    for start, images in enumerate(torch.split(completions, _COMPLETIONS_PER_ROW)):
-        rows.append(sheets.SheetRow("" if start else "completions", list(images)))
+    for row, images in enumerate(torch.split(completions, _COMPLETIONS_PER_ROW)):
+        rows.append(sheets.SheetRow("" if row else "completions", list(images)))
     write_image(sheets.draw(rows), out)

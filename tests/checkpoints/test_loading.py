@@ -17,7 +17,6 @@ from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
-from hrvqvae.priors import generative
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, with_quantizer, with_training
@@ -152,7 +151,7 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
     together = model.draw(40, seed=0)
     assert together.images.shape == (40, 1, 12, 12)
     assert len(set(together.classes)) > 5
-    monkeypatch.setattr(generative, "_BATCH_SIZE", 7)
+    monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 7)
     in_parts = model.draw(40, seed=0)
     assert in_parts.classes == together.classes
     assert all(torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True))

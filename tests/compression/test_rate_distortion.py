@@ -150,8 +150,8 @@ def test_gradient_and_curvature(mnist_root: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(model, SingleGridAutoencoder)
     random = torch.Generator().manual_seed(1)
     unit = torch.rand(1, 1, 17, 25, generator=random)
-    (grid,) = set(model.config.latent_grids(17, 25))
-    vectors = torch.randn(1, *grid, model.latent_dim, generator=random)
+    (grid,) = set(model.config.geometry.grids(17, 25))
+    vectors = torch.randn(1, *grid, model.quantizer.config.dim, generator=random)
     encoder = RateDistortion(model, entropy_model, levels)
 
     def decoded(at: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def test_gradient_and_curvature(mnist_root: Path, monkeypatch: pytest.MonkeyPatc
 
     slope = torch.autograd.functional.jacobian(lambda at: (decoded(at).clamp(0, 1) - unit).square().sum(), vectors)
     jacobian = torch.autograd.functional.jacobian(decoded, vectors)
-    rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.latent_dim)
+    rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.quantizer.config.dim)
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
     monkeypatch.setattr(rate_distortion, "_PROJECTIONS", 100)
     monkeypatch.setattr(rate_distortion, "computes_bf16", lambda _: False)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.config import Geometry, ModelConfig, QuantizerConfig, bits_per_image, compression_ratio, presets
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, System, register_system
+from hrvqvae.config.entries import System
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, register_system
 from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.config.systems import column
 from hrvqvae.utils.errors import InputError

@@ -26,7 +26,7 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
     config = config_of(name, **changes)
     model, images = model_of(config), torch.rand(2, 3, *size)
     codes, result = model.encode(images), model(images)
-    assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.latent_grids(*size)]
+    assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.geometry.grids(*size)]
     for code, path, symbols, codewords in zip(
         codes, model.codeword_indices(codes), config.num_symbols, config.num_codewords, strict=True
     ):

@@ -146,7 +146,8 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
 
 def network_of(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> published.Published:
     monkeypatch.setenv("TORCH_HOME", str(folder / "cache"))
-    network = dataclasses.replace(published.LPIPS, name="small", url=(folder / name).as_uri)
+    monkeypatch.setattr(published, "SMALL_URL", (folder / name).as_uri(), raising=False)
+    network = dataclasses.replace(published.LPIPS, name="small", url="hrvqvae.models.published:SMALL_URL")
     monkeypatch.setitem(published.NETWORKS, "small", network)
     return network
 

@@ -101,9 +101,9 @@ def test_the_step_by_hand(gan: Config) -> None:
     assert metrics["adaptive_weight"] == pytest.approx(weight, rel=1e-4)
     assert metrics["adversarial"] == pytest.approx(0.8 * weight * float(adversarial.detach()), rel=1e-3)
     loss = result.losses["reconstruction"] + result.losses["commitment"] + 0.8 * weight * adversarial
-    twin.optimizer.zero_grad()
+    twin.networks["model"].optimizer.zero_grad()
     loss.backward()
-    twin.optimizer.step()
+    twin.networks["model"].optimizer.step()
     network = twin.networks["discriminator"]
     network.optimizer.zero_grad()
     of_judge = vqgan.hinge_loss(judge(real), judge(fake.detach()))

@@ -19,10 +19,12 @@ from torch import Tensor
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_hosts
-from hrvqvae.play.tasks import Limits, _reduce, parse_marks, read_upload
+from hrvqvae.play.tasks import _reduce, parse_marks, read_upload
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, refused, write_picture
 from tests.trained_run import tiny_run_with_priors
+
+LIMITS = (1 << 24, 1 << 24)  # bytes and pixels
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -49,18 +51,18 @@ def test_a_hostile_upload_is_one_line(kind: str, tmp_path: Path, monkeypatch: py
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match=f"^hostile.png .*{message}") as caught:
-        read_upload(tmp_path / "hostile.png", 1, 28, Limits())
+        read_upload(tmp_path / "hostile.png", 1, 28, *LIMITS)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
-    picture = read_upload(tmp_path / "x.png", 1, 28, Limits())
+    picture = read_upload(tmp_path / "x.png", 1, 28, *LIMITS)
     assert (picture.whole.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
     assert picture.note == "colour to greyscale"
     monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
-    small = read_upload(tmp_path / "x.png", 3, 28, Limits())
+    small = read_upload(tmp_path / "x.png", 3, 28, *LIMITS)
     assert small.whole.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
     assert abs(float(small.whole.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1

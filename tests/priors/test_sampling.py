@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.config.registry import PRIORS, PriorNetwork
+from hrvqvae.config.entries import PriorNetwork
+from hrvqvae.config.registry import PRIORS
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout

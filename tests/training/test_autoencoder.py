@@ -14,8 +14,8 @@ from hrvqvae.config import Config
 from hrvqvae.config.model import QuantizerConfig
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
-from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import Budget, TrainState, make_budget
 from hrvqvae.utils.errors import InputError
@@ -145,7 +145,7 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
         mean = 0.75 * before[level][others] + 0.25 * current[level][others]
         torch.testing.assert_close(averaged[level][others], mean)
     if update == "gradient":
-        moments = started.state.optimizer.state[started.model.get_parameter(FIRST)]
+        moments = started.state.networks["model"].optimizer.state[started.model.get_parameter(FIRST)]
         assert moments["exp_avg"][0, 1].abs().max() == moments["exp_avg_sq"][0, 1].abs().max() == 0
         assert moments["exp_avg"][0, 0].abs().max() > 0
 

@@ -9,8 +9,9 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hrvqvae.config import Config
-from hrvqvae.config.registry import LOGGERS, Logger
-from hrvqvae.training.loggers import flatten_record, read_records, require_packages
+from hrvqvae.config.entries import Logger
+from hrvqvae.config.registry import LOGGERS
+from hrvqvae.training.loggers import find_loggers, flatten_record, read_records
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, with_training, write_file
 from tests.trained_run import train_autoencoder
@@ -76,7 +77,7 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
 
 def test_packages_are_asked_for_first(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
-        require_packages("tensorbord")
+        find_loggers("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
     said = refused(["train", path, "--out", tmp_path / "run"])

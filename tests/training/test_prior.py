@@ -27,13 +27,13 @@ from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.model import Model, load
 from hrvqvae.models.objective import Metrics
-from hrvqvae.plots.curves import draw_training
 from hrvqvae.priors.base import Level, compute_loss
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.training import prior as prior_training
+from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import CodeBatch, PriorTask, drop_classes, read_codes, resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
@@ -99,6 +99,15 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytes
     with torch.inference_mode():
         nats = float(compute_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
+
+
+def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([math.nan, 49.0, 98.0])
+    monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
+    train_levels(run, 1, training__max_steps="6", training__evaluate_every="2")
+    assert storage.read(prior_folder(run, 0).model)[1]["step"] == 4
 
 
 def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def _card(
     data, training, model = config.data, config.training, config.model
     images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     images = re.sub(r",? \d+x\d+ \w+", "", images)  # images may be resized for training
-    grids, colours = model.latent_grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
+    grids, colours = model.geometry.grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     steps = f", {step:,} steps" if step else ""
     guidance, count = sampling["guidance"], sampling["levels"]

@@ -87,19 +87,14 @@ def _runs(arguments: Arguments) -> int:
         error = "-" if run["mse"] is None else f"{run['mse']:.4e}"
         lists = (", ".join(run[name]) or "-" for name in ("priors", "stale"))
         state = run["fault"] or ("in use" if run["in_use"] else "")
-        rows.append(
-            (*(run[name] or "-" for name in ("run", "system", "preset", "step", "budget")), error, *lists, state)
-        )
+        cells = (run[name] or "-" for name in ("run", "system", "preset", "step", "budget"))
+        rows.append((*cells, error, *lists, state))
     print_table(rows)
     return 0
 
 
-def examine() -> dict[str, Any]:
-    """Return the state of this installation as plain values.
-
-    `versions` are of Python and the required packages (None: missing); `device` and `precision` are given if torch can
-    be imported; `folders` are those of data and models; `extras` are the missing packages of each extra.
-    """
+def _doctor(arguments: Arguments) -> int:
+    """Report versions (None: missing), device, folders of data and models, and the missing packages of each extra."""
     from importlib import metadata
 
     from hrvqvae.data.loading import find_data_root
@@ -140,24 +135,19 @@ def examine() -> dict[str, Any]:
             problems.append(f"the folder for {title} can't be written: {path}")
     report["folders"] = {title: str(path) for title, path in folders.items()}
     report["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
-    return report | {"problems": problems}
-
-
-def _doctor(arguments: Arguments) -> int:
-    report = examine()
     if arguments.json:
-        print_json(report)
-        return 1 if report["problems"] else 0
-    rows = [(name, version or "missing") for name, version in report["versions"].items()]
+        print_json(report | {"problems": problems})
+        return 1 if problems else 0
+    rows = [(name, installed or "missing") for name, installed in versions.items()]
     rows += [(name, report[name]) for name in ("platform", "cores", "device", "precision") if name in report]
     rows += report["folders"].items()
     for extra, missing in report["extras"].items():
         advice = f"pip install 'hrvqvae[{extra}]' for {', '.join(missing)}"
         rows.append((f"extra {extra}", advice if missing else "complete"))
     print_table(rows)
-    for problem in report["problems"]:
+    for problem in problems:
         LOG.error("%s", problem)
-    return 1 if report["problems"] else 0
+    return 1 if problems else 0
 
 
 def add(commands: Group) -> None:

@@ -82,9 +82,7 @@ COMMON: Mapping[str, Option] = {
     "--data": option("--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"),
     "--force": flag("--force", "overwrite files that exist"),
     "--levels": option("--levels", type=whole(1), metavar="K", help="use levels 1 to K only (default: all)"),
-    "--model": option(
-        "--model", metavar="RUN", help="run that encoded the files (default: the models of the package)",
-    ),
+    "--model": option("--model", metavar="RUN", help="run that encoded the files (default: the models of the package)"),
     "--beam": option(
         "--beam", type=whole(1), metavar="N",
         help="keep the N best codewords per level in the search for the codes of an image (default: as in training)",

@@ -125,9 +125,8 @@ def _fit_entropy_model(arguments: Arguments) -> int:
 
     if not 0 < arguments.effort < math.inf:
         raise InputError(f"--effort is {arguments.effort}; it must be above 0")
-    path = Run(arguments.model).entropy_model.fit(
-        arguments.data, arguments.effort, arguments.shifts, resolve_device(arguments.device), small=arguments.small
-    )
+    artifact, device = Run(arguments.model).entropy_model, resolve_device(arguments.device)
+    path = artifact.fit(arguments.data, arguments.effort, arguments.shifts, device, small=arguments.small)
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
     return 0
 
@@ -170,17 +169,13 @@ def add(commands: Group) -> None:
         "--force",
         option("--on-error", choices=("stop", "skip"), default="stop", help="at an unreadable image (default: stop)"),
         option("--bytes", type=whole(1), metavar="N", help="minimize the error in at most N bytes per image"),
-        "--beam",
-        "--lmbda",
-        "--device",
+        "--beam", "--lmbda", "--device",
     )  # fmt: skip
     command(
         commands, "decompress", "decode files of codes and archives to PNG", _decompress,
         option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
-        "--model",
-        "--force",
-        "--levels",
+        "--model", "--force", "--levels",
         option("--names", nargs="+", metavar="NAME", help="decode only these images of an archive, by name or index"),
     )  # fmt: skip
     sheet = option("-o", "--out", type=Path, metavar="SHEET.png", help="draw the levels of the file to SHEET.png")

@@ -58,10 +58,9 @@ def _play(arguments: Arguments) -> int:
 
     check_address(arguments.host, arguments.port)
     from hrvqvae.play.page import serve
-    from hrvqvae.play.tasks import Limits
 
-    limits = Limits(upload_bytes=arguments.max_bytes, pixels=arguments.max_pixels)
-    serve(Model(arguments.run, arguments.device), limits, arguments.host, arguments.port)
+    model = Model(arguments.run, arguments.device)
+    serve(model, arguments.host, arguments.port, arguments.max_bytes, arguments.max_pixels)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
     from hrvqvae.comparison.systems import Comparison
-    from hrvqvae.training.trainer import Callback, Outcome
+    from hrvqvae.training.trainer import Outcome
 
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
@@ -32,22 +32,6 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _join_process_group() -> AbstractContextManager[None]:
-    """Join the processes that torchrun started. A single process imports no torch here."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return nullcontext()
-    from hrvqvae.distributed.launch import process_group
-
-    return process_group()
-
-
-def _load_callbacks() -> list[Callback]:
-    importlib.import_module("hrvqvae.training.trainer")  # report a missing extra `train` first: it includes `figures`
-    from hrvqvae.plots.curves import draw_training
-
-    return [draw_training]
-
-
 def _report_outcome(outcome: Outcome, stage: str, files: str) -> int:
     """Print how the training of a stage ended, and its files if it is complete. Return the exit code."""
     spent = f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
@@ -62,7 +46,8 @@ def _train(arguments: Arguments) -> int:
     from hrvqvae.config import to_dict
     from hrvqvae.config.parsing import base_config, override
 
-    with _join_process_group():
+    single = os.environ.get("WORLD_SIZE", "1") == "1"
+    with nullcontext() if single else importlib.import_module("hrvqvae.distributed.launch").process_group():
         fields = _collect_fields(arguments, "training")
         config = override(base_config(arguments.preset), fields)  # a mistake is reported before torch is imported
         if arguments.print_config:
@@ -75,7 +60,7 @@ def _train(arguments: Arguments) -> int:
         from hrvqvae.training.stages import choose_run_folder, train_autoencoder
 
         run = choose_run_folder(arguments.preset, arguments.out)
-        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume, callbacks=_load_callbacks())
+        outcome = train_autoencoder(arguments.preset, run, fields, resume=arguments.resume)
         code = _report_outcome(outcome, "", f": {run.model}\npictures in {run.pictures}")
         for line in distributed.on_rank_zero(lambda: stale_notice(run.path)):
             print(line)
@@ -83,14 +68,14 @@ def _train(arguments: Arguments) -> int:
 
 
 def _train_prior(arguments: Arguments) -> int:
-    with _join_process_group():
+    from hrvqvae.distributed.launch import process_group
+
+    with process_group():
         from hrvqvae.config import level_names
         from hrvqvae.training.stages import train_missing_priors
 
         fields = _collect_fields(arguments, "prior.training")
-        outcomes = train_missing_priors(
-            arguments.run, fields, level=arguments.level, resume=arguments.resume, callbacks=_load_callbacks()
-        )
+        outcomes = train_missing_priors(arguments.run, fields, level=arguments.level, resume=arguments.resume)
         codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
         if not codes[-1]:
             print(f"priors in {Path(arguments.run) / 'priors'}")
@@ -98,21 +83,25 @@ def _train_prior(arguments: Arguments) -> int:
 
 
 def _train_progressive(arguments: Arguments) -> int:
-    with _join_process_group():
+    from hrvqvae.distributed.launch import process_group
+
+    with process_group():
         from hrvqvae.checkpoints.folder import progressive_folder
         from hrvqvae.training.stages import train_progressive_decoder
 
         fields, folder = _collect_fields(arguments, "progressive.training"), progressive_folder(arguments.run)
-        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume, callbacks=_load_callbacks())
+        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume)
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
 def _refresh(arguments: Arguments) -> int:
-    with _join_process_group():
+    from hrvqvae.distributed.launch import process_group
+
+    with process_group():
         from hrvqvae.checkpoints.run import stale_notice
         from hrvqvae.training.stages import refresh
 
-        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data), callbacks=_load_callbacks())
+        signal = refresh(arguments.run, arguments.data and _absolute(arguments.data))
         if signal is not None:
             print("stopped, saved; the same command continues")
             return 128 + signal
@@ -151,7 +140,7 @@ def _demo(arguments: Arguments) -> int:
     from hrvqvae.config.parsing import base_config
 
     config = base_config(arguments.preset)
-    _load_callbacks()  # report a missing package before any download
+    importlib.import_module("hrvqvae.training.stages")  # report a missing package before any download
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
@@ -194,7 +183,7 @@ def build_comparison(arguments: Arguments) -> Comparison:
 
 
 def _compare(arguments: Arguments) -> int:
-    _load_callbacks()
+    importlib.import_module("hrvqvae.training.stages")  # report a missing extra `train` first: it includes `figures`
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():

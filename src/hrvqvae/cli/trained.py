@@ -11,7 +11,6 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
-    from hrvqvae.evaluation.report import Rate
     from hrvqvae.evaluation.samples import SampleQuality, Spread
 
 
@@ -41,22 +40,19 @@ def _evaluate(arguments: Arguments) -> int:
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
         return 0
-    _print_rate(evaluated.rate)
-    if evaluated.samples:
-        _print_samples(evaluated.samples)
-    return 0
-
-
-def _print_rate(rate: Rate) -> None:
+    rate = evaluated.rate
     columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
-    rows: list[Sequence[object]] = [("bits per code", *columns)]
-    for level, positions in enumerate(rate.positions):
-        rows.append((f"level {level + 1}", *(f"{bits[level] / positions:.4f}" for bits in columns.values())))
+    rows = [("bits per code", *columns)]
+    for index, positions in enumerate(rate.positions, start=1):
+        rows.append((f"level {index}", *(f"{bits[index - 1] / positions:.4f}" for bits in columns.values())))
     rows.append(("bits per image", *(f"{sum(bits):.1f}" for bits in columns.values())))
     print()
     print_table(rows)
     if rate.label:
         print(f"the priors know the class; an unknown class takes {rate.label:.1f} bits more per image")
+    if evaluated.samples:
+        _print_samples(evaluated.samples)
+    return 0
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
@@ -75,9 +71,8 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
         cells = (_format_spread(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True))
         rows.append((name, *cells))
     print_table(rows)
-    print(
-        "mean ± standard deviation over several sets; the distance of test images from other test images is the floor"
-    )
+    floor = "the distance of test images from other test images is the floor"
+    print(f"mean ± standard deviation over several sets; {floor}")
 
 
 def _format_spread(spread: Spread | None, places: int) -> str:
@@ -114,13 +109,8 @@ def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
 def _sample(arguments: Arguments) -> int:
     from hrvqvae.pictures import sample
 
-    sample(
-        arguments.run,
-        arguments.count,
-        arguments.out,
-        save_dir=arguments.save_dir,
-        **_collect_sampling_options(arguments),
-    )
+    options = _collect_sampling_options(arguments)
+    sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **options)
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
         print(f"single images: {arguments.save_dir}")
@@ -130,14 +120,8 @@ def _sample(arguments: Arguments) -> int:
 def _complete(arguments: Arguments) -> int:
     from hrvqvae.pictures import complete
 
-    complete(
-        arguments.run,
-        arguments.image,
-        arguments.keep,
-        arguments.count,
-        arguments.out,
-        **_collect_sampling_options(arguments),
-    )
+    options = _collect_sampling_options(arguments)
+    complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **options)
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
     return 0
 
@@ -161,6 +145,7 @@ def add(commands: Group) -> None:
 
     guided = "above 1, draw images more typical of their class; 1: no guidance (default: the model's setting, or 1)"
     label = "draw images of class C, a name or an index (default: any)"
+    prefix = "draw levels 1 to K only (default: the model's setting, or all)"
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
         option("--class", dest="class_name", metavar="C", help=label),
@@ -168,13 +153,10 @@ def add(commands: Group) -> None:
         option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only (default: all)"),
         option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
         option("--guidance", type=float, metavar="W", help=guided),
-        option(
-            "--levels", type=int, metavar="K", help="draw levels 1 to K only (default: the model's setting, or all)"
-        ),
+        option("--levels", type=int, metavar="K", help=prefix),
         option("--seed", type=int, default=0, metavar="S", help="draw the images of seed S (default: 0)"),
-        sheet,
-        "--force",
-    )
+        sheet, "--force",
+    )  # fmt: skip
     count = {"dest": "count", "type": whole(1), "metavar": "N"}
     each = "write each image to DIR as well, as PNG named by class and number"
     command(

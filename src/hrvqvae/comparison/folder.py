@@ -29,8 +29,8 @@ from hrvqvae.config import flatten, schema, to_dict
 from hrvqvae.config.parsing import digest_of
 from hrvqvae.config.section import AUTO
 from hrvqvae.data.images import read_image, to_pil, write_image
-from hrvqvae.plots.curves import draw_training
 from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
@@ -70,10 +70,9 @@ class Folder:
         return RunFolder(self.path / "runs" / name)
 
     def merge_claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the contents of comparison.json after this comparison has been added to the folder; write nothing.
+        """Return comparison.json with this comparison added: "about" describes it, "chosen" has its "auto" fields.
 
-        "about" is the description of the comparison, "chosen" are the values of "auto" fields. Raises InputError if the
-        folder holds another comparison.
+        Nothing is written. Raises InputError if the folder holds another comparison.
         """
         claim = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
         new, stored = json.loads(json.dumps(about)), dict(claim["about"])
@@ -141,14 +140,9 @@ def run_cases(
 ) -> int:  # fmt: skip
     """Train and measure every case that is not measured yet; return the signal that stopped the work, or 0.
 
-    A case that another process works on is skipped. If that process stops, the case is resumed here.
-
-    Args:
-        about: The description of the comparison, from `Comparison.about`.
-
-    Raises:
-        InputError: The data or a network is missing; or the folder holds another comparison, runs with another
-            configuration, or rows measured by other distances.
+    A case that another process works on is skipped. If that process stops, the case is resumed here. `about` describes
+    the comparison, as `Comparison.about` does. Raises InputError if the data or a network is missing, or the folder
+    holds another comparison, runs with another configuration, or rows measured by other distances.
     """
     with lock_folder(folder.path, wait=say):
         claim, rows = folder.merge_claim(about), folder.rows()

@@ -36,14 +36,9 @@ _TIMED_IMAGES, _TIMED_CALLS, _FEATURE_IMAGES, _BATCH = 256, 5, 2_000, 64
 _SHOWN, _SHOWN_SAMPLES = 12, 24
 
 
-def test_images(config: Config, count: int) -> tuple[Tensor, ...]:
-    """Return batches of `count` test images, spread evenly over the split, float32 in [0, 1]."""
-    return torch.split(read_split(config.data, "test", count), _BATCH)
-
-
 def shown_images(config: Config) -> Tensor:
     """Return the test images (B, C, Y, X) in [0, 1] whose reconstructions every run keeps."""
-    return test_images(config, _FEATURE_IMAGES)[0][:_SHOWN]
+    return read_split(config.data, "test", _FEATURE_IMAGES)[:_SHOWN]
 
 
 class Instruments:
@@ -53,7 +48,7 @@ class Instruments:
 
     def __init__(self, config: Config, folder: Path) -> None:
         """Load the networks, or raise InputError. A classifier that must be trained is kept in `folder`."""
-        self.test_images = test_images(config, _FEATURE_IMAGES)
+        self.test_images = torch.split(read_split(config.data, "test", _FEATURE_IMAGES), _BATCH)
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.test_images)
         self.perceptual: PerceptualDistance | None = None
         try:

@@ -73,8 +73,7 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[M
 def table(rows: Sequence[Measured]) -> str:
     """Return the comparison as Markdown, a row per system: means over its seeds with standard deviations.
 
-    Raises:
-        DamagedFileError: a value does not fit its column.
+    Raises DamagedFileError if a value does not fit its column.
     """
     try:
         shown = {name: column for name, column in COLUMNS.items() if any(row.get(name) is not None for row in rows)}
@@ -108,10 +107,8 @@ def compare_pairs(rows: Sequence[Measured], column: str = "mse") -> str:
     lines, corrected = [(f"{column.upper()} of", "against", "n", "difference", "p", "p, Holm")], 0.0
     for rank, (p, a, b) in enumerate(tested):
         corrected = max(corrected, min(1.0, p * (len(tested) - rank)))
-        difference = mean(values[a]) / mean(values[b]) - 1
-        lines.append(
-            (a, b, f"{len(values[a])}, {len(values[b])}", f"{difference:+.1%}", _format_p(p), _format_p(corrected))
-        )
+        counts, difference = f"{len(values[a])}, {len(values[b])}", mean(values[a]) / mean(values[b]) - 1
+        lines.append((a, b, counts, f"{difference:+.1%}", _format_p(p), _format_p(corrected)))
     return format_markdown(lines) if tested else ""
 
 

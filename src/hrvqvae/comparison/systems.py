@@ -126,10 +126,8 @@ class Comparison:
         """Return the fields of every system, and the fields of `system` alone, without its name."""
         names = (*SYSTEMS, *self.systems)
         shared = {name: text for name, text in self.fields.items() if name.split(".")[0] not in names}
-        prefix = f"{system}."
-        return shared | {
-            name.removeprefix(prefix): text for name, text in self.fields.items() if name.startswith(prefix)
-        }
+        parts = {name: name.partition(".") for name in self.fields}
+        return shared | {inner: self.fields[name] for name, (first, _, inner) in parts.items() if first == system}
 
     def cases(self) -> list[Case]:
         """Return the cases: every system with every seed."""

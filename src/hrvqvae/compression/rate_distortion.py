@@ -83,7 +83,7 @@ class RateDistortion:
         """
         to_unit_images(images[..., :1, :1], self._model.channels)  # raises InputError for a wrong shape or type
         count, stride = len(images), self._model.config.stride
-        grid = self._model.config.latent_grids(*images.shape[-2:])[0]
+        grid = self._model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)

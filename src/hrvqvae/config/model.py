@@ -21,7 +21,7 @@ class Geometry(NamedTuple):
     times: tuple[int, ...]
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """Return (H, W) of each level for an image of `height` x `width` pixels, coarse first."""
+        """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse first."""
         # -(-x // unit) would be wrong in a traced graph, whose division rounds towards zero.
         rows, columns = ((side + self.margin + self.unit - 1) // self.unit for side in (height, width))
         return tuple((times * rows, times * columns) for times in self.times)
@@ -56,10 +56,6 @@ class ModelConfig(Section, section="model"):
     def restart_every(self) -> int:
         """Training steps between restarts of dead codewords (0: none)."""
         return 0
-
-    def latent_grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse first."""
-        return self.geometry.grids(height, width)
 
     def check_images(self, size: int) -> None:  # most systems take any size
         """Raise InputError if the system can't be trained on images of `size` x `size` pixels."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -25,7 +24,6 @@ from hrvqvae.utils.errors import InputError, one_line
 _RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
 # Where and how a run reads its data: fields that may change when the run is resumed.
 _READING = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
-_NO_FILE: Mapping[str, Any] = MappingProxyType({})
 
 
 def from_dict(tree: Any, where: str) -> Config:
@@ -86,15 +84,14 @@ def base_config(name: str) -> Config:
 def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | None = None) -> Config:
     """Return the configuration of a new run from a preset or file with options, or of the `stored` run that resumes.
 
-    Raises:
-        InputError: A value is invalid, or preset, file or options contradict `stored`.
+    Raises InputError if a value is invalid, or preset, file or options contradict `stored`.
     """
     base = base_config(name)
     if stored is None:
         return decide_auto(override(base, options), "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
-    file = _NO_FILE
+    file = dict[str, Any]()
     if Path(name).is_file():
         # An option may have replaced a default when the run began, and need not be repeated.
         default = dict(flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind))))
@@ -105,14 +102,13 @@ def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | N
 def stage_config(section: str, run: Config, options: Mapping[str, str], stored: Config | None = None) -> Config:
     """Return the configuration of a later stage of a run, "prior" or "progressive": new, or `stored` if it resumes.
 
-    Raises:
-        InputError: A value is invalid, a field belongs to another stage, or options contradict `stored`.
+    Raises InputError if a value is invalid, a field belongs to another stage, or options contradict `stored`.
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
             stage = {"prior": "priors", "progressive": "progressive decoder"}[section]
             raise InputError(f"--{name} is no field of the {stage}: give --{section}.* and --data")
-    config = override(run, options) if stored is None else _resumed(stored, options, f"{section}.training")
+    config = override(run, options) if stored is None else _resumed(stored, options, f"{section}.training", {})
     levels = len(run.model.num_symbols)
     for name, values in flatten(to_dict(getattr(config, section)), f"{section}."):
         if isinstance(values, tuple) and len(values) not in (1, levels):
@@ -120,7 +116,7 @@ def stage_config(section: str, run: Config, options: Mapping[str, str], stored: 
     return decide_auto(config, section)
 
 
-def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any] = _NO_FILE) -> Config:
+def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any]) -> Config:
     """Return a stored configuration with options. Raises InputError if options or file change the run's result."""
     may_change = {*_READING, *(f"{stage}.{name}" for name in (*_RESULT_FREE, *BUDGET, "evaluation_images"))}
     may_change.discard("prior.training.evaluation_images")  # they choose the best state of a prior

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Dataset, Settings, System
+from hrvqvae.config.entries import Dataset, Settings, System
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.config.schema import DEFAULT_PRIOR, Config, DataConfig, PriorConfig, bits_per_image, compression_ratio
 from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.config.systems import OURS, PRINTED, column
@@ -93,7 +94,7 @@ def derive_figures(config: Config) -> dict[str, Any]:
     """Return figures that follow from a configuration: grids, codewords, training steps, bits, compression factor."""
     data, model, training = config.data, config.model, config.training
     figures: dict[str, Any] = {
-        "latent_grids": model.latent_grids(data.size, data.size),
+        "latent_grids": model.geometry.grids(data.size, data.size),
         "codewords": model.num_codewords,
         "image_bits": 8 * data.channels * data.size * data.size,
         "bits_per_image": bits_per_image(model, data.size, data.size),

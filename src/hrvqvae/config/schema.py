@@ -91,7 +91,7 @@ class StageConfig(Section, section="training"):
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
         """Return the training of a single network with the given batch size."""
-        return TrainingConfig(**{**dict(self.items()), "batch_size": batch_size})
+        return TrainingConfig(**{**vars(self), "batch_size": batch_size})
 
 
 class TrainingConfig(StageConfig):
@@ -142,12 +142,8 @@ class PriorNetworkConfig(Section, section="prior.network"):
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """Return the levels that each network covers, coarse first; by default a network per level.
 
-        Args:
-            grids: (H, W) of each level's codes.
-            linked: Whether the codebooks of each level belong to the codewords of the coarser level.
-
-        Raises:
-            InputError: The network can't cover levels of these grids.
+        `linked` tells whether the codebooks of each level belong to the codewords of the coarser level. Raises
+        InputError if the network can't cover levels of these grids (H, W).
         """
         return tuple(range(level, level + 1) for level in range(len(grids)))
 
@@ -199,7 +195,7 @@ class Config(Section):
         model, size = self.model, self.data.size
         symbols, codewords = model.num_symbols, (0, *model.num_codewords)
         linked = [codewords[level + 1] == codewords[level] * m for level, m in enumerate(symbols)]
-        return self.prior.network.covers(model.latent_grids(size, size), linked)
+        return self.prior.network.covers(model.geometry.grids(size, size), linked)
 
     def with_root(self, root: str | None) -> Config:
         """Return the configuration with another root folder of the data (None: unchanged)."""
@@ -209,15 +205,14 @@ class Config(Section):
 def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
-    Raises:
-        InputError: This machine lacks a requested device, number format or network, or the model can't be trained on
-            images of `data.size`.
+    Raises InputError if this machine lacks a requested device, number format or network, or the model can't be trained
+    on images of `data.size`.
     """
     if "model" in sections:
         config.model.check_images(config.data.size)
     queue, values = [getattr(config, name) for name in sections], dict[str, Any]()
     for part in queue:  # inner sections are appended to the queue
-        queue += [value for _, value in part.items() if isinstance(value, Section)]
+        queue += [value for value in vars(part).values() if isinstance(value, Section)]
         undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
         values |= {f"{part.section}.{name}": resolve_name(part.decided_by[name])(part) for name in undecided}
     return config.replace(**values)
@@ -230,7 +225,7 @@ def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -
 
 def bits_per_image(model: ModelConfig, height: int, width: int) -> float:
     """Return the bits of an image's codes: positions * log2(symbols), summed over the levels (appendix A.1)."""
-    grids = model.latent_grids(height, width)
+    grids = model.geometry.grids(height, width)
     return math.fsum(h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True))
 
 

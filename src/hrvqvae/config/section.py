@@ -96,16 +96,12 @@ class Section:
     def __post_init__(self) -> None:
         kind: Any = type(self)
         hints = _get_hints(kind, include_extras=True)
-        for name, value in self.items():
+        for name, value in vars(self).items():
             try:
                 object.__setattr__(self, name, _parse(value, hints[name]))
             except ValueError as error:
                 self.require(False, name, str(error))
         self.check()
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Return (name, value) of every field."""
-        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
 
     def check(self) -> None:
         """Raise InputError if fields contradict each other."""
@@ -120,7 +116,7 @@ class Section:
 
         Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
-        fields, values, inner = dict(self.items()), dict[str, Any](), dict[str, dict[str, Any]]()
+        fields, values, inner = vars(self), dict[str, Any](), dict[str, dict[str, Any]]()
         for name, value in changes.items():
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
@@ -142,7 +138,7 @@ class Section:
 
 def to_dict(section: Section) -> dict[str, Any]:
     """Return a configuration as nested plain values, for JSON and YAML."""
-    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in section.items()}
+    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in vars(section).items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hrvqvae.config.entries import ExtraPreset, Settings, System
 from hrvqvae.config.model import FSQConfig, LibraryConfig, QuantizerConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
-from hrvqvae.config.registry import ExtraPreset, Settings, System
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
 
@@ -42,45 +42,41 @@ def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
     return {name: (value, f"as {source}") for name, (value, source) in table.items()}
 
 
+def _printed(table: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return the settings of a printed table, whose strides follow from the latent grids."""
+    grids = f"{table} (latent grid)"
+    return {name: (value, grids if name == "model.stride" else table) for name, value in flatten(values)}
+
+
 # VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords of width 64.
 TABLE_4_COLUMNS = ("ffhq1024", "imagenet256")
-TABLE_4 = settings("Table 4 (latent grid)", {"model.stride": [8, 4]}) | settings(
-    "Table 4",
-    {
-        "model": {"grids": [3, 2], "hidden_units": 128, "residual_units": 64, "kernel": 3},
-        "model.quantizer": {"codewords": 512, "dim": 64, "beta": 0.25},
-        "training": {"max_steps": [304_741, 2_207_444], "polyak_decay": 0.9999, "learning_rate": 2e-4},
-    },
-)
+TABLE_4 = _printed("Table 4", {
+    "model": {"stride": [8, 4], "grids": [3, 2], "hidden_units": 128, "residual_units": 64, "kernel": 3},
+    "model.quantizer": {"codewords": 512, "dim": 64, "beta": 0.25},
+    "training": {"max_steps": [304_741, 2_207_444], "polyak_decay": 0.9999, "learning_rate": 2e-4},
+})  # fmt: skip
 
 # The data of HR-VQVAE and of the retrained VQVAE-2.
-TABLE_5 = settings(
-    "Table 5",
-    {
-        "data.dataset": ["ffhq", "imagenet", "cifar10", "mnist"],
-        "data.train_samples": [60_000, 1_281_167, 50_000, 60_000],
-        "data.test_samples": [10_000, 100_000, 10_000, 10_000],
-        "data.size": [256, 128, 32, 28],
-        "data.channels": [3, 3, 3, 1],
-        "training.batch_size": [32, 64, 128, 128],
-        "training.epochs": [400, 400, 999, 999],
-    },
-)
+TABLE_5 = _printed("Table 5", {
+    "data.dataset": ["ffhq", "imagenet", "cifar10", "mnist"],
+    "data.train_samples": [60_000, 1_281_167, 50_000, 60_000],
+    "data.test_samples": [10_000, 100_000, 10_000, 10_000],
+    "data.size": [256, 128, 32, 28],
+    "data.channels": [3, 3, 3, 1],
+    "training.batch_size": [32, 64, 128, 128],
+    "training.epochs": [400, 400, 999, 999],
+})  # fmt: skip
 
 # HR-VQVAE, and VQVAE-2 as retrained, with three levels each.
-_STRIDES = {"model.stride": [8, 4, 2, 2]}
 _TABLES_6_AND_7 = {
-    "model": {"hidden_units": [128, 128, 64, 64], "residual_units": 64, "kernel": 3},
+    "model": {"stride": [8, 4, 2, 2], "hidden_units": [128, 128, 64, 64], "residual_units": 64, "kernel": 3},
     "model.quantizer": {"dim": [32, 32, 16, 8], "beta": 0.25},
     "training": {"polyak_decay": 0.9, "learning_rate": 3e-3},
     "model.quantizer.codewords": [8, 8, 8, 4],
 }
-TABLE_6 = settings("Table 6 (latent grid)", _STRIDES) | settings(
-    "Table 6", _TABLES_6_AND_7 | {"model.quantizer.levels": 3}
-)
-TABLE_7 = settings("Table 7 (latent grid)", _STRIDES) | settings(
-    "Table 7", _TABLES_6_AND_7 | {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
-)
+TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
+_TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
+TABLE_7 = _printed("Table 7", _TABLES_6_AND_7 | _TABLE_7)
 
 # The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0: there is no such field.
 _TABLES_8_AND_9 = {
@@ -88,25 +84,19 @@ _TABLES_8_AND_9 = {
     "prior.training.polyak_decay": 0.99,
     "prior.network.residual_units": 64,
 }
-TABLE_8 = settings(
-    "Table 8",
-    _TABLES_8_AND_9
-    | {
-        "prior.training.batch_size": [32, 128, 512, 512],
-        "prior.network.attention_layers": 4,
-        "prior.network.dropout": [0.15, 0.15, 0.1, 0.1],
-    },
-)
-TABLE_9 = settings(
-    "Table 9",
-    _TABLES_8_AND_9
-    | {
-        "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), 512, 512],
-        "prior.network.residual_units": [64, 128, 64, 64],
-        "prior.network.attention_layers": (4, 1, 0),
-        "prior.network.dropout": (0.5, 0.3, 0.25),
-    },
-)
+TABLE_8 = _printed("Table 8", {
+    **_TABLES_8_AND_9,
+    "prior.training.batch_size": [32, 128, 512, 512],
+    "prior.network.attention_layers": 4,
+    "prior.network.dropout": [0.15, 0.15, 0.1, 0.1],
+})  # fmt: skip
+TABLE_9 = _printed("Table 9", {
+    **_TABLES_8_AND_9,
+    "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), 512, 512],
+    "prior.network.residual_units": [64, 128, 64, 64],
+    "prior.network.attention_layers": (4, 1, 0),
+    "prior.network.dropout": (0.5, 0.3, 0.25),
+})  # fmt: skip
 
 _STEPS = dict(zip(COLUMNS, (875_000, 8_007_293, 390_234, 468_281), strict=True))
 PRINTED = {
@@ -155,9 +145,7 @@ _DEEP_MNIST = {
 }
 _DEEP_PHOTOS = {**_DEEP, "model.stride": 8, "training.learning_rate": 3e-3, "prior.class_dropout": 0.0}
 TREEVQ = System(
-    name="treevq",
-    title="TreeVQ",
-    config=SingleGridConfig(),
+    name="treevq", title="TreeVQ", config=SingleGridConfig(),
     settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
     extras=(
         _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
@@ -166,29 +154,25 @@ TREEVQ = System(
         _make_deep("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
-)
+)  # fmt: skip
 
 _AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
 _LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})  # m^3, the leaves of HR-VQVAE
 
 VQVAE = System(
-    name="vqvae",
-    title="VQVAE",
-    config=SingleGridConfig(quantizer=QuantizerConfig()),
+    name="vqvae", title="VQVAE", config=SingleGridConfig(quantizer=QuantizerConfig()),
     settings=_AS_HRVQVAE | _FLAT | _LEAVES,
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same bits per position.",
     ),
-)
+)  # fmt: skip
 
 RQVAE = System(
-    name="rqvae",
-    title="RQ-VAE",
+    name="rqvae", title="RQ-VAE", settings=_AS_HRVQVAE,
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
-    settings=_AS_HRVQVAE,
     notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same bits per position.",),
-)
+)  # fmt: skip
 
 _VQGAN = {
     "model": {
@@ -205,17 +189,14 @@ _VQGAN = {
     },
 }  # fmt: skip
 VQGAN = System(
-    name="vqgan",
-    title="VQGAN",
-    config=VQGANConfig(),
-    objective="hrvqvae.models.vqgan:AdversarialObjective",
+    name="vqgan", title="VQGAN", config=VQGANConfig(), objective="hrvqvae.models.vqgan:AdversarialObjective",
     settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
     notes=(
         "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
         "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "
         "decoder at once.",
     ),
-)
+)  # fmt: skip
 
 
 def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
@@ -235,10 +216,7 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
 _FFHQ = {"size": 1024, "split": "sorted", "flip": True, "labels": False}
 _IMAGENET = {"size": 256, "crop": "random", "flip": True}
 VQVAE2 = System(
-    name="vqvae2",
-    title="VQVAE-2",
-    config=VQVAE2Config(),
-    model="hrvqvae.models.vqvae2:VQVAE2",
+    name="vqvae2", title="VQVAE-2", config=VQVAE2Config(), model="hrvqvae.models.vqvae2:VQVAE2",
     settings=TABLE_7 | TABLE_9 | _NOT_PRINTED,
     extras=(
         _make_original(
@@ -253,27 +231,20 @@ VQVAE2 = System(
     notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),
 )  # fmt: skip
 
+_LIBRARY_MODEL = "hrvqvae.models.vqpytorch:LibraryAutoencoder"
 _NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
 _CHANNELS = {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]}
 FSQ = System(
-    name="fsq",
-    title="FSQ",
-    config=FSQConfig(),
-    model="hrvqvae.models.vqpytorch:LibraryAutoencoder",
+    name="fsq", title="FSQ", config=FSQConfig(), model=_LIBRARY_MODEL, needs=_NEEDS_LIBRARY,
     settings=_AS_HRVQVAE | settings("FSQ's own for 512 and 64 codes", _CHANNELS),
     notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves: the same bits.",),
-    needs=_NEEDS_LIBRARY,
-)
+)  # fmt: skip
 
 VQPYTORCH = System(
-    name="vqpytorch",
-    title="Library quantizer",
-    config=LibraryConfig(),
-    model="hrvqvae.models.vqpytorch:LibraryAutoencoder",
+    name="vqpytorch", title="Library quantizer", config=LibraryConfig(), model=_LIBRARY_MODEL, needs=_NEEDS_LIBRARY,
     settings=_AS_HRVQVAE | _FLAT | _LEAVES | settings(OURS, {"model.quantizer.beta": None}),
     notes=(
         "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "
         "codewords as the tree has leaves: the same bits.",
     ),
-    needs=_NEEDS_LIBRARY,
-)
+)  # fmt: skip

@@ -14,7 +14,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from pkgutil import resolve_name
 
-from hrvqvae.config.registry import DATASETS, Dataset
+from hrvqvae.config.entries import Dataset
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.config import DataConfig
-from hrvqvae.config.registry import DATASETS, Dataset
+from hrvqvae.config.entries import Dataset
+from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, chunk_samples, read_batches
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays

@@ -112,15 +112,10 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The network of a classifier, and its training by AdamW with a one-cycle learning rate.
+    """The network of a classifier, and its training by AdamW with a one-cycle learning rate."""
 
-    Attributes:
-        network: builds the classifier from (channels, classes).
-        augment: changes each image of a batch at random.
-    """
-
-    network: Callable[[int, int], Classifier]
-    augment: Callable[[Tensor, torch.Generator], Tensor]
+    network: Callable[[int, int], Classifier]  #: builds the classifier from (channels, classes)
+    augment: Callable[[Tensor, torch.Generator], Tensor]  #: changes each image of a batch at random
     epochs: int
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
@@ -160,11 +155,7 @@ def find_recipe(config: DataConfig) -> Recipe | None:
 def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
     """Return the classifier of a data set: from the package, else from the file `path`, else newly trained.
 
-    A newly trained classifier is written to `path`.
-
-    Raises:
-        InputError: the data is missing, or has no classes.
-        DamagedFileError: the weights file is damaged, or holds no classifier of the data set.
+    A newly trained classifier is written to `path`. Raises as `train_classifier` and `read_classifier`.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
     standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
@@ -177,17 +168,12 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
         except OSError as error:
             note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
             return trained
-    return read_classifier(
-        path, config
-    )  # read back, so that the weights are rounded to half precision as in later calls
+    return read_classifier(path, config)  # with weights in half precision, as in later calls
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
     """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be written."""
-    half = {
-        name: value.half() if value.is_floating_point() else value
-        for name, value in trained.classifier.state_dict().items()
-    }
+    half = storage.compacted(trained.classifier.state_dict(), matrices=False)
     storage.write(path, half, {"kind": "classifier", "accuracy": trained.accuracy, "classes": trained.classes})
 
 
@@ -219,10 +205,9 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
     classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
     note(f"training the classifier of {config.dataset}: {steps:,} steps")
-    optimizer = torch.optim.AdamW(
-        classifier.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps + 1)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     rng, bf16 = torch.Generator().manual_seed(seed), computes_bf16(torch.device("cpu"))
     with closing(batches(images, batch_size=_BATCH, seed=seed)) as train_batches:
         for step, batch in zip(range(1, steps + 1), train_batches, strict=False):

@@ -24,46 +24,28 @@ from hrvqvae.utils.quantities import psnr
 
 @dataclass(frozen=True, kw_only=True)
 class LevelReport:
-    """Error and codeword usage of a level.
+    """Error and codeword usage of a level."""
 
-    Attributes:
-        codewords: K_l, number of codewords of the level.
-        used: number of codewords chosen at least once on the split.
-        usage: share of the codewords that are used.
-        perplexity: effective number of codewords, exp of the entropy of the choices; 1 to K_l.
-        mse: error of images decoded from the levels up to this level; None if the system can't decode this prefix.
-        counts: (K_l,) int64, how often each codeword was chosen.
-    """
-
-    codewords: int
-    used: int
-    usage: float
-    perplexity: float
-    mse: float | None
-    counts: Tensor
+    codewords: int  #: K_l, number of codewords of the level
+    used: int  #: number of codewords chosen at least once on the split
+    usage: float  #: share of the codewords that are used
+    perplexity: float  #: effective number of codewords, exp of the entropy of the choices; 1 to K_l
+    mse: float | None  #: error of images decoded from the levels up to this level; None if they can't be decoded alone
+    counts: Tensor  #: (K_l,) int64, how often each codeword was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Errors and rate of a model on a split.
-
-    Attributes:
-        images: number of images.
-        mse: mean squared error of pixel values in [0, 1].
-        psnr: peak signal-to-noise ratio of that error, in dB.
-        ssim: mean structural similarity; None for images of fewer than 11 pixels per side.
-        bits_per_image: bits of the codes, without entropy coding.
-        compression_ratio: bits of the 8-bit pixels per bit of the codes.
-    """
+    """Errors and rate of a model on a split."""
 
     dataset: str
     split: str
-    images: int
-    mse: float
-    psnr: float
-    ssim: float | None
-    bits_per_image: float
-    compression_ratio: float
+    images: int  #: number of images
+    mse: float  #: mean squared error of pixel values in [0, 1]
+    psnr: float  #: peak signal-to-noise ratio of that error, in dB
+    ssim: float | None  #: mean structural similarity; None for images of fewer than 11 pixels per side
+    bits_per_image: float  #: bits of the codes, without entropy coding
+    compression_ratio: float  #: bits of the 8-bit pixels per bit of the codes
     levels: tuple[LevelReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,12 +65,9 @@ def evaluate(
     model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device,
     encode: Encode | None = None,
 ) -> Report:  # fmt: skip
-    """Measure a model on every image of the batches of all processes. Raises InputError if there is no image.
+    """Measure a model in evaluation mode on every image of all processes. Raises InputError if there is no image.
 
-    Args:
-        model: the autoencoder, on `device`, in evaluation mode.
-        split: name of the split, for the report.
-        encode: encodes images on the device (None: `model.encode`).
+    `encode` encodes images on the device (None: `model.encode`).
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords

@@ -39,19 +39,12 @@ _BATCH, _FILES = 64, 1_024
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Bits per image, mean over the coded images.
+    """Bits per image, mean over the coded images."""
 
-    Attributes:
-        prior: bits of each level under its prior, given the class if the priors are class-conditional.
-        files: bits of each level in files of codes; None if the run has no entropy model.
-        positions: number of positions of each level's grid.
-        label: bits of the class, by the classes' frequencies in training; 0 without classes.
-    """
-
-    prior: tuple[float, ...]
-    files: tuple[float, ...] | None
-    positions: tuple[int, ...]
-    label: float
+    prior: tuple[float, ...]  #: bits of each level under its prior, given the class if the prior is class-conditional
+    files: tuple[float, ...] | None  #: bits of each level in files of codes; None if the run has no entropy model
+    positions: tuple[int, ...]  #: number of positions of each level's grid
+    label: float  #: bits of the class, by the classes' frequencies in training; 0 without classes
 
 
 def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
@@ -121,11 +114,9 @@ class RunEvaluation:
         values["no_priors"] = self.no_rate or None
         if self.samples:
             values |= asdict(self.samples[0])
-            values["by_guidance"] = [
-                {name: vars(quality)[name] for name in ("guidance", "classification_accuracy")}
-                | asdict(quality)["distances"]["samples"]
-                for quality in self.samples
-            ]
+            names = ("guidance", "classification_accuracy")
+            plain = [asdict(quality) for quality in self.samples]
+            values["by_guidance"] = [{name: of[name] for name in names} | of["distances"]["samples"] for of in plain]
         return values
 
 
@@ -141,11 +132,9 @@ def evaluate_run(
     not support the guidance or the lambda.
 
     Args:
-        samples: number of samples to draw and measure.
-        guidance: guidance weights; `samples` samples are drawn with each.
+        samples: number of samples to draw and measure with each weight of `guidance`.
         limit: number of images, spread evenly over the split (None: all).
-        beam: candidates that the encoder's search keeps per level (None: as many as in training).
-        lmbda: rate-distortion trade-off of the codes, as for `Model.encode`.
+        beam: as for `hrvqvae.load`; `lmbda` is as for `Model.encode`.
         sample_levels: levels to draw (`SamplingParams.levels`).
         rate: measure the rate; if False, samples are not measured either.
     """

@@ -7,7 +7,7 @@ only if the features are Inception's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -35,15 +35,10 @@ _BLOCK, _BATCH = 1_024, 128
 
 @dataclass(frozen=True)
 class Features:
-    """A feature extractor.
+    """A feature extractor."""
 
-    Attributes:
-        source: the network's name, such as "efficientnet-lite0"; "" for Inception.
-        extract: maps images (B, C, Y, X) to features (B, width).
-    """
-
-    source: str
-    extract: Callable[[Tensor], Tensor]
+    source: str  #: the network's name, such as "efficientnet-lite0"; "" for Inception
+    extract: Callable[[Tensor], Tensor]  #: maps images (B, C, Y, X) to features (B, width)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -54,9 +49,9 @@ class Features:
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception is chosen if its weights are on this machine. Else a classifier is chosen for images with classes that are
-    grey or have a recipe in their registry entry; it is trained and written to `classifier_path` if need be. All other
-    images take efficientnet-lite0. Raises InputError if this is not installed, or the data is missing.
+    Inception is chosen if its weights are here. Else images with classes that are grey or have a recipe in their
+    registry entry take a classifier, which is trained and written to `classifier_path` if need be. All other images
+    take efficientnet-lite0. Raises InputError if this is not installed, or the data is missing.
     """
     if published.INCEPTION.available:
         with published.INCEPTION.read():
@@ -76,20 +71,14 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
 
 @dataclass(frozen=True, kw_only=True)
 class SetDistances:
-    """Distances of a set of images from a set of real images.
+    """Distances of a set of images from a set of real images."""
 
-    Attributes:
-        frechet: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al.
-            2017, equation 6); None if there are fewer images than features, since the covariance is then singular.
-        kernel: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
-        precision: share of the images inside the balls around real images, which `measure_share_inside` describes.
-        recall: share of the real images inside the balls around images.
-    """
-
+    #: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al. 2017, equation
+    #: 6); None if there are fewer images than features, since the covariance is then singular.
     frechet: float | None
-    kernel: float
-    precision: float
-    recall: float
+    kernel: float  #: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018)
+    precision: float  #: share of the images inside the balls around real images, see `measure_share_inside`
+    recall: float  #: share of the real images inside the balls around images
 
 
 @dataclass(frozen=True)
@@ -107,11 +96,10 @@ Spreads = dict[str, Spread | None]
 def summarize(distances: Sequence[SetDistances]) -> Spreads:
     """Summarize the distances of several sets of equal size."""
     spreads: Spreads = {}
-    for field in fields(SetDistances):
-        values = [getattr(set_distances, field.name) for set_distances in distances]
-        spreads[field.name] = None
-        if None not in values:
-            spreads[field.name] = Spread(mean(values), stdev(values) if len(values) > 1 else None)
+    for name in vars(distances[0]):
+        values = [vars(set_distances)[name] for set_distances in distances]
+        deviation = stdev(values) if len(values) > 1 and None not in values else None
+        spreads[name] = None if None in values else Spread(mean(values), deviation)
     return spreads
 
 
@@ -119,10 +107,6 @@ class RealImages:
     """A set of at least two real images and their features, with which other sets are compared.
 
     Frechet distances, precision and recall depend on the number of images, so only sets of the same size are compared.
-
-    Attributes:
-        count: number of real images.
-        frechet_name, kernel_name: names of the distances, with the number of images and the features.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
@@ -166,37 +150,26 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
     A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al. 2019, equation 1).
     """
     rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
-    radii = torch.cat(
-        [torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in torch.split(centres, _BLOCK)]
-    )
+    blocks = torch.split(centres, _BLOCK)
+    radii = torch.cat([torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in blocks])
     inside = sum(int((torch.cdist(block, centres) <= radii).any(dim=1).sum()) for block in torch.split(points, _BLOCK))
     return inside / len(points)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleQuality:
-    """Accuracy of the samples' classes, and distances of the samples from test images.
+    """Accuracy of the samples' classes, and distances of the samples from test images."""
 
-    Attributes:
-        samples: number of samples that are classified; their classes are requested equally often.
-        guidance: guidance weight of the samples.
-        classification_accuracy: share of the samples whose predicted class is the requested class.
-        classifier_accuracy: accuracy of the classifier on the test split.
-        reconstructions_accuracy: the classifier's accuracy on reconstructions, the most that samples can reach.
-        compared: number of images per set, and of the test images with which each set is compared.
-        frechet: name of the Frechet distance.
-        distances: distances from these test images. The keys are "samples" (DRAWS sets, whose classes are drawn by
-            their frequency in training), "reconstructions" (of these test images), "training images" and "test images"
-            (sets of other test images, whose distances are the least that samples can reach).
-    """
-
-    samples: int
-    guidance: float
-    classification_accuracy: float
-    classifier_accuracy: float
-    reconstructions_accuracy: float
-    compared: int
-    frechet: str
+    samples: int  #: number of samples that are classified; their classes are requested equally often
+    guidance: float  #: guidance weight of the samples
+    classification_accuracy: float  #: share of the samples whose predicted class is the requested class
+    classifier_accuracy: float  #: accuracy of the classifier on the test split
+    reconstructions_accuracy: float  #: the classifier's accuracy on reconstructions, the most that samples can reach
+    compared: int  #: number of images per set, and of the test images with which each set is compared
+    frechet: str  #: name of the Frechet distance
+    #: Distances from these test images. The keys are "samples" (DRAWS sets, whose classes are drawn by their frequency
+    #: in training), "reconstructions" (of these test images), "training images" and "test images" (sets of other test
+    #: images, whose distances are the least that samples can reach).
     distances: dict[str, Spreads]
 
 
@@ -208,13 +181,9 @@ def measure_samples(
 
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of samples, whose classes
     are drawn by their frequency in training, with test images. A set has `count` images, but at most half as many as
-    the test split. Raises InputError if the data or a prior is missing, there are no classes, or a prior does not
-    support guidance.
+    the test split. The result has a `SampleQuality` for each guidance weight; `lmbda` is for the reconstructions.
 
-    Args:
-        guidance: guidance weights (`SamplingParams.guidance`); the result has a `SampleQuality` for each.
-        lmbda: rate-distortion trade-off of the reconstructions, as for `Model.encode`.
-        levels: levels to draw (`SamplingParams.levels`).
+    Raises InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
     """
     if not model.classes:
         raise InputError(f"the priors of {model.run} know no classes: samples can't be measured")
@@ -244,13 +213,18 @@ def measure_samples(
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
-        samples, requested = _draw_equally(model, count, params)
+        samples, requested = [], []
+        for index, name in enumerate(model.classes):
+            share = count // len(model.classes) + (index < count % len(model.classes))
+            if share:
+                samples.append(model.draw(share, seed=index, class_name=name, params=params).images)
+                requested += [index] * share
         draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
         sample_distances = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
                 samples=count, guidance=weight, compared=size, frechet=real.frechet_name,
-                classification_accuracy=_measure_accuracy(trained, samples, requested),
+                classification_accuracy=_measure_accuracy(trained, torch.cat(samples), torch.tensor(requested)),
                 classifier_accuracy=trained.accuracy,
                 reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
                 distances={"samples": sample_distances, **distances},
@@ -269,17 +243,6 @@ def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Ten
     """Yield the images of the indices as batches (B, C, Y, X) in [0, 1]."""
     for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
         yield batch.images.float() / 255
-
-
-def _draw_equally(model: Model, count: int, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Draw samples (count, C, Y, X) with all classes equally often; return them and the requested classes (count,)."""
-    images, requested = [], []
-    for index, name in enumerate(model.classes):
-        share = count // len(model.classes) + (index < count % len(model.classes))
-        if share:
-            images.append(model.draw(share, seed=index, class_name=name, params=params).images)
-            requested += [index] * share
-    return torch.cat(images), torch.tensor(requested)
 
 
 def _measure_accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:

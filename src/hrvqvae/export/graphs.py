@@ -53,13 +53,12 @@ class _Encoder(nn.Module):
         return self.autoencoder.encode(images)
 
 
-class _Decoder(nn.Module):
+class _Decoder(_Encoder):
     def __init__(self, autoencoder: Autoencoder) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
+        super().__init__(autoencoder)
         self.progressive = getattr(autoencoder, "progressive_decoder", None)  # registers its weights
 
-    def forward(self, codes: Codes, levels: Tensor) -> Tensor:
+    def forward(self, codes: Codes, levels: Tensor) -> Tensor:  # type: ignore[override]
         return self.autoencoder.decode_prefix(codes, levels)
 
 
@@ -71,7 +70,7 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     """
 
     def coarsest_side(size: int) -> int:
-        return min(config.model.latent_grids(size, size)[0])
+        return min(config.model.geometry.grids(size, size)[0])
 
     smallest = next(size for size in itertools.count(1) if coarsest_side(size) >= 2)
     size = next(size for size in itertools.count(smallest + 1) if coarsest_side(size) >= _EXAMPLE)
@@ -135,9 +134,8 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # fatal only: errors are raised too
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(folder / f"{name}.onnx", options, ["CPUExecutionProvider"]) for name in _GRAPHS
-        )
+        files, run = (folder / f"{name}.onnx" for name in _GRAPHS), onnxruntime.InferenceSession
+        self._encoder, self._decoder = (run(file, options, ["CPUExecutionProvider"]) for file in files)
 
     def encode(self, images: Tensor) -> Codes:
         """Return the codes of images (B, C, Y, X) float32 in [0, 1]: (B, H_l, W_l) int64 per level, coarse first."""
@@ -208,21 +206,10 @@ def count_errors(model: Autoencoder, images: Tensor, expected: Codes, codes: Cod
     return sum(int(error.sum()) for error in errors)
 
 
-def _check_images(config: Config, smallest: int) -> list[Tensor]:
-    """Return 3 images of the training size, and 1 that need not fill the grid; no side is below `smallest`."""
-    generator, size = torch.Generator().manual_seed(0), max(config.data.size, smallest)
-    shapes = (3, size, size), (1, size + 3, size + size // 2 + 1)
-    return [torch.rand(count, config.data.channels, *sides, generator=generator) for count, *sides in shapes]
-
-
 def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
     """Write the encoder and the decoder of a run into the new folder `out`, or nothing if they differ from the model.
 
-    Args:
-        beam: Candidates that the encoder's search keeps per level (default: as in training).
-
-    Returns:
-        The files, and the outcome of the comparison.
+    Return the files and the outcome of the comparison. `beam` is as for `hrvqvae.load`.
 
     Raises:
         InputError: The run has no model, or no linked codebooks for a beam; the system can't be traced; the graphs fail
@@ -236,8 +223,11 @@ def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[
         encoder, decoder, smallest = trace(model, config)
         for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
             (folder / f"{name}.onnx").write_bytes(content)
+        generator, size = torch.Generator().manual_seed(0), max(config.data.size, smallest)
+        shapes = (3, size, size), (1, size + 3, size + size // 2 + 1)  # the second need not fill the grid
+        batches = [torch.rand(count, model.channels, *sides, generator=generator) for count, *sides in shapes]
         try:
-            agreement = compare_graphs(model, OnnxModel(folder), _check_images(config, smallest))
+            agreement = compare_graphs(model, OnnxModel(folder), batches)
         except Exception as error:  # from the runtime, if tracing took a size for a constant
             reason = " ".join(str(error).split())[-200:]
             raise InputError(f"the graphs fail on images of another number or size ({reason})") from error

@@ -24,17 +24,12 @@ Encode = Callable[[Tensor], Codes]  # its argument: images (B, C, Y, X)
 
 @dataclass(frozen=True)
 class Reconstructed:
-    """The result of a forward pass.
+    """The result of a forward pass."""
 
-    Attributes:
-        images: reconstructions (B, C, Y, X) float32, not clamped to [0, 1], with gradient.
-        codes: codes of the images.
-        losses: scalars by name; training minimizes their sum. "reconstruction" is the mean squared error over pixel
-            values in [-1, 1], without padding; the other losses are on the same scale.
-    """
-
-    images: Tensor
+    images: Tensor  #: reconstructions (B, C, Y, X) float32, not clamped to [0, 1], with gradient
     codes: Codes
+    #: Scalars by name; training minimizes their sum. "reconstruction" is the mean squared error over pixel values in
+    #: [-1, 1], without padding; the other losses are on the same scale.
     losses: Mapping[str, Tensor]
 
 
@@ -136,10 +131,9 @@ class Autoencoder(nn.Module, ABC):
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode the first levels of all codes to the largest size.
+        """Decode the first levels of all codes to the largest size, with the level count as a tensor () for graphs.
 
-        An exported graph needs the level count as a tensor (). This default decodes every prefix and selects one; a
-        system with several prefixes should override it. Raises IndexError as `select_prefix`.
+        A system with several prefixes should override this default, which decodes all. Raises as `select_prefix`.
         """
         decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
         return select_prefix(decoded, self.prefixes, levels)
@@ -149,11 +143,7 @@ class Autoencoder(nn.Module, ABC):
         return codes
 
     def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        """Initialize codebooks from training images.
-
-        Args:
-            batch_size: batch size to which usage counts are scaled (None: the number of images).
-        """
+        """Initialize codebooks from training images; usage counts are scaled to `batch_size` (None: to the images)."""
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         """Restart dead codewords from a training batch; return how many were restarted."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from hrvqvae.config import NetworkConfig
+from hrvqvae.config.schema import RefinerConfig
 
 
 class ResidualBlock(nn.Module):
@@ -80,12 +81,12 @@ class Refiner(nn.Module):
     The convolutions of the blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block has a bias per case.
     """
 
-    def __init__(self, *, dim: int, hidden: int, blocks: int, kernel: int, cases: int) -> None:
+    def __init__(self, config: RefinerConfig, dim: int, cases: int) -> None:
         super().__init__()
+        hidden, inner, kernel = config.hidden_units, max(1, config.hidden_units // 2), config.kernel
         self.inward = nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(hidden, max(1, hidden // 2), kernel, 2 ** (index // 2), cases) for index in range(blocks)
-        )
+        dilations = [2 ** (index // 2) for index in range(config.residual_blocks)]
+        self.blocks = nn.ModuleList(ResidualBlock(hidden, inner, kernel, dilation, cases) for dilation in dilations)
         self.outward = nn.Conv2d(hidden, dim, 1)
         for parameter in self.outward.parameters():
             nn.init.zeros_(parameter)

@@ -7,7 +7,8 @@ from pkgutil import resolve_name
 from typing import cast
 
 from hrvqvae.config import Config
-from hrvqvae.config.registry import SYSTEMS, System
+from hrvqvae.config.entries import System
+from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
 from hrvqvae.models.objective import MoveNetwork, Objective
@@ -44,10 +45,6 @@ def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAuto
 
 def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
     """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of the decoder."""
-    network = config.progressive.network
-    refiner = Refiner(
-        dim=model.latent_dim, hidden=network.hidden_units, blocks=network.residual_blocks, kernel=network.kernel,
-        cases=len(model.prefixes) - 1,
-    )  # fmt: skip
+    refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases=len(model.prefixes) - 1)
     device = next(model.decoder.parameters()).device
     return ProgressiveDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)

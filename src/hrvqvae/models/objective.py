@@ -31,15 +31,9 @@ class Learner(Protocol):
         """Return a context in which forward passes compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute the gradient of the sum of the losses with respect to a network's parameters.
+        """Compute a network's gradient of the sum of the losses; return each loss, "loss" (the sum), "gradient_norm".
 
-        Raises NonFiniteError if a loss or the gradient is NaN or infinite, on a CPU.
-
-        Args:
-            of: name of the network.
-
-        Returns:
-            The losses by name, their sum "loss", and "gradient_norm".
+        Raises NonFiniteError, on a CPU, if a loss or the gradient is NaN or infinite. `of` is the network's name.
         """
 
     def update(self, *names: str) -> None:

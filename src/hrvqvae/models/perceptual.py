@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hrvqvae.models import published
@@ -39,10 +39,7 @@ def to_three_channels(images: Tensor) -> Tensor:
 
 
 class LPIPS(PerceptualDistance):
-    """LPIPS: weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018).
-
-    Raises InputError if VGG16's weights are missing or damaged.
-    """
+    """LPIPS: weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018)."""
 
     name, title = published.LPIPS.name, "LPIPS (VGG16)"
 
@@ -104,10 +101,7 @@ def _load_efficientnet() -> nn.Module:
 
 
 class EfficientNetDistance(PerceptualDistance):
-    """The squared distance of features that are normalized to length 1 per position, averaged over five resolutions.
-
-    Raises InputError if the network is not installed.
-    """
+    """The squared distance of features that are normalized to length 1 per position, averaged over five resolutions."""
 
     name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
 
@@ -137,11 +131,8 @@ class EfficientNetDistance(PerceptualDistance):
         return self.features(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        distances = [
-            (nn.functional.normalize(a) - nn.functional.normalize(b)).square().sum(1).mean()
-            for a, b in zip(self.features(images), self.features(others), strict=True)
-        ]
-        return torch.stack(distances).mean()
+        pairs = zip(self.features(images), self.features(others), strict=True)
+        return torch.stack([(normalize(a) - normalize(b)).square().sum(1).mean() for a, b in pairs]).mean()
 
 
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 from hrvqvae.data.fetch import quiet_network
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, one_line
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Published:
     about: str
     package: str  # the library that reads the weights
     extra: str  # the extra of hrvqvae that installs the library
-    url: Callable[[], str]  # returns the library's URL; a file name may end in the first digits of the SHA-256
+    url: str  # "module:attribute", the library's URL; a file name may end in the first digits of the SHA-256
 
     @property
     def how(self) -> str:
@@ -43,7 +44,7 @@ class Published:
 
         if not self._has_library():
             raise InputError(f"{self.name} needs {self.package}: {self.how}")
-        return Path(torch.hub.get_dir()) / "checkpoints" / self.url().rsplit("/", 1)[-1]
+        return Path(torch.hub.get_dir()) / "checkpoints" / str(resolve_name(self.url)).rsplit("/", 1)[-1]
 
     @property
     def available(self) -> bool:
@@ -58,38 +59,25 @@ class Published:
         try:
             yield
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{self.path} is damaged ({reason}); delete it, then {self.how}") from error
-
-
-def _get_vgg_url() -> str:
-    from torchvision.models import VGG16_Weights
-
-    return str(VGG16_Weights.DEFAULT.url)
-
-
-def _get_inception_url() -> str:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    return str(URL_INCEPTION_V3)
+            raise InputError(f"{self.path} is damaged ({one_line(error)}); delete it, then {self.how}") from error
 
 
 LPIPS = Published(
-    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train", _get_vgg_url
-)
+    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train",
+    "torchvision.models:VGG16_Weights.DEFAULT.url",
+)  # fmt: skip
 INCEPTION = Published(
-    "inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual", _get_inception_url
-)
+    "inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual",
+    "torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
+)  # fmt: skip
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
 
 def download(name: str, report: Callable[[str], None]) -> Path:
     """Download a network's weights unless they are on this machine, and return the path of the weights.
 
-    Raises InputError if the network is unknown, its library is not installed, or the download fails.
-
-    Args:
-        report: called with a line on the outcome.
+    Raises InputError if the network is unknown, its library is not installed, or the download fails. `report` is called
+    with a line on the outcome.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
@@ -100,15 +88,13 @@ def download(name: str, report: Callable[[str], None]) -> Path:
         return path
     import torch
 
-    url = network.url()
+    url = str(resolve_name(network.url))
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
     try:
         with quiet_network():  # torch writes a temporary file, checks it and renames it
             torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
     except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{name} could not be downloaded: {' '.join(str(error).split())[:160]}; put {url} at {path}"
-        ) from error
+        raise InputError(f"{name} could not be downloaded: {one_line(error)}; put {url} at {path}") from error
     report(f"{name}: from its publisher, checked, in {path}")
     return path

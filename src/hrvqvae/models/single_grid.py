@@ -32,14 +32,8 @@ class SingleGridAutoencoder(Autoencoder):
     def __init__(self, config: NetworkConfig, channels: int, quantizer: Quantizer | None = None) -> None:
         super().__init__(config, channels)
         self.quantizer = quantizer or ResidualQuantizer(cast(SingleGridConfig, config).quantizer)
-        shape = (config, channels, self.latent_dim, config.stride)
+        shape = (config, channels, self.quantizer.config.dim, config.stride)
         self.encoder, self.decoder = Encoder(*shape), Decoder(*shape)
-
-    @property
-    def latent_dim(self) -> int:
-        """D, the channels of the latents."""
-        dim: int = self.quantizer.config.dim
-        return dim
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
@@ -51,7 +45,7 @@ class SingleGridAutoencoder(Autoencoder):
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
-        rows, columns = self.config.latent_grids(*images.shape[-2:])[0]
+        rows, columns = self.config.geometry.grids(*images.shape[-2:])[0]
         stride = self.config.stride
         features: Tensor = self.encoder(pad_to_grid(images, self.config.padding, rows * stride, columns * stride))
         return features.permute(0, 2, 3, 1).float()
@@ -63,9 +57,7 @@ class SingleGridAutoencoder(Autoencoder):
     def pixels(self, latents: Tensor, size: Grid | None, levels: Tensor | None = None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents (B, H, W, D).
 
-        Args:
-            size: as for `decode`.
-            levels: level counts of prefixes, () for the whole batch or (B,) with a count per image (None: all levels).
+        `levels` are level counts of prefixes, () for the whole batch or (B,) with a count per image (None: all levels).
         """
         features, progressive = latents.permute(0, 3, 1, 2), self.progressive_decoder
         use_decoder = levels is None or progressive is None
@@ -156,11 +148,7 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
     """Return the share of each channel's variance that each prefix of the levels explains, (L, D).
 
     The straight-through gradient of a prefix is multiplied by this share: if the codewords of a prefix do not follow a
-    channel, the prefix passes no gradient to the channel.
-
-    Args:
-        latents: (B, H, W, D).
-        prefixes: sums of the codewords of each prefix (L, B, H, W, D).
+    channel, the prefix passes no gradient to it. `prefixes` are sums of the codewords of each prefix (L, B, H, W, D).
     """
     variance = latents.var((0, 1, 2), correction=0).clamp(min=1e-12)
     return (1 - (latents - prefixes).square().mean((1, 2, 3)) / variance).clamp(0, 1)
@@ -169,12 +157,8 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
 def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> Tensor:
     """Return the mean error of the longest prefix, with a gradient to which all prefixes contribute equally.
 
-    The gradient is proportional to that of the mean logarithm of the prefixes' errors.
-
-    Args:
-        errors: error (B,) of each image.
-        prefix_index: index (B,) of the prefix from which each image was decoded; every prefix occurs.
-        count: number of prefixes.
+    The gradient is proportional to that of the mean logarithm of the prefixes' errors. Image i has the error errors[i]
+    (B,) and was decoded from prefix prefix_index[i]; each of the `count` prefixes occurs.
     """
     sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
     sizes = torch.bincount(prefix_index, minlength=count)

@@ -59,15 +59,10 @@ def _track_tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkCo
 
 
 def encode(encode_tile: Callable[[Tensor], Codes], images: Tensor, config: NetworkConfig, networks: nn.Module) -> Codes:
-    """Return the codes of images (B, C, Y, X).
-
-    Args:
-        encode_tile: encodes images of any size, and checks them.
-        networks: module with all convolutions that `encode_tile` applies.
-    """
+    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile by the convolutions of `networks`."""
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
         return encode_tile(images)
-    grids = config.latent_grids(images.shape[-2], images.shape[-1])
+    grids = config.geometry.grids(images.shape[-2], images.shape[-1])
     factors = [grid[0] // grids[0][0] for grid in grids]  # positions per position of the coarsest grid
     stride = config.stride * factors[-1]
     codes = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
@@ -82,12 +77,9 @@ def decode(
     decode_tile: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
     networks: nn.Module,
 ) -> Tensor:  # fmt: skip
-    """Return the images (B, C, Y, X) of codes. Raises InputError if the size does not fit.
+    """Return the images (B, C, Y, X) of codes; `decode_tile` decodes codes to a size by convolutions of `networks`.
 
-    Args:
-        decode_tile: decodes codes to a size.
-        size: height and width in pixels (None: the largest size).
-        networks: module with all convolutions that `decode_tile` applies.
+    Raises InputError if the size does not fit; None is the largest size.
     """
     if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED:
         return decode_tile(codes, size)

@@ -130,10 +130,8 @@ class AdversarialObjective(Objective):
         with learner.autocast():
             adversarial = -self.discriminator(fake * 2 - 1).mean().float()
             hinge = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
-        adversarial = fix_gradient(adversarial, fake)
-        weight = compute_adaptive_weight(
-            reconstruction, adversarial, cast(nn.ConvTranspose2d, self.model.decoder[-1]).weight
-        )
+        adversarial, last_layer = fix_gradient(adversarial, fake), cast(nn.ConvTranspose2d, self.model.decoder[-1])
+        weight = compute_adaptive_weight(reconstruction, adversarial, last_layer.weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
         discriminator_metrics = learner.take_gradient({DISCRIMINATOR: hinge}, of=DISCRIMINATOR)

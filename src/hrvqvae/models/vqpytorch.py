@@ -112,9 +112,8 @@ class LibraryQuantizer(Adapter):
         kind, beta, options = _RESIDUAL[config.name]
         if config.beta is not None:
             options = {**options, beta: config.beta}
-        self.residual: Any = getattr(library, kind)(
-            dim=config.dim, num_quantizers=config.levels, codebook_size=config.codewords, **options
-        )
+        options = {**options, "num_quantizers": config.levels, "codebook_size": config.codewords}
+        self.residual: Any = getattr(library, kind)(dim=config.dim, **options)
         self.sizes = (config.codewords,) * config.levels
 
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

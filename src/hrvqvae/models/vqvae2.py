@@ -34,15 +34,12 @@ class VQVAE2(Autoencoder):
         grids, hidden, dim, stride = config.grids, config.hidden_units, config.quantizer.dim, config.stride
         self.encoders = nn.ModuleList([Encoder(config, channels, hidden, stride)])
         self.encoders.extend(Encoder(config, hidden, hidden, 2) for _ in range(grids - 1))
-        self.projections = nn.ModuleList(
-            nn.Conv2d(hidden if level == 0 else 2 * hidden, dim, 1) for level in range(grids)
-        )
+        self.projections = nn.ModuleList(nn.Conv2d(2 * hidden if level else hidden, dim, 1) for level in range(grids))
         self.quantizers = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
         self.conditions = nn.ModuleList(Decoder(config, hidden, dim, 2) for _ in range(grids - 1))
-        self.upsamplings = nn.ModuleList(
-            nn.Sequential(*(nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in range(grids - 1 - level)))
-            for level in range(grids)
-        )
+        doublings = [range(grids - 1 - level) for level in range(grids)]
+        stacks = ([nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in times] for times in doublings)
+        self.upsamplings = nn.ModuleList(nn.Sequential(*stack) for stack in stacks)
         self.decoder = Decoder(config, channels, dim * grids, stride)
 
     @property
@@ -54,7 +51,7 @@ class VQVAE2(Autoencoder):
 
         Before the next grid, the caller appends the codewords (B, H, W, D) of the current grid to `codewords`.
         """
-        rows, columns = self.config.latent_grids(images.shape[-2], images.shape[-1])[-1]
+        rows, columns = self.config.geometry.grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:

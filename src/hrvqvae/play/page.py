@@ -28,7 +28,7 @@ from hrvqvae.data.images import to_pil
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.address import LOOPBACK, is_admitted, list_hosts
-from hrvqvae.play.tasks import MOST_IMAGES, Limits, Picture
+from hrvqvae.play.tasks import MOST_IMAGES, Picture
 from hrvqvae.plots import sheets
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
@@ -44,10 +44,10 @@ _HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity 
 
 
 class Page:
-    """The page of one model, which serves one request at a time."""
+    """The page of one model, which serves one request at a time; it takes images up to these sizes."""
 
-    def __init__(self, model: Model, limits: Limits) -> None:
-        self.model, self.limits, self.size = model, limits, model.config.data.size
+    def __init__(self, model: Model, most_bytes: int, most_pixels: int) -> None:
+        self.model, self.limits, self.size = model, (most_bytes, most_pixels), model.config.data.size
         try:
             self.classes, self.missing = model.classes, ""
             self.guided = all(prior.level.unconditional for prior in model.priors.networks)
@@ -56,18 +56,20 @@ class Page:
 
     def show(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
         """Return the contents of all widgets that show an image."""
-        usage = tasks.measure_usage(self.model, picture.square)
         rows = [
-            [level, codewords, used, f"{perplexity:.1f}", "-" if trained is None else f"{trained:.1f}"]
-            for level, (codewords, used, perplexity, trained) in enumerate(usage, start=1)
+            [level, codewords, used, *("-" if value is None else f"{value:.1f}" for value in perplexities)]
+            for level, (codewords, used, *perplexities) in enumerate(tasks.measure_usage(self.model, picture.square), 1)
         ]
-        reconstruction, canvas = self.reconstruct(picture, levels, whole), self._make_canvas(picture)
-        square = _enlarge(picture.square)
+        reconstruction, square = self.reconstruct(picture, levels, whole), _enlarge(picture.square)
+        stream = BytesIO()
+        to_pil(picture.square).save(stream, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+        canvas = json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
         return picture, _enlarge(picture.whole), picture.note, *reconstruction, canvas, square, rows, None
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
         """Show an uploaded image file."""
-        picture = tasks.read_upload(Path(_require(file)), self.model.autoencoder.channels, self.size, self.limits)
+        picture = tasks.read_upload(Path(_require(file)), self.model.autoencoder.channels, self.size, *self.limits)
         return self.show(picture, levels, whole)
 
     def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
@@ -105,13 +107,6 @@ class Page:
         tasks.draw_hierarchy(self.model, image, x, y).savefig(stream, format="png")
         return Image.open(stream)
 
-    def _make_canvas(self, picture: Picture) -> str:
-        """Return the painter's JSON of an image with nothing painted."""
-        stream = BytesIO()
-        to_pil(picture.square).save(stream, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        return json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
-
     def build(self) -> gr.Blocks:
         """Build the widgets and connect them."""
         config, prefixes, can_draw = self.model.config, self.model.autoencoder.prefixes, not self.missing
@@ -120,7 +115,7 @@ class Page:
             f"{', '.join(f'{count:,}' for count in config.model.num_codewords)}; trained on {config.data.dataset} at "
             f"{self.size}x{self.size} pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
         )
-        most = self.limits.upload_bytes / (1 << 20)
+        most = self.limits[0] / (1 << 20)
         deletion = (600, _KEPT_SECONDS)
         with gr.Blocks(title=f"hrvqvae: {config.name}", analytics_enabled=False, delete_cache=deletion) as page:
             gr.Markdown(about)
@@ -138,9 +133,8 @@ class Page:
                             prefixes[0], max(prefixes[-1], prefixes[0] + 1), value=prefixes[-1], step=1,
                             label=f"Levels of {prefixes[-1]}", interactive=len(prefixes) > 1, elem_id="levels",
                         )  # fmt: skip
-                        whole = gr.Checkbox(
-                            True, label=f"at its own size (else as in training, {self.size}x{self.size})"
-                        )
+                        own_size = f"at its own size (else as in training, {self.size}x{self.size})"
+                        whole = gr.Checkbox(True, label=own_size)
                         line = gr.Markdown(elem_id="line")
                         decoded = _make_image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
@@ -307,7 +301,7 @@ class Guard:
         await self.app(scope, receive_limited, send_with_policy)
 
 
-def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
+def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixels: int) -> None:
     """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
 
     `port` None takes a free port from 7860 on. Raises InputError if the page can't be served at the address.
@@ -316,13 +310,12 @@ def serve(model: Model, limits: Limits, host: str, port: int | None) -> None:
         note("everyone who reaches this machine can use the page")
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
-        most_bytes = limits.upload_bytes + (1 << 16)
-        guard = Middleware(Guard, most_bytes=most_bytes, hosts=list_hosts(host), folder=Path(folder))
-        page = Page(model, limits).build()
+        guard = Middleware(Guard, most_bytes=most_bytes + (1 << 16), hosts=list_hosts(host), folder=Path(folder))
+        page = Page(model, most_bytes, most_pixels).build()
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         try:
             _, address, _ = page.launch(
-                server_name=host, server_port=port, max_file_size=limits.upload_bytes, share=False, ssr_mode=False,
+                server_name=host, server_port=port, max_file_size=most_bytes, share=False, ssr_mode=False,
                 mcp_server=False, pwa=False, enable_monitoring=False, run_history=False, footer_links=[], quiet=True,
                 prevent_thread_lock=True, inbrowser=False, state_session_capacity=_MOST_SESSIONS, theme=theme,
                 app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +26,6 @@ MOST_IMAGES = 64  # drawn at once
 _CODED_PIXELS = 1 << 18  # of an image that a model encodes; a larger image is reduced
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The most that the page admits."""
-
-    upload_bytes: int = 16 << 20  # of an upload, or of any other request
-    pixels: int = 1 << 24  # of an image, by its header
-
-
 class Picture(NamedTuple):
     """An uploaded or sampled image, uint8."""
 
@@ -43,14 +34,14 @@ class Picture(NamedTuple):
     note: str  # what was changed; may be empty
 
 
-def read_upload(path: Path, channels: int, size: int, limits: Limits) -> Picture:
+def read_upload(path: Path, channels: int, size: int, most_bytes: int, most_pixels: int) -> Picture:
     """Read an image file for a model with this number of channels and size of images. Raises InputError."""
     length = path.stat().st_size
-    if length > limits.upload_bytes:
-        raise InputError(f"{path.name} has {length:,} bytes; at most {limits.upload_bytes:,} are admitted")
+    if length > most_bytes:
+        raise InputError(f"{path.name} has {length:,} bytes; at most {most_bytes:,} are admitted")
     try:
-        decoded = decode_image(path, channels, limits.pixels)
-        square = torch.from_numpy(decode_image(path, channels, limits.pixels, size).pixels)
+        decoded = decode_image(path, channels, most_pixels)
+        square = torch.from_numpy(decode_image(path, channels, most_pixels, size).pixels)
     except InputError as error:  # messages name the whole path
         raise InputError(str(error).replace(str(path), path.name)) from error
     whole, reduction = _reduce(torch.from_numpy(decoded.pixels), _CODED_PIXELS)

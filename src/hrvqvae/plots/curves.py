@@ -1,4 +1,4 @@
-"""Pictures of a training: curves, codeword usage, reconstructions."""
+"""Figures of a training: curves and codeword usage."""
 
 from __future__ import annotations
 
@@ -13,28 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import level_names
-from hrvqvae.data.images import write_image
-from hrvqvae.models.base import Autoencoder
-from hrvqvae.plots import sheets
-from hrvqvae.training.loggers import Record
-from hrvqvae.training.trainer import Evaluation
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
 _TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
-
-
-@torch.inference_mode()
-def reconstruct_prefixes(model: Autoencoder, images: Tensor, captions: Sequence[str]) -> list[sheets.SheetRow]:
-    """Return rows of a sheet: the originals, and their reconstructions from each prefix of the levels."""
-    codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
-    for num_levels, caption in zip(model.prefixes, captions, strict=True):
-        decoded = model.decode(codes, levels=num_levels, size=(images.shape[-2], images.shape[-1]))
-        rows.append(sheets.SheetRow(caption, list(decoded)))
-    return rows
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -104,14 +88,3 @@ def plot_usage(counts: Sequence[Tensor], path: Path) -> None:
         axes.set_ylabel("% of positions")
         axes.set_yscale("symlog", linthresh=0.1)
     save_figure(figure, path)
-
-
-def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
-    """Draw a run's curves, and for an autoencoder also reconstructions and codeword usage, into the run folder."""
-    if evaluation.report is None or evaluation.model is None or evaluation.read_images is None:
-        plot_prior(records, run.pictures / "curves.png")
-        return
-    rows = reconstruct_prefixes(evaluation.model, evaluation.read_images(), evaluation.report.captions())
-    write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
-    plot_training(records, run.pictures / "curves.png")
-    plot_usage([level.counts for level in evaluation.report.levels], run.pictures / "usage.png")

@@ -69,17 +69,6 @@ def make_tree(model: Autoencoder, image: Tensor, position: tuple[int, int], name
     return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name)
 
 
-def _fit_plane(leaves: Points) -> tuple[Points, Points, str]:
-    """Return (origin, two axes (2, D), name) of the projection to a plane; two dimensions are not projected."""
-    dim = leaves.shape[1]
-    if dim <= 2:
-        return np.zeros(dim), np.eye(2, dim), ""
-    origin = leaves.mean(0)
-    _, strength, axes = np.linalg.svd(leaves - origin, full_matrices=False)
-    share = np.square(strength[:2]).sum() / max(np.square(strength).sum(), 1e-30)
-    return origin, axes[:2], f"projection: first two principal components of the leaves ({share:.0%} of their variance)"
-
-
 def _draw_dots(axes: Axes, points: Points, **style: Any) -> None:
     axes.scatter(points[..., 0], points[..., 1], **style)
 
@@ -124,7 +113,13 @@ def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
     if not all(0 <= child < size for child in choices):
         raise InputError(f"the path is {list(choices)}; children are 0 to {size - 1}")
     sums = sum_choices(tree.codebooks)
-    origin, plane, projection = _fit_plane(sums[-1])
+    dim = sums[-1].shape[1]
+    origin, plane, projection = np.zeros(dim), np.eye(2, dim), ""
+    if dim > 2:
+        origin = sums[-1].mean(0)
+        _, strength, axes_of_leaves = np.linalg.svd(sums[-1] - origin, full_matrices=False)
+        share, plane = np.square(strength[:2]).sum() / max(np.square(strength).sum(), 1e-30), axes_of_leaves[:2]
+        projection = f"projection: first two principal components of the leaves ({share:.0%} of their variance)"
     flat = [(points - origin) @ plane.T for points in sums]
     all_points = np.concatenate(flat)
     margin = 0.08 * np.ptp(all_points, axis=0).max()

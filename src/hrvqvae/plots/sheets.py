@@ -27,8 +27,7 @@ class SheetRow(NamedTuple):
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are empty.
 
-    Args:
-        zoom: how many times each pixel is repeated; None enlarges the largest side to about 64 pixels.
+    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)

@@ -24,23 +24,14 @@ from hrvqvae.utils.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """The sizes of a level, as its prior needs them.
+    """The sizes of a level, as its prior needs them."""
 
-    Attributes:
-        grid: (H, W) of the codes.
-        symbols: m, the number of values of a code.
-        coarser: number of codewords of each coarser level of the model, coarse first.
-        codewords: number of codewords of this level (0: as many as symbols).
-        classes: number of class labels, 0 if there are none.
-        unconditional: whether the prior is also trained without classes, under the label `no_class`.
-    """
-
-    grid: Grid
-    symbols: int
-    coarser: tuple[int, ...] = ()
-    codewords: int = 0
-    classes: int = 0
-    unconditional: bool = False
+    grid: Grid  #: (H, W) of the codes
+    symbols: int  #: m, the number of values of a code
+    coarser: tuple[int, ...] = ()  #: number of codewords of each coarser level of the model, coarse first
+    codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
+    classes: int = 0  #: number of class labels, 0 if there are none
+    unconditional: bool = False  #: whether the prior is also trained without classes, under the label `classes`
 
     @property
     def index(self) -> int:
@@ -49,21 +40,13 @@ class Level:
 
     @property
     def linked(self) -> bool:
-        """Whether each codeword has a parent in the next coarser level.
-
-        The index of a codeword is then parent * symbols + code.
-        """
+        """Whether each codeword has a parent in the next coarser level: its index is parent * symbols + code."""
         return bool(self.coarser) and self.codewords == self.coarser[-1] * self.symbols
 
     @property
     def labels(self) -> int:
-        """The number of labels: one per class, and `no_class` if the prior is also trained without classes."""
+        """The number of labels: one per class, and one for "no class" if the prior is also trained without classes."""
         return self.classes + self.unconditional
-
-    @property
-    def no_class(self) -> int:
-        """The label for "no class": the first index after the classes."""
-        return self.classes
 
     def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
         """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
@@ -89,11 +72,7 @@ class Level:
 
 
 class Prior(nn.Module, ABC):
-    """A network for the codes of consecutive levels of one grid, conditioned on the coarser levels and the class.
-
-    Attributes:
-        levels: the levels that the prior covers, coarse first.
-    """
+    """A network for the codes of consecutive `levels` of one grid, conditioned on the coarser levels and the class."""
 
     def __init__(self, config: PriorNetworkConfig, *levels: Level) -> None:
         super().__init__()
@@ -117,29 +96,19 @@ class Prior(nn.Module, ABC):
     ) -> tuple[Tensor, ...]:
         """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as `Level.check`.
 
-        The logits of a level at a position depend on the prior's codes at earlier positions in raster order, and on the
-        codes of the prior's coarser levels at the same position. They depend on no other codes of the prior.
-
-        Args:
-            codes: (B, H, W) of each level of the prior.
-            coarser: codeword indices of the levels coarser than the prior's.
-            label: (B,), None if the prior has no classes.
+        The logits of a level at a position depend on the prior's codes (B, H, W) at earlier positions in raster order,
+        and on the codes of the prior's coarser levels at the same position. They depend on no other codes of the prior.
+        `coarser` are the codeword indices of coarser levels than the prior's; `label` is None without classes.
         """
 
 
 @dataclass(frozen=True)
 class Priors:
-    """The priors of a run.
+    """The priors of a run."""
 
-    Attributes:
-        networks: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32.
-        classes: names of the class labels, empty if there are none.
-        class_counts: number of training images of each class.
-    """
-
-    networks: tuple[Prior, ...]
-    classes: tuple[str, ...]
-    class_counts: tuple[int, ...]
+    networks: tuple[Prior, ...]  #: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32
+    classes: tuple[str, ...]  #: names of the class labels, empty if there are none
+    class_counts: tuple[int, ...]  #: number of training images of each class
 
     def class_index(self, name: str | int) -> int:
         """Return the index of a class from its name or index. Raises InputError if there is no such class."""
@@ -169,11 +138,8 @@ def compute_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor
 @torch.inference_mode()
 def measure_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
     """Return the total bits of a batch's codes under a prior, for each level of the prior."""
-    level_nats = compute_nats(prior, codes, coarser, label)
-    return [
-        float(nats.double()) * level_codes.numel() / math.log(2)
-        for nats, level_codes in zip(level_nats, codes, strict=True)
-    ]
+    pairs = zip(compute_nats(prior, codes, coarser, label), codes, strict=True)
+    return [float(nats.double()) * level_codes.numel() / math.log(2) for nats, level_codes in pairs]
 
 
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
@@ -183,7 +149,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     unconditional = classes > 0 and config.prior.class_dropout > 0
     return prior_class(network, *(
         Level(
-            grid=model.latent_grids(size, size)[index], symbols=model.num_symbols[index],
+            grid=model.geometry.grids(size, size)[index], symbols=model.num_symbols[index],
             coarser=model.num_codewords[:index], codewords=model.num_codewords[index], classes=classes,
             unconditional=unconditional,
         )

@@ -86,10 +86,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-    shape = queries.shape
-    queries, keys, values = (
-        tensor.reshape(-1, *shape[-2:]) for tensor in (queries / math.sqrt(shape[-1]), keys, values)
-    )
+    shape, scaled = queries.shape, queries / math.sqrt(queries.shape[-1])
+    queries, keys, values = (tensor.reshape(-1, *shape[-2:]) for tensor in (scaled, keys, values))
     blocks = []
     for start in range(0, shape[-2], _BLOCK):
         block = queries[:, start : start + _BLOCK]
@@ -105,11 +103,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
 
 
 def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
-    """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention (B, N, C).
-
-    Args:
-        form: computes the attention, with the arguments of `attend`.
-    """
+    """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention (B, N, C)."""
     batch, count, width = projected.shape
     queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
     return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)

@@ -7,34 +7,23 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 from hrvqvae.config import Levels, PriorNetworkConfig
+from hrvqvae.config.entries import PriorNetwork
 from hrvqvae.config.model import Grid
-from hrvqvae.config.registry import PriorNetwork
 from hrvqvae.config.section import Count, PerLevel, Positive, Range, Share
 
 
 class PixelSNAILConfig(PriorNetworkConfig):
-    """PixelSNAIL, a network per level (docs/paper-tables.md, Tables 8 and 9).
-
-    `attention_layers` and `dropout` hold one value for all levels, or one value per level, coarse first.
-
-    Attributes:
-        hidden_units: channels of the features.
-        residual_units: channels inside a gated residual block.
-        residual_blocks: number of gated residual blocks; the attention layers are spread evenly among them.
-        attention_layers: number of causal attention layers.
-        attention_heads: heads per attention layer, a divisor of `hidden_units`.
-        kernel: filter size of the causal convolutions.
-        dropout: dropout probability inside a gated residual block.
-    """
+    """PixelSNAIL, a network per level (docs/paper-tables.md, Tables 8 and 9)."""
 
     kind: Literal["pixelsnail"] = "pixelsnail"
-    hidden_units: Positive = 64
-    residual_units: Positive = 64
-    residual_blocks: Positive = 12
-    attention_heads: Positive = 8
+    hidden_units: Positive = 64  #: channels of the features
+    residual_units: Positive = 64  #: channels inside a gated residual block
+    residual_blocks: Positive = 12  #: gated residual blocks, with the attention layers spread evenly among them
+    attention_heads: Positive = 8  #: heads per attention layer, a divisor of `hidden_units`
+    #: Filter size of the causal convolutions.
     kernel: Annotated[int, Range(lambda size: size >= 3 and size % 2 == 1, "odd, at least 3")] = 5
-    attention_layers: PerLevel[Count] = (4,)
-    dropout: PerLevel[Share] = (0.1,)
+    attention_layers: PerLevel[Count] = (4,)  #: number of causal attention layers
+    dropout: PerLevel[Share] = (0.1,)  #: dropout probability inside a gated residual block
 
     def check(self) -> None:
         fits = all(layers <= self.residual_blocks for layers in self.attention_layers)
@@ -44,24 +33,15 @@ class PixelSNAILConfig(PriorNetworkConfig):
 
 
 class GPTConfig(PriorNetworkConfig):
-    """A transformer for each group of linked levels, with a head for each level (docs/method.md).
-
-    Attributes:
-        hidden_units: width of the features.
-        layers: number of transformer layers (attention, then a two-layer network).
-        heads: heads per attention, a divisor of `hidden_units`.
-        dropout: dropout probability of the terms that layers and heads add.
-        path_units: width of the embeddings of codewords.
-        most_paths: maximum number of embeddings per level. Codewords whose indices are equal modulo this value share an
-            embedding.
-    """
+    """A transformer for each group of linked levels, with a head for each level (docs/method.md)."""
 
     kind: Literal["gpt"] = "gpt"
-    hidden_units: Positive = 128
-    layers: Positive = 6
-    heads: Positive = 4
-    dropout: Share = 0.0
-    path_units: Positive = 48
+    hidden_units: Positive = 128  #: width of the features
+    layers: Positive = 6  #: transformer layers (attention, then a two-layer network)
+    heads: Positive = 4  #: heads per attention, a divisor of `hidden_units`
+    dropout: Share = 0.0  #: dropout probability of the terms that layers and heads add
+    path_units: Positive = 48  #: width of the embeddings of codewords
+    #: Most embeddings per level; codewords whose indices are equal modulo this value share an embedding.
     most_paths: Positive = 4096
 
     def check(self) -> None:

@@ -100,13 +100,11 @@ class GPT(Prior):
             self.context = nn.Sequential(
                 nn.Conv2d(inner, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1)
             )
-        self.layers = nn.ModuleList(
-            TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)
-        )
+        layers = [TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
-        for layer in self.layers:  # each layer starts as the identity
-            assert isinstance(layer, TransformerLayer)
+        for layer in layers:  # each layer starts as the identity
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
 
@@ -127,9 +125,8 @@ class GPT(Prior):
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
         base = self.compute_base(coarser, label, len(codes[0]))
-        embedded = [
-            self.embeddings.look_up(level, indices) for level, indices in enumerate(self.codeword_indices(codes))
-        ]
+        all_indices = enumerate(self.codeword_indices(codes))
+        embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
         summed = torch.stack(embedded).sum(0)
         above = self.above(pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
         features = self.left(pad(summed.flatten(1, 2), (0, 0, 1, -1))) + above + base

@@ -17,20 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hrvqvae.priors import kernels
 from hrvqvae.priors.gpt import GPT
-from hrvqvae.priors.kernels import (
-    FAST,
-    FIRST,
-    INTERNAL,
-    NO_CODE,
-    Floats,
-    add_products,
-    allocate_workspace,
-    normalize,
-    stack,
-)
+from hrvqvae.priors.kernels import FAST, FIRST, INTERNAL, NO_CODE, Floats, add_products, normalize, stack
 from hrvqvae.priors.sampling import SamplingParams, no_distribution_error
 from hrvqvae.utils.compiled import compiled, in_parts
 
@@ -49,14 +40,7 @@ _ERF_BOTTOM = tuple(map(np.float32, (
 
 @compiled(**FAST, **INTERNAL)
 def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inner: Floats) -> None:
-    """Add the output of a two-layer network to its input.
-
-    Args:
-        features: (R, C), the input; replaced by the sum.
-        index: index of the network in the weights.
-        normed: (R, C), overwritten.
-        inner: (R, width of the network), overwritten.
-    """
+    """Add the output of a two-layer network, `index` in the weights, to its input (R, C); two arrays are scratch."""
     norms, widen, widen_bias, narrow, narrow_bias = weights
     rows = len(features)
     normalize(features, norms[index], normed)
@@ -75,46 +59,17 @@ def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inn
     add_products(inner, narrow[index], features, FIRST)
 
 
-@compiled(**FAST, inline="always")
-def _apply_layers(
-    features: Floats, position: int, attention: Any, networks: Any, attention_heads: int, last_norm: Floats,
-    keys: Floats, values: Floats, work: Any,
-) -> None:  # fmt: skip
-    """Apply all layers and the last normalization to the features (R, C) of a position, in place."""
-    norms, inputs, inputs_bias, outputs, outputs_bias = attention
-    normed, projected, inner, scores = work
-    rows = len(features)
-    for layer in range(len(inputs)):
-        normalize(features, norms[layer], normed)
-        kernels.copy_rows(inputs_bias[layer], projected)
-        add_products(normed, inputs[layer], projected, FIRST)
-        for r in range(rows):
-            kernels.attend(projected, r, position, attention_heads, keys[r, layer], values[r, layer], normed, scores)
-        kernels.add_rows(outputs_bias[layer], features)
-        add_products(normed, outputs[layer], features, FIRST)
-        _add_network(features, layer, networks, normed, inner)
-    normalize(features, last_norm, features)
-
-
 @compiled(**FAST)
 def _draw_images(
     begin: int, end: int, codes: Any, kept: Any, uniforms: Any, base: Floats, outer: Any, attention: Any,
     networks: Any, heads: Any, head_networks: Any, embeddings: Floats, levels: Any, attention_heads: int,
     mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes of images begin..end - 1 that are not kept, in one group.
+    """Draw the codes of images begin..end - 1 that are not kept, in place; codes, kept and uniforms are (B, D, H, W).
 
-    Args:
-        codes, kept, uniforms: (B, D, H, W); drawn codes are written in place.
-        base: (K * B, N, C), as `GPT.compute_base` returns it, with the bias of `GPT.left`.
-        outer, attention, networks, heads, head_networks: as `_collect_weights` returns them.
-        embeddings: (P, E).
-        levels: (D, 4), per level: symbols, whether it is linked, index of its first embedding, number of embeddings.
-        mixing: (K,).
-        work: as `_allocate_arrays` returns it.
-
-    Returns:
-        -1, or position * D + level of the first code that has no distribution.
+    base is (K * B, N, C), with the bias of `GPT.left`; embeddings (P, E); mixing (K,); levels (D, 4), per level:
+    symbols, whether it is linked, index of its first embedding, number of embeddings. Return -1, or position * D +
+    level of the first code that has no distribution.
     """
     _, num_levels, height, width = codes.shape
     left, above, last_norm = outer
@@ -123,7 +78,8 @@ def _draw_images(
         keys, values, features, head_features, head_inner, logits, mixed, running_sum, sums, indices, draw_arrays,
         layers_work,
     ) = work  # fmt: skip
-    normed = layers_work[0]
+    norms, inputs, inputs_bias, outputs, outputs_bias = attention
+    normed, projected, inner, scores = layers_work
     images, copies = end - begin, len(mixing)
     for position in range(height * width):
         row, column = position // width, position % width
@@ -135,7 +91,18 @@ def _draw_images(
             add_products(running_sum, left, features, start)
             for tap in range(3):
                 add_products(sums[row, column + tap], above[tap], features, start)
-        _apply_layers(features, position, attention, networks, attention_heads, last_norm, keys, values, layers_work)
+        for layer in range(len(inputs)):
+            normalize(features, norms[layer], normed)
+            kernels.copy_rows(inputs_bias[layer], projected)
+            add_products(normed, inputs[layer], projected, FIRST)
+            for r in range(len(features)):
+                kernels.attend(
+                    projected, r, position, attention_heads, keys[r, layer], values[r, layer], normed, scores
+                )
+            kernels.add_rows(outputs_bias[layer], features)
+            add_products(normed, outputs[layer], features, FIRST)
+            _add_network(features, layer, networks, normed, inner)
+        normalize(features, last_norm, features)
         for slot in range(images):
             indices[slot] = 0
             for unit in range(running_sum.shape[1]):
@@ -190,22 +157,17 @@ def _allocate_arrays(images: int, copies: int, height: int, width: int, weights:
     return (
         keys, values, features, head_features, head_inner,
         np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),
-        np.zeros((images, units), np.float32), sums, np.empty(images, np.int64), allocate_workspace(symbols),
+        np.zeros((images, units), np.float32), sums, np.empty(images, np.int64), kernels.allocate_workspace(symbols),
         (normed, projected, inner, scores),
     )  # fmt: skip
 
 
 def _transpose_layers(layers: Iterable[Any]) -> tuple[Floats, Floats]:
-    """Stack the transposed weights (inputs, outputs) and the biases of linear layers.
-
-    The outputs are padded with zeros to the width of the widest layer.
-    """
+    """Stack the transposed weights (inputs, outputs) and biases of linear layers, padded with zeros to equal widths."""
     linear_layers = list(layers)
-    width = max(layer.out_features for layer in linear_layers)
-    pads = [(0, width - layer.out_features) for layer in linear_layers]
-    pad = torch.nn.functional.pad
-    weights = stack([pad(layer.weight.T, padding) for layer, padding in zip(linear_layers, pads, strict=True)])
-    return weights, stack([pad(layer.bias, padding) for layer, padding in zip(linear_layers, pads, strict=True)])
+    weights = pad_sequence([layer.weight for layer in linear_layers], batch_first=True).transpose(1, 2)
+    biases = pad_sequence([layer.bias for layer in linear_layers], batch_first=True)
+    return weights.contiguous().numpy(), biases.numpy()
 
 
 def _stack_norms(layers: Iterable[Any]) -> Floats:

@@ -100,22 +100,12 @@ def normalize(features: Floats, norm: Floats, out: Floats) -> None:
 
 @compiled(**FAST, **INTERNAL)
 def attend(
-    projected: Floats,
-    row: int,
-    position: int,
-    heads: int,
-    keys: Floats,
-    values: Floats,
-    attended: Floats,
+    projected: Floats, row: int, position: int, heads: int, keys: Floats, values: Floats, attended: Floats,
     scores: Floats,
-) -> None:
+) -> None:  # fmt: skip
     """Write the output of attention to attended[row] (C,); `position` attends to positions 0..position.
 
-    Args:
-        projected: (R, 3C); the row holds the query, key and value of `position`.
-        keys: (C, H * W); the key of `position` is written to it.
-        values: (C, H * W); the value of `position` is written to it.
-        scores: (H * W,), overwritten.
+    A row of projected (R, 3C) holds query, key and value of `position`, which are added to keys and values (C, H * W).
     """
     hidden = attended.shape[1]
     for c in range(hidden):
@@ -148,12 +138,9 @@ def attend(
 
 @compiled(**INTERNAL)
 def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int64]) -> int:
-    """Sort the codes 0..count - 1 by descending weight, then by code.
+    """Sort the codes 0..count - 1 by descending weight, then by code; return the row of `order` that holds them.
 
     This is a merge sort between the two rows of `order` (2, m), because numba's sort takes 1.5 s to compile.
-
-    Returns:
-        The index of the row that holds the sorted codes.
     """
     for k in range(count):
         order[0, k] = k
@@ -185,15 +172,9 @@ def allocate_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.in
 def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any) -> int:
     """Return the code at which the cumulative distribution exceeds `uniform`, a draw from [0, 1), in float64.
 
-    Of equally likely codes, top-k and top-p prefer the smaller.
-
-    Args:
-        logits: (symbols,) or longer.
-        top_k, top_p: as in `sampling.SamplingParams`.
-        work: as `allocate_workspace` returns it.
-
-    Returns:
-        The code, or `NO_CODE` if a logit is NaN or +inf, or all logits are -inf.
+    Temperature, top-k and top-p are as in `sampling.SamplingParams`; of equally likely codes, top-k and top-p prefer
+    the smaller. Logits are (symbols,) or longer; `allocate_workspace` returns `work`. Return `NO_CODE` if a logit is
+    NaN or +inf, or all logits are -inf.
     """
     weights, order = work
     largest: Any = -np.inf
@@ -234,10 +215,6 @@ def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k
 
 
 def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
-    """Return tensors of the same shape, stacked in an array.
-
-    Args:
-        shape: shape of each tensor; only needed if there are no tensors.
-    """
+    """Return tensors of the same shape, stacked in an array; the shape is only needed if there are no tensors."""
     stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
     return stacked.contiguous().numpy()

@@ -51,10 +51,8 @@ class PixelSNAIL(Prior):
             )
         self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
         self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
-        self.blocks = nn.ModuleList(
-            GatedResidualBlock(hidden, config.residual_units, config.kernel, at_level(config.dropout, index))
-            for _ in range(config.residual_blocks)
-        )
+        sizes = (hidden, config.residual_units, config.kernel, at_level(config.dropout, index))
+        self.blocks = nn.ModuleList(GatedResidualBlock(*sizes) for _ in range(config.residual_blocks))
         self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 

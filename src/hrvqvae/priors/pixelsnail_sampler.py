@@ -27,34 +27,13 @@ from hrvqvae.utils.compiled import compiled, in_parts
 
 
 @compiled(**FAST, inline="always")
-def _add_first_layer(
-    features: Floats, table: Floats, codes: Any, image: int, row: int, column: int, reach: int
-) -> None:  # fmt: skip
-    """Add the output of the first layer at a position to features (1, C); table (taps, m, C), codes (B, H, W)."""
-    for tap in range(table.shape[0]):
-        tap_row = row + tap // (2 * reach + 1) - reach
-        tap_column = column + tap % (2 * reach + 1) - reach
-        if tap_row >= 0 and 0 <= tap_column < codes.shape[2]:
-            code = codes[image, tap_row, tap_column]
-            for c in range(features.shape[1]):
-                features[0, c] += table[tap, code, c]
-
-
-@compiled(**FAST, inline="always")
 def _apply_blocks(
     features: Floats, source: int, row: int, column: int, above: Floats, conditions: Floats, caches: Any, weights: Any,
     heads: int, work: Any,
 ) -> None:  # fmt: skip
-    """Apply all blocks and attention layers at a position of an input.
+    """Apply all blocks and attention layers at a position of the input `source` to features (1, C), in place.
 
-    Args:
-        features: (1, C), the output of the first layer; replaced by the output of the last layer.
-        source: index of the input, 0..S - 1.
-        above: (R, S, W, U), as `_compute_rows` yields it.
-        conditions: (S, W, R * 2C), as `_compute_rows` yields it.
-        caches: `layer_inputs` of `_compute_rows`, keys (A, S, C, H * W), values (A, S, C, H * W).
-        weights: as `_collect_weights` returns them.
-        work: arrays that are overwritten.
+    `_compute_rows` yields above and conditions. caches are its layer_inputs, keys and values (A, S, C, H * W).
     """
     lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
     layer_inputs, keys, values = caches
@@ -83,19 +62,10 @@ def _apply_blocks(
             normalize(features, norms[layer], attended)
             kernels.copy_rows(inputs_bias[layer], projected)
             add_product(attended[0], inputs[layer], projected[0])
-            kernels.attend(
-                projected, FIRST, position, heads, keys[layer, source], values[layer, source], attended, scores
-            )
+            layer_keys, layer_values = keys[layer, source], values[layer, source]
+            kernels.attend(projected, FIRST, position, heads, layer_keys, layer_values, attended, scores)
             kernels.add_rows(outputs_bias[layer], features)
             add_product(attended[0], outputs[layer], features[0])
-
-
-def _tabulate_first_layer(prior: PixelSNAIL) -> Floats:
-    """Return what each code at each tap adds to the output of the first layer, (taps, m, C)."""
-    taps = torch.cat(
-        [prior.first.above.flatten(2), prior.first.left.flatten(2)], 2
-    )  # (C, C, taps), taps in raster order
-    return torch.einsum("mi,oit->tmo", prior.embedding.weight, taps).contiguous().numpy()
 
 
 def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
@@ -122,15 +92,10 @@ def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
 
 
 def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield the values of each row that do not depend on its codes, with biases.
+    """Yield per row what does not depend on its codes, with biases: base (S, W, C), above, conditions (S, W, R * 2C).
 
-    Args:
-        base: (S, C, H, W), as `PixelSNAIL.compute_base` returns it.
-        layer_inputs: (R, S, H + q, W + 2q, C), inputs of the convolutions, padded with zeros. The caller fills a row
-            before the next row is computed.
-
-    Yields:
-        base (S, W, C); sums (R, S, W, U) of each convolution over the rows above; conditions (S, W, R * 2C).
+    above (R, S, W, U) is the sum of each convolution over the rows above, from layer_inputs (R, S, H + q, W + 2q, C):
+    the inputs of the convolutions, padded with zeros. The caller fills a row before the next row is computed.
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]
@@ -162,21 +127,12 @@ def _draw_row(
     conditions: Floats, caches: Any, weights: Any, table: Floats, head: Floats, head_bias: Floats, heads: int,
     mixing: Floats, temperature: float, top_k: int, top_p: float, work: Any,
 ) -> int:  # fmt: skip
-    """Draw the codes of a row of images begin..end - 1 that are not kept.
+    """Draw the codes (B, H, W) of a row of images begin..end - 1 that are not kept, in place.
 
-    Args:
-        codes, kept, uniforms: (B, H, W); drawn codes are written in place.
-        base, above, conditions: as `_compute_rows` yields them.
-        caches, weights: as for `_apply_blocks`.
-        table: (taps, m, C), as `_tabulate_first_layer` returns it.
-        head, head_bias: (C, m) and (m,).
-        mixing: (K,).
-        work: mixed logits (m,), the arrays of `kernels.draw`, and scores (H * W,). The function allocates its other
-            arrays, because the compiler then knows that they do not overlap, which saves 3% of the time.
-
-    Returns:
-        The first column whose code has no distribution, or -1.
+    Return the first column whose code has no distribution, or -1. `_compute_rows` yields base, above and conditions;
+    table is (taps, m, C), head (C, m), mixing (K,).
     """
+    # Arrays that are allocated here do not overlap, as the compiler knows; this saves 3% of the time.
     mixed, draw_arrays, scores = work
     hidden, inner = weights[0].shape[2], weights[0].shape[3]
     features, logits = np.empty((1, hidden), np.float32), np.empty((1, len(mixed)), np.float32)
@@ -193,7 +149,13 @@ def _draw_row(
                 source = copy * len(codes) + image
                 for c in range(features.shape[1]):
                     features[0, c] = base[source, column, c]
-                _add_first_layer(features, table, codes, image, row, column, reach)
+                for tap in range(table.shape[0]):
+                    tap_row = row + tap // (2 * reach + 1) - reach
+                    tap_column = column + tap % (2 * reach + 1) - reach
+                    if tap_row >= 0 and 0 <= tap_column < codes.shape[2]:
+                        code = codes[image, tap_row, tap_column]
+                        for c in range(features.shape[1]):
+                            features[0, c] += table[tap, code, c]
                 _apply_blocks(features, source, row, column, above, conditions, caches, weights, heads, blocks_work)
                 if not kept[image, row, column]:
                     for c in range(features.shape[1]):
@@ -226,11 +188,12 @@ def sample_pixelsnail(
     keys, values = torch.zeros(2, len(prior.attentions), num_inputs, hidden, height * width)
     head = prior.head
     assert head.bias is not None
+    taps = torch.cat([prior.first.above.flatten(2), prior.first.left.flatten(2)], 2)  # (C, C, taps), in raster order
+    table = torch.einsum("mi,oit->tmo", prior.embedding.weight, taps)  # what each code at each tap adds
     constants = (
         tuple(array.numpy() for array in (layer_inputs, keys, values)), _collect_weights(prior),
-        _tabulate_first_layer(prior),
-        head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(), prior.config.attention_heads,
-        mixing.numpy(), *params.values(),
+        table.contiguous().numpy(), head.weight[:, :, 0, 0].T.contiguous().numpy(), head.bias.numpy(),
+        prior.config.attention_heads, mixing.numpy(), *params.values(),
     )  # fmt: skip
 
     symbols = prior.level.symbols

@@ -20,22 +20,15 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How codes are drawn from a distribution over m symbols. Raises InputError if a value is out of range.
+    """How codes are drawn from a distribution over m symbols. Raises InputError if a value is out of range."""
 
-    Attributes:
-        temperature: Divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier.
-        top_k: Draw only from the k likeliest codes (0: all).
-        top_p: Draw only from the fewest likeliest codes that together reach this probability (1: all).
-        guidance: w in the mixed logits u + w (c - u), from 0 to 1000; c are the logits for the class, u the logits for
-            "no class" (1: c alone, 0: u alone).
-        levels: Draw and decode only this many levels, coarse first (None: all).
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float = 1.0  #: divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier
+    top_k: int = 0  #: draw only from the k likeliest codes (0: all)
+    top_p: float = 1.0  #: draw only from the fewest likeliest codes that together reach this probability (1: all)
+    #: w in the mixed logits u + w (c - u), from 0 to 1000; c are the logits for the class, u the logits for "no class"
+    #: (1: c alone, 0: u alone).
     guidance: float = 1.0
-    levels: int | None = None
+    levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
 
     def __post_init__(self) -> None:
         if not 1e-6 <= self.temperature <= 1e6:
@@ -84,13 +77,11 @@ def expand_labels(level: Level, label: Tensor | None, guidance: float) -> tuple[
 
     The mixed logits are u + w (c - u), with c for the class and u for "no class". So the network takes K * B inputs:
     the whole batch with the class labels, then the whole batch with "no class". A copy with weight 0 is left out.
-
-    Returns:
-        Labels (K * B,) int64, None if the prior has no classes; weights (K,) float32 with the sum 1.
+    Labels are (K * B,) int64, None if the prior has no classes; weights (K,) float32 with the sum 1.
     """
     labels_and_weights = [(label, guidance)]
     if label is not None and level.unconditional:
-        labels_and_weights.append((torch.full_like(label, level.no_class), 1 - guidance))
+        labels_and_weights.append((torch.full_like(label, level.classes), 1 - guidance))
     labels_and_weights = [(labels, weight) for labels, weight in labels_and_weights if weight]
     label_sets = [labels for labels, _ in labels_and_weights if labels is not None]
     mixing = torch.tensor([weight for _, weight in labels_and_weights], dtype=torch.float32)

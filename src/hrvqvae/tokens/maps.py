@@ -58,7 +58,7 @@ def load_shard_maps(
 def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequence[str]:
     """Write the codes of each level and the labels to files (.npy), and return the names of the classes."""
     symbols, size = config.model.num_symbols, config.data.size
-    grids = config.model.latent_grids(size, size)
+    grids = config.model.geometry.grids(size, size)
     labels = list[str | int | None]()
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))

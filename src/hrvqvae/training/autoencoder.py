@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,11 +17,10 @@ from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
-from hrvqvae.models.objective import Metrics
+from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
@@ -58,33 +58,26 @@ class ImageTask(Task[Batch]):
         )  # fmt: skip
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        model = self.averaged_model(state)
-        limit, workers = self.training.evaluation_images, self.config.data.workers
-        batches = self._read_test_batches(limit, workers, distributed.rank_slice())
+        model, limit = self.averaged_model(state), self.training.evaluation_images
+        read = partial(evaluation_batches, self.test_images, batch_size=self.training.batch_size)
+        batches = read(limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice())
         report = evaluate(model, self.config, batches, "test", self.compute.device)
         levels = report.levels
+
+        def read_images() -> Tensor:
+            return self.compute.place_images(next(read(limit=_SHEET_IMAGES)).images).float() / 255
+
         record = {
             "images": report.images, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
             "level_mse": [level.mse for level in levels], "usage": [level.usage for level in levels],
             "perplexity": [level.perplexity for level in levels],
         }  # fmt: skip
-        return Evaluation(record, f"test {self.format_report(report)}", report, model, self._read_test_images)
+        return Evaluation(record, f"test {self.format_report(report)}", report, model, read_images)
 
     def format_report(self, report: Report) -> str:
         """Return a report as a line of text."""
         usage = " ".join(f"{level.used}/{level.codewords}" for level in report.levels)
         return f"MSE {report.mse:.3e}  PSNR {report.psnr:.2f} dB  codewords {usage}"
-
-    def _read_test_batches(
-        self, limit: int, workers: int, rank_slice: RankSlice = WHOLE
-    ) -> Generator[Batch, None, None]:
-        return evaluation_batches(
-            self.test_images, batch_size=self.training.batch_size, limit=limit, workers=workers, rank_slice=rank_slice
-        )
-
-    def _read_test_images(self) -> Tensor:
-        images = next(self._read_test_batches(_SHEET_IMAGES, workers=0)).images
-        return self.compute.place_images(images).float() / 255
 
 
 class AutoencoderTask(ImageTask):
@@ -109,7 +102,7 @@ class AutoencoderTask(ImageTask):
         assert isinstance(model, Autoencoder)
         waiting("fitting the first codewords to images")
         config, size, seed = self.config, self.training.batch_size, self.training.seed
-        rows, columns = config.model.latent_grids(config.data.size, config.data.size)[-1]
+        rows, columns = config.model.geometry.grids(config.data.size, config.data.size)[-1]
         count = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
         first_batches = islice(batches(self.images, batch_size=min(count, size), seed=seed), -(-count // size))
         images = torch.cat([batch.images for batch in first_batches])[:count]
@@ -133,7 +126,7 @@ class AutoencoderTask(ImageTask):
                 restarted = model.restart_dead_codes(every_image, make_step_rng(self.training.seed, state.step))
             metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(model)
-        self.schedule.forget(state.optimizer, state.averaged.module)
+        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level

@@ -17,7 +17,8 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import to_dict
-from hrvqvae.config.registry import LOGGERS, Logger
+from hrvqvae.config.entries import Logger
+from hrvqvae.config.registry import LOGGERS
 from hrvqvae.models.objective import Metrics
 from hrvqvae.utils.outputs import write_atomic
 
@@ -35,20 +36,15 @@ class Sink(Protocol):
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step."""
+    """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step.
+
+    Rank 0 writes the file; every process has the records. Records after `first_step`, the checkpoint's, were written
+    by a killed run and are dropped. `window` holds the metrics of the steps since the last means.
+    """
 
     def __init__(
         self, path: Path, first_step: int, sinks: Sequence[Sink] = (), window: list[Metrics] | None = None
     ) -> None:
-        """Read the records; drop those after `first_step`, which a killed run wrote after its last checkpoint.
-
-        Rank 0 writes the file; every process has the records.
-
-        Args:
-            first_step: step of the checkpoint; 0 for a new run.
-            sinks: receive every new record.
-            window: metrics of the steps since the last means.
-        """
         self.path, self.sinks, self.window = path, sinks, [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
@@ -115,14 +111,12 @@ def flatten_record(record: Record) -> dict[str, float]:
     return {name: float(value) for name, value in flat.items() if value is not None}  # None: not measurable
 
 
-def _find_loggers(names: str) -> list[Logger]:
-    return [LOGGERS.get(name.strip()) for name in names.split(",") if name.strip()]
-
-
-def require_packages(names: str) -> None:
-    """Raise InputError for an unknown logger, ModuleNotFoundError if its package is missing."""
-    for logger in _find_loggers(names):
+def find_loggers(names: str) -> list[Logger]:
+    """Return loggers. Raises InputError if a logger is unknown, ModuleNotFoundError if its package is missing."""
+    entries = [LOGGERS.get(name.strip()) for name in names.split(",") if name.strip()]
+    for logger in entries:
         importlib.import_module(logger.needs)
+    return entries
 
 
 @contextmanager
@@ -130,7 +124,7 @@ def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
     """Open the sinks of loggers in rank 0, and close them at the end. They receive records after `first_step`."""
     with ExitStack() as stack:
         sinks: list[Sink] = []
-        for logger in _find_loggers(names) if distributed.is_rank_zero() else ():
+        for logger in find_loggers(names) if distributed.is_rank_zero() else ():
             sinks.append(resolve_name(logger.sink)(run, first_step))
             stack.callback(sinks[-1].close)
         yield sinks

@@ -65,12 +65,7 @@ class Muon(Adam):
     A filter is flattened to a matrix (outputs, inputs * rows * columns), a filter of a transposed convolution to
     (inputs, outputs * rows * columns). The step is the learning rate times 0.2 * sqrt(longer side) times the
     orthogonal matrix. Its entries are about as large as those of Adam's steps, so both use the same learning rate (Liu
-    et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam.
-
-    Args:
-        module: the network to train; `select_matrices` selects its matrices.
-        learning_rate: the rate of Muon and of Adam.
-        betas: decays of Adam's moments.
+    et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam. `betas` are the decays of Adam's moments.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
@@ -89,17 +84,15 @@ class Muon(Adam):
         groups = self.param_groups
         for group in groups:
             for parameter in group["params"] if group["orthogonal"] else ():
-                if parameter.grad is not None:
-                    self._orthogonal_step(parameter, parameter.grad, group["lr"])
+                if (gradient := parameter.grad) is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+                ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
+                scale = _ADAM_STEP * math.sqrt(max(ahead.shape))
+                parameter.add_(orthogonalize(ahead).view(parameter.shape), alpha=-group["lr"] * scale)
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         super().step()
         self.param_groups = groups
-
-    def _orthogonal_step(self, parameter: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-        ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
-        scale = _ADAM_STEP * math.sqrt(max(ahead.shape))
-        parameter.add_(orthogonalize(ahead).view(parameter.shape), alpha=-learning_rate * scale)

@@ -43,11 +43,8 @@ class CodeBatch(NamedTuple):
     label: Tensor | None  # (B,) int64
 
     def to(self, device: torch.device) -> CodeBatch:
-        label = None if self.label is None else self.label.to(device, non_blocking=True)
-        codes, coarser = (
-            [level.to(device, non_blocking=True) for level in maps] for maps in (self.codes, self.coarser)
-        )
-        return CodeBatch(tuple(codes), tuple(coarser), label)
+        codes, coarser = (tuple(level.to(device, non_blocking=True) for level in maps) for maps in self[:2])
+        return CodeBatch(codes, coarser, None if self.label is None else self.label.to(device, non_blocking=True))
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
@@ -84,7 +81,7 @@ def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, st
     batch_size = len(label) * rank_slice.count
     positions = rank_slice.of(batch_size)
     uniform = make_rng("class dropout", seed, step).random(batch_size)[positions.start : positions.stop]
-    return torch.where(torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.no_class, label)
+    return torch.where(torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.classes, label)
 
 
 class PriorTask(Task[CodeBatch]):
@@ -92,8 +89,6 @@ class PriorTask(Task[CodeBatch]):
 
     Args:
         path: the run folder.
-        levels: the levels that the prior covers.
-        config: the run's configuration, with the `prior` section of this training.
         autoencoder: the run's autoencoder, the autoencoder's configuration, and the digest of its weights file.
     """
 
@@ -119,10 +114,8 @@ class PriorTask(Task[CodeBatch]):
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
             arguments = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
-            self.maps = [
-                load_or_extract(codes.with_name(name), *arguments, augment)
-                for name, augment in list_copies(prior.flip, prior.shifts)
-            ]
+            copies = list_copies(prior.flip, prior.shifts)
+            self.maps = [load_or_extract(codes.with_name(name), *arguments, augment) for name, augment in copies]
         elif prior.flip or prior.shifts:
             raise InputError("prior.flip and prior.shifts need the run's own images: leave them or prior.codes out")
         else:
@@ -193,12 +186,23 @@ class PriorTask(Task[CodeBatch]):
         """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior needed fewer."""
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
-        bits_per_image = self._measure_bits_per_image(prior)
+        bits, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
+        held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
+        held_out = held_out[distributed.rank_slice().of(len(held_out))]
+        for start in range(0, len(held_out), size):
+            indices = held_out[start : start + size]
+            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
+            with self.compute.autocast():
+                bits += torch.tensor(measure_bits(prior, *batch))
+            images += len(indices)
+        gathered = distributed.all_gather_numbers(*bits.tolist(), images)
+        *level_totals, total_images = (sum(column) for column in zip(*gathered, strict=True))
+        bits_per_image = [total / total_images for total in level_totals]
         level_bits = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
         bits_per_code = sum(level_bits) / len(level_bits)
         per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
         previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
-        best = min(previous, default=math.inf)
+        best = min((bits for bits in previous if not math.isnan(bits)), default=math.inf)
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
@@ -213,28 +217,13 @@ class PriorTask(Task[CodeBatch]):
         line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({comparison})"
         return Evaluation(record, line)
 
-    def _measure_bits_per_image(self, prior: Prior) -> list[float]:
-        """Return the bits per image of each level, averaged over the held-out images of all processes."""
-        bits, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
-        held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
-        held_out = held_out[distributed.rank_slice().of(len(held_out))]
-        for start in range(0, len(held_out), size):
-            indices = held_out[start : start + size]
-            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
-            with self.compute.autocast():
-                bits += torch.tensor(measure_bits(prior, *batch))
-            images += len(indices)
-        gathered = distributed.all_gather_numbers(*bits.tolist(), images)
-        *level_bits, total_images = (sum(column) for column in zip(*gathered, strict=True))
-        return [total / total_images for total in level_bits]
-
     def save(self, state: TrainState) -> None:
         """Do nothing, because `evaluate` saves the prior."""
 
 
 def train_priors(
-    path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, renew: bool = False,
-    callbacks: Sequence[Callback] = (), say: Say = print,
+    path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, callbacks: Sequence[Callback] = (),
+    say: Say = print,
 ) -> dict[Levels, Outcome]:  # fmt: skip
     """Train priors of a run one after another, until a signal stops a training; return how each training ended.
 
@@ -246,7 +235,7 @@ def train_priors(
     trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
     for levels, config in configs.items():
         task = PriorTask(path, levels, config, autoencoder)
-        trainers[levels] = Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say)
+        trainers[levels] = Trainer(task, resume=resume, callbacks=callbacks, say=say)
     with ExitStack() as locks:
         for trainer in trainers.values():
             locks.enter_context(distributed.lock_on_rank_zero(trainer.task.run.path))
@@ -268,11 +257,8 @@ def resolve_priors(
     """Return the configuration of each prior of a run by the levels that the prior covers, coarse first.
 
     With `resume`, priors that have begun keep their configurations except for changed `fields`; the remaining levels
-    get new priors. Raises InputError if there is no such run or level, or as `stage_config`.
-
-    Args:
-        level: return only the prior that covers this level, counted from 1 (default None: all priors).
-        fields: values of fields as text, by dotted name.
+    get new priors. With `level`, counted from 1, only the prior that covers this level is returned. Raises InputError
+    if there is no such run or level, or as `stage_config`.
     """
     stored = RunFolder(Path(path)).read_config()
     count = len(stored.model.num_symbols)

@@ -5,17 +5,15 @@ It begins as a copy of the autoencoder's decoder behind a refiner that is the id
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import progressive_folder, require_trainable
+from hrvqvae.checkpoints.folder import progressive_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import Batch
 from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder, to_unit_images
@@ -32,11 +30,7 @@ class ProgressiveTask(ImageTask):
     """Train a progressive decoder: the images of a batch are decoded from the prefixes of the levels in turn.
 
     The error of each prefix is divided by its value, so that all prefixes weigh the same: this raises their mean PSNR.
-    Raises InputError if there is no trained autoencoder, or it has no prefixes.
-
-    Args:
-        path: the run folder.
-        config: the run's configuration, with the `progressive` section of this training.
+    Raises InputError if the run folder `path` has no trained autoencoder, or it has no prefixes.
     """
 
     name_suffix = ", prefixes"
@@ -103,15 +97,3 @@ class ProgressiveTask(ImageTask):
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
         save_model(self.run.model, self.config, weights, state.step, "prefixes", autoencoder=self.autoencoder_digest)
-
-
-def resolve_progressive(path: str | Path, fields: Mapping[str, str], *, resume: bool) -> Config:
-    """Return the configuration of a run with the `progressive` section of a new or resumed training.
-
-    `fields` are texts by dotted name. Raises InputError if there is no such folder, or as `stage_config`.
-    """
-    stored = Run(path).folder_config
-    require_trainable(path)
-    folder = progressive_folder(path)
-    begun = folder.read_config() if resume and folder.config.is_file() else None
-    return stage_config("progressive", stored, fields, begun)

@@ -6,21 +6,22 @@ Processes that torchrun restarted always resume, also with `resume=False`.
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder, require_trainable
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, Levels
-from hrvqvae.config.parsing import autoencoder_config
+from hrvqvae.config.parsing import autoencoder_config, stage_config
 from hrvqvae.data.sources.datasets import register_datasets
 from hrvqvae.distributed.launch import is_restarted
 from hrvqvae.training.autoencoder import AutoencoderTask
-from hrvqvae.training.prior import resolve_priors, train_priors
-from hrvqvae.training.progressive import ProgressiveTask, resolve_progressive
-from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
+from hrvqvae.training.drawing import draw_training
+from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
+from hrvqvae.training.progressive import ProgressiveTask
+from hrvqvae.training.trainer import Outcome, Say, Task, Trainer
 from hrvqvae.utils.errors import InputError
 
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
@@ -29,24 +30,17 @@ Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as on the command line."""
 
 
-def collect_option_fields(section: str, options: Fields) -> dict[str, Any]:
-    """Return options by dotted name; the short names "max_steps", "seed" and so on are fields of `section`."""
-    return {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
+def collect_fields(section: str, options: Fields, run: str | Path, data: Any, test_data: Any = None) -> dict[str, Any]:
+    """Return the options of `hrvqvae.train` by dotted name; short names such as "seed" are fields of `section`.
 
-
-def collect_data_fields(run: str | Path, data: Any, test_data: Any = None) -> dict[str, str]:
-    """Return the fields of a configuration that name the images to train on.
-
-    Args:
-        run: the run folder, under whose name a torch data set is registered.
-        data: a folder or file of images, or a map-style torch data set; None keeps the data of the configuration.
-        test_data: a torch data set to evaluate on (default: `data` is divided as the field `data.split` says).
+    Torch data sets, `data` and `test_data` of `hrvqvae.train`, are registered under the name of the run folder.
     """
-    if data is None:
-        return {}
+    fields = {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
     if isinstance(data, str | Path):
-        return {"data.root": str(Path(data).expanduser().absolute())}
-    return {"data.root": register_datasets(str(Path(run).absolute()), data, test_data)}
+        fields["data.root"] = str(Path(data).expanduser().absolute())
+    elif data is not None:
+        fields["data.root"] = register_datasets(str(Path(run).absolute()), data, test_data)
+    return fields
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
@@ -55,10 +49,7 @@ def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
     return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
 
-def train_autoencoder(
-    preset: str, run: RunFolder, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (),
-    say: Say = print,
-) -> Outcome:  # fmt: skip
+def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bool = False) -> Outcome:
     """Train the autoencoder of `preset`, which is a preset, a configuration file or a run folder.
 
     Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
@@ -73,13 +64,12 @@ def train_autoencoder(
         return autoencoder_config(preset, fields, run.read_config() if resume and run.begun() else None)
 
     task = AutoencoderTask(distributed.on_rank_zero(resolve), run)
-    return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
+    return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 
 
 def train_missing_priors(
-    run: str | Path, fields: Fields, *, level: int | None = None, resume: bool = False,
-    callbacks: Sequence[Callback] = (), say: Say = print,
-) -> dict[Levels, Outcome]:  # fmt: skip
+    run: str | Path, fields: Fields, *, level: int | None = None, resume: bool = False
+) -> dict[Levels, Outcome]:
     """Train the priors of a run, or only the prior that covers a level (counted from 1). Raises as `train_priors`."""
 
     def resolve(resume: bool) -> dict[Levels, Config]:
@@ -90,21 +80,25 @@ def train_missing_priors(
 
     resume = resume or is_restarted(began)
     configs = distributed.on_rank_zero(lambda: resolve(resume))
-    return train_priors(run, configs, resume=resume, callbacks=callbacks, say=say)
+    return train_priors(run, configs, resume=resume, callbacks=[draw_training])
 
 
-def train_progressive_decoder(
-    run: str | Path, fields: Fields, *, resume: bool = False, callbacks: Sequence[Callback] = (), say: Say = print
-) -> Outcome:
-    """Train the progressive decoder of a run. Raises as `Trainer.train`."""
-    resume = resume or is_restarted(progressive_folder(run).belongs_to_this_job)
-    config = distributed.on_rank_zero(lambda: resolve_progressive(run, fields, resume=resume))
-    return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=callbacks, say=say).train()
+def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool = False) -> Outcome:
+    """Train the progressive decoder of a run. Raises as `Trainer.train` and `stage_config`."""
+    folder = progressive_folder(run)
+    resume = resume or is_restarted(folder.belongs_to_this_job)
+
+    def resolve() -> Config:
+        stored = Run(run).folder_config
+        require_trainable(run)
+        begun = folder.read_config() if resume and folder.config.is_file() else None
+        return stage_config("progressive", stored, fields, begun)
+
+    config = distributed.on_rank_zero(resolve)
+    return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=[draw_training]).train()
 
 
-def refresh(
-    name: str, root: str | None = None, *, callbacks: Sequence[Callback] = (), say: Say = print
-) -> int | None:  # fmt: skip
+def refresh(name: str, root: str | None = None, *, say: Say = print) -> int | None:
     """Train the stale networks of a run anew with their configurations, and fit a stale entropy model anew.
 
     Returns the signal that stopped a training, or None if all is done; another call resumes. Raises InputError as
@@ -118,13 +112,12 @@ def refresh(
             continue
         config = network.config.with_root(root)
         distributed.on_rank_zero(mark.touch)
+        task: Task[Any]
         if network.levels is None:
             task = ProgressiveTask(name, config)
-            outcome = Trainer(task, resume=True, renew=True, callbacks=callbacks, say=say).train()
         else:
-            configs = {network.levels: config}
-            outcomes = train_priors(name, configs, resume=True, renew=True, callbacks=callbacks, say=say)
-            outcome = outcomes[network.levels]
+            task = PriorTask(name, network.levels, config, (*run.load(progressive=False), run.digest))
+        outcome = Trainer[Any](task, resume=True, renew=True, callbacks=[draw_training], say=say).train()
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)

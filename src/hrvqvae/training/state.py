@@ -48,9 +48,8 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, s
     for name in sorted({*current, *copied} - set(skipped)):
         expected, actual = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
         if expected != actual:
-            raise InputError(
-                f"{source} does not fit: {name} is {actual} there, {expected} here; choose the same shapes"
-            )
+            shapes = f"{name} is {actual} there, {expected} here"
+            raise InputError(f"{source} does not fit: {shapes}; choose the same shapes")
     model.load_state_dict(copied, strict=False)
 
 
@@ -89,25 +88,17 @@ class TrainedNetwork(NamedTuple):
 
 @dataclass
 class TrainState:
-    """The networks and the progress of a training; implements `models.objective.Learner`.
+    """The networks and the progress of a training; implements `models.objective.Learner`."""
 
-    Attributes:
-        networks: the model and the networks trained beside it, by name.
-        averaged: moving average of the model's weights (Polyak averaging, docs/paper-tables.md, Table 6) and codewords.
-        step: steps taken.
-        seconds: wall-clock time spent in training, evaluation included, over all resumptions.
-        window: metrics of the steps since the last log.
-        broken: messages about broken images that were skipped.
-    """
-
-    networks: dict[str, TrainedNetwork]
-    averaged: AveragedModel
+    networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
+    averaged: AveragedModel  #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
     compute: Compute
+    autocast: Callable[[], AbstractContextManager[None]]
     budget: Budget
-    step: int = 0
-    seconds: float = 0.0
-    window: list[Metrics] = field(default_factory=list)
-    broken: set[str] = field(default_factory=set)
+    step: int = 0  #: steps taken
+    seconds: float = 0.0  #: wall-clock time spent in training, evaluation included, over all resumptions
+    window: list[Metrics] = field(default_factory=list)  #: metrics of the steps since the last log
+    broken: set[str] = field(default_factory=set)  #: messages about broken images that were skipped
 
     @staticmethod
     def start(
@@ -119,16 +110,12 @@ class TrainState:
         share_tables(model, averaged.module)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
-        return TrainState(networks, averaged, Compute(config), budget)
+        compute = Compute(config)
+        return TrainState(networks, averaged, compute, compute.autocast, budget)
 
     @property
     def model(self) -> nn.Module:
         return self.networks[MODEL].module
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The model's optimizer."""
-        return self.networks[MODEL].optimizer
 
     @property
     def fraction(self) -> float:
@@ -136,21 +123,10 @@ class TrainState:
         steps, seconds = self.budget
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        return self.compute.autocast()
-
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses; return each loss, "loss" (the sum), "gradient_norm".
+        """Compute the gradient of a network as `Learner.take_gradient`, with the means over all processes.
 
-        Gradients and losses are means over all processes. On a GPU the returned values stay on the device, and the
-        trainer calls `require_finite` when it logs.
-
-        Args:
-            losses: scalars by name.
-            of: name of the network.
-
-        Raises:
-            NonFiniteError: on a CPU, if a loss or the gradient of any process is NaN or infinite.
+        On a GPU the returned values stay on the device, and the trainer calls `require_finite` when it logs.
         """
         network = self.networks[of]
         terms = torch.stack(list(losses.values()))
@@ -170,7 +146,6 @@ class TrainState:
         return metrics
 
     def update(self, *names: str) -> None:
-        """Take an optimizer step of the named networks."""
         for name in names:
             self.networks[name].optimizer.step()
 

@@ -48,21 +48,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation; report, model and read_images are None for a prior.
+    """The results of an evaluation; report, model and read_images are None for a prior."""
 
-    Attributes:
-        record: the logged values.
-        line: a summary in one line.
-        report: measures on test images.
-        model: the averaged autoencoder in evaluation mode, on its device.
-        read_images: reads a few test images (B, C, Y, X) in [0, 1] onto the model's device.
-    """
-
-    record: Record
-    line: str
-    report: Report | None = None
-    model: Autoencoder | None = None
-    read_images: Callable[[], Tensor] | None = None
+    record: Record  #: the logged values
+    line: str  #: a summary in one line
+    report: Report | None = None  #: measures on test images
+    model: Autoencoder | None = None  #: the averaged autoencoder in evaluation mode, on its device
+    read_images: Callable[[], Tensor] | None = None  #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
@@ -71,41 +63,25 @@ Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training ended.
+    """How a training ended."""
 
-    Attributes:
-        step: steps taken over all resumptions.
-        signal: the signal that stopped the training, or None if the budget is spent.
-        seconds: wall-clock time over all resumptions.
-        peak_bytes: peak memory of this process (`Compute.peak_bytes`).
-    """
-
-    step: int
-    signal: int | None
-    seconds: float
-    peak_bytes: int
+    step: int  #: steps taken over all resumptions
+    signal: int | None  #: the signal that stopped the training, or None if the budget is spent
+    seconds: float  #: wall-clock time over all resumptions
+    peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
 
 
 class Task(ABC, Generic[B]):
     """The training of one network: its folder, batches, steps, evaluation and model file.
 
-    Attributes:
-        run: the folder of the training.
-        config: the configuration, which is written to the folder.
-        training: the `training` section of the configuration that holds for this network.
-        compute: device, precision and memory format.
-        num_samples: number of samples in an epoch; set by `open`.
-        data_digest: digest of the samples; set by `open`.
-        parent_run: the run of the autoencoder, for a prior or a progressive decoder; else None.
-        autoencoder_digest: digest of the autoencoder's weights file in the parent run.
-        few_steps: hint that fewer steps than this learn little.
+    The configuration is written to the folder `run`; `training` is its section for this network.
     """
 
-    num_samples: int
-    data_digest: str
-    parent_run: Path | None = None
-    autoencoder_digest = ""
-    few_steps = 0
+    num_samples: int  #: number of samples in an epoch; set by `open`
+    data_digest: str  #: digest of the samples; set by `open`
+    parent_run: Path | None = None  #: the run of the autoencoder, for a prior or a progressive decoder; else None
+    autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
+    few_steps = 0  #: hint that fewer steps than this learn little
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run, self.config, self.training = run, config, training
@@ -179,9 +155,8 @@ class Trainer(Generic[B]):
         """Train until the budget is spent or a signal asks to stop; then save a checkpoint and evaluate.
 
         Raises:
-            InUseError: another process trains in the folder.
-            InputError: the data is bad, the folder can't be written or holds another training, the disk is full, or the
-                weights or codebooks of the processes differ.
+            InputError: the data is bad, the folder can't be written, is in use or holds another training, the disk is
+                full, or the weights or codebooks of the processes differ.
             NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks in memory that follow
                 moving averages may have changed.
         """
@@ -197,7 +172,7 @@ class Trainer(Generic[B]):
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            saved_step = state.step or -1
+            saved_step, rank = state.step or -1, distributed.rank()
 
             def is_due(every: int) -> bool:
                 return state.step % every == 0
@@ -210,7 +185,9 @@ class Trainer(Generic[B]):
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
                         group["lr"] = rate
-                seed_step(training.seed, state.step)
+                # dropout draws from torch's global generators, and differs between ranks
+                rng = make_rng("step", training.seed, state.step, rank)
+                torch.manual_seed(int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step)
                 state.model.train()
                 try:
                     metrics = task.step(state, next(batches))
@@ -244,24 +221,27 @@ class Trainer(Generic[B]):
             self.say(f"hint: {steps} fitted into the time: little is learned; go on with more minutes and --resume")
         return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
 
-    def check(self) -> None:
-        """Raise InputError if the task can't be trained as configured, or the folder must not be overwritten."""
+    def check(self) -> bool:
+        """Return whether the network in the folder is stale: it was trained for another state of the autoencoder.
+
+        Raises InputError if the task can't be trained as configured, or the folder must not be overwritten.
+        """
         task, run, training = self.task, self.task.run, self.task.training
         if training.batch_size % (processes := distributed.world_size()):
             raise InputError(
                 f"{processes} processes can't share a batch of {training.batch_size} equally; "
                 f"choose a batch size that is a multiple of {processes}"
             )
-        loggers.require_packages(training.loggers)
+        loggers.find_loggers(training.loggers)
         if distributed.is_distributed() and task.compute.device.index is not None:
             raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
 
-        def check_folder() -> None:
+        def check_folder() -> bool:
             task.check()
-            if self._is_stale():
+            if task.parent_run is not None and run.is_stale(task.autoencoder_digest):
                 if not self.renew:
-                    raise InputError(f"{run.path} was {renewal_advice(task.parent_run or run.path)}")
-                return
+                    raise InputError(f"{run.path} was {renewal_advice(task.parent_run)}")
+                return True
             alternative = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
             if run.begun() and not self.resume:
                 raise InputError(f"{run.path} holds a run already: continue it with --resume, or {alternative}")
@@ -270,18 +250,14 @@ class Trainer(Generic[B]):
                     f"{run.path} holds a model, and no checkpoint to go on from: {alternative}; "
                     "--init-from begins with the weights of a model"
                 )
+            return False
 
-        distributed.on_rank_zero(check_folder)
-
-    def _is_stale(self) -> bool:
-        """Return whether the network in the folder was trained for another state of the autoencoder (rank 0 only)."""
-        return self.task.parent_run is not None and self.task.run.is_stale(self.task.autoencoder_digest)
+        return distributed.on_rank_zero(check_folder)
 
     def _prepare_state(self) -> TrainState:
         """Prepare the folder; return the state of the newest intact checkpoint, or that of a new training."""
         task, run, training = self.task, self.task.run, self.task.training
-        self.check()
-        stale = distributed.on_rank_zero(self._is_stale)
+        stale = self.check()
         if training.threads:
             torch.set_num_threads(training.threads)
         task.open(self.say)
@@ -375,11 +351,8 @@ class Trainer(Generic[B]):
         self._sync_metrics(state)
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
-                self.task.run.save(
-                    state.step,
-                    state.tensors(),
-                    {**state.meta(), "data": self.task.data_digest, "spent": state.fraction},
-                )
+                meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
+                self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
 
     def _evaluate(self, state: TrainState) -> None:
@@ -390,9 +363,8 @@ class Trainer(Generic[B]):
                 records = [*self.log.records, {"kind": "evaluation", "step": state.step, **evaluation.record}]
                 for callback in self.callbacks:
                     callback(self.task.run, records, evaluation)
-            self.log.write(
-                "evaluation", state.step, evaluation.record
-            )  # last: a resumed run repeats what is not logged
+            # last, because a resumed run repeats an evaluation that is not logged
+            self.log.write("evaluation", state.step, evaluation.record)
 
 
 class ProcessSync:
@@ -400,23 +372,17 @@ class ProcessSync:
 
     So all processes use the same learning rates and end at the same step. A first SIGINT, SIGTERM or SIGHUP ends the
     training after the current step; a second signal ends the process at once.
-
-    Attributes:
-        signal: a signal that some process received before the last `sync`, or None.
     """
 
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._received: int | None = None
-        self._last = time.monotonic()
+    signal: int | None = None  #: a signal that some process received before the last `sync`, or None
+    _received: int | None = None
 
     def __enter__(self) -> ProcessSync:
+        self._last = time.monotonic()
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            signals = [
-                signal.SIGINT,
-                signal.SIGTERM,
-            ]  # SIGINT even where it is ignored, as in a script's background job
+            # SIGINT even where it is ignored, as in a script's background job
+            signals = [signal.SIGINT, signal.SIGTERM]
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
             if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
                 signals.append(hangup)
@@ -440,13 +406,6 @@ class ProcessSync:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._received = signum
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch's global generators, which dropout uses, for a step. Each rank gets a different seed."""
-    rank = distributed.rank()
-    rng = make_rng("step", seed, step, rank)
-    torch.manual_seed(int(rng.integers(2**63)) if rank else (seed << 32) + step)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from hrvqvae.export.web import export_web, read_bundle
+from hrvqvae.export.web import export_web
 from tests.play.served import conftest
+from tests.web.bundle import read_bundle
 from tests.web.test_module import FILES, WEB, codes_file, decoded, images_of_many_sizes, pixels_of, text_of
 
 browser = conftest.browser

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.config.registry import Dataset
+from hrvqvae.config.entries import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 from hrvqvae.data.fetch import quiet_network, run_program
 from hrvqvae.data.sets import Arrays

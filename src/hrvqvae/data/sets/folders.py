@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hrvqvae.config.registry import Dataset
+from hrvqvae.config.entries import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 
 _CROPPED = {"data.crop": "random", "data.flip": True}

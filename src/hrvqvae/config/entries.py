@@ -1,0 +1,93 @@
+"""Entries of the registries. They name classes and functions as text, "module:attribute", and so need no torch."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hrvqvae.config.model import ModelConfig
+
+if TYPE_CHECKING:
+    from hrvqvae.config.schema import PriorNetworkConfig
+
+Settings = Mapping[str, tuple[Any, str]]
+"""Values of presets: dotted name of a field -> (value, source). A list has a value per column (`systems.COLUMNS`).
+
+A field that a system lacks is ignored.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set: how to get and read its files, and its settings for presets.
+
+    A data set that is a folder of images has no `files`, `ways` and `read`. The functions of `ways` are tried in order;
+    each fills an empty folder with the files, or raises.
+    """
+
+    name: str  # also the name of its folder below the root folder
+    about: str  # one line, for lists
+    settings: Settings  # fields that the data decides
+    column: str = ""  # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
+    notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
+    how: str = ""  # how a person gets the data, if no command does
+    files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
+    ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
+    read: str = ""  # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
+    classifier: str = ""  # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraPreset:
+    """A preset of a system beside SYSTEM/DATASET."""
+
+    name: str
+    about: str
+    settings: Settings
+    dataset: str = ""  # start from the preset SYSTEM/dataset (default: from the system's defaults)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """An autoencoder with its training, and its presets."""
+
+    name: str  # `model.system`, and the first part of the presets' names
+    title: str
+    config: ModelConfig  # with default values; its `system` is set to `name`
+    model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
+    objective: str = "hrvqvae.models.objective:SumOfLosses"  # a `models.objective.Objective`
+    settings: Settings
+    extras: tuple[ExtraPreset, ...] = ()
+    notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
+    needs: tuple[str, ...] = ()  # (module, requirement for pip) of an optional package; (): none
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.config.replace(system=self.name))
+
+    @property
+    def available(self) -> bool:
+        """Whether the package that the system needs is installed."""
+        return not self.needs or importlib.util.find_spec(self.needs[0]) is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorNetwork:
+    """A network of priors, with its sampler."""
+
+    name: str  # `prior.network.kind`
+    title: str
+    config: type[PriorNetworkConfig]  # its default `kind` is `name`
+    network: str  # a `priors.base.Prior`, called with (config, *levels)
+    sampler: str = "hrvqvae.priors.sampling:sample_plain"  # the default computes the whole network per position
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logger:
+    """A service that receives the records of a training, which are also in metrics.jsonl."""
+
+    name: str  # in `training.loggers`
+    sink: str  # a `training.loggers.Sink`, called with (run folder, first step)
+    needs: str  # module of the package that it needs

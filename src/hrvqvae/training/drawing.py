@@ -1,0 +1,30 @@
+"""Draw the pictures in a run folder: curves, and for an autoencoder also reconstructions and codeword usage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.data.images import write_image
+from hrvqvae.plots import curves, sheets
+from hrvqvae.training.loggers import Record
+from hrvqvae.training.trainer import Evaluation
+
+
+@torch.inference_mode()
+def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
+    """Draw the pictures of a training after an evaluation; a `trainer.Callback`."""
+    report, model = evaluation.report, evaluation.model
+    if report is None or model is None or evaluation.read_images is None:
+        curves.plot_prior(records, run.pictures / "curves.png")
+        return
+    images = evaluation.read_images()
+    codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
+    for num_levels, caption in zip(model.prefixes, report.captions(), strict=True):
+        decoded = model.decode(codes, levels=num_levels, size=(images.shape[-2], images.shape[-1]))
+        rows.append(sheets.SheetRow(caption, list(decoded)))
+    write_image(sheets.draw(rows), run.pictures / "reconstructions.png")
+    curves.plot_training(records, run.pictures / "curves.png")
+    curves.plot_usage([level.counts for level in report.levels], run.pictures / "usage.png")
