@@ -540,7 +540,7 @@ for place in range(start, len(content) - 8):
     for bit in (0, 6):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         try:
-            parquet.read([Shard(path.name, path)], labels=True)
+            parquet.ParquetSource([Shard(path.name, path)], labels=True)
         except (ValueError, OSError):
             pass
 """

@@ -28,7 +28,9 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 from hrvqvae.utils.quantities import counted
 
-_READERS = {".tar": tars.read, ".parquet": parquet.read, ".npy": arrays.read, ".npz": arrays.read}
+_SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
+    ".tar": tars.TarSource, ".parquet": parquet.ParquetSource, ".npy": arrays.ArraySource, ".npz": arrays.ArraySource,
+}  # fmt: skip
 _PATTERN = re.compile(r"[*?{\[]")
 _BATCH = 64  # images per batch while decoding into memory
 
@@ -149,7 +151,7 @@ def _select_split(sources: Mapping[str, Source], where: str, split: str, config:
 
 def is_shard_path(path: Path) -> bool:
     """Return whether a path is a pattern, or has the suffix of a tar, a Parquet file or an array."""
-    return path.suffix.lower() in _READERS or _PATTERN.search(str(path)) is not None
+    return path.suffix.lower() in _SOURCES or _PATTERN.search(str(path)) is not None
 
 
 def open_whole(path: Path) -> Source:
@@ -166,7 +168,7 @@ def open_whole(path: Path) -> Source:
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:
     """Return the function that reads the tars, Parquet files or arrays of a path, and the list of these."""
     if path.is_dir():
-        base, paths = path, sorted(path / name for name in files.find_names(path, tuple(_READERS)))
+        base, paths = path, sorted(path / name for name in files.find_names(path, tuple(_SOURCES)))
         if not paths:
             raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
     elif is_shard_path(path):
@@ -177,10 +179,10 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
     else:
         raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files")
     kinds = sorted({file.suffix.lower() for file in paths})
-    read = _READERS.get(kinds[0])
-    if read is None or any(_READERS.get(kind) is not read for kind in kinds):
+    read = _SOURCES.get(kinds[0])
+    if read is None or any(_SOURCES.get(kind) is not read for kind in kinds):
         raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
-    if read is arrays.read:
+    if read is arrays.ArraySource:
         return read, arrays.list_arrays(paths, base)
     return read, [Shard(file.relative_to(base).as_posix(), file) for file in paths]
 

@@ -30,9 +30,13 @@ _MAX_INFLATED, _MAX_INFLATION = 2**26, 50  # a compressed array of n bytes may i
 class ArraySource(Source):
     """The images of arrays, one array after another."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], labels: bool) -> None:
+        """Open arrays of images. Raises InputError if an array is damaged, or its type or shape does not fit."""
         self._shards = tuple(shards)
         super().__init__(map(len, self._arrays))
+        complete = [values for shard in shards if (values := _read_labels(shard)) is not None] if labels else []
+        if complete and len(complete) == len(shards):
+            self.labels = np.concatenate(complete)
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.uint8]]:
@@ -77,15 +81,6 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
     if not shards:
         raise InputError(f"{files[0]} has a name of labels; give the file of images")
     return shards
-
-
-def read(shards: Sequence[Shard], labels: bool) -> ArraySource:
-    """Open arrays of images. Raises InputError if an array is damaged, or its type or shape does not fit."""
-    source = ArraySource(shards)
-    complete = [values for shard in shards if (values := _read_labels(shard)) is not None] if labels else []
-    if complete and len(complete) == len(shards):
-        source.labels = np.concatenate(complete)
-    return source
 
 
 def _list_keys(path: Path) -> list[str]:

@@ -43,10 +43,38 @@ class Group(NamedTuple):
 class ParquetSource(Source):
     """The images of Parquet files, row group after row group."""
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, shards: Sequence[Shard], labels: bool) -> None:
+        """Open the images of Parquet files; read only the metadata and the labels.
+
+        Raises InputError if a file is damaged, has no column of images or unusable labels, or if no file has a row.
+        """
+        groups, labels_of_files, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
+        for shard in shards:
+            with open_parquet(shard.path) as file:
+                rows, size = file.metadata.num_rows, shard.path.stat().st_size
+                if rows > size:
+                    raise InputError(f"{shard.path} has {rows:,} rows in {size:,} bytes, which are no images")
+                column, first_row = _find_image_column(file.schema_arrow, shard.path), 0
+                for index in range(file.num_row_groups):
+                    group = file.metadata.row_group(index)  # its `column` would end the process at damaged statistics
+                    if group.num_rows:
+                        numbers = first_row, group.num_rows, group.total_byte_size
+                        groups.append(Group(shard.path, index, *numbers, column))
+                    first_row += group.num_rows
+                if labels and rows:
+                    values, class_names = _read_labels(file, shard.path)
+                    labels_of_files.append(values)
+                    names.add(class_names)
+        if not groups:
+            raise InputError(f"{shards[0].path}: there is no row in it")
         super().__init__(group.rows for group in groups)
         self.groups, self._window = tuple(groups), WINDOW_BYTES
         self._cache: OrderedDict[int, Any] = OrderedDict()
+        complete = [values for values in labels_of_files if values is not None]
+        if complete and len(complete) == len(labels_of_files):
+            if len(names) > 1 or len({values.dtype.kind for values in complete}) > 1:
+                raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
+            self.labels, self.class_names = np.concatenate(complete), names.pop()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_cache": OrderedDict()}
@@ -144,38 +172,6 @@ def _read_group(group: Group) -> Any:
         raise OSError(f"row group {group.position}: {one_line(error)}") from error
     images = table.column(0).combine_chunks()
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
-
-
-def read(shards: Sequence[Shard], labels: bool) -> ParquetSource:
-    """Open the images of Parquet files; read only the metadata and the labels.
-
-    Raises InputError if a file is damaged, has no column of images or unusable labels, or if no file has a row.
-    """
-    groups, labels_of_files, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
-    for shard in shards:
-        with open_parquet(shard.path) as file:
-            rows, size = file.metadata.num_rows, shard.path.stat().st_size
-            if rows > size:
-                raise InputError(f"{shard.path} has {rows:,} rows in {size:,} bytes, which are no images")
-            column, first_row = _find_image_column(file.schema_arrow, shard.path), 0
-            for index in range(file.num_row_groups):
-                group = file.metadata.row_group(index)  # its `column` would end the process at damaged statistics
-                if group.num_rows:
-                    groups.append(Group(shard.path, index, first_row, group.num_rows, group.total_byte_size, column))
-                first_row += group.num_rows
-            if labels and rows:
-                values, class_names = _read_labels(file, shard.path)
-                labels_of_files.append(values)
-                names.add(class_names)
-    if not groups:
-        raise InputError(f"{shards[0].path}: there is no row in it")
-    source = ParquetSource(groups)
-    complete = [values for values in labels_of_files if values is not None]
-    if complete and len(complete) == len(labels_of_files):
-        if len(names) > 1 or len({values.dtype.kind for values in complete}) > 1:
-            raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
-        source.labels, source.class_names = np.concatenate(complete), names.pop()
-    return source
 
 
 def _find_image_column(schema: Any, path: Path) -> str:

@@ -33,7 +33,7 @@ from hrvqvae.utils.progress import note, waiting
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
-_FORMAT = 3  # version of the index in the cache
+_FORMAT, _ARRAYS = 3, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
 _BLOCK = 512  # bytes; a tar is made of blocks
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # sample and extension in the name of a member, as in WebDataset
 
@@ -41,13 +41,18 @@ _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # sample and extension in the n
 class TarSource(Source):
     """The image members of tars, shard after shard."""
 
-    def __init__(
-        self, files: Sequence[Path], counts: Sequence[int], spans: NDArray[np.int64], names: NDArray[np.bytes_],
-        labels: NDArray[np.int64],
-    ) -> None:  # fmt: skip
-        """Keep the index of the shards: images per shard, offset and length (N, 2), names (N,), labels or NO_LABEL."""
+    def __init__(self, shards: Sequence[Shard], labels: bool) -> None:
+        """Open the images of shards. Raises InputError as `scan`, or if no shard has an image."""
+        self.files = tuple(shard.path for shard in shards)
+        try:
+            counts, self._spans, self._names, stored_labels = _load_index(self.files)
+        except OSError as error:
+            raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
         super().__init__(counts)
-        self.files, self._spans, self._names, self.stored_labels = tuple(files), spans, names, labels
+        if not len(self):
+            raise InputError(f"{self.files[0]}: no PNG, JPEG or WebP image is in it")
+        if labels and NO_LABEL not in stored_labels:
+            self.labels, self.class_names = stored_labels, _read_class_names(self.files)
 
     def name(self, row: int) -> str:
         return normalize(decode_name(self._names, row))
@@ -68,20 +73,6 @@ class TarSource(Source):
         return b"%d %b" % (size, read_end(file, start, size, ENDING_BYTES) if ending else b"")
 
 
-def read(shards: Sequence[Shard], labels: bool) -> TarSource:
-    """Open the images of shards. Raises InputError as `scan`, or if no shard has an image."""
-    files = [shard.path for shard in shards]
-    try:
-        source = _open_indexed(files)
-    except OSError as error:
-        raise InputError(f"{error.filename} can't be read ({error.strerror})") from error
-    if not len(source):
-        raise InputError(f"{files[0]}: no PNG, JPEG or WebP image is in it")
-    if labels and NO_LABEL not in source.stored_labels:
-        source.labels, source.class_names = source.stored_labels, _read_class_names(files)
-    return source
-
-
 def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of the classes from `classnames.txt` beside the shards or one folder above; () without it."""
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
@@ -94,31 +85,34 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
     return ()
 
 
-def _open_indexed(files: Sequence[Path]) -> TarSource:
-    """Open shards with the index in the cache; without it make an index, and write it to the cache if it is large."""
+def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
+    """Return the images per shard, offset and length (N, 2), name and label (N,) or NO_LABEL of each image.
+
+    The index is loaded from the cache, or else made, and written to the cache if it is large.
+    """
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     name = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     # A damaged index may raise any error. Without a home folder there is no cache.
     with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
-        return TarSource(files, **np.load(stream))
+        index = np.load(stream)
+        return [index[name] for name in _ARRAYS]
     if len(files) > 1:
         waiting(f"reading the headers of {len(files):,} shards")
     counts, spans, labels, names = list[int](), array("q"), array("q"), list[str]()
     for path in files:
         scan(path, spans, labels, names)
         counts.append(len(names) - sum(counts))
-    index: dict[str, Any] = {
-        "counts": counts, "spans": np.array(spans, np.int64).reshape(-1, 2), "names": encode_names(names),
-        "labels": np.array(labels, np.int64),
-    }  # fmt: skip
+    arrays = [
+        np.array(counts), np.array(spans, np.int64).reshape(-1, 2), encode_names(names), np.array(labels, np.int64)
+    ]  # fmt: skip
     if len(names) >= MIN_INDEXED_IMAGES:
         content = io.BytesIO()
-        np.savez(content, **index)
+        np.savez(content, **dict(zip(_ARRAYS, arrays, strict=True)))
         with contextlib.suppress(OSError, InputError):
             folder = find_user_cache() / "indexes"
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / f"{name}.npz", content.getvalue())
-    return TarSource(files, **index)
+    return arrays
 
 
 def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
