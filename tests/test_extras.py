@@ -106,9 +106,6 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
     assert others <= brought, f"{sorted(others - brought)} are imported, but neither required nor in an extra"
     assert "matplotlib" in others, "and not required"
-
-
-def test_all_is_every_extra() -> None:
     named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
 

@@ -173,7 +173,6 @@ def test_the_page_of_the_layer() -> None:
 
 
 def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page's training with the page's logger, registered as a package would register it."""
     code = dict(blocks("docs/loggers.md"))
     (folder / "my_package.py").write_text(code["python"])
     monkeypatch.syspath_prepend(folder)
@@ -218,7 +217,6 @@ def test_what_a_page_names_is_there(page: Path) -> None:
 
 
 def test_figures_are_those_of_the_rows() -> None:
-    """Every figure of benchmarks/pages.txt, recomputed from docs/data, stands on its page."""
     command = [sys.executable, "-m", "benchmarks.pages"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -99,7 +99,6 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
-        """Return the records of processes that differ by 0.1%, and by 10% from step 12 on."""
         assert config.training.batch_size % count == 0
         assert (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file()
         off = [0.0 if count == 1 else 0.1 if step > 12 else 0.001 for step in range(1, 21)]
@@ -139,7 +138,6 @@ def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_speedrun_of_one_seed_has_no_p() -> None:
-    """A recipe of one seed has no variance, beside a change with two."""
     bits = {speedrun.RECIPE: [2.5], speedrun.HALF: [2.6], speedrun.TWICE: [2.4], "batch 32": [2.45, 2.46]}
     images = {speedrun.HALF: 50, speedrun.TWICE: 200}
     rows = [

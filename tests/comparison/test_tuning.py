@@ -163,7 +163,6 @@ def test_variants_have_names_and_fields_of_their_own() -> None:
 
 
 def test_p_values() -> None:
-    """Against R's t.test, and Holm's correction by hand."""
     assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == pytest.approx(0.1075312, abs=1e-6)
     assert welch([3.0, 3.1, 2.9], [5.0, 5.1, 4.9]) == pytest.approx(1.64831e-5, rel=1e-4)
     assert welch([1.0, 1.0], [1.0, 1.0]) == 1

@@ -92,7 +92,6 @@ def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
 
 
 def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
-    """A model of this configuration, and its entropy model without networks."""
     torch.manual_seed(0)
     entropy_model = EntropyModel("x", "ab" * 16, config.model.geometry, config.model.num_symbols)
     return build(config).eval().requires_grad_(False), entropy_model

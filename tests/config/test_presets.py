@@ -42,8 +42,6 @@ def test_bits_of_an_uneven_grid_and_unknown_presets() -> None:
 
 
 class WithoutPadding(ModelConfig):
-    """A system that has no padding, which MNIST's settings give."""
-
     num_symbols = (2,)
     geometry = Geometry(1, 0, (1,))
 
@@ -124,7 +122,6 @@ SYSTEM = dataclasses.replace(SYSTEMS.get("vqvae"), name={name!r})
 
 
 def install(folder: Path, package: str, source: str, **entries: str) -> None:
-    """Put a package on the import path as an installer does: its module, and the systems that it announces."""
     (folder / f"{package}.py").write_text(source)
     info = folder / f"{package}-1.0.dist-info"
     info.mkdir()

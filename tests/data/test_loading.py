@@ -137,7 +137,6 @@ def test_flips_in_memory() -> None:
 
 
 def test_every_stream_is_its_own() -> None:
-    """By numbers, their count and the purpose; numpy takes (3, 1) and (3, 1, 0) for the same seed."""
     seeds = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
     drawn = {make_rng(purpose, *seed).bytes(16) for purpose in ("order", "augmentation") for seed in seeds}
     assert len(drawn) == 2 * len(seeds)

@@ -154,8 +154,6 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
 
 
 class Rings:
-    """A perfect generator of two classes of noisy images."""
-
     classes, class_counts = ("often", "seldom"), (95, 5)
     run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
 

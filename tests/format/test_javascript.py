@@ -51,7 +51,6 @@ def agree(found: Result, picture: ImageCodes) -> bool:
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:
-    """With a few bytes changed, taken out or put in, and never nothing."""
     return readers.damaged(content, Random(int(random.integers(2**32)))) or content[:1]
 
 

@@ -27,7 +27,6 @@ EVERY = tuple(SYSTEMS)
 
 
 def train(folder: Path, config: Config, options: list[str], steps: tuple[str, ...], priors: bool = True) -> None:
-    """Train by commands up to each of these steps in turn, at a constant rate, so that the budget may grow."""
     file = write_file(config, folder.with_suffix(".yaml"))
     constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
     first = ["train", file, "--out", folder, *constant, *options]

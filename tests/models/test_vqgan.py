@@ -31,8 +31,6 @@ def gan(tiny: Config) -> Config:
 
 
 class Started:
-    """An initialized model with its objective and state, and images to train on."""
-
     def __init__(self, config: Config) -> None:
         torch.manual_seed(0)
         self.compute = Compute(config.training)

@@ -70,11 +70,6 @@ def no_autocast() -> Any:
     return patch("torch.autocast", lambda *_, **__: nullcontext())
 
 
-def place(module: nn.Module) -> nn.Module:
-    """Leave a network where it was made."""
-    return module
-
-
 @pytest.mark.parametrize("name", EVERY)
 def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
     with fake_gpu() as waits:
@@ -83,7 +78,7 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
         task.compute = Compute(config.training)
         with torch.device("cuda"):
             model = build(config).train()
-            task.objective = build_objective(model, config, place)
+            task.objective = build_objective(model, config, lambda module: module)
         state = TrainState.start(model, config.training, task.objective.auxiliary)
         batch = Batch(torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
         waits.places.clear()

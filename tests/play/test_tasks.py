@@ -28,7 +28,6 @@ LIMITS = (1 << 24, 1 << 24)  # bytes and pixels
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """Return a PNG file with this size in its header, and next to nothing in it."""
     stream = BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + stream.getvalue()[24:29]

@@ -178,8 +178,6 @@ def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers how many values the largest tensor had that any operation gave."""
-
     largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]

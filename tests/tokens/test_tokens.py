@@ -329,7 +329,6 @@ def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(tmp_pat
 
 
 def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
-    """Write a shard as another tool might, with something changed."""
     with pq.ParquetFile(path) as file:
         values = {name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"}
         rows = file.read()
@@ -338,8 +337,6 @@ def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: r
 
 
 def _replace_column(path: Path, name: str, values: Any) -> None:
-    """Replace the values of a column by a function of them, or by a value for each row."""
-
     def change(rows: pa.Table) -> pa.Table:
         column = values(rows.column(name)) if callable(values) else [values] * len(rows)
         return rows.set_column(rows.column_names.index(name), name, pa.array(column))

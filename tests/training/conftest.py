@@ -17,7 +17,6 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 
 @pytest.fixture(params=SECTIONS)
 def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
-    """Each task in turn, before its training."""
     if request.param == "autoencoder":
         shutil.rmtree(run)
     return Case(request.param, run, tiny)

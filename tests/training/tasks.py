@@ -65,7 +65,6 @@ class Case:
         self, *, resume: bool = False, renew: bool = False, callbacks: tuple[Callback, ...] = (), say: Say = silent,
         config: Config | None = None, **training: object,
     ) -> Outcome:  # fmt: skip
-        """Train, with changed fields such as `max_steps=9`."""
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
@@ -77,6 +76,5 @@ class Case:
         return storage.read(self.folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
-        """The records of the log, without times."""
         records = [record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])]
         return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]

@@ -22,8 +22,6 @@ IMAGES, LABELS = drawn_digits(70, seed=3)
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
-    """Drawn digits (1, 12, 12) with their labels, as uint8 or as floats."""
-
     def __init__(self, rows: slice, floats: bool = False) -> None:
         self.images, self.labels, self.floats = IMAGES[rows], LABELS[rows], floats
 
