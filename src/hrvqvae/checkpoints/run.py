@@ -118,7 +118,7 @@ class Run:
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         weights, meta, _ = self._content
-        config = config_of(meta, self.path)
+        config = self.config = config_of(meta, self.path)
         _check_agreement("model", config, self.path)
         if beam is not None:
             settings = config.model

@@ -102,7 +102,7 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
     for path in files:
         scan(path, spans, labels, names)
         counts.append(len(names) - sum(counts))
-    arrays = [
+    arrays: list[Any] = [
         np.array(counts), np.array(spans, np.int64).reshape(-1, 2), encode_names(names), np.array(labels, np.int64)
     ]  # fmt: skip
     if len(names) >= MIN_INDEXED_IMAGES:
