@@ -18,27 +18,26 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
-_LONGEST_WAIT = 16  # steps until a codebook of a table is updated although it got no vector
+_LONGEST_WAIT = 16  # most steps between two updates of a codebook of a table
 
 
 class LevelCodebooks(nn.Module):
-    """The codebooks of one level, (num_books, m, D), with a moving average of how often each codeword is used.
+    """All codebooks of one level, (num_books, m, D), with a moving average of how often each codeword is chosen.
 
-    With the update "ema" the codewords are a buffer: the moving average of the vectors that chose them. With "gradient"
-    they are a parameter, which the codebook loss moves. With `shrinkage` all parents begin with the shared codebook,
-    and their codewords leave it as vectors come (docs/method.md).
+    With the update "ema" codewords are a buffer of moving averages. With "gradient" they are a parameter, which the
+    codebook loss moves. With `shrinkage` they lean towards the shared codebook of the level (docs/method.md).
 
     Args:
-        coarser: linked coarser level, if it has more codewords than there are codebooks here. Then codebook 0 is the
-            shared one.
+        coarser: the coarser level, if it has more codewords than this level has codebooks. Then `table` gives the
+            codebook of each coarser codeword, and codewords without their own codebook use the shared one, number 0.
     """
 
     codewords: Tensor
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
     total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
-    shared: Tensor | None  # (m, D): mean of all vectors with the same code; with `shrinkage` and several codebooks
-    table: Tensor | None  # (K,) int64: codebook of each coarser codeword; with `coarser`
-    age: Tensor | None  # (num_books,): steps since the last update of each codebook; with `coarser`
+    shared: Any  # (m, D): means over all codebooks; only with `shrinkage` and several codebooks
+    table: Tensor | None  # (K,) int64: codebook of each coarser codeword; only with `coarser`
+    age: Any  # (num_books,): steps since the last update of each codebook; only with `coarser`
 
     def __init__(
         self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
@@ -48,65 +47,58 @@ class LevelCodebooks(nn.Module):
         self.decay, self.num_books, self.size, self.shrinkage = decay, num_books, size, shrinkage
         self.num_codewords = num_books * size
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
-        codewords, follows = torch.zeros(num_books, size, dim, dtype=torch.float32), update == "ema"
-        if follows:
+        codewords = torch.zeros(num_books, size, dim, dtype=torch.float32)
+        if update == "ema":
             self.register_buffer("codewords", codewords)
         else:
             self.codewords = nn.Parameter(codewords)
-        self.register_buffer("total", torch.zeros_like(codewords) if follows else None)
+        self.register_buffer("total", torch.zeros_like(codewords) if update == "ema" else None)
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
         table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
         self.register_buffer("table", table)
         self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser is not None else None)
-        self._orphans = 0  # first codewords of the coarser level, which are its shared codebook and have no children
-        if coarser is not None and coarser.table is not None:
-            self._orphans = coarser.size
+        # codewords of the coarser level's shared codebook, its first ones: they never get their own codebook
+        self._shared_parents = coarser.size if coarser is not None and coarser.table is not None else 0
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
-        every = torch.arange(self.num_codewords, device=self.count.device)
-        self.set_codewords(every, self.count.new_zeros(()), self.count.new_ones(()))
+        self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
         for values in (self.shared, self.table, self.age):
             if values is not None:
                 values.zero_()
 
     def books_below(self, index: Tensor) -> Tensor:
-        """Return the codebooks of this level below the codewords `index` of the coarser level: same shape."""
+        """Return the codebook below each codeword `index` of the coarser level, in the same shape."""
         if self.num_books == 1:
             return torch.zeros_like(index)
         return index if self.table is None else self.table[index]
 
-    def adopt(self, parents: Tensor, evicted: Tensor, group: Any = None) -> Tensor:
-        """Give the least used codebooks to the coarser codewords `parents` (N,) of a batch that use them more.
+    def codewords_of(self, books: Tensor) -> Tensor:
+        """Return the indices of all codewords of codebooks (K,): (K * m,)."""
+        return (books.unsqueeze(-1) * self.size + torch.arange(self.size, device=books.device)).flatten()
 
-        Args:
-            parents: (N,), codewords of the coarser level.
-            evicted: codebooks of the coarser level that got another parent.
-            group: processes that sum their counts.
+    def reassign_books(self, parents: Tensor, reassigned_parents: Tensor, group: Any = None) -> Tensor:
+        """Give the least used codebooks to the coarser codewords `parents` (N,) of a batch, where they are used more.
 
-        Returns:
-            Codebooks that got another parent.
+        `reassigned_parents` are the codebooks that the coarser level has just reassigned. Return this level's.
         """
         assert self.table is not None
-        assert self.shared is not None
-        assert self.age is not None
-        if self._orphans:
-            self.table.view(-1, self._orphans)[evicted] = 0
+        if self._shared_parents:
+            self.table.view(-1, self._shared_parents)[reassigned_parents] = 0
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
-        counts[self.table > 0] = 0
-        counts[: self._orphans] = 0
-        wanted = counts.nonzero().flatten()
-        wanted = wanted[counts[wanted].argsort(descending=True, stable=True)][: self.num_books - 1]
+        counts[self.table > 0] = 0  # they have their own codebook
+        counts[: self._shared_parents] = 0
+        busiest = counts.nonzero().flatten()
+        busiest = busiest[counts[busiest].argsort(descending=True, stable=True)][: self.num_books - 1]
         used = self.count.sum(1) * self.decay**self.age
-        books = used[1:].argsort(stable=True)[: len(wanted)] + 1
-        worth = counts[wanted] * (1 - self.decay) > used[books]
-        wanted, books = wanted[worth], books[worth]
-        moved = torch.zeros_like(used, dtype=torch.bool)
-        moved[books] = True
-        self.table.masked_fill_(moved[self.table], 0)
-        self.table[wanted] = books
-        index = (books[:, None] * self.size + torch.arange(self.size, device=books.device)).flatten()
-        self.set_codewords(index, self.shared.repeat(len(books), 1), used.new_zeros(()))
+        books: Tensor = used[1:].argsort(stable=True)[: len(busiest)] + 1
+        busier = counts[busiest] * (1 - self.decay) > used[books]
+        busiest, books = busiest[busier], books[busier]
+        reassigned = torch.zeros_like(used, dtype=torch.bool)
+        reassigned[books] = True
+        self.table.masked_fill_(reassigned[self.table], 0)
+        self.table[busiest] = books
+        self.set_codewords(self.codewords_of(books), self.shared.repeat(len(books), 1), used.new_zeros(()))
         self.age[books] = 0
         return books
 
@@ -114,7 +106,7 @@ class LevelCodebooks(nn.Module):
         """Return the codewords of indices (...) int64: (..., D)."""
         return self.codewords.flatten(0, 1)[index]
 
-    def set_codewords(self, index: Tensor, vectors: Tensor, count: Tensor) -> None:
+    def set_codewords(self, index: Tensor | slice, vectors: Tensor, count: Tensor) -> None:
         """Set the codewords of indices (K,) to vectors (K, D), with counts (K,)."""
         self.codewords.data.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
@@ -132,20 +124,21 @@ class LevelCodebooks(nn.Module):
         """Count the vectors of each codeword by index (N,): (num_books, m) float32."""
         return vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
 
-    def due(self, counts: Tensor) -> Tensor | None:
+    def books_to_update(self, counts: Tensor) -> Tensor | None:
         """Return the codebooks (K,) to update by a batch of these counts; None for all.
 
-        With a table, a codebook without vectors waits, so that a step takes as long as its vectors, not as all memory.
+        With a table only codebooks that got vectors are updated, so that the time does not grow with the table. The
+        others wait for at most `_LONGEST_WAIT` steps.
         """
         if self.age is None:
             return None
         self.age += 1
-        reached = counts.any(1) | (self.age >= _LONGEST_WAIT)
-        reached[0] = True
-        return reached.nonzero().flatten()
+        due: Tensor = counts.any(1) | (self.age >= _LONGEST_WAIT)
+        due[0] = True
+        return due.nonzero().flatten()
 
     def sums(self, residual: Tensor, index: Tensor, books: Tensor | None = None) -> Tensor:
-        """Sum residuals (N, D) of each codeword of the `books` (None for all) by index (N,): (K, m, D)."""
+        """Sum the residuals (N, D) that chose each codeword of the `books` (None for all) by index (N,): (K, m, D)."""
         num_books = self.num_books
         if books is not None:
             position, num_books = books.new_zeros(self.num_books), len(books)
@@ -154,7 +147,7 @@ class LevelCodebooks(nn.Module):
         return vq.sums(residual, index, num_books * self.size).view(num_books, self.size, -1)
 
     def average(self, counts: Tensor, sums: Tensor | None = None, books: Tensor | None = None) -> None:
-        """Update averages and codewords by a batch: `counts` of all codebooks and `sums` of the `books` (None for all).
+        """Move averages and codewords by a batch: `counts` of all codebooks and `sums` of the `books` (None for all).
 
         Sums that overflowed on a GPU are skipped.
         """
@@ -174,22 +167,20 @@ class LevelCodebooks(nn.Module):
             self.codewords.copy_(vq.shrink(self.count, self.total, self.shared, self.shrinkage))
 
     def _average_books(self, counts: Tensor, sums: Tensor, books: Tensor) -> None:
-        """Update the codebooks `books` (K,), of which 0 is the first, by their counts (K, m) and sums (K, m, D)."""
+        """Move the averages of codebooks (K,), the shared one first, by their counts (K, m) and sums (K, m, D)."""
         assert self.total is not None
-        assert self.shared is not None
-        assert self.age is not None
         counts[0], sums[0] = counts.sum(0), sums.sum(0)  # the shared codebook follows all vectors
-        kept = (self.decay ** self.age[books]).view(-1, 1, 1)
+        faded = (self.decay ** self.age[books]).view(-1, 1, 1)
         self.age[books] = 0
-        count = (self.count[books] * kept[..., 0]).add_(counts, alpha=1 - self.decay)
-        total = self.total[books].mul_(kept).add_(sums, alpha=1 - self.decay)
+        count = (self.count[books] * faded[..., 0]).add_(counts, alpha=1 - self.decay)
+        total = self.total[books].mul_(faded).add_(sums, alpha=1 - self.decay)
         self.shared.copy_(vq.moving_average_codewords(count[0], total[0], self.shared))
         codewords = vq.shrink(count, total, self.shared, self.shrinkage)
         codewords[0] = self.shared
         self.count[books], self.total[books], self.codewords[books] = count, total, codewords
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Save the codebooks that exist."""
+        """Leave out the codebooks after the last one in use."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.table is not None and not self.table.is_meta:
             used = self.count.any(1)
@@ -198,13 +189,13 @@ class LevelCodebooks(nn.Module):
                 destination[f"{prefix}{name}"] = destination[f"{prefix}{name}"][: int(used.nonzero().max()) + 1]
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Load the codebooks that exist; all others are the shared one."""
+        """Load the saved codebooks; the others become copies of the shared one."""
         if self.table is not None:
-            for name, rest in (("codewords", state_dict.get(f"{prefix}shared")), ("count", 0), ("total", 0)):
+            for name, default in (("codewords", state_dict.get(f"{prefix}shared")), ("count", 0), ("total", 0)):
                 stored = state_dict.get(f"{prefix}{name}")
                 if stored is not None and len(stored) < self.num_books:
                     state_dict[f"{prefix}{name}"] = padded = stored.new_empty(self.num_books, *stored.shape[1:])
-                    padded[: len(stored)], padded[len(stored) :] = stored, rest
+                    padded[: len(stored)], padded[len(stored) :] = stored, default
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()
@@ -214,15 +205,10 @@ class LevelCodebooks(nn.Module):
     ) -> None:  # fmt: skip
         """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
-        Each codeword begins with the count of its cluster, so that the first batches refine it instead of replacing it.
-
-        Args:
-            residual: (N, D), input of this level.
-            parent: (N,), codeword of the coarser level of each vector.
-            rng: random generator.
-            weight: weight of a vector in the counts: vectors per training batch, divided by N.
-            even: codewords get about equally many vectors (`kmeans`).
-            shared: all codebooks begin with the clusters of one k-means, as always with `shrinkage`.
+        Takes residuals (N, D), the coarser codeword `parent` (N,) that each vector chose, and the count `weight` per
+        vector: vectors per training batch, divided by N. Each codeword begins with the count of its cluster, so that
+        the first batches refine it instead of replacing it. With `even`, clusters have about the same size. With
+        `shared`, and always with `shrinkage`, all codebooks start from one k-means.
         """
         size, num_codewords, device = self.size, self.num_codewords, residual.device
         if shared or self.shared is not None:
@@ -233,7 +219,7 @@ class LevelCodebooks(nn.Module):
             if self.table is not None:
                 self.table.zero_()
                 self.count.zero_()
-                self.adopt(parent, parent[:0])
+                self.reassign_books(parent, parent[:0])
             index = self.books_below(parent) * size + search(residual, [centers[None]])[0]
             count = vq.counts(index, num_codewords).to(centers.dtype)
             if self.table is not None:
@@ -242,72 +228,61 @@ class LevelCodebooks(nn.Module):
             scale = residual.std(0, correction=0) * 0.1
             noise = torch.randn(num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32)
             start, count = noise.to(device) * scale, torch.zeros(num_codewords, device=device, dtype=torch.float32)
-            for book, members in vq.group_by_book(self.books_below(parent), self.num_books):
+            for book, members in vq.group_by_book(self.books_below(parent)):
                 children = slice(book * size, (book + 1) * size)
                 start[children], count[children] = kmeans(residual[members], size, rng, even)
-        self.set_codewords(torch.arange(num_codewords, device=device), start, count * weight)
+        self.set_codewords(slice(None), start, count * weight)
 
     @torch.no_grad()
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Move dead codewords to random vectors of living codewords of their codebook.
+        """Move dead codewords to random vectors (N, D) of living codewords, by index (N,), within each codebook.
 
-        A moved codeword begins with the mean count of its codebook, so that the next update does not undo the move.
-
-        Args:
-            residual: (N, D), input of this level.
-            index: (N,), codeword of each vector.
-            below: a codeword is dead when its share of its codebook's count is below this / m.
-            rng: random generator.
-
-        Returns:
-            Indices (K,) of the moved codewords and of the codewords whose vectors they took.
+        A codeword is dead when its share of its codebook's count is less than `below` / m. A moved codeword begins with
+        the mean count of its codebook, so that the next update does not undo the move. Return the indices (K,) of the
+        moved codewords and of the codewords whose vectors they took.
         """
         total = self.count.sum(1, keepdim=True)
         dead = self.count < total * (below / self.size)
         moved, source = [index[:0]], [index[:0]]
         candidates = (~dead.view(-1)[index]).nonzero().flatten()
-        for book, positions in vq.group_by_book(index[candidates] // self.size, self.num_books) if dead.any() else ():
+        candidates = candidates[dead.any(1)[index[candidates] // self.size]]
+        for book, positions in vq.group_by_book(index[candidates] // self.size):
             members = candidates[positions]
-            children = dead[book].nonzero().flatten()[: len(members)]
-            if len(children) == 0:
-                continue
-            drawn = members[torch.randperm(len(members), generator=rng)[: len(children)].to(members.device)]
-            count = (total[book] / self.size).expand(len(children))
-            self.set_codewords(book * self.size + children, residual[drawn], count)
-            moved.append(book * self.size + children)
+            target = book * self.size + dead[book].nonzero().flatten()[: len(members)]
+            drawn = members[torch.randperm(len(members), generator=rng)[: len(target)].to(members.device)]
+            self.set_codewords(target, residual[drawn], total[book] / self.size)
+            moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)
 
 
 def share_tables(model: nn.Module, averaged: nn.Module) -> None:
-    """Let an average of a model use the model's own codebooks where a table gives them changing parents."""
+    """Let the average of a model use the model's own codebooks at levels with a table: these are reassigned."""
     for name, book in model.named_modules():
         if isinstance(book, LevelCodebooks) and book.table is not None:
             averaged.get_submodule(name)._buffers.update(book._buffers)
 
 
 @torch.no_grad()
-def follow(
+def update_codebooks(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
     """Update the codebooks of all levels by the batch of `group`: inputs (N, D) and codewords (N,) of each level."""
-    adopted, evicted, parents = list[Tensor](), indices[0][:0], indices[0]
+    updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
-            evicted = level.adopt(parents, evicted, group)
+            reassigned = level.reassign_books(parents, reassigned, group)
             index = level.books_below(parents) * level.size + index % level.size
-        adopted.append(index)
+        updated.append(index)
         parents = index
-    counts = [level.counts(index) for level, index in zip(levels, adopted, strict=True)]
-    counts = distributed.all_reduce(counts, group)
-    books = [level.due(values) for level, values in zip(levels, counts, strict=True)]
+    counts = distributed.all_reduce([level.counts(index) for level, index in zip(levels, updated, strict=True)], group)
+    books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
     sums = list[Tensor]()
     if levels[0].total is not None:
-        batch = zip(levels, residuals, adopted, books, strict=True)
-        sums = distributed.all_reduce(
-            [level.sums(residual, index, due) for level, residual, index, due in batch], group
-        )
+        batch = zip(levels, residuals, updated, books, strict=True)
+        sums = [level.sums(residual, index, due) for level, residual, index, due in batch]
+        sums = distributed.all_reduce(sums, group)
     for level, *statistics in itertools.zip_longest(levels, counts, sums, books):
         level.average(*statistics)  # type: ignore[arg-type]

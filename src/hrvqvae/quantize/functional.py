@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _ROUNDS = 20  # most rounds of an alignment
-_CHUNK_VALUES = 2**24  # most costs of an alignment in memory
+_CHUNK_VALUES = 2**24  # most exchange costs in memory at once
 
 
 def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
@@ -22,25 +22,22 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
     """
     present = count > 1e-5
     means = total / torch.where(present, count, 1.0).unsqueeze(-1)
-    return means.lerp_(codewords, (~present).to(means.dtype).unsqueeze(-1))  # up to 30 times as fast as `where`
+    return means.lerp_(codewords, (~present).to(means.dtype).unsqueeze(-1))  # up to 30 times faster than `where`
 
 
 def shrink(count: Tensor, total: Tensor, shared: Tensor, shrinkage: float) -> Tensor:
-    """Return the means of counts (num_books, m) and sums (num_books, m, D), drawn towards `shared` (m, D).
-
-    `shared` has the weight of `shrinkage` vectors in each codeword, and is the codeword where there are no vectors.
-    """
+    """Return the means total (num_books, m, D) / count (num_books, m), with `shrinkage` more vectors at `shared`."""
     return (total + shrinkage * shared) / (count + shrinkage).unsqueeze(-1)
 
 
 def counts(index: Tensor, num_codewords: int) -> Tensor:
-    """Count each codeword in indices (N,) int64: (num_codewords,) int64."""
-    flat = index.reshape(-1)  # bincount would wait for the device
+    """Count how often each codeword occurs in `index` (N,) int64: (num_codewords,) int64."""
+    flat = index.reshape(-1)  # not `bincount`, which waits for the device
     return flat.new_zeros(num_codewords).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def sums(vectors: Tensor, index: Tensor, num_codewords: int) -> Tensor:
-    """Return the sum of the vectors (N, D) of each codeword, by index (N,): (num_codewords, D)."""
+    """Sum the vectors (N, D) of each codeword, by index (N,): (num_codewords, D)."""
     return vectors.new_zeros(num_codewords, vectors.shape[-1]).index_add_(0, index, vectors)
 
 
@@ -54,7 +51,7 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     """Return the order (num_books, m) that makes codewords (num_books, m, D) at the same position similar.
 
     Two codewords of a codebook are exchanged as long as this brings them nearer to the mean codewords of their
-    positions, weighted by the counts (num_books, m). So aligned codebooks keep their order.
+    positions, weighted by the counts (num_books, m). Aligned codebooks keep their order.
     """
     books, size = count.shape
     order = torch.arange(size, device=count.device).repeat(books, 1)
@@ -64,21 +61,22 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
         means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
         before = order.clone()
         chunks = (torch.split(values, max(1, _CHUNK_VALUES // size**2)) for values in (order, codewords, count))
-        for part, vectors, weights in zip(*chunks, strict=True):
+        for arranged, vectors, weights in zip(*chunks, strict=True):  # `arranged` is a view of `order`
             cost = torch.cdist(vectors, means).square() * weights[..., None]  # (books, codeword, position)
-            book = torch.arange(len(part), device=part.device)[:, None]
-            for left, right in _pairings(size, part.device):
-                first, second = part[:, left], part[:, right]
-                now = cost[book, first, left] + cost[book, second, right]
-                better = cost[book, second, left] + cost[book, first, right] < now
-                part[:, left], part[:, right] = torch.where(better, second, first), torch.where(better, first, second)
+            book = torch.arange(len(arranged), device=arranged.device)[:, None]
+            for left, right in _pairings(size, arranged.device):
+                first, second = arranged[:, left], arranged[:, right]
+                kept = cost[book, first, left] + cost[book, second, right]
+                exchange = cost[book, second, left] + cost[book, first, right] < kept
+                arranged[:, left] = torch.where(exchange, second, first)
+                arranged[:, right] = torch.where(exchange, first, second)
         if torch.equal(order, before):
             break
     return order
 
 
 def _pairings(size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rounds of disjoint pairs of `size` positions; every pair occurs once (the circle method)."""
+    """Yield rounds of disjoint pairs of positions, in which every pair occurs once (the circle method)."""
     last = size + size % 2 - 1
     for turn in range(last):
         circle = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, last + 1).roll(turn)]).to(device)
@@ -87,11 +85,8 @@ def _pairings(size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]
         yield left[inside], right[inside]
 
 
-def group_by_book(books: Tensor, num_books: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield (book, positions of its vectors) for each codebook with vectors; `books` (N,) holds that of each vector."""
-    order = torch.argsort(books, stable=True)
-    start = 0
-    for book, size in enumerate(counts(books, num_books).tolist()):
-        if size:
-            yield book, order[start : start + size]
-            start += size
+def group_by_book(books: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Return each codebook that occurs in `books` (N,), with the positions where it occurs."""
+    present, sizes = torch.unique(books, return_counts=True)
+    positions = torch.split(torch.argsort(books, stable=True), sizes.tolist())
+    return zip(present.tolist(), positions, strict=True)

@@ -8,14 +8,14 @@ from torch import Tensor
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
 
-_MANY = 512  # with more clusters, seeds are drawn in rounds and few iterations follow
+_MANY = 512  # with more clusters, there are few iterations, and seeds are drawn many at once
 _ITERATIONS, _ITERATIONS_OF_MANY, _ROUNDS = 20, 5, 64
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
-    """Draw k-means++ seeds (num_clusters, D) from vectors (N, D) (Arthur and Vassilvitskii 2007), many in 64 rounds.
+    """Draw k-means++ seeds (num_clusters, D) from vectors (N, D) (Arthur and Vassilvitskii 2007).
 
-    With fewer distinct vectors than clusters there are duplicates.
+    More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there are duplicates.
     """
     first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
     centers, new = vectors[first], vectors[first]
@@ -30,7 +30,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
             nearer = (products.amin(1) + squares).clamp(min=0)
         distance = torch.minimum(distance, nearer)
         mass = distance.double().cumsum(0)
-        if len(centers) == num_clusters or mass[-1] <= 0:  # or every vector is a center already
+        if len(centers) == num_clusters or mass[-1] <= 0:  # each vector is a center: fill up with the first one
             return torch.cat([centers, vectors[first].expand(num_clusters - len(centers), -1)])
         count = max(1, min(most, len(centers) // 2, num_clusters - len(centers)))
         draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
@@ -40,22 +40,15 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
 
 
 def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False) -> tuple[Tensor, Tensor]:
-    """Run Lloyd's algorithm from k-means++ seeds, without a matrix of N x num_clusters distances.
+    """Run Lloyd's algorithm on vectors (N, D) from k-means++ seeds, without N x num_clusters distances in memory.
 
-    Args:
-        vectors: (N, D) float32.
-        num_clusters: number of clusters.
-        rng: random generator.
-        even: give clusters about equally many vectors, by prices of centers that rise with the size of the cluster.
-
-    Returns:
-        Centers (num_clusters, D) and sizes of the clusters (num_clusters,) float32, in which prices count.
+    With `even`, clusters get about equally many vectors: a center has a price, added to its squared distances, which
+    rises while its cluster is larger than the mean. Return centers (num_clusters, D) and the sizes (num_clusters,)
+    float32 of their clusters, to which vectors belong by distance and price.
     """
     centers = seed_clusters(vectors, num_clusters, rng)
-    if even:
-        vectors, centers = (
-            torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
-        )  # root of the price
+    if even:  # one more dimension: 0 for vectors, the root of the price for centers
+        vectors, centers = (torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers))
     prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):
@@ -64,8 +57,8 @@ def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool 
         if iteration < iterations:
             means = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
             if even:
-                scale = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
-                prices = prices + 0.3 * scale * (sizes / sizes.mean() - 1).clamp(max=3)
+                error = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
+                prices = prices + 0.3 * error * (sizes / sizes.mean() - 1).clamp(max=3)
                 means[:, -1] = (prices - prices.min()).sqrt()
             centers = means
     return centers[:, :-1] if even else centers, sizes

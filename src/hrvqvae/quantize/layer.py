@@ -1,11 +1,10 @@
-"""The tree of linked codebooks as a layer for any model, which updates its codebooks by itself.
+"""The tree of linked codebooks as a layer for any model; it starts and updates its own codebooks (docs/layer.md).
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
->>> quantized, indices, loss = quantize(features)  # (B, N, 256), (B, N, 4) and a scalar, of (B, N, 256)
+>>> quantized, indices, loss = quantize(features)  # features and quantized (B, N, 256), indices (B, N, 4), a scalar
 >>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), from two levels
 
-The guide is docs/layer.md. Shapes: D channels, L levels, m codewords per codebook. Positions are all dimensions but
-the channels, such as (B, N) or (B, H, W).
+Shapes: D channels, L levels, m codewords per codebook; positions are all other dimensions, such as (B, N) or (B, H, W).
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize import identifiers
 from hrvqvae.quantize.fitting import Vectors, batches_of, fit
+from hrvqvae.quantize.identifiers import leaf_of, unique_indices
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
@@ -41,28 +40,26 @@ class TreeVQ(nn.Module):
     """Residual quantization with linked codebooks (docs/method.md) between any encoder and any decoder.
 
     A position becomes L indices in [0, m), coarse first. The codeword of one level decides which codebook the next
-    level searches, so a position costs L * m distances and reaches m^L leaves.
+    level searches, so a greedy search computes L * m distances for m^L leaves.
 
-    In training mode k-means fits the codebooks to the first batch, and again as soon as `start_vectors` vectors have
-    come. Then codebooks follow each batch, and dead codewords restart. Nothing changes in evaluation mode and after
-    `freeze`. Codebooks stay in float32. All processes of torch.distributed have the same codebooks.
+    In training mode each call updates the codebooks, after a start by k-means. In evaluation mode and after `freeze`
+    nothing changes. Codebooks stay in float32. All processes of torch.distributed have the same codebooks.
 
     Args:
         dim: D, number of channels.
         codewords: m, codewords per codebook: a number, or one per level, coarse first.
         levels: L. Indices take L * log2(m) bits per position.
-        linked: levels in a group of linked levels; 0 links all, 1 none (residual quantization).
+        linked: number of levels in a group of linked levels; 0 links all, 1 none (residual quantization).
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
-        beta: weight of the commitment to the sum of the codewords, a quarter of that of the `treevq` presets; all other
-            defaults are the presets' values.
+        beta: weight of the commitment to the sum of the codewords.
         level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty for `beta`.
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
-        coarse_weight: weight of the coarser levels' squared residuals in the cost of a beam; 0.1 keeps prefixes good.
+        coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; 0.1 keeps prefixes good.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
         decay: decay of all moving averages.
-        shrinkage: vectors per batch for which the mean of all children with the same index counts in each child; 0 for
-            none. With more, such as 0.05, all parents start alike, nothing restarts, and links may be long.
-        memory_mib: MiB of codewords per level that `shrinkage` keeps; beyond, parents share a codebook.
+        shrinkage: the mean of all children with the same index counts in each child as this many vectors per batch. 0
+            for none; above 0, such as 0.05 for many linked levels, dead codewords do not restart.
+        memory_mib: most MiB of codewords per level with `shrinkage`; the least used parents share one codebook.
         start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
@@ -98,58 +95,61 @@ class TreeVQ(nn.Module):
     ) -> None:
         super().__init__()
         for name in unknown:
-            near = _ALIASES.get(name) or near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
-            hint = f"; it is called {near} here" if name in _ALIASES else f"; did you mean {near}?" if near else ""
+            near = near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
+            hint = f"; did you mean {near}?" if near else ""
+            hint = f"; it is called {_ALIASES[name]} here" if name in _ALIASES else hint
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
-        per_level = () if isinstance(codewords, int) else tuple(codewords)
+        sizes = () if isinstance(codewords, int) else tuple(codewords)
         betas = (level_betas,) if isinstance(level_betas, int | float) else tuple(level_betas)
         try:
             config = QuantizerConfig(
-                dim=dim, codewords=max(per_level) if per_level else codewords, level_codewords=per_level,  # type: ignore[arg-type]
+                dim=dim, codewords=max(sizes) if sizes else codewords, level_codewords=sizes,  # type: ignore[arg-type]
                 levels=levels, linked=linked, beta=beta, level_betas=betas or (beta,), beam=beam,
                 joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
                 shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             raise InputError(str(error).replace("model.quantizer.", "")) from None
-        self.channel_last, group = channel_last, distributed.GroupHandle(process_group)
+        self.channel_last = channel_last
+        group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
         default_start = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
-        restarts = 0 if shrinkage else restart_every
-        self.schedule = CodebookSchedule(restarts, total_steps, start_vectors or default_start, dim, group)
+        restart_every = 0 if shrinkage else restart_every
+        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or default_start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
         """Quantize features; in training mode, update the codebooks.
 
         Args:
             features: (B, ..., D) of any floating type, or (B, D, ...) without `channel_last`.
-            mask: bool (B, ...). Positions with False have no part in the statistics and the loss. Their output is zero
+            mask: bool (B, ...). Positions with False are left out of the codebooks and the loss. Their output is zero
                 and their indices are -1.
             return_losses: also return the loss of each level.
 
         Returns:
-            Quantized features with the shape, type and gradient (straight-through) of the input; indices (B, ..., L)
+            Quantized features with the shape, type and straight-through gradient of the input; indices (B, ..., L)
             int64; and the loss, a float32 scalar: the commitment terms and, with "gradient", the codebook terms, each a
-            mean over all values that are not masked. With `return_losses`, also the losses (L,), which add up to the
-            loss; the last one includes the terms of the sum of the codewords.
+            mean over all values that are not masked. With `return_losses` also the losses (L,), whose sum is the loss;
+            the last one includes the terms of the sum of the codewords.
 
         Raises:
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        last = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
+        inputs = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)  # (B, ..., D)
         dim = self.quantizer.config.dim
-        if features.ndim < 2 or last.shape[-1] != dim or not features.is_floating_point():
+        if features.ndim < 2 or inputs.shape[-1] != dim or not features.is_floating_point():
             shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
             raise InputError(
                 f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape} "
                 f"(channel_last={not self.channel_last} is for channels elsewhere)"
             )
-        if mask is not None and (mask.shape != last.shape[:-1] or mask.dtype != torch.bool):
-            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(last.shape[:-1])}")
-        vectors = last.flatten(0, -2) if mask is None else last[mask]
+        positions = inputs.shape[:-1]
+        if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
+            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}")
+        vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
             quantize = self._learn
@@ -159,47 +159,45 @@ class TreeVQ(nn.Module):
         losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
         quantized, indices = result.latents.to(features.dtype), torch.stack(result.codes, -1)
         if mask is None:
-            quantized, indices = quantized.reshape(last.shape), indices.reshape(*last.shape[:-1], -1)
+            quantized, indices = quantized.reshape(inputs.shape), indices.reshape(*positions, -1)
         else:
-            quantized = torch.zeros_like(last).masked_scatter(mask.unsqueeze(-1), quantized)
-            padding = indices.new_full((*mask.shape, indices.shape[-1]), PADDING)
+            quantized = torch.zeros_like(inputs).masked_scatter(mask.unsqueeze(-1), quantized)
+            padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
             indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
-        outputs = quantized if self.channel_last else quantized.movedim(-1, 1), indices
+        quantized = quantized if self.channel_last else quantized.movedim(-1, 1)
         if not return_losses:
-            return *outputs, torch.stack(list(losses.values())).sum()
-        per_level = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
-        for name, loss in losses.items():
-            level = int(name.partition("_")[2] or 0) - 1
-            per_level[level] = per_level[level] + loss
-        return *outputs, torch.stack(per_level).sum(), torch.stack(per_level)
+            return quantized, indices, torch.stack(list(losses.values())).sum()
+        level_losses = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
+        for name, loss in losses.items():  # of level 2: commitment_2; of the sum of the codewords: commitment
+            level = int(name.partition("_")[2] or len(level_losses)) - 1
+            level_losses[level] = level_losses[level] + loss
+        return quantized, indices, torch.stack(level_losses).sum(), torch.stack(level_losses)
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks, with a start before and a restart after if due."""
-        schedule = self.schedule
+        schedule, quantizer = self.schedule, self.quantizer
         if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
-            return self._repeat(vectors)
+            quantizer.eval()
+            try:
+                return quantizer(vectors, schedule.recall(vectors))  # type: ignore[no-any-return]
+            finally:
+                quantizer.train()
         if torch.is_inference_mode_enabled():
             raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() first")
         steps = schedule.steps
-        if steps == 0 and (fitted := schedule.collect(vectors.detach().float())) is not None:
-            with schedule.track_moves(self.quantizer):
-                self.quantizer.initialize(fitted[0], schedule.rng(0), fitted[1])
-        result: Quantized = self.quantizer(vectors)
+        if steps == 0 and (start := schedule.collect(vectors.detach().float())) is not None:
+            sample, weight = start
+            with schedule.track_moves(quantizer):
+                quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
+        result: Quantized = quantizer(vectors)
         schedule.remember(vectors, result.chosen)
-        if steps and schedule.restart_due(steps):
-            gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
-            with schedule.track_moves(self.quantizer):
-                self.quantizer.restart_dead_codes(gathered, schedule.rng(steps))
-        schedule.steps += steps > 0
+        if steps:
+            if schedule.restart_due(steps):
+                gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
+                with schedule.track_moves(quantizer):
+                    quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
+            schedule.steps += 1
         return result
-
-    def _repeat(self, vectors: Tensor) -> Quantized:
-        """Quantize with the codewords of the earlier forward pass, or by a new search if they were not kept."""
-        self.quantizer.eval()
-        try:
-            return self.quantizer(vectors, self.schedule.recall(vectors))  # type: ignore[no-any-return]
-        finally:
-            self.quantizer.train()
 
     def freeze(self) -> TreeVQ:
         """Keep the codebooks unchanged in training mode too; return the layer."""
@@ -213,9 +211,8 @@ class TreeVQ(nn.Module):
 
     def reset_parameters(self) -> None:
         """Reset to the state of a new layer, also after `to_empty`."""
-        for module in self.modules():
-            if module is not self and callable(getattr(module, "reset_parameters", None)):
-                module.reset_parameters()  # type: ignore[operator]
+        for module in (*self.quantizer.levels, self.schedule):
+            module.reset_parameters()
 
     def align(self) -> TreeVQ:
         """Renumber children so that an index means about the same below every parent; return the layer."""
@@ -235,7 +232,7 @@ class TreeVQ(nn.Module):
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
                 that can be iterated several times.
             passes: number of passes over all vectors.
-            batch: most vectors in memory at once, beside those of the start.
+            batch: most vectors read at once.
             seed: random seed.
             align: call `align` at the end.
 
@@ -265,20 +262,27 @@ class TreeVQ(nn.Module):
 
     @torch.no_grad()
     def unique_indices(self, vectors: Vectors) -> Tensor:
-        """Return unique indices for the vectors of items, (N, L) int64 on the CPU. Takes the same as `fit`.
+        """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
-        Items alone in their leaf keep it. The others share the free leaves of their beams so that the errors together
-        are about least; the beam grows until all have a leaf.
-
-        Raises:
-            InputError: There are more vectors than leaves, or they have a wrong shape or type.
-            NonFiniteError: A value is NaN or infinite.
+        Items alone in their leaf keep it. The others get free leaves near them, so that the sum of all squared errors
+        is about least. Takes the same vectors as `fit`, at most one per leaf, and raises the same errors.
         """
-        return identifiers.unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
+        return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return which indices of level l + 1 follow prefixes (..., l) in items `indices` (N, L): bool (..., m)."""
-        return identifiers.valid_next(prefixes, indices, self.quantizer.config.sizes)
+        """Return a mask (..., m): the indices that follow prefixes (..., l) in the items' `indices` (N, L)."""
+        sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
+        if length >= len(sizes) or indices.shape[-1] != len(sizes):
+            raise InputError(
+                f"prefixes have {length} levels and indices {indices.shape[-1]}; "
+                f"give prefixes of fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
+            )
+        existing = torch.unique(leaf_of(indices[:, : length + 1], sizes[: length + 1]))
+        parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
+        children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
+        limits = torch.tensor(sizes[:length], device=prefixes.device)
+        inside = ((prefixes >= 0) & (prefixes < limits)).all(-1, keepdim=True)
+        return torch.isin(children, existing.to(children.device)) & inside
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (B, ..., l) of the first l levels, float32; zero for -1.

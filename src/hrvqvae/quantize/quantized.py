@@ -30,9 +30,9 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Base class: latents (B, H, W, D) of one grid to codes of one or several levels, (B, H, W) each, and back."""
+    """Base class of quantizers: latents (B, H, W, D) become codes (B, H, W) of each level, and latents again."""
 
-    config: Any  # with the field `dim`, D
+    config: Any  # its field `dim` is D
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
@@ -40,21 +40,18 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Codes:
-        """Return the codes only, without an update; raise the same errors as `forward`."""
+        """Return only the codes, and update nothing; raise the same errors as `forward`."""
 
     @abstractmethod
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        """Return latents (B, H, W, D) for codes of the first levels.
-
-        Raise InputError for invalid codes, unless `check` is false, which saves a wait for the GPU.
-        """
+        """Return latents (B, H, W, D) for codes of the first levels. `check` raises InputError, and waits for a GPU."""
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Return the index of each code's codeword in its level: same shapes."""
+        """Return, in the shapes of the codes, the index of each codeword among all codewords of its level."""
         return codes
 
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Start from latents (..., D); `weight` is the weight of each in the codewords' counts."""
+        """Start the codewords from latents (..., D); each latent adds `weight` to the count of its codeword."""
 
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
         """Move dead codewords to latents (..., D) of a training batch; return how many moved."""
@@ -62,7 +59,7 @@ class Quantizer(nn.Module, ABC):
 
 
 def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
-    """Raise InputError unless codes are int64 (B, H_l, W_l) in [0, size) of the first levels.
+    """Raise InputError unless codes are int64 (B, H_l, W_l) of the first levels, less than the `sizes` of the levels.
 
     Each level has `scale` times the rows and columns of the coarser one. Values are not checked in graphs.
     """

@@ -12,7 +12,7 @@ Without links each level has one codebook. With groups of linked levels the firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -23,24 +23,20 @@ from torch import Tensor, nn
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
-from hrvqvae.quantize.codebook import LevelCodebooks, follow
+from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
 from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, check_codes, require_finite
-from hrvqvae.quantize.search import Search, search
+from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
 
-_LARGEST_DENSE = 4096  # codebooks of a level that `shrinkage` updates at every step; with more, it has a table
-_LARGEST_ALIGNED = 1024  # codewords of a codebook: alignment takes m^2 values per codebook
+_LARGEST_DENSE = 4096  # with `shrinkage`, a level of more codebooks has a table: not all are updated at each step
+_LARGEST_ALIGNED = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
 class ResidualQuantizer(Quantizer):
     """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all are.
 
     The codebooks of level l of a group, counted from 0, are (m^l, m, D). Codewords change only in training mode, and
-    not while `frozen`. Everything is computed in float32, also under autocast.
-
-    Args:
-        config: levels, codebooks, search and update.
-        group: processes that train together.
+    not while `frozen`. Everything is computed in float32, also under autocast. `group`: processes that train together.
     """
 
     config: QuantizerConfig
@@ -48,11 +44,11 @@ class ResidualQuantizer(Quantizer):
     def __init__(self, config: QuantizerConfig, group: GroupHandle | None = None) -> None:
         super().__init__()
         self.config, self.group, self.frozen = config, group or GroupHandle(), False
-        self.search: Search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        self.search: Callable[..., Tensor] = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         books = nn.ModuleList()
         for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
-            table = num_books < num_parents or (config.shrinkage > 0 and num_books > _LARGEST_DENSE)
-            coarser: Any = books[-1] if table else None
+            has_table = num_books < num_parents or (config.shrinkage > 0 and num_books > _LARGEST_DENSE)
+            coarser: Any = books[-1] if has_table else None
             options = config.decay, config.update, config.shrinkage
             books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
         if config.levels == 1:
@@ -60,35 +56,31 @@ class ResidualQuantizer(Quantizer):
         else:
             self.codebooks = books
         self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
-        self._betas, firsts = config.beta_of_levels, range(0, config.levels, config.group_size)
-        self.groups = [range(first, min(first + config.group_size, config.levels)) for first in firsts]  # linked levels
-        self._searches = [range(config.levels)] if config.joint_beam else self.groups  # levels of each search
+        self._betas = config.beta_of_levels
+        step = config.levels if config.joint_beam else config.group_size
+        firsts = range(0, config.levels, step)
+        self._searches = [range(first, min(first + step, config.levels)) for first in firsts]  # levels of each search
 
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
-        Args:
-            latents: (B, H, W, D).
-            recalled: indices and codewords from an earlier pass, used without a search and without an update.
-
-        Raises:
-            NonFiniteError: A latent is NaN or infinite.
+        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. Raise
+        NonFiniteError if a latent is NaN or infinite.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()
             chosen, residuals = self.descend(flat, recalled)
-            quantized, losses = self._losses(flat, residuals, [codeword for _, codeword in chosen])
+            quantized, losses = self._losses(chosen, residuals)
             indices = [index for index, _ in chosen]
             if self.training and not self.frozen and recalled is None:
-                follow(self.levels, residuals[:-1], indices, self.group.group)
-            through = (flat + (quantized - flat).detach()).view(latents.shape)  # straight-through gradient
-        return Quantized(through, self._codes(indices, latents.shape[:-1]), losses, chosen)
+                update_codebooks(self.levels, residuals[:-1], indices, self.group.group)
+            straight_through = (flat + (quantized - flat).detach()).view(latents.shape)
+        return Quantized(straight_through, self._codes(indices, latents.shape[:-1]), losses, chosen)
 
     def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
         """Return index and codeword per level of vectors (N, D), and their residuals r_0 to r_L.
 
-        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors. The losses and the update
-        take both from here.
+        Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
         """
         residuals: list[Tensor] = [flat]
         chosen: list[tuple[Tensor, Tensor]] = []
@@ -98,7 +90,7 @@ class ResidualQuantizer(Quantizer):
             for level in levels:
                 index = indices[level - levels.start] if recalled is None else recalled[level][0]
                 codeword = self.levels[level].lookup(index)
-                if recalled is not None:  # the codebooks may have changed: keep their gradient, but the old value
+                if recalled is not None:  # codebooks may have changed: take the old value, with the gradient to them
                     codeword = codeword + (recalled[level][1] - codeword).detach()
                 chosen.append((index, codeword))
                 residuals.append(residuals[-1] - codeword.detach())
@@ -110,20 +102,18 @@ class ResidualQuantizer(Quantizer):
             searched = [self.levels[level] for level in levels]
             books = [book.codewords.detach() for book in searched]
             return self.search(residual.detach(), books, tables=[book.table for book in searched])
-        except NonFiniteError:  # its message numbers the levels of this search; name them by their number in the model
+        except NonFiniteError:  # it numbers the levels of this search; raise one with the levels of the model
             require_finite(residual, [book.codewords for book in self.levels])
             raise
 
-    def _losses(
-        self, flat: Tensor, residuals: Sequence[Tensor], codewords: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed over the vectors.
+    def _losses(self, chosen: Chosen, residuals: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed over all vectors.
 
-        Residuals hold no gradient to the codewords, so the commitment of every level reaches the encoder alone.
+        Residuals carry no gradient to codewords, so the commitment of every level reaches the encoder alone.
         """
         losses: dict[str, Tensor] = {}
-        betas, quantized = self._betas, torch.zeros_like(flat)
-        for level, codeword in enumerate(codewords):
+        betas, flat, quantized = self._betas, residuals[0], torch.zeros_like(residuals[0])
+        for level, (_, codeword) in enumerate(chosen):
             if self.config.update == "gradient" and betas:
                 losses[f"codebook_{level + 1}"] = (residuals[level].detach() - codeword).square().sum()
             quantized = quantized + codeword
@@ -160,12 +150,12 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(
-        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False, rich: int = 0
+        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False, least: int = 0
     ) -> None:
         """Start by k-means on the residuals, level by level, with the options of `LevelCodebooks.initialize`.
 
-        The codebooks of a level with fewer than `rich` latents per codeword share one k-means. With `init_vectors` 0
-        random vectors with the mean and the deviation of the latents take their place.
+        A level with fewer than `least` latents per codeword has one k-means for all its codebooks. With the
+        configuration's `init_vectors` 0, k-means runs on noise with the mean and the deviation of the latents.
         """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         if not self.config.init_vectors:
@@ -176,8 +166,7 @@ class ResidualQuantizer(Quantizer):
             residual, parent = flat, flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
                 book = self.levels[level]
-                shared = len(flat) < rich * book.num_codewords
-                book.initialize(residual, parent, rng, weight, even, shared)
+                book.initialize(residual, parent, rng, weight, even, len(flat) < least * book.num_codewords)
                 indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
                 parent = indices[-1]
                 codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]
@@ -186,7 +175,7 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
-        """Move dead codewords, with a copy of the subtree of the codeword that had their new place; return how many."""
+        """Move dead codewords to vectors of living ones, and copy the subtrees of these; return how many moved."""
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
         kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
@@ -200,15 +189,14 @@ class ResidualQuantizer(Quantizer):
 
     def _linked_below(self, level: int) -> list[LevelCodebooks]:
         """Return the finer levels of the same group."""
-        return list(takewhile(lambda book: book.num_books > 1, list(self.levels)[level + 1 :]))
+        return list(takewhile(lambda book: book.num_books > 1, self.levels[level + 1 :]))
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Copy the subtrees below codewords `source` (K,) of a level below `target` (K,), with counts in proportion."""
         count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]  # a source is alive, so its count is not zero
         for book in self._linked_below(level):
-            children = torch.arange(book.size, device=source.device)
-            source, target = ((index[:, None] * book.size + children).flatten() for index in (source, target))
+            source, target = book.codewords_of(source), book.codewords_of(target)
             weight = weight.repeat_interleave(book.size)
             book.set_codewords(target, book.lookup(source), book.count.view(-1)[source] * weight)
 
@@ -216,7 +204,7 @@ class ResidualQuantizer(Quantizer):
     def align(self) -> None:
         """Renumber children, with their subtrees, so that an index means about the same below every parent.
 
-        Codebooks of more than 1,024 codewords are left as they are, and so are those that `shrinkage` keeps aligned.
+        Codebooks of more than 1,024 codewords stay as they are. With `shrinkage` codebooks are aligned from the start.
         """
         for level, book in enumerate(self.levels):
             if book.num_books == 1 or book.shared is not None or book.size > _LARGEST_ALIGNED:
@@ -225,6 +213,5 @@ class ResidualQuantizer(Quantizer):
             index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()
             book.reorder(index)
             for finer in self._linked_below(level):
-                children = torch.arange(finer.size, device=index.device)
-                index = (index[:, None] * finer.size + children).flatten()
+                index = finer.codewords_of(index)
                 finer.reorder(index)

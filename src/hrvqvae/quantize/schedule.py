@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,24 +16,18 @@ from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.quantized import Chosen
 
-RESTART_SHARE = 0.9  # of a training; codewords restarted later have no time to adapt
-_PENDING = 8  # most forward passes under activation checkpointing that wait for their backward pass
+RESTART_SHARE = 0.9  # share of a training after which nothing restarts: codewords would have no time to adapt
+_PENDING = 8  # most forward passes that wait for their backward pass under activation checkpointing
 
 
 class CodebookSchedule(nn.Module):
     """The start and the restarts of codebooks; `state_dict` holds all that later steps depend on.
 
-    All buffers are floats, so that averages of models (`AveragedModel`, timm) can hold them.
-
-    Args:
-        restart_every: training steps between restarts of dead codewords; 0 for none.
-        total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
-        start_vectors: number of vectors that the start waits for.
-        dim: D, width of a vector.
-        group: processes that train together.
+    The arguments are those of `TreeVQ`. All buffers are floats, so that averages of models (`AveragedModel`, timm) can
+    hold them.
     """
 
-    progress: Tensor  # (2,): training steps since the start (0 before its end), and number of waiting vectors
+    progress: Tensor  # (2,): training steps, counted from 1 when the start ends, and number of waiting vectors
     waiting: Tensor  # (start_vectors, D), vectors for the start; (1, 1) after it
 
     def __init__(
@@ -46,7 +41,7 @@ class CodebookSchedule(nn.Module):
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
         self._moved: dict[str, tuple[LevelCodebooks, Tensor]] = {}
         self._pending: deque[tuple[Tensor, Chosen]] = deque(maxlen=_PENDING)
-        self._mirror: tuple[Tensor, int, int, int] | None = None
+        self._copy: tuple[Tensor, int, int, int] | None = None  # `progress`, its version and its two values
 
     def reset_parameters(self) -> None:
         """Reset to the state before the first step."""
@@ -55,7 +50,7 @@ class CodebookSchedule(nn.Module):
 
     @property
     def steps(self) -> int:
-        """Training steps since the start; 0 until it is done."""
+        """Training steps, counted from 1 when the start ends; 0 before."""
         return self._progress()[0]
 
     @steps.setter
@@ -64,43 +59,37 @@ class CodebookSchedule(nn.Module):
 
     def _progress(self) -> tuple[int, int]:
         """Return `progress` from its copy in Python, so that no training step waits for a GPU."""
-        mirror = self._mirror
-        if mirror is None or mirror[0] is not self.progress or mirror[1] != self.progress._version:
-            steps, waiting = self.progress.tolist()  # fractions in an average of models
-            self._mirror = mirror = (
-                self.progress, self.progress._version, -int(-steps // 1), int(waiting) if waiting % 1 == 0 else 0
-            )  # fmt: skip
-        return mirror[2:]
+        copy = self._copy
+        if copy is None or copy[0] is not self.progress or copy[1] != self.progress._version:
+            steps, waiting = self.progress.tolist()  # an average of models holds fractions
+            count = int(waiting) if waiting.is_integer() else 0
+            self._copy = copy = (self.progress, self.progress._version, math.ceil(steps), count)
+        return copy[2:]
 
     def _set_progress(self, steps: int, waiting: int) -> None:
         self.progress[0], self.progress[1] = steps, waiting
-        self._mirror = (self.progress, self.progress._version, steps, waiting)
-
-    @staticmethod
-    def rng(step: int) -> torch.Generator:
-        """Return the random generator of a step."""
-        return torch.Generator().manual_seed(step)
+        self._copy = (self.progress, self.progress._version, steps, waiting)
 
     @torch.no_grad()
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors; finish the start when there are enough.
 
-        At the first batch and at the end of the start, return vectors to fit and the weight of each in the counts.
+        Return vectors to fit the codebooks to, and the weight of each in the counts. Return None if the codebooks have
+        been fitted to the first batch and there are not enough vectors for the final fit.
         """
         batch = distributed.all_gather(vectors, self.group.group)
         _, count = self._progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
-        enough = len(collected) >= self.start_vectors
-        if enough:
+        if len(collected) >= self.start_vectors:
             self.finish_start()
         else:
             if self.waiting.shape != (self.start_vectors, vectors.shape[1]):
                 self.waiting = collected.new_zeros(self.start_vectors, vectors.shape[1])
-            self.waiting[count : len(collected)] = batch if count else collected
+            self.waiting[count : len(collected)] = batch
             self._set_progress(0, len(collected))
-        if not enough and (count or not len(collected)):
-            return None
-        order = torch.randperm(len(collected), generator=self.rng(0))[: self.start_vectors]
+            if count or not len(collected):
+                return None
+        order = torch.randperm(len(collected), generator=torch.Generator().manual_seed(0))[: self.start_vectors]
         return collected[order.to(collected.device)], len(batch) / len(order)
 
     def finish_start(self) -> None:
@@ -109,14 +98,14 @@ class CodebookSchedule(nn.Module):
         self._set_progress(1, 0)
 
     def restart_due(self, step: int, share: float | None = None) -> bool:
-        """Return whether dead codewords restart at this step; `share` is the share of the training that is done."""
+        """Return whether dead codewords restart at this step, when `share` of the training is done."""
         if share is None:
             share = step / self.total_steps if self.total_steps else 0.0
         return self.restart_every > 0 and step % self.restart_every == 0 and share < RESTART_SHARE
 
     @contextmanager
     def track_moves(self, module: nn.Module) -> Iterator[None]:
-        """Record for `forget` which codewords move inside the context, and copy those of rank 0 to all ranks."""
+        """Record for `forget` which codewords the block moves, and copy the codebooks of rank 0 to all ranks."""
         books = [(name, book) for name, book in module.named_modules() if isinstance(book, LevelCodebooks)]
         before = [book.codewords.detach().clone() for _, book in books]
         yield
@@ -128,9 +117,9 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Make an optimizer and an average of the module forget where codewords were that moved since the last call.
+        """Apply the moves of codewords since the last call to an optimizer and to an average of the module.
 
-        Moments of these codewords become zero; the average takes these codewords from the module.
+        Moments of the moved codewords become zero, and the average takes over their new values.
         """
         for name, (book, rows) in self._moved.items():
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
@@ -138,13 +127,14 @@ class CodebookSchedule(nn.Module):
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     moment.masked_fill_(rows, 0)
             if averaged is not None:
-                twin: Any = averaged.get_submodule(name)
-                twin.codewords.copy_(torch.where(rows, book.codewords, twin.codewords))
+                average: Any = averaged.get_submodule(name)
+                average.codewords.copy_(torch.where(rows, book.codewords, average.codewords))
         self._moved.clear()
 
     def remember(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass, after the update."""
-        if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass after the update."""
+        non_reentrant = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        if non_reentrant or not torch.is_grad_enabled():  # the two kinds of activation checkpointing
             self._pending.append((vectors.detach().sum(0), [(index, codeword.detach()) for index, codeword in chosen]))
 
     def recall(self, vectors: Tensor) -> Chosen | None:
@@ -157,11 +147,11 @@ class CodebookSchedule(nn.Module):
         return None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Load with the shape of `waiting` in the state."""
+        """Give `waiting` the shape that it has in the state, and load."""
         if (waiting := state_dict.get(f"{prefix}waiting")) is not None and waiting.shape != self.waiting.shape:
             self.waiting = self.waiting.new_zeros(waiting.shape)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the copy of `progress`: averages of models write to their buffers unseen."""
-        return {**self.__dict__, "_mirror": None, "_pending": deque(maxlen=_PENDING), "_moved": {}}
+        """Leave out what belongs to this module alone; the copy of `progress` would not see writes to an average."""
+        return {**self.__dict__, "_copy": None, "_pending": deque(maxlen=_PENDING), "_moved": {}}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_CHUNK_VALUES = 2**26  # most values of a tensor: 256 MiB
+_CHUNK_VALUES = 2**26  # most values per tensor: 256 MiB
 _DIRECT = 64  # largest single codebook for which differences are computed instead of products
 
 
@@ -15,11 +15,7 @@ def search_tensors(
     latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
     tables: Sequence[Tensor | None] = (), leaves: int = 1,
 ) -> Tensor:  # fmt: skip
-    """Search as `search` does, in chunks of vectors, or in one piece in a graph.
-
-    Args:
-        leaves: number of leaves to return. With more than one the result is (L, N, leaves), in order of cost.
-    """
+    """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as (L, N, leaves)."""
     branches = 1  # before the last level
     for book in codebooks[:-1]:
         branches *= book.shape[1]
@@ -29,7 +25,7 @@ def search_tensors(
         return _beam(latents, levels, width, coarse_weight, leaves)
     values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
-    with torch.autocast(latents.device.type, enabled=False):  # which would round matrix products to bfloat16
+    with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
         return torch.cat([_beam(chunk, levels, width, coarse_weight, leaves) for chunk in chunks], 1)
 
@@ -39,22 +35,22 @@ def _beam(
 ) -> Tensor:
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
     index = torch.zeros_like(residual[..., 0], dtype=torch.long)
-    before = torch.zeros_like(residual[..., 0])  # cost of the coarser levels
-    coarse_weight = coarse_weight if width > 1 else 0.0  # it can't matter
+    coarser_cost = torch.zeros_like(residual[..., 0])
+    coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
     indices: list[Tensor] = []
     for level, (codebook, table) in enumerate(levels, start=1):
         books, size, _ = codebook.shape
         book = torch.zeros_like(index) if books == 1 else index if table is None else table[index]
         distance = _distances(residual, codebook, book)
-        earlier = before.unsqueeze(-1)
-        cost = (distance + earlier).flatten(1)
+        coarser = coarser_cost.unsqueeze(-1)
+        cost = (distance + coarser).flatten(1)
         finest = level == len(levels)
         kept = _least(cost, leaves if finest else min(width, cost.shape[1]))
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
-        indices = [*(coarser.gather(1, parent) for coarser in indices), index]
+        indices = [*(earlier.gather(1, parent) for earlier in indices), index]
         if not finest:
-            before = (coarse_weight * distance + earlier).flatten(1).gather(1, kept)
+            coarser_cost = (coarse_weight * distance + coarser).flatten(1).gather(1, kept)
             codeword = codebook.flatten(0, 1)[index]
             residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
     result = torch.stack(indices)
@@ -64,8 +60,8 @@ def _beam(
 def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """Return squared distances (n, w, m) of residuals (n, w, D) to the codewords of their books (n, w).
 
-    A single small codebook takes differences, which are accurate far from the origin; others take matrix products. A
-    level of few codewords is multiplied whole, so that no codebook is copied per residual.
+    With a single small codebook these are sums of squared differences, which are accurate far from the origin, and
+    otherwise matrix products. A small level is multiplied whole, so that no codebook is copied per residual.
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)

@@ -1,9 +1,7 @@
 """The innermost loops of the search, over vectors of sixteen floats, as LLVM's portable vector instructions.
 
-In numba's own loops the horizontal sum of a distance costs more than the distance. Here eight are summed together, or
-several vectors are compared with codewords that lie side by side.
-
-Addresses are in bytes (int64); widths are in floats, multiples of sixteen.
+In numba's own loops the sum over a register's lanes takes longer than the products. Here eight registers are summed
+together, or each lane has its own codeword. Addresses are in bytes (int64), widths in floats, multiples of sixteen.
 """
 
 from __future__ import annotations
@@ -17,19 +15,18 @@ from numba import types
 from numba.core.cgutils import for_range, get_or_insert_function
 from numba.extending import intrinsic
 
-LANES, SIDE_BY_SIDE = 16, 8  # floats of a vector register; codewords whose distances are summed at once
-ROWS, GROUP = 4, 32  # vectors and codewords of a flat codebook that are compared in registers
+LANES, SIDE_BY_SIDE = 16, 8  # floats per vector register; codewords whose distances are summed together
+ROWS, GROUP = 4, 32  # vectors, and codewords of a flat codebook, that `update_nearest` compares in registers
 _INT, _LONG = ir.IntType(32), ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 
 
 def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that lets compiled functions call `emit(builder, *arguments)`, which writes instructions."""
+    """Return a decorator for functions `emit(builder, *arguments)` that add instructions to their compiled callers."""
 
-    def decorated(emit: Callable[..., Any]) -> Any:
+    def decorate(emit: Callable[..., Any]) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            value = emit(builder, *arguments)
-            return context.get_dummy_value() if value is None else value
+            return emit(builder, *arguments) or context.get_dummy_value()
 
         @wraps(emit)  # numba inspects the parameters
         def typed(_: Any, *arguments: Any) -> Any:
@@ -37,11 +34,11 @@ def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[...
 
         return intrinsic(typed)
 
-    return decorated
+    return decorate
 
 
 def _function(builder: Any, returns: Any, kinds: list[Any], name: str) -> Any:
-    """Return one of LLVM's intrinsic functions."""
+    """Declare one of LLVM's intrinsic functions."""
     return get_or_insert_function(builder.module, ir.FunctionType(returns, kinds), name)  # type: ignore[no-untyped-call]
 
 
@@ -53,15 +50,15 @@ def _store(builder: Any, values: Any, address: Any) -> None:
     builder.store(values, builder.inttoptr(address, values.type.as_pointer()), align=4)
 
 
-def _everywhere(builder: Any, kind: Any, value: Any) -> Any:
+def _broadcast(builder: Any, kind: Any, value: Any) -> Any:
     """Return a vector with the same value in every lane."""
-    alone = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT(0))
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, _INT(0))
     mask = ir.Constant(ir.VectorType(_INT, kind.count), [0] * kind.count)
-    return builder.shuffle_vector(alone, ir.Constant(kind, ir.Undefined), mask)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), mask)
 
 
 def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
-    """Return total + (vectors - others)^2, fused if the processor can."""
+    """Return total + (vectors - others)^2, with a fused multiply-add if the processor has one."""
     difference = builder.fsub(vectors, others)
     fused = _function(builder, _FLOATS, [_FLOATS] * 3, f"llvm.fmuladd.v{LANES}f32")
     return builder.call(fused, [difference, difference, total])
@@ -70,56 +67,51 @@ def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
 def _loop_of_sums(
     builder: Any, count: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
 ) -> list[Any]:
-    """Return vectors that start at zero and are replaced by `add(index, vectors)` for index 0, stride, ... < stop."""
+    """Sum `count` vectors from zero in a loop: sums = add(index, sums) for index 0, stride, ... < stop."""
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
     builder.position_at_end(loop)
-    index = builder.phi(_LONG)
-    sums = [builder.phi(_FLOATS) for _ in range(count)]
-    added = add(index, sums)
-    following = builder.add(index, _LONG(stride))
-    index.add_incoming(_LONG(0), before)
-    index.add_incoming(following, loop)
-    for before_sum, after_sum in zip(sums, added, strict=True):
-        before_sum.add_incoming(ir.Constant(_FLOATS, [0.0] * LANES), before)
-        before_sum.add_incoming(after_sum, loop)
-    builder.cbranch(builder.icmp_signed("<", following, stop), loop, after)
+    index, sums = builder.phi(_LONG), [builder.phi(_FLOATS) for _ in range(count)]
+    new_sums = add(index, sums)
+    next_index = builder.add(index, _LONG(stride))
+    for phi, new in zip([index, *sums], [next_index, *new_sums], strict=True):
+        phi.add_incoming(ir.Constant(phi.type, None), before)  # zero
+        phi.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", next_index, stop), loop, after)
     builder.position_at_end(after)
-    return added
+    return new_sums
 
 
 def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
-    """Return one vector with the sums of eight vectors of sixteen lanes."""
+    """Return one vector of eight lanes with the sums of eight vectors of sixteen lanes, as a tree of pairwise sums."""
 
-    def add(vector: Any, partner: Any, first: list[int], second: list[int]) -> Any:
+    def add(left: Any, right: Any, first: list[int], second: list[int]) -> Any:
         masks = [ir.Constant(ir.VectorType(_INT, len(lanes)), lanes) for lanes in (first, second)]
-        return builder.fadd(*(builder.shuffle_vector(vector, partner, mask) for mask in masks))
+        return builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
 
-    halves = [add(vector, vector, list(range(8)), list(range(8, 16))) for vector in sums]
-    steps = (
+    sums = [add(vector, vector, list(range(8)), list(range(8, 16))) for vector in sums]
+    steps = (  # lanes of a pair of vectors (0 to 7, 8 to 15) that are added
         ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
         ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
         ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
     )
     for first, second in steps:
-        halves = [
-            add(vector, partner, first, second) for vector, partner in zip(halves[::2], halves[1::2], strict=True)
-        ]
-    return halves[0]
+        sums = [add(left, right, first, second) for left, right in zip(sums[::2], sums[1::2], strict=True)]
+    return sums[0]
 
 
 def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
     """Return a vector of the squared distances of a residual to eight codewords, from their addresses."""
-    bytes_each = builder.mul(width, _LONG(4))
+    row_bytes = builder.mul(width, _LONG(4))
 
-    def add(at: Any, sums: list[Any]) -> list[Any]:
-        part, address, added = _load(builder, builder.add(residual, at)), builder.add(codewords, at), []
+    def add(offset: Any, sums: list[Any]) -> list[Any]:
+        values, address, added = _load(builder, builder.add(residual, offset)), builder.add(codewords, offset), []
         for total in sums:
-            added.append(_add_square(builder, part, _load(builder, address), total))
-            address = builder.add(address, bytes_each)
+            added.append(_add_square(builder, values, _load(builder, address), total))
+            address = builder.add(address, row_bytes)
         return added
 
-    return _sum_lanes(builder, _loop_of_sums(builder, SIDE_BY_SIDE, bytes_each, 4 * LANES, add))
+    return _sum_lanes(builder, _loop_of_sums(builder, SIDE_BY_SIDE, row_bytes, 4 * LANES, add))
 
 
 @_intrinsic(types.int64)
@@ -134,69 +126,69 @@ def prefetch(builder: Any, address: Any) -> None:
 
 @_intrinsic(*[types.int64] * 3, returns=types.int64)
 def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
-    """Return the nearest of eight codewords to a residual as a key, from their addresses.
+    """Return the key of the nearest of eight codewords to a residual, from their addresses.
 
-    The key holds the bits of the squared distance above the index of the codeword. Squared distances are not negative,
+    A key holds the bits of the squared distance above the index of the codeword. Squared distances are not negative,
     so their bits have the same order, and the least key is the nearest codeword, the first of equals.
     """
     integers = ir.VectorType(_INT, SIDE_BY_SIDE)
     bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
     least = builder.call(_function(builder, _INT, [integers], f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32"), [bits])
-    same = builder.icmp_signed("==", bits, _everywhere(builder, integers, least))
+    same = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
     first = builder.cttz(builder.bitcast(same, ir.IntType(SIDE_BY_SIDE)), ir.IntType(1)(1))
     return builder.or_(builder.shl(builder.sext(least, _LONG), _LONG(32)), builder.zext(first, _LONG))
 
 
 @_intrinsic(*[types.int64] * 3, types.float32, *[types.int64] * 3)
-def meet_eight(
-    builder: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances_at: Any, keys_at: Any
+def measure_eight(
+    builder: Any, residual: Any, codewords: Any, width: Any, added: Any, place: Any, distances: Any, keys: Any
 ) -> None:
-    """Write the distances of a residual to eight codewords, and their keys (int64).
+    """Write the squared distances of a residual to eight codewords, and their keys, to `place` and after it.
 
-    A key holds the bits of the distance plus `added`, which is not negative, above `place`, `place` + 1, ...
+    A key (int64) holds the bits of the distance plus `added`, which is not negative, above its own place.
     """
-    whole = ir.VectorType(_LONG, SIDE_BY_SIDE)
-    distances = _eight_distances(builder, residual, codewords, width)
-    sums = builder.fadd(distances, _everywhere(builder, distances.type, added))
-    bits = builder.bitcast(sums, ir.VectorType(_INT, SIDE_BY_SIDE))
-    high = builder.shl(builder.sext(bits, whole), ir.Constant(whole, [32] * SIDE_BY_SIDE))
-    low = builder.add(_everywhere(builder, whole, place), ir.Constant(whole, list(range(SIDE_BY_SIDE))))
-    _store(builder, distances, distances_at)
-    _store(builder, builder.or_(high, low), keys_at)
+    longs = ir.VectorType(_LONG, SIDE_BY_SIDE)
+    squares = _eight_distances(builder, residual, codewords, width)
+    costs = builder.fadd(squares, _broadcast(builder, squares.type, added))
+    bits = builder.bitcast(costs, ir.VectorType(_INT, SIDE_BY_SIDE))
+    high = builder.shl(builder.sext(bits, longs), ir.Constant(longs, [32] * SIDE_BY_SIDE))
+    low = builder.add(_broadcast(builder, longs, place), ir.Constant(longs, list(range(SIDE_BY_SIDE))))
+    _store(builder, squares, builder.add(distances, builder.mul(place, _LONG(4))))
+    _store(builder, builder.or_(high, low), builder.add(keys, builder.mul(place, _LONG(8))))
 
 
 @_intrinsic(*[types.int64] * 4)
 def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -> None:
     """Write residual - codeword to out, from the addresses and the width of these vectors."""
     with for_range(builder, builder.udiv(width, _LONG(LANES)), intp=_LONG) as loop:
-        at = builder.mul(loop.index, _LONG(4 * LANES))
-        minuend, subtrahend = (_load(builder, builder.add(start, at)) for start in (residual, codeword))
-        _store(builder, builder.fsub(minuend, subtrahend), builder.add(out, at))
+        offset = builder.mul(loop.index, _LONG(4 * LANES))
+        minuend, subtrahend = (_load(builder, builder.add(start, offset)) for start in (residual, codeword))
+        _store(builder, builder.fsub(minuend, subtrahend), builder.add(out, offset))
 
 
 @_intrinsic(*[types.int64] * 6)
-def meet(builder: Any, vectors: Any, group: Any, dim: Any, best: Any, place: Any, index: Any) -> None:
+def update_nearest(builder: Any, vectors: Any, codewords: Any, dim: Any, least: Any, groups: Any, group: Any) -> None:
     """Compare vectors (`ROWS`, D) with a group of codewords (D, `GROUP`), from addresses.
 
-    Where a distance is less than in `best` (`ROWS`, `GROUP`), write it there, and the group's index to `place`.
+    Where a distance is less than in `least` (`ROWS`, `GROUP`), write it there, and the number of the group to `groups`.
     """
     integers, row_bytes = ir.VectorType(_INT, LANES), builder.mul(dim, _LONG(4))
 
     def add(d: Any, sums: list[Any]) -> list[Any]:
-        line = builder.add(group, builder.mul(d, _LONG(4 * GROUP)))
+        line = builder.add(codewords, builder.mul(d, _LONG(4 * GROUP)))
         words = [_load(builder, builder.add(line, _LONG(4 * column))) for column in range(0, GROUP, LANES)]
         address, added = builder.add(vectors, builder.mul(d, _LONG(4))), []
         for row in range(ROWS):
-            value = _everywhere(builder, _FLOATS, _load(builder, address, ir.FloatType()))
+            value = _broadcast(builder, _FLOATS, _load(builder, address, ir.FloatType()))
             row_sums = sums[row * len(words) : (row + 1) * len(words)]
             added += [_add_square(builder, value, *each) for each in zip(words, row_sums, strict=True)]
             address = builder.add(address, row_bytes)
         return added
 
-    group_index = _everywhere(builder, integers, builder.trunc(index, _INT))
+    group = _broadcast(builder, integers, builder.trunc(group, _INT))
     for i, distances in enumerate(_loop_of_sums(builder, ROWS * GROUP // LANES, dim, 1, add)):
-        lowest, where = (builder.add(start, _LONG(4 * LANES * i)) for start in (best, place))
-        best_so_far, where_so_far = _load(builder, lowest), _load(builder, where, integers)
-        closer = builder.fcmp_ordered("<", distances, best_so_far)
-        _store(builder, builder.select(closer, distances, best_so_far), lowest)
-        _store(builder, builder.select(closer, group_index, where_so_far), where)
+        least_at, groups_at = (builder.add(start, _LONG(4 * LANES * i)) for start in (least, groups))
+        old_least, old_groups = _load(builder, least_at), _load(builder, groups_at, integers)
+        closer = builder.fcmp_ordered("<", distances, old_least)
+        _store(builder, builder.select(closer, distances, old_least), least_at)
+        _store(builder, builder.select(closer, group, old_groups), groups_at)
