@@ -278,7 +278,7 @@ def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Pat
 
 def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -> None:
     program = (
-        "import ray, sys\nray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
+        "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
         "from types import SimpleNamespace as Fake\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
         "code = main(sys.argv[1:])\n"
         "absent = Fake(options=('no/run', False, None), images=None, workers=0, device=Fake(type='cpu'))\n"
