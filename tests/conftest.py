@@ -50,7 +50,6 @@ def threads(count: int) -> Iterator[None]:
 
 
 def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """Draw images of random bars, with labels."""
     generator = np.random.default_rng(seed)
     images = np.zeros((count, size, size), np.uint8)
     labels = generator.integers(0, 10, count).astype(np.uint8)
@@ -87,7 +86,6 @@ def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 30), mode:
 
 @pytest.fixture
 def picture_folder(tmp_path: Path) -> Path:
-    """30 colour images in two class folders, PNG, JPEG and WebP."""
     folder = tmp_path / "pictures"
     for index in range(30):
         suffix = ("png", "jpg", "webp")[index % 3]
@@ -149,7 +147,6 @@ def with_quantizer(config: Config, **changes: object) -> Config:
 
 
 def write_file(config: Config, path: Path) -> Path:
-    """Write a configuration as the YAML file that commands take."""
     path.write_text(yaml.safe_dump(to_dict(config)))
     return path
 

@@ -17,14 +17,12 @@ Cut = tuple[str, str]  # a pattern in a command, and its replacement
 
 
 def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
-    """Write 28x28 drawn digits as a data set in MNIST's format, which the commands take."""
     write_mnist(root / name, 120, 60, size=28)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
 
 def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write 32x32 drawn digits in colour as CIFAR10, which the commands take."""
     folder = root / "cifar10"
     folder.mkdir(parents=True)
     for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):

@@ -55,7 +55,6 @@ def commands(page: str) -> Iterator[tuple[list[str], str]]:
 
 
 def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
-    """Run a command with small budgets and return its output. Check that the pictures it names exist."""
     end = words.index(">") if ">" in words else len(words)
     printed = replay(cut(words[:end], cuts))
     if end < len(words):

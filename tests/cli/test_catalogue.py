@@ -71,7 +71,6 @@ def test_data_is_listed(mnist_root: Path) -> None:
 
 
 def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
-    """Return the report of doctor as JSON and as text, and the lines of its problems."""
     text, plain = done("doctor"), done("doctor", "--json")
     assert text[0] == plain[0] == code
     return json.loads(plain[1]), text[1], text[2].splitlines()

@@ -160,7 +160,6 @@ def test_a_line_for_who_waits(stream: io.StringIO, monkeypatch: pytest.MonkeyPat
 
 
 def test_one_long_part(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It says so where there is no terminal."""
     monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
     said = threading.Event()
     monkeypatch.setattr(progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set()))

@@ -160,7 +160,6 @@ def test_what_a_killed_writer_left_is_no_row(tmp_path: Path, mnist_root: Path) -
 
 @pytest.mark.usefixtures("systems")
 def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a folder's first run leaves to the machine is what later ones are made with, wherever they run."""
     fields = {"training.precision": "auto", "prior.training.precision": "auto", "training.device": "auto"}
     tiny = override(presets.get("vqvae/mnist").config, fields)
     monkeypatch.setattr(presets, "get", lambda name: presets.Preset(config=tiny, sources={}, about=""))

@@ -25,7 +25,6 @@ WEIGHTS = "0123456789abcdef" * 2
 
 
 def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200) -> EntropyNetwork:
-    """A model with random numbers; `strength` is that of its output weights."""
     sets, symbols = contexts.sets, contexts.symbols[-1]
     return EntropyNetwork(
         contexts,
@@ -52,7 +51,6 @@ def made_entropy_model(
 
 
 def random_codes(entropy_model: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
-    """(count, all codes) of images of that size, as its models hold for likely: decoded from random bytes."""
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
     for level in range(len(entropy_model.symbols)):

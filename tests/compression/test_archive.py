@@ -191,7 +191,6 @@ def test_another_model_or_another_writer_is_refused(tmp_path: Path) -> None:
 
 
 def crafted(path: Path, index: bytes, records: bytes, after: bytes = b"", count: int = 1) -> None:
-    """An archive of GRIDS with one block, whose checksum is right whatever is in it."""
     path.unlink(missing_ok=True)
     with appending(path, GRIDS.bare):
         pass

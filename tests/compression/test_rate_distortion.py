@@ -257,7 +257,6 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypat
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
 def test_the_sum_never_grows_and_a_larger_lambda_means_fewer_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Candidates that are left out hardly matter."""
     used = []
     for lmbda in (0.0, 0.05, 1.0):
         problem = Problem(ENTROPY_MODELS[name], 30, count=10, candidates=5)
@@ -295,7 +294,6 @@ def test_other_positions_keep_what_they_have(entropy_model: EntropyModel) -> Non
 
 
 def test_threads_do_not_change_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an image of several strips, and of a part of its places."""
     found = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)

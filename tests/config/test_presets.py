@@ -90,7 +90,6 @@ ROWS = {  # number of a table -> system, and a field of each row whose value is 
 
 
 def as_number(text: str) -> float | str:
-    """A number where the text is one, so that 2e-4 and 0.0002 are equal, and 60,000 and 60000."""
     try:
         return float(text.replace(",", ""))
     except ValueError:

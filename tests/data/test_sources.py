@@ -121,7 +121,6 @@ def test_a_hash_of_each_name_divides(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process and in two, forked, pickled, and with a small window; nothing open goes along."""
     files = drawn(40)
     roots = [store(name, tmp_path / name / "images", files) for name in ("folder", form)]
     options = {"crop": "random", "flip": True, "size": 12, "split": "sorted", "train_samples": 30}
@@ -489,7 +488,6 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
-    """Every form: another image of the same name and size, and a copy elsewhere."""
     files = {f"0/{index}.png": png(index) for index in range(9)}
     same_size = png(50)[: len(files["0/4.png"])].ljust(len(files["0/4.png"]), b"\0")
     for form in FORMS:

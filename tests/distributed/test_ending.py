@@ -28,7 +28,6 @@ def torchrun(count: int, *options: str) -> list[str]:
 
 
 def ranks(launcher: int) -> list[int]:
-    """The process IDs of the workers of torchrun, by rank."""
     pids: list[int] = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         with contextlib.suppress(OSError):

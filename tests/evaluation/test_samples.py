@@ -225,7 +225,6 @@ def test_the_deviation_is_that_of_repetitions(unequal_classes: DataConfig, monke
 
 
 def striped(count: int, seed: int) -> CodeMaps:
-    """A level whose rows repeat, and a random level."""
     generator = np.random.default_rng(seed)
     rows = generator.integers(0, 4, (count, 8, 1)).repeat(8, 2)
     return CodeMaps((rows, generator.integers(0, 4, (count, 8, 8))), np.zeros(count, np.int64), ())

@@ -41,7 +41,6 @@ def model_of(config: Config) -> Autoencoder:
 
 
 def saved(system: str, folder: Path) -> Path:
-    """A run folder of the system, started from noise; that of "treevq" has a progressive decoder."""
     config = config_of(system)
     (folder / system).mkdir()
     model, run = model_of(config), RunFolder(folder / system)
@@ -56,7 +55,6 @@ def saved(system: str, folder: Path) -> Path:
 
 
 def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
-    """Any size and number of images, every number of levels; others are refused."""
     for count, height, width in SIZES:
         images = torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(height))
         codes = model.encode(images)

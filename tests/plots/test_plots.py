@@ -125,7 +125,6 @@ def test_bad_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_colours_for_a_greyscale_model_are_converted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A colour PNG was refused where the same picture with a palette was taken."""
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
     for path in paths:
         write_picture(path, 1, (28, 28), path.stem)

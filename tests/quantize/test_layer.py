@@ -23,7 +23,6 @@ DIM, SIZE, LEVELS = 6, 3, 3
 
 
 def features(*positions: int, seed: int = 0) -> Tensor:
-    """(*positions, D) around a few centres, so that there is something to find."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(20, DIM, generator=torch.Generator().manual_seed(99))
     chosen = torch.randint(20, positions, generator=generator)

@@ -395,7 +395,6 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
 
 @pytest.fixture
 def run_shards(run: Path, tmp_path: Path) -> Path:
-    """Return shards of the run's training images, from a list of files."""
     images = load_images(RunFolder(run).read_config().data, "train")
     names = [tmp_path / f"{index:03d}.png" for index in range(len(images))]
     for index, name in enumerate(names):

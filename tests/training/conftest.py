@@ -35,7 +35,6 @@ _WHOLE: dict[tuple[str, str], Case] = {}
 
 @pytest.fixture
 def whole(case: Case, tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Case:
-    """The same task, trained without interruption. Do not write to it."""
     key = (case.name, str(mnist_root))
     if key not in _WHOLE:
         path = tmp_path_factory.mktemp("whole") / "run"

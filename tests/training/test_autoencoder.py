@@ -103,7 +103,6 @@ class Started:
         return [codewords.clone() for codewords in model.linked_codebooks]
 
     def let_one_die(self) -> None:
-        """Move codeword 1 of level 1 far away, in the model and its average."""
         for model in (self.model, self.state.averaged.module):
             for name, rows in model.state_dict().items():
                 if name == FIRST:

@@ -86,7 +86,6 @@ def test_a_step_is_that_of_the_paper() -> None:
 
 
 def test_what_is_no_matrix_is_left_to_adam() -> None:
-    """With frozen matrices, the other parameters take the steps of torch's Adam."""
     alone, beside = network(), network()
     alone[2].weight.requires_grad_(False)
     beside[2].weight.requires_grad_(False)

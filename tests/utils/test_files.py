@@ -114,7 +114,6 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
-    """By a link, and under a name that leaves no room for the lock's own."""
     (tmp_path / "file").write_text("")
     told = "can't be written .*choose another folder"
     with pytest.raises(InputError, match=told), lock_folder(tmp_path / "file" / "run"):
