@@ -273,7 +273,7 @@ def _of_run(path: Path) -> Parts:
         "tables": model.entropy_model.content,
     }
     found["priors"] = [[one.state_dict() for one in priors.networks], priors.classes, priors.class_counts]
-    return {name: digest(value) for name, value in found.items()} | {"card": export._measured(RunFolder(run))}
+    return {name: digest(value) for name, value in found.items()} | {"card": export._read_evaluation(RunFolder(run))}
 
 
 def _with_meta(content: bytes, meta: bytes) -> bytes:

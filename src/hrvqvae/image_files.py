@@ -28,8 +28,8 @@ from hrvqvae.utils.outputs import Outputs, safe_name, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-_BATCH_IMAGES, _BATCH_PIXELS = 1024, 1 << 26  # at most, per batch; a batch is one block of an archive
-# Per name of the output: where the image lies, and a function that opens the image.
+_BATCH_IMAGES, _BATCH_PIXELS = 1024, 1 << 26  # limits of a batch, which is one block of an archive
+# Per name of the output: the place of the image, for messages, and a function that opens the image.
 _ImagesByName = dict[str, tuple[str, OpenImage]]
 
 
@@ -37,7 +37,7 @@ _ImagesByName = dict[str, tuple[str, OpenImage]]
 class CompressionOutcome:
     """The outcome of `compress_files`."""
 
-    lost: dict[str, str]  # of each image, by where it lies: what conversion to the model's channels lost
+    lost: dict[str, str]  # per image, by its place: what conversion to the model's channels lost
     bytes: int = 0  # total size of the files, or growth of the archive
     pixels: int = 0  # size of the uncompressed images in bytes
 
@@ -54,7 +54,7 @@ def _find_images(paths: Sequence[Path]) -> _ImagesByName:
             raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):
             name, where = image_formats.remove_image_suffix(source.name(row)), source.where(row)
-            earlier, _ = images.get(name, (where, None))  # a file may be given twice
+            earlier, _ = images.get(name, (where, None))  # a file may be given twice, a tar may not
             if earlier != where or (name in images and not isinstance(source, FolderSource)):
                 raise InputError(f"{earlier} and {where} would both be named {name}; compress them apart")
             images[name] = where, partial(source.open, row)
@@ -64,7 +64,7 @@ def _find_images(paths: Sequence[Path]) -> _ImagesByName:
 def _read_batches(
     model: Model, images: _ImagesByName, outcome: CompressionOutcome, skip: bool
 ) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield batches of (name, image). With `skip`, broken images are left out with a notice."""
+    """Yield batches of (name, image) within both limits. With `skip`, broken images are left out with a notice."""
     channels, max_pixels = model.autoencoder.channels, model.config.data.max_pixels
 
     def read_images() -> Iterator[tuple[str, Tensor]]:
@@ -80,23 +80,23 @@ def _read_batches(
             outcome.pixels += pixels.size
             yield name, torch.from_numpy(pixels)
 
-    count_pixels = lambda image: max(math.prod(image[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)  # noqa: E731
-    return tracked(chunk_by_size(read_images(), count_pixels, _BATCH_PIXELS), "compress", len(images), len)
+    size = lambda pair: max(math.prod(pair[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)  # noqa: E731
+    return tracked(chunk_by_size(read_images(), size, _BATCH_PIXELS), "compress", len(images), len)
 
 
 def compress_files(
     model: Model, paths: Sequence[Path], out: Path, levels: int | None = None, max_bytes: int | None = None,
     lmbda: float | None = None, *, force: bool = False, skip: bool = False,
 ) -> CompressionOutcome:  # fmt: skip
-    """Compress image files. Notices tell of losses by conversion, and of images that an archive has already.
+    """Compress image files. Report images that lost something by conversion, or that the archive has already.
 
     Args:
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
         out: X.hrv for one image; X.hrva, an archive to append to; otherwise a folder, for one file per image.
-        levels: As for `Model.compress`, like `max_bytes` and `lmbda`.
+        levels, max_bytes, lmbda: As for `Model.compress`.
         skip: Leave out images that can't be read, with a notice per image.
 
-    Raises InputError as `Model.compress`, or if an image can't be read, a file exists or `out` can't be written.
+    Raises InputError as `Model.compress` does, or if an image can't be read, a file exists or `out` can't be written.
     """
     model.autoencoder.check_levels(levels)
     outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
@@ -134,7 +134,7 @@ def _append(
         if writer.set_aside:
             left_over = counted(writer.archive.left_over, "byte")
             old_size -= writer.archive.left_over
-            note(f"{path} ended with {left_over} of no whole block: moved to {writer.set_aside}")
+            note(f"{path} ended with {left_over} of an unfinished block, moved to {writer.set_aside}")
         for batch in chain([first_batch], batches):
             codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
             sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
@@ -151,7 +151,7 @@ def _archived_name(name: str) -> str:
 
 
 class _Job(NamedTuple):
-    """A file to decompress, and the PNG to write for each index of an image in the file."""
+    """A file to decompress, and the PNG to write per image, by the index of the image in the file."""
 
     model: Model
     path: Path
@@ -223,7 +223,7 @@ def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tu
         decodable = list[tuple[Path, ImageCodes]]()
         for index, codes in zip(group, images_codes, strict=True):
             name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)
-            if len(codes.codes) < model.autoencoder.prefixes[0]:
+            if len(codes.codes) < model.autoencoder.prefixes[0]:  # the smallest number of levels that it decodes
                 faults.append(f"{name}: {codes.fault or 'it ends too early'}")
                 continue
             if codes.fault:

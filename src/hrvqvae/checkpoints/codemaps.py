@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,27 +59,27 @@ class CodeMaps:
 
 
 def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
-    """Yield the name of the folder of codes and the augmentation, if any, of each copy of the images.
+    """Yield, for each copy of the images, the name of its folder of codes and its augmentation, if any.
 
-    The first copy is the images themselves. The images of each of the `shifts` further copies are shifted by one offset
-    of at most an eighth of a side, with the border mirrored. With `flip`, a mirror image of each copy is added.
+    The first copy is the images themselves. Each of the `shifts` further copies has one random offset of at most an
+    eighth of a side, with the border mirrored. With `flip`, each copy is followed by its mirror images.
     """
 
-    def augment(images: Tensor, shift: int, flipped: bool) -> Tensor:
+    def augment(images: Tensor, copy: int, flipped: bool) -> Tensor:
         images = images.flip(3) if flipped else images
-        if not shift:
+        if copy == 0:
             return images
         border = [size // 8 for size in images.shape[2:]]
-        corners = make_rng("shift", shift).integers(0, [2 * width + 1 for width in border], (100, 2)).tolist()
-        top, left = next((corner for corner in corners if corner != border), border)  # a crop at `border` is unshifted
+        corners = make_rng("shift", copy).integers(0, [2 * width + 1 for width in border], (100, 2)).tolist()
+        top, left = next((corner for corner in corners if corner != border), border)  # the first that shifts
         padded = pad(images, (border[1], border[1], border[0], border[0]), mode="reflect")
         return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
 
-    for shift in range(shifts + 1):
-        name = f"codes-shifted-{shift}" if shift else "codes"
-        yield name, partial(augment, shift=shift, flipped=False) if shift else None
+    for copy in range(shifts + 1):
+        name = f"codes-shifted-{copy}" if copy else "codes"
+        yield name, partial(augment, copy=copy, flipped=False) if copy else None
         if flip:
-            yield f"{name}-flipped", partial(augment, shift=shift, flipped=True)
+            yield f"{name}-flipped", partial(augment, copy=copy, flipped=True)
 
 
 @torch.inference_mode()
@@ -86,10 +87,10 @@ def extract_codes(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
     rank_slice: RankSlice = WHOLE, encode: Encode | None = None, augment: Augment | None = None,
 ) -> CodeMaps:  # fmt: skip
-    """Return the codes of the images of a split, in order. They are computed in float32; then the model is on the CPU.
+    """Return the codes of the images of a split, in order, computed in float32. Moves the model to the CPU at the end.
 
-    With `limit`, so many images are encoded, spread evenly over the split; with `rank_slice`, this share of them.
-    `encode` replaces the model's function; `augment` changes the images (B, C, Y, X) before.
+    `limit` is the number of images, spread evenly over the split; `rank_slice` is the share of them to encode.
+    `encode` replaces `model.encode`; `augment` changes the images (B, C, Y, X) before they are encoded.
     """
     images, device, encode = load_images(config.data, split), device or torch.device("cpu"), encode or model.encode
     model.to(device)
@@ -102,8 +103,8 @@ def extract_codes(
     total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
     for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
         labels.append(batch.labels.numpy())
-        inputs = batch.images.to(device)
-        for arrays, dtype, codes in zip(levels, dtypes, encode(augment(inputs) if augment else inputs), strict=True):
+        inputs = augment(batch.images.to(device)) if augment else batch.images.to(device)
+        for arrays, dtype, codes in zip(levels, dtypes, encode(inputs), strict=True):
             arrays.append(codes.cpu().numpy().astype(dtype))
     model.cpu()
     if not labels:
@@ -117,8 +118,8 @@ def load_or_extract(
 ) -> CodeMaps:  # fmt: skip
     """Load the codes of a split from a folder; extract and write them first if they are missing, stale or damaged.
 
-    Each of several processes that train together extracts a share. If any other process works in the folder, print so
-    with `say` and wait for it.
+    Processes that train together extract a share each. If any other process works in the folder, report this with
+    `say` and wait for it.
     """
     source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
@@ -128,7 +129,7 @@ def load_or_extract(
 
         def write_arrays(paths: Sequence[Path]) -> Sequence[str]:
             for path, *arrays in zip(paths, *((*share.levels, share.labels) for share in shares), strict=True):
-                write_array(path, np.concatenate(arrays))
+                write_array(path, np.concatenate(arrays))  # one array per share
             return share.classes
 
         return write_arrays
@@ -176,9 +177,10 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
     """Return code maps as memory-mapped arrays; None if they are missing, damaged or of another source."""
-    try:
+    with suppress(Exception):  # json and numpy raise errors of many types for damaged files
         description = json.loads((folder / f"{name}.json").read_text())
-        *levels, labels = arrays = _open_arrays(folder, name, len(symbols))
+        arrays = _open_arrays(folder, name, len(symbols))
+        *levels, labels = arrays
         matches = (
             description["source"] == source
             and description["shapes"] == [list(level.shape) for level in levels]
@@ -187,8 +189,6 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
         classes = tuple(description["classes"])
         if matches and description["digests"] == _hash_arrays(arrays, classes):  # last, as it reads every byte
             return CodeMaps(tuple(levels), np.array(labels), classes)
-    except Exception:  # json and numpy raise errors of many types for damaged files
-        return None
     return None
 
 

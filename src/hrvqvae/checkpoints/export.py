@@ -60,8 +60,8 @@ def export(
             told_once(f"left out of {out}: {line}")
     else:
         stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
-        told_once(f"left out of {out}: what was made for the weights before they were changed")
-    metadata = dict[Levels | None, dict[str, Any]]()  # of the networks written: by levels for priors, None for prefixes
+        told_once(f"left out of {out}: priors, progressive decoder and entropy model, made for the weights of {run}")
+    metadata = dict[Levels | None, dict[str, Any]]()  # by a prior's levels; None: progressive decoder
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
@@ -92,7 +92,7 @@ def export(
         if source_folder.card.is_file():
             card = source_folder.card.read_text()
         else:
-            options, measured = source.sampling_options(), _measured(source_folder)
+            options, measured = source.sampling_options(), _read_evaluation(source_folder)
             card = _card(config, name or out.name, meta.get("step"), metadata, options, measured, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
@@ -101,16 +101,16 @@ def export(
 
 def without_paths(config: Config) -> Config:
     """Return a configuration without the paths of this machine: of data, codes and initial weights."""
-    values = dict(flatten(to_dict(config)))
-    fields = [name for stage in STAGES if values[name := f"{stage}.init_from"] not in list_models()]
-    return config.replace(**{"data.root": None, "prior.codes": None, **dict.fromkeys(fields, "")})
+    values, names = dict(flatten(to_dict(config))), [f"{stage}.init_from" for stage in STAGES]
+    emptied = {name: "" for name in names if values[name] not in list_models()}
+    return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
 
 
 def push_run(
     run: str | Path, name: str, *, license: str | None = None, weights: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> str:  # fmt: skip
-    """Export a run, upload it to the hub as user/name with options of `hub.push`, and return its address."""
+    """Export a run, upload it to the hub as user/name, and return its address. `options` go to `hub.push`."""
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, license=license, weights=weights)
         return hub.push(Path(folder) / "model", name, **options)
@@ -129,7 +129,7 @@ def _card(
     levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
     steps = f", {step:,} steps" if step else ""
     guidance, count = sampling["guidance"], sampling["levels"]
-    drawn = "all levels" if count is None else level_names(range(count))
+    drawn_levels = "all levels" if count is None else level_names(range(count))
     hint = "" if sampling == {"guidance": 1.0, "levels": None} else _MORE_VARIETY
     rows = {
         "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
@@ -137,9 +137,9 @@ def _card(
         f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
         "codes": f"grids and symbols of the levels, coarse first: {levels}; "
         f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
-        "priors": _priors(priors),
+        "priors": _describe_priors(priors),
         **({"progressive decoder": f"trained {metadata[None]['step']:,} steps"} if None in metadata else {}),
-        **({"samples": f"drawn by default with guidance {guidance:g} and {drawn}{hint}"} if priors else {}),
+        **({"samples": f"drawn by default with guidance {guidance:g} and {drawn_levels}{hint}"} if priors else {}),
         "measured": measured,
         "license": license or "not stated",
     }
@@ -161,7 +161,7 @@ def _card(
     )
 
 
-def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
+def _describe_priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     if not priors:
         return "none"
     titles, bits = list[str](), list[str]()
@@ -172,7 +172,7 @@ def _priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
 
 
-def _measured(run: RunFolder) -> str:
+def _read_evaluation(run: RunFolder) -> str:
     """Return a sentence about the last evaluation in a run's metrics.jsonl."""
     text = _UNMEASURED
     # The file may be missing, end in half a line after a kill, or hold other figures.

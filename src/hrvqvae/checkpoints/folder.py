@@ -9,11 +9,11 @@ RUN/config.yaml         the resolved configuration
     checkpoints/        the two newest checkpoints, such as step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
-    priors/codes/       the codes of the train split; for its copies codes-flipped/, codes-shifted-1/, ...
-    priors/level-1/     the run folder of a prior: its model.safetensors is the best held-out state;
+    priors/codes/       the codes of the train split; beside it codes-flipped/, codes-shifted-1/, ... for copies
+    priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out loss;
                         priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance and levels of samples
-    states/DIGEST/      earlier weights that made files of codes: model.safetensors, tables.hrvt, prefixes/
+    states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of codes
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this network is trained for
     .lock               held by the process that trains here
     .job                the id of the torchrun job that trains here; a restart of the same job resumes the run
@@ -79,7 +79,7 @@ class RunFolder:
         return bool(self.saved()) or self.model.is_file()
 
     def is_stale(self, digest: str) -> bool:
-        """Return whether this network was not trained for the autoencoder of a digest. Raises DamagedFileError."""
+        """Return whether this network was trained for an autoencoder of another digest. Raises DamagedFileError."""
         if self.model.is_file():
             meta = storage.read_meta(self.model)
             if "autoencoder" not in meta:
@@ -96,7 +96,7 @@ class RunFolder:
         """Return the configuration. Raises InputError if config.yaml is missing or can't be read."""
         if not self.config.is_file():
             if not self.path.exists() and str(self.path) in list_models():
-                require_trainable(self.path)
+                require_trainable(self.path)  # raises: a model of the package
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
 
@@ -128,7 +128,7 @@ class RunFolder:
             for damaged_path in damaged:
                 damaged_path.replace(damaged_path.with_suffix(".damaged"))
             if damaged:
-                say(f"{path.name}, the one before, is loaded")
+                say(f"{path.name} is loaded instead")
             return state
         if damaged:
             raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
@@ -151,10 +151,8 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     covered.sort(key=lambda levels: (levels.start, levels.stop))
     for coarse, fine in pairwise(covered):
         if fine.start < coarse.stop:
-            paths = prior_folder(run, *coarse).path, prior_folder(run, *fine).path.name
-            raise InputError(
-                f"{paths[0]} and {paths[1]} both hold a prior of level {fine.start + 1}; delete one of them"
-            )
+            path, other_name = prior_folder(run, *coarse).path, prior_folder(run, *fine).path.name
+            raise InputError(f"{path} and {other_name} both hold a prior of level {fine.start + 1}; delete one of them")
     return {levels: prior_folder(run, *levels) for levels in covered}
 
 
@@ -169,7 +167,7 @@ def list_models() -> list[str]:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Return the path `run` if a run is there; else the folder of this model in the package, or the path."""
+    """Return `run` as a path, or the folder of the model `run` in the package if no run is at this path."""
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
     return _SHIPPED / path if str(run) in list_models() and not is_run else path
@@ -187,7 +185,7 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def locate(run: str | Path) -> Path:
-    """Return the weights file of a run folder, a weights file or a model's name. Raises InputError if there is none."""
+    """Return the weights file of a run, which is named as for `Run`. Raises InputError if there is none."""
     path = run_folder(run)
     folder = RunFolder(path)
     if path.is_file() and path.suffix != ".safetensors":

@@ -1,7 +1,7 @@
 """A trained run: its autoencoder and its artifacts (the priors, the progressive decoder and the entropy model).
 
-Each artifact keeps a digest of its autoencoder, and is stale if the autoencoder has changed since. Networks keep the
-digest of the weights file. The entropy model keeps the digest of the weights alone, which an export does not change.
+Each artifact stores a digest of its autoencoder, and is stale if the autoencoder has changed since. Priors and the
+progressive decoder store the digest of the weights file. The entropy model stores the digest of the tensors in it.
 
 A stale artifact is never deleted. Using a stale artifact is an error that names the command to renew it, except that a
 stale progressive decoder is ignored with a notice.
@@ -90,7 +90,7 @@ class Run:
 
     @cached_property
     def weights_digest(self) -> str:
-        """The digest of the weights alone."""
+        """The digest of the tensors in the weights file, without its metadata."""
         return storage.weights_digest(self.weights)
 
     @cached_property
@@ -118,7 +118,7 @@ class Run:
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         weights, meta, _ = self._content
-        config = self.config = config_of(meta, self.path)
+        config = self.config = config_of(meta, self.path)  # from the same read as the weights
         _check_agreement("model", config, self.path)
         if beam is not None:
             settings = config.model
@@ -182,7 +182,7 @@ class Run:
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
-        if run_folder(self.name) != Path(self.name):  # nothing is trained inside the package
+        if run_folder(self.name) != Path(self.name):  # a model of the package, where nothing is trained
             return f"hrvqvae export {self.name} DIR, then hrvqvae train-prior DIR{option}"
         return f"hrvqvae train-prior {self.name}{option}"
 
@@ -195,7 +195,7 @@ class Run:
         """
         if command := self.missing_priors():
             raise InputError(f"{self.name} lacks priors; train them: {command}")
-        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()  # names and counts, per prior
+        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()  # per prior: its classes' names, counts
         for prior in self.priors.values():
             weights, meta = prior.read()
             path, config, names = prior.file, config_of(meta, prior.file), tuple(meta["classes"])
@@ -226,7 +226,7 @@ class Run:
         return options
 
     def wrote(self, mark: bytes) -> bool:
-        """Return whether this state of the run wrote the file of codes with this mark, a fingerprint or a digest."""
+        """Return whether this run wrote a file with this mark: the fingerprint in an .hrv, the digest in an .hrva."""
         with suppress(InputError):
             entropy_model = self.entropy_model.load()
             marks = bytes.fromhex(entropy_model.model), entropy_model.fingerprint, entropy_model.bare.fingerprint
@@ -249,12 +249,12 @@ def copy_state(run: Run, target: RunFolder) -> None:
     artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
     current = {path: part.file for path, part in artifacts.items() if part.file.is_file() and not part.is_stale()}
     try:
-        for path, source in {**current, state.model: run.path}.items():  # the model, which completes the state, last
+        for path, source in {**current, state.model: run.path}.items():  # the model last: it completes the state
             if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, source.read_bytes())
     except OSError as error:
-        note(f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read its files")
+        note(f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read its codes")
 
 
 @dataclass(frozen=True)
@@ -304,7 +304,7 @@ class NetworkArtifact(Artifact):
 
 @dataclass(frozen=True)
 class EntropyModelArtifact(Artifact):
-    """The entropy model. It is made for the weights alone, and so is not stale after an export."""
+    """The entropy model. It stores the digest of the tensors, so an export does not make it stale."""
 
     def is_stale(self) -> bool:
         if not self.path.is_file():
@@ -312,10 +312,10 @@ class EntropyModelArtifact(Artifact):
         return read_entropy_model(self.path.read_bytes(), str(self.path)).model != self.run.weights_digest
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
-        """Return the entropy model; if none was fitted, an entropy model without networks.
+        """Return the fitted entropy model or, if none was fitted, an entropy model without networks.
 
-        It must be made for the weights with this digest (default: the run's weights). Raises InputError if it is stale,
-        and DamagedFileError if the file is damaged, or its grids or symbols are not the autoencoder's.
+        Raises InputError if it was not made for weights with `weights_digest` (default: the run's weights), and
+        DamagedFileError if the file is damaged, or its grids or symbols are not the autoencoder's.
         """
         digest, model_config = weights_digest or self.run.weights_digest, self.run.config.model
         bare = EntropyModel(str(self.run.name), digest, model_config.geometry, model_config.num_symbols)
@@ -346,7 +346,7 @@ class EntropyModelArtifact(Artifact):
         Raises InputError if data is missing, another process fits the model, or the weights were replaced meanwhile.
         """
         with lock_file(self.path):
-            if self._keep_fitted(say):
+            if self._restore_fitted(say):
                 return self.path
             model, config = self.run.load()
             config, folder = config.with_root(root), self.run.folder
@@ -362,12 +362,12 @@ class EntropyModelArtifact(Artifact):
             content = fit(bare, levels, effort, say, len(maps), small).content
             if Run(self.run.name).weights_digest != bare.model:
                 raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
-            if not self._keep_fitted(say):
+            if not self._restore_fitted(say):
                 with explain_write_errors(self.path):
                     write_atomic(self.path, content)
         return self.path
 
-    def _keep_fitted(self, say: Callable[[str], None]) -> bool:
+    def _restore_fitted(self, say: Callable[[str], None]) -> bool:
         """Restore the entropy model of these weights from `states` if need be, and return whether there is one."""
         copy = RunFolder(self.run.folder.states / self.run.weights_digest).tables
         if not self.path.is_file() or self.is_stale():
@@ -375,7 +375,7 @@ class EntropyModelArtifact(Artifact):
                 return False
             with explain_write_errors(self.path):
                 write_atomic(self.path, copy.read_bytes())
-        say(f"{self.path} is of these weights already; the files of codes written with it can't be read without it")
+        say(f"{self.path} is kept: it fits these weights, and files of codes may have been written with it")
         return True
 
 
@@ -385,7 +385,7 @@ def _check_agreement(section: str, config: Config, path: Path) -> None:
     for file in (folder.config, folder.config_json):
         if path == folder.model and file.is_file() and select(from_file(file)) != select(config):
             raise InputError(
-                f"{file} describes another model than {path.name} was trained as: undo the change there, or "
+                f"{file} describes another model than {path.name} holds: undo the change there, or "
                 "train anew in another folder"
             )
 
@@ -416,7 +416,7 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
 
 
 def stale_notice(name: str | Path) -> list[str]:
-    """Return a line that names a run's stale artifacts and how to renew them, in a list; [] if none is stale."""
+    """Return a list of one line that names a run's stale artifacts and their renewal; [] if none is stale."""
     try:
         stale = Run(name).stale_artifacts()
     except InputError:
