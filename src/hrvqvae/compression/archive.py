@@ -36,12 +36,12 @@ SUFFIX = ".hrva"
 MOST_NAME = 1024  # bytes per name
 _MAGIC, _BLOCK_MAGIC = b"HRVA\x01", b"HRVB"  # the archive's, with the version, and a block's
 _BLOCK_HEAD_BYTES = 20  # before the index
-_MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20
-_MOST_PLAIN, _MOST_PLAIN_PER_BYTE = 1280, 16  # bytes of an unpacked index, and more per byte of its block
-_MOST_CODES, _MOST_CODES_PER_BYTE = 1 << 24, 128  # of all images, and more per byte of the archive
-_LEAST_IMAGE_CODES = 1024  # a smaller image counts for so many codes, as long as it takes to read
-_MOST_WORK, _MOST_WORK_PER_BYTE = 1 << 28, 8  # bytes of wrong blocks to read, and more per byte of the archive
-_WORK_PER_PLAIN_BYTE = 64  # an unpacked byte counts as so many bytes read
+_MOST_TABLES, _MOST_INDEX, _MOST_IMAGES = 1 << 28, 1 << 26, 1 << 20  # bytes; bytes and images per block
+_MOST_PLAIN, _MOST_PLAIN_PER_BYTE = 1280, 16  # bytes of an unpacked index: 1280 + 16 * bytes of its block
+_MOST_CODES, _MOST_CODES_PER_BYTE = 1 << 24, 128  # of all images: 2^24 + 128 * bytes of the archive
+_LEAST_IMAGE_CODES = 1024  # counted for a smaller image, since reading it takes as long
+_MOST_WORK, _MOST_WORK_PER_BYTE = 1 << 28, 8  # for damaged blocks, in bytes read: 2^28 + 8 * bytes of the archive
+_WORK_PER_PLAIN_BYTE = 64  # to unpack a byte is as much work as to read so many
 _VARINT_BYTES = 5  # per number in an index, at most
 _IMAGES_PER_BLOCK = 1024  # in blocks that `salvage` writes
 
@@ -52,7 +52,7 @@ class ArchiveEntry(NamedTuple):
     name: str
     size: Grid
     levels: int
-    place: int
+    place: int  # offset in the file
     length: int
 
 
@@ -60,26 +60,26 @@ class Entries:
     """The images of an archive, in order. A million images take 50 MB; a list of `ArchiveEntry` would take 300 MB."""
 
     def __init__(self) -> None:
-        self._numbers, self._ends, self._names = array("Q"), array("Q"), bytearray()
+        self._fields, self._ends, self._names = array("Q"), array("Q"), bytearray()  # 5 fields per image
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> ArchiveEntry:
         name = self._names[self._ends[index - 1] if index else 0 : self._ends[index]].decode()
-        height, width, *others = self._numbers[5 * index : 5 * index + 5]
+        height, width, *others = self._fields[5 * index : 5 * index + 5]
         return ArchiveEntry(name, (height, width), *others)
 
     def __iter__(self) -> Iterator[ArchiveEntry]:
         return (self[index] for index in range(len(self)))
 
     def add(
-        self, index: bytes, count: int, records: int, record_bytes: int, model: EntropyModel, max_codes: int
+        self, index: bytes, count: int, first_record: int, record_bytes: int, model: EntropyModel, max_codes: int
     ) -> int:
-        """Add the images of a block, and return how many codes the images count for, `max_codes` at most.
+        """Add the images of a block. Return their number of codes, in which a small image counts as 1,024.
 
-        `index` is unpacked; `records` is the offset of the first record in the file. An invalid index raises
-        DamagedFileError, IndexError or UnicodeDecodeError, and adds nothing.
+        `index` is unpacked; `first_record` is an offset in the file. An invalid index, or one of over `max_codes`
+        codes, raises DamagedFileError, IndexError or UnicodeDecodeError, and adds nothing.
         """
         offset = 0
 
@@ -104,7 +104,7 @@ class Entries:
             positions = -(-(height + margin) // unit) * -(-(width + margin) // unit)
             num_codes += count // num_sizes * max(positions * per_position, _LEAST_IMAGE_CODES)
         if num_codes > max_codes or sum(lengths) != record_bytes or min(lengths, default=1) < 1:
-            raise DamagedFileError("too many codes, or other lengths than the records have")
+            raise DamagedFileError("too many codes, or wrong lengths of records")
         names, ends = bytearray(), array("Q")
         for _ in range(count):
             length = read_number()
@@ -116,12 +116,12 @@ class Entries:
             names += name
             ends.append(len(self._names) + len(names))
         if offset != len(index):
-            raise DamagedFileError("more or fewer bytes than it says")
+            raise DamagedFileError("the names end before or behind the end of the index")
         self._names += names
         self._ends += ends
         sizes = cycle(zip(sides[::2], sides[1::2], strict=True))
-        for size, offset, length in zip(sizes, accumulate(lengths[:-1], initial=records), lengths, strict=False):
-            self._numbers.extend((*size, levels, offset, length))
+        for size, offset, length in zip(sizes, accumulate(lengths[:-1], initial=first_record), lengths, strict=False):
+            self._fields.extend((*size, levels, offset, length))
         return num_codes
 
 
@@ -132,9 +132,9 @@ class Archive:
     path: Path
     entropy_model: EntropyModel  # decodes the images
     entries: Entries  # the images, in order
-    codes: int  # that the images count for
+    codes: int  # number of codes of all images, where a small image counts as 1,024
     damaged: int  # bytes of damaged blocks
-    damaged_blocks: int  # number of damaged blocks whose first bytes are found, at least 1 per damaged place
+    damaged_blocks: int  # number of damaged blocks that were found, at least 1 per damaged place
     left_over: int  # bytes at the end that look like an unfinished block
 
     @property
@@ -207,7 +207,7 @@ def is_archive(path: Path) -> bool:
 def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
     """Read the index of an archive.
 
-    `fallback` replaces the archive's entropy model if that one is damaged but half of its bytes equal this model's.
+    `fallback` replaces a damaged entropy model of the archive if the two agree in at least half of their bytes.
 
     Raises:
         OSError, DamagedFileError: The file can't be read, is no archive, or its entropy model is damaged.
@@ -215,31 +215,31 @@ def open_archive(path: Path, fallback: EntropyModel | None = None) -> Archive:
     entries, codes, damaged, damaged_blocks, wrong_blocks = Entries(), 0, 0, 0, 0
     with path.open("rb") as stream:
         try:
-            model, end = _read_head(path, stream), stream.tell()
+            model, whole_end = _read_head(path, stream), stream.tell()
         except DamagedFileError:
             head = _build_head(fallback.content) if fallback else b""
             stream.seek(0)
             equal_bytes = sum(byte == other for byte, other in zip(head, stream.read(len(head)), strict=False))
             if fallback is None or equal_bytes < len(head) / 2:
                 raise
-            model, end = fallback, len(head)
+            model, whole_end = fallback, len(head)
         with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
-            size, offset = len(content), content.find(_BLOCK_MAGIC, end)
-            most_codes = _MOST_CODES + _MOST_CODES_PER_BYTE * size  # bounds for malicious archives, like the work
+            size, offset = len(content), content.find(_BLOCK_MAGIC, whole_end)
+            max_codes = _MOST_CODES + _MOST_CODES_PER_BYTE * size  # both limits are against malicious archives
             remaining_work = _MOST_WORK + _MOST_WORK_PER_BYTE * size
             while offset >= 0 and remaining_work > 0:
-                stop, added, work = _read_block(content, offset, entries, model, most_codes - codes)
+                block_end, added, work = _read_block(content, offset, entries, model, max_codes - codes)
                 codes, remaining_work = codes + added, remaining_work - work
-                if stop is None:
+                if block_end is None:
                     wrong_blocks += 1
-                else:
-                    damaged_blocks += max(wrong_blocks, int(offset > end))
-                    damaged, end, wrong_blocks = damaged + offset - end, stop, 0
-                offset = content.find(_BLOCK_MAGIC, stop or offset + 1)
-            head = content[end : end + _BLOCK_HEAD_BYTES]
-    length = _BLOCK_HEAD_BYTES + sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
-    left_over = size - end
-    if left_over and not (_BLOCK_MAGIC.startswith(head[:4]) and (len(head) < _BLOCK_HEAD_BYTES or end + length > size)):
+                else:  # the bytes between this and the last whole block are damaged
+                    damaged_blocks += max(wrong_blocks, int(offset > whole_end))
+                    damaged, whole_end, wrong_blocks = damaged + offset - whole_end, block_end, 0
+                offset = content.find(_BLOCK_MAGIC, block_end or offset + 1)
+            head = content[whole_end : whole_end + _BLOCK_HEAD_BYTES]
+    left_over, length = size - whole_end, sum(int.from_bytes(head[at : at + 4], "little") for at in (8, 12))
+    cut_short = len(head) < _BLOCK_HEAD_BYTES or _BLOCK_HEAD_BYTES + length > left_over
+    if left_over and not (cut_short and _BLOCK_MAGIC.startswith(head[:4])):
         left_over, damaged, damaged_blocks = 0, damaged + left_over, damaged_blocks + max(1, wrong_blocks)
     return Archive(path, model, entries, codes, damaged, damaged_blocks, left_over)
 
@@ -266,14 +266,14 @@ def _read_head(path: Path, stream: BinaryIO) -> EntropyModel:
 def _read_block(
     content: mmap, offset: int, entries: Entries, model: EntropyModel, max_codes: int
 ) -> tuple[int | None, int, int]:
-    """Add the images of the block at an offset; return its end (None: it is not whole), its codes and the work."""
+    """Add the images of a block. Return its end (None if damaged), its number of codes, and the work if damaged."""
     head = content[offset : offset + _BLOCK_HEAD_BYTES]
     count, index_bytes, record_bytes, check = (int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12, 16))
-    records = offset + _BLOCK_HEAD_BYTES + index_bytes
-    end = records + record_bytes
+    first_record = offset + _BLOCK_HEAD_BYTES + index_bytes
+    end = first_record + record_bytes
     if count > min(_MOST_IMAGES, record_bytes) or index_bytes > _MOST_INDEX or end > len(content):
         return None, 0, 0
-    index, plain = content[records - index_bytes : records], b""
+    index, plain = content[first_record - index_bytes : first_record], b""
     if zlib.crc32(head[:16] + index) != check:
         return None, 0, index_bytes
     try:
@@ -281,7 +281,7 @@ def _read_block(
         plain = unpack.decompress(index, min(_MOST_INDEX, _MOST_PLAIN + _MOST_PLAIN_PER_BYTE * (end - offset)))
         if not unpack.eof or unpack.unused_data:
             raise DamagedFileError("longer than it may be")
-        return end, entries.add(plain, count, records, record_bytes, model, max_codes), 0
+        return end, entries.add(plain, count, first_record, record_bytes, model, max_codes), 0
     except (zlib.error, DamagedFileError, IndexError, UnicodeDecodeError):
         return None, 0, index_bytes + _WORK_PER_PLAIN_BYTE * len(plain)
 
@@ -299,9 +299,7 @@ def _encode_records(
             for index, stream in zip(group, encode_level(batch, layout, level, network), strict=True):
                 records[index] += stream
                 if len(records[index]) < count_required_bytes(layout, level, network):
-                    raise InputError(
-                        f"{names[index]!r} has too few bytes for so many pixels; write a file (.hrv) of it"
-                    )
+                    raise InputError(f"{names[index]!r} compresses too well for an archive; write it to a file (.hrv)")
     return [record + bytes([crc8(record)]) for record in records]
 
 
@@ -314,7 +312,7 @@ def _build_block(levels: int, records: Sequence[bytes], sizes: Sequence[Grid], n
     plain += b"".join(varint(len(name)) + name for name in encoded)
     index, body = zlib.compress(plain, 9), b"".join(records)
     most_plain = _MOST_PLAIN + _MOST_PLAIN_PER_BYTE * (_BLOCK_HEAD_BYTES + len(index) + len(body))
-    if len(plain) > most_plain and len(records) > 1:  # long names that are alike compress too well
+    if len(plain) > most_plain and len(records) > 1:  # a reader refuses an index that compresses so well
         half = len(records) // 2
         halves = (slice(half), slice(half, None))
         return b"".join(_build_block(levels, records[images], sizes[images], names[images]) for images in halves)
@@ -389,11 +387,11 @@ class ArchiveWriter:
             names: The name of each image; "" for none.
 
         Raises InputError, and writes nothing, if another image has the same name, a name is longer than 1,024 bytes,
-        or an image takes too few bytes for its pixels.
+        or the images compress so well that a reader would refuse them.
         """
         path = self.archive.path
         records, new = _encode_records(self.archive.entropy_model, codes, sizes, names, levels), list[int]()
-        added = dict[str, ArchiveEntry | None]()
+        added = dict[str, ArchiveEntry | None]()  # None: an image that this writer appended
         for index, name in enumerate(names):
             entry = self._entries.get(name)
             same_kind = entry is not None and (entry.size, entry.levels) == (sizes[index], levels)
@@ -412,9 +410,7 @@ class ArchiveWriter:
             self._codes += sum(max(int(layout.begins[levels]), _LEAST_IMAGE_CODES) for layout in layouts)
             size = self._stream.seek(0, os.SEEK_END) + len(block)
             if self._codes > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
-                raise InputError(
-                    f"the images have too few bytes for so many pixels in {path}; write files (.hrv) of them"
-                )
+                raise InputError(f"the images compress too well for the archive {path}; write them to files (.hrv)")
             with explain_write_errors(path):
                 self._stream.write(block)
                 self._stream.flush()

@@ -7,10 +7,10 @@ With all other codes fixed, a position takes the candidate with the least
 
 Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
 
-The state of an image is, for every position, the networks' hidden units before the ReLU and the bits of the codes. The
-bits of the codes around take most of the time. So candidates are tried in the order of error + lmbda * their own bits,
-up to a margin above the best. Threads work on strips of rows: first on every other strip, then on the strips between. A
-change reaches less far than a strip, so the choice does not depend on the number of threads.
+The state holds, per image, network and position, the hidden units before the ReLU and the bits of the code. To compute
+the bits of the codes around takes most of the time. So candidates are tried in the order of error + lmbda * their own
+bits, up to a margin above the best. Threads work on strips of rows: first on every other strip, then on the strips
+between. A change reaches less far than a strip, so the choice does not depend on the number of threads.
 
 Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the largest network.
 """
@@ -32,18 +32,18 @@ Integers = NDArray[np.int64]
 CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
-_STAGES = (1, 9, 1 << 30)  # offsets 1 to 8, the nearest, are evaluated first, then the rest; 0 is the position
-_MARGINS = (4.0, 2.0)  # before each stage, a candidate with so many bits more than the best is dropped
+_STAGES = (1, 9, 1 << 30)  # the first stage takes the nearest offsets, 1 to 8, the second the rest
+_MARGINS = (4.0, 2.0)  # bits per stage; a candidate this far above the best is dropped before the stage
 _STRIP_ROWS = 32  # per strip; more than twice the largest offset
-_FIRST_OFFSET, _ESTIMATE, _APPLY = np.int64(0), np.False_, np.True_  # for literals numba would compile once more
+_FIRST_OFFSET, _ESTIMATE, _APPLY = np.int64(0), np.False_, np.True_  # numba compiles once more for Python literals
 
 
 def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
     """Return the arrays of all networks, each padded and stacked (M, ...).
 
     They are 8 numbers per network; table, bias, weights, offsets, groups and features of `EntropyNetwork.arrays`; the
-    distinct offsets (dy, dx) of the features, the nearest first; the index of each offset's first member; and the
-    members, which are indices of features, ordered by offset.
+    distinct offsets (dy, dx) of the features, nearest first (offset 0 is the position itself); where each offset begins
+    among the members; and the members: the indices of the features, sorted by offset.
     """
     networks_arrays = []
     for network in networks:
@@ -71,7 +71,7 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
 
 
 @compiled(inline="always")
-def _value_of(codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers) -> int:
+def _compute_value(codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers) -> int:
     """Return the value of a group at a position, from codes (L, P)."""
     value = 0
     for level in range(groups[group, 0], groups[group, 1] + 1):
@@ -107,8 +107,8 @@ def _compute_state(
             for position in range(height * width):
                 y, x = position // width, position % width
                 weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-                row, column = (y + window[0]) * ZONES // window[2], (x + window[1]) * ZONES // window[3]
-                rows[len(rows) - 1] = features[len(rows) - 1, 3] + row * ZONES + column
+                zone_row, zone_column = (y + window[0]) * ZONES // window[2], (x + window[1]) * ZONES // window[3]
+                rows[len(rows) - 1] = features[len(rows) - 1, 3] + zone_row * ZONES + zone_column
                 sum_rows(rows, table, bias, sums)
                 for h in range(num_hidden):
                     all_sums[image, network, position, h] = sums[h]
@@ -128,8 +128,8 @@ def _evaluate_leaf(
 ) -> float:  # fmt: skip
     """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of `leaves` (L, n).
 
-    Only the offsets from `begin` to `end` of each network are evaluated; 0 is the position itself. With `apply`, which
-    needs all offsets, the position gets the leaf, and the state is updated. Otherwise nothing changes.
+    Only the offsets `begin` to `end - 1` of each network are evaluated. With `apply`, the position gets the leaf and
+    the state is updated; this needs all offsets. Otherwise nothing changes.
     """
     _, grids, symbols = layout
     numbers, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = (
@@ -147,8 +147,8 @@ def _evaluate_leaf(
             all_features[network], all_around[network], all_firsts[network], all_members[network],
         )  # fmt: skip
         for group in range(numbers[network, 5]):
-            before[group] = _value_of(codes, position, groups, group, symbols)
-            after[group] = _value_of(leaves, leaf, groups, group, symbols)
+            before[group] = _compute_value(codes, position, groups, group, symbols)
+            after[group] = _compute_value(leaves, leaf, groups, group, symbols)
         for offset in range(begin, min(end, numbers[network, 7])):
             row, column = y - around[offset, 0], x - around[offset, 1]
             if row < 0 or column < 0 or row >= height or column >= width:
@@ -175,7 +175,7 @@ def _evaluate_leaf(
             else:
                 code = codes[level, affected]
                 if selecting >= 0:
-                    weight_set = _value_of(codes, affected, groups, selecting, symbols)
+                    weight_set = _compute_value(codes, affected, groups, selecting, symbols)
             total = compute_frequencies(
                 new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
             )
@@ -206,10 +206,10 @@ def _count_own_bits(
         features, members = all_features[network], all_members[network]
         weights, offsets = all_weights[network], all_offsets[network]
         for group in range(numbers[network, 5]):
-            before[group] = _value_of(codes, position, groups, group, symbols)
+            before[group] = _compute_value(codes, position, groups, group, symbols)
         for candidate in range(len(candidates)):
             leaf, twin, equal = candidates[candidate], 0, False
-            while twin < candidate and not equal:
+            while twin < candidate and not equal:  # find the first candidate with the same coarser codes
                 equal = True
                 for coarser in range(level):
                     equal = equal and leaves[coarser, candidates[twin]] == leaves[coarser, leaf]
@@ -219,11 +219,11 @@ def _count_own_bits(
                     new_sums[h] = sums[network, position, h]
                 for member in range(all_firsts[network, 1]):  # at the position itself
                     group, start = features[members[member], 0], features[members[member], 3]
-                    after = _value_of(leaves, leaf, groups, group, symbols)
+                    after = _compute_value(leaves, leaf, groups, group, symbols)
                     _replace_row(new_sums, table, start + before[group], start + after, num_hidden)
                 weight_set = 0
                 if selecting >= 0:
-                    weight_set = _value_of(leaves, leaf, groups, selecting, symbols)
+                    weight_set = _compute_value(leaves, leaf, groups, selecting, symbols)
                 totals[candidate] = compute_frequencies(
                     new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies[candidate], num_symbols
                 )
@@ -238,7 +238,7 @@ def _update(
 ) -> int:  # fmt: skip
     """Give positions their best candidates. Unit i of the work is strip i % S of image i // S.
 
-    `strips` are ranges of `positions` (S, 2); `images` are codes (N, L, P).
+    `strips` (S, 2) are ranges of indices into `positions`; `images` are codes (N, L, P).
     """
     costs, bits, leaf_work, bits_work = work
     count = len(costs)
@@ -295,7 +295,7 @@ class Choice:
         self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:  # fmt: skip
-        """Choose the first of the candidates (N, P, K) of each position, which are indices of leaves (n, L).
+        """Choose the first candidate of each position. `candidates` (N, P, K) are indices of `leaves` (n, L).
 
         Args:
             layout: Grids of the levels, all of one size.
@@ -347,7 +347,7 @@ class Choice:
 
     def update(self, positions: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
         """Choose the best candidates of P' positions (ascending), by errors (N, P', K) and lambdas (N,)."""
-        if self._state is None:  # by error alone; the current candidate where no error is less
+        if self._state is None:  # by error alone; the current candidate wins a tie
             current, least = self.chosen[:, positions], errors.argmin(-1)
             better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, current[..., None], 2)
             self.chosen[:, positions] = np.where(better[..., 0], least, current)

@@ -72,7 +72,7 @@ def read_varint(content: bytes, offset: int, max_bytes: int = 4) -> tuple[int, i
             if not byte and count:
                 break
             return value, offset + count + 1
-    raise DamagedFileError("a number in it is cut short or not as it is written")
+    raise DamagedFileError("a number in it is cut short or not in its shortest form")
 
 
 def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_PIXELS) -> Header:
@@ -80,14 +80,14 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
     if not content or not _FIRST_BYTE <= content[0] <= 0xDF:
         raise DamagedFileError(f"{name} is not a file of codes (.hrv), or it is damaged")
     if content[0] > _FIRST_BYTE + 3:
-        version = content[0] - _FIRST_BYTE + 4 >> 2
+        version = 1 + (content[0] - _FIRST_BYTE) // 4
         raise DamagedFileError(f"{name} is of version {version}, later than this program reads; or the file is damaged")
     offset = 1 + FINGERPRINT_BYTES
     try:
         height, offset = read_varint(content, offset)
         width, offset = (height, offset) if content[0] & _SQUARE else read_varint(content, offset)
         if height == width and not content[0] & _SQUARE:
-            raise DamagedFileError("a number in it is cut short or not as it is written")
+            raise DamagedFileError("its width is stored, although it equals the height")
     except DamagedFileError as error:
         raise DamagedFileError(f"{name} is damaged: {error}") from error
     size = (height + 1, width + 1)
@@ -98,7 +98,7 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
 
 def _require_model(model: EntropyModel, header: Header, name: str) -> None:
     """Raise InputError if a file was made by another model or another entropy model, or its header is damaged."""
-    # The check byte of the header follows level 1, whose length only the right model finds.
+    # The header's check byte follows level 1, and only the right model finds where level 1 ends.
     if header.by_tables and not model.networks:
         raise InputError(
             f"{name} was made with an entropy model, and {model.name} has none: put its tables.hrvt beside its "
@@ -130,8 +130,8 @@ def write(model: EntropyModel, codes: CodeArray, size: Grid, levels: int | None 
     bare_length = len(_encode_files(model.bare, codes[:1], size, levels)[0])
     required = max(count_required_bytes(layout, level, model.network(level)) for level in range(levels))
     questionable = [index for index, file in enumerate(files) if not required <= len(file) <= bare_length]
-    for index, file in zip(questionable, _encode_files(model.bare, codes[questionable], size, levels), strict=True):
-        files[index] = min(files[index], file, key=lambda file: (len(file) < required, len(file)))
+    for index, bare in zip(questionable, _encode_files(model.bare, codes[questionable], size, levels), strict=True):
+        files[index] = min(files[index], bare, key=lambda file: (len(file) < required, len(file)))  # refused last
     return files
 
 
@@ -153,7 +153,7 @@ def read(
     """Return the codes of each file, of at most `levels` levels. A file with damage behind the header has a `fault`.
 
     Raises:
-        InputError: A file was made by another model. The message names the file, as in the next case.
+        InputError: A file was made by another model.
         DamagedFileError: A header is damaged, of another kind of file or version, or of too large an image.
     """
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
@@ -182,8 +182,8 @@ def read_levels(
         header: Bytes of the header. None for a record of an archive, which has no header and no check bytes, and whose
             levels may be empty.
     """
-    layout, header_bytes, check_bytes = model.layout(size), header or 0, 0 if header is None else 1
-    content = np.frombuffer(b"".join(contents), np.uint8)
+    layout, content = model.layout(size), np.frombuffer(b"".join(contents), np.uint8)
+    header_bytes, check_bytes = (0, 0) if header is None else (header, 1)
     sizes = np.array([len(file) for file in contents])
     stops = np.cumsum(sizes)
     offsets = stops - sizes + header_bytes
@@ -196,7 +196,7 @@ def read_levels(
         ends = decode_level(content, offsets, limits, codes, layout, level, model.network(level))
         for index, end in enumerate(ends.tolist()):
             if faults[index] or (level and check_bytes and offsets[index] == stops[index]):
-                continue
+                continue  # a file may end after any level
             begin = offsets[index] - (0 if level else header_bytes)  # the first check includes the header
             if not admitted[index]:
                 faults[index] = f"level {level + 1} has more codes than {counted(len(contents[index]), 'byte')} admit"

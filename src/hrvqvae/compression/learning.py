@@ -1,7 +1,7 @@
 """Fit an entropy model: train a float network per level on the codes of images, then round the network to integers.
 
-Training is gradient descent on the bits, with one update per code. A batch would learn far less per code, because a
-code uses few rows of the table. The result depends on the codes alone.
+Training is gradient descent on the bits, with one update per code. A code uses few rows of the table, so one update per
+batch would learn far less. The result depends on the codes alone.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 """Table, bias, weights and offsets as floats, with scores in nats."""
 
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
-_HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (number of table rows at most, hidden units)
+_HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
 _SMALL_HIDDEN = 16
 _FIRST_RATE, _LAST_RATE = 0.02, 0.0002  # learning rate at the start and at the end; exponential decay
-_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # rounded; finer steps save 0.05% of the bits, in a model 60% larger
+_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # after rounding; finer steps: 0.05% fewer bits, a 60% larger model
 _EVALUATIONS = 8  # on the held-out images; the best state is kept
 _MOST_HELD_OUT = 1000
-_MULTIPLY_ADDS, _LEAST_UPDATES = 1e11, 4_000_000  # the updates that this budget allows, but at least so many
+_MULTIPLY_ADDS, _LEAST_UPDATES = 1e11, 4_000_000  # budget per level; updates made even beyond it
 _MOST_PASSES = 12  # over all codes; limits the updates of small data sets
 
 
@@ -45,8 +45,8 @@ def _train(
 ) -> float:  # fmt: skip
     """Train on codes (N, codes of all levels), and return the bits of the visited codes before their updates.
 
-    The images `order` are visited, each at its `positions` (len(order), V). The learning rate goes from `rate` to
-    `rate * decay`; at 0 nothing is updated.
+    Image `order[i]` is visited at each of `positions[i]`. The learning rate goes from `rate` to `rate * decay`; at 0
+    nothing is updated.
     """
     num_hidden, num_symbols = len(bias), symbols[level]
     width = grids[level, 1]
@@ -130,8 +130,8 @@ def learn_level(
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
         effort: multiplies the number of updates.
-        copies: number of variants of each image (mirrored, say): N is copies * images, variant after variant. A
-            held-out image is evaluated in its first variant, and trained on in none.
+        copies: variants per image, for example mirrored: all images in the first variant, then all in the next. A
+            held-out image is evaluated in its first variant, and none of its variants is trained on.
         small: fit a network of some kilobytes, for web pages.
 
     Returns the network, and the bits per code of held-out images.
@@ -163,7 +163,7 @@ def learn_level(
         ))  # fmt: skip
 
     held_out, others = np.split(rng.permutation(num_images), [max(1, min(num_images // 20, _MOST_HELD_OUT))])
-    others = np.concatenate([others + num_images * copy for copy in range(copies)])
+    others = np.concatenate([others + num_images * variant for variant in range(copies)])
     num_positions = grids[level][0] * grids[level][1]
     all_positions = np.tile(np.arange(num_positions), (len(held_out), 1))
     visited = min(num_positions, _POSITIONS_PER_IMAGE)
@@ -177,7 +177,7 @@ def learn_level(
         order = others[rng.integers(0, len(others), num_visits)]
         positions = rng.integers(0, num_positions, (num_visits, visited))
         train(order, positions, _FIRST_RATE * decay**evaluation)
-        bits = train(held_out, all_positions, 0.0)
+        bits = train(held_out, all_positions, 0.0)  # at rate 0 nothing is updated
         if bits < best_bits:
             best, best_bits = copy.deepcopy(parameters), bits
     return _round_parameters(best, contexts), best_bits / all_positions.size
@@ -192,12 +192,12 @@ def fit(
     `say` is called with a line of text per level; other arguments are as for `learn_level`.
     """
     networks = list[EntropyNetwork | None]()
-    for level, values in enumerate(bare.symbols):
-        if values > MOST_SYMBOLS:
-            say(f"level {level + 1} has {values} symbols, more than {MOST_SYMBOLS}: coded in log2 {values} bits a code")
+    for level, count in enumerate(bare.symbols):
+        if count > MOST_SYMBOLS:
+            say(f"level {level + 1} has {count} symbols, more than {MOST_SYMBOLS}: coded in log2 {count} bits a code")
             networks.append(None)
             continue
         network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies, small)
-        say(f"level {level + 1}: {bits:.3f} bits a code on held-out images, of {math.log2(values):.3f}")
+        say(f"level {level + 1}: {bits:.3f} bits per code on held-out images; without a network {math.log2(count):.3f}")
         networks.append(network)
     return dataclasses.replace(bare, networks=tuple(networks))

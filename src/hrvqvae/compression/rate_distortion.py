@@ -9,9 +9,9 @@ the current codes, and J the Jacobian of the decoder. J^T J is estimated by rand
 positions of an image. Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the
 positions, no two of them adjacent. The factor 1.5, in place of 1, allows for the rest of the overlap.
 
-Finally the sums are compared by the true error: an image keeps the codes of the plain encoder if their sum is lower.
+Finally the sum is measured with the true error. An image keeps the codes of the plain encoder unless the sum fell.
 
-A large image is searched in tiles. The codes in the halo of a tile are discarded. This takes some 0.7 GB of memory.
+A large image is searched in tiles. The codes in the halo of a tile are discarded. The search takes some 0.7 GB.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -54,10 +54,10 @@ _HALO = 12  # in positions; twice the reach of a convolutional decoder
 def explain_no_lambda(model: Autoencoder, levels: int) -> str:
     """Return why the first `levels` levels can't be searched with a lambda; "" if they can."""
     if not isinstance(model, SingleGridAutoencoder):
-        return "a lambda takes a model with one latent grid, which this one is not"
+        return "a lambda needs a model with one latent grid"
     count = math.prod(model.config.num_symbols[:levels])
     if count > _MOST_LEAVES:
-        return f"a lambda takes a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
+        return f"a lambda needs a model of up to {_MOST_LEAVES:,} leaves; this one has {count:,}"
     return ""
 
 
@@ -89,63 +89,63 @@ class RateDistortion:
         errors = torch.zeros(count, dtype=torch.float64)
         batch_size, tiles = max(1, _MOST_POSITIONS // math.prod(grid)), divide_grid(grid, _TILE_SIDE, _HALO)
         units = [*product(range(0, count, batch_size), tiles)]
-        for begin, tile in tracked(units, "search tiles", len(units), lambda _: 1) if len(tiles) > 1 else units:
-            indices, (core, with_halo, inside) = slice(begin, begin + batch_size), tile
-            window = (with_halo[0].start, with_halo[1].start, *grid)
+        progress = tracked(units, "search tiles", len(units), lambda _: 1) if len(tiles) > 1 else units
+        for begin, (core, with_halo, inside) in progress:
+            batch, window = slice(begin, begin + batch_size), (with_halo[0].start, with_halo[1].start, *grid)
             codes, squares = self._search_tile(
-                images[indices][index_pixels(with_halo, stride)], lmbdas[indices].numpy(), window
+                images[batch][index_pixels(with_halo, stride)], lmbdas[batch].numpy(), window
             )
-            all_codes[:, indices][index_pixels(core)] = torch.from_numpy(codes[index_pixels(inside)])
-            errors[indices] += squares[index_pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
+            all_codes[:, batch][index_pixels(core)] = torch.from_numpy(codes[index_pixels(inside)])
+            errors[batch] += squares[index_pixels(inside, stride)].sum((1, 2), dtype=torch.float64)
         return tuple(level.long().to(images.device) for level in all_codes), errors
 
-    @torch.inference_mode(False)  # gradients are wanted
+    @torch.inference_mode(False)  # compute_gradient needs tensors made outside inference mode
     @torch.no_grad()
     def _search_tile(
         self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
     ) -> tuple[NDArray[np.int32], Tensor]:
         """Return the codes (L, B, H, W) of images, or tiles, and the squared errors of the pixels (B, Y, X)."""
-        unit = to_unit_images(images, self._model.channels).clone()
-        size = (unit.shape[-2], unit.shape[-1])
-        whole = self.entropy_model.layout(size)
-        layout = Layout(whole.grids[: self.levels], whole.symbols[: self.levels])
+        targets = to_unit_images(images, self._model.channels).clone()
+        size = (targets.shape[-2], targets.shape[-1])
+        all_levels = self.entropy_model.layout(size)
+        layout = Layout(all_levels.grids[: self.levels], all_levels.symbols[: self.levels])
         entropy_model = self.entropy_model if lmbdas.any() else self.entropy_model.bare
         networks = [entropy_model.network(level) for level in range(self.levels)]
-        latents = self._model.latents(unit)
-        encoded = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
+        latents = self._model.latents(targets)
+        encoded_leaves = torch.zeros(latents.shape[:-1], dtype=torch.long, device=latents.device)
         codes = self._model.quantizer.encode(latents)[: self.levels]
         for code, symbols in zip(codes, self.entropy_model.symbols, strict=False):
-            encoded = encoded * symbols + code
+            encoded_leaves = encoded_leaves * symbols + code
         nearest = self._find_nearest(latents.flatten(1, 2))
-        candidates = torch.cat([encoded.flatten(1).int().unsqueeze(-1), nearest], -1)  # (B, P, K)
+        candidates = torch.cat([encoded_leaves.flatten(1).int().unsqueeze(-1), nearest], -1)  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
         choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window)
 
         def look_up_vectors() -> Tensor:
             """Return the currently chosen codewords (B, H, W, D)."""
-            return self._vectors[torch.from_numpy(choice.leaves).to(unit.device)].view(len(unit), *grid, -1)
+            return self._vectors[torch.from_numpy(choice.leaves).to(targets.device)].view(len(targets), *grid, -1)
 
         def measure() -> tuple[Tensor, NDArray[np.float64]]:
             """Return the squared errors (B, Y, X), and error + lmbda * bits of each image (B,)."""
-            squares = (self.decode(look_up_vectors(), size).clamp(0, 1) - unit).square().sum(1).cpu()
+            squares = (self.decode(look_up_vectors(), size).clamp(0, 1) - targets).square().sum(1).cpu()
             return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
-        best, (squares, least) = choice.codes.copy(), measure()
-        curvature = self.compute_curvature(look_up_vectors(), unit)
+        best, (squares, sums) = choice.codes.copy(), measure()
+        curvature = self.compute_curvature(look_up_vectors(), targets)
         all_positions = np.arange(math.prod(grid)).reshape(grid)
         for row, column in [*np.ndindex(_SPACING, _SPACING)] * _SWEEPS:
             positions = all_positions[row::_SPACING, column::_SPACING].flatten()
             vectors = look_up_vectors()
-            gradients = self.compute_gradient(vectors, unit)
+            gradients = self.compute_gradient(vectors, targets)
             errors = self._estimate_errors(
                 candidates, positions, vectors.flatten(1, 2), gradients.flatten(1, 2), curvature
             )
             choice.update(positions, errors, lmbdas)
-        new_squares, total = measure()
-        better = total < least
+        new_squares, new_sums = measure()
+        better = new_sums < sums
         best[better], squares[torch.from_numpy(better)] = choice.codes[better], new_squares[torch.from_numpy(better)]
-        return best.reshape(len(unit), self.levels, *grid).swapaxes(0, 1), squares
+        return best.reshape(len(targets), self.levels, *grid).swapaxes(0, 1), squares
 
     def decode(self, vectors: Tensor, size: Grid) -> Tensor:
         """Decode codewords (B, H, W, D) to images (B, C, Y, X) on the scale [0, 1], not clamped."""
@@ -154,16 +154,16 @@ class RateDistortion:
         return (self._model.pixels(vectors, size, levels) + 1) / 2
 
     @torch.enable_grad()
-    def compute_gradient(self, vectors: Tensor, unit: Tensor) -> Tensor:
-        """Return the gradient (B, H, W, D) of the squared error of images `unit` (B, C, Y, X) by the codewords."""
-        inputs, decoded = self._decode_with_gradient(vectors, unit)
-        (gradient,) = torch.autograd.grad((decoded.clamp(0, 1) - unit).square().sum(), inputs)
+    def compute_gradient(self, vectors: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient (B, H, W, D) of the squared error of images `targets` (B, C, Y, X) by the codewords."""
+        inputs, decoded = self._decode_with_gradient(vectors, targets)
+        (gradient,) = torch.autograd.grad((decoded.clamp(0, 1) - targets).square().sum(), inputs)
         return gradient
 
     @torch.enable_grad()
-    def compute_curvature(self, vectors: Tensor, unit: Tensor) -> Tensor:
+    def compute_curvature(self, vectors: Tensor, targets: Tensor) -> Tensor:
         """Return J^T J of each image (B, D, D), averaged over the positions."""
-        inputs, decoded = self._decode_with_gradient(vectors, unit)
+        inputs, decoded = self._decode_with_gradient(vectors, targets)
         total = torch.zeros((), device=vectors.device)
         generator = torch.Generator().manual_seed(0)
         for projection in range(_PROJECTIONS):
@@ -173,12 +173,12 @@ class RateDistortion:
             total = total + rows.mT @ rows
         return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
 
-    def _decode_with_gradient(self, vectors: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode_with_gradient(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codewords, detached and requiring gradients, and the images decoded from them."""
         inputs = vectors.detach().requires_grad_()
         # bfloat16 takes half of the time; its error of 2% in a gradient changes no choice that matters.
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=computes_bf16(inputs.device)):
-            return inputs, self.decode(inputs, (unit.shape[-2], unit.shape[-1]))
+            return inputs, self.decode(inputs, (targets.shape[-2], targets.shape[-1]))
 
     def _find_nearest(self, latents: Tensor) -> Tensor:
         """Return the indices (B, P, K - 1) int32 of the leaves nearest to latents (B, P, D), nearest first."""
