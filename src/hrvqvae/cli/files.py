@@ -20,7 +20,7 @@ def _compress(arguments: Arguments) -> int:
         model, arguments.images, arguments.out, arguments.levels, arguments.bytes, arguments.lmbda,
         force=arguments.force, skip=arguments.on_error == "skip",
     )  # fmt: skip
-    count, size = len(written.lost), counted(written.bytes, "byte")
+    count, size = len(written.lost), counted(written.bytes, "byte")  # `lost` has an entry for each image
     mean, share = written.bytes / count, written.bytes / written.pixels
     print(f"{counted(count, 'image')}, {size}, {mean:.1f} per image: {share:.2%} of the pixels")
     if not model.entropy_model.networks:
@@ -87,8 +87,8 @@ def _inspect_archive(path: Path, verify: bool) -> int:
     print(f"{path}: {counted(len(entries), 'image')}, by {entropy_model.name} (weights {entropy_model.model[:12]})")
     rows: list[Sequence[object]] = [("part", "bytes", "per image")]
     count = max(1, len(entries))
-    index = path.stat().st_size - opened.left_over - opened.damaged - records - model_size
-    for name, size in (("records", records), ("entropy model", model_size), ("index", index)):
+    index_size = path.stat().st_size - opened.left_over - opened.damaged - records - model_size
+    for name, size in (("records", records), ("entropy model", model_size), ("index", index_size)):
         rows.append((name, f"{size:,}", f"{size / count:.2f}"))
     print_table(rows)
     sizes = sorted({entry.size for entry in entries})
@@ -203,7 +203,7 @@ def add(commands: Group) -> None:
         option("out", type=Path, metavar="OUT", help="write the shards to the folder OUT"),
         option("--shard-size", type=whole(1), metavar="N", help="write N images per shard (default: 10,000)"),
         flag("--full-size", "encode images in their own sizes, not cropped to the size in training"),
-        option("--workers", type=whole(0), metavar="N", help="processes that decode images for each model"),
+        option("--workers", type=whole(0), metavar="N", help="decode images in N processes per copy of the model"),
         "--device", "--beam", "--json",
         option("--engine", choices=("local", "ray"), default="local", help="ray: on a Ray cluster (default: local)"),
         flag("--retry-broken", "retry images that were broken in an earlier call"),

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     """Return the fields that the options set, by dotted name; `stage` is the section of the training's fields."""
-    fields, names = dict[str, str](arguments.fields), {"data": "data.root", "codes": "prior.codes"}
-    names |= {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
-    for option_name, name in names.items():
+    fields = dict[str, str](arguments.fields)
+    of_stage = {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
+    for option_name, field in {"data": "data.root", "codes": "prior.codes", **of_stage}.items():
         if (value := getattr(arguments, option_name, None)) is not None:
-            set_field(fields, name, value, f"--{option_name.replace('_', '-')}")
+            set_field(fields, field, value, f"--{option_name.replace('_', '-')}")
     return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
 
 
@@ -32,13 +32,13 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
 
-def _report_outcome(outcome: Outcome, stage: str, files: str) -> int:
-    """Print how the training of a stage ended, and its files if it is complete. Return the exit code."""
+def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
+    """Print `prefix` and how a training ended, then `suffix` if it is complete. Return the exit code."""
     spent = f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
-        print(f"{stage}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
+        print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
-    print(f"{stage}trained {counted(outcome.step, 'step')} {spent}{files}")
+    print(f"{prefix}trained {counted(outcome.step, 'step')} {spent}{suffix}")
     return 0
 
 
@@ -76,10 +76,10 @@ def _train_prior(arguments: Arguments) -> int:
 
         fields = _collect_fields(arguments, "prior.training")
         outcomes = train_missing_priors(arguments.run, fields, level=arguments.level, resume=arguments.resume)
-        codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
-        if not codes[-1]:
+        exit_codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
+        if not exit_codes[-1]:
             print(f"priors in {Path(arguments.run) / 'priors'}")
-        return codes[-1]
+        return exit_codes[-1]
 
 
 def _train_progressive(arguments: Arguments) -> int:
@@ -146,16 +146,16 @@ def _demo(arguments: Arguments) -> int:
     pictures = Path(arguments.out, "pictures")
     root = ("--root", arguments.root) if arguments.root else ()
     data = ("--data", arguments.root) if arguments.root else ()
-    budget = (*(("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()), "--max-minutes")
-    autoencoder_minutes = f"{arguments.max_minutes * _DEMO_SHARE:.3g}"
-    prior_minutes = f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}"
+    steps = ("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()
+    minutes = ("--max-minutes", f"{arguments.max_minutes * _DEMO_SHARE:.3g}")
+    prior_minutes = ("--max-minutes", f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}")
     guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
     smaller_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
     resume = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
     for words in (
         ("data", "get", "mnist", *root),
-        ("train", arguments.preset, "--out", arguments.out, *data, *resume, *budget, autoencoder_minutes),
-        ("train-prior", arguments.out, "--resume", *budget, prior_minutes, *smaller_prior),
+        ("train", arguments.preset, "--out", arguments.out, *data, *resume, *steps, *minutes),
+        ("train-prior", arguments.out, "--resume", *steps, *prior_minutes, *smaller_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
         ("sample", "treevq-mnist", "--force", "-o", str(pictures / "samples-of-the-shipped-model.png")),
@@ -172,18 +172,18 @@ def build_comparison(arguments: Arguments) -> Comparison:
     """Return the comparison that the options of `compare` describe. Raises InputError as `Comparison`."""
     from hrvqvae.comparison.systems import Comparison, available_systems
 
-    names = ",".join(available_systems()) if arguments.systems is None else arguments.systems
-    pairs = [[part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()]
+    names = ",".join(available_systems()) if arguments.systems is None else arguments.systems  # NAME or NAME=SYSTEM
+    parts = [[part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()]
     options = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
     return Comparison(
-        systems=tuple(name for name, _, _ in pairs), root=arguments.data and _absolute(arguments.data),
-        variants={name: system for name, equals, system in pairs if equals},
+        systems=tuple(name for name, _, _ in parts), root=arguments.data and _absolute(arguments.data),
+        variants={name: system for name, equals, system in parts if equals},
         **{name: getattr(arguments, name) for name in options},
     )  # fmt: skip
 
 
 def _compare(arguments: Arguments) -> int:
-    importlib.import_module("hrvqvae.training.stages")  # report a missing extra `train` first: it includes `figures`
+    importlib.import_module("hrvqvae.training.stages")  # a missing extra is reported as `train`, not as `figures`
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
@@ -200,8 +200,8 @@ def _compare(arguments: Arguments) -> int:
 
 _DATA = option(
     "--data", metavar="DIR",
-    help="read data sets below DIR, or the images of DIR: a folder, tars, Parquet or arrays (default: the run's, "
-    "HRVQVAE_DATA or the user's cache)",
+    help="read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default: the run's, else "
+    "HRVQVAE_DATA, else the user's cache)",
 )  # fmt: skip
 _TRAINING: tuple[Option, ...] = (
     _DATA,
@@ -233,7 +233,7 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     about, fields = "train a decoder for the first levels of a run", "--progressive.network.hidden_units 32"
     command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=_FIELDS.format(fields))
-    about = "train and fit again the parts of a run that belong to an earlier state of its model"
+    about = "train again, or fit again, what no longer matches the model of a run, such as its priors"
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
@@ -248,7 +248,7 @@ def add(commands: Group) -> None:
         option("--out", default="runs/demo", metavar="RUN", help="write to the run folder RUN (default: runs/demo)"),
         option("--root", metavar="DIR", help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
         option("--max-minutes", type=float, default=9.5, metavar="M", help="train M minutes in all (default: 9.5)"),
-        option("--max-steps", type=int, default=0, metavar="N", help="train N steps per stage at most (default: any)"),
+        option("--max-steps", type=int, default=0, metavar="N", help="limit each stage to N steps (default: no limit)"),
     )  # fmt: skip
     systems = "compare these systems (default: all installed); NAME=SYSTEM adds a variant with fields of its own"
     command(
@@ -265,5 +265,5 @@ def add(commands: Group) -> None:
         ),
         _DATA, option("--out", required=True, metavar="DIR", help="write runs, rows and results to DIR"), "--json",
         fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
-        "VALUE a field of the model or training of a system, such as --vqgan.model.adversarial_start 500",
+        "VALUE sets a model or training field of one system, such as --vqgan.model.adversarial_start 500",
     )  # fmt: skip

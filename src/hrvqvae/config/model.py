@@ -14,17 +14,17 @@ Grid = tuple[int, int]
 
 
 class Geometry(NamedTuple):
-    """The grid of each level, coarse first: times[level] * ceil((pixels + margin) / unit) positions per side."""
+    """The latent grids: along a side, level l has times[l] * ceil((pixels + margin) / unit) positions."""
 
-    unit: int
-    margin: int
-    times: tuple[int, ...]
+    unit: int  #: in pixels; along a side, each level has a whole number of positions per unit
+    margin: int  #: pixels that padding adds to the height, and to the width
+    times: tuple[int, ...]  #: positions per unit of each level, coarse first
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
         """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse first."""
         # -(-x // unit) would be wrong in a traced graph, whose division rounds towards zero.
         rows, columns = ((side + self.margin + self.unit - 1) // self.unit for side in (height, width))
-        return tuple((times * rows, times * columns) for times in self.times)
+        return tuple((factor * rows, factor * columns) for factor in self.times)
 
 
 class ModelConfig(Section, section="model"):
@@ -49,7 +49,7 @@ class ModelConfig(Section, section="model"):
 
     @property
     def start_vectors(self) -> int:
-        """Number of latent vectors, of the finest grid, from which the codewords start (0: a random start)."""
+        """Number of latent vectors of the finest grid that start the codewords (0: a random start)."""
         return 0
 
     @property
@@ -80,7 +80,7 @@ class NetworkConfig(ModelConfig):
 class QuantizerConfig(Section, section="model.quantizer"):
     """Residual quantization, from a flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
-    A single level is VQ, `linked` 1 is RQ, all levels linked are HR-VQVAE; groups of linked levels lie between.
+    One level is VQ. Several levels are RQ with `linked` 1, HR-VQVAE with 0 (all linked), and in between with others.
     """
 
     levels: Positive = 1  #: L, number of levels
@@ -91,19 +91,19 @@ class QuantizerConfig(Section, section="model.quantizer"):
     level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
     dim: Positive = 32  #: D, width of a codeword
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
-    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels. Default: `beta` at
-    #: each level, as printed; with a single level, no commitment per level.
+    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels. Default: `beta` for
+    #: all, as in the paper; with a single level, no such term.
     level_betas: tuple[Weight, ...] = ()
     update: Literal["ema", "gradient"] = "ema"  #: ema: moving averages of the latents; gradient: the codebook loss
     decay: Share = 0.99  #: of the moving averages
-    #: Each child is shrunk towards the mean of all children with the same code, which counts as this many vectors per
-    #: batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
+    #: Each codeword is shrunk towards the mean of the level's codewords with the same code. The mean counts as this
+    #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
     shrinkage: Weight = 0.0
-    memory_mib: Positive = 64  #: MiB of codewords per level with `shrinkage`; parents beyond share a codebook
+    memory_mib: Positive = 64  #: most MiB of codewords per level with `shrinkage`; other parents share one codebook
     init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
     restart_below: Weight = 0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
-    beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as printed
+    beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
     joint_beam: bool = False  #: the beam decides after the last level, not after each group of linked levels
     coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in a beam's objective
 
@@ -111,12 +111,12 @@ class QuantizerConfig(Section, section="model.quantizer"):
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
         self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
-        unlinked = self.linked == 1 < self.levels and not self.joint_beam
-        self.require(self.beam == 1 or not unlinked, "beam", "1 unless levels are linked or joint_beam is true")
-        group = min(self.group_size, 31)  # 31 levels exceed 2^30 even with two codewords
+        forbids_beam = self.levels > 1 and self.linked == 1 and not self.joint_beam
+        self.require(self.beam == 1 or not forbids_beam, "beam", "1 unless levels are linked or joint_beam is true")
+        group = min(self.group_size, 31)  # more levels need no check: 31 exceed 2^30 even with two codewords
         values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
-        fits, limit = values <= 2**30 or self.shrinkage > 0, "at most 2^30 (4 GiB of leaves) per group of linked levels"
-        require(fits, "model.quantizer.codewords ** levels * dim", values, limit)
+        limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
+        require(values <= 2**30 or self.shrinkage > 0, "model.quantizer.codewords ** levels * dim", values, limit)
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -139,12 +139,12 @@ class QuantizerConfig(Section, section="model.quantizer"):
     @property
     def num_parents(self) -> tuple[int, ...]:
         """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted from 0."""
-        size, sizes = self.group_size, self.sizes
-        return tuple(math.prod(sizes[level - level % size : level]) for level in range(self.levels))
+        group_starts = (level - level % self.group_size for level in range(self.levels))
+        return tuple(math.prod(self.sizes[start:level]) for level, start in enumerate(group_starts))
 
     @property
     def num_codebooks(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in memory, limited with `shrinkage`; the shared codebook is included."""
+        """Number of codebooks of each level in memory: with `shrinkage` as many as fit, the shared one included."""
         if not self.shrinkage:
             return self.num_parents
         capacity = self.memory_mib * 2**18 // self.dim  # codewords per level
@@ -224,7 +224,7 @@ class VQVAE2Config(CodebookConfig):
 
     @property
     def geometry(self) -> Geometry:
-        times = tuple(2**finer for finer in range(self.grids))
+        times = tuple(2**grid for grid in range(self.grids))
         return Geometry(self.stride * times[-1], 2 * self.padding, times)
 
     @property
@@ -237,7 +237,7 @@ class FSQQuantizerConfig(Section, section="model.quantizer"):
 
     #: L_i, values of each channel; their product is the number of codes.
     channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
-    dim: Positive = 32  #: D, width of a latent; linear layers map it to the channels and back unless their number is D
+    dim: Positive = 32  #: D, width of a latent; unless D is the number of channels, linear layers map between them
 
     def check(self) -> None:
         codes = math.prod(self.channel_levels)

@@ -29,7 +29,7 @@ class DataConfig(Section, section="data"):
     """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md)."""
 
     dataset: str = "mnist"  #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
-    #: A folder, or a name or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA or the user's cache).
+    #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the user's cache).
     root: str | None = None
     size: Positive = 28  #: height and width in pixels, to which images of a folder are resized and cropped
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
@@ -39,10 +39,10 @@ class DataConfig(Section, section="data"):
     #: `train_samples` images are for training (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
     test_fraction: OpenUnit = 0.1  #: share of test files in a split by hash
-    validation: Share = 0.0  #: share of the training images, spread evenly, that replaces the test images
+    validation: Share = 0.0  #: share of the training images, evenly spaced, to test on instead of the test images
     crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
     flip: bool = False  #: mirror half of the training images
-    labels: bool = True  #: class folders are classes
+    labels: bool = True  #: read the classes of images, such as the names of class folders
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
     workers: Count = 2  #: processes that decode images
@@ -72,7 +72,7 @@ class StageConfig(Section, section="training"):
     precision: Literal["auto", "fp32", "bf16"] = AUTO  #: auto: bf16 if the device supports it when a run begins
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: Count = 0  #: CPU threads (0: torch decides)
-    #: The only seed of start weights, data order, augmentation, k-means and restarts.
+    #: Seed of start weights, data order, augmentation, k-means and restarts.
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
     init_from: str = ""  #: run folder, weights file or model of the package with the start weights (default: random)
     loggers: str = ""  #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
@@ -90,7 +90,7 @@ class StageConfig(Section, section="training"):
             raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
-        """Return the training of a single network with the given batch size."""
+        """Return the training configuration of one network, with the given batch size."""
         return TrainingConfig(**{**vars(self), "batch_size": batch_size})
 
 
@@ -142,7 +142,7 @@ class PriorNetworkConfig(Section, section="prior.network"):
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """Return the levels that each network covers, coarse first; by default a network per level.
 
-        `linked` tells whether the codebooks of each level belong to the codewords of the coarser level. Raises
+        `linked[level]` is true if each codeword of the coarser level has its own codebook at `level`. Raises
         InputError if the network can't cover levels of these grids (H, W).
         """
         return tuple(range(level, level + 1) for level in range(len(grids)))
@@ -153,11 +153,11 @@ class PriorConfig(Section, section="prior"):
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = PriorTrainingConfig()
-    held_out: OpenUnit = 0.05  #: share of the images held out from training; the state that codes them best is kept
+    held_out: OpenUnit = 0.05  #: share of the images held out from training; the weights that suit them best are kept
     codes: str | None = None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
     class_dropout: Share = 0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
-    flip: bool = False  #: train on the codes of mirror images too
-    shifts: Count = 0  #: train on the codes of this many shifted copies per image too, by up to an eighth of a side
+    flip: bool = False  #: train also on the codes of mirror images
+    shifts: Count = 0  #: train also on this many copies of each image, shifted by up to an eighth of a side
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""
@@ -165,7 +165,7 @@ class PriorConfig(Section, section="prior"):
 
 
 class RefinerConfig(Section, section="progressive.network"):
-    """The first part of the progressive decoder, in front of a decoder of the model's shape (docs/method.md)."""
+    """The refiner: first part of the progressive decoder, followed by a decoder like the model's (docs/method.md)."""
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
     residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
@@ -192,10 +192,10 @@ class Config(Section):
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
         """The levels that each prior covers, coarse first. Raises InputError if its network can't cover them."""
-        model, size = self.model, self.data.size
-        symbols, codewords = model.num_symbols, (0, *model.num_codewords)
-        linked = [codewords[level + 1] == codewords[level] * m for level, m in enumerate(symbols)]
-        return self.prior.network.covers(model.geometry.grids(size, size), linked)
+        model, grids = self.model, self.model.geometry.grids(self.data.size, self.data.size)
+        levels = zip((0, *model.num_codewords), model.num_codewords, model.num_symbols, strict=False)
+        linked = [count == coarser_count * m for coarser_count, count, m in levels]  # m children per coarser codeword
+        return self.prior.network.covers(grids, linked)
 
     def with_root(self, root: str | None) -> Config:
         """Return the configuration with another root folder of the data (None: unchanged)."""
@@ -213,8 +213,8 @@ def decide_auto(config: Config, *sections: str) -> Config:
     queue, values = [getattr(config, name) for name in sections], dict[str, Any]()
     for part in queue:  # inner sections are appended to the queue
         queue += [value for value in vars(part).values() if isinstance(value, Section)]
-        undecided = (name for name in part.decided_by if getattr(part, name) == AUTO)
-        values |= {f"{part.section}.{name}": resolve_name(part.decided_by[name])(part) for name in undecided}
+        undecided = {name: function for name, function in part.decided_by.items() if getattr(part, name) == AUTO}
+        values |= {f"{part.section}.{name}": resolve_name(function)(part) for name, function in undecided.items()}
     return config.replace(**values)
 
 

@@ -1,8 +1,8 @@
 """The values of the presets: the tables of the paper's appendix, and the systems that take values from these tables.
 
-Each value has its source. docs/paper-tables.md shows the tables as printed. Here they are ordered by section, levels
-coarse first, and strides follow from the printed latent grids. A list has a value per column. A system that is not in
-the paper takes HR-VQVAE's values ("as Table 6"), so that the systems differ as little as possible.
+Each value has its source. docs/paper-tables.md shows the tables as printed: a column per data set. Here a list has a
+value per column, and a tuple a value per level, coarse first. Strides follow from the latent grids. Systems that are
+not in the paper take HR-VQVAE's values ("as Table 6"), so that all systems differ as little as possible.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def column(rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS) -> dic
     for field, (value, source) in rows.items():
         if isinstance(value, list):
             if name not in columns or len(value) != len(columns):
-                values = f"{field} ({source}) is {value}"
-                raise InputError(f"{values}; it must have a value for each of {', '.join(columns)}")
+                setting = f"{field} ({source}) is {value}"
+                raise InputError(f"{setting}; it must have a value for each of {', '.join(columns)}")
             value = value[columns.index(name)]
         picked[field] = (value, source)
     return picked
@@ -72,7 +72,7 @@ _TABLES_6_AND_7 = {
     "model": {"stride": [8, 4, 2, 2], "hidden_units": [128, 128, 64, 64], "residual_units": 64, "kernel": 3},
     "model.quantizer": {"dim": [32, 32, 16, 8], "beta": 0.25},
     "training": {"polyak_decay": 0.9, "learning_rate": 3e-3},
-    "model.quantizer.codewords": [8, 8, 8, 4],
+    "model.quantizer.codewords": [8, 8, 8, 4],  # not nested above, since Table 7 replaces this value alone
 }
 TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
 _TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
@@ -105,7 +105,7 @@ PRINTED = {
 }
 """Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the preset's values."""
 
-# Values that the paper does not print. The decays of the codewords and of Adam's second moment are chosen for its
+# Values that the paper does not print. The decays of the codewords and of Adam's second moment suit the printed
 # learning rate (docs/paper-tables.md).
 _CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 _PIXELSNAIL = {
@@ -129,7 +129,7 @@ _TREEVQ = {
 
 
 def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
-    """Return a preset with fewer positions and more levels, and its prior (docs/results.md, "Samples")."""
+    """Return a TreeVQ preset with fewer positions, each of more levels (docs/results.md, "Samples")."""
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
 
@@ -201,11 +201,11 @@ VQGAN = System(
 
 def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
     """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not print."""
-    data = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
+    table_5 = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
         about=about,
-        settings=column(TABLE_4, name, TABLE_4_COLUMNS) | settings(OURS, data | _PIXELSNAIL | ours),
+        settings=column(TABLE_4, name, TABLE_4_COLUMNS) | settings(OURS, table_5 | _PIXELSNAIL | ours),
         notes=(
             "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of "
             "ImageNet: 512 codewords of dimension 64 per level are taken.",
