@@ -44,7 +44,7 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
-        self._load_state = cache(partial(Model, device=device))
+        self._load_earlier_state = cache(partial(Model, device=device))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
@@ -105,7 +105,7 @@ class Model:
 
         Raises:
             InputError: The images do not fit the model; lmbda is not from 0 to 1e6; the model takes no lmbda, because
-                it has several latent grids or more than 65,536 leaves; codes of several grids are to be stacked.
+                it has several latent grids or more than 65,536 leaves; stacked is set for codes of several grids.
         """
         codes = self.encoder(lmbda)(images.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
@@ -113,7 +113,7 @@ class Model:
         return torch.stack(codes, 1) if stacked else codes
 
     def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """Return a function that encodes images on the model's device; lmbda counts the bits of the first `levels`."""
+        """Return a function that encodes images on the model's device; only the bits of the first `levels` count."""
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -124,7 +124,7 @@ class Model:
 
     @torch.inference_mode()
     def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Return images (B, C, Y, X) float32 in [0, 1] from codes; a progressive decoder, if any, decodes fewer levels.
+        """Return images (B, C, Y, X) float32 in [0, 1]. Fewer than all levels go to the progressive decoder, if any.
 
         Raises InputError if levels or codes are out of range, or the size does not fit the codes.
 
@@ -145,9 +145,9 @@ class Model:
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file. Write the codes with the least error whose file fits, which takes a
-                hundred times as long. A model that takes no lmbda writes as many levels as fit.
-            lmbda: As for `encode`, with the bits of the written levels alone.
+            max_bytes: Largest size of a file. Of the codes whose file fits, those with the least error are
+                written; this takes a hundred times as long. A model that takes no lmbda writes as many levels as fit.
+            lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
 
         Raises:
@@ -156,7 +156,7 @@ class Model:
         if lmbda is not None and max_bytes is not None:
             raise InputError("give a limit of bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
-        self.run.keep_state()
+        self.run.keep_state()  # the files stay readable after further training
         model, entropy_model = self.autoencoder, self.entropy_model
         return compression.compress(model, entropy_model, images, self.device, levels, max_bytes, encode, names)
 
@@ -170,8 +170,8 @@ class Model:
             max_pixels: Largest number of pixels of an image (default: `data.max_pixels` of the configuration).
 
         Raises:
-            InputError: Levels are out of range, or another model made a file.
-            DamagedFileError: A file is no file of codes, has no intact level, or its image exceeds max_pixels.
+            InputError: Levels are out of range, or a file was made by another model.
+            DamagedFileError: The content is not a file of codes, no level is intact, or the image exceeds max_pixels.
         """
         self.autoencoder.check_levels(levels)
         images, max_pixels = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
@@ -190,7 +190,7 @@ class Model:
             if not self.run.wrote(mark):
                 for state in self.run.earlier_states():
                     if state.wrote(mark):
-                        return self._load_state(state.folder.path)
+                        return self._load_earlier_state(state.folder.path)
         return self
 
     def sample(
@@ -201,8 +201,8 @@ class Model:
 
         Args:
             class_name: Name or index of a class (default: classes as often as in training).
-            seed: A sample depends on the seed and on its index in the batch alone.
-            guidance: How much samples follow their class; 1 is the prior itself.
+            seed: Sample i depends on the seed and on i, not on count.
+            guidance: How much samples follow their class; 1 leaves the prior's predictions as they are.
             levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are read from
                 sampling.json in the model's folder; without that file they are 1 and all levels.
 
@@ -217,7 +217,7 @@ class Model:
         self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
         kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
     ) -> Sampled:  # fmt: skip
-        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes are not drawn anew."""
+        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes replace drawn ones."""
         priors, params = self.priors, params or SamplingParams(**self.run.sampling_options())
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
@@ -256,7 +256,7 @@ class Model:
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             geometry = self.config.model.geometry
-            height, width = (geometry.unit * side for side in min(grids))
+            height, width = (geometry.unit * side for side in min(grids))  # of the padded image
             keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
@@ -267,13 +267,13 @@ class Model:
         """Complete an image (C, size, size): keep the codes of a part of it and draw the rest.
 
         Codes at the border of the part also depend on a few pixels beyond it. Returns images (count, C, size, size).
-        Raises InputError as `sample`, or if the image does not have the training size, or `keep` is none of these:
+        Raises InputError as `sample`, or if the image does not have the training size or `keep` is not valid.
 
         Args:
             keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the top, or a mask (size,
                 size) bool. Codes are drawn in raster order, and do not depend on kept codes after them.
         """
-        to_unit_images(image[None], self.autoencoder.channels)
+        to_unit_images(image[None], self.autoencoder.channels)  # only for its checks
         kept = self.keep_part(image, keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
@@ -284,7 +284,7 @@ class Model:
             data: As for `train` (default: the images of the autoencoder's training).
             level: Train the prior of this level alone; 1 is the coarsest.
             resume: As for `train`.
-            options: As for `train`; short names are fields of `prior.training`.
+            options: As for `train`, but the short names, such as "seed", set fields of `prior.training`.
         """
         from hrvqvae.distributed.launch import process_group
         from hrvqvae.training import stages
@@ -313,7 +313,7 @@ def train(
         options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
             `**{"model.quantizer.levels": 4}`.
 
-    Raises InputError as the command, and KeyboardInterrupt after Ctrl-C; the training is saved for `resume=True`.
+    Raises InputError as the command does. Ctrl-C saves a checkpoint for `resume=True` and raises KeyboardInterrupt.
     """
     from hrvqvae.distributed.launch import process_group
     from hrvqvae.training import stages
@@ -327,7 +327,7 @@ def train(
 
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
-    """Load the trained model of a run folder, a weights file, or the name of a model inside the package.
+    """Load a trained model: a run folder, a weights file, or the name of a model inside the package.
 
     The encoder's search keeps `beam` candidates per level (default: as in training). More candidates give less error
     and take more time (docs/results.md).
@@ -340,26 +340,26 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
 
 
 def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
-    """Return the model that made each file of codes: the run `name` or, without a name, a model inside the package.
+    """Return the model that made each file of codes: a state of the run `name`, or by default a model of the package.
 
     Raises InputError if no model inside the package made a file.
     """
     if name is not None:
         model = Model(name)
         return [model.maker_of(path) for path in paths]
-    runs, load = [Run(shipped) for shipped in list_models()], cache(Model)
+    runs, load_once = [Run(shipped) for shipped in list_models()], cache(Model)
     models = []
     for path in paths:
         mark, maker = _read_mark(path)
         run = next((run for run in runs if run.wrote(mark)), None)
         if run is None:
             raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
-        models.append(load(str(run)))
+        models.append(load_once(str(run)))
     return models
 
 
 def _read_mark(path: Path) -> tuple[bytes, str]:
-    """Return the mark of the model that made a file of codes (see `Run.wrote`), and a phrase that names the model."""
+    """Return the mark (see `Run.wrote`) and the name of the model that made a file of codes."""
     if is_archive(path):
         made_by = open_archive(path).entropy_model
         return bytes.fromhex(made_by.model), f"{made_by.name} (weights {made_by.model[:12]})"

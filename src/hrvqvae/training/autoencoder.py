@@ -1,4 +1,4 @@
-"""Train an autoencoder; the base class of tasks that train on images."""
+"""The task that trains an autoencoder, and the base class of tasks that train on images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hrvqvae.training.trainer import Evaluation, Say, Task
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
-_SHEET_IMAGES = 8
+_NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
 class ImageTask(Task[Batch]):
@@ -60,12 +60,12 @@ class ImageTask(Task[Batch]):
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
         model, limit = self.averaged_model(state), self.training.evaluation_images
         read = partial(evaluation_batches, self.test_images, batch_size=self.training.batch_size)
-        batches = read(limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice())
-        report = evaluate(model, self.config, batches, "test", self.compute.device)
+        test_batches = read(limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice())
+        report = evaluate(model, self.config, test_batches, "test", self.compute.device)
         levels = report.levels
 
         def read_images() -> Tensor:
-            return self.compute.place_images(next(read(limit=_SHEET_IMAGES)).images).float() / 255
+            return self.compute.place_images(next(read(limit=_NUM_PLOTTED)).images).float() / 255
 
         record = {
             "images": report.images, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
@@ -81,7 +81,7 @@ class ImageTask(Task[Batch]):
 
 
 class AutoencoderTask(ImageTask):
-    """Train an autoencoder; dead codewords restart every `restart_every` steps, but not in the last tenth."""
+    """Train an autoencoder; dead codewords restart every `restart_every` steps, up to 90% of the training."""
 
     few_steps = 100
 
@@ -95,7 +95,7 @@ class AutoencoderTask(ImageTask):
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
         source, config = Run(name).load(progressive=False)
-        copy_weights(model, source.state_dict(), name)  # codebooks with their counts
+        copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 
     def initialize(self, model: nn.Module) -> None:
@@ -103,9 +103,9 @@ class AutoencoderTask(ImageTask):
         waiting("fitting the first codewords to images")
         config, size, seed = self.config, self.training.batch_size, self.training.seed
         rows, columns = config.model.geometry.grids(config.data.size, config.data.size)[-1]
-        count = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
-        first_batches = islice(batches(self.images, batch_size=min(count, size), seed=seed), -(-count // size))
-        images = torch.cat([batch.images for batch in first_batches])[:count]
+        num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
+        chunks = islice(batches(self.images, batch_size=min(num_images, size), seed=seed), -(-num_images // size))
+        images = torch.cat([batch.images for batch in chunks])[:num_images]
         with self.compute.autocast():
             model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), size)
 
@@ -118,15 +118,15 @@ class AutoencoderTask(ImageTask):
         images, model = state.compute.place_images(batch.images), state.model
         assert isinstance(model, Autoencoder)
         state.broken.update(batch.broken)
-        learned, codes = self.objective(images, state)
-        metrics = dict(learned)
+        logged, codes = self.objective(images, state)  # updates the weights
+        metrics = dict(logged)
         if self.schedule.restart_due(state.step + 1, state.fraction):
-            every_image = state.compute.place_images(distributed.all_gather(images))  # every process restarts alike
+            every_image = state.compute.place_images(distributed.all_gather(images))  # same restarts in all ranks
             with state.autocast(), self.schedule.track_moves(model):
                 restarted = model.restart_dead_codes(every_image, make_step_rng(self.training.seed, state.step))
             metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(model)
-        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
+        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)  # moments of moved codewords
         if (state.step + 1) % self.training.log_every == 0:
             counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
             metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
@@ -138,6 +138,6 @@ class AutoencoderTask(ImageTask):
         return model.eval()
 
     def save(self, state: TrainState) -> None:
-        model = copy.deepcopy(self.averaged_model(state))
+        model = copy.deepcopy(self.averaged_model(state))  # so that `align` renumbers only the saved codewords
         model.align()
         save_model(self.run.model, self.config, model.state_dict(), state.step)

@@ -48,7 +48,7 @@ class CodeBatch(NamedTuple):
 
 
 def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`; `indices` count through all maps in turn."""
+    """Read the codes of images for the prior of `levels`. Index i is row i % len(maps[0]) of map i // len(maps[0])."""
     map_indices, rows = np.divmod(indices, len(maps[0]))
     reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
     order = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # restores the order of `indices`
@@ -58,7 +58,7 @@ def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, ind
 
 
 def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide images into training images and a held-out `share`, at least one each.
+    """Divide images into training images and held-out images, `share` of all; each part has at least one image.
 
     Returns the sorted indices of the training images and the shuffled indices of the held-out images. Raises InputError
     if there is only one image.
@@ -71,9 +71,9 @@ def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int
 
 
 def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
-    """Replace about `share` of the labels (B,) by "no class", so that the prior can be guided (Ho and Salimans 2022).
+    """Replace about `share` of the labels (B,) by `level.classes`, the label of "no class".
 
-    The choice of images in the whole batch depends on (seed, step) alone, not on the number of processes.
+    This enables guidance (Ho and Salimans 2022). Which labels go depends on seed and step, not on the number of ranks.
     """
     if label is None or not share:
         return label
@@ -110,16 +110,16 @@ class PriorTask(Task[CodeBatch]):
             raise InputError(f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}")
 
     def open(self, say: Say) -> None:
-        prior, codes = self.config.prior, RunFolder(self.parent_run).codes
+        prior, codes_folder = self.config.prior, RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
             arguments = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
             copies = list_copies(prior.flip, prior.shifts)
-            self.maps = [load_or_extract(codes.with_name(name), *arguments, augment) for name, augment in copies]
+            self.maps = [load_or_extract(codes_folder.with_name(name), *arguments, augment) for name, augment in copies]
         elif prior.flip or prior.shifts:
-            raise InputError("prior.flip and prior.shifts need the run's own images: leave them or prior.codes out")
+            raise InputError("prior.flip and prior.shifts need the run's own images: leave out both, or prior.codes")
         else:
-            self.maps = [load_shard_maps(codes, Path(prior.codes), self.model, config, say)]
+            self.maps = [load_shard_maps(codes_folder, Path(prior.codes), self.model, config, say)]
         self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
         if prior.class_dropout and not self.classes:
             raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
@@ -157,9 +157,9 @@ class PriorTask(Task[CodeBatch]):
             if self.classes != tuple(meta["classes"]):
                 not_copied.append(tensor_name)
             elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
-                rows, labels = weights[tensor_name], model.level.labels
-                mean_rows = rows.mean(0).expand(max(0, labels - len(rows)), *rows.shape[1:])
-                weights[tensor_name] = torch.cat([rows, mean_rows])[:labels]
+                rows, num_labels = weights[tensor_name], model.level.labels
+                mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
+                weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
         return message + (f", {', '.join(sorted(not_copied))} anew: other classes" if not_copied else "")
@@ -198,11 +198,11 @@ class PriorTask(Task[CodeBatch]):
         gathered = distributed.all_gather_numbers(*bits.tolist(), images)
         *level_totals, total_images = (sum(column) for column in zip(*gathered, strict=True))
         bits_per_image = [total / total_images for total in level_totals]
-        level_bits = [bits / math.prod(prior.level.grid) for bits in bits_per_image]
+        level_bits = [image_bits / math.prod(prior.level.grid) for image_bits in bits_per_image]
         bits_per_code = sum(level_bits) / len(level_bits)
         per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
         previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
-        best = min((bits for bits in previous if not math.isnan(bits)), default=math.inf)
+        best = min((value for value in previous if not math.isnan(value)), default=math.inf)
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
@@ -254,17 +254,17 @@ def train_priors(
 def resolve_priors(
     path: str | Path, level: int | None, fields: Mapping[str, str], *, resume: bool
 ) -> dict[Levels, Config]:
-    """Return the configuration of each prior of a run by the levels that the prior covers, coarse first.
+    """Return the configurations of a run's priors, coarse first; each key is the levels of its prior.
 
     With `resume`, priors that have begun keep their configurations except for changed `fields`; the remaining levels
     get new priors. With `level`, counted from 1, only the prior that covers this level is returned. Raises InputError
     if there is no such run or level, or as `stage_config`.
     """
     stored = RunFolder(Path(path)).read_config()
-    count = len(stored.model.num_symbols)
-    if level is not None and not 1 <= level <= count:
-        raise InputError(f"--level is {level}; this model has levels 1 to {count}")
-    requested = {*range(count)} if level is None else {level - 1}
+    num_levels = len(stored.model.num_symbols)
+    if level is not None and not 1 <= level <= num_levels:
+        raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")
+    requested = {*range(num_levels)} if level is None else {level - 1}
     configs = {
         levels: stage_config("prior", stored, fields, folder.read_config())
         for levels, folder in prior_folders(path).items()

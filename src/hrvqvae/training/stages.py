@@ -33,7 +33,7 @@ Fields = Mapping[str, Any]
 def collect_fields(section: str, options: Fields, run: str | Path, data: Any, test_data: Any = None) -> dict[str, Any]:
     """Return the options of `hrvqvae.train` by dotted name; short names such as "seed" are fields of `section`.
 
-    Torch data sets, `data` and `test_data` of `hrvqvae.train`, are registered under the name of the run folder.
+    Torch data sets in `data` and `test_data` are registered under the name of the run folder.
     """
     fields = {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
     if isinstance(data, str | Path):
@@ -54,9 +54,9 @@ def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bo
 
     Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
     """
-    is_run = (run.path / ".lock").is_file() or run.config.is_file()
-    is_empty = run.path.is_dir() and not any(run.path.iterdir())  # a run that was killed before its first file
-    if resume and not (is_run or is_empty):
+    was_used = (run.path / ".lock").is_file() or run.config.is_file()  # the lock is the first file of a run
+    is_empty = run.path.is_dir() and not any(run.path.iterdir())  # killed before the first file
+    if resume and not (was_used or is_empty):
         raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
     resume = resume or is_restarted(run.belongs_to_this_job)
 
@@ -75,10 +75,10 @@ def train_missing_priors(
     def resolve(resume: bool) -> dict[Levels, Config]:
         return resolve_priors(run, level, fields, resume=resume)
 
-    def began() -> bool:
+    def belongs_to_this_job() -> bool:
         return any(prior_folder(run, *levels).belongs_to_this_job() for levels in resolve(False))
 
-    resume = resume or is_restarted(began)
+    resume = resume or is_restarted(belongs_to_this_job)
     configs = distributed.on_rank_zero(lambda: resolve(resume))
     return train_priors(run, configs, resume=resume, callbacks=[draw_training])
 
@@ -91,15 +91,15 @@ def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool =
     def resolve() -> Config:
         stored = Run(run).folder_config
         require_trainable(run)
-        begun = folder.read_config() if resume and folder.config.is_file() else None
-        return stage_config("progressive", stored, fields, begun)
+        begun_config = folder.read_config() if resume and folder.config.is_file() else None
+        return stage_config("progressive", stored, fields, begun_config)
 
     config = distributed.on_rank_zero(resolve)
     return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=[draw_training]).train()
 
 
 def refresh(name: str, root: str | None = None, *, say: Say = print) -> int | None:
-    """Train the stale networks of a run anew with their configurations, and fit a stale entropy model anew.
+    """Retrain the stale networks of a run with their own configurations, and refit the entropy model if stale.
 
     Returns the signal that stopped a training, or None if all is done; another call resumes. Raises InputError as
     `Trainer.train` and `EntropyModelArtifact.fit`. `root` is the folder of the data, if it has moved.

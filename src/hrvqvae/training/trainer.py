@@ -58,7 +58,7 @@ class Evaluation:
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""A function of the run folder, all records of its log and the newest evaluation, called in rank 0; it draws plots."""
+"""Called in rank 0 with the run folder, all records and the newest evaluation, for example to draw plots."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,16 @@ class Task(ABC, Generic[B]):
 
     num_samples: int  #: number of samples in an epoch; set by `open`
     data_digest: str  #: digest of the samples; set by `open`
-    parent_run: Path | None = None  #: the run of the autoencoder, for a prior or a progressive decoder; else None
+    parent_run: Path | None = None  #: the autoencoder's run, if the network is a prior or a progressive decoder
     autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
-    few_steps = 0  #: hint that fewer steps than this learn little
+    few_steps = 0  #: a training of fewer steps prints a hint that it learns little
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
         self.run, self.config, self.training = run, config, training
         self.compute = Compute(training)
 
     def check(self) -> None:
-        """Raise InputError if the folder does not allow this training. Called in rank 0."""
+        """Raise InputError if the run holds what conflicts with this training. Called in rank 0."""
 
     @abstractmethod
     def open(self, say: Say) -> None:
@@ -104,10 +104,10 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Load the weights of the model `training.init_from`, and return a message. Raises InputError."""
+        """Load the weights of the model that `training.init_from` names; return a message. Raises InputError."""
 
     def initialize(self, model: nn.Module) -> None:
-        """Initialize an untrained network, such as its codebooks, from the data, on its device."""
+        """Initialize parts of an untrained network, such as codebooks, from the data. The network is on its device."""
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
         """Build the objective; return its auxiliary networks (a discriminator) by name, on the model's device."""
@@ -115,7 +115,7 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def batches(self, first_step: int) -> Generator[B, None, None]:
-        """Yield this process's share of each batch without end, beginning with the batch of `first_step`."""
+        """Yield this process's share of each batch, from the batch of `first_step` on, forever."""
 
     @abstractmethod
     def step(self, state: TrainState, batch: B) -> Metrics:
@@ -139,7 +139,7 @@ class Trainer(Generic[B]):
     A run resumes from its newest intact checkpoint, and ends with the same weights as an uninterrupted run.
 
     Args:
-        resume: continue a training that has begun, which otherwise raises InputError.
+        resume: continue a training that has begun; if False, such a training raises InputError.
         renew: train a network anew if it was trained for another state of the autoencoder.
         callbacks: called after each evaluation.
         say: prints a message.
@@ -157,8 +157,8 @@ class Trainer(Generic[B]):
         Raises:
             InputError: the data is bad, the folder can't be written, is in use or holds another training, the disk is
                 full, or the weights or codebooks of the processes differ.
-            NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks in memory that follow
-                moving averages may have changed.
+            NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks in memory may have
+                changed if their update is "ema".
         """
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
@@ -172,20 +172,20 @@ class Trainer(Generic[B]):
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            saved_step, rank = state.step or -1, distributed.rank()
+            saved_step, rank = state.step or -1, distributed.rank()  # -1: nothing is saved yet
 
             def is_due(every: int) -> bool:
                 return state.step % every == 0
 
             if state.step and is_due(training.evaluate_every) and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
-            processes.sync()
+            processes.sync()  # starts the clock: the time so far does not count
             while state.fraction < 1 and processes.signal is None:
                 rate = compute_learning_rate(training, state.step, state.fraction)
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
                         group["lr"] = rate
-                # dropout draws from torch's global generators, and differs between ranks
+                # seed torch's global generators, for dropout, differently in each rank
                 rng = make_rng("step", training.seed, state.step, rank)
                 torch.manual_seed(int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step)
                 state.model.train()
@@ -215,8 +215,8 @@ class Trainer(Generic[B]):
             if processes.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
                 state.seconds += processes.sync()
-        few_planned = state.budget.steps is not None and state.budget.steps < task.few_steps  # hinted at the start
-        if processes.signal is None and state.step < task.few_steps and not few_planned:
+        was_hinted = state.budget.steps is not None and state.budget.steps < task.few_steps  # in _prepare_state
+        if processes.signal is None and state.step < task.few_steps and not was_hinted:
             steps = counted(state.step, "step")
             self.say(f"hint: {steps} fitted into the time: little is learned; go on with more minutes and --resume")
         return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
@@ -234,7 +234,7 @@ class Trainer(Generic[B]):
             )
         loggers.find_loggers(training.loggers)
         if distributed.is_distributed() and task.compute.device.index is not None:
-            raise InputError(f"device is {training.device!r}, one GPU for all; with --device cuda each process has one")
+            raise InputError(f"device is {training.device!r}, one GPU for all; --device cuda gives each rank its own")
 
         def check_folder() -> bool:
             task.check()
@@ -247,8 +247,8 @@ class Trainer(Generic[B]):
                 raise InputError(f"{run.path} holds a run already: continue it with --resume, or {alternative}")
             if run.model.is_file() and not run.saved():
                 raise InputError(
-                    f"{run.path} holds a model, and no checkpoint to go on from: {alternative}; "
-                    "--init-from begins with the weights of a model"
+                    f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, "
+                    "or begin another run with the weights of this model, by --init-from"
                 )
             return False
 
@@ -292,7 +292,7 @@ class Trainer(Generic[B]):
         distributed.broadcast(state.tensors().values())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
-            self.say(f"bf16 is emulated on this {device_type}, which is slow: a run keeps the precision it began with")
+            self.say(f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16 and keeps it")
         if not state.step and budget.steps is not None and budget.steps < task.few_steps:
             self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
         self.say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
@@ -307,9 +307,9 @@ class Trainer(Generic[B]):
             )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
-        if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:
+        if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:  # new budget
             rate = compute_learning_rate(task.training, state.step, state.fraction)
-            self.say(f"its learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
+            self.say(f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
         device_type = task.compute.device.type
         if (previous := meta.get("device", device_type)) != device_type:
             self.say(f"trained on {previous} so far, and on {device_type} from here on, where sums round differently")
@@ -330,7 +330,7 @@ class Trainer(Generic[B]):
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
         remaining = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
         summary = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
-        with suppress(OSError):  # a terminal that is gone
+        with suppress(OSError):  # the terminal may be closed
             self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
     def _sync_metrics(self, state: TrainState) -> None:
@@ -363,14 +363,14 @@ class Trainer(Generic[B]):
                 records = [*self.log.records, {"kind": "evaluation", "step": state.step, **evaluation.record}]
                 for callback in self.callbacks:
                     callback(self.task.run, records, evaluation)
-            # last, because a resumed run repeats an evaluation that is not logged
+            # log last: a resumed run repeats an evaluation that is missing from the log
             self.log.write("evaluation", state.step, evaluation.record)
 
 
 class ProcessSync:
     """Shares the time spent and the signal to stop among the processes that train together.
 
-    So all processes use the same learning rates and end at the same step. A first SIGINT, SIGTERM or SIGHUP ends the
+    All processes then use the same learning rate and end at the same step. A first SIGINT, SIGTERM or SIGHUP ends the
     training after the current step; a second signal ends the process at once.
     """
 
@@ -381,7 +381,7 @@ class ProcessSync:
         self._last = time.monotonic()
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # SIGINT even where it is ignored, as in a script's background job
+            # a script's background job ignores SIGINT; handle it there too
             signals = [signal.SIGINT, signal.SIGTERM]
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
             if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
@@ -394,7 +394,7 @@ class ProcessSync:
             signal.signal(signum, handler)
 
     def sync(self) -> float:
-        """Exchange signals and times with all processes; return the longest time of a process since the last `sync`."""
+        """Exchange signals and the times since the last `sync` with all processes; return the longest time."""
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
         self._last = now
