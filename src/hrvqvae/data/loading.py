@@ -1,7 +1,7 @@
 """Open the images of a split, as a configuration describes them.
 
-`data.dataset` names a published set of the registry, or a folder in the default root. `data.root`, if set, is the
-folder of the published set, or the path of other images: a folder, tars, Parquet files or arrays.
+`data.dataset` names a published set of the registry, or a folder below `find_data_root(None)`. `data.root`, if set, is
+the folder of the published set, or the path of other images: a folder, tars, Parquet files or arrays.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hrvqvae.utils.quantities import counted
 _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
     ".tar": tars.TarSource, ".parquet": parquet.ParquetSource, ".npy": arrays.ArraySource, ".npz": arrays.ArraySource,
 }  # fmt: skip
-_PATTERN = re.compile(r"[*?{\[]")
+_PATTERN_CHARACTERS = re.compile(r"[*?{\[]")
 _BATCH = 64  # images per batch while decoding into memory
 
 
@@ -59,8 +59,8 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     Raises InputError as `open_images`, and BrokenImageError if an image can't be decoded and `on_error` is "stop".
     """
     images = open_images(config, split)
-    size = len(images) * config.channels * config.size**2
-    if images.source is None or (split == "train" and config.crop == "random") or size > config.memory_mb * 2**20:
+    num_bytes = len(images) * config.channels * config.size**2
+    if images.source is None or (split == "train" and config.crop == "random") or num_bytes > config.memory_mb * 2**20:
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
     labels, count = np.empty(len(images), np.int64), 0
@@ -84,8 +84,8 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
-    docs/own-data.md describes how names divide images into splits; otherwise `data.split` does it. There are classes if
-    every image of both splits has a label.
+    docs/own-data.md says which names of folders and files divide the images into splits. Without such names,
+    `data.split` divides them. The images have classes if every image of both splits has a label.
 
     Raises:
         InputError: the data is missing or damaged, a published set has other channels or another size, or a split would
@@ -109,8 +109,8 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         return _read_published(dataset, root, config, split)
     path = root / config.dataset if config.root is None else root
     if config.root is None and not path.is_dir():
-        how = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
-        raise InputError(f"no folder {path}; name it with --data DIR{how}")
+        hint = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
+        raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         for kind in sorted({file.suffix for file in path.iterdir()} & {".tar", ".parquet"}):
@@ -134,12 +134,13 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
 
 
 def _select_split(sources: Mapping[str, Source], where: str, split: str, config: DataConfig) -> ImageSet:
-    """Return the images of a split; sources are by split name, or one source under "", which `data.split` divides."""
+    """Return the images of a split. `sources` has one per split name, or one under "" that `data.split` divides."""
     if "" in sources:
         source = sources[""]
         rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
     else:
-        source = next(sources[name] for name in sources if (name == "train") == (split == "train"))
+        name = "train" if split == "train" else next(name for name in sources if name != "train")  # test, val, ...
+        source = sources[name]
         rows = np.arange(len(source))
     if not len(rows):
         images = counted(len(source), "image")
@@ -151,22 +152,22 @@ def _select_split(sources: Mapping[str, Source], where: str, split: str, config:
 
 def is_shard_path(path: Path) -> bool:
     """Return whether a path is a pattern, or has the suffix of a tar, a Parquet file or an array."""
-    return path.suffix.lower() in _SOURCES or _PATTERN.search(str(path)) is not None
+    return path.suffix.lower() in _SOURCES or _PATTERN_CHARACTERS.search(str(path)) is not None
 
 
 def open_whole(path: Path) -> Source:
     """Return all images of a folder, a list, tars, Parquet files or arrays, with their labels. Raises InputError."""
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
-        top_folders = {name.split("/")[0] for name in names}
+        top_folders = {name.split("/")[0] for name in names}  # the class folders may lie in split folders
         return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
         return files.read_list(path)
-    read, shards = _list_shards(path)
-    return read(shards, True)
+    source_class, shards = _list_shards(path)
+    return source_class(shards, True)
 
 
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:
-    """Return the function that reads the tars, Parquet files or arrays of a path, and the list of these."""
+    """Return the shards at a path (tars, Parquet files or arrays of one kind) and the source class that opens them."""
     if path.is_dir():
         base, paths = path, sorted(path / name for name in files.find_names(path, tuple(_SOURCES)))
         if not paths:
@@ -179,26 +180,26 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
     else:
         raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files")
     kinds = sorted({file.suffix.lower() for file in paths})
-    read = _SOURCES.get(kinds[0])
-    if read is None or any(_SOURCES.get(kind) is not read for kind in kinds):
+    source_class = _SOURCES.get(kinds[0])
+    if source_class is None or any(_SOURCES.get(kind) is not source_class for kind in kinds):
         raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
-    if read is arrays.ArraySource:
-        return read, arrays.list_arrays(paths, base)
-    return read, [Shard(file.relative_to(base).as_posix(), file) for file in paths]
+    if source_class is arrays.ArraySource:
+        return source_class, arrays.list_arrays(paths, base)
+    return source_class, [Shard(file.relative_to(base).as_posix(), file) for file in paths]
 
 
 def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     """Return the images of tars, Parquet files or arrays by split name; all under "" if `data.split` divides them."""
-    read, shards = _list_shards(path)
+    source_class, shards = _list_shards(path)
     by_name: dict[str, list[Shard]] = {}
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
         by_name.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(shard)
-    splits = files.find_split(by_name if path.is_dir() else {*by_name, ""}, path)
+    splits = files.find_split(by_name if path.is_dir() else {*by_name, ""}, path)  # a pattern may match one split
     if splits is None:
-        return {"": read(shards, labels)}
-    needed = splits if labels else (splits[split != "train"],)  # both splits decide the classes
-    return {name: read(by_name[name], labels) for name in needed}
+        return {"": source_class(shards, labels)}
+    needed = splits if labels else (splits[0 if split == "train" else 1],)  # both splits decide the classes
+    return {name: source_class(by_name[name], labels) for name in needed}
 
 
 def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
@@ -209,7 +210,7 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
     threshold = config.test_fraction * 2**64
     test = np.fromiter((int.from_bytes(value, "big") < threshold for value in hashes), np.bool_)
-    if len(test) > 1 and not test.any():  # neither split is empty
+    if len(test) > 1 and not test.any():  # leave no split empty
         test[-1] = True
     if len(test) > 1 and test.all():
         test[0] = False
@@ -217,33 +218,32 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
 
 
 def check_labels(source: Source) -> None:
-    """Check that each label of a source with class names is the index of one. Raises InputError if one is not."""
+    """Raise InputError if a source has class names and one of its labels is not the index of a class name."""
     if source.labels is None or not source.class_names:
         return
     wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
     if len(wrong):
         fault = f"label {source.labels[wrong[0]]}, but there are {counted(len(source.class_names), 'class name')}"
-        raise InputError(
-            f"{source.where(int(wrong[0]))} has {fault}; correct the labels, or train with --data.labels false"
-        )
+        where = source.where(int(wrong[0]))
+        raise InputError(f"{where} has {fault}; correct the labels, or train with --data.labels false")
 
 
 def _number_classes(
     where: str, sources: Mapping[str, Source]
 ) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
     """Return the names of the classes, and the class numbers of each source; both are empty without labels."""
-    labels = {source: source.labels for source in sources.values() if source.labels is not None}
-    if not labels:
+    labelled = {source: source.labels for source in sources.values() if source.labels is not None}
+    if not labelled:
         return (), {}
-    if len(labels) < len(sources):
-        unlabelled = next(name for name, source in sources.items() if source not in labels)
+    if len(labelled) < len(sources):
+        unlabelled = next(name for name, source in sources.items() if source not in labelled)
         raise InputError(f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels false")
-    classes = next(iter(labels)).class_names
-    if any(source.class_names != classes for source in labels):
+    classes = next(iter(labelled)).class_names
+    if any(source.class_names != classes for source in labelled):
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
     if not classes:
-        values = np.unique(np.concatenate([np.unique(array) for array in labels.values()]))
-        return tuple(map(str, values)), {source: np.searchsorted(values, array) for source, array in labels.items()}
-    for source in labels:
+        values = np.unique(np.concatenate([np.unique(array) for array in labelled.values()]))
+        return tuple(map(str, values)), {source: np.searchsorted(values, array) for source, array in labelled.items()}
+    for source in labelled:
         check_labels(source)
-    return classes, {source: array.astype(np.int64) for source, array in labels.items()}
+    return classes, {source: array.astype(np.int64) for source, array in labelled.items()}

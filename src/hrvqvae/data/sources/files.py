@@ -25,7 +25,7 @@ _OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jx
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_UPWARDS = re.compile(r"^(\.\./|/)+")  # beginning of a path in a list, which is no part of an image's name
+_PARENTS = re.compile(r"^(\.\./|/)+")  # start of a path in a list; an image's name leaves it out
 _MAX_FILES = 1_000_000
 
 
@@ -39,7 +39,7 @@ class FolderSource(Source):
             self.labels = np.array([normalize(name).split("/")[depth] for name in files])
 
     def name(self, row: int) -> str:
-        return _UPWARDS.sub("", normalize(decode_name(self._names, row)))
+        return _PARENTS.sub("", normalize(decode_name(self._names, row)))
 
     def where(self, row: int) -> str:
         return str(self.folder / decode_name(self._names, row))
@@ -76,9 +76,9 @@ def read_list(path: Path) -> FolderSource:
 def open_folder(folder: Path) -> dict[str, FolderSource]:
     """Return the sorted image files of a folder by split name; all under "" if its folders do not divide them.
 
-    `train/` beside `test/`, `val/` or `validation/` divides them; the first of these test folders is used. Images
-    elsewhere in the folder are left out, and a note counts them. Beside other folders of images, `train/` alone is a
-    class, as in CIFAR100. Labels are the folders of the images in a split. A folder without images has no source.
+    The splits are `train/` and the first of `test/`, `val/` and `validation/` that has images. Images elsewhere in the
+    folder are left out, and a note counts them. Without a test folder, `train/` beside other folders is a class, as in
+    CIFAR100. Labels are the folders of the images in a split. The dictionary is empty if the folder has no images.
 
     Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
     """
@@ -94,9 +94,9 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         told_once(f"{folder}: {counted(outside, 'image')} outside of {splits[0]}/ and {splits[1]}/ left out")
     sources = dict[str, FolderSource]()
     for split in splits or ("",):
-        start = f"{split}/" if split else ""
-        below = sorted(name.removeprefix(start) for name in files if name.startswith(start))
-        sources[split] = FolderSource(folder / split, [files[f"{start}{name}"].removeprefix(start) for name in below])
+        prefix = f"{split}/" if split else ""
+        names = sorted(name for name in files if name.startswith(prefix))
+        sources[split] = FolderSource(folder / split, [files[name].removeprefix(prefix) for name in names])
     return sources
 
 
@@ -111,7 +111,7 @@ def find_split(names: Collection[str], where: Path) -> tuple[str, str] | None:
     if names and set(names) <= set(SPLIT_NAMES):
         missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
         present = " and ".join(sorted(names))
-        raise InputError(f"{where} has {present}, but {missing}: add it, or name {min(names)} alone with --data")
+        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data only {min(names)}")
     return None
 
 
@@ -126,7 +126,7 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
         suffix = Path(file.name).suffix.lower()
         if suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
-            if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):
+            if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):  # no surrogates
                 raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
             yield name
         elif _OTHER_IMAGES.fullmatch(suffix):
@@ -173,12 +173,12 @@ def match_files(pattern: Path) -> list[Path]:
     """
     if pattern.is_file():
         return [pattern]
-    *before_braces, last = _BRACES.split(str(pattern))[::2]
+    *before_braces, last = _BRACES.split(str(pattern))[::2]  # the texts outside of braces
     files = list[Path]()
     for choices in itertools.product(*map(_expand_braces, _BRACES.findall(str(pattern)))):
         name = "".join(itertools.chain(*zip(before_braces, choices, strict=True))) + last
         if _WILDCARD.search(name):
-            path = Path(name)
+            path = Path(name)  # glob takes no absolute pattern
             matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
             files += sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
         elif Path(name).is_file():

@@ -1,8 +1,8 @@
 """Parquet files with a column of images, the form of data sets on the Hugging Face hub (docs/own-data.md).
 
-An image is named by its path if all paths differ, else by its file and row. A row group can only be read as a whole, so
-each process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch visits the row groups in a random
-order, divided into windows of as many as fit into `WINDOW_BYTES`. The images of a window are in a random order.
+An image is named by the path in its row if all these paths differ, else by its file and row. A row group can only be
+read as a whole, so each process keeps the last row groups that it read, up to `WINDOW_BYTES`. An epoch shuffles the row
+groups and divides them into windows of up to `WINDOW_BYTES`. It shuffles the images of each window together.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 WINDOW_BYTES = 256 * 2**20  # uncompressed size of the row groups that a process keeps, and shuffles together
-_IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")  # names of columns
+_IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")  # the preferred names first
 
 
 class Group(NamedTuple):
@@ -48,69 +48,69 @@ class ParquetSource(Source):
 
         Raises InputError if a file is damaged, has no column of images or unusable labels, or if no file has a row.
         """
-        groups, labels_of_files, names = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
+        groups, labels_of_files, class_lists = list[Group](), list[NDArray[Any] | None](), set[tuple[str, ...]]()
         for shard in shards:
             with open_parquet(shard.path) as file:
-                rows, size = file.metadata.num_rows, shard.path.stat().st_size
-                if rows > size:
-                    raise InputError(f"{shard.path} has {rows:,} rows in {size:,} bytes, which are no images")
+                rows, file_size = file.metadata.num_rows, shard.path.stat().st_size
+                if rows > file_size:
+                    raise InputError(f"{shard.path} has {rows:,} rows in {file_size:,} bytes, which are no images")
                 column, first_row = _find_image_column(file.schema_arrow, shard.path), 0
                 for index in range(file.num_row_groups):
-                    group = file.metadata.row_group(index)  # its `column` would end the process at damaged statistics
+                    group = file.metadata.row_group(index)  # with damaged statistics, `group.column` crashes
                     if group.num_rows:
-                        numbers = first_row, group.num_rows, group.total_byte_size
-                        groups.append(Group(shard.path, index, *numbers, column))
+                        size = group.total_byte_size
+                        groups.append(Group(shard.path, index, first_row, group.num_rows, size, column))
                     first_row += group.num_rows
                 if labels and rows:
                     values, class_names = _read_labels(file, shard.path)
                     labels_of_files.append(values)
-                    names.add(class_names)
+                    class_lists.add(class_names)
         if not groups:
             raise InputError(f"{shards[0].path}: there is no row in it")
         super().__init__(group.rows for group in groups)
-        self.groups, self._window = tuple(groups), WINDOW_BYTES
+        self.groups, self._max_bytes = tuple(groups), WINDOW_BYTES
         self._cache: OrderedDict[int, Any] = OrderedDict()
         complete = [values for values in labels_of_files if values is not None]
-        if complete and len(complete) == len(labels_of_files):
-            if len(names) > 1 or len({values.dtype.kind for values in complete}) > 1:
+        if complete and len(complete) == len(labels_of_files):  # every file has all its labels
+            if len(class_lists) > 1 or len({values.dtype.kind for values in complete}) > 1:
                 raise InputError(f"{shards[0].path} and others name different classes; use --data.labels false")
-            self.labels, self.class_names = np.concatenate(complete), names.pop()
+            self.labels, self.class_names = np.concatenate(complete), class_lists.pop()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # a worker process reads the paths and row groups anew
         return {name: value for name, value in vars(self).items() if name != "_paths"} | {"_cache": OrderedDict()}
 
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
-        """The paths of images in the files; None if a path is missing or two paths are equal."""
+        """The path that each row gives its image; None if a path is missing or two paths are equal."""
         paths = list[str]()
-        for path, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
-            with open_parquet(path) as file:
-                if f"{column}.path" not in {file.schema.column(index).path for index in range(len(file.schema))}:
+        for file, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
+            with open_parquet(file) as reader:
+                if f"{column}.path" not in {reader.schema.column(index).path for index in range(len(reader.schema))}:
                     return None
-                values = file.read(columns=[f"{column}.path"], use_threads=False).column(0)
+                values = reader.read(columns=[f"{column}.path"], use_threads=False).column(0)
                 paths += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
         return None if None in paths or len(set(paths)) < len(paths) else encode_names(paths)
 
     def name(self, row: int) -> str:
         if self._paths is not None:
             return decode_name(self._paths, row)
-        index, within = self.locate(row)
-        return f"{self.groups[index].file.name}/{self.groups[index].first_row + within}"
+        index, offset = self.locate(row)
+        return f"{self.groups[index].file.name}/{self.groups[index].first_row + offset}"
 
     def where(self, row: int) -> str:
-        index, within = self.locate(row)
-        return f"{self.groups[index].file}: row {self.groups[index].first_row + within}"
+        index, offset = self.locate(row)
+        return f"{self.groups[index].file}: row {self.groups[index].first_row + offset}"
 
     def open(self, row: int) -> Image.Image:
-        index, within = self.locate(row)
+        index, offset = self.locate(row)
         if index in self._cache:
             self._cache.move_to_end(index)
         else:
             group = self.groups[index]
-            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) + group.bytes > self._window:
+            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) + group.bytes > self._max_bytes:
                 self._cache.popitem(last=False)
             self._cache[index] = _read_group(group)
-        encoded = self._cache[index][within].as_py()
+        encoded = self._cache[index][offset].as_py()
         if encoded is None:
             raise ValueError("the row holds no bytes")
         return open_image_file(io.BytesIO(encoded))
@@ -134,21 +134,21 @@ class ParquetSource(Source):
         group_of_row = np.searchsorted(self.first_rows, rows, "right") - 1
         present, counts = np.unique(group_of_row, return_counts=True)
         sizes = np.array([self.groups[index].bytes for index in present])
-        if sizes.sum() <= self._window:
+        if sizes.sum() <= self._max_bytes:
             return super().order(rows, rng)
         windows = np.empty(len(present), np.int64)  # the window of each row group
         window, filled = 0, 0
         for index in rng.permutation(len(present)):
-            if filled and filled + sizes[index] > self._window:
+            if filled and filled + sizes[index] > self._max_bytes:
                 window, filled = window + 1, 0
             windows[index] = window
             filled += sizes[index]
-        return np.lexsort((rng.random(len(rows)), np.repeat(windows, counts)))
+        return np.lexsort((rng.random(len(rows)), np.repeat(windows, counts)))  # `rows` are in ascending order
 
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file. Raises DamagedFileError in place of any error of its reader."""
+    """Open a Parquet file. Raises DamagedFileError in place of every error but InputError, until it is closed."""
     import pyarrow.parquet
 
     try:
@@ -189,7 +189,7 @@ def _find_image_column(schema: Any, path: Path) -> str:
         elif types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind["bytes"].type):
             columns[field.name] = f"{field.name}.bytes"
     if len(columns) > 1:
-        columns = {name: column for name, column in columns.items() if name in _IMAGES} or columns
+        columns = {name: column for name, column in columns.items() if name in _IMAGE_COLUMNS} or columns
     if len(columns) != 1:
         fault = f"columns {', '.join(columns)} may be images, name one image" if columns else "no column holds images"
         fields = ", ".join(f"{field.name} ({field.type})" for field in schema)
@@ -203,19 +203,19 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     from pyarrow import types
 
     schema = file.schema_arrow
-    column = next((name for name in _LABELS if name in schema.names), None)
+    column = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
     if column is None:
         return None, ()
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
         raise InputError(f"{path}: column {column} has type {kind}, no numbers or texts; use --data.labels false")
-    try:  # class names, where the library `datasets` keeps them
+    try:  # the library `datasets` keeps the class names in this metadata
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         names = None
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:  # keep each text once
-        values = file.read(columns=[column], use_threads=False).column(0)
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as reader:  # hold equal texts only once
+        values = reader.read(columns=[column], use_threads=False).column(0)
     labels: NDArray[Any] | None = None
     if not values.null_count and types.is_integer(kind):
         labels = values.to_numpy()

@@ -1,8 +1,8 @@
 """WebDataset tars: shards of images with random access by an index.
 
-docs/own-data.md describes samples, labels and class names. The first call reads the headers of all shards and writes an
-index of the images to the user's cache folder. Later calls use the index while the paths, sizes and times of the shards
-are the same. A shard is opened for each image, so the limit of open files does not limit the number of shards.
+docs/own-data.md describes samples, labels and class names. The first process reads the headers of all shards and writes
+an index of the images to the user's cache folder. Later processes use the index while the paths, sizes and times of the
+shards are the same. A shard is opened for each image, so the limit of open files does not limit the number of shards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_LABEL = int(np.iinfo(np.int64).min)
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
 _FORMAT, _ARRAYS = 3, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
 _BLOCK = 512  # bytes; a tar is made of blocks
-_KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # sample and extension in the name of a member, as in WebDataset
+_MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # (sample, extension), as in WebDataset
 
 
 class TarSource(Source):
@@ -86,14 +86,14 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
-    """Return the images per shard, offset and length (N, 2), name and label (N,) or NO_LABEL of each image.
+    """Return four arrays: images per shard, and per image (offset, length), name and label (or NO_LABEL).
 
-    The index is loaded from the cache, or else made, and written to the cache if it is large.
+    The arrays are loaded from the cache, or else made, and written to the cache if there are many images.
     """
     states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    name = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     # A damaged index may raise any error. Without a home folder there is no cache.
-    with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{name}.npz").open("rb") as stream:
+    with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{digest}.npz").open("rb") as stream:
         index = np.load(stream)
         return [index[name] for name in _ARRAYS]
     if len(files) > 1:
@@ -111,7 +111,7 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
         with contextlib.suppress(OSError, InputError):
             folder = find_user_cache() / "indexes"
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / f"{name}.npz", content.getvalue())
+            write_atomic(folder / f"{digest}.npz", content.getvalue())
     return arrays
 
 
@@ -122,21 +122,21 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
     """
     links = list[str]()
     with path.open("rb") as stream:
-        keys = ((_KEY.fullmatch(member.name), member) for member in _read_members(path, stream))
-        named = ((matched[1], matched[2], member) for matched, member in keys if matched)
-        for _, members in groupby(named, key=lambda parts: parts[0]):
-            sample_labels, first = dict[str, int](), len(names)
-            for _, kind, member in members:
+        matches = ((_MEMBER_NAME.fullmatch(member.name), member) for member in _read_members(path, stream))
+        members = ((matched[1], matched[2], member) for matched, member in matches if matched)
+        for _, sample in groupby(members, key=lambda parts: parts[0]):
+            candidates, first = dict[str, int](), len(names)
+            for _, extension, member in sample:
                 is_image = member.name.lower().endswith(SUFFIXES)
                 if not member.isreg():
-                    links += [member.name] if is_image or kind in ("cls", "json") else []
+                    links += [member.name] if is_image or extension in ("cls", "json") else []
                 elif is_image:
                     spans.extend((member.offset_data, member.size))
                     names.append(member.name.removeprefix("./"))
-                elif kind in ("cls", "json"):
+                elif extension in ("cls", "json"):
                     stream.seek(member.offset_data)
-                    sample_labels[kind] = _read_label(kind, stream.read(member.size), f"{path}: {member.name}")
-            label = sample_labels.get("cls", sample_labels.get("json", NO_LABEL))
+                    candidates[extension] = _read_label(extension, stream.read(member.size), f"{path}: {member.name}")
+            label = candidates.get("cls", candidates.get("json", NO_LABEL))
             labels.extend([label] * (len(names) - first))
     if links:
         note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
@@ -144,29 +144,29 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short, damaged or no tar."""
-    latest, reason = "", ""
+    place, reason = "", ""  # parts of the message
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
-                latest = f" after its member {member.name}"
+                place = f" after its member {member.name}"
                 if member.isreg() or member.issym() or member.islnk():
                     yield member
             stream.seek(archive.offset)
-            if stream.read(_BLOCK) == bytes(_BLOCK):
+            if stream.read(_BLOCK) == bytes(_BLOCK):  # a complete tar ends with blocks of zeros
                 return
     except (tarfile.TarError, EOFError) as error:
         reason = f" ({error})"
-    fault = "is cut short or damaged" if latest else "is no uncompressed tar"
-    raise InputError(f"{path} {fault}{latest}{reason}; get or pack it again")
+    fault = "is cut short or damaged" if place else "is no uncompressed tar"
+    raise InputError(f"{path} {fault}{place}{reason}; get or pack it again")
 
 
-def _read_label(kind: str, content: bytes, where: str) -> int:
+def _read_label(extension: str, content: bytes, where: str) -> int:
     """Return the label in a `.cls` or `.json` member; `NO_LABEL` for a `.json` without a label."""
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
-        label: Any = int(content) if kind == "cls" else json.loads(content)["label"]
+        label: Any = int(content) if extension == "cls" else json.loads(content)["label"]
         if type(label) is int and NO_LABEL < label < 2**63:
             return label
-    if kind == "cls":
+    if extension == "cls":
         raise InputError(f"{where} is not the number of a class")
     return NO_LABEL
