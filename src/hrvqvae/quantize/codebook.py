@@ -18,7 +18,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
-_LONGEST_WAIT = 16  # most steps between two updates of a codebook of a table
+_LONGEST_WAIT = 16  # at levels with a table, most steps that a codebook waits for an update
 
 
 class LevelCodebooks(nn.Module):
@@ -28,8 +28,8 @@ class LevelCodebooks(nn.Module):
     codebook loss moves. With `shrinkage` they lean towards the shared codebook of the level (docs/method.md).
 
     Args:
-        coarser: the coarser level, if it has more codewords than this level has codebooks. Then `table` gives the
-            codebook of each coarser codeword, and codewords without their own codebook use the shared one, number 0.
+        coarser: the coarser level, if some of its codewords share a codebook here. Then `table` gives the codebook of
+            each coarser codeword. Coarser codewords without a codebook of their own share codebook 0.
     """
 
     codewords: Tensor
@@ -57,8 +57,8 @@ class LevelCodebooks(nn.Module):
         table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
         self.register_buffer("table", table)
         self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser is not None else None)
-        # codewords of the coarser level's shared codebook, its first ones: they never get their own codebook
-        self._shared_parents = coarser.size if coarser is not None and coarser.table is not None else 0
+        # the coarser level's first codewords are those of its shared codebook: they never get a codebook of their own
+        self._num_shared_parents = coarser.size if coarser is not None and coarser.table is not None else 0
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -78,27 +78,27 @@ class LevelCodebooks(nn.Module):
         return (books.unsqueeze(-1) * self.size + torch.arange(self.size, device=books.device)).flatten()
 
     def reassign_books(self, parents: Tensor, reassigned_parents: Tensor, group: Any = None) -> Tensor:
-        """Give the least used codebooks to the coarser codewords `parents` (N,) of a batch, where they are used more.
+        """Give the least used codebooks to coarser codewords that use them more; return the reassigned codebooks.
 
-        `reassigned_parents` are the codebooks that the coarser level has just reassigned. Return this level's.
+        `parents` (N,): coarser codewords of a batch; `reassigned_parents`: codebooks that the coarser level reassigned.
         """
         assert self.table is not None
-        if self._shared_parents:
-            self.table.view(-1, self._shared_parents)[reassigned_parents] = 0
+        if self._num_shared_parents:
+            self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # children of new codewords
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0  # they have their own codebook
-        counts[: self._shared_parents] = 0
+        counts[: self._num_shared_parents] = 0
         busiest = counts.nonzero().flatten()
         busiest = busiest[counts[busiest].argsort(descending=True, stable=True)][: self.num_books - 1]
-        used = self.count.sum(1) * self.decay**self.age
-        books: Tensor = used[1:].argsort(stable=True)[: len(busiest)] + 1
-        busier = counts[busiest] * (1 - self.decay) > used[books]
-        busiest, books = busiest[busier], books[busier]
-        reassigned = torch.zeros_like(used, dtype=torch.bool)
+        usage = self.count.sum(1) * self.decay**self.age
+        books: Tensor = usage[1:].argsort(stable=True)[: len(busiest)] + 1
+        exceeds = counts[busiest] * (1 - self.decay) > usage[books]
+        busiest, books = busiest[exceeds], books[exceeds]
+        reassigned = torch.zeros_like(usage, dtype=torch.bool)
         reassigned[books] = True
         self.table.masked_fill_(reassigned[self.table], 0)
         self.table[busiest] = books
-        self.set_codewords(self.codewords_of(books), self.shared.repeat(len(books), 1), used.new_zeros(()))
+        self.set_codewords(self.codewords_of(books), self.shared.repeat(len(books), 1), usage.new_zeros(()))
         self.age[books] = 0
         return books
 
@@ -125,7 +125,7 @@ class LevelCodebooks(nn.Module):
         return vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
 
     def books_to_update(self, counts: Tensor) -> Tensor | None:
-        """Return the codebooks (K,) to update by a batch of these counts; None for all.
+        """Return the codebooks (K,) that a batch with these counts updates; None for all.
 
         With a table only codebooks that got vectors are updated, so that the time does not grow with the table. The
         others wait for at most `_LONGEST_WAIT` steps.
@@ -138,7 +138,7 @@ class LevelCodebooks(nn.Module):
         return due.nonzero().flatten()
 
     def sums(self, residual: Tensor, index: Tensor, books: Tensor | None = None) -> Tensor:
-        """Sum the residuals (N, D) that chose each codeword of the `books` (None for all) by index (N,): (K, m, D)."""
+        """Return the sum of residuals (N, D) per codeword of `books` (K,) or of all, by index (N,): (K, m, D)."""
         num_books = self.num_books
         if books is not None:
             position, num_books = books.new_zeros(self.num_books), len(books)
@@ -147,7 +147,7 @@ class LevelCodebooks(nn.Module):
         return vq.sums(residual, index, num_books * self.size).view(num_books, self.size, -1)
 
     def average(self, counts: Tensor, sums: Tensor | None = None, books: Tensor | None = None) -> None:
-        """Move averages and codewords by a batch: `counts` of all codebooks and `sums` of the `books` (None for all).
+        """Update averages and codewords from `counts` of all codebooks and `sums` of `books` (None for all).
 
         Sums that overflowed on a GPU are skipped.
         """
@@ -167,13 +167,13 @@ class LevelCodebooks(nn.Module):
             self.codewords.copy_(vq.shrink(self.count, self.total, self.shared, self.shrinkage))
 
     def _average_books(self, counts: Tensor, sums: Tensor, books: Tensor) -> None:
-        """Move the averages of codebooks (K,), the shared one first, by their counts (K, m) and sums (K, m, D)."""
+        """Update codebooks (K,), of which the first is the shared one, from counts (K, m) and sums (K, m, D)."""
         assert self.total is not None
         counts[0], sums[0] = counts.sum(0), sums.sum(0)  # the shared codebook follows all vectors
-        faded = (self.decay ** self.age[books]).view(-1, 1, 1)
+        decay = (self.decay ** self.age[books]).view(-1, 1, 1)
         self.age[books] = 0
-        count = (self.count[books] * faded[..., 0]).add_(counts, alpha=1 - self.decay)
-        total = self.total[books].mul_(faded).add_(sums, alpha=1 - self.decay)
+        count = (self.count[books] * decay[..., 0]).add_(counts, alpha=1 - self.decay)
+        total = self.total[books].mul_(decay).add_(sums, alpha=1 - self.decay)
         self.shared.copy_(vq.moving_average_codewords(count[0], total[0], self.shared))
         codewords = vq.shrink(count, total, self.shared, self.shrinkage)
         codewords[0] = self.shared
@@ -205,10 +205,10 @@ class LevelCodebooks(nn.Module):
     ) -> None:  # fmt: skip
         """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
-        Takes residuals (N, D), the coarser codeword `parent` (N,) that each vector chose, and the count `weight` per
-        vector: vectors per training batch, divided by N. Each codeword begins with the count of its cluster, so that
-        the first batches refine it instead of replacing it. With `even`, clusters have about the same size. With
-        `shared`, and always with `shrinkage`, all codebooks start from one k-means.
+        Takes residuals (N, D) and the coarser codeword `parent` (N,) of each. The count of a codeword starts at the
+        size of its cluster times `weight` (vectors per training batch, divided by N), so that the first batches refine
+        the codeword instead of replacing it. With `even`, clusters have about the same size. With `shared`, and always
+        with `shrinkage`, all codebooks start from one k-means.
         """
         size, num_codewords, device = self.size, self.num_codewords, residual.device
         if shared or self.shared is not None:
@@ -237,14 +237,14 @@ class LevelCodebooks(nn.Module):
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Move dead codewords to random vectors (N, D) of living codewords, by index (N,), within each codebook.
+        """Move dead codewords to random residuals (N, D) of living codewords, by index (N,), in the same codebook.
 
         A codeword is dead when its share of its codebook's count is less than `below` / m. A moved codeword begins with
         the mean count of its codebook, so that the next update does not undo the move. Return the indices (K,) of the
-        moved codewords and of the codewords whose vectors they took.
+        moved codewords and of the codewords whose residuals they took.
         """
-        total = self.count.sum(1, keepdim=True)
-        dead = self.count < total * (below / self.size)
+        book_count = self.count.sum(1, keepdim=True)
+        dead = self.count < book_count * (below / self.size)
         moved, source = [index[:0]], [index[:0]]
         candidates = (~dead.view(-1)[index]).nonzero().flatten()
         candidates = candidates[dead.any(1)[index[candidates] // self.size]]
@@ -252,14 +252,14 @@ class LevelCodebooks(nn.Module):
             members = candidates[positions]
             target = book * self.size + dead[book].nonzero().flatten()[: len(members)]
             drawn = members[torch.randperm(len(members), generator=rng)[: len(target)].to(members.device)]
-            self.set_codewords(target, residual[drawn], total[book] / self.size)
+            self.set_codewords(target, residual[drawn], book_count[book] / self.size)
             moved.append(target)
             source.append(index[drawn])
         return torch.cat(moved), torch.cat(source)
 
 
 def share_tables(model: nn.Module, averaged: nn.Module) -> None:
-    """Let the average of a model use the model's own codebooks at levels with a table: these are reassigned."""
+    """Let an averaged model use the model's codebooks at levels with a table: reassigned ones have no average."""
     for name, book in model.named_modules():
         if isinstance(book, LevelCodebooks) and book.table is not None:
             averaged.get_submodule(name)._buffers.update(book._buffers)
@@ -269,7 +269,7 @@ def share_tables(model: nn.Module, averaged: nn.Module) -> None:
 def update_codebooks(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
-    """Update the codebooks of all levels by the batch of `group`: inputs (N, D) and codewords (N,) of each level."""
+    """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the ranks of `group`."""
     updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
@@ -284,5 +284,5 @@ def update_codebooks(
         batch = zip(levels, residuals, updated, books, strict=True)
         sums = [level.sums(residual, index, due) for level, residual, index, due in batch]
         sums = distributed.all_reduce(sums, group)
-    for level, *statistics in itertools.zip_longest(levels, counts, sums, books):
+    for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
         level.average(*statistics)  # type: ignore[arg-type]

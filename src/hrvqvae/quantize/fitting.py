@@ -19,7 +19,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
-_MANY = 8  # minimum vectors per codeword of a level for a k-means in each codebook, and for a split of any codeword
+_ENOUGH_PER_CODEWORD = 8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
 _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 
@@ -41,42 +41,41 @@ def fit(
 ) -> None:
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
-    Each pass is a step of Lloyd's algorithm with the quantizer's own search. Then unused codewords split the fullest
-    codewords of their codebook.
+    Each pass is a step of Lloyd's algorithm with the quantizer's own search, followed by `_split_fullest`.
     """
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
-    sample, keys, count, largest = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
+    sample, keys, num_vectors, largest_batch = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
     for batch in batches():
         require_finite(batch, ())
         keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
         sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
         keys, kept = keys.topk(min(start, len(keys)))  # vectors with the largest random keys: a uniform sample
-        sample, count, largest = sample[kept], count + len(batch), max(largest, len(batch))
-    if count == 0:
+        sample, num_vectors, largest_batch = sample[kept], num_vectors + len(batch), max(largest_batch, len(batch))
+    if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
     even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
-    quantizer.initialize(sample.to(device), rng, even=even, least=_MANY)
-    with task("fit", count * passes, "vectors") as advance:
+    quantizer.initialize(sample.to(device), rng, even=even, least=_ENOUGH_PER_CODEWORD)
+    with task("fit", num_vectors * passes, "vectors") as advance:
         for _ in range(passes):
             counts = [torch.zeros_like(level.count) for level in quantizer.levels]
             totals = [torch.zeros_like(level.codewords) for level in quantizer.levels]
             for batch in batches():
                 chosen, residuals = quantizer.descend(batch.to(device))
-                for (index, _), residual, sizes, total in zip(chosen, residuals, counts, totals, strict=False):
-                    sizes += vq.counts(index, sizes.numel()).view_as(sizes)
+                for (index, _), residual, count, total in zip(chosen, residuals, counts, totals, strict=False):
+                    count += vq.counts(index, count.numel()).view_as(count)
                     total.flatten(0, 1).index_add_(0, index, residual)
                 advance(len(batch))
-            _refit(quantizer.levels, counts, totals, largest / count)
-            _split_fullest(quantizer, rng, count, largest / count)
+            _refit(quantizer.levels, counts, totals, largest_batch / num_vectors)
+            _split_fullest(quantizer, rng, num_vectors, largest_batch / num_vectors)
 
 
 def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
     """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and sums (num_books, m, D).
 
-    A level of several codebooks is shrunk (`vq.shrink`). A vector adds `weight` to the count of its codeword.
+    Levels of several codebooks use `vq.shrink`. Each vector adds `weight` to the count of its codeword.
     """
-    shift = totals[0].new_zeros(0)  # (K, D), how far the sum of codewords down to each coarser codeword has moved
+    shift = totals[0].new_zeros(0)  # (K, D), move of the sum of codewords from level 1 to each coarser codeword
     for level, count, total in zip(levels, counts, totals, strict=True):
         parent_shift = total.new_zeros(level.num_books, 1, total.shape[-1])
         if level.num_books > 1:
@@ -97,16 +96,17 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
 
 
 def _split_fullest(quantizer: ResidualQuantizer, rng: torch.Generator, num_vectors: int, weight: float) -> None:
-    """Let unused codewords split the fullest ones of their codebook that have enough vectors for the leaves below.
+    """Split the fullest codewords of each codebook in two, as long as the codebook has unused codewords.
 
-    With many vectors, two are enough for any codeword. With `shrinkage` only leaves are split.
+    A codeword is split if it has more vectors than leaves below it, or at least two where the level has many vectors
+    per codeword. With `shrinkage` only leaves are split.
     """
     leaves = math.prod(quantizer.config.sizes)  # below a codeword of the level
     for index, level in enumerate(quantizer.levels):
         leaves //= level.size
         if level.shrinkage and leaves > 1:
             continue
-        enough = weight * ((1 if num_vectors >= _MANY * level.num_codewords else leaves) + 0.5)
+        enough = weight * ((1 if num_vectors >= _ENOUGH_PER_CODEWORD * level.num_codewords else leaves) + 0.5)
         unused = level.count == 0
         if level.table is not None:
             unused[0] = False

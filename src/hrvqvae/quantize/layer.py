@@ -26,7 +26,7 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # index at masked positions
-_START_PER_LEAF, _LEAST_START, _MOST_START = 8, 4_096, 65_536  # vectors
+_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
 _ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
     "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
     "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
@@ -42,8 +42,8 @@ class TreeVQ(nn.Module):
     A position becomes L indices in [0, m), coarse first. The codeword of one level decides which codebook the next
     level searches, so a greedy search computes L * m distances for m^L leaves.
 
-    In training mode each call updates the codebooks, after a start by k-means. In evaluation mode and after `freeze`
-    nothing changes. Codebooks stay in float32. All processes of torch.distributed have the same codebooks.
+    In training mode each call updates the codebooks; the first calls also fit them by k-means. After `freeze` and in
+    evaluation mode nothing changes. Codebooks stay in float32, and are the same in all processes of torch.distributed.
 
     Args:
         dim: D, number of channels.
@@ -52,14 +52,14 @@ class TreeVQ(nn.Module):
         linked: number of levels in a group of linked levels; 0 links all, 1 none (residual quantization).
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment to the sum of the codewords.
-        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty for `beta`.
+        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty means `beta`.
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
-        coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; 0.1 keeps prefixes good.
+        coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; improves coarse outputs.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
         decay: decay of all moving averages.
-        shrinkage: the mean of all children with the same index counts in each child as this many vectors per batch. 0
-            for none; above 0, such as 0.05 for many linked levels, dead codewords do not restart.
-        memory_mib: most MiB of codewords per level with `shrinkage`; the least used parents share one codebook.
+        shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
+            For many linked levels, such as 0.05. Above 0, dead codewords do not restart.
+        memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, parents share one codebook.
         start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
@@ -115,7 +115,7 @@ class TreeVQ(nn.Module):
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
-        default_start = min(max(_LEAST_START, _START_PER_LEAF * max(config.num_codewords)), _MOST_START)
+        default_start = min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), _MAX_VECTORS)
         restart_every = 0 if shrinkage else restart_every
         self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or default_start, dim, group)
 
@@ -129,10 +129,10 @@ class TreeVQ(nn.Module):
             return_losses: also return the loss of each level.
 
         Returns:
-            Quantized features with the shape, type and straight-through gradient of the input; indices (B, ..., L)
-            int64; and the loss, a float32 scalar: the commitment terms and, with "gradient", the codebook terms, each a
-            mean over all values that are not masked. With `return_losses` also the losses (L,), whose sum is the loss;
-            the last one includes the terms of the sum of the codewords.
+            Quantized features in the shape and type of the input, with a straight-through gradient; indices (B, ..., L)
+            int64; and the loss, a float32 scalar: the commitment terms plus, with "gradient", the codebook terms. Each
+            term is a mean over all unmasked values. With `return_losses` also the loss of each level (L,). The last
+            level's loss includes the terms of the sum of the codewords.
 
         Raises:
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
@@ -153,7 +153,7 @@ class TreeVQ(nn.Module):
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
             quantize = self._learn
-            if torch.compiler.is_compiling():  # the update depends on the step
+            if torch.compiler.is_compiling():  # the update depends on the step number
                 quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
         result = quantize(vectors)
         losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
@@ -168,13 +168,13 @@ class TreeVQ(nn.Module):
         if not return_losses:
             return quantized, indices, torch.stack(list(losses.values())).sum()
         level_losses = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
-        for name, loss in losses.items():  # of level 2: commitment_2; of the sum of the codewords: commitment
+        for name, loss in losses.items():  # names: "commitment_2" at level 2, "commitment" for the sum
             level = int(name.partition("_")[2] or len(level_losses)) - 1
             level_losses[level] = level_losses[level] + loss
         return quantized, indices, torch.stack(level_losses).sum(), torch.stack(level_losses)
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize vectors (N, D) and update the codebooks, with a start before and a restart after if due."""
+        """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead codewords last, if due."""
         schedule, quantizer = self.schedule, self.quantizer
         if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
             quantizer.eval()
@@ -225,8 +225,8 @@ class TreeVQ(nn.Module):
     ) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
-        k-means on `start_vectors` vectors, drawn uniformly, is followed by passes over all vectors, each a step of
-        Lloyd's algorithm with the layer's own search. On a CPU, equal batches and seeds give equal codebooks.
+        First, k-means fits the codebooks to `start_vectors` random vectors. Each pass over all vectors is then a step
+        of Lloyd's algorithm with the layer's own search. On a CPU, equal batches and seeds give equal codebooks.
 
         Args:
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
@@ -247,14 +247,14 @@ class TreeVQ(nn.Module):
         return self.align() if align else self
 
     def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
-        """Return a function that yields vectors in batches, as often as it is called."""
+        """Return a function that starts a new iteration over all vectors, in batches, at each call."""
         if isinstance(vectors, Iterator):
             raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
     @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
-        """Return the indices of vectors, (N, L) int64 on the CPU. Takes and raises the same as `fit`."""
+        """Return the indices of vectors, (N, L) int64 on the CPU. `vectors` and errors are those of `fit`."""
         device = self.quantizer.levels[0].count.device
         batches = batches_of(vectors, batch, self.quantizer.config.dim)
         indices = [torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches]
@@ -264,13 +264,13 @@ class TreeVQ(nn.Module):
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
-        Items alone in their leaf keep it. The others get free leaves near them, so that the sum of all squared errors
-        is about least. Takes the same vectors as `fit`, at most one per leaf, and raises the same errors.
+        Items alone in their leaf keep it. The others get free leaves near them; the sum of all squared errors is nearly
+        as small as possible. Takes the same vectors as `fit`, at most one per leaf, and raises the same errors.
         """
         return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return a mask (..., m): the indices that follow prefixes (..., l) in the items' `indices` (N, L)."""
+        """Return a mask (..., m) of the next indices that some item's `indices` (N, L) have after prefixes (..., l)."""
         sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
             raise InputError(
@@ -299,7 +299,7 @@ class TreeVQ(nn.Module):
         return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
-        """Move to another device, but keep all types: bfloat16 can't count to 257."""
+        """Move to another device, but keep all types: counts in bfloat16 would stop at 256."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

@@ -28,15 +28,15 @@ from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, chec
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
 
-_LARGEST_DENSE = 4096  # with `shrinkage`, a level of more codebooks has a table: not all are updated at each step
-_LARGEST_ALIGNED = 1024  # codewords per codebook: alignment takes m^2 values per codebook
+_MAX_DENSE_BOOKS = 4096  # with `shrinkage`, levels of more codebooks have a table: a step updates only some books
+_MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
 class ResidualQuantizer(Quantizer):
     """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all are.
 
-    The codebooks of level l of a group, counted from 0, are (m^l, m, D). Codewords change only in training mode, and
-    not while `frozen`. Everything is computed in float32, also under autocast. `group`: processes that train together.
+    Level l = 0, 1, ... of a group has codebooks (m^l, m, D). Codewords change only in training mode, and not while
+    `frozen`. Everything is computed in float32, also under autocast. `group`: processes that train together.
     """
 
     config: QuantizerConfig
@@ -47,7 +47,7 @@ class ResidualQuantizer(Quantizer):
         self.search: Callable[..., Tensor] = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         books = nn.ModuleList()
         for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
-            has_table = num_books < num_parents or (config.shrinkage > 0 and num_books > _LARGEST_DENSE)
+            has_table = num_books < num_parents or (config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS)
             coarser: Any = books[-1] if has_table else None
             options = config.decay, config.update, config.shrinkage
             books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
@@ -90,7 +90,7 @@ class ResidualQuantizer(Quantizer):
             for level in levels:
                 index = indices[level - levels.start] if recalled is None else recalled[level][0]
                 codeword = self.levels[level].lookup(index)
-                if recalled is not None:  # codebooks may have changed: take the old value, with the gradient to them
+                if recalled is not None:  # the value of the earlier pass, with the gradient to the codebook
                     codeword = codeword + (recalled[level][1] - codeword).detach()
                 chosen.append((index, codeword))
                 residuals.append(residuals[-1] - codeword.detach())
@@ -102,7 +102,7 @@ class ResidualQuantizer(Quantizer):
             searched = [self.levels[level] for level in levels]
             books = [book.codewords.detach() for book in searched]
             return self.search(residual.detach(), books, tables=[book.table for book in searched])
-        except NonFiniteError:  # it numbers the levels of this search; raise one with the levels of the model
+        except NonFiniteError:  # its message numbers the levels of this search: name the level of the model
             require_finite(residual, [book.codewords for book in self.levels])
             raise
 
@@ -154,8 +154,8 @@ class ResidualQuantizer(Quantizer):
     ) -> None:
         """Start by k-means on the residuals, level by level, with the options of `LevelCodebooks.initialize`.
 
-        A level with fewer than `least` latents per codeword has one k-means for all its codebooks. With the
-        configuration's `init_vectors` 0, k-means runs on noise with the mean and the deviation of the latents.
+        A level with fewer than `least` latents per codeword has one k-means for all its codebooks. If `init_vectors`
+        is 0 in the configuration, k-means runs on noise with the mean and the standard deviation of the latents.
         """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         if not self.config.init_vectors:
@@ -175,7 +175,7 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
-        """Move dead codewords to vectors of living ones, and copy the subtrees of these; return how many moved."""
+        """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how many moved."""
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
         kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
@@ -192,7 +192,7 @@ class ResidualQuantizer(Quantizer):
         return list(takewhile(lambda book: book.num_books > 1, self.levels[level + 1 :]))
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Copy the subtrees below codewords `source` (K,) of a level below `target` (K,), with counts in proportion."""
+        """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in proportion."""
         count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]  # a source is alive, so its count is not zero
         for book in self._linked_below(level):
@@ -207,7 +207,7 @@ class ResidualQuantizer(Quantizer):
         Codebooks of more than 1,024 codewords stay as they are. With `shrinkage` codebooks are aligned from the start.
         """
         for level, book in enumerate(self.levels):
-            if book.num_books == 1 or book.shared is not None or book.size > _LARGEST_ALIGNED:
+            if book.num_books == 1 or book.shared is not None or book.size > _MAX_ALIGNED_SIZE:
                 continue
             order = vq.alignment(book.codewords, book.count)
             index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()

@@ -27,7 +27,7 @@ class CodebookSchedule(nn.Module):
     hold them.
     """
 
-    progress: Tensor  # (2,): training steps, counted from 1 when the start ends, and number of waiting vectors
+    progress: Tensor  # (2,): `steps`, and number of vectors in `waiting`
     waiting: Tensor  # (start_vectors, D), vectors for the start; (1, 1) after it
 
     def __init__(
@@ -50,7 +50,7 @@ class CodebookSchedule(nn.Module):
 
     @property
     def steps(self) -> int:
-        """Training steps, counted from 1 when the start ends; 0 before."""
+        """Training steps: 0 until the start is finished, then 1, 2, ..."""
         return self._progress()[0]
 
     @steps.setter
@@ -61,7 +61,7 @@ class CodebookSchedule(nn.Module):
         """Return `progress` from its copy in Python, so that no training step waits for a GPU."""
         copy = self._copy
         if copy is None or copy[0] is not self.progress or copy[1] != self.progress._version:
-            steps, waiting = self.progress.tolist()  # an average of models holds fractions
+            steps, waiting = self.progress.tolist()  # fractions in an average of models
             count = int(waiting) if waiting.is_integer() else 0
             self._copy = copy = (self.progress, self.progress._version, math.ceil(steps), count)
         return copy[2:]
@@ -74,8 +74,8 @@ class CodebookSchedule(nn.Module):
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors; finish the start when there are enough.
 
-        Return vectors to fit the codebooks to, and the weight of each in the counts. Return None if the codebooks have
-        been fitted to the first batch and there are not enough vectors for the final fit.
+        Return the vectors for a fit of the codebooks and the weight of each in the counts, or None. There are two fits:
+        to the first batch, and at the end to a sample of all waiting vectors.
         """
         batch = distributed.all_gather(vectors, self.group.group)
         _, count = self._progress()
@@ -117,9 +117,9 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Apply the moves of codewords since the last call to an optimizer and to an average of the module.
+        """Update an optimizer and an average of the module for codewords that have moved since the last call.
 
-        Moments of the moved codewords become zero, and the average takes over their new values.
+        The optimizer's moments of these codewords become zero. The average copies their new values.
         """
         for name, (book, rows) in self._moved.items():
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
@@ -153,5 +153,5 @@ class CodebookSchedule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this module alone; the copy of `progress` would not see writes to an average."""
+        """Leave out what belongs to this module alone. In an average, `_copy` would miss new values of `progress`."""
         return {**self.__dict__, "_copy": None, "_pending": deque(maxlen=_PENDING), "_moved": {}}
