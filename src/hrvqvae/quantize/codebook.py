@@ -84,7 +84,7 @@ class LevelCodebooks(nn.Module):
         """
         assert self.table is not None
         if self._num_shared_parents:
-            self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # children of new codewords
+            self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # below new codewords
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0  # they have their own codebook
         counts[: self._num_shared_parents] = 0
@@ -270,7 +270,7 @@ def update_codebooks(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
     """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the ranks of `group`."""
-    updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]
+    updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]  # level 1 has no table
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
             reassigned = level.reassign_books(parents, reassigned, group)

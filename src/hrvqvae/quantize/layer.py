@@ -58,8 +58,8 @@ class TreeVQ(nn.Module):
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
         decay: decay of all moving averages.
         shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
-            For many linked levels, such as 0.05. Above 0, dead codewords do not restart.
-        memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, parents share one codebook.
+            0.05 suits many linked levels. Above 0, dead codewords do not restart.
+        memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, the least used parents share one.
         start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
