@@ -418,6 +418,8 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "named", "train.tar: a.png has label 5, but there are 2 class names; .*--data.labels false"
     (folder / "named" / "classnames.txt").write_text("cat\ncat\n")
     yield folder / "named", "names a class twice"
+    (folder / "named" / "classnames.txt").write_bytes(b"caf\xe9\n")
+    yield folder / "named", "classnames.txt is not in UTF-8"
     write_tar(folder / "half" / "train.tar", {"a.cls": b"5", "a.png": images[0]})
     write_tar(folder / "half" / "test.tar", {"c.png": images[2]})
     yield folder / "half", "images of the test split alone have no labels"
@@ -433,6 +435,9 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     write_parquet(folder / "other" / "a.parquet", images, [0] * 4, names=("a", "b"))
     write_parquet(folder / "other" / "b.parquet", images, [0] * 4, names=("b", "a"))
     yield folder / "other", "name different classes; use --data.labels false"
+    write_parquet(folder / "kinds" / "train.parquet", images, [0] * 4)
+    write_parquet(folder / "kinds" / "test.parquet", images, ["a"] * 4)
+    yield folder / "kinds", "name different classes; use --data.labels false"
     pq.write_table(pa.table({"image": images}).slice(0, 0), folder / "empty.parquet")
     yield folder / "empty.parquet", "there is no row in it"
     whole = write_parquet(folder / "cut.parquet", images).read_bytes()

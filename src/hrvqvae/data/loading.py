@@ -239,7 +239,8 @@ def _number_classes(
         unlabelled = next(name for name, source in sources.items() if source not in labelled)
         raise InputError(f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels false")
     classes = next(iter(labelled)).class_names
-    if any(source.class_names != classes for source in labelled):
+    kinds = {array.dtype.kind in "iu" for array in labelled.values()}
+    if len(kinds) > 1 or any(source.class_names != classes for source in labelled):
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
     if not classes:
         values = np.unique(np.concatenate([np.unique(array) for array in labelled.values()]))

@@ -78,7 +78,11 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
     for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
         path = folder / CLASS_NAMES
         if path.is_file():
-            names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path} is not in UTF-8") from error
+            names = tuple(line.strip() for line in lines if line.strip())
             if len(set(names)) < len(names):
                 raise InputError(f"{path} names a class twice")
             return names
