@@ -49,9 +49,9 @@ class Features:
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception is chosen if its weights are here. Else images with classes that are grey or have a recipe in their
-    registry entry take a classifier, which is trained and written to `classifier_path` if need be. All other images
-    take efficientnet-lite0. Raises InputError if this is not installed, or the data is missing.
+    Inception is chosen if its weights are here. Otherwise a classifier is chosen for images that have classes, and are
+    grey or have a recipe in their registry entry; it is trained and written to `classifier_path` if need be. All other
+    images take efficientnet-lite0. Raises InputError if efficientnet-lite0 is not installed, or the data is missing.
     """
     if published.INCEPTION.available:
         with published.INCEPTION.read():
@@ -78,7 +78,7 @@ class SetDistances:
     frechet: float | None
     kernel: float  #: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018)
     precision: float  #: share of the images inside the balls around real images, see `measure_share_inside`
-    recall: float  #: share of the real images inside the balls around images
+    recall: float  #: share of the real images inside the balls around the images of the set
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class RealImages:
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
-        self._features = features
+        self._extractor = features
         self._real = self._extract(real)
         self.count, self.width = self._real.shape
         if self.count < 2:
@@ -120,10 +120,10 @@ class RealImages:
         self.frechet_name, self.kernel_name = (f"{name} of {self.count:,} images{suffix}" for name in names)
 
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
-        return torch.cat([self._features(images) for images in batches])
+        return torch.cat([self._extractor(images) for images in batches])
 
     def compare(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of a set of images. Raises InputError if it has not as many images as the real set."""
+        """Measure the distances of a set of images. Raises InputError if it is larger or smaller than the real set."""
         features = self._extract(batches)
         if len(features) != self.count:
             raise InputError(
@@ -165,11 +165,11 @@ class SampleQuality:
     classification_accuracy: float  #: share of the samples whose predicted class is the requested class
     classifier_accuracy: float  #: accuracy of the classifier on the test split
     reconstructions_accuracy: float  #: the classifier's accuracy on reconstructions, the most that samples can reach
-    compared: int  #: number of images per set, and of the test images with which each set is compared
+    compared: int  #: number of images per set, and number of test images with which a set is compared
     frechet: str  #: name of the Frechet distance
-    #: Distances from these test images. The keys are "samples" (DRAWS sets, whose classes are drawn by their frequency
-    #: in training), "reconstructions" (of these test images), "training images" and "test images" (sets of other test
-    #: images, whose distances are the least that samples can reach).
+    #: Distances from the `compared` test images, by key: "samples" (DRAWS sets, whose classes are drawn by their
+    #: frequency in training), "reconstructions" (of the `compared` test images), "training images", and "test images"
+    #: (sets of other test images). Samples can't do better than "test images".
     distances: dict[str, Spreads]
 
 
@@ -181,7 +181,7 @@ def measure_samples(
 
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of samples, whose classes
     are drawn by their frequency in training, with test images. A set has `count` images, but at most half as many as
-    the test split. The result has a `SampleQuality` for each guidance weight; `lmbda` is for the reconstructions.
+    the test split. Return a `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples.
 
     Raises InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
     """
@@ -240,7 +240,7 @@ def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int
 
 
 def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the images of the indices as batches (B, C, Y, X) in [0, 1]."""
+    """Yield the images at the indices as batches (B, C, Y, X) in [0, 1]."""
     for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
         yield batch.images.float() / 255
 

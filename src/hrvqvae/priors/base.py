@@ -1,4 +1,4 @@
-"""The interface of every prior: the distribution of the codes of one or several levels, position by position.
+"""The interface of the priors. A prior gives the distribution of the codes of its levels, position by position.
 
 Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices of coarser level j (B, H_j, W_j);
 labels (B,). Lists of levels begin with the coarsest.
@@ -31,7 +31,7 @@ class Level:
     coarser: tuple[int, ...] = ()  #: number of codewords of each coarser level of the model, coarse first
     codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
     classes: int = 0  #: number of class labels, 0 if there are none
-    unconditional: bool = False  #: whether the prior is also trained without classes, under the label `classes`
+    unconditional: bool = False  #: whether the prior also learns a label for "no class"; its value is `classes`
 
     @property
     def index(self) -> int:
@@ -56,7 +56,7 @@ class Level:
 
         def exceeds_range(values: Tensor, end: int) -> bool:
             skip = training and values.device.type != "cpu"
-            return not skip and values.numel() > 0 and not (int(values.min()) >= 0 and int(values.max()) < end)
+            return not skip and values.numel() > 0 and (int(values.min()) < 0 or int(values.max()) >= end)
 
         if len(coarser) != len(self.coarser):
             raise InputError(f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}")
@@ -84,7 +84,7 @@ class Prior(nn.Module, ABC):
         return self.levels[0]
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the codeword indices (B, H, W) of each level of the prior from its codes."""
+        """Return the codeword indices (B, H, W) of each level of the prior; its first level counts as not linked."""
         indices = list[Tensor]()
         for level, level_codes in zip(self.levels, codes, strict=True):
             indices.append(indices[-1] * level.symbols + level_codes if indices and level.linked else level_codes)
@@ -96,9 +96,9 @@ class Prior(nn.Module, ABC):
     ) -> tuple[Tensor, ...]:
         """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as `Level.check`.
 
-        The logits of a level at a position depend on the prior's codes (B, H, W) at earlier positions in raster order,
-        and on the codes of the prior's coarser levels at the same position. They depend on no other codes of the prior.
-        `coarser` are the codeword indices of coarser levels than the prior's; `label` is None without classes.
+        At a position, the logits of a level depend on the codes (B, H, W) of all levels of the prior at earlier
+        positions in raster order, and on the codes of the coarser of these levels at the same position, but on no
+        others. `coarser` are the codeword indices of all levels coarser than these; `label` is None without classes.
         """
 
 

@@ -59,7 +59,7 @@ def sample_codes(
     seed: int, label: Tensor | None, params: SamplingParams, kept: KeptCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:  # fmt: skip
-    """Draw the codes (B, H_l, W_l) int64 of the levels of priors on the CPU, from the coarsest, prior after prior.
+    """Draw the codes (B, H_l, W_l) int64 of all levels of the priors on the CPU, the coarsest level first.
 
     A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the priors have no classes.
     Kept codes of levels without a prior are ignored. Raises InputError if a parameter or a label is out of range, a
@@ -71,24 +71,24 @@ def sample_codes(
     draws = []
     for index in indices:
         rng = np.random.default_rng((seed, index))
-        rng.random()  # skip the draw of the class
+        rng.random()  # skip the number that `draw_labels` takes
         draws.append(rng.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(draws)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
-    codes, masks = ([torch.zeros(shape, dtype=kind) for shape in shapes] for kind in (torch.long, torch.bool))
+    codes, masks = ([torch.zeros(shape, dtype=dtype) for shape in shapes] for dtype in (torch.long, torch.bool))
     if kept is not None:
         by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
         for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
             if kept_codes.shape[1:] != level.grid:
                 shape = tuple(kept_codes.shape)
-                raise InputError(f"level {level.index + 1} has codes {shape}; its prior has {level.grid}")
+                raise InputError(f"kept codes of level {level.index + 1} have shape {shape}; its grid is {level.grid}")
             level_codes.copy_(kept_codes)
             level_mask.copy_(kept_mask)
     level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
     for prior in priors:
         first = prior.level.index
         covered = slice(first, first + len(prior.levels))
-        labels, mixing = expand_labels(prior.level, label, params.guidance)
+        labels, mixing = expand_labels(prior.level, label, params.guidance)  # mixing weighs the labels' logits
         coarser = [level_indices.repeat(len(mixing), 1, 1) for level_indices in codeword_indices(tuple(codes[:first]))]
         sampler(prior, codes[covered], masks[covered], coarser, labels, level_uniforms[covered], mixing, params)
     return tuple(codes)
@@ -107,8 +107,8 @@ def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, 
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
     All codes of a position of the coarsest grid are kept or drawn together, so a kept code never has a drawn parent.
-    `keep` is `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) bool, which must be true for all
-    pixels of a kept code. Raises InputError if `keep` has another form, or keeps nothing or everything.
+    `keep` is `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) bool; a code is kept if the
+    mask is true at all its pixels. Raises InputError if `keep` has another form, or keeps nothing or everything.
     """
     rows, columns = min(grids)
     mask, option = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"

@@ -1,11 +1,10 @@
 """Sample from the transformer with a head for each level, position by position, with a cache of keys and values.
 
-A group of four images goes through each layer together: the layer's weights do not fit in the near caches, and are
-read once per group.
+Four images (a group) go through each layer together, so a layer's weights are read from memory once per group.
 
-Letters: B images, N = H * W positions, D levels, C hidden units, E path units, P embeddings of all levels together, K
-labels per image (`sampling.expand_labels`). The network takes a copy of the images per label; R rows hold a group's
-copies, ordered by copy, then by image.
+Letters: B images, N = H * W positions, D levels, C hidden units, P embeddings of all levels together, E units of an
+embedding, K labels per image (`sampling.expand_labels`). Each image enters the network once per label. So a group has
+R rows: copy 0 of its images (with the first label), then copy 1 (with the second).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _ERF_BOTTOM = tuple(map(np.float32, (
 
 @compiled(**FAST, **INTERNAL)
 def _add_network(features: Floats, index: int, weights: Any, normed: Floats, inner: Floats) -> None:
-    """Add the output of a two-layer network, `index` in the weights, to its input (R, C); two arrays are scratch."""
+    """Apply two-layer network `index` to features (R, C) and add its output to them; normed and inner are scratch."""
     norms, widen, widen_bias, narrow, narrow_bias = weights
     rows = len(features)
     normalize(features, norms[index], normed)
@@ -73,7 +72,7 @@ def _draw_images(
     """
     _, num_levels, height, width = codes.shape
     left, above, last_norm = outer
-    sum_weights, last_norms, symbols_weights, symbols_bias = heads
+    sum_weights, head_norms, symbols_weights, symbols_bias = heads
     (
         keys, values, features, head_features, head_inner, logits, mixed, running_sum, sums, indices, draw_arrays,
         layers_work,
@@ -88,9 +87,9 @@ def _draw_images(
             for slot in range(images):
                 for c in range(features.shape[1]):
                     features[start + slot, c] = base[copy * len(codes) + begin + slot, position, c]
-            add_products(running_sum, left, features, start)
+            add_products(running_sum, left, features, start)  # running_sum of the previous position
             for tap in range(3):
-                add_products(sums[row, column + tap], above[tap], features, start)
+                add_products(sums[row, column + tap], above[tap], features, start)  # padded: row - 1 is at row
         for layer in range(len(inputs)):
             normalize(features, norms[layer], normed)
             kernels.copy_rows(inputs_bias[layer], projected)
@@ -108,18 +107,19 @@ def _draw_images(
             for unit in range(running_sum.shape[1]):
                 running_sum[slot, unit] = 0.0
         for level in range(num_levels):
-            symbols, first_embedding, num_embeddings = levels[level, 0], levels[level, 2], levels[level, 3]
-            draws = False
+            symbols, linked = levels[level, 0], levels[level, 1]
+            first_embedding, num_embeddings = levels[level, 2], levels[level, 3]
+            needs_logits = False
             for image in range(begin, end):
-                draws = draws or not kept[image, level, row, column]
-            if draws:
+                needs_logits = needs_logits or not kept[image, level, row, column]
+            if needs_logits:
                 for r in range(len(features)):
                     for c in range(features.shape[1]):
                         head_features[r, c] = features[r, c]
                 for copy in range(copies):
                     add_products(running_sum, sum_weights[level], head_features, copy * images)
                 _add_network(head_features, level, head_networks, normed, head_inner)
-                normalize(head_features, last_norms[level], normed)
+                normalize(head_features, head_norms[level], normed)
                 kernels.copy_rows(symbols_bias[level], logits)
                 add_products(normed, symbols_weights[level], logits, FIRST)
             for slot in range(images):
@@ -135,7 +135,7 @@ def _draw_images(
                     if code == NO_CODE:
                         return int(position * num_levels + level)
                     codes[image, level, row, column] = code
-                indices[slot] = codes[image, level, row, column] + (indices[slot] * symbols if levels[level, 1] else 0)
+                indices[slot] = codes[image, level, row, column] + (indices[slot] * symbols if linked else 0)
                 for unit in range(running_sum.shape[1]):
                     running_sum[slot, unit] += embeddings[first_embedding + indices[slot] % num_embeddings, unit]
         for slot in range(images):
@@ -145,7 +145,7 @@ def _draw_images(
 
 
 def _allocate_arrays(images: int, copies: int, height: int, width: int, weights: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the arrays that `_draw_images` overwrites, for a group of `images` images."""
+    """Return `work` of `_draw_images`: the arrays that it overwrites, for a group of `images` images."""
     (left, *_), (_, inputs, *_), (_, widen, *_), (*_, symbols_bias), (_, head_widen, *_) = weights
     (units, hidden), rows, symbols = left.shape, images * copies, symbols_bias.shape[1]
     keys, values = np.empty((2, rows, len(inputs), hidden, height * width), np.float32)
@@ -156,7 +156,7 @@ def _allocate_arrays(images: int, copies: int, height: int, width: int, weights:
     sums = np.zeros((height + 1, width + 2, images, units), np.float32)  # padded: a row above, a column per side
     return (
         keys, values, features, head_features, head_inner,
-        np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),
+        np.empty((rows, symbols), np.float32), np.empty(symbols, np.float32),  # logits, mixed
         np.zeros((images, units), np.float32), sums, np.empty(images, np.int64), kernels.allocate_workspace(symbols),
         (normed, projected, inner, scores),
     )  # fmt: skip
@@ -175,7 +175,7 @@ def _stack_norms(layers: Iterable[Any]) -> Floats:
 
 
 def _collect_weights(prior: GPT) -> tuple[Any, ...]:
-    """Return the weights of input layers and last norm, attention, networks of layers, heads, networks of heads."""
+    """Return the weights that `_draw_images` takes: outer, attention, networks, heads, head_networks."""
     layers: Sequence[Any] = list(prior.layers)
     heads: Sequence[Any] = list(prior.heads)
     outer = (
@@ -186,17 +186,17 @@ def _collect_weights(prior: GPT) -> tuple[Any, ...]:
         _stack_norms(layer.attention_norm for layer in layers), *_transpose_layers(layer.inputs for layer in layers),
         *_transpose_layers(layer.output for layer in layers),
     )  # fmt: skip
-    networks, head_networks = (
-        (
-            _stack_norms(norms), *_transpose_layers(block.widen for block in blocks),
-            *_transpose_layers(block.narrow for block in blocks),
-        )
-        for blocks, norms in (
-            (layers, [layer.network_norm for layer in layers]), (heads, [head.norm for head in heads])
-        )
-    )  # fmt: skip
+
+    def collect_networks(norms: Iterable[Any], blocks: Sequence[Any]) -> tuple[Any, ...]:
+        widen = _transpose_layers(block.widen for block in blocks)
+        narrow = _transpose_layers(block.narrow for block in blocks)
+        return _stack_norms(norms), *widen, *narrow
+
+    networks = collect_networks([layer.network_norm for layer in layers], layers)
+    head_networks = collect_networks([head.norm for head in heads], heads)
+    before = stack([head.before.weight.T for head in heads])
     output = _stack_norms(head.last_norm for head in heads), *_transpose_layers(head.output for head in heads)
-    return outer, attention, networks, (stack([head.before.weight.T for head in heads]), *output), head_networks
+    return outer, attention, networks, (before, *output), head_networks
 
 
 @torch.inference_mode()

@@ -6,8 +6,8 @@ under K labels, S = K * B inputs in all, and the logits of an image are mixed (`
 
 The sampler caches the inputs of every causal convolution, and the keys and values of every attention layer. It computes
 a row in two steps. First, one batched matrix product adds up what the rows above contribute to all convolutions at all
-positions. Then a compiled function visits the positions of the row: the rest of the convolutions, attention, the draw.
-So a position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3/13 for filter 5.
+positions. Then a compiled function computes the rest, position by position: each convolution over the row itself,
+attention, the draw. So a position reads only (q + 1) / (q * k + q + 1) of a convolution's weights: 3/13 for k = 5.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def _apply_blocks(
 ) -> None:  # fmt: skip
     """Apply all blocks and attention layers at a position of the input `source` to features (1, C), in place.
 
-    `_compute_rows` yields above and conditions. caches are its layer_inputs, keys and values (A, S, C, H * W).
+    above, conditions and layer_inputs are those of `_compute_rows`; keys and values are (A, S, C, H * W).
     """
-    lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, after = weights
+    lefts, pointwise, norms, inputs, inputs_bias, outputs, outputs_bias, layers_after = weights
     layer_inputs, keys, values = caches
     gated, narrow, projected, attended, scores = work
-    blocks, taps, hidden, inner = lefts.shape
+    blocks, taps, hidden, inner = lefts.shape  # taps = q + 1, the last is the position itself
     position = row * above.shape[2] + column
     for block in range(blocks):
-        inputs_of_row = layer_inputs[block, source, row + taps - 1]
+        inputs_of_row = layer_inputs[block, source, row + taps - 1]  # row 0 comes after q rows of zeros
         for c in range(hidden):
             value = features[0, c]
             inputs_of_row[column + taps - 1, c] = value if value > 0 else np.expm1(value)
@@ -57,7 +57,7 @@ def _apply_blocks(
         add_product(narrow[0], pointwise[block], gated[0])
         for c in range(hidden):
             features[0, c] += gated[0, c] / (np.float32(1.0) + np.exp(-gated[0, hidden + c]))
-        layer = after[block]
+        layer = layers_after[block]
         if layer >= 0:
             normalize(features, norms[layer], attended)
             kernels.copy_rows(inputs_bias[layer], projected)
@@ -76,9 +76,9 @@ def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
     blocks: Sequence[Any] = list(prior.blocks)
     attentions: Sequence[Any] = list(prior.attentions)
     hidden = prior.first.bias.shape[0]
-    after = np.full(len(blocks), -1)
+    layers_after = np.full(len(blocks), -1)
     for layer, block in enumerate(prior.attention_after):
-        after[block - 1] = layer
+        layers_after[block - 1] = layer
     return (
         stack([block.spatial.left[:, :, 0].permute(2, 1, 0) for block in blocks]),
         stack([block.pointwise.weight[:, :, 0, 0].T for block in blocks]),
@@ -87,15 +87,15 @@ def _collect_weights(prior: PixelSNAIL) -> tuple[Any, ...]:
         stack([attention.inputs.bias for attention in attentions], (3 * hidden,)),
         stack([attention.output.weight.T for attention in attentions], (hidden, hidden)),
         stack([attention.output.bias for attention in attentions], (hidden,)),
-        after,
+        layers_after,
     )  # fmt: skip
 
 
 def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Yield per row what does not depend on its codes, with biases: base (S, W, C), above, conditions (S, W, R * 2C).
+    """Yield base (S, W, C), above (R, S, W, U) and conditions (S, W, R * 2C) of each row, with the biases.
 
-    above (R, S, W, U) is the sum of each convolution over the rows above, from layer_inputs (R, S, H + q, W + 2q, C):
-    the inputs of the convolutions, padded with zeros. The caller fills a row before the next row is computed.
+    above is each convolution over the rows above. layer_inputs (R, S, H + q, W + 2q, C) holds the convolutions' inputs,
+    padded with zeros. The caller fills a row of layer_inputs before it takes the next row.
     """
     blocks: Sequence[Any] = list(prior.blocks)
     convolutions = [block.spatial for block in blocks]
@@ -111,7 +111,7 @@ def _compute_rows(prior: PixelSNAIL, base: Tensor, layer_inputs: Tensor) -> Iter
     shape = (len(blocks), num_inputs, width, reach, kernel, hidden)
     for row in range(height):
         strides = (block_stride, source_stride, column_stride, row_stride, column_stride, 1)
-        windows = layer_inputs.as_strided(shape, strides, row * row_stride)
+        windows = layer_inputs.as_strided(shape, strides, row * row_stride)  # the q rows above each position
         above = torch.baddbmm(bias, windows.reshape(len(blocks), -1, weights.shape[1]), weights)
         row_base = base[:, row]
         conditions = torch.addmm(conditions_bias, row_base.flatten(0, 1), prior.conditions.weight[:, :, 0, 0].T)
@@ -129,10 +129,10 @@ def _draw_row(
 ) -> int:  # fmt: skip
     """Draw the codes (B, H, W) of a row of images begin..end - 1 that are not kept, in place.
 
-    Return the first column whose code has no distribution, or -1. `_compute_rows` yields base, above and conditions;
-    table is (taps, m, C), head (C, m), mixing (K,).
+    Return the first column whose code has no distribution, or -1. `_compute_rows` yields base, above and conditions.
+    table (taps, m, C) is what a code adds at each tap of the first convolution; head is (C, m), mixing (K,).
     """
-    # Arrays that are allocated here do not overlap, as the compiler knows; this saves 3% of the time.
+    # The compiler knows that arrays allocated here do not overlap. This saves 3% of the time.
     mixed, draw_arrays, scores = work
     hidden, inner = weights[0].shape[2], weights[0].shape[3]
     features, logits = np.empty((1, hidden), np.float32), np.empty((1, len(mixed)), np.float32)
@@ -140,7 +140,7 @@ def _draw_row(
         np.empty((1, 2 * hidden), np.float32), np.empty((1, inner), np.float32),
         np.empty((1, 3 * hidden), np.float32), np.empty((1, hidden), np.float32), scores,
     )  # fmt: skip
-    reach = (caches[0].shape[3] - codes.shape[2]) // 2
+    reach = (caches[0].shape[3] - codes.shape[2]) // 2  # layer_inputs has W + 2q columns
     for image in range(begin, end):
         for column in range(codes.shape[2]):
             for symbol in range(len(mixed)):
