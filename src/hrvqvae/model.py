@@ -99,7 +99,7 @@ class Model:
 
         Args:
             lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel values in [0, 1].
-                This takes about a hundred times as long as the default, which takes the nearest codewords. Without an
+                This takes 40 times as long as the default, which takes the nearest codewords. Without an
                 entropy model all codes of a level cost the same bits.
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
 
@@ -146,7 +146,7 @@ class Model:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
             max_bytes: Largest size of a file. Of the codes whose file fits, those with the least error are
-                written; this takes a hundred times as long. A model that takes no lmbda writes as many levels as fit.
+                written; this takes 40 times as long. A model that takes no lmbda writes as many levels as fit.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
 
@@ -330,7 +330,7 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
     """Load a trained model: a run folder, a weights file, or the name of a model inside the package.
 
     The encoder's search keeps `beam` candidates per level (default: as in training). More candidates give less error
-    and take more time (docs/results.md).
+    and take more time (docs/method.md).
 
     Raises:
         InputError: There is no such model, or it has no linked codebooks for a beam to search.

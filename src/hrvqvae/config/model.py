@@ -100,7 +100,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
     shrinkage: Weight = 0.0
     memory_mib: Positive = 64  #: most MiB of codewords per level with `shrinkage`; other parents share one codebook
-    init_vectors: Count = 131_072  #: latents for the k-means start (0: random codewords at the scale of the latents)
+    init_vectors: Count = 131_072  #: latents for the k-means start (0: noise at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
     restart_below: Weight = 0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper

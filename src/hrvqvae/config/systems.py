@@ -129,7 +129,7 @@ _TREEVQ = {
 
 
 def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
-    """Return a TreeVQ preset with fewer positions, each of more levels (docs/results.md, "Samples")."""
+    """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid against depth")."""
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
 
