@@ -70,7 +70,8 @@ def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images
     write_tar(tmp_path / "t-000000.tar", files)
     write_parquet(tmp_path / "p-0.parquet", list(files.values()), paths=list(files))
     paths = sorted(images.rglob("*.png"))
-    (images / "names.txt").write_text("\n".join(f"{path.relative_to(images)}\tlabel" for path in paths))
+    names = "\n".join(f"{path.relative_to(images)}\tlabel" for path in paths)
+    (images / "names.txt").write_text(names, encoding="utf-8-sig")  # with a byte order mark, as on Windows
     found = []
     for number, given in enumerate((images, tmp_path / "t-000000.tar", tmp_path / "p-*.parquet", images / "names.txt")):
         out = tmp_path / f"{number}"

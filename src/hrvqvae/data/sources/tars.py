@@ -79,7 +79,7 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
         path = folder / CLASS_NAMES
         if path.is_file():
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise InputError(f"{path} is not in UTF-8") from error
             names = tuple(line.strip() for line in lines if line.strip())
