@@ -185,8 +185,9 @@ class TrainState:
 
     def _averaged_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the average, without those that are the model's own (`share_tables`)."""
-        weights = {tensor.data_ptr() for tensor in self.model.state_dict().values()}
-        return {name: tensor for name, tensor in self.averaged.state_dict().items() if tensor.data_ptr() not in weights}
+        weights, averaged = self.model.state_dict(), self.averaged.state_dict()
+        shared = {f"module.{name}" for name in weights if averaged[f"module.{name}"].is_set_to(weights[name])}
+        return {name: tensor for name, tensor in averaged.items() if name not in shared}
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """Return each network with the prefix of its names in a checkpoint."""
@@ -199,7 +200,7 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        separate = [pair for pair in zip(averaged, current, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
+        separate = [pair for pair in zip(averaged, current, strict=True) if not pair[0].is_set_to(pair[1])]
         floats = [pair for pair in separate if pair[0].is_floating_point()]  # all of a call, or none
         if floats:
             average(*(list(tensors) for tensors in zip(*floats, strict=True)), steps)
