@@ -103,7 +103,7 @@ def bench_ids(
 
 
 COLUMNS = {
-    "IDs by": "{side}", "items": "{items:,}", "shape": "{shape}", "collisions": "{collisions:,}",
+    "IDs by": "{side}", "seed": "{seed}", "items": "{items:,}", "shape": "{shape}", "collisions": "{collisions:,}",
     "moved": "{moved:.1%}", "error added": "{added:+.2%}",
     "neighbours, 1 level": "{kept_1:.3f}", "2 levels": "{kept_2:.3f}",
     "bits per code": "{bits:.3f}", "before alignment": "{bits_before:.3f}",
@@ -120,14 +120,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"), help="(default: 64 3)")
     parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)")
     parser.add_argument("--shrinkage", type=float, default=0.0, metavar="X", help="of the tree (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    vectors = synthetic(given.synthetic, given.seed) if given.synthetic else features(pixels("train", given.images)[0])
+    vectors = synthetic(given.synthetic, 0) if given.synthetic else features(pixels("train", given.images)[0])
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
-    finish(
-        bench_ids(vectors, given.size[0], given.size[1], given.passes, given.seed, given.shrinkage), COLUMNS, given.json
-    )
+    rows = list[Row]()
+    for seed in given.seeds:
+        rows += [{**row, "seed": seed} for row in bench_ids(vectors, *given.size, given.passes, seed, given.shrinkage)]
+    finish(rows, COLUMNS, given.json)
 
 
 if __name__ == "__main__":
