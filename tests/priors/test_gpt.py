@@ -24,7 +24,7 @@ def levels_of(
     return [
         Level(
             grid=grid, symbols=count, coarser=(*coarser, *codewords[:index]), codewords=codewords[index],
-            classes=classes, unconditional=unconditional,
+            linked=linked and index > 0, classes=classes, unconditional=unconditional,
         )
         for index, count in enumerate(symbols)
     ]  # fmt: skip
@@ -125,6 +125,11 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     prior = build_prior(config, range(3, 6), 10)
     assert [level.linked for level in prior.levels] == [False, True, True]
     assert [level.index for level in prior.levels] == [3, 4, 5]
+    fields = {"model.quantizer.linked": "0", "model.quantizer.shrinkage": "0.05", "model.quantizer.memory_mib": "1"}
+    with_tables = override(config, fields)
+    assert with_tables.model.num_codewords[-1] < 8**7
+    assert with_tables.prior_levels == (range(7),)
+    assert [level.linked for level in build_prior(with_tables, range(7), 10).levels] == [False, *[True] * 6]
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 

@@ -48,6 +48,12 @@ class ModelConfig(Section, section="model"):
         return self.num_symbols
 
     @property
+    def linked(self) -> tuple[bool, ...]:
+        """Whether each level has a codebook for each codeword of the coarser level."""
+        counts = zip((0, *self.num_codewords), self.num_codewords, self.num_symbols, strict=False)
+        return tuple(count == coarser_count * m for coarser_count, count, m in counts)
+
+    @property
     def start_vectors(self) -> int:
         """Number of latent vectors of the finest grid that start the codewords (0: a random start)."""
         return 0
@@ -187,6 +193,10 @@ class SingleGridConfig(CodebookConfig):
     @property
     def num_codewords(self) -> tuple[int, ...]:
         return self.quantizer.num_codewords
+
+    @property
+    def linked(self) -> tuple[bool, ...]:
+        return tuple(parents > 1 for parents in self.quantizer.num_parents)
 
 
 class VQGANConfig(SingleGridConfig):

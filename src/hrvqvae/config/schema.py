@@ -192,10 +192,8 @@ class Config(Section):
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
         """The levels that each prior covers, coarse first. Raises InputError if its network can't cover them."""
-        model, grids = self.model, self.model.geometry.grids(self.data.size, self.data.size)
-        levels = zip((0, *model.num_codewords), model.num_codewords, model.num_symbols, strict=False)
-        linked = [count == coarser_count * m for coarser_count, count, m in levels]  # m children per coarser codeword
-        return self.prior.network.covers(grids, linked)
+        grids = self.model.geometry.grids(self.data.size, self.data.size)
+        return self.prior.network.covers(grids, self.model.linked)
 
     def with_root(self, root: str | None) -> Config:
         """Return the configuration with another root folder of the data (None: unchanged)."""

@@ -30,6 +30,7 @@ class Level:
     symbols: int  #: m, the number of values of a code
     coarser: tuple[int, ...] = ()  #: number of codewords of each coarser level of the model, coarse first
     codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
+    linked: bool = False  #: whether each codeword of the next coarser level has a codebook of its own
     classes: int = 0  #: number of class labels, 0 if there are none
     unconditional: bool = False  #: whether the prior also learns a label for "no class"; its value is `classes`
 
@@ -37,11 +38,6 @@ class Level:
     def index(self) -> int:
         """The index of the level; 0 is the coarsest."""
         return len(self.coarser)
-
-    @property
-    def linked(self) -> bool:
-        """Whether each codeword has a parent in the next coarser level: its index is parent * symbols + code."""
-        return bool(self.coarser) and self.codewords == self.coarser[-1] * self.symbols
 
     @property
     def labels(self) -> int:
@@ -150,8 +146,8 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     return prior_class(network, *(
         Level(
             grid=model.geometry.grids(size, size)[index], symbols=model.num_symbols[index],
-            coarser=model.num_codewords[:index], codewords=model.num_codewords[index], classes=classes,
-            unconditional=unconditional,
+            coarser=model.num_codewords[:index], codewords=model.num_codewords[index], linked=model.linked[index],
+            classes=classes, unconditional=unconditional,
         )
         for index in levels
     ))  # fmt: skip
