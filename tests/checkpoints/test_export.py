@@ -159,7 +159,14 @@ def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: P
     card = RunFolder(tmp_path / "out").card.read_text()
     assert "guidance 1 and levels 1 to 2; `--guidance 1` draws from the prior itself" in card
     assert Run(tmp_path / "out").sampling_options() == {"guidance": 1.0, "levels": 2}
-    for damaged in ("[1]", "{}", '{"guidance": "x"}', '{"guidance": 2, "levels": "all"}', "["):
+    for damaged in (
+        "[1]",
+        "{}",
+        '{"guidance": "x"}',
+        '{"guidance": 2, "levels": "all"}',
+        '{"guidance": 2, "levels": true}',
+        "[",
+    ):
         RunFolder(whole).sampling.write_text(damaged)
         with pytest.raises(DamagedFileError, match=r"sampling\.json is damaged"):
             model.sample()

@@ -86,6 +86,12 @@ def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
             add(path, TREE, [(4, 4)] * 2, names, 3)
     add(path, TREE, [(4, 4)], ["a"], 3)
     assert path.read_bytes() == before, "the same image is there already"
+    image = [random_codes(TREE, (4, 4), 1, 7)[0]]
+    with appending(tmp_path / "y.hrva", TREE) as writer:
+        assert [writer.append(image * 2, [(4, 4)] * 2, ["a", "a"], 3), writer.append(image, [(4, 4)], ["a"], 3)] == [
+            1,
+            0,
+        ]
     archive = open_archive(path)
     assert archive.find(["000002", "a", "1"]) == [2, 0, 1]
     path.write_bytes(before + before[len(TREE.content) + 13 :])  # by another program

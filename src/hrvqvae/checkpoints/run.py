@@ -219,7 +219,7 @@ class Run:
             try:
                 stored = json.loads(path.read_bytes())
                 options |= {"guidance": float(stored["guidance"]), "levels": stored.get("levels")}
-                if not isinstance(options["levels"], int | None):
+                if options["levels"] is not None and type(options["levels"]) is not int:
                     raise TypeError("levels is no whole number")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise DamagedFileError(f"{path} is damaged: {one_line(error)}; delete it, or mend it") from error

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import accumulate, cycle, groupby, islice
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -348,6 +349,10 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
     return len(whole), [*archive.damage, *lost]
 
 
+_Appended = tuple[Grid, int, bytes]
+"""An image that a writer appended: its size, number of levels, and the SHA-256 of its record."""
+
+
 class ArchiveWriter:
     """Appends images to an archive. Opened by `appending`."""
 
@@ -372,7 +377,9 @@ class ArchiveWriter:
             write_atomic(self.set_aside, rest)
             stream.truncate(end)
         self.archive, self._stream, self._codes = archive, stream, archive.codes
-        self._entries: dict[str, ArchiveEntry | None] = {entry.name: entry for entry in archive.entries if entry.name}
+        self._entries: dict[str, ArchiveEntry | _Appended] = {
+            entry.name: entry for entry in archive.entries if entry.name
+        }
 
     def append(
         self, codes: Sequence[NDArray[np.int32]], sizes: Sequence[Grid], names: Sequence[str], levels: int
@@ -391,18 +398,20 @@ class ArchiveWriter:
         """
         path = self.archive.path
         records, new = _encode_records(self.archive.entropy_model, codes, sizes, names, levels), list[int]()
-        added = dict[str, ArchiveEntry | None]()  # None: an image that this writer appended
+        added = dict[str, _Appended]()
         for index, name in enumerate(names):
-            entry = self._entries.get(name)
-            same_kind = entry is not None and (entry.size, entry.levels) == (sizes[index], levels)
-            if entry is not None and same_kind and _read_record(self._stream, entry) == records[index]:
+            image = sizes[index], levels, sha256(records[index]).digest()
+            entry = added.get(name) or self._entries.get(name)
+            if isinstance(entry, ArchiveEntry) and (entry.size, entry.levels) == image[:2]:
+                entry = *image[:2], sha256(_read_record(self._stream, entry)).digest()
+            if name and entry == image:
                 continue
-            if name and (name in self._entries or name in added):
+            if name and entry:
                 raise InputError(f"{path} has another image named {name!r}; choose another name or file")
             if len(name.encode()) > MOST_NAME:
                 raise InputError(f"{name[:40]!r}... has a name of more than {MOST_NAME} bytes; choose a shorter name")
             new.append(index)
-            added[name] = None
+            added[name] = image
         if new:
             new_names = [names[index] for index in new]
             block = _build_block(levels, [records[index] for index in new], [sizes[index] for index in new], new_names)

@@ -254,7 +254,7 @@ class TreeVQ(nn.Module):
 
     @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
-        """Return the indices of vectors, (N, L) int64 on the CPU. `vectors` and errors are those of `fit`."""
+        """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also as an iterator."""
         device = self.quantizer.levels[0].count.device
         batches = batches_of(vectors, batch, self.quantizer.config.dim)
         indices = [torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches]
