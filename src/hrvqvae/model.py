@@ -151,7 +151,8 @@ class Model:
             names: Names of the images in messages (default: image 1, image 2, ...).
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and max_bytes are given.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and max_bytes are given;
+                the run was trained further after the model was loaded.
         """
         if lmbda is not None and max_bytes is not None:
             raise InputError("give a limit of bytes or a lambda, not both")

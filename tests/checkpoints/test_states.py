@@ -78,6 +78,17 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole: Path, tmp
         hrvqvae.load(whole).decompress([file])
 
 
+def test_a_state_is_that_of_its_name(run: Path) -> None:
+    """A model that was loaded before its run went on can't keep its weights, so it writes no file that needs them."""
+    model = hrvqvae.load(run)
+    change(run)
+    with pytest.raises(InputError, match="was replaced since it was loaded: load it again"):
+        model.compress(torch.zeros(1, 1, 12, 12))
+    assert Run(run).earlier_states() == []
+    hrvqvae.load(run).compress(torch.zeros(1, 1, 12, 12))
+    assert [state.weights_digest for state in Run(run).earlier_states()] == [Run(run).weights_digest]
+
+
 def test_an_entropy_model_is_fitted_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two that fit at once one is refused; a fitted one that was deleted is put back from where files need it."""
     with in_another_process(RunFolder(run).tables, "lock_file"), pytest.raises(InputError, match="is in use"):

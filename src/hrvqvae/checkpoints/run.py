@@ -39,7 +39,7 @@ from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, one_line
 from hrvqvae.utils.locks import lock_file
-from hrvqvae.utils.outputs import write_atomic
+from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.progress import note, told_once
 
 _Network = TypeVar("_Network", bound=nn.Module)
@@ -244,7 +244,10 @@ class Run:
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
-    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet."""
+    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet.
+
+    Raises InputError if the weights file was replaced after the run had read it.
+    """
     state = RunFolder(target.states / run.weights_digest)
     artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
     current = {path: part.file for path, part in artifacts.items() if part.file.is_file() and not part.is_stale()}
@@ -252,7 +255,10 @@ def copy_state(run: Run, target: RunFolder) -> None:
         for path, source in {**current, state.model: run.path}.items():  # the model last: it completes the state
             if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, source.read_bytes())
+                with replace_file(path) as copy:
+                    copy.write_bytes(source.read_bytes())
+                    if source == run.path and Run(copy).weights_digest != run.weights_digest:
+                        raise InputError(f"{run.path} was replaced since it was loaded: load it again")
     except OSError as error:
         note(f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read its codes")
 
