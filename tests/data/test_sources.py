@@ -303,9 +303,10 @@ def test_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
-    names = ["d" * 120 + "/" + "e" * 130 + ".png", "über/größe.png", "./dot/x.png", "s.png", "._s.png", "README"]
-    write_tar(tmp_path / "a.tar", {name: png(seed) for seed, name in enumerate(names)})
+    names = ["d" * 120 + "/" + "e" * 130 + ".png", "über/größe.png", "./dot/x.png", "s.png", "._s.png", "dot/._x.png"]
+    write_tar(tmp_path / "a.tar", {name: png(seed) for seed, name in enumerate([*names, "README"])})
     images = loaded(tmp_path / "a.tar", split="sorted", train_samples=3)
+    assert len(images.source) == 4
     assert [images.source.name(row) for row in range(4)] == [*names[:2], "dot/x.png", "s.png"]
     np.testing.assert_array_equal(images.source.open(2), decoded(png(2)))
     members = {f"{n}.png": png(n) for n in range(6)} | {f"{n}.json": b'{"label": %d}' % (10 * n) for n in range(6)}

@@ -33,9 +33,10 @@ from hrvqvae.utils.progress import note, waiting
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
-_FORMAT, _ARRAYS = 3, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
+_FORMAT, _ARRAYS = 4, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
 _BLOCK = 512  # bytes; a tar is made of blocks
-_MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # (sample, extension), as in WebDataset
+# (sample, extension), as in WebDataset, but never a file whose name begins with a dot, such as ._a.png of macOS
+_MEMBER_NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
 
 class TarSource(Source):
