@@ -1,5 +1,6 @@
 """Pictures show what they claim: pixels where they belong, every codeword drawn, the right ones in colour."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.cli import main
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, hierarchy, sheets
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_picture
+from tests.models.small import TREE, config_of, model_of
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:
@@ -72,6 +75,24 @@ def test_figure_10_has_its_codewords() -> None:
         assert child == np.square(residual - book[place]).sum(-1).argmin()
         residual, place = residual - book[place, child], place * 4 + child
     assert "first two principal components" in hierarchy.draw(tree_of(6, 3), [0, 2, 1]).get_supxlabel()
+
+
+def test_figure_10_shows_the_codes_of_every_search_and_size() -> None:
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for config in (
+        config_of("treevq"), config_of("hrvqvae", quantizer=dataclasses.replace(TREE, level_codewords=(4, 3, 2))),
+    ):  # fmt: skip
+        model = model_of(config)
+        codes = model.encode(image[None])
+        for row, column in np.ndindex(*codes[0].shape[1:]):
+            tree = hierarchy.make_tree(model, image, (row, column), "model")
+            assert tree.codes == [int(code[0, row, column]) for code in codes]
+        figure = hierarchy.draw(tree)
+        assert [int(axes.texts[0].get_text().strip("$").split("=")[1]) for axes in figure.axes] == tree.codes
+        assert f"{config.quantizer.sizes[2]} of {config.num_codewords[2]} codewords" in figure.axes[2].get_title()
+    shared = QuantizerConfig(levels=5, codewords=4, dim=500, shrinkage=1.0, memory_mib=1)
+    with pytest.raises(InputError, match="no linked codebooks"):
+        hierarchy.make_tree(model_of(config_of("hrvqvae", quantizer=shared)), image, (0, 0), "model")
 
 
 def test_paths_out_of_range() -> None:

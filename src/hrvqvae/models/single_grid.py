@@ -37,11 +37,15 @@ class SingleGridAutoencoder(Autoencoder):
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
-        """The codebooks (m^l, m, D) of levels l = 0, 1, ... if there are several levels and all are linked, else ()."""
+        """The codebooks (m^l, m, D) of levels l = 0, 1, ... if there are several levels, all linked, else ().
+
+        () also if a level has a table of codebooks (`shrinkage`).
+        """
         quantizer = self.quantizer
-        if isinstance(quantizer, ResidualQuantizer) and 1 < quantizer.config.group_size == quantizer.config.levels:
-            return tuple(codebook.codewords.detach() for codebook in quantizer.levels)
-        return ()
+        if not isinstance(quantizer, ResidualQuantizer) or any(book.table is not None for book in quantizer.levels):
+            return ()
+        is_tree = 1 < quantizer.config.group_size == quantizer.config.levels
+        return tuple(codebook.codewords.detach() for codebook in quantizer.levels if is_tree)
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""

@@ -7,6 +7,7 @@ codewords out of reach are small and grey.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class Tree(NamedTuple):
     codebooks: Sequence[Points]  # of level l at index l - 1, (m^(l-1), m, D)
     target: Points | None  # (D,), the vector to quantize; None shows child indices without a vector
     name: str  # for the title
+    codes: Sequence[int] | None = None  # child indices that a model chooses for the target; None: the nearest children
 
 
 def sum_choices(codebooks: Sequence[Points]) -> list[Points]:
@@ -66,7 +68,8 @@ def make_tree(model: Autoencoder, image: Tensor, position: tuple[int, int], name
     row, column = position
     if not (0 <= row < latents.shape[0] and 0 <= column < latents.shape[1]):
         raise InputError(f"position {row} {column} is not on the latent grid of {latents.shape[0]}x{latents.shape[1]}")
-    return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name)
+    codes = [int(code) for code in model.quantizer.encode(latents[None, row : row + 1, column : column + 1])]
+    return Tree(books, latents[row, column].cpu().numpy().astype(np.float64), name, codes)
 
 
 def _draw_dots(axes: Axes, points: Points, **style: Any) -> None:
@@ -97,21 +100,24 @@ def _draw_level(axes: Axes, level: int, points: Points, within: slice, chosen: i
 
 
 def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
-    """Return the panels side by side, for a child index per level (None: those that the search chooses for the target).
+    """Return the panels side by side, for a child index per level (None: those of the tree's target).
 
     Raises InputError if the choices do not fit the tree, or there are too many codewords to draw.
     """
-    size, levels = tree.codebooks[0].shape[1], len(tree.codebooks)
-    if size**levels > _MOST_DRAWN:
-        raise InputError(f"{size}^{levels} leaves are too many to draw; at most {_MOST_DRAWN}")
+    sizes, levels = [book.shape[1] for book in tree.codebooks], len(tree.codebooks)
+    if (leaves := math.prod(sizes)) > _MOST_DRAWN:
+        raise InputError(f"{leaves} leaves are too many to draw; at most {_MOST_DRAWN}")
+    choices = tree.codes if choices is None else choices
     if choices is None:
         assert tree.target is not None
         books = [torch.from_numpy(book).float() for book in tree.codebooks]
-        choices = [int(index) % size for index in search(torch.from_numpy(tree.target).float()[None], books)[:, 0]]
+        indices = search(torch.from_numpy(tree.target).float()[None], books)[:, 0]
+        choices = [int(index) % size for index, size in zip(indices, sizes, strict=True)]
     if len(choices) != levels:
         raise InputError(f"the path has {len(choices)} levels; this tree has {levels}")
-    if not all(0 <= child < size for child in choices):
-        raise InputError(f"the path is {list(choices)}; children are 0 to {size - 1}")
+    for child, size in zip(choices, sizes, strict=True):
+        if not 0 <= child < size:
+            raise InputError(f"the path is {list(choices)}; where {child} is, children are 0 to {size - 1}")
     sums = sum_choices(tree.codebooks)
     dim = sums[-1].shape[1]
     origin, plane, projection = np.zeros(dim), np.eye(2, dim), ""
@@ -128,8 +134,9 @@ def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
     figure = Figure(figsize=(4.2 * levels, 4.2 * shape + 0.9), dpi=110, layout="constrained")
     previous, index = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
-        _draw_level(axes, level, flat[level], slice(index * size, (index + 1) * size), choices[level], previous)
-        index = index * size + choices[level]
+        first = index * sizes[level]
+        _draw_level(axes, level, flat[level], slice(first, first + sizes[level]), choices[level], previous)
+        index = first + choices[level]
         previous = flat[level][index]
         if tree.target is not None:
             target = (tree.target - origin) @ plane.T
