@@ -258,6 +258,13 @@ def test_images_at_their_own_sizes(tmp_path: Path) -> None:
         assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
 
 
+def test_a_line_of_a_list_ends_nowhere_else(tmp_path: Path) -> None:
+    names = ["a\u2028b.png", "c\x85d.png", "e\x0bf.png"]
+    (tmp_path / "list.txt").write_bytes("\r\n".join([*names, ""]).encode())
+    source = load_keyed_images(tmp_path / "list.txt").source
+    assert [source.name(row) for row in range(len(source))] == names
+
+
 def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Path) -> None:
     rows = read_table(shards)
     names, labels = rows.column("key").to_pylist(), rows.column("label").to_pylist()

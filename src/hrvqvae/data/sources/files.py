@@ -61,7 +61,7 @@ def normalize(name: str) -> str:
 def read_list(path: Path) -> FolderSource:
     """Return the images of a list in UTF-8: per line a path relative to the list, then optionally a tab and a label."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a name may have other separators of lines
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of images in UTF-8") from error
     pairs = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
