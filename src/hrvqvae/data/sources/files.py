@@ -179,7 +179,10 @@ def match_files(pattern: Path) -> list[Path]:
         name = "".join(itertools.chain(*zip(before_braces, choices, strict=True))) + last
         if _WILDCARD.search(name):
             path = Path(name)  # glob takes no absolute pattern
-            matches = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+            try:
+                matches = [*Path(path.anchor).glob(str(path.relative_to(path.anchor)))]
+            except ValueError as error:
+                raise InputError(f"{pattern} can't be matched ({error}); write * for any part of a name") from error
             files += sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
         elif Path(name).is_file():
             files.append(Path(name))
