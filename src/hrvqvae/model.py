@@ -93,7 +93,7 @@ class Model:
     @overload
     def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[True]) -> Tensor: ...
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: bool = False) -> Codes | Tensor:
         """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
@@ -122,7 +122,7 @@ class Model:
         search = RateDistortion(self.autoencoder, self.entropy_model, num_levels)
         return lambda images: search.encode(images, lmbda)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
         """Return images (B, C, Y, X) float32 in [0, 1]. Fewer than all levels go to the progressive decoder, if any.
 

@@ -128,6 +128,15 @@ def test_codes_as_one_tensor(run: Path) -> None:
     assert torch.equal(model.decode(stacked[:, :1], 1), model.decode(codes[:1], 1))
 
 
+def test_codes_and_images_train_another_network(run: Path) -> None:
+    model, images = hrvqvae.load(run), torch.rand(2, 1, 12, 12)
+    decompressed = model.decompress(model.compress(images))[0][None]
+    for output in (model.encode(images, stacked=True), model.decode(model.encode(images)), decompressed):
+        weight = torch.ones((), requires_grad=True)
+        (output * weight).sum().backward()
+        assert weight.grad == output.sum()
+
+
 def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path: Path) -> None:
     model = hrvqvae.load(whole)
     images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)

@@ -130,7 +130,7 @@ def _search_lambdas(
     return too_large
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_images(
     model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None
 ) -> list[Tensor]:
