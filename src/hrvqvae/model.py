@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -44,7 +44,7 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
-        self._load_earlier_state = cache(partial(Model, device=device))
+        self._earlier_states = dict[Path, Model]()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
@@ -191,7 +191,9 @@ class Model:
             if not self.run.wrote(mark):
                 for state in self.run.earlier_states():
                     if state.wrote(mark):
-                        return self._load_earlier_state(state.folder.path)
+                        if state.folder.path not in self._earlier_states:
+                            self._earlier_states[state.folder.path] = Model(state.folder.path, str(self.device))
+                        return self._earlier_states[state.folder.path]
         return self
 
     def sample(

@@ -1,6 +1,7 @@
 """Models and priors from disk, a trained model as one object, codes and samples of the shipped MNIST model."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,8 @@ def test_codes_of_samples(model: Model) -> None:
     sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
     assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
     assert sampled.images.shape == (2, 1, 28, 28)
+
+
+def test_a_model_goes_to_another_process(model: Model) -> None:
+    copied, images = pickle.loads(pickle.dumps(model)), torch.zeros(1, 1, 28, 28)
+    assert copied.compress(images) == model.compress(images)
