@@ -159,7 +159,7 @@ class TreeVQ(nn.Module):
         losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
         quantized, indices = result.latents.to(features.dtype), torch.stack(result.codes, -1)
         if mask is None:
-            quantized, indices = quantized.reshape(inputs.shape), indices.reshape(*positions, -1)
+            quantized, indices = quantized.reshape(inputs.shape), indices.reshape(*positions, indices.shape[-1])
         else:
             quantized = torch.zeros_like(inputs).masked_scatter(mask.unsqueeze(-1), quantized)
             padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
