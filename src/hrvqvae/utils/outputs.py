@@ -201,7 +201,7 @@ def create_folder(path: Path) -> Iterator[Path]:
     if path.exists():  # among them . and /, which have no name
         raise InputError(f"{path} exists already; choose another folder")
     path = path.resolve()
-    temporary = path.with_name(f"{TEMPORARY}{hashlib.blake2b(path.name.encode(), digest_size=4).hexdigest()}")
+    temporary = path.with_name(f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}")
     with lock_file(path):
         try:
             with explain_write_errors(path):
