@@ -54,8 +54,8 @@ class SamplingParams:
         )
 
     def values(self) -> tuple[float, int, float]:
-        """Return (temperature, top_k, top_p), as `kernels.draw` takes them."""
-        return self.temperature, self.top_k, self.top_p
+        """Return (temperature, top_k, top_p) as `kernels.draw` takes them; other types would compile it anew."""
+        return float(self.temperature), int(self.top_k), float(self.top_p)
 
 
 def no_distribution_error(level: Level, row: int, column: int) -> NonFiniteError:
