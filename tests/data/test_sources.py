@@ -459,6 +459,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     for name, array, message in (
         ("float", pixels.astype(np.float32), "float.npy has type float32; images are uint8"),
         ("second", pixels, r"has shape \(5, 3, 8, 8\); images are \(N, Y, X\) or"),
+        ("none", flat[:0], "none.npy: there is no image in it"),
         ("flat", pixels.reshape(5, -1), r"has shape \(5, 192\); images are \(N, Y, X\) or"),
         ("many", flat, "many-labels.npy has 6 labels for the 5 images of .*many.npy"),
         ("odd", flat, r"odd-labels.npy is float64 \(5,\); labels are"),

@@ -31,9 +31,11 @@ class ArraySource(Source):
     """The images of arrays, one array after another."""
 
     def __init__(self, shards: Sequence[Shard], labels: bool) -> None:
-        """Open arrays of images. Raises InputError if an array is damaged, or its type or shape does not fit."""
+        """Open arrays. Raises InputError if one is damaged, its type or shape does not fit, or no image is there."""
         self._shards = tuple(shards)
         super().__init__(map(len, self._arrays))
+        if not len(self):
+            raise InputError(f"{shards[0]}: there is no image in it")
         complete = [values for shard in shards if (values := _read_labels(shard)) is not None] if labels else []
         if complete and len(complete) == len(shards):
             self.labels = np.concatenate(complete)
