@@ -173,6 +173,11 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     before = state_of(one)
     one.eval()(batches[3])
     assert same(before, state_of(one)), "nothing changes in evaluation mode"
+    other, longer = layer(start_vectors=250), layer(start_vectors=300)
+    other(batches[0])
+    longer.load_state_dict(other.state_dict())
+    longer(batches[1])
+    assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches[:2]).flatten(0, 1)), "none of them is lost"
 
 
 @pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])

@@ -85,7 +85,7 @@ class CodebookSchedule(nn.Module):
         else:
             if self.waiting.shape != (self.start_vectors, vectors.shape[1]):
                 self.waiting = collected.new_zeros(self.start_vectors, vectors.shape[1])
-            self.waiting[count : len(collected)] = batch
+            self.waiting[: len(collected)] = collected
             self._set_progress(0, len(collected))
             if count or not len(collected):
                 return None
