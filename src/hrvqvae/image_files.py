@@ -202,7 +202,7 @@ def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) 
             f"{path} was made by {opened.entropy_model.name} (weights {opened.entropy_model.model[:12]}), not by "
             f"{model.entropy_model.name} ({model.entropy_model.model[:12]})"
         )
-    indices = opened.find(names) if names else range(len(opened.entries))
+    indices = dict.fromkeys(opened.find(names)) if names else range(len(opened.entries))  # each image once
     return _Job(model, path, opened, {index: outputs.reserve(opened.names[index], ".png") for index in indices})
 
 

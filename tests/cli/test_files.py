@@ -110,7 +110,7 @@ def test_an_archive_grows_and_gives_images_by_name(run: Path, images: Path, tmp_
     assert f"{path}: 4 images, by tiny" in printed
     assert "verified: 4 of 4 images whole" in printed
     assert "sizes: 7x30, 12x12" in printed
-    do("decompress", path, "-o", tmp_path / "back", "--model", run, "--names", "2")
+    do("decompress", path, "-o", tmp_path / "back", "--model", run, "--names", "2", "2")
     assert [one.name for one in (tmp_path / "back").iterdir()] == ["2.png"]
     model = hrvqvae.load(run)
     (expected,) = model.decompress(model.compress(pixels(images / "2.png")[None]))
