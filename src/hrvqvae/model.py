@@ -238,9 +238,10 @@ class Model:
                     label = generative.draw_labels(priors.class_counts, seed, indices)
                     label = label if class_index is None else torch.full_like(label, class_index)
                     names += [priors.classes[label_index] for label_index in label.tolist()]
+                part = kept and kept.take(indices)
                 codes = generative.sample_codes(
                     networks, self.autoencoder.codeword_indices, indices, seed=seed, label=label, params=params,
-                    kept=kept, sampler=sampler,
+                    kept=part, sampler=sampler,
                 )[:num_levels]  # fmt: skip
                 on_device = tuple(level.to(self.device) for level in codes)
                 images.append(self.autoencoder.decode(on_device, num_levels, (size, size)).cpu())

@@ -162,6 +162,20 @@ def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior
     assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
 
 
+def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 2)
+    model = load("mnist")
+    codes = tuple(torch.arange(3).view(3, 1, 1).repeat(1, 16, 16) for _ in range(3))
+    masks = (torch.ones(16, 16, dtype=torch.bool),) * 3
+    assert same(model.draw(3, kept=KeptCodes(codes, masks)).codes, codes)
+    for wrong, message in (
+        (tuple(code + 10**6 for code in codes), r"level 1 have a value outside 0\.\.3"),
+        (tuple(code[:2] for code in codes), r"shape \(0, 16, 16\); expected \(1, 16, 16\)"),
+    ):
+        with pytest.raises(InputError, match=f"kept codes of {message}"):
+            model.draw(3, kept=KeptCodes(wrong, masks))
+
+
 def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() -> None:
     model = load("treevq-cifar10")
     whole, coarse = (model.draw(1, params=SamplingParams(levels=levels)) for levels in (None, 4))

@@ -39,6 +39,11 @@ class KeptCodes:
     codes: Codes  #: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all B images
     masks: tuple[Tensor, ...]  #: (H_l, W_l) bool of each level, true where the codes are kept
 
+    def take(self, images: range) -> KeptCodes:
+        """Return the codes of some of the images."""
+        codes = tuple(level if len(level) == 1 else level[images.start : images.stop] for level in self.codes)
+        return KeptCodes(codes, self.masks)
+
 
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
     """Draw the classes (B,) int64 of samples, with the frequencies of the classes among the training images."""
@@ -63,7 +68,7 @@ def sample_codes(
 
     A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the priors have no classes.
     Kept codes of levels without a prior are ignored. Raises InputError if a parameter or a label is out of range, a
-    label is missing, or kept codes have another grid.
+    label is missing, or kept codes have another shape or are out of range.
     """
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
@@ -79,9 +84,11 @@ def sample_codes(
     if kept is not None:
         by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
         for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
-            if kept_codes.shape[1:] != level.grid:
-                shape = tuple(kept_codes.shape)
-                raise InputError(f"kept codes of level {level.index + 1} have shape {shape}; its grid is {level.grid}")
+            name, shape = f"kept codes of level {level.index + 1}", tuple(kept_codes.shape)
+            if shape[1:] != level.grid or shape[0] not in (1, len(indices)):
+                raise InputError(f"{name} have shape {shape}; expected {(len(indices), *level.grid)}")
+            if kept_codes.min() < 0 or kept_codes.max() >= level.symbols:
+                raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
             level_codes.copy_(kept_codes)
             level_mask.copy_(kept_mask)
     level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
