@@ -180,6 +180,18 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches[:2]).flatten(0, 1)), "none of them is lost"
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
+    one, batch = layer(start_vectors=400), features(5, 20)
+    batch[2, 3, 1] = bad
+    with pytest.raises(NonFiniteError):
+        one(batch)
+    for seed in range(1, 5):
+        one(features(5, 20, seed=seed))
+    assert one.schedule.steps == 1
+    assert one.encode(features(200))[:, 0].unique().numel() == SIZE
+
+
 @pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])
 def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, fields: dict[str, object]) -> None:
     """From a file, to the same bits, in a layer that has seen other batches: start, restarts, last tenth included."""

@@ -78,6 +78,7 @@ class CodebookSchedule(nn.Module):
         to the first batch, and at the end to a sample of all waiting vectors.
         """
         batch = distributed.all_gather(vectors, self.group.group)
+        batch = batch[batch.square().sum(1).isfinite()]  # the search refuses the others, and k-means would keep them
         _, count = self._progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
         if len(collected) >= self.start_vectors:
