@@ -37,7 +37,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.checkpoints.test_damage import equal
 from tests.conftest import do, drawn_digits, refused, same, write_picture
-from tests.data.stored import write_parquet
+from tests.data.stored import write_parquet, write_tar
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
 
@@ -256,6 +256,15 @@ def test_images_at_their_own_sizes(tmp_path: Path) -> None:
         expected = model.encode(torch.from_numpy(pixels)[None])
         assert all(np.array_equal(level[index], grid[0]) for level, grid in zip(codes, expected, strict=True))
         assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
+
+
+def test_names_in_a_tar_need_not_be_utf_8(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.png"), "z.png"]
+    (image,) = digit_files(tmp_path / "in", 1).rglob("*.png")
+    tokenize("mnist", write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes())), tmp_path / "out")
+    assert read_table(tmp_path / "out").column("key").to_pylist() == ["caf\\udce9.png", "z.png"]
+    do("detokenize", tmp_path / "out", tmp_path / "back")
+    assert sorted(file.name for file in (tmp_path / "back").iterdir()) == ["caf_udce9.png", "z.png"]
 
 
 def test_a_line_of_a_list_ends_nowhere_else(tmp_path: Path) -> None:

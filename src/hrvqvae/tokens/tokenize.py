@@ -77,13 +77,14 @@ class KeyedImages:
 
 
 def load_keyed_images(path: Path) -> KeyedImages:
-    """Return all images of a path (`open_whole`), with their names as keys.
+    """Return all images of a path (`open_whole`), with their names as keys; bytes that are not UTF-8 are escaped.
 
     Raises InputError if there is no image, two images have the same key, or a label is the index of no class name.
     """
     source = open_whole(path.absolute())
     check_labels(source)
-    names, classes = [source.name(row) for row in range(len(source))], source.class_names
+    names = [source.name(row).encode(errors="backslashreplace").decode() for row in range(len(source))]
+    classes = source.class_names
     stored: Sequence[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
     labels = [classes[label] if classes else label for label in stored]
     classes = classes or tuple(sorted({label for label in labels if isinstance(label, str)}))
