@@ -44,7 +44,7 @@ def from_dict(tree: Any, where: str) -> Config:
 def from_file(path: Path) -> Config:
     """Read a configuration from a YAML or JSON file. Raises InputError as `from_dict`, or if it can't be read."""
     try:
-        tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text())
+        tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file; hrvqvae presets lists the presets") from error
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
