@@ -64,8 +64,9 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tmp_path: Path) 
 
 
 def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
+    run, count = tmp_path / "run", torch.get_num_threads()
+    hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2, **{"training.threads": count + 1})
+    assert torch.get_num_threads() == count, "the process is left as it was"
     assert "tiny: 65 training images" in capsys.readouterr().out, "of 70"
     with pytest.raises(InputError, match="continue it with --resume"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)

@@ -163,6 +163,7 @@ class Trainer(Generic[B]):
         task, run, training = self.task, self.task.run, self.task.training
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
             state = self._prepare_state()
             sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())
