@@ -302,7 +302,7 @@ class Model:
 
 
 def train(
-    preset: str, *, data: Any = None, test_data: Any = None, out: str | Path | None = None, resume: bool = False,
+    preset: str | Path, *, data: Any = None, test_data: Any = None, out: str | Path | None = None, resume: bool = False,
     **options: Any,
 ) -> Model:  # fmt: skip
     """Train an autoencoder into a run folder, as `hrvqvae train` does, and return its model.
@@ -322,10 +322,10 @@ def train(
     from hrvqvae.distributed.launch import process_group
     from hrvqvae.training import stages
 
-    run = stages.choose_run_folder(preset, out)
+    run = stages.choose_run_folder(str(preset), out)
     fields = stages.collect_fields("training", options, run.path, data, test_data)
     with process_group():
-        outcome = stages.train_autoencoder(preset, run, fields, resume=resume)
+        outcome = stages.train_autoencoder(str(preset), run, fields, resume=resume)
     stages.raise_signal(outcome)
     return Model(run.path, options.get("device", "cpu"))
 

@@ -1,5 +1,6 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -77,6 +78,16 @@ def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.
     told = "trained on a data set given from Python: give it again"
     with patch.object(datasets, "_REGISTERED", {}), pytest.raises(InputError, match=told):  # as in another process
         hrvqvae.load(run).train_prior()
+
+
+def test_paths_are_those_of_the_command_line(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path(os.path.relpath(tiny.data.root or "", tmp_path))
+    hrvqvae.train(write_file(tiny, Path("tiny.yaml")), max_steps=2, **{"data.root": root})
+    assert RunFolder(Path("runs/tiny.yaml")).read_config().data.root == str(tmp_path / root)
+    for data in (None, root):
+        with pytest.raises(InputError, match="test_data needs a data set as data"):
+            hrvqvae.train("tiny.yaml", data=data, test_data=Digits(slice(9)), out="new", max_steps=2)
 
 
 def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
