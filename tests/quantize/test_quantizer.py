@@ -15,6 +15,7 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import codebook as codebooks
 from hrvqvae.quantize.codebook import LevelCodebooks
+from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import needs_gpu, same
 from tests.quantize import oracle
@@ -447,7 +448,10 @@ def test_as_many_are_restarted_as_there_are_vectors() -> None:
     quantizer = started(QuantizerConfig(codewords=8, dim=2), latents(100, dim=2))
     quantizer.levels[0].set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))
     given = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
-    assert quantizer.restart_dead_codes(given, generator()) == 3
+    quantizer.search = search_tensors  # as on a GPU, where no vector is checked
+    overflowed = torch.tensor([[torch.inf, 0.0], [torch.nan, 0.0]])
+    assert quantizer.restart_dead_codes(torch.cat([given, overflowed]), generator()) == 3
+    assert quantizer.levels[0].codewords.isfinite().all()
     moved = {tuple(one.tolist()) for one in quantizer.levels[0].codewords[0] if one.max() < 1}
     assert {tuple(one) for one in given.tolist()} <= moved
 

@@ -178,7 +178,7 @@ class ResidualQuantizer(Quantizer):
         """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how many moved."""
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
-        kept = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+        kept = flat.square().sum(1).isfinite()  # on a GPU the search refuses nothing
         restarted = 0
         for level, (book, residual, (index, _)) in enumerate(zip(self.levels, residuals, chosen, strict=False)):
             moved, source = book.restart_dead_codes(residual[kept], index[kept], self.config.restart_below, rng)
