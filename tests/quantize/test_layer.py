@@ -109,6 +109,7 @@ def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
     assert gradient.isfinite().all()
     assert (gradient[~mask] == 0).all()
     torch.testing.assert_close(masked.eval().get_output_from_indices(indices)[~mask], torch.zeros_like(x[~mask]))
+    assert (masked.codeword_indices(indices)[~mask] == -1).all()
 
 
 def test_a_mask_of_images_with_channels_first() -> None:
@@ -353,6 +354,8 @@ def test_losses_of_levels_add_up_to_the_loss() -> None:
 def test_levels_of_their_own_sizes_and_groups() -> None:
     """The beam looks beyond a group of linked levels; without links this is residual quantization with a beam."""
     x = torch.randn(10, 20, DIM, generator=torch.Generator().manual_seed(0))
+    last = torch.tensor([[7, 7, 7]], dtype=torch.uint8)  # as a small file may hold them
+    assert TreeVQ(DIM, 8, 3).codeword_indices(last).tolist() == [[7, 63, 511]]
     for linked, number in ((0, [1, 5, 10]), (1, [1, 1, 1]), (2, [1, 5, 1])):
         greedy, beam = (TreeVQ(DIM, (5, 2, 4), linked=linked, beam=width, coarse_weight=0.0) for width in (1, 8))
         assert [len(book.count) for book in greedy.quantizer.levels] == number

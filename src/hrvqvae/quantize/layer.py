@@ -295,8 +295,9 @@ class TreeVQ(nn.Module):
         return summed if self.channel_last else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
-        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level."""
-        return torch.stack(self.quantizer.codeword_indices(indices.unbind(-1)), -1)
+        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level; -1 for -1."""
+        codewords = torch.stack(self.quantizer.codeword_indices(indices.long().clamp(min=0).unbind(-1)), -1)
+        return codewords.masked_fill(indices == PADDING, PADDING)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
         """Move to another device, but keep all types: counts in bfloat16 would stop at 256."""
