@@ -277,7 +277,7 @@ def test_what_may_come_next_is_what_items_have() -> None:
     for length, size in enumerate((5, 3, 2)):
         rows = list(product(*map(range, (5, 3, 2)[:length])))
         every = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
-        mask = tree.valid_next(every, indices)
+        mask = tree.valid_next(every, indices.view(3, 5, 3))
         assert mask.shape == (len(every), size)
         for prefix, row in zip(every.tolist(), mask.tolist(), strict=True):
             assert row == [any(item[: length + 1] == (*prefix, child) for item in items) for child in range(size)]

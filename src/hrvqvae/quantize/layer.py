@@ -270,14 +270,14 @@ class TreeVQ(nn.Module):
         return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return a mask (..., m) of the next indices that some item's `indices` (N, L) have after prefixes (..., l)."""
+        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after prefixes (..., l)."""
         sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
             raise InputError(
                 f"prefixes have {length} levels and indices {indices.shape[-1]}; "
                 f"give prefixes of fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
             )
-        existing = torch.unique(leaf_of(indices[:, : length + 1], sizes[: length + 1]))
+        existing = torch.unique(leaf_of(indices[..., : length + 1], sizes[: length + 1]))
         parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
         limits = torch.tensor(sizes[:length], device=prefixes.device)
