@@ -23,8 +23,9 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def list_hosts(host: str) -> tuple[str, ...]:
-    """Return the host names that requests may use for a page that is served at an address."""
-    return LOOPBACK if host in LOOPBACK else (*LOOPBACK, host, socket.gethostname(), socket.getfqdn())
+    """Return the host names that requests may use for a page that is served at an address, in small letters."""
+    names = () if host in LOOPBACK else (host, socket.gethostname(), socket.getfqdn())
+    return *LOOPBACK, *(name.lower() for name in names)
 
 
 def is_admitted(host: str, hosts: tuple[str, ...]) -> bool:
@@ -34,6 +35,6 @@ def is_admitted(host: str, hosts: tuple[str, ...]) -> bool:
     address in place of a name is safe, and admitted if the page is served to other machines.
     """
     try:
-        return host in hosts or (hosts != LOOPBACK and bool(ipaddress.ip_address(host)))
+        return host.lower() in hosts or (hosts != LOOPBACK and bool(ipaddress.ip_address(host)))
     except ValueError:
         return False
