@@ -134,6 +134,9 @@ def test_what_it_is_given_is_checked() -> None:
     ):  # fmt: skip
         with pytest.raises(InputError, match=line):
             one.fit(wrong)
+    for call in (one.fit, one.encode):
+        with pytest.raises(InputError, match="batch is -1; it must be at least 1"):
+            call(vectors, batch=-1)
     with pytest.raises(NonFiniteError, match="1 of 250 values"):
         one.fit(holed)
     assert equal(one, before)

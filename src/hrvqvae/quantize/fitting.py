@@ -15,7 +15,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
@@ -25,6 +25,7 @@ _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
     """Yield float32 batches of an array (N, D) or of several; raise InputError for other types or shapes."""
+    require(batch >= 1, "batch", batch, "at least 1")
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
         shape, kind = tuple(np.shape(array)), str(getattr(array, "dtype", type(array).__name__))

@@ -241,7 +241,6 @@ class TreeVQ(nn.Module):
             NonFiniteError: A value is NaN or infinite.
         """
         require(passes >= 1, "passes", passes, "at least 1")
-        require(batch >= 1, "batch", batch, "at least 1")
         fit(self.quantizer, self._repeatable(vectors, batch), self.schedule.start_vectors, passes, seed)
         self.schedule.finish_start()
         return self.align() if align else self
