@@ -68,6 +68,13 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
             model.compress(images[:2], names=names)
 
 
+def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
+    model, image = hrvqvae.load(run), digits(1)[0]
+    assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
+    with pytest.raises(InputError, match="images have 3 channels; this model takes 1"):
+        model.compress([image, image.expand(3, -1, -1)])
+
+
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
     model = hrvqvae.load(run)
     image = torch.from_numpy(load_images(model.config.data, "train").decode(0, None).pixels)[None]

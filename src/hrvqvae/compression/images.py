@@ -50,7 +50,8 @@ def compress(
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: dict[int, bytes] = {}
-    for indices in group_by_size([(int(image.shape[-2]), int(image.shape[-1])) for image in images], _MOST_PIXELS):
+    sizes = [(*image.shape[-2:], image.shape[:-2], image.dtype) for image in images]  # torch.stack converts types
+    for indices in group_by_size(sizes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
             contents = write(entropy_model, flat_codes(encode(batch)), (batch.shape[-2], batch.shape[-1]), levels)
