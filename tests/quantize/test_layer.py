@@ -418,6 +418,8 @@ def test_what_it_is_made_of_is_checked() -> None:
     ):
         with pytest.raises(InputError, match=f"^{line}$"):
             TreeVQ(4, **{option: value})  # type: ignore[arg-type]
+    swept = TreeVQ(4, np.int64(5), level_betas=np.float32(0.5))  # type: ignore[arg-type]
+    assert swept.quantizer.config == TreeVQ(4, 5, level_betas=0.5).quantizer.config
 
 
 def test_what_it_is_given_is_checked() -> None:

@@ -9,7 +9,7 @@ Shapes: D channels, L levels, m codewords per codebook; positions are all other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -101,8 +101,8 @@ class TreeVQ(nn.Module):
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
-        sizes = () if isinstance(codewords, int) else tuple(codewords)
-        betas = (level_betas,) if isinstance(level_betas, int | float) else tuple(level_betas)
+        sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
+        betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
             config = QuantizerConfig(
                 dim=dim, codewords=max(sizes) if sizes else codewords, level_codewords=sizes,  # type: ignore[arg-type]
