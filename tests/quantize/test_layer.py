@@ -120,6 +120,8 @@ def test_a_mask_of_images_with_channels_first() -> None:
     torch.testing.assert_close(quantized, one(x)[0] * mask.unsqueeze(1))
     torch.testing.assert_close(one.get_output_from_indices(indices), quantized)
     torch.testing.assert_close(one.get_output_from_indices(indices.int()), quantized)
+    single = one.get_output_from_indices(indices.flatten(0, -2)[0])
+    torch.testing.assert_close(single, one.get_output_from_indices(indices.flatten(0, -2))[0])
 
 
 def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:

@@ -284,14 +284,14 @@ class TreeVQ(nn.Module):
         return torch.isin(children, existing.to(children.device)) & inside
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Return the sum of the codewords for indices (B, ..., l) of the first l levels, float32; zero for -1.
+        """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero for -1.
 
         Raises InputError if the number of levels is wrong, or an index is neither -1 nor in [0, m).
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         summed = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1)).masked_fill(padding, 0)
-        return summed if self.channel_last else summed.movedim(-1, 1)
+        return summed if self.channel_last or summed.ndim < 2 else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
         """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level; -1 for -1."""
