@@ -16,8 +16,8 @@ from benchmarks.torture.readers import READERS
 from benchmarks.torture.salvage import damage, missing, whole_images, write_archive
 from hrvqvae.compression.archive import appending, open_archive, salvage
 from hrvqvae.compression.entropy_model import EntropyModel
-from hrvqvae.compression.hrv import crc8
-from hrvqvae.config import Grid
+from hrvqvae.compression.hrv import crc8, write
+from hrvqvae.config import Geometry, Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import GRIDS, TREE, flat, made_entropy_model, random_codes
 from tests.kills import in_another_process
@@ -204,6 +204,16 @@ def crafted(path: Path, index: bytes, records: bytes, after: bytes = b"", count:
     start = b"HRVB" + b"".join(number.to_bytes(4, "little") for number in (count, len(packed), len(records)))
     with path.open("ab") as stream:
         stream.write(start + zlib.crc32(start + packed).to_bytes(4, "little") + packed + records)
+
+
+def test_images_that_no_reader_takes_are_not_written(tmp_path: Path) -> None:
+    model, size = EntropyModel("x", "ab" * 16, Geometry(512, 0, (1,)), (7,)), (8192, 8193)
+    codes = np.zeros((1, 16 * 17), np.int32)
+    with pytest.raises(InputError, match="8192x8193 pixels has more than 67108864 pixels"):
+        write(model, codes, size)
+    with pytest.raises(InputError, match="67108864"), appending(tmp_path / "x.hrva", model) as writer:
+        writer.append(codes, [size], ["large"], 1)
+    assert not open_archive(tmp_path / "x.hrva").damage
 
 
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import MOST_PIXELS, TOGETHER, ImageCodes, crc8, read_levels, read_varint, varint
+from hrvqvae.compression.entropy_model import MOST_PIXELS, EntropyModel, read_entropy_model
+from hrvqvae.compression.hrv import TOGETHER, ImageCodes, crc8, read_levels, read_varint, varint
 from hrvqvae.compression.levels import count_required_bytes, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import chunk_by_size, group_by_size

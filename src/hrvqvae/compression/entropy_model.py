@@ -20,7 +20,7 @@ from hrvqvae.utils.errors import DamagedFileError, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
-MOST_CODES = 1 << 27  # per image
+MOST_PIXELS, MOST_CODES = 1 << 26, 1 << 27  # per image
 _MOST_BODY_BYTES = 1 << 28
 _MOST_BODY, _MOST_BODY_PER_BYTE = 1 << 22, 8  # bytes of the unpacked arrays, and more per byte of the file
 _CHECK_BYTES = 4
@@ -83,10 +83,11 @@ class EntropyModel:
         return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
-        """Return the layout of the codes of an image of a size. Raises DamagedFileError if there are too many codes."""
+        """Return the layout of the codes of an image. Raises DamagedFileError if it has too many pixels or codes."""
         grids = self.geometry.grids(*size)
-        if sum(height * width for height, width in grids) > MOST_CODES:
-            raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {MOST_CODES} codes")
+        for noun, shapes, most in (("pixels", [size], MOST_PIXELS), ("codes", grids, MOST_CODES)):
+            if sum(height * width for height, width in shapes) > most:
+                raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {most} {noun}")
         return Layout(grids, self.symbols)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, EntropyModel
+from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, MOST_PIXELS, EntropyModel
 from hrvqvae.compression.levels import NOT_WHOLE, count_required_bytes, decode_level, encode_level
 from hrvqvae.config import Grid
 from hrvqvae.data.batches import group_by_size
@@ -17,7 +17,6 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"
-MOST_PIXELS = 1 << 26
 TOGETHER = 1 << 22  # pixels of the images that are decoded at once
 _FIRST_BYTE, _SQUARE, _BY_TABLES = 0xD4, 2, 1  # first byte of version 1, and the flags that are added
 _POLYNOMIAL = 0x1D  # x^8 + x^4 + x^3 + x^2 + 1, primitive: detects two flipped bits less than 255 apart
