@@ -256,6 +256,11 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
     moved = unique[count[leaf] > 1]
     error = (tree.get_output_from_indices(moved) - items[count[leaf] > 1]).square().sum()
     assert float(error) <= 1.05 * float(costs[rows, columns].sum())
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(tree.unique_indices(items), unique)
+    finally:
+        torch.set_default_dtype(torch.float32)
     twins = tree.unique_indices(items[:1].repeat(32, 1))
     assert len(twins.unique(dim=0)) == 32
 

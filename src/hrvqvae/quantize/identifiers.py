@@ -29,7 +29,7 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     shared = counts[inverse] > 1
     taken, unplaced, count = leaves[~shared], shared.nonzero().flatten(), max(_LEAVES, quantizer.config.beam)
-    vectors, start = torch.empty(0, quantizer.config.dim), 0
+    vectors, start = torch.empty(0, quantizer.config.dim, dtype=torch.float32), 0
     for batch in batches():
         vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
         start += len(batch)
