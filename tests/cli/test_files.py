@@ -17,6 +17,7 @@ from hrvqvae.cli import main
 from hrvqvae.compression import hrv
 from hrvqvae.compression.archive import appending, open_archive
 from hrvqvae.data.images import read_image
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.conftest import do, done, refused, write_picture
@@ -43,7 +44,9 @@ def pixels(path: Path) -> torch.Tensor:
     return torch.from_numpy(read_image(path, 1))
 
 
-def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path) -> None:
+def test_one_file_there_and_back(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     file, out = tmp_path / "x.hrv", tmp_path / "y.png"
     printed = do("compress", run, images / "2.png", "-o", file, "--device", "cpu")
     size = file.stat().st_size
@@ -61,8 +64,10 @@ def test_one_file_there_and_back(run: Path, images: Path, tmp_path: Path) -> Non
     line = refused(["decompress", file, "-o", out, "--model", run, "--force"])
     assert "level 3 is cut short or damaged; decoded from 2 whole levels; 1 image written" in line
     assert torch.equal(pixels(out), (expected * 255).round().byte())
-    code, printed, _ = done("inspect", file, "--model", run)
+    monkeypatch.setattr(SingleGridAutoencoder, "prefixes", (3,))  # of a system that decodes all levels or none
+    code, printed, _ = done("inspect", file, "--model", run, "-o", tmp_path / "none.png")
     assert (code, "level 3 is cut short or damaged" in printed) == (2, True)
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _inspect(arguments: Arguments) -> int:
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
     print(f"\n{codes.fault or state}")
-    if arguments.out is not None and codes.codes:
+    if arguments.out is not None and len(codes.codes) >= model.autoencoder.prefixes[0]:
         draw_levels(model, codes, arguments.out)
         print(f"picture of the levels: {arguments.out}")
     return 2 if codes.fault else 0
