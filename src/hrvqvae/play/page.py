@@ -48,7 +48,9 @@ class Page:
 
     def __init__(self, model: Model, most_bytes: int, most_pixels: int) -> None:
         self.model, self.limits, self.size = model, (most_bytes, most_pixels), model.config.data.size
+        self.sampling: dict[str, Any] = {"guidance": 1.0, "levels": None}
         try:
+            self.sampling = model.run.sampling_options()
             self.classes, self.missing = model.classes, ""
             self.guided = all(prior.level.unconditional for prior in model.priors.networks)
         except InputError as error:
@@ -89,14 +91,14 @@ class Page:
 
     def draw(self, *options: Any) -> Image.Image:
         """Draw new images."""
-        return sheets.draw_grid(list(self.model.sample(**_parse_options(*options))))
+        return sheets.draw_grid(list(self.model.sample(**self._parse_options(*options))))
 
     def complete(
         self, picture: Picture | None, painted: str | None, *options: Any
     ) -> tuple[Image.Image, str, Image.Image]:
         """Draw images that keep what is painted over."""
         image, marks = _require(picture).square, tasks.parse_marks(painted)
-        kept, share, images = tasks.complete(self.model, image, marks, **_parse_options(*options))
+        kept, share, images = tasks.complete(self.model, image, marks, **self._parse_options(*options))
         return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
 
     def draw_hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
@@ -177,14 +179,25 @@ class Page:
 
     def _make_options(self, count: int) -> list[Any]:
         """Return the widgets of a sampling: number of images, class, temperature, seed, guidance."""
+        guidance = self.sampling["guidance"]
         with gr.Row():
             return [
                 gr.Slider(1, MOST_IMAGES, value=count, step=1, label="Images"),
                 gr.Dropdown([_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)),
                 gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
-                gr.Slider(0, 4, value=1, step=0.1, label="Guidance", visible=self.guided),
+                gr.Slider(0, max(4, guidance), value=guidance, step=0.1, label="Guidance", visible=self.guided),
             ]
+
+    def _parse_options(self, count: int, name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
+        """Return the values of the widgets of a sampling by name. Raises InputError if the count is out of range."""
+        if not 1 <= count <= MOST_IMAGES:
+            raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
+        class_name = None if name == _ANY else name
+        return {
+            "count": int(count), "class_name": class_name, "temperature": float(temperature), "seed": int(seed),
+            "guidance": float(guidance), "levels": self.sampling["levels"],
+        }  # fmt: skip
 
 
 def _report(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,17 +211,6 @@ def _report(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(str(error), title="Not possible", print_exception=False) from None
 
     return call
-
-
-def _parse_options(count: int, name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
-    """Return the values of the widgets of a sampling by name. Raises InputError if the count is out of range."""
-    if not 1 <= count <= MOST_IMAGES:
-        raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
-    class_name = None if name == _ANY else name
-    return {
-        "count": int(count), "class_name": class_name, "temperature": float(temperature), "seed": int(seed),
-        "guidance": float(guidance),
-    }  # fmt: skip
 
 
 def _make_image(label: str, name: str) -> Any:

@@ -81,12 +81,12 @@ def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, 
 
 def complete(
     model: Model, image: Tensor, marks: Tensor, count: int, class_name: str | None, temperature: float,
-    seed: int, guidance: float = 1.0,
+    seed: int, guidance: float = 1.0, levels: int | None = None,
 ) -> tuple[Tensor, float, Tensor]:  # fmt: skip
     """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C, size, size)."""
     size = model.config.data.size
     mask = interpolate(marks[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
-    params = SamplingParams(temperature=temperature, guidance=guidance)
+    params = SamplingParams(temperature=temperature, guidance=guidance, levels=levels)
     return draw_completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
 
 
