@@ -135,7 +135,7 @@ def test_a_damaged_block_hides_no_other_and_is_not_cut_off(block: int, place: in
 
 def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
     """Of blocks of one and of two levels, one of them damaged, with a damaged record and, at last, a damaged head."""
-    path, new = tmp_path / "x.hrva", tmp_path / "new.hrva"
+    path, new = tmp_path / "x.hrva", tmp_path / "no folder yet" / "new.hrva"
     ends = three_blocks(path)
     add(path, GRIDS, [(5, 7), (6, 6)], ["6", "7"], 1, 40)
     entries = open_archive(path).entries

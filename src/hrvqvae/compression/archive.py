@@ -333,18 +333,15 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
     whole = [entry for entry, fault in zip(archive.entries, faults, strict=True) if not fault]
     if not whole:
         raise DamagedFileError(f"{path} has no image that is whole")
-    with (
-        explain_write_errors(out),
-        replace_file(out) as temporary,
-        temporary.open("xb") as target,
-        path.open("rb") as source,
-    ):
-        target.write(_build_head(archive.entropy_model.content))
-        for levels, group in groupby(whole, lambda entry: entry.levels):
-            while entries := list(islice(group, _IMAGES_PER_BLOCK)):
-                records = [_read_record(source, entry) for entry in entries]
-                names = [entry.name for entry in entries]
-                target.write(_build_block(levels, records, [entry.size for entry in entries], names))
+    with explain_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
+            target.write(_build_head(archive.entropy_model.content))
+            for levels, group in groupby(whole, lambda entry: entry.levels):
+                while entries := list(islice(group, _IMAGES_PER_BLOCK)):
+                    records = [_read_record(source, entry) for entry in entries]
+                    names = [entry.name for entry in entries]
+                    target.write(_build_block(levels, records, [entry.size for entry in entries], names))
     lost = [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
     return len(whole), [*archive.damage, *lost]
 
