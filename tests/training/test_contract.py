@@ -1,10 +1,12 @@
 """Every task after kills, signals, damage, full disks and refusals."""
 
 import errno
+import io
 import math
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError, explain_write_errors
 from hrvqvae.utils.locks import InUseError
 from hrvqvae.utils.outputs import TEMPORARY
+from hrvqvae.utils.progress import say
 from tests.conftest import same
 from tests.kills import Killed, Kills, at_step, in_another_process
 from tests.training.tasks import Case
@@ -98,6 +101,24 @@ def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.
         assert case.train(max_steps=3).signal is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@of_the_trainer
+def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return not gone
+
+        def write(self, _: str) -> int:
+            if gone:
+                raise OSError(errno.EIO, "closed")
+            return 0
+
+    gone = list[bool]()
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    case.train(callbacks=(lambda *_: gone.append(True),), say=say)
+    case.train(resume=True, say=say)
+    assert same(case.state(), whole.state())
 
 
 @of_the_trainer

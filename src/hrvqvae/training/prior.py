@@ -31,6 +31,7 @@ from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
 from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, explain_save_errors
+from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
@@ -223,7 +224,7 @@ class PriorTask(Task[CodeBatch]):
 
 def train_priors(
     path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, callbacks: Sequence[Callback] = (),
-    say: Say = print,
+    say: Say = progress.say,
 ) -> dict[Levels, Outcome]:  # fmt: skip
     """Train priors of a run one after another, until a signal stops a training; return how each training ended.
 

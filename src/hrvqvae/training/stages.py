@@ -22,6 +22,7 @@ from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Outcome, Say, Task, Trainer
+from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
 
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
@@ -104,7 +105,7 @@ def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool =
     return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=[draw_training]).train()
 
 
-def refresh(name: str, root: str | None = None, *, say: Say = print) -> int | None:
+def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> int | None:
     """Retrain the stale networks of a run with their own configurations, and refit the entropy model if stale.
 
     Returns the signal that stopped a training, or None if all is done; another call resumes. Raises InputError as

@@ -36,6 +36,7 @@ from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
 from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import TrainState, count_parameters, make_budget, require_finite
+from hrvqvae.utils import progress
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.outputs import write_atomic
@@ -147,7 +148,7 @@ class Trainer(Generic[B]):
 
     def __init__(
         self, task: Task[B], *, resume: bool = False, renew: bool = False, callbacks: Sequence[Callback] = (),
-        say: Say = print,
+        say: Say = progress.say,
     ) -> None:  # fmt: skip
         self.task, self.resume, self.renew, self.callbacks, self.say = task, resume, renew, callbacks, say
 
@@ -331,8 +332,7 @@ class Trainer(Generic[B]):
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
         remaining = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
         summary = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
-        with suppress(OSError):  # the terminal may be closed
-            self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
+        self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
     def _sync_metrics(self, state: TrainState) -> None:
         """Check the metrics since the last log, and gather all processes' messages about broken images.

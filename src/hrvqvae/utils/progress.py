@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -41,6 +41,12 @@ def waiting(activity: str) -> None:
     LOG.info("%s ...", activity)
 
 
+def say(line: str) -> None:
+    """Print a line, if it can be written."""
+    with suppress(OSError):  # the terminal may be closed
+        print(line, flush=True)
+
+
 @cache
 def told_once(line: str) -> None:
     """Log a notice, but only once in each process."""
@@ -48,7 +54,7 @@ def told_once(line: str) -> None:
 
 
 class Meter:
-    """Progress as a bar of rich (the extra `train`) on a terminal, otherwise as a line every `LINE_SECONDS`."""
+    """Progress as a bar of rich (the extra `train`) or lines every `LINE_SECONDS`; what can't be written is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._last_line_at = stream, time.monotonic()
@@ -66,23 +72,26 @@ class Meter:
     def close(self) -> None:
         """Remove the bar."""
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     def show(self, head: str, fraction: float, text: str, *, last: bool = False) -> None:
         """Show a fraction from 0 to 1 between two texts. With `last`, a line is printed at once."""
         now = time.monotonic()
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
+            with suppress(OSError):
+                self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
         elif now - self._last_line_at >= LINE_SECONDS or last:
             self._last_line_at = now
             self.say(f"{head}  {text}")
 
     def say(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
-        if self._bar:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, file=self._stream, flush=True)
+        with suppress(OSError):
+            if self._bar:
+                self._bar.console.print(text, highlight=False)
+            else:
+                print(text, file=self._stream, flush=True)
 
 
 @contextmanager
