@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae import InputError, TreeVQ
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize import ResidualQuantizer, fitting
+from hrvqvae.quantize import ResidualQuantizer, fitting, identifiers
 from hrvqvae.quantize import kmeans as module
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
@@ -263,6 +263,19 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
         torch.set_default_dtype(torch.float32)
     twins = tree.unique_indices(items[:1].repeat(32, 1))
     assert len(twins.unique(dim=0)) == 32
+
+
+def test_equal_items_get_their_nearest_leaves_from_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items without a vector may be many: time and memory must not grow with the square of their number."""
+    tree, item = TreeVQ(WIDTH, 8, 3).fit(items_of(400), passes=2), items_of(1)
+    nearest = Mock(wraps=identifiers._nearest_leaves)
+    monkeypatch.setattr(identifiers, "_nearest_leaves", nearest)
+    unique = tree.unique_indices(item.repeat(200, 1))
+    assert {len(call.args[1]) for call in nearest.call_args_list} == {1}
+    every = torch.tensor(list(product(range(8), repeat=3)))
+    least = (tree.get_output_from_indices(every) - item).square().sum(-1).sort().values[:200].sum()
+    assert (tree.get_output_from_indices(unique.unique(dim=0)) - item).square().sum() < 1.05 * least
+    assert len(unique.unique(dim=0)) == 200
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 2.0])

@@ -33,51 +33,64 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     for batch in batches():
         vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
         start += len(batch)
+    vectors, row = torch.unique(vectors, dim=0, return_inverse=True)  # one row for all equal items
     while len(unplaced):
         candidates, costs = _nearest_leaves(quantizer, vectors.to(device), count)
         limit = costs.amax(1, keepdim=True)
         if candidates.shape[1] == math.prod(sizes):  # these are all leaves
             limit.fill_(torch.inf)
-        choice = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit)
+        choice = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit, row)
         placed = choice >= 0
-        leaves[unplaced[placed]] = candidates[placed].gather(1, choice[placed, None]).squeeze(1)
+        leaves[unplaced[placed]] = candidates[row[placed], choice[placed]]
         taken = torch.cat([taken, leaves[unplaced[placed]]])
-        vectors, unplaced, count = vectors[~placed], unplaced[~placed], count * 4
+        kept, row = torch.unique(row[~placed], return_inverse=True)
+        vectors, unplaced, count = vectors[kept], unplaced[~placed], count * 4
     return torch.stack([leaves // math.prod(sizes[level + 1 :]) % size for level, size in enumerate(sizes)], -1)
 
 
-def _auction(candidates: Tensor, costs: Tensor, limit: Tensor) -> Tensor:
+def _auction(candidates: Tensor, costs: Tensor, limit: Tensor, row: Tensor) -> Tensor:
     """Assign unique leaves to n items so that the sum of the costs is about least (the auction of Bertsekas 1988).
 
-    Items without a leaf bid for their cheapest leaf, price included. A bid raises the price until the item's second
-    choice would be as cheap. The highest bid takes the leaf from its owner. An item leaves the auction when each of its
-    candidates (n, k) costs more than its `limit` (n, 1). Return the column (n,) of each item's leaf; -1 for none.
+    Items without a leaf bid for their cheapest leaf, price included; of equal items, which have the same `row` (n,) of
+    the candidates, one at a time. A bid raises the price until the item's second choice would be as cheap. The highest
+    bid takes the leaf from its owner. An item leaves the auction when each of its candidates (r, k) costs more than its
+    `limit` (r, 1). Return the column (n,) of each item's leaf; -1 for none.
     """
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
     prices, owner = costs.new_zeros(len(leaves)), torch.full((len(leaves),), -1)
-    choice, bidders = torch.full((len(costs),), -1), torch.arange(len(costs))
+    choice, bidders = torch.full((len(row),), -1), torch.arange(len(row))
     least_raise = 1e-3 * costs[costs.isfinite()].mean().nan_to_num(1.0).clamp(min=1e-30)
     while len(bidders):
-        total = torch.cat([costs[bidders] + prices[leaf_at[bidders]], limit[bidders]], 1)
+        first = _first_of_each(row[bidders])
+        waiting, bidders = bidders[~first], bidders[first]
+        rows = row[bidders]
+        total = torch.cat([costs[rows] + prices[leaf_at[rows]], limit[rows]], 1)
         cheapest, column = total.topk(2, largest=False)
         stays = (column[:, 0] < costs.shape[1]) & cheapest[:, 0].isfinite()
-        bidders, cheapest, column = bidders[stays], cheapest[stays], column[stays, 0]
-        leaf = leaf_at[bidders, column]
+        waiting = waiting[~torch.isin(row[waiting], rows[~stays])]
+        bidders, rows, cheapest, column = bidders[stays], rows[stays], cheapest[stays], column[stays, 0]
+        leaf = leaf_at[rows, column]
         advantage = (cheapest[:, 1] - cheapest[:, 0]).clamp(max=1e3 * least_raise)  # finite without a second leaf
         bids = prices[leaf] + advantage + least_raise
         order = bids.argsort(descending=True, stable=True)
-        order = order[leaf[order].argsort(stable=True)]  # by leaf, the highest bid first
-        first = torch.ones(len(order), dtype=torch.bool)
-        first[1:] = leaf[order][1:] != leaf[order][:-1]
+        first = _first_of_each(leaf[order])
         winners, losers = order[first], order[~first]
         outbid = owner[leaf[winners]]
         outbid = outbid[outbid >= 0]
         choice[outbid] = -1
         owner[leaf[winners]], prices[leaf[winners]] = bidders[winners], bids[winners]
         choice[bidders[winners]] = column[winners]
-        bidders = torch.cat([bidders[losers], outbid])
+        bidders = torch.cat([bidders[losers], outbid, waiting])
         least_raise = least_raise * 1.01  # many equal items would bid for long
     return choice
+
+
+def _first_of_each(values: Tensor) -> Tensor:
+    """Return whether each of values (n,) differs from all before it: (n,) bool."""
+    order = values.argsort(stable=True)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[order[1:]] = values[order[1:]] != values[order[:-1]]
+    return first
 
 
 def leaf_of(indices: Tensor, sizes: Sequence[int]) -> Tensor:
