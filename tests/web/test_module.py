@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.torture import bombs
+from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
@@ -177,8 +178,10 @@ def test_an_archive_of_many_images_is_read_in_node(tmp_path: Path) -> None:
     assert (done.stderr, len(json.loads(done.stdout)["images"])) == ("", 150_000)
 
 
-def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path) -> None:
+def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "treevq-mnist.hrvw" in do("export", "--web", MODEL, tmp_path / "out")
+    monkeypatch.chdir(run_folder(MODEL))
+    assert "treevq-mnist.hrvw" in do("export", "--web", ".", tmp_path / "of here")
     model, entropy_model = read_bundle(tmp_path / "out" / "treevq-mnist.hrvw")
     original = Model(MODEL)
     assert entropy_model.content == original.entropy_model.content

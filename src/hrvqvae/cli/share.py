@@ -11,7 +11,8 @@ from hrvqvae.utils.progress import waiting
 
 def _export(arguments: Arguments) -> int:
     kind = "onnx" if arguments.onnx else "web" if arguments.web else "exported"
-    out = arguments.out or Path(f"{Path(arguments.run).name.removesuffix('.safetensors')}-{kind}")
+    name = (Path(arguments.run).name.strip(".") or Path(arguments.run).resolve().name).removesuffix(".safetensors")
+    out = arguments.out or Path(f"{name}-{kind}")
     checked = None
     if arguments.beam is not None and not arguments.onnx:
         raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")

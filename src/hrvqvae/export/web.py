@@ -11,7 +11,6 @@ from torch import nn
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.folder import is_hub_name
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES
 from hrvqvae.config import to_dict
@@ -43,8 +42,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
     if quantizer.num_codebooks != quantizer.num_parents:
         raise InputError(f"{run} can't be decoded by a page: its codebooks are not all in memory (memory_mib)")
-    name = Path(run).name.removesuffix(".safetensors")
-    name = name.rpartition("/")[2] if is_hub_name(name) else name
+    name = (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}
     progressive = model.progressive_decoder
     weights |= {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()} if progressive else {}
