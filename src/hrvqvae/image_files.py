@@ -49,7 +49,7 @@ def _find_images(paths: Sequence[Path]) -> _ImagesByName:
         suffix = path.suffix.lower()
         is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
         is_collection = path.is_dir() or suffix in LIST_SUFFIXES or is_shards
-        source = open_whole(path) if is_collection else FolderSource(path.parent, [path.name])
+        source = open_whole(path, labels=False) if is_collection else FolderSource(path.parent, [path.name])
         if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(f"{path} is read as a list of images, and {source.where(0)} in it is no file")
         for row in range(len(source)):

@@ -73,7 +73,8 @@ def test_one_file_there_and_back(
 def test_tars_parquet_files_and_lists_are_taken_as_folders_are(run: Path, images: Path, tmp_path: Path) -> None:
     files = folder_of(images)
     write_tar(tmp_path / "t-000000.tar", files)
-    write_parquet(tmp_path / "p-0.parquet", list(files.values()), paths=list(files))
+    labels = [[0, 1]] * 4  # of a type that is refused in training
+    write_parquet(tmp_path / "p-0.parquet", list(files.values()), labels, paths=list(files))
     paths = sorted(images.rglob("*.png"))
     names = "\n".join(f"{path.relative_to(images)}\tlabel" for path in paths)
     (images / "names.txt").write_text(names, encoding="utf-8-sig")  # with a byte order mark, as on Windows

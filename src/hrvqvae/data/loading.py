@@ -155,15 +155,18 @@ def is_shard_path(path: Path) -> bool:
     return path.suffix.lower() in _SOURCES or _PATTERN_CHARACTERS.search(str(path)) is not None
 
 
-def open_whole(path: Path) -> Source:
-    """Return all images of a folder, a list, tars, Parquet files or arrays, with their labels. Raises InputError."""
+def open_whole(path: Path, labels: bool = True) -> Source:
+    """Return all images of a folder, a list, tars, Parquet files or arrays, with labels if any. Raises InputError.
+
+    Without `labels`, those of Parquet files and arrays are not read, and may be of any type.
+    """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         top_folders = {name.split("/")[0] for name in names}  # the class folders may lie in split folders
         return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
         return files.read_list(path)
     source_class, shards = _list_shards(path)
-    return source_class(shards, True)
+    return source_class(shards, labels)
 
 
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:

@@ -209,7 +209,8 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
-        raise InputError(f"{path}: column {column} has type {kind}, no numbers or texts; use --data.labels false")
+        fault = f"column {column} has type {kind}, no numbers or texts"
+        raise InputError(f"{path}: {fault}; leave it out, or train with --data.labels false")
     try:  # the library `datasets` keeps the class names in this metadata
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get("names")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
