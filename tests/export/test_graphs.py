@@ -165,6 +165,7 @@ def test_what_can_not_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest
     line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "torch.export can't trace the system vqpytorch" in line
     assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"])
+    assert "--license is for the model card, which --web" in refused(["export", run, "--web", "--license", "mit"])
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line

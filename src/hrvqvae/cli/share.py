@@ -16,6 +16,8 @@ def _export(arguments: Arguments) -> int:
     checked = None
     if arguments.beam is not None and not arguments.onnx:
         raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")
+    if arguments.license is not None and kind != "exported":
+        raise InputError(f"--license is for the model card, which --{kind} does not write")
     if arguments.web:
         from hrvqvae.export.web import export_web
 
