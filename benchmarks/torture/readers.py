@@ -180,9 +180,10 @@ class Reader:
         signal.alarm(_PATIENCE)
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 4 * SECONDS, resource.RLIM_INFINITY))
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-        begun, rest = time.process_time(), resident("VmRSS")
+        begun, rest, mapped = time.process_time(), resident("VmRSS"), resident("RssFile")
         fault = _fault(self.read, path, expected)
-        measured = Measured(fault, resident("VmHWM") - rest, time.process_time() - begun, size)
+        peak = resident("VmHWM") - rest - (resident("RssFile") - mapped)  # without the libraries' own pages
+        measured = Measured(fault, peak, time.process_time() - begun, size)
         if not fault or fault == "accepted":
             measured.fault = "hang" if measured.seconds > SECONDS else "memory" if measured.excess > 1 else fault
         return measured

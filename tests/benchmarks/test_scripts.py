@@ -43,7 +43,7 @@ SCRIPTS = {
         "--size 2 4 1 --steps 2 --batch 4 --seeds 2 --images 40 --trials 2",
         ("layer", "rate", "decay"), 4,
     ),
-    "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "items"), 3),
+    "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
     "train": (
         f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0 --model.perceptual none",
         ("method", "preset", "batch"), 2,

@@ -241,6 +241,8 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for reader, name in BOMBS if reader in ("archive", "file of codes", "tables")])
 def test_memory_is_bounded_by_the_bytes_of_a_file(name: str, tmp_path: Path) -> None:
+    add(tmp_path / "small.hrva", TREE, [(4, 4)], ["a"], 3)
+    open_archive(tmp_path / "small.hrva").read([0])  # loads the compiled code, which does not count
     ((reader, make),) = ((reader, make) for (reader, other), make in BOMBS.items() if other == name)
     measured = READERS[reader].bomb(partial(make, tmp_path), tmp_path)
     assert measured.excess <= 1
