@@ -233,6 +233,13 @@ def test_tensor_operations_are_taken_on_a_gpu() -> None:
     assert (found.cpu() == search(latents.cpu(), books)).double().mean() > 0.999
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_holds_the_search_and_not_what_it_found() -> None:
+    books, latents = codebooks(3, 8, 16), vectors_of(100, 16)
+    traced = torch.jit.trace(lambda some: search(some, books, 4), latents[:50], check_trace=False)
+    assert torch.equal(traced(latents), search(latents, books, 4))
+
+
 def test_matrix_products_are_in_float32_under_autocast() -> None:
     latents, books = vectors_of(500, 8), codebooks(1, 64, 8)
     expected = search_tensors(latents, books)

@@ -39,7 +39,7 @@ def search(
         NonFiniteError: A latent or a codeword is NaN or infinite. On a GPU and in graphs nothing is raised; NaN
             reaches the loss, which stops the training.
     """
-    if latents.device.type != "cpu" or torch.compiler.is_compiling():
+    if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
         from hrvqvae.quantize.search.tensors import search_tensors
 
         return search_tensors(latents, codebooks, width, coarse_weight, tables)
