@@ -197,6 +197,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert storage.read_meta(path) == META, "the header alone is read"
 
 
+def test_tied_weights_are_written(tmp_path: Path) -> None:
+    weight = torch.rand(3, 4)
+    storage.write(tmp_path / "x.safetensors", {"embedding": weight, "head": weight}, META)
+    assert all(torch.equal(tensor, weight) for tensor in storage.read(tmp_path / "x.safetensors")[0].values())
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

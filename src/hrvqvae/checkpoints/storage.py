@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
     meta_text = json.dumps(meta, sort_keys=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    uses = Counter(tensor.data_ptr() for tensor in on_cpu.values())  # safetensors refuses tied weights
+    on_cpu = {name: tensor.clone() if uses[tensor.data_ptr()] > 1 else tensor for name, tensor in on_cpu.items()}
     content = save_tensors(on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)})
     header_end = 8 + int.from_bytes(content[:8], "little")
     # Sort the header, which safetensors writes in any order.
