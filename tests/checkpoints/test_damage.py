@@ -203,6 +203,16 @@ def test_tied_weights_are_written(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, weight) for tensor in storage.read(tmp_path / "x.safetensors")[0].values())
 
 
+def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    copy = run.checkpoints / "step-000000001 (copy).safetensors"
+    copy.touch()
+    paths = [run.save(step, {}, {}) for step in (1, 2, 3)]
+    assert run.saved() == paths[:0:-1]
+    assert copy.is_file(), "an old checkpoint is deleted, but not a copy"
+
+
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -102,7 +102,7 @@ class RunFolder:
 
     def saved(self) -> list[Path]:
         """Return the checkpoints, newest first."""
-        return sorted(self.checkpoints.glob("step-*.safetensors"), reverse=True)
+        return sorted(self.checkpoints.glob(f"step-{'[0-9]' * 9}.safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
         """Write a checkpoint, then delete all but the two newest. Raises OSError if it can't be written."""
