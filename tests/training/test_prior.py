@@ -159,6 +159,14 @@ def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
     assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13], "the level that was left has begun"
 
 
+def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) -> None:
+    export(run, tmp_path / "exported")
+    train_levels(tmp_path / "exported", 1, of=GIVEN | {"data.root": str(tiny.data.root)})
+    assert prior_folder(tmp_path / "exported", 0).model.is_file()
+    with pytest.raises(InputError, match="write one and train there: hrvqvae export mnist DIR"):
+        resolve_priors("mnist", None, {}, resume=False)
+
+
 def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
     folder, said = RunFolder(run).codes, list[str]()
     configs = resolve_priors(run, 1, GIVEN | {"prior.training.max_steps": "1"}, resume=False)

@@ -95,8 +95,6 @@ class RunFolder:
     def read_config(self) -> Config:
         """Return the configuration. Raises InputError if config.yaml is missing or can't be read."""
         if not self.config.is_file():
-            if not self.path.exists() and str(self.path) in list_models():
-                require_trainable(self.path)  # raises: a model of the package
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.codemaps import CodeMaps, list_copies, load_or_extract
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
+from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
@@ -261,7 +261,8 @@ def resolve_priors(
     get new priors. With `level`, counted from 1, only the prior that covers this level is returned. Raises InputError
     if there is no such run or level, or as `stage_config`.
     """
-    stored = RunFolder(Path(path)).read_config()
+    require_trainable(path)
+    stored = Run(path).folder_config
     num_levels = len(stored.model.num_symbols)
     if level is not None and not 1 <= level <= num_levels:
         raise InputError(f"--level is {level}; this model has levels 1 to {num_levels}")
