@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -120,8 +121,7 @@ def test_a_mask_of_images_with_channels_first() -> None:
     torch.testing.assert_close(quantized, one(x)[0] * mask.unsqueeze(1))
     torch.testing.assert_close(one.get_output_from_indices(indices), quantized)
     torch.testing.assert_close(one.get_output_from_indices(indices.int()), quantized)
-    single = one.get_output_from_indices(indices.flatten(0, -2)[0])
-    torch.testing.assert_close(single, one.get_output_from_indices(indices.flatten(0, -2))[0])
+    torch.testing.assert_close(one.get_output_from_indices(indices[0, 0, 0]), quantized[0, :, 0, 0])
 
 
 def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:
@@ -181,6 +181,11 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     longer.load_state_dict(other.state_dict())
     longer(batches[1])
     assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches[:2]).flatten(0, 1)), "none of them is lost"
+    one = layer()
+    with patch.object(one.quantizer, "initialize", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        one(features(10, 20))
+    one(features(10, 20))
+    assert same(state_of(one), state_of(started())), "the start is made again"
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
@@ -192,7 +197,6 @@ def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
     for seed in range(1, 5):
         one(features(5, 20, seed=seed))
     assert one.schedule.steps == 1
-    assert one.encode(features(200))[:, 0].unique().numel() == SIZE
 
 
 @pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])

@@ -189,6 +189,8 @@ class TreeVQ(nn.Module):
             sample, weight = start
             with schedule.track_moves(quantizer):
                 quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
+            if len(sample) == schedule.start_vectors:  # after the fit, which Ctrl-C may have ended
+                schedule.finish_start()
         result: Quantized = quantizer(vectors)
         schedule.remember(vectors, result.chosen)
         if steps:

@@ -72,18 +72,16 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
-        """Add a batch (N, D) to the waiting vectors; finish the start when there are enough.
+        """Add a batch (N, D) to the waiting vectors.
 
         Return the vectors for a fit of the codebooks and the weight of each in the counts, or None. There are two fits:
-        to the first batch, and at the end to a sample of all waiting vectors.
+        to the first batch, and at the end to a sample of `start_vectors` of all waiting vectors.
         """
         batch = distributed.all_gather(vectors, self.group.group)
         batch = batch[batch.square().sum(1).isfinite()]  # the search refuses the others, and k-means would keep them
         _, count = self._progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
-        if len(collected) >= self.start_vectors:
-            self.finish_start()
-        else:
+        if len(collected) < self.start_vectors:
             if self.waiting.shape != (self.start_vectors, vectors.shape[1]):
                 self.waiting = collected.new_zeros(self.start_vectors, vectors.shape[1])
             self.waiting[: len(collected)] = collected
