@@ -134,6 +134,9 @@ def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
     (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
     with pytest.raises(InputError, match="not YAML"):
         export(tmp_path / "two", tmp_path / "three", license="mit")
+    (tmp_path / "two" / "README.md").write_text("# Größe\n", "latin-1")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        export(tmp_path / "two", tmp_path / "three")
 
 
 def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Path) -> None:

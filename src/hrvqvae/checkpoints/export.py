@@ -90,7 +90,10 @@ def export(
             elif state.weights_digest != source.weights_digest:
                 copy_state(state, target)
         if source_folder.card.is_file():
-            card = source_folder.card.read_text()
+            try:
+                card = source_folder.card.read_text("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away") from error
         else:
             options, measured = source.sampling_options(), _read_evaluation(source_folder)
             card = _card(config, name or out.name, meta.get("step"), metadata, options, measured, license)
