@@ -63,15 +63,15 @@ function restore(stored) {
 function buildModel({ name, config, progressive }, tables, weights) {
   const { model } = config;
   const { channels } = config.data;
-  const blocks = progressive && config.progressive.network.residual_blocks;
+  const blocks = config.progressive.network.residual_blocks;
   const kernel = new Kernel();
   return {
     name, channels, model, tables,
     codebooks: new Codebooks(weights, model.quantizer),
     encoder: buildEncoder(kernel, weights, "encoder", model),
     decoder: buildDecoder(kernel, weights, "decoder", model),
-    refiner: blocks ? buildRefiner(kernel, weights, "progressive.refiner", blocks) : null,
-    prefixDecoder: blocks ? buildDecoder(kernel, weights, "progressive.decoder", model) : null,
+    refiner: progressive ? buildRefiner(kernel, weights, "progressive.refiner", blocks) : null,
+    prefixDecoder: progressive ? buildDecoder(kernel, weights, "progressive.decoder", model) : null,
   };
 }
 

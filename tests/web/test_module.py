@@ -18,10 +18,12 @@ from torch import Tensor
 from benchmarks.torture import bombs
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
+from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError
 from tests.conftest import do, refused
+from tests.export import test_graphs
 from tests.web.bundle import read_bundle
 
 WEB = Path(__file__).parents[2] / "web"
@@ -188,6 +190,16 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, monkeypatch: p
     image = images_of_many_sizes(1, 1)[0]
     assert (model(image).images - original.autoencoder(image).images).abs().mean() < 0.01
     assert "exists already" in refused(["export", "--web", MODEL, tmp_path / "out"])
+
+
+def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(test_graphs.config_of("treevq"), {"progressive.network.residual_blocks": "0"})
+    monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
+    bundle = export_web(test_graphs.saved("treevq", tmp_path), tmp_path / "web")[0]
+    model, entropy_model = read_bundle(bundle)
+    file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], 1)
+    (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
+    assert np.abs(pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)).max() <= 1
 
 
 def test_the_module_stays_small() -> None:
