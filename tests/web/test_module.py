@@ -192,6 +192,13 @@ def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, monkeypatch: p
     assert "exists already" in refused(["export", "--web", MODEL, tmp_path / "out"])
 
 
+def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrvqvae.quantize.residual._MAX_DENSE_BOOKS", 2)
+    config = override(test_graphs.config_of("hrvqvae"), {"model.quantizer.shrinkage": "1"})
+    monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
+    assert "a level has a table" in refused(["export", "--web", test_graphs.saved("hrvqvae", tmp_path)])
+
+
 def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = override(test_graphs.config_of("treevq"), {"progressive.network.residual_blocks": "0"})
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)

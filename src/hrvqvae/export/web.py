@@ -40,8 +40,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     quantizer = model.quantizer.config
     if quantizer.joint_beam or quantizer.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
-    if quantizer.num_codebooks != quantizer.num_parents:
-        raise InputError(f"{run} can't be decoded by a page: its codebooks are not all in memory (memory_mib)")
+    if any(codebooks.table is not None for codebooks in model.quantizer.levels):
+        raise InputError(f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)")
     name = (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}
     progressive = model.progressive_decoder
