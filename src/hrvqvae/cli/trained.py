@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def _evaluate(arguments: Arguments) -> int:
     from hrvqvae.evaluation.report import evaluate_run
 
-    if arguments.guidance and not arguments.samples:
-        raise InputError("--guidance needs samples: add --samples N")
+    if (arguments.guidance or arguments.sample_levels) and not arguments.samples:
+        raise InputError("--guidance and --sample-levels need samples: add --samples N")
     evaluated = evaluate_run(
         arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
         guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
