@@ -241,7 +241,9 @@ def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_pat
     assert len(workers) == 1
 
 
-def test_images_at_their_own_sizes(tmp_path: Path) -> None:
+def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrvqvae.tokens.tokenize._MAX_FULL_SIZE_CHUNK", 2)
+    monkeypatch.setattr("hrvqvae.tokens.tokenize._GROUP_CODES", 3000)
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for index, size in enumerate(sizes):
         write_picture(tmp_path / "pictures" / f"{index}.png", index, size)
@@ -256,6 +258,7 @@ def test_images_at_their_own_sizes(tmp_path: Path) -> None:
         expected = model.encode(torch.from_numpy(pixels)[None])
         assert all(np.array_equal(level[index], grid[0]) for level, grid in zip(codes, expected, strict=True))
         assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
+    assert pq.read_metadata(tmp_path / "out" / "part-000000.parquet").num_row_groups == 2, "the first ends soon"
 
 
 def test_names_in_a_tar_need_not_be_utf_8(tmp_path: Path) -> None:

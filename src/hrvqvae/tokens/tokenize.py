@@ -42,7 +42,7 @@ from hrvqvae.utils.progress import Advance, note, task
 
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000
-_GROUP_ROWS = 1_000  # rows of a row group
+_GROUP_ROWS, _GROUP_CODES = 1_000, 1 << 24  # rows of a row group at most; codes that end a row group sooner
 _MAX_CHUNK, _MAX_CHUNK_PIXELS = 256, 1 << 20  # images and pixels of a chunk, which a worker decodes at a time
 _MAX_FULL_SIZE_CHUNK = 8  # images of a chunk if their sizes differ
 _MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # per call of the model; few on a CPU: activations stay in its cache
@@ -179,7 +179,8 @@ class Tokenizer:
                 rows += self._encode(images)
                 broken |= errors
                 losses += lost
-                while len(rows) >= _GROUP_ROWS:
+                num_codes = sum(level.size for *_, levels in rows for level in levels)
+                while len(rows) >= (_GROUP_ROWS if num_codes < _GROUP_CODES else 1):
                     self._append_group(file, rows[:_GROUP_ROWS])
                     rows = rows[_GROUP_ROWS:]
                 advance(len(images) + len(errors))
