@@ -236,6 +236,7 @@ def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path) -> No
 
 def test_unreadable_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "a/0.png", "a/1.png", "b/2.png")
+    (tmp_path / "c").symlink_to("c")
     scandir = os.scandir
 
     def closed(path: str) -> object:
@@ -246,6 +247,7 @@ def test_unreadable_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     with patch.object(os, "scandir", closed):
         assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a/0.png", "a/1.png"]
     assert "/b can't be read (Permission denied)" in caplog.text
+    assert "/c can't be read (Too many levels of symbolic links); it is left out" in caplog.text
 
 
 def test_images_of_a_folder_come_before_its_tars(picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

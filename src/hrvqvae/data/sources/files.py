@@ -146,10 +146,14 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
         told_once(f"{error.filename} can't be read ({error.strerror}); its files are left out")
         return
     for entry in entries:
-        if not entry.is_dir():
-            if entry.is_file():
-                yield entry
-        elif not (entry.is_symlink() and identify(entry.path) in above):
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:  # a link to itself, or into a folder that can't be read
+            told_once(f"{error.filename} can't be read ({error.strerror}); it is left out")
+            continue
+        if is_file:
+            yield entry
+        elif is_folder and not (entry.is_symlink() and identify(entry.path) in above):
             yield from _walk(Path(entry.path), above)
 
 
