@@ -75,6 +75,10 @@ def test_wrong_commands() -> None:
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
         (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
+        *(
+            (["train", "hrvqvae/mnist", option, ""], f"{option} is empty")
+            for option in ("--out", "--data", "--init-from")
+        ),
     ):
         assert message in refused([*arguments])
 

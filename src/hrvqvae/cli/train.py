@@ -24,11 +24,11 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     of_stage = {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
     for option_name, field in {"data": "data.root", "codes": "prior.codes", **of_stage}.items():
         if (value := getattr(arguments, option_name, None)) is not None:
-            set_field(fields, field, value, f"--{option_name.replace('_', '-')}")
+            set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
     return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
 
 
-def _absolute(path: str) -> str:
+def _absolute(path: str | Path) -> str:
     return str(Path(path).expanduser().absolute())
 
 
@@ -114,7 +114,7 @@ def _train_classifier(arguments: Arguments) -> int:
     from hrvqvae.config.registry import DATASETS
     from hrvqvae.evaluation.classifier import train_classifier, write_classifier
 
-    out = Path(arguments.out)
+    out = arguments.out
     if out.exists():
         raise InputError(f"{out} exists already; choose another file")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -187,19 +187,19 @@ def _compare(arguments: Arguments) -> int:
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        rows, signal = compare(build_comparison(arguments), Path(arguments.out))
+        rows, signal = compare(build_comparison(arguments), arguments.out)
     if signal:
         print("stopped, saved; the same command continues", file=sys.stderr)
         return 128 + signal
     if arguments.json:
         print_json(rows)
     else:
-        print(f"\n{table(rows)}\n{Path(arguments.out) / 'results.md'}, results.json, and pictures beside them")
+        print(f"\n{table(rows)}\n{arguments.out / 'results.md'}, results.json, and pictures beside them")
     return 0
 
 
 _DATA = option(
-    "--data", metavar="DIR",
+    "--data", type=Path, metavar="DIR",
     help="read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default: the run's, else "
     "HRVQVAE_DATA, else the user's cache)",
 )  # fmt: skip
@@ -209,7 +209,7 @@ _TRAINING: tuple[Option, ...] = (
     option("--max-minutes", metavar="M", help="stop after M minutes (default: the preset's)"),
     option("--seed", metavar="S", help="draw weights and the order of images from seed S (default: the preset's)"),
     option("--device", metavar="NAME", help="train on auto, cpu, cuda or cuda:N (default: auto)"),
-    option("--init-from", metavar="MODEL", help="start from the weights of a run or model, such as cifar10"),
+    option("--init-from", type=Path, metavar="MODEL", help="start from the weights of a run or model, such as cifar10"),
     flag("--resume", "continue from the newest good checkpoint"),
 )
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
@@ -220,7 +220,7 @@ def add(commands: Group) -> None:
     command(
         commands, "train", "train an autoencoder by a preset, or by a YAML or JSON file", _train,
         option("preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"),
-        option("--out", metavar="RUN", help="write to the run folder RUN (default: runs/PRESET)"),
+        option("--out", type=Path, metavar="RUN", help="write to the run folder RUN (default: runs/PRESET)"),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING, fields=_FIELDS.format("--model.quantizer.codewords 8"),
     )  # fmt: skip
@@ -238,7 +238,7 @@ def add(commands: Group) -> None:
     command(
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
         option("dataset", metavar="DATASET", help="data set, such as cifar10"),
-        option("--out", required=True, metavar="FILE", help="write the classifier to FILE.safetensors"),
+        option("--out", required=True, type=Path, metavar="FILE", help="write the classifier to FILE.safetensors"),
         _DATA, option("--seed", type=int, default=1, metavar="S", help="draw weights from seed S (default: 1)"),
     )  # fmt: skip
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
@@ -263,7 +263,7 @@ def add(commands: Group) -> None:
             "--prior-steps", type=int, default=0, metavar="N",
             help="train priors too, N steps per system in all (default: 0, none)",
         ),
-        _DATA, option("--out", required=True, metavar="DIR", help="write runs, rows and results to DIR"), "--json",
+        _DATA, option("--out", required=True, type=Path, metavar="DIR", help="write runs and results to DIR"), "--json",
         fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
         "VALUE sets a model or training field of one system, such as --vqgan.model.adversarial_start 500",
     )  # fmt: skip
