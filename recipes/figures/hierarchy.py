@@ -19,6 +19,7 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.plots import hierarchy
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize import ResidualQuantizer
+from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 
@@ -31,7 +32,7 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
     if run is None:
         tree = synthetic_tree()
         if path is not None:
-            tree = hierarchy.Tree(tree.codebooks, None, tree.name)
+            tree = hierarchy.Tree(tree.codebooks, None, tree.name, path)
     else:
         model, config = Run(run).load()
         books = hierarchy.get_codebooks(model)
@@ -40,11 +41,11 @@ def draw(run: str | None, out: Path, position: Sequence[int] | None, path: Seque
             image = torch.from_numpy(load_images(config.data, "test").decode(0, None).pixels)
             tree = hierarchy.make_tree(model, image, (position[0], position[1]), name)
         elif path is not None:
-            tree = hierarchy.Tree(books, None, f"{config.name}, the path given")
+            tree = hierarchy.Tree(books, None, f"{config.name}, the path given", path)
         else:
             assert isinstance(model, SingleGridAutoencoder)
-            tree, path = hierarchy.Tree(books, None, f"{config.name}, most used path"), most_used(model)
-    save_figure(hierarchy.draw(tree, path), out)
+            tree = hierarchy.Tree(books, None, f"{config.name}, most used path", most_used(model))
+    save_figure(hierarchy.draw(tree), out)
     return tree.name
 
 
@@ -59,9 +60,10 @@ def synthetic_tree(levels: int = 3, codewords: int = 4, seed: int = 3) -> hierar
         radius = generator.uniform(0.75, 1.1, shape) * 0.42**level
         books.append(np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1))
     leaf = hierarchy.sum_choices(books)[-1][generator.integers(codewords**levels)]
-    return hierarchy.Tree(
-        books, leaf + generator.normal(0, 0.02, 2), f"{levels} levels of {codewords} codewords, synthetic"
-    )
+    target = leaf + generator.normal(0, 0.02, 2)
+    nearest = search(torch.from_numpy(target).float()[None], [torch.from_numpy(book).float() for book in books])[:, 0]
+    codes = [int(index) % codewords for index in nearest]
+    return hierarchy.Tree(books, target, f"{levels} levels of {codewords} codewords, synthetic", codes)
 
 
 def most_used(model: SingleGridAutoencoder) -> list[int]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 Points = NDArray[np.float64]
@@ -36,9 +35,9 @@ class Tree(NamedTuple):
     """Codewords to draw."""
 
     codebooks: Sequence[Points]  # of level l at index l - 1, (m^(l-1), m, D)
-    target: Points | None  # (D,), the vector to quantize; None shows child indices without a vector
+    target: Points | None  # (D,), the vector to quantize; None shows the codes without a vector
     name: str  # for the title
-    codes: Sequence[int] | None = None  # child indices that a model chooses for the target; None: the nearest children
+    codes: Sequence[int]  # the chosen child per level
 
 
 def sum_choices(codebooks: Sequence[Points]) -> list[Points]:
@@ -99,25 +98,19 @@ def _draw_level(axes: Axes, level: int, points: Points, within: slice, chosen: i
     axes.set_title(f"level {level + 1}: {len(reach)} of {len(points)} codewords within reach", fontsize=11)
 
 
-def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
-    """Return the panels side by side, for a child index per level (None: those of the tree's target).
+def draw(tree: Tree) -> Figure:
+    """Return the panels side by side.
 
-    Raises InputError if the choices do not fit the tree, or there are too many codewords to draw.
+    Raises InputError if the codes do not fit the tree, or there are too many codewords to draw.
     """
     sizes, levels = [book.shape[1] for book in tree.codebooks], len(tree.codebooks)
     if (leaves := math.prod(sizes)) > _MOST_DRAWN:
         raise InputError(f"{leaves} leaves are too many to draw; at most {_MOST_DRAWN}")
-    choices = tree.codes if choices is None else choices
-    if choices is None:
-        assert tree.target is not None
-        books = [torch.from_numpy(book).float() for book in tree.codebooks]
-        indices = search(torch.from_numpy(tree.target).float()[None], books)[:, 0]
-        choices = [int(index) % size for index, size in zip(indices, sizes, strict=True)]
-    if len(choices) != levels:
-        raise InputError(f"the path has {len(choices)} levels; this tree has {levels}")
-    for child, size in zip(choices, sizes, strict=True):
+    if len(tree.codes) != levels:
+        raise InputError(f"the path has {len(tree.codes)} levels; this tree has {levels}")
+    for child, size in zip(tree.codes, sizes, strict=True):
         if not 0 <= child < size:
-            raise InputError(f"the path is {list(choices)}; where {child} is, children are 0 to {size - 1}")
+            raise InputError(f"the path is {list(tree.codes)}; where {child} is, children are 0 to {size - 1}")
     sums = sum_choices(tree.codebooks)
     dim = sums[-1].shape[1]
     origin, plane, projection = np.zeros(dim), np.eye(2, dim), ""
@@ -135,8 +128,8 @@ def draw(tree: Tree, choices: Sequence[int] | None = None) -> Figure:
     previous, index = (np.zeros(tree.codebooks[0].shape[-1]) - origin) @ plane.T, 0
     for level, axes in enumerate(figure.subplots(1, levels, squeeze=False)[0]):
         first = index * sizes[level]
-        _draw_level(axes, level, flat[level], slice(first, first + sizes[level]), choices[level], previous)
-        index = first + choices[level]
+        _draw_level(axes, level, flat[level], slice(first, first + sizes[level]), tree.codes[level], previous)
+        index = first + tree.codes[level]
         previous = flat[level][index]
         if tree.target is not None:
             target = (tree.target - origin) @ plane.T
