@@ -79,7 +79,8 @@ def _pairings(size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]
     """Yield rounds of disjoint pairs of positions, in which every pair occurs once (the circle method)."""
     last = size + size % 2 - 1
     for turn in range(last):
-        circle = torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(1, last + 1).roll(turn)]).to(device)
+        circle = torch.arange(last + 1, device=device)
+        circle[1:] = circle[1:].roll(turn)
         left, right = circle[: len(circle) // 2], circle.flip(0)[: len(circle) // 2]
         inside = (left < size) & (right < size)
         yield left[inside], right[inside]

@@ -187,7 +187,7 @@ class TreeVQ(nn.Module):
         steps = schedule.steps
         if steps == 0 and (start := schedule.collect(vectors.detach().float())) is not None:
             sample, weight = start
-            with schedule.track_moves(quantizer):
+            with torch.device("cpu"), schedule.track_moves(quantizer):
                 quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
             if len(sample) == schedule.start_vectors:  # after the fit, which Ctrl-C may have ended
                 schedule.finish_start()
@@ -196,7 +196,7 @@ class TreeVQ(nn.Module):
         if steps:
             if schedule.restart_due(steps):
                 gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
-                with schedule.track_moves(quantizer):
+                with torch.device("cpu"), schedule.track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.steps += 1
         return result
@@ -243,7 +243,8 @@ class TreeVQ(nn.Module):
             NonFiniteError: A value is NaN or infinite.
         """
         require(passes >= 1, "passes", passes, "at least 1")
-        fit(self.quantizer, self._repeatable(vectors, batch), self.schedule.start_vectors, passes, seed)
+        with torch.device("cpu"):  # whatever the default is
+            fit(self.quantizer, self._repeatable(vectors, batch), self.schedule.start_vectors, passes, seed)
         self.schedule.finish_start()
         return self.align() if align else self
 
@@ -268,7 +269,8 @@ class TreeVQ(nn.Module):
         Items alone in their leaf keep it. The others get free leaves near them; the sum of all squared errors is nearly
         as small as possible. Takes the same vectors as `fit`, at most one per leaf, and raises the same errors.
         """
-        return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
+        with torch.device("cpu"):
+            return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after prefixes (..., l)."""

@@ -88,7 +88,8 @@ class CodebookSchedule(nn.Module):
             self._set_progress(0, len(collected))
             if count or not len(collected):
                 return None
-        order = torch.randperm(len(collected), generator=torch.Generator().manual_seed(0))[: self.start_vectors]
+        rng = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(collected), generator=rng, device="cpu")[: self.start_vectors]
         return collected[order.to(collected.device)], len(batch) / len(order)
 
     def finish_start(self) -> None:

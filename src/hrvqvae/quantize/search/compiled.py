@@ -194,7 +194,7 @@ def search_compiled(
     Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be squared.
     """
     beam, levels = min(width, math.prod(book.shape[1] for book in codebooks[:-1])), len(codebooks)
-    indices = torch.empty(levels, len(latents), dtype=torch.long)
+    indices = torch.empty(levels, len(latents), dtype=torch.long, device="cpu")
     vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
     if levels == 1:
         codewords = codebooks[0][0].detach().float()
@@ -203,7 +203,7 @@ def search_compiled(
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
         padded = list[Tensor]()  # keeps the codebooks at the addresses in `books` alive
-        shapes, joined = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long)]
+        shapes, joined = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long, device="cpu")]
         for shape, codebook, table in zip(shapes, codebooks, tables or [None] * levels, strict=True):
             (num_books, size, dim), rows = codebook.shape, codebook.detach().float()
             rows = pad(rows, (0, -dim % LANES)) if dim % LANES else rows  # `pad` copies even if nothing is missing
