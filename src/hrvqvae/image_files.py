@@ -145,9 +145,9 @@ def _append(
 
 
 def _archived_name(name: str) -> str:
-    """Return the name that an archive stores: `name`, if it is UTF-8 and short enough, or a safe name."""
-    encoded = name.encode(errors="replace")
-    return name if encoded.decode() == name and len(encoded) <= archive.MOST_NAME else safe_name(name)
+    """Return the name that an archive stores: `name` with bytes that are not UTF-8 escaped, or a short safe name."""
+    encoded = name.encode(errors="backslashreplace")
+    return encoded.decode() if len(encoded) <= archive.MOST_NAME else safe_name(name)
 
 
 class _Job(NamedTuple):

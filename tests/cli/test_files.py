@@ -1,6 +1,7 @@
 """Files of codes on the command line: tables, compress, inspect, decompress, archives."""
 
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -191,6 +192,10 @@ def test_any_name_of_a_file_can_be_archived_and_read_again(run: Path, images: Pa
     files = sorted(path.stem for path in (tmp_path / "back").iterdir())
     assert files == sorted(path.stem for path in (tmp_path / "codes").iterdir())
     assert {"a_b", "C_x_[2J", "two_lines"} < {*files}
+    foreign = [os.fsdecode(b"\xe8.png"), os.fsdecode(b"\xe9.png")]  # bytes that are not UTF-8 keep names apart
+    write_tar(tmp_path / "f.tar", {name: (images / f"{index}.png").read_bytes() for index, name in enumerate(foreign)})
+    do("compress", run, tmp_path / "f.tar", "-o", tmp_path / "f.hrva")
+    assert open_archive(tmp_path / "f.hrva").names == ("\\udce8", "\\udce9")
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in ("../../out.png", "/abs/x.png"):
             tar.add(images / "0.png", name)
