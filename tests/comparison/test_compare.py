@@ -15,8 +15,8 @@ from hrvqvae.cli import main
 from hrvqvae.comparison import instruments
 from hrvqvae.comparison.report import COLUMNS, compare
 from hrvqvae.comparison.report import table as table_of
-from hrvqvae.comparison.systems import Comparison
-from hrvqvae.config import presets
+from hrvqvae.comparison.systems import Comparison, codewords_searched
+from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.data.images import read_image
 from hrvqvae.evaluation import samples
@@ -198,6 +198,11 @@ def test_what_can_not_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     with pytest.raises(InputError, match="needs vector_quantize_pytorch"):
         Comparison(dataset="mnist", systems=("hrvqvae", "fsq"), max_steps=1)
+
+
+def test_a_joint_beam_searches_below_every_branch() -> None:
+    quantizer = QuantizerConfig(levels=3, codewords=8, linked=1, beam=4, joint_beam=True)
+    assert codewords_searched(SingleGridConfig(quantizer=quantizer)) == 8 + 4 * 8 + 4 * 8
 
 
 def test_a_table_of_means() -> None:

@@ -47,9 +47,11 @@ def codewords_searched(model: ModelConfig) -> int | None:
         return 0
     if model.system not in _STYLES:
         return None
-    beam = getattr(quantizer, "beam", 1)
-    levels = zip(model.num_symbols, model.num_codewords, strict=True)
-    return sum(min(beam * symbols, codewords) for symbols, codewords in levels)
+    beam, joint, searched, branches = getattr(quantizer, "beam", 1), getattr(quantizer, "joint_beam", False), 0, 1
+    for symbols, linked in zip(model.num_symbols, model.linked, strict=True):
+        branches = (branches if linked or joint else 1) * symbols  # before the beam keeps the best
+        searched, branches = searched + branches, min(beam, branches)
+    return searched
 
 
 def available_systems() -> tuple[str, ...]:
