@@ -210,6 +210,13 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes:
         measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
 
+def test_sets_are_no_larger_than_the_train_split(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = samples.load_images(unequal_classes, "test")
+    few = ImageSet(whole.config, whole.labels[:50], whole.classes, pixels=whole.pixels[:50])
+    monkeypatch.setattr(samples, "load_images", lambda _, split: few if split == "train" else whole)
+    assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
+
+
 def test_the_deviation_is_that_of_repetitions(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mean of DRAWS sets deviates by the deviation of a set / sqrt(DRAWS)."""
     model, means, deviations = Rings((0.95, 0.05)), list[float](), list[float]()

@@ -180,8 +180,9 @@ def measure_samples(
     """Draw samples, classify them, and compare them with test images.
 
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of samples, whose classes
-    are drawn by their frequency in training, with test images. A set has `count` images, but at most half as many as
-    the test split. Return a `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples.
+    are drawn by their frequency in training, with test images. A set has `count` images, but at most half of the test
+    split or all of the train split. Return a `SampleQuality` per guidance weight. `lmbda` is for reconstructions,
+    `levels` for samples.
 
     Raises InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
     """
@@ -189,8 +190,8 @@ def measure_samples(
         raise InputError(f"the priors of {model.run} know no classes: samples can't be measured")
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
-    tests = load_images(config, "test")
-    size = min(count, len(tests) // 2)
+    tests, train = (load_images(config, split) for split in ("test", "train"))
+    size = min(count, len(tests) // 2, len(train))
     if size < 2:
         raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
@@ -200,7 +201,6 @@ def measure_samples(
         for images in read_images_at(tests, reference)
     ])  # fmt: skip
     labels = torch.from_numpy(tests.labels[reference])
-    train = load_images(config, "train")
 
     def compare_subsets(images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
         return summarize([real.compare(read_images_at(images, indices)) for indices in subsets])
