@@ -24,7 +24,7 @@ _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
-    """Yield float32 batches of an array (N, D) or of several; raise InputError for other types or shapes."""
+    """Yield float32 batches of an array (N, D) or of several; raise InputError for others, also if a value is NaN."""
     require(batch >= 1, "batch", batch, "at least 1")
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
@@ -33,7 +33,9 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
             rows = array[first : first + batch]
-            yield rows.detach().float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, np.float32))
+            rows = rows.detach().float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, np.float32))
+            require_finite(rows, ())
+            yield rows
 
 
 @torch.no_grad()
@@ -47,7 +49,6 @@ def fit(
     rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
     sample, keys, num_vectors, largest_batch = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
     for batch in batches():
-        require_finite(batch, ())
         keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
         sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
         keys, kept = keys.topk(min(start, len(keys)))  # vectors with the largest random keys: a uniform sample

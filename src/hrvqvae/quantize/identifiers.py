@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
@@ -22,7 +21,6 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     sizes, device = quantizer.config.sizes, quantizer.levels[0].count.device
     leaves = torch.empty(0, dtype=torch.long)
     for batch in batches():
-        require_finite(batch, ())
         leaves = torch.cat([leaves, leaf_of(torch.stack(quantizer.encode(batch.to(device)), -1), sizes).cpu()])
     if len(leaves) > math.prod(sizes):
         raise InputError(f"{len(leaves)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
