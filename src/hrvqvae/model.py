@@ -191,9 +191,8 @@ class Model:
             if not self.run.wrote(mark):
                 for state in self.run.earlier_states():
                     if state.wrote(mark):
-                        if state.folder.path not in self._earlier_states:
-                            self._earlier_states[state.folder.path] = Model(state.folder.path, str(self.device))
-                        return self._earlier_states[state.folder.path]
+                        path, loaded = state.folder.path, self._earlier_states
+                        return loaded.get(path) or loaded.setdefault(path, Model(path, str(self.device)))
         return self
 
     def sample(

@@ -174,6 +174,7 @@ STORED = {
     "half": torch.ones(3, dtype=torch.bfloat16),
     "empty": torch.zeros(0, 4),
 }
+STORED["tied"] = STORED["half"]
 META = {"step": 7, "name": "ünïcode"}
 
 
@@ -197,20 +198,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert storage.read_meta(path) == META, "the header alone is read"
 
 
-def test_tied_weights_are_written(tmp_path: Path) -> None:
-    weight = torch.rand(3, 4)
-    storage.write(tmp_path / "x.safetensors", {"embedding": weight, "head": weight}, META)
-    assert all(torch.equal(tensor, weight) for tensor in storage.read(tmp_path / "x.safetensors")[0].values())
-
-
 def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.checkpoints.mkdir()
-    copy = run.checkpoints / "step-000000001 (copy).safetensors"
-    copy.touch()
+    (run.checkpoints / "step-000000001 (copy).safetensors").mkdir(parents=True)
     paths = [run.save(step, {}, {}) for step in (1, 2, 3)]
-    assert run.saved() == paths[:0:-1]
-    assert copy.is_file(), "an old checkpoint is deleted, but not a copy"
+    assert run.saved() == paths[:0:-1], "or it would be deleted"
 
 
 @settings(max_examples=100, deadline=None)

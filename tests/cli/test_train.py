@@ -33,7 +33,7 @@ def tiny_file(mnist_root: Path, tmp_path: Path) -> Iterator[str]:
 def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
     fields = ["--model.quantizer.codewords", "8", "--prior.network.dropout", "0.3"]
     printed = do("train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print-config")
-    (tmp_path / "printed.yaml").write_text(printed)
+    (tmp_path / "printed.yaml").write_text(printed, "utf-16")  # as PowerShell's >
     config = from_file(tmp_path / "printed.yaml")
     assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
     assert do("train", tmp_path / "printed.yaml", "--print-config") == printed

@@ -128,13 +128,6 @@ def test_files_that_are_no_configuration(content: str, message: str, tmp_path: P
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])  # PowerShell's ">", and editors on Windows
-@pytest.mark.parametrize("name", ["mine.yaml", "mine.json"])
-def test_a_file_may_begin_with_a_byte_order_mark(name: str, encoding: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text('{"data": {"root": "Fotos/Grüße"}}', encoding)
-    assert from_file(tmp_path / name).data.root == "Fotos/Grüße"
-
-
 def test_missing_fields_take_their_defaults() -> None:
     config = from_dict({"name": "x"}, "here")
     assert (config.name, config.model.system, config.training.epochs) == ("x", "hrvqvae", 1)

@@ -1,13 +1,13 @@
 """Every task after kills, signals, damage, full disks and refusals."""
 
 import errno
-import io
 import math
 import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,19 +105,9 @@ def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.
 
 @of_the_trainer
 def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return not gone
-
-        def write(self, _: str) -> int:
-            if gone:
-                raise OSError(errno.EIO, "closed")
-            return 0
-
-    gone = list[bool]()
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    case.train(callbacks=(lambda *_: gone.append(True),), say=say)
-    case.train(resume=True, say=say)
+    write = Mock(side_effect=OSError(errno.EIO, "closed"))
+    monkeypatch.setattr(sys, "stdout", Mock(isatty=lambda: False, write=write))
+    case.train(say=say)
     assert same(case.state(), whole.state())
 
 

@@ -1,6 +1,5 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
-import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +14,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import Config
 from hrvqvae.data.sources import datasets
+from hrvqvae.training.stages import collect_fields
 from hrvqvae.utils.errors import InputError
 from tests.conftest import do, drawn_digits, same, with_data, write_file
 from tests.trained_run import GIVEN
@@ -73,21 +73,16 @@ def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
     with pytest.raises(InputError, match="trained on other images"):
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
+    with pytest.raises(InputError, match="test_data needs a data set as data"):
+        hrvqvae.train(tiny_file, data=tmp_path, test_data=Digits(slice(60)))
+    with pytest.raises(InputError, match="mine.yaml: there is no such file"):
+        hrvqvae.train(Path("mine.yaml"))
+    assert collect_fields("training", {"data.root": Path("x")}, run, None) == {"data.root": str(Path("x").absolute())}
     with pytest.raises(InputError, match="holds no run to resume"):
         hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
     told = "trained on a data set given from Python: give it again"
     with patch.object(datasets, "_REGISTERED", {}), pytest.raises(InputError, match=told):  # as in another process
         hrvqvae.load(run).train_prior()
-
-
-def test_paths_are_those_of_the_command_line(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = Path(os.path.relpath(tiny.data.root or "", tmp_path))
-    hrvqvae.train(write_file(tiny, Path("tiny.yaml")), max_steps=2, **{"data.root": root})
-    assert RunFolder(Path("runs/tiny.yaml")).read_config().data.root == str(tmp_path / root)
-    for data in (None, root):
-        with pytest.raises(InputError, match="test_data needs a data set as data"):
-            hrvqvae.train("tiny.yaml", data=data, test_data=Digits(slice(9)), out="new", max_steps=2)
 
 
 def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:

@@ -244,10 +244,7 @@ class Run:
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
-    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet.
-
-    Raises InputError if the weights file was replaced after the run had read it.
-    """
+    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet."""
     state = RunFolder(target.states / run.weights_digest)
     artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
     current = {path: part.file for path, part in artifacts.items() if part.file.is_file() and not part.is_stale()}

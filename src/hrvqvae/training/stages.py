@@ -34,20 +34,16 @@ Fields = Mapping[str, Any]
 def collect_fields(section: str, options: Fields, run: str | Path, data: Any, test_data: Any = None) -> dict[str, Any]:
     """Return the options of `hrvqvae.train` by dotted name; short names such as "seed" are fields of `section`.
 
-    Torch data sets in `data` and `test_data` are registered under the name of the run folder. Raises InputError if
-    `test_data` is given without a data set.
+    Torch data sets are registered under the name of the run folder. Raises InputError if only `test_data` is one.
     """
     fields = {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
-    given = {"data.root": data} if isinstance(data, str | Path) else {}
-    if test_data is not None and (data is None or given):
+    if data is not None and not isinstance(data, str | Path):
+        return fields | {"data.root": register_datasets(str(Path(run).absolute()), data, test_data)}
+    if test_data is not None:
         raise InputError("test_data needs a data set as data; a folder has its test images in a folder named test")
-    fields |= given
-    for name in {"data.root", "prior.codes"} & fields.keys():
-        if fields[name] is not None:
-            fields[name] = str(Path(fields[name]).expanduser().absolute())
-    if data is not None and not given:
-        fields["data.root"] = register_datasets(str(Path(run).absolute()), data, test_data)
-    return fields
+    fields |= {} if data is None else {"data.root": data}
+    paths = {name: fields[name] for name in ("data.root", "prior.codes") if fields.get(name) is not None}
+    return fields | {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
