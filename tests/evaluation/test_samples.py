@@ -151,6 +151,9 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     assert seen.shape == (2, 2048)
     torch.testing.assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
     assert not seen.isnan().any()
+    monkeypatch.setattr(samples, "NoTrainInceptionV3", lambda **_: lambda images: images.flatten(1))
+    rounded = choose_features(config, cache / "classifier.safetensors")(torch.full((1, 1, 1, 1), 0.999))
+    assert rounded.tolist() == [[255] * 3], "as in a file"
 
 
 class Rings:

@@ -56,7 +56,7 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     if published.INCEPTION.available:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-        return Features("", lambda images: inception(to_three_channels((images * 255).byte())))
+        return Features("", lambda images: inception(to_three_channels((images * 255).round().byte())))
     if (config.channels == 1 or find_recipe(config)) and load_images(config, "test").classes:
         trained = obtain_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
