@@ -140,7 +140,7 @@ class CodebookSchedule(nn.Module):
     def recall(self, vectors: Tensor) -> Chosen | None:
         """Return, once, what `remember` kept for vectors (N, D)."""
         total = vectors.detach().sum(0)
-        for position, (pending_total, chosen) in enumerate(self._pending):
+        for position, (pending_total, chosen) in reversed(list(enumerate(self._pending))):  # the order of backward
             if len(chosen[0][0]) == len(vectors) and (len(self._pending) == 1 or torch.equal(total, pending_total)):
                 del self._pending[position]
                 return chosen
