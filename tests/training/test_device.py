@@ -16,7 +16,7 @@ from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
-from hrvqvae.utils.device import Compute
+from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError
 from tests.conftest import needs_gpu, with_training
 from tests.trained_run import train_autoencoder
@@ -61,6 +61,16 @@ def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path: Path, monke
     train_autoencoder(with_training(tiny, max_steps=2), RunFolder(tmp_path / "run"))
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no fp32_precision")
+def test_a_precision_that_was_set_the_new_way_is_kept() -> None:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    with exact_float32():
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+    assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
+    matmul.fp32_precision = before
 
 
 def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -51,12 +51,21 @@ def computes_bf16(device: torch.device) -> bool:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Turn TF32 off, to which a GPU may round the float32 inputs of convolutions and matrix products."""
-    previous = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    convolution, previous = getattr(cudnn, "conv", None), list[tuple[Any, str, Any, Any]]()
+    for name, targets, exact in (
+        ("allow_tf32", (matmul, cudnn), False), ("fp32_precision", (matmul, convolution), "ieee"),
+    ):  # fmt: skip
+        for target in targets:
+            with suppress(AttributeError, RuntimeError):  # fp32_precision is of torch 2.9; once set, allow_tf32 raises
+                previous.append((target, name, getattr(target, name), exact))
     try:
+        for target, name, _, exact in previous:
+            setattr(target, name, exact)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = previous
+        for target, name, value, _ in previous:
+            setattr(target, name, value)
 
 
 class Compute:
