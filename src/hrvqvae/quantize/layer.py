@@ -217,7 +217,10 @@ class TreeVQ(nn.Module):
             module.reset_parameters()
 
     def align(self) -> TreeVQ:
-        """Renumber children so that an index means about the same below every parent; return the layer."""
+        """Renumber children so that an index means about the same below every parent; return the layer.
+
+        Codebooks of more than 1,024 codewords stay as they are.
+        """
         self.quantizer.align()
         return self
 
