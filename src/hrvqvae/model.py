@@ -255,6 +255,8 @@ class Model:
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
                 height, width = pixels.shape[-2:]
                 raise InputError(f"the {noun} has {height}x{width} pixels; this model completes {size}")
+        if isinstance(keep, Tensor) and keep.numel() != size * size:
+            raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {(size, size)}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
