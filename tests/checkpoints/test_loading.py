@@ -23,9 +23,13 @@ from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, with_quantizer, with_training
 
 
-def test_loading_from_anywhere(run: Path) -> None:
-    model, file = hrvqvae.load(run), hrvqvae.load(run / "model.safetensors")
+def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    model, file = hrvqvae.load(run.name), hrvqvae.load(run / "model.safetensors")
+    monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)
+    model.compress(images)
+    assert (run / "states").is_dir(), "found when the process has gone elsewhere"
     assert not model.autoencoder.training
     assert torch.equal(model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1))
     for device, message in (("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")):

@@ -68,7 +68,7 @@ class Run:
     """A run folder, a weights file or a model inside the package. Raises InputError if the name is none of these."""
 
     def __init__(self, name: str | Path) -> None:
-        self.name, self.path = name, locate(name)  # `path`: the weights file of the autoencoder
+        self.name, self.path = name, locate(name).absolute()  # `path`: the weights file of the autoencoder
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
