@@ -129,6 +129,26 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
     return []
 
 
+class Rows:
+    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, list[Row]()
+        if path is not None and path.is_file():
+            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def get(self, labels: Row, measure: Callable[[], Row]) -> Row:
+        """Return the row with these labels; measure it where it is missing."""
+        for row in self.rows:
+            if row.items() >= labels.items():
+                return row
+        self.rows.append({**labels, **measure()})
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.rows[-1]) + "\n")
+        return self.rows[-1]
+
+
 def show(rows: Sequence[Row], columns: Columns) -> None:
     """Print rows as a table; a cell whose values a row lacks is "-".
 

@@ -11,7 +11,6 @@ are measured on training images that are set aside. Test images are measured onc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Row, as_script, finish, options, positive
+from benchmarks.common import Row, Rows, as_script, finish, options, positive
 from benchmarks.tuning import SEED, open_trials
 from hrvqvae.comparison.report import compare_pairs, welch
 from hrvqvae.config import DataConfig
@@ -144,26 +143,6 @@ def pixels(data: DataConfig, split: str) -> Tensor:
     """Return the images of a split, (N, 1, 28, 28) in [-1, 1]. Raises InputError where the data is missing."""
     images = load_images(data, split)
     return torch.stack([torch.from_numpy(images.decode(i, None).pixels) for i in range(len(images))]) / 127.5 - 1
-
-
-class Rows:
-    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured again."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path, self.rows = path, list[Row]()
-        if path is not None and path.is_file():
-            self.rows = [json.loads(line) for line in path.read_text().splitlines()]
-
-    def get(self, labels: Row, measure: Callable[[], Row]) -> Row:
-        """Return the row with these labels; measure it where it is missing."""
-        for row in self.rows:
-            if row.items() >= labels.items():
-                return row
-        self.rows.append({**labels, **measure()})
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps(self.rows[-1]) + "\n")
-        return self.rows[-1]
 
 
 def bench_layer_tuned(

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from math import log2
+from math import inf, log2
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import collapse, gpu, processes, vectors
+from benchmarks import collapse, gpu, processes, sampled, vectors
 from benchmarks import prior_speedrun as speedrun
 from benchmarks.common import as_script, read_rows
 from benchmarks.gpu import SEARCHES, compare
@@ -67,6 +67,30 @@ def test_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
     assert all(ratio == "-" or float(ratio) > 0 for ratio in ratios)
     assert name != "train" or "1.00" in ratios
+
+
+@pytest.mark.usefixtures("systems")
+def test_samples_of_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best of three rates, and rows that are not made again."""
+    small = {"prior.network.hidden_units": "8", "prior.network.layers": "1", "prior.training.warmup_steps": "0"}
+    monkeypatch.setattr(sampled, "PRIOR", {**sampled.PRIOR, **small})
+    monkeypatch.setattr(sampled, "search_guidance", lambda run, count: 2.0)  # needs more images than features
+    printed("tuned", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys)
+    arguments = f"{tmp_path / 'c'} --systems hrvqvae --steps 2 --seeds 2 --samples 8"
+    lines = printed("sampled", arguments, capsys).splitlines()[-5:]
+    rows = [json.loads(line) for line in (tmp_path / "c" / "samples" / "rows.jsonl").read_text().splitlines()]
+    priors = [row for row in rows if row["what"] == "prior"]
+    best = min(priors, key=lambda row: row["held_out_bits"] if row["seed"] == 0 else inf)["learning_rate"]
+    assert {(row["learning_rate"], row["seed"]) for row in priors} == {
+        *((rate, 0) for rate in sampled.RATES),
+        (best, 1),
+    }
+    assert [row["learning_rate"] for row in rows if row["what"] == "samples"] == [best] * 2
+    assert [line.split()[:3] for line in lines[1:]] == [["hrvqvae", seed, weight] for seed in "01" for weight in "12"]
+    monkeypatch.setattr(sampled, "train_priors", None)
+    assert printed("sampled", arguments, capsys).splitlines() == lines
 
 
 def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,153 @@
+"""Compare the samples of the systems of a comparison: priors of one family, trained for equal time.
+
+python -m benchmarks.sampled DIR --systems hrvqvae,treevq,vqvae --minutes 15 --seeds 3
+
+DIR is the folder of `python -m benchmarks.tuned ... --out DIR`, with its runs. The priors of a system train --minutes
+in all. Their learning rate is the one whose priors need the fewest bits for held-out training images, and their
+guidance the one whose samples are nearest to training images; both are searched with seed 0. Then the samples of every
+seed are compared with test images, without guidance and with it. DIR/samples has the runs with priors, and rows.jsonl.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import Row, Rows, as_script, finish, options, positive
+from hrvqvae.checkpoints.folder import RunFolder, prior_folders
+from hrvqvae.config.parsing import stage_config
+from hrvqvae.data.loading import load_images
+from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features, draw_subsets, read_images_at
+from hrvqvae.model import Model
+from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.training.loggers import read_records
+from hrvqvae.training.stages import raise_signal, train_missing_priors
+from hrvqvae.utils.errors import InputError
+
+PRIOR: Mapping[str, str] = {
+    "prior.network.kind": "gpt", "prior.network.hidden_units": "128", "prior.network.layers": "6",
+    "prior.network.heads": "4", "prior.class_dropout": "0.1", "prior.training.optimizer": "muon",
+    "prior.training.adam_beta2": "0.99", "prior.training.batch_size": "32", "prior.training.warmup_steps": "100",
+    "prior.training.evaluate_every": "250", "prior.training.threads": "1",
+}  # fmt: skip
+RATES, GUIDANCE = ("0.003", "0.006", "0.012"), (1.5, 2.0, 3.0, 4.0, 5.0)
+
+
+def train_priors(trained: RunFolder, target: Path, budget: Mapping[str, float], rate: str, seed: int) -> float:
+    """Train the priors of a copy of a run; return the bits of a held-out training image.
+
+    `budget` has the fields of the budget of all priors of the run together, by their short names.
+    """
+    if not (target / trained.config.name).is_file():
+        if not trained.model.is_file():
+            raise InputError(f"{trained.path} is not trained; make it with python -m benchmarks.tuned")
+        shutil.copytree(trained.path, target, ignore=shutil.ignore_patterns("checkpoints"))
+    fields = {**PRIOR, "prior.training.learning_rate": rate, "prior.training.seed": str(seed)}
+    parts = len(stage_config("prior", trained.read_config(), fields).prior_levels)
+    fields |= {"prior.training.epochs": "0", "prior.training.max_steps": "0"}
+    fields |= {f"prior.training.{name}": str(type(value)(value / parts)) for name, value in budget.items()}
+    raise_signal(*train_missing_priors(target, fields, resume=True).values())
+    return sum(
+        min(record["bits_per_image"] for record in read_records(folder.metrics) if record["kind"] == "evaluation")
+        for folder in prior_folders(target).values()
+    )
+
+
+@torch.inference_mode()
+def search_guidance(run: Path, count: int) -> float:
+    """Return the guidance with the least Frechet distance of `count` samples from as many training images."""
+    model = Model(run)
+    images = load_images(model.config.data, "train")
+    near, *_ = draw_subsets(images, min(count, len(images)), 1)
+    real = RealImages(choose_features(model.config.data, run / CLASSIFIER), read_images_at(images, near))
+
+    def distance(guidance: float) -> float:
+        drawn = model.draw(len(near), seed=0, params=SamplingParams(guidance=guidance)).images
+        return real.compare(torch.split(drawn, 128)).frechet
+
+    return min(GUIDANCE, key=distance)
+
+
+@dataclass
+class Study:
+    """The rows of a comparison's samples. A row that exists is not made again."""
+
+    comparison: Path
+    budget: Mapping[str, float]
+    samples: int
+
+    def __post_init__(self) -> None:
+        self.folder = self.comparison / "samples"
+        self.folder.mkdir(exist_ok=True)
+        self.rows = Rows(self.folder / "rows.jsonl")
+
+    def run(self, system: str, seed: int, rate: str) -> Path:
+        """Return the run of a system whose priors are trained with a rate."""
+        return self.folder / f"{system}-{seed}-{rate}"
+
+    def train(self, system: str, seed: int, rate: str) -> float:
+        """Train the priors of a run, and return their bits."""
+        trained, run = RunFolder(self.comparison / "runs" / f"{system}-{seed}"), self.run(system, seed, rate)
+        labels = {"what": "prior", "system": system, "seed": seed, "learning_rate": rate, **self.budget}
+        row = self.rows.get(labels, lambda: {"held_out_bits": train_priors(trained, run, self.budget, rate, seed)})
+        return float(row["held_out_bits"])
+
+    def measure(self, system: str, seeds: int) -> list[Row]:
+        """Search the rate and the guidance of a system, and return a row for each seed and guidance."""
+        best = min(RATES, key=lambda rate: self.train(system, 0, rate))
+        labels = {"system": system, "learning_rate": best, **self.budget}
+        searched = self.rows.get(
+            {"what": "guidance", **labels}, lambda: {"guidance": search_guidance(self.run(system, 0, best), 2_000)}
+        )
+        shown = list[Row]()
+        for seed in range(seeds):
+            self.train(system, seed, best)
+            evaluate = partial(self._evaluate, self.run(system, seed, best), searched["guidance"])
+            row = self.rows.get({"what": "samples", **labels, "seed": seed, "samples": self.samples}, evaluate)
+            for quality in row["by_guidance"]:
+                spreads = {name: (quality[name] or {}).get("mean") for name in _DISTANCES}
+                shown.append({**row, **quality, **spreads})
+        return shown
+
+    def _evaluate(self, run: Path, guidance: float) -> Row:
+        result = evaluate_run(run, samples=self.samples, guidance=(1.0, guidance)).to_dict()
+        names = ("mse", "prior_bits_per_image", "by_guidance", "distances", "classifier_accuracy", "compared")
+        return {name: result[name] for name in names}
+
+
+_DISTANCES = ("frechet", "kernel", "precision", "recall")
+COLUMNS = {
+    "system": "{system}", "seed": "{seed}", "guidance": "{guidance:g}", "bits": "{prior_bits_per_image:,.0f}",
+    "Frechet": "{frechet:.2f}", "kernel": "{kernel:.4f}", "accuracy": "{classification_accuracy:.1%}",
+    "precision": "{precision:.3f}", "recall": "{recall:.3f}",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Search rates and guidance, then train the priors of every seed and measure samples."""
+    parser = options(__doc__)
+    parser.add_argument("comparison", type=Path, metavar="DIR")
+    parser.add_argument("--systems", required=True, metavar="A,B")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="(default: 3)")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument(
+        "--minutes", dest="max_minutes", type=float, metavar="M", help="training of all priors of a system"
+    )
+    budget.add_argument("--steps", dest="max_steps", type=positive, metavar="N", help="instead of --minutes")
+    parser.add_argument("--samples", type=positive, default=5_000, metavar="N", help="(default: 5000)")
+    given = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    spent = {name: vars(given)[name] for name in ("max_minutes", "max_steps") if vars(given)[name]}
+    study = Study(given.comparison, spent, given.samples)
+    rows = [row for system in given.systems.split(",") for row in study.measure(system, given.seeds)]
+    finish(rows, COLUMNS, given.json)
+
+
+if __name__ == "__main__":
+    as_script(main)
