@@ -10,6 +10,7 @@ seed are compared with test images, without guidance and with it. DIR/samples ha
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,10 +54,11 @@ def train_priors(trained: RunFolder, target: Path, budget: Mapping[str, float], 
     fields |= {"prior.training.epochs": "0", "prior.training.max_steps": "0"}
     fields |= {f"prior.training.{name}": str(type(value)(value / parts)) for name, value in budget.items()}
     raise_signal(*train_missing_priors(target, fields, resume=True).values())
-    return sum(
-        min(record["bits_per_image"] for record in read_records(folder.metrics) if record["kind"] == "evaluation")
+    bits = [
+        [record["bits_per_image"] for record in read_records(folder.metrics) if record["kind"] == "evaluation"]
         for folder in prior_folders(target).values()
-    )
+    ]
+    return math.fsum(map(min, bits))
 
 
 @torch.inference_mode()
@@ -69,7 +71,8 @@ def search_guidance(run: Path, count: int) -> float:
 
     def distance(guidance: float) -> float:
         drawn = model.draw(len(near), seed=0, params=SamplingParams(guidance=guidance)).images
-        return real.compare(torch.split(drawn, 128)).frechet
+        frechet = real.compare(torch.split(drawn, 128)).frechet
+        return math.inf if frechet is None else frechet  # None: fewer images than features
 
     return min(GUIDANCE, key=distance)
 
