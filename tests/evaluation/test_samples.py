@@ -216,7 +216,7 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes:
 def test_sets_are_no_larger_than_the_train_split(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = samples.load_images(unequal_classes, "test")
     few = ImageSet(whole.config, whole.labels[:50], whole.classes, pixels=whole.pixels[:50])
-    monkeypatch.setattr(samples, "load_images", lambda _, split: few if split == "train" else whole)
+    monkeypatch.setattr(samples, "load_images", lambda _, split: {"train": few, "test": whole}[split])
     assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
 
 

@@ -168,12 +168,9 @@ def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch: pytest.Monk
     codes = tuple(torch.arange(3).view(3, 1, 1).repeat(1, 16, 16) for _ in range(3))
     masks = (torch.ones(16, 16, dtype=torch.bool),) * 3
     assert same(model.draw(3, kept=KeptCodes(codes, masks), sampler=lambda *_: None).codes, codes)
-    for wrong, message in (
-        (tuple(code + 10**6 for code in codes), r"level 1 have a value outside 0\.\.3"),
-        (tuple(code[:2] for code in codes), r"level 1 have shape \(0, 16, 16\); expected \(1, 16, 16\)"),
-    ):
-        with pytest.raises(InputError, match=f"kept codes of {message}"):
-            model.draw(3, kept=KeptCodes(wrong, masks), sampler=lambda *_: None)
+    wrong = KeptCodes(tuple(code + 10**6 for code in codes), masks)
+    with pytest.raises(InputError, match=r"kept codes of level 1 have a value outside 0\.\.3"):
+        model.draw(3, kept=wrong, sampler=lambda *_: None)
 
 
 def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() -> None:
