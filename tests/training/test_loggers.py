@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hrvqvae.config import Config
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
-from hrvqvae.training.loggers import find_loggers, flatten_record, read_records
+from hrvqvae.training.loggers import MetricsLog, find_loggers, flatten_record, read_records
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, with_training, write_file
 from tests.trained_run import train_autoencoder
@@ -43,6 +43,8 @@ def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_p
     good, bad = b'{"kind": "train", "step": 1}\n', b"\xff\n[1]\n" + b"[" * 2000 + b'\n{"kind": "train", "step": "1"}\n'
     (tmp_path / "x.jsonl").write_bytes(bad + good + good[:9])
     assert read_records(tmp_path / "x.jsonl") == [{"kind": "train", "step": 1}]
+    log = MetricsLog(tmp_path / "y.jsonl", 0, window=[{"loss": 2.0, "step_seconds": 0.0}])  # by a coarse clock
+    assert log.write_means(1, 16)["loss"] == 2
 
 
 def test_weights_and_biases_has_one_run(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

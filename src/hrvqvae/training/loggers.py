@@ -76,7 +76,7 @@ class MetricsLog:
             return {}
         mean = {name: sum(values) if name == "restarted" else fmean(values) for name, values in columns.items()}
         mean |= {"broken_images": float(broken_images)} if broken_images else {}
-        mean["images_per_second"] = batch_size / mean.pop("step_seconds")
+        mean["images_per_second"] = batch_size / max(mean.pop("step_seconds"), 1e-6)
         self.write("train", step, mean)
         self.window.clear()
         return mean
