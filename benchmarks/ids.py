@@ -125,9 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     vectors = synthetic(given.synthetic, 0) if given.synthetic else features(pixels("train", given.images)[0])
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
-    rows = list[Row]()
+    (codewords, levels), rows = given.size, list[Row]()
     for seed in given.seeds:
-        rows += [{**row, "seed": seed} for row in bench_ids(vectors, *given.size, given.passes, seed, given.shrinkage)]
+        measured = bench_ids(vectors, codewords, levels, given.passes, seed, given.shrinkage)
+        rows += [{**row, "seed": seed} for row in measured]
     finish(rows, COLUMNS, given.json)
 
 

@@ -5,15 +5,17 @@ python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-
 --tune N searches the optimizer, learning rate, decay and commitment weight of each system by at most N trials of the
 same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other
 options are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed,
-links2, links1, simvq, qinco.
+links2, links1, simvq, qinco; of 36 bits per position, with only the learning rate searched: rq12x8, rq6x64, rq4x512,
+rq3x4096, groups3, groups4, groups6, lean4, lean6, lean12.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import tuning
 from benchmarks.common import as_script, positive
@@ -28,6 +30,24 @@ from hrvqvae.utils.outputs import write_atomic
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
+DEEP: Mapping[str, tuple[int, int, int, float]] = {
+    "rq12x8": (12, 8, 1, 0), "rq6x64": (6, 64, 1, 0), "rq4x512": (4, 512, 1, 0), "rq3x4096": (3, 4096, 1, 0),
+    "groups3": (12, 8, 3, 0), "groups4": (12, 8, 4, 0), "groups6": (12, 8, 6, 0),
+    "lean4": (12, 8, 4, 0.05), "lean6": (12, 8, 6, 0.05), "lean12": (12, 8, 12, 0.05),
+}  # fmt: skip
+"""Levels, codewords, linked levels and shrinkage of quantizers of 36 bits for each of few positions."""
+_OF_DEEP = ("model.stride", "model.hidden_units", "model.residual_blocks", "model.quantizer.dim")
+
+
+def _deep(dataset: str, levels: int, codewords: int, linked: int, shrinkage: float) -> dict[str, Any]:
+    """Return the fields of a variant of treevq-deep, whose learning rate alone is searched."""
+    values = dict(flatten(to_dict(presets.get(f"treevq-deep/{dataset}").config)))
+    shape = {"levels": levels, "codewords": codewords, "linked": linked, "shrinkage": shrinkage}
+    shape["beam"] = 1 if linked == 1 else values["model.quantizer.beam"]
+    fixed = {name: values[name] for name in (*_OF_DEEP, *_SEARCHED) if name != "training.learning_rate"}
+    return fixed | {f"model.quantizer.{name}": value for name, value in shape.items()}
+
+
 def arguments(dataset: str, systems: str = "") -> list[str]:
     """Return the options that name the systems (default: all), with the fields of the variants among them."""
     values = dict(flatten(to_dict(presets.get(f"hrvqvae/{dataset}").config)))
@@ -40,6 +60,7 @@ def arguments(dataset: str, systems: str = "") -> list[str]:
         "qinco": ("vqpytorch", {"model.quantizer.name": "qinco", **tree}),
     }
     names = systems.split(",") if systems else ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
+    variants |= {name: ("treevq", _deep(dataset, *DEEP[name])) for name in names if name in DEEP}
     options = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
     for name in names:
         for field, value in variants.get(name, ("", {}))[1].items():

@@ -71,7 +71,7 @@ class LevelCodebooks(nn.Module):
         """Return the codebook below each codeword `index` of the coarser level, in the same shape."""
         if self.num_books == 1:
             return torch.zeros_like(index)
-        return index if self.table is None else self.table[index]
+        return index if self.table is None else self.table[index.to(self.table.device)].to(index.device)
 
     def codewords_of(self, books: Tensor) -> Tensor:
         """Return the indices of all codewords of codebooks (K,): (K * m,)."""
