@@ -54,11 +54,10 @@ class LevelCodebooks(nn.Module):
             self.codewords = nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if update == "ema" else None)
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
-        table = torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser is not None else None
-        self.register_buffer("table", table)
-        self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser is not None else None)
+        self.register_buffer("table", torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser else None)
+        self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser else None)
         # the coarser level's first codewords are those of its shared codebook: they never get a codebook of their own
-        self._num_shared_parents = coarser.size if coarser is not None and coarser.table is not None else 0
+        self._num_shared_parents = coarser.size if coarser and coarser.table is not None else 0
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
@@ -282,7 +281,6 @@ def update_codebooks(
     sums = list[Tensor]()
     if levels[0].total is not None:
         batch = zip(levels, residuals, updated, books, strict=True)
-        sums = [level.sums(residual, index, due) for level, residual, index, due in batch]
-        sums = distributed.all_reduce(sums, group)
+        sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
     for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
         level.average(*statistics)  # type: ignore[arg-type]

@@ -19,9 +19,8 @@ _CHUNK_VALUES = 2**24  # most values of the candidates' codewords in memory at o
 def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
     """Return unique indices for the vectors (n, D) float32 of `batches()`; see `TreeVQ.unique_indices`."""
     sizes, device = quantizer.config.sizes, quantizer.levels[0].count.device
-    leaves = torch.empty(0, dtype=torch.long)
-    for batch in batches():
-        leaves = torch.cat([leaves, leaf_of(torch.stack(quantizer.encode(batch.to(device)), -1), sizes).cpu()])
+    encoded = (torch.stack(quantizer.encode(batch.to(device)), -1) for batch in batches())
+    leaves = torch.cat([torch.empty(0, dtype=torch.long), *(leaf_of(indices, sizes).cpu() for indices in encoded)])
     if len(leaves) > math.prod(sizes):
         raise InputError(f"{len(leaves)} vectors can't have unique indices: there are {math.prod(sizes)} leaves")
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)

@@ -34,8 +34,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
             return torch.cat([centers, vectors[first].expand(num_clusters - len(centers), -1)])
         count = max(1, min(most, len(centers) // 2, num_clusters - len(centers)))
         draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
-        drawn = torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1)
-        new = vectors[torch.unique(drawn)]
+        new = vectors[torch.unique(torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1))]
         centers = torch.cat([centers, new])
 
 

@@ -115,9 +115,8 @@ class TreeVQ(nn.Module):
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
-        default_start = min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), _MAX_VECTORS)
-        restart_every = 0 if shrinkage else restart_every
-        self.schedule = CodebookSchedule(restart_every, total_steps, start_vectors or default_start, dim, group)
+        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), _MAX_VECTORS)
+        self.schedule = CodebookSchedule(0 if shrinkage else restart_every, total_steps, start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
         """Quantize features; in training mode, update the codebooks.
@@ -198,7 +197,7 @@ class TreeVQ(nn.Module):
                 gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
                 with torch.device("cpu"), schedule.track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
-            schedule.steps += 1
+            schedule.set_progress(steps + 1)
         return result
 
     def freeze(self) -> TreeVQ:

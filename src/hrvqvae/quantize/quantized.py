@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
-Codes = tuple[Tensor, ...]
-"""int64 tensors (B, H_l, W_l), coarse first."""
-
-Chosen = Sequence[tuple[Tensor, Tensor]]
-"""Index (N,) and codeword (N, D) of each vector, per level."""
+Codes = tuple[Tensor, ...]  #: int64 tensors (B, H_l, W_l), coarse first.
+Chosen = Sequence[tuple[Tensor, Tensor]]  # index (N,) and codeword (N, D) of each vector, per level
 
 
 @dataclass(frozen=True)

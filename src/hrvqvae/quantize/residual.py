@@ -57,9 +57,8 @@ class ResidualQuantizer(Quantizer):
             self.codebooks = books
         self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
         self._betas = config.beta_of_levels
-        step = config.levels if config.joint_beam else config.group_size
-        firsts = range(0, config.levels, step)
-        self._searches = [range(first, min(first + step, config.levels)) for first in firsts]  # levels of each search
+        levels, step = range(config.levels), config.levels if config.joint_beam else config.group_size
+        self._searches = [levels[first : first + step] for first in levels[::step]]  # levels of each search
 
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
@@ -168,9 +167,8 @@ class ResidualQuantizer(Quantizer):
                 book = self.levels[level]
                 book.initialize(residual, parent, rng, weight, even, len(flat) < least * book.num_codewords)
                 indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
-                parent = indices[-1]
                 codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]
-                residual = flat - torch.stack(codewords).sum(0)
+                residual, parent = flat - torch.stack(codewords).sum(0), indices[-1]
             flat = residual
 
     @torch.no_grad()

@@ -46,16 +46,12 @@ class CodebookSchedule(nn.Module):
     def reset_parameters(self) -> None:
         """Reset to the state before the first step."""
         self.waiting = self.waiting.new_zeros(self.start_vectors, self.waiting.shape[1])
-        self._set_progress(0, 0)
+        self.set_progress(0)
 
     @property
     def steps(self) -> int:
         """Training steps: 0 until the start is finished, then 1, 2, ..."""
         return self._progress()[0]
-
-    @steps.setter
-    def steps(self, steps: int) -> None:
-        self._set_progress(steps, self._progress()[1])
 
     def _progress(self) -> tuple[int, int]:
         """Return `progress` from its copy in Python, so that no training step waits for a GPU."""
@@ -66,7 +62,7 @@ class CodebookSchedule(nn.Module):
             self._copy = copy = (self.progress, self.progress._version, math.ceil(steps), count)
         return copy[2:]
 
-    def _set_progress(self, steps: int, waiting: int) -> None:
+    def set_progress(self, steps: int, waiting: int = 0) -> None:
         self.progress[0], self.progress[1] = steps, waiting
         self._copy = (self.progress, self.progress._version, steps, waiting)
 
@@ -85,7 +81,7 @@ class CodebookSchedule(nn.Module):
             if self.waiting.shape != (self.start_vectors, vectors.shape[1]):
                 self.waiting = collected.new_zeros(self.start_vectors, vectors.shape[1])
             self.waiting[: len(collected)] = collected
-            self._set_progress(0, len(collected))
+            self.set_progress(0, len(collected))
             if count or not len(collected):
                 return None
         rng = torch.Generator().manual_seed(0)
@@ -95,7 +91,7 @@ class CodebookSchedule(nn.Module):
     def finish_start(self) -> None:
         """Drop the waiting vectors and count the first step."""
         self.waiting = self.waiting.new_zeros(1, 1)
-        self._set_progress(1, 0)
+        self.set_progress(1)
 
     def restart_due(self, step: int, share: float | None = None) -> bool:
         """Return whether dead codewords restart at this step, when `share` of the training is done."""
@@ -109,8 +105,7 @@ class CodebookSchedule(nn.Module):
         books = [(name, book) for name, book in module.named_modules() if isinstance(book, LevelCodebooks)]
         before = [book.codewords.detach().clone() for _, book in books]
         yield
-        states = (value.detach() for _, book in books for value in book.state_dict().values())
-        distributed.broadcast(states, self.group.group)
+        distributed.broadcast((value for _, book in books for value in book.state_dict().values()), self.group.group)
         for (name, book), old in zip(books, before, strict=True):
             rows = (book.codewords.detach() != old).any(-1, keepdim=True)
             self._moved[name] = (book, rows | self._moved[name][1] if name in self._moved else rows)

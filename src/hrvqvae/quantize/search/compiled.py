@@ -59,8 +59,7 @@ def _search_greedy(
     """Take the nearest child at each level. Work: residuals (`_TOGETHER`, W), zero from D on, and their indices."""
     residual, index = work
     width = residual.shape[1]
-    row = 4 * width
-    squares = 0.0
+    row, squares = 4 * width, 0.0  # bytes
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
@@ -105,10 +104,9 @@ def _search_beam(
     """
     residual, cost, index, parent, distances, keys = work
     levels, width = len(books), residual.shape[2]
-    row = 4 * width
+    row, squares = 4 * width, 0.0  # bytes
     residual_at, distances_at = np.int64(residual.ctypes.data), np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
-    squares = 0.0
     for i in range(first, last):
         old = 0
         for d in range(latents.shape[1]):

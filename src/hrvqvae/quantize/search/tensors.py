@@ -35,26 +35,24 @@ def _beam(
 ) -> Tensor:
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
     index = torch.zeros_like(residual[..., 0], dtype=torch.long)
-    coarser_cost = torch.zeros_like(residual[..., 0])
+    coarser_cost = torch.zeros_like(residual[..., :1])
     coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
     indices: list[Tensor] = []
     for level, (codebook, table) in enumerate(levels, start=1):
         books, size, _ = codebook.shape
         book = torch.zeros_like(index) if books == 1 else index if table is None else table[index]
         distance = _distances(residual, codebook, book)
-        coarser = coarser_cost.unsqueeze(-1)
-        cost = (distance + coarser).flatten(1)
+        cost = (distance + coarser_cost).flatten(1)
         finest = level == len(levels)
         kept = _least(cost, leaves if finest else min(width, cost.shape[1]))
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
         indices = [*(earlier.gather(1, parent) for earlier in indices), index]
         if not finest:
-            coarser_cost = (coarse_weight * distance + coarser).flatten(1).gather(1, kept)
+            coarser_cost = (coarse_weight * distance + coarser_cost).flatten(1).gather(1, kept).unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
-    result = torch.stack(indices)
-    return result if leaves > 1 else result[..., 0]
+    return torch.stack(indices).squeeze(-1)  # without the dimension of a single leaf
 
 
 def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:

@@ -120,8 +120,7 @@ def prefetch(builder: Any, address: Any) -> None:
     pointer = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
     function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-    read, keep, data = _INT(0), _INT(3), _INT(1)
-    builder.call(function, [builder.inttoptr(address, pointer), read, keep, data])
+    builder.call(function, [builder.inttoptr(address, pointer), _INT(0), _INT(3), _INT(1)])  # read, keep, data
 
 
 @_intrinsic(*[types.int64] * 3, returns=types.int64)
