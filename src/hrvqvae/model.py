@@ -32,6 +32,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 _BATCH_SIZE = 64
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
 
 class Model:
@@ -52,6 +53,8 @@ class Model:
 
         Options are for the hub: revision, cache_dir, token, local_files_only, force_download.
         """
+        for option in options.keys() - _HUB_OPTIONS:
+            raise InputError(f"from_pretrained has no option {option}; it has device, beam, {', '.join(_HUB_OPTIONS)}")
         path = run_folder(name)
         is_here = path.exists() or not is_hub_name(name)
         return cls(path if is_here else hub.fetch(str(name), **options), device, beam)

@@ -170,6 +170,8 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
     ):  # fmt: skip
         with pytest.raises(InputError, match=f"there is no such run folder.*{message}"):
             load(nowhere)
+    with pytest.raises(InputError, match="from_pretrained has no option devise; it has device, beam, revision"):
+        Model.from_pretrained("mnist", devise="cuda")
     assert hub.requests == []
 
 
