@@ -23,6 +23,8 @@ IMAGES, LABELS = drawn_digits(70, seed=3)
 
 
 class Digits(Dataset[tuple[Tensor, int]]):
+    classes = None
+
     def __init__(self, rows: slice, floats: bool = False) -> None:
         self.images, self.labels, self.floats = IMAGES[rows], LABELS[rows], floats
 

@@ -53,7 +53,8 @@ class DatasetSource(Source):
         if self.labels.shape != (len(self),) or self.labels.dtype.kind not in "iuU":
             raise InputError(f"{self._title} has labels that are neither whole numbers nor texts")
         if self.labels.dtype.kind != "U":
-            self.class_names = tuple(map(str, getattr(dataset, "classes", ())))
+            classes = getattr(dataset, "classes", None)
+            self.class_names = () if classes is None else tuple(map(str, classes))
 
     def name(self, row: int) -> str:
         return str(row)
