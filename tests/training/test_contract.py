@@ -211,6 +211,9 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
         case.train()
     assert {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")} == files
     assert case.records() == records
+    for optimizer in {"adam", "muon"} - {case.config().training.optimizer}:  # as if config.yaml had been edited
+        with pytest.raises(DamagedFileError, match="the checkpoint does not fit the run's configuration"):
+            case.train(resume=True, optimizer=optimizer)
     shutil.rmtree(case.folder.checkpoints)
     model, log = case.folder.model.read_bytes(), case.folder.metrics.read_bytes()
     with pytest.raises(InputError, match="no checkpoint to go on from.*--init-from"):

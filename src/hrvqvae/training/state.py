@@ -174,14 +174,13 @@ class TrainState:
         try:
             for prefix, network in self._prefixed_networks():
                 network.module.load_state_dict(select(f"{prefix}model."))
+                _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
             averaged = {name: tensors[f"averaged.{name}"] for name in self._averaged_tensors()}
             self.averaged.load_state_dict({**self.averaged.state_dict(), **averaged})
             self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
             self.window, self.broken = list(meta["window"]), set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
-        for prefix, network in self._prefixed_networks():
-            _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
 
     def _averaged_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the average, without those that are the model's own (`share_tables`)."""
@@ -212,12 +211,14 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore the moments of an optimizer from names such as "3.exp_avg": parameter index and key."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """Restore moments from names such as "3.exp_avg": parameter index and key. KeyError: of another optimizer."""
+    groups = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
         index, key = name.split(".", 1)
-        parameter = parameters[int(index)]
+        parameter, group = groups[int(index)]
+        if (key == "momentum") != group.get("orthogonal", False):
+            raise KeyError(name)
         if tensor.shape == parameter.shape:  # the optimizer pairs elements by their order in memory
             tensor = torch.empty_like(parameter).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
