@@ -74,6 +74,7 @@ def test_wrong_commands() -> None:
         (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "mean codewords"),
         (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
+        (["train-prior", "run", "--codes", ""], "--codes is empty"),
         (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
         *(
             (["train", "hrvqvae/mnist", option, ""], f"{option} is empty")

@@ -228,8 +228,9 @@ def add(commands: Group) -> None:
     codes = "train from shards of codes (hrvqvae tokenize; default: the images of the run)"
     command(
         commands, "train-prior", "train the priors of a run, which draw new images", _train_prior, "run",
-        option("--level", type=int, metavar="L", help=level), option("--codes", metavar="SHARDS", help=codes),
-        *_TRAINING, fields=_FIELDS.format("--prior.network.hidden_units 128"),
+        option("--level", type=int, metavar="L", help=level),
+        option("--codes", type=Path, metavar="SHARDS", help=codes), *_TRAINING,
+        fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )  # fmt: skip
     about, fields = "train a decoder for the first levels of a run", "--progressive.network.hidden_units 32"
     command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=_FIELDS.format(fields))
