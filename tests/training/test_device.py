@@ -71,6 +71,12 @@ def test_a_precision_that_was_set_the_new_way_is_kept() -> None:
         assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
     assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
     matmul.fp32_precision = before
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    with exact_float32():
+        assert not matmul.allow_tf32
+    assert torch.get_float32_matmul_precision() == "medium"
+    torch.set_float32_matmul_precision(before)
 
 
 def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:

@@ -59,6 +59,9 @@ def exact_float32() -> Iterator[None]:
         for target in targets:
             with suppress(AttributeError, RuntimeError):  # fp32_precision is of torch 2.9; once set, allow_tf32 raises
                 previous.append((target, name, getattr(target, name), exact))
+    precision = ""
+    with suppress(RuntimeError):  # it raises if fp32_precision has been set
+        precision = torch.get_float32_matmul_precision()
     try:
         for target, name, _, exact in previous:
             setattr(target, name, exact)
@@ -66,6 +69,8 @@ def exact_float32() -> Iterator[None]:
     finally:
         for target, name, value, _ in previous:
             setattr(target, name, value)
+        if precision == "medium":  # allow_tf32 can only be "highest" or "high"
+            torch.set_float32_matmul_precision(precision)
 
 
 class Compute:
