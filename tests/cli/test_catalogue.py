@@ -68,6 +68,9 @@ def test_data_is_listed(mnist_root: Path) -> None:
         assert " not there " in rows[absent]
     assert "hrvqvae data get cifar10" in rows["cifar10"]
     assert "hrvqvae data get" not in rows["ffhq"]
+    rows = {line.split()[0]: line for line in do("data", "list", "--root", mnist_root / "mnist").splitlines()}
+    assert f" in {mnist_root / 'mnist'} " in rows["mnist"]
+    assert " not there " in rows["fashion-mnist"], "whose files have the same names"
 
 
 def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:

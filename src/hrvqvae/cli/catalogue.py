@@ -43,13 +43,13 @@ def _presets(arguments: Arguments) -> int:
 
 def _data_list(arguments: Arguments) -> int:
     from hrvqvae.config.registry import DATASETS
-    from hrvqvae.data.loading import find_data_root, list_missing_files
+    from hrvqvae.data.loading import find_data_root, find_published, list_missing_files
     from hrvqvae.models import published
 
     root = find_data_root(arguments.root)
     rows: list[tuple[str, str, str]] = []
     for dataset in DATASETS.entries():
-        folder = root / dataset.name
+        folder = find_published(dataset, root) if dataset.files else root / dataset.name
         present = not list_missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
         rows.append((dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}"))

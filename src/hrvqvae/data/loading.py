@@ -47,9 +47,15 @@ def find_data_root(root: str | None) -> Path:
         raise InputError(f"{folder}: there is no home folder here; give a path without ~") from error
 
 
+def find_published(dataset: Dataset, root: Path) -> Path:
+    """Return the folder of a published set: below `root`, or `root` itself, unless it is named like another set."""
+    below, is_other = root / dataset.name, root.name != dataset.name and root.name in DATASETS
+    return below if is_other or below.is_dir() else root
+
+
 def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
     """Return the files of a published set that are missing."""
-    folder = root / dataset.name if (root / dataset.name).is_dir() else root
+    folder = find_published(dataset, root)
     return [folder / name for name in dataset.files or () if not (folder / name).is_file()]
 
 
@@ -124,7 +130,7 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     if missing := list_missing_files(dataset, root):
         advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
         raise InputError(f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}")
-    folder = root / dataset.name if (root / dataset.name).is_dir() else root
+    folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
