@@ -258,6 +258,9 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 257 * 200, 257 * 100 + 200, 65535]], np.uint16)).save(tmp_path / "x.png")
     pixels, lost = decode_image(tmp_path / "x.png", 1)
     assert (pixels.tolist(), lost) == ([[[0, 200, 101, 255]]], "16 bits to 8")
+    Image.fromarray(np.array([[0, 257 * 9, 257 * 9 + 1]], np.uint16)).save(tmp_path / "x.png", transparency=257 * 9)
+    pixels, lost = decode_image(tmp_path / "x.png", 1)
+    assert (pixels.tolist(), lost) == ([[[0, 255, 9]]], "16 bits to 8, transparency to white")
     (tmp_path / "rgb.png").write_bytes(_rgb16())
     assert decode_image(tmp_path / "rgb.png", 3).lost == "16 bits to 8"
     for name in ("x.png", "x.webp"):

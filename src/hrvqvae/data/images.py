@@ -98,7 +98,10 @@ def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -
         opened.load()
         image: Image.Image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(np.rint(np.asarray(image, np.float32) / 257).clip(0, 255).astype(np.uint8))
+        values, transparent = np.asarray(image, np.float32), image.info.get("transparency")
+        image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
+        if transparent is not None:
+            image.putalpha(Image.fromarray(values != transparent))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
