@@ -213,7 +213,7 @@ def test_images_that_no_reader_takes_are_not_written(tmp_path: Path) -> None:
         write(model, codes, size)
     with pytest.raises(InputError, match="67108864"), appending(tmp_path / "x.hrva", model) as writer:
         writer.append(codes, [size], ["large"], 1)
-    assert not open_archive(tmp_path / "x.hrva").damage
+    assert list(tmp_path.iterdir()) == [], "an archive without an image"
 
 
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ class ArchiveWriter:
 
 @contextmanager
 def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
-    """Open an archive to append images; create the archive if it does not exist.
+    """Open an archive to append images; create it if it does not exist, and delete it if an error ends the first batch.
 
     An unfinished block at the end, which a killed writer leaves, is moved to a file beside the archive. It is not
     deleted, because a damaged block can look like an unfinished block.
@@ -435,10 +435,17 @@ def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
     Raises InputError if another process appends, another model made the archive, or it is damaged or can't be written.
     """
     with lock_file(path):
-        if not path.exists():
+        is_new, writer = not path.exists(), None
+        if is_new:
             write_atomic(path, _build_head(model.content))
-        with path.open("a+b") as stream:
-            yield ArchiveWriter(path, stream, model)
+        try:
+            with path.open("a+b") as stream:
+                writer = ArchiveWriter(path, stream, model)
+                yield writer
+        except BaseException:
+            if is_new and not (writer and writer._entries):
+                path.unlink()
+            raise
 
 
 def _build_head(tables: bytes) -> bytes:
