@@ -412,10 +412,11 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
         yield folder / "cls.tar", "cls.tar: a.cls is not the number of a class"
     yield folder / "x.tar.gz", "x.tar.gz: there is no such file or folder"
-    write_tar(folder / "gone" / "train-0.tar", {"a.png": images[0]})
-    yield folder / "gone", "has train, but none of test, val, validation: .*--data"
+    write_tar(folder / "gone" / "train-0.tar", {f"{name}.png": images[0] for name in "abc"})
+    yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
+    assert sum(len(loaded(folder / "gone" / "*.tar", split)) for split in SPLITS) == 3
     (folder / "gone" / "test.tar").write_bytes(b"")
-    assert len(loaded(folder / "gone", labels=False)) == 1, "only what is asked is read of a given split"
+    assert len(loaded(folder / "gone", labels=False)) == 3, "only what is asked is read of a given split"
     write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
     write_tar(folder / "named" / "test.tar", {"c.cls": b"0", "c.png": images[2]})
     (folder / "named" / "classnames.txt").write_text("cat\ndog\n")

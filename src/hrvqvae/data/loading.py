@@ -204,7 +204,8 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
         by_name.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(shard)
-    splits = files.find_split(by_name if path.is_dir() else {*by_name, ""}, path)  # a pattern may match one split
+    names = by_name if path.is_dir() else {*by_name, ""}  # a pattern may match one split
+    splits = files.find_split(names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'")
     if splits is None:
         return {"": source_class(shards, labels)}
     needed = splits if labels else (splits[0 if split == "train" else 1],)  # both splits decide the classes

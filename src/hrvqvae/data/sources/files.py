@@ -100,10 +100,11 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     return sources
 
 
-def find_split(names: Collection[str], where: Path) -> tuple[str, str] | None:
+def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[str, str] | None:
     """Return the names of the train and the test split, or None if `data.split` is to divide the images.
 
-    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only one split is there.
+    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only one split is there;
+    `alone` is what to give then.
     """
     test = next((name for name in HELD_OUT if name in names), None)
     if TRAIN in names and test is not None:
@@ -111,7 +112,8 @@ def find_split(names: Collection[str], where: Path) -> tuple[str, str] | None:
     if names and set(names) <= set(SPLIT_NAMES):
         missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
         present = " and ".join(sorted(names))
-        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data only {min(names)}")
+        alone = alone or f"'{where / min(names)}'"
+        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data {alone}")
     return None
 
 
