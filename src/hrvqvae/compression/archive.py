@@ -440,8 +440,7 @@ def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
             write_atomic(path, _build_head(model.content))
         try:
             with path.open("a+b") as stream:
-                writer = ArchiveWriter(path, stream, model)
-                yield writer
+                yield (writer := ArchiveWriter(path, stream, model))
         except BaseException:
             if is_new and not (writer and writer._entries):
                 path.unlink()

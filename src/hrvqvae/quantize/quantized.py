@@ -76,6 +76,5 @@ def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
     """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
     tensors = {"latents": latents} | {f"codebook of level {i}": book for i, book in enumerate(codebooks, start=1)}
     for name, values in tensors.items():
-        finite = torch.isfinite(values)
-        if not finite.all():
-            raise NonFiniteError(f"{name}: {int((~finite).sum())} of {values.numel()} values are NaN or infinite")
+        if wrong := int(torch.isfinite(values).logical_not().sum()):
+            raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

@@ -112,8 +112,7 @@ def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[st
     if names and set(names) <= set(SPLIT_NAMES):
         missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
         present = " and ".join(sorted(names))
-        alone = alone or f"'{where / min(names)}'"
-        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data {alone}")
+        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data {alone or where / min(names)}")
     return None
 
 

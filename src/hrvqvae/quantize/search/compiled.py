@@ -154,11 +154,10 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
     `book` (K / `GROUP`, D, `GROUP`) has the codewords of a group side by side, infinity in the padding. Work: vectors
     (`_BLOCK`, D); for each lane of a group, the least distance and the group that has it (`_BLOCK`, `GROUP`).
     """
-    dim = latents.shape[1]
+    dim, squares = latents.shape[1], 0.0
     vectors, least, groups = work
     vectors_at, least_at = np.int64(vectors.ctypes.data), np.int64(least.ctypes.data)
     groups_at = np.int64(groups.ctypes.data)
-    squares = 0.0
     for start in range(first, last, _BLOCK):
         count = min(_BLOCK, last - start)
         for i in range(count):
