@@ -1,7 +1,7 @@
 """IDs for items: TreeVQ's unique indices of image features, or of a million synthetic vectors, beside residual k-means.
 
-Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors have 64 values: the sum
-of one of 64 random centres, one of 64 that are half as far apart, and normal noise of half the first deviation.
+Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors are the sum of
+one of 64 random centres, one of 64 that are half as far apart, and normal noise of half the first deviation.
 """
 
 from __future__ import annotations
@@ -116,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Give IDs to items, and measure them."""
     parser = options(__doc__)
     parser.add_argument("--synthetic", type=positive, metavar="N", help="so many synthetic vectors, not CIFAR10's")
+    parser.add_argument(
+        "--dim", type=positive, default=64, metavar="D", help="values of a synthetic vector (default: 64)"
+    )
     parser.add_argument("--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)")
     parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"), help="(default: 64 3)")
     parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)")
@@ -123,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)")
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    vectors = synthetic(given.synthetic, 0) if given.synthetic else features(pixels("train", given.images)[0])
+    count, images = given.synthetic, given.images
+    vectors = synthetic(count, 0, given.dim) if count else features(pixels("train", images)[0])
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
     (codewords, levels), rows = given.size, list[Row]()
     for seed in given.seeds:
