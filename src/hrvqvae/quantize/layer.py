@@ -26,7 +26,7 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # index at masked positions
-_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
+_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS, _MAX_VALUES = 8, 4_096, 65_536, 2**24  # default of start_vectors
 _ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
     "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
     "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
@@ -60,7 +60,8 @@ class TreeVQ(nn.Module):
         shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
             0.05 suits many linked levels. Above 0, dead codewords do not restart.
         memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, the least used parents share one.
-        start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536.
+        start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536, and to
+            64 MiB.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
         total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
@@ -115,7 +116,8 @@ class TreeVQ(nn.Module):
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
-        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), _MAX_VECTORS)
+        most = min(_MAX_VECTORS, max(_MIN_VECTORS, _MAX_VALUES // dim))
+        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), most)
         self.schedule = CodebookSchedule(0 if shrinkage else restart_every, total_steps, start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
