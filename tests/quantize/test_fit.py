@@ -306,3 +306,8 @@ def test_what_may_come_next_is_what_items_have() -> None:
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
     with pytest.raises(InputError, match="prefixes have 3 levels"):
         tree.valid_next(indices, indices)
+
+
+def test_batches_of_wide_vectors_are_small() -> None:
+    wide = np.broadcast_to(np.float32(0), (20, 2**20))
+    assert [len(rows) for rows in fitting.batches_of(wide, 65_536, 2**20)] == [16, 4]

@@ -60,8 +60,7 @@ class TreeVQ(nn.Module):
         shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
             0.05 suits many linked levels. Above 0, dead codewords do not restart.
         memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, the least used parents share one.
-        start_vectors: number of vectors in the k-means start; None for eight per leaf, from 4,096 to 65,536, and to
-            64 MiB.
+        start_vectors: number of vectors in the k-means start; None for eight per leaf, 4,096 to 65,536 (64 MiB).
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
         total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
@@ -238,7 +237,7 @@ class TreeVQ(nn.Module):
             vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
                 that can be iterated several times.
             passes: number of passes over all vectors.
-            batch: most vectors read at once.
+            batch: most vectors read at once, if they fit into 64 MiB.
             seed: random seed.
             align: call `align` at the end.
 
