@@ -25,7 +25,7 @@ _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
-    """Yield float32 batches, of at most 64 MiB, of one or several arrays (N, D); raise InputError for others and NaN."""
+    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several; raise InputError for others and NaN."""
     require(batch >= 1, "batch", batch, "at least 1")
     batch = min(batch, max(1, _MOST_VALUES // dim))
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
