@@ -20,14 +20,14 @@ from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
 _ENOUGH_PER_CODEWORD = 8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
-_MOST_VALUES = 2**24  # of a batch
+MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
 _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
     """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several; raise InputError for others and NaN."""
     require(batch >= 1, "batch", batch, "at least 1")
-    batch = min(batch, max(1, _MOST_VALUES // dim))
+    batch = min(batch, max(1, MOST_VALUES // dim))
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
         shape, kind = tuple(np.shape(array)), str(getattr(array, "dtype", type(array).__name__))

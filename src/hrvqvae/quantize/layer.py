@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
-from hrvqvae.quantize.fitting import Vectors, batches_of, fit
+from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
 from hrvqvae.quantize.identifiers import leaf_of, unique_indices
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
@@ -26,7 +26,7 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # index at masked positions
-_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS, _MAX_VALUES = 8, 4_096, 65_536, 2**24  # default of start_vectors
+_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
 _ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
     "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
     "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
@@ -115,7 +115,7 @@ class TreeVQ(nn.Module):
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
-        most = min(_MAX_VECTORS, max(_MIN_VECTORS, _MAX_VALUES // dim))
+        most = min(_MAX_VECTORS, max(_MIN_VECTORS, MOST_VALUES // dim))
         start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), most)
         self.schedule = CodebookSchedule(0 if shrinkage else restart_every, total_steps, start, dim, group)
 
