@@ -3,6 +3,7 @@
 import json
 import signal
 from contextlib import ExitStack
+from math import log2
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import tuned
-from benchmarks.tuning import LADDERS, Settings, open_trials
+from benchmarks.tuning import LADDERS, Search, Settings, open_trials
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.report import compare_pairs, welch
-from hrvqvae.comparison.systems import Comparison
+from hrvqvae.comparison.systems import Comparison, codewords_searched
 from hrvqvae.config import Config
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -174,3 +175,16 @@ def test_p_values() -> None:
         "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",
         "| a | c | 5, 5 | +0.0% | 1.000 | 1.000 |",
     ]
+
+
+def test_variants_of_few_positions_search_the_learning_rate_alone() -> None:
+    options = tuned.arguments("cifar10", "lean12,rq3x4096")
+    fields = {name.removeprefix("--"): value for name, value in zip(options[2::2], options[3::2], strict=True)}
+    variants = dict(pair.split("=") for pair in options[1].split(","))
+    comparison = Comparison(
+        dataset="cifar10", systems=tuple(variants), variants=variants, max_steps=1, fields=fields,
+    )  # fmt: skip
+    for name, searched, bits in (("lean12", 360, 36), ("rq3x4096", 12_288, 36)):
+        assert [field for field, _ in Search(comparison, 5, name, {}).start] == [RATE]
+        model = comparison.config(name, 0).model
+        assert (codewords_searched(model), sum(map(log2, model.num_symbols))) == (searched, bits)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, whole
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting
 
 
 def _export(arguments: Arguments) -> int:
     kind = "onnx" if arguments.onnx else "web" if arguments.web else "exported"
-    name = (Path(arguments.run).name.strip(".") or Path(arguments.run).resolve().name).removesuffix(".safetensors")
-    out = arguments.out or Path(f"{name}-{kind}")
+    out = arguments.out or Path(f"{base_name(arguments.run)}-{kind}")
     checked = None
     if arguments.beam is not None and not arguments.onnx:
         raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")

@@ -17,7 +17,7 @@ from hrvqvae.config import to_dict
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import create_folder, write_atomic
+from hrvqvae.utils.outputs import base_name, create_folder, write_atomic
 
 SUFFIX = ".hrvw"
 _MAGIC = b"HRVQWEB1"
@@ -42,7 +42,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
     if any(codebooks.table is not None for codebooks in model.quantizer.levels):
         raise InputError(f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)")
-    name = (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
+    name = base_name(run)
     weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}
     progressive = model.progressive_decoder
     weights |= {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()} if progressive else {}

@@ -23,6 +23,11 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-
 _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 
 
+def base_name(run: str | Path) -> str:
+    """Return the last part of a run's name, without .safetensors; for "." and ".." the name of that folder."""
+    return (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
+
+
 def safe_name(name: str) -> str:
     """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b", "_NUL" for "NUL"."""
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
