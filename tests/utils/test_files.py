@@ -79,6 +79,10 @@ def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch:
         write_atomic(path, b"new content")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    path.chmod(0o600)
+    write_atomic(path, b"private, too")
+    assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / f"{TEMPORARY}12-x").write_bytes(b"left by a killed writer")
     (tmp_path / f"{TEMPORARY}folder").mkdir()
     outputs.remove_temporaries(tmp_path)

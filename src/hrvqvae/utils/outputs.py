@@ -158,8 +158,9 @@ class Outputs:
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to, and replace the file by it at the end. After an error the file is unchanged.
 
-    If the path is a symbolic link, its target is replaced. Without `flush`, both the old and the new file may be lost
-    when the machine loses power. Raises OSError if the disk is full or the folder can't be written.
+    A file that is replaced keeps its permissions. If the path is a symbolic link, its target is replaced. Without
+    `flush`, both the old and the new file may be lost when the machine loses power. Raises OSError if the disk is full
+    or the folder can't be written.
     """
     path = path.resolve()
     suffix = path.suffix if len(path.suffix) <= 12 else ""  # some libraries choose the format by the suffix
@@ -169,6 +170,8 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
         if flush:
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
+        with suppress(OSError):  # a new file, or a file system without permissions
+            temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
