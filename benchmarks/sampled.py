@@ -5,7 +5,8 @@ python -m benchmarks.sampled DIR --systems hrvqvae,treevq,vqvae --minutes 15 --s
 DIR is the folder of `python -m benchmarks.tuned ... --out DIR`, with its runs. The priors of a system train --minutes
 in all. Their learning rate is the one whose priors need the fewest bits for held-out training images, and their
 guidance the one whose samples are nearest to training images; both are searched with seed 0. Then the samples of every
-seed are compared with test images, without guidance and with it. DIR/samples has the runs with priors, and rows.jsonl.
+seed are compared with test images, without guidance and with it, beside other test images (guidance -). DIR/samples has
+the runs with priors, rows.jsonl, and pictures of the first samples. Processes with different systems may share DIR.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ import torch
 from benchmarks.common import Row, Rows, as_script, finish, options, positive
 from hrvqvae.checkpoints.folder import RunFolder, prior_folders
 from hrvqvae.config.parsing import stage_config
+from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.data.loading import load_images
+from hrvqvae.evaluation.classifier import obtain_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features, draw_subsets, read_images_at
 from hrvqvae.model import Model
+from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.stages import raise_signal, train_missing_priors
@@ -37,6 +41,7 @@ PRIOR: Mapping[str, str] = {
     "prior.training.adam_beta2": "0.99", "prior.training.batch_size": "32", "prior.training.warmup_steps": "100",
     "prior.training.evaluate_every": "250", "prior.training.threads": "1",
 }  # fmt: skip
+_BATCH, _SHOWN = 128, 12
 RATES, GUIDANCE = ("0.003", "0.006", "0.012"), (1.5, 2.0, 3.0, 4.0, 5.0)
 
 
@@ -62,19 +67,36 @@ def train_priors(trained: RunFolder, target: Path, budget: Mapping[str, float], 
 
 
 @torch.inference_mode()
-def search_guidance(run: Path, count: int) -> float:
-    """Return the guidance with the least Frechet distance of `count` samples from as many training images."""
+def compare_samples(run: Path, weights: Sequence[float], count: int, split: str) -> list[Row]:
+    """Compare `count` samples of each guidance weight, and last as many real images, with real images of a split.
+
+    Write the first samples of each weight to a picture beside the run.
+    """
     model = Model(run)
-    images = load_images(model.config.data, "train")
-    near, *_ = draw_subsets(images, min(count, len(images)), 1)
-    real = RealImages(choose_features(model.config.data, run / CLASSIFIER), read_images_at(images, near))
+    images = load_images(model.config.data, split)
+    reference, others = draw_subsets(images, min(count, len(images) // 2), 2)
+    classifier = obtain_classifier(model.config.data, run / CLASSIFIER)
+    real = RealImages(choose_features(model.config.data, run / CLASSIFIER), read_images_at(images, reference))
+    rows = list[Row]()
+    for weight in weights:
+        drawn = model.draw(real.count, seed=0, params=SamplingParams(guidance=weight))
+        requested = torch.tensor([model.classes.index(name) for name in drawn.classes])
+        accuracy = float((classifier.classify(drawn.images) == requested).double().mean())
+        rows.append({"guidance": weight, "accuracy": accuracy, **vars(real.compare(torch.split(drawn.images, _BATCH)))})
+        write_image(to_pil(torch.cat(list(drawn.images[:_SHOWN]), dim=2)), picture_of(run, weight))
+    return [*rows, {"guidance": None, **vars(real.compare(read_images_at(images, others)))}]
 
-    def distance(guidance: float) -> float:
-        drawn = model.draw(len(near), seed=0, params=SamplingParams(guidance=guidance)).images
-        frechet = real.compare(torch.split(drawn, 128)).frechet
-        return math.inf if frechet is None else frechet  # None: fewer images than features
 
-    return min(GUIDANCE, key=distance)
+def picture_of(run: Path, weight: float) -> Path:
+    """Return the file with the first samples of a run."""
+    return run.with_name(f"{run.name}-{weight:g}.png")
+
+
+def search_guidance(run: Path, count: int) -> Row:
+    """Compare samples with training images; return the rows, and the guidance with the least Frechet distance."""
+    rows = compare_samples(run, GUIDANCE, count, "train")
+    best = min(rows[:-1], key=lambda row: math.inf if row["frechet"] is None else row["frechet"])  # None: too few
+    return {"guidance": best["guidance"], "searched": rows}
 
 
 @dataclass
@@ -104,30 +126,29 @@ class Study:
     def measure(self, system: str, seeds: int) -> list[Row]:
         """Search the rate and the guidance of a system, and return a row for each seed and guidance."""
         best = min(RATES, key=lambda rate: self.train(system, 0, rate))
+        run = self.run(system, 0, best)
         labels = {"system": system, "learning_rate": best, **self.budget}
-        searched = self.rows.get(
-            {"what": "guidance", **labels}, lambda: {"guidance": search_guidance(self.run(system, 0, best), 2_000)}
-        )
+        weights = [1.0, self.rows.get({"what": "guidance", **labels}, partial(search_guidance, run, 2_000))["guidance"]]
         shown = list[Row]()
         for seed in range(seeds):
             self.train(system, seed, best)
-            evaluate = partial(self._evaluate, self.run(system, seed, best), searched["guidance"])
-            row = self.rows.get({"what": "samples", **labels, "seed": seed, "samples": self.samples}, evaluate)
-            for quality in row["by_guidance"]:
-                spreads = {name: (quality[name] or {}).get("mean") for name in _DISTANCES}
-                shown.append({**row, **quality, **spreads})
+            measure = partial(self._evaluate, self.run(system, seed, best), weights)
+            row = self.rows.get({"what": "samples", **labels, "seed": seed, "samples": self.samples}, measure)
+            shown += [{**row, **compared} for compared in row["compared"]]
+        pictures = [(f"{system}, guidance {weight:g}", picture_of(run, weight)) for weight in weights]
+        strips = [sheets.SheetRow(caption, [torch.from_numpy(read_image(path, 3))]) for caption, path in pictures]
+        write_image(sheets.draw(strips, 2), self.folder / f"{system}.png")
         return shown
 
-    def _evaluate(self, run: Path, guidance: float) -> Row:
-        result = evaluate_run(run, samples=self.samples, guidance=(1.0, guidance)).to_dict()
-        names = ("mse", "prior_bits_per_image", "by_guidance", "distances", "classifier_accuracy", "compared")
-        return {name: result[name] for name in names}
+    def _evaluate(self, run: Path, weights: Sequence[float]) -> Row:
+        result = evaluate_run(run).to_dict()
+        rates = {name: result[name] for name in ("mse", "prior_bits_per_image")}
+        return rates | {"compared": compare_samples(run, weights, self.samples, "test")}
 
 
-_DISTANCES = ("frechet", "kernel", "precision", "recall")
 COLUMNS = {
     "system": "{system}", "seed": "{seed}", "guidance": "{guidance:g}", "bits": "{prior_bits_per_image:,.0f}",
-    "Frechet": "{frechet:.2f}", "kernel": "{kernel:.4f}", "accuracy": "{classification_accuracy:.1%}",
+    "Frechet": "{frechet:.2f}", "kernel": "{kernel:.4f}", "accuracy": "{accuracy:.1%}",
     "precision": "{precision:.3f}", "recall": "{recall:.3f}",
 }  # fmt: skip
 

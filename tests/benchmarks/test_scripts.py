@@ -76,10 +76,9 @@ def test_samples_of_a_comparison(
     """The best of three rates, and rows that are not made again."""
     small = {"prior.network.hidden_units": "8", "prior.network.layers": "1", "prior.training.warmup_steps": "0"}
     monkeypatch.setattr(sampled, "PRIOR", {**sampled.PRIOR, **small})
-    monkeypatch.setattr(sampled, "search_guidance", lambda run, count: 2.0)  # needs more images than features
     printed("tuned", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys)
     arguments = f"{tmp_path / 'c'} --systems hrvqvae --steps 2 --seeds 2 --samples 8"
-    lines = printed("sampled", arguments, capsys).splitlines()[-5:]
+    lines = printed("sampled", arguments, capsys).splitlines()[-7:]
     rows = [json.loads(line) for line in (tmp_path / "c" / "samples" / "rows.jsonl").read_text().splitlines()]
     priors = [row for row in rows if row["what"] == "prior"]
     best = min(priors, key=lambda row: row["held_out_bits"] if row["seed"] == 0 else inf)["learning_rate"]
@@ -88,7 +87,9 @@ def test_samples_of_a_comparison(
         (best, 1),
     }
     assert [row["learning_rate"] for row in rows if row["what"] == "samples"] == [best] * 2
-    assert [line.split()[:3] for line in lines[1:]] == [["hrvqvae", seed, weight] for seed in "01" for weight in "12"]
+    weights = ("1", "1.5", "-")
+    assert [line.split()[:3] for line in lines[1:]] == [["hrvqvae", seed, of] for seed in "01" for of in weights]
+    assert read_image(tmp_path / "c" / "samples" / "hrvqvae.png", 3).shape[1] > 2 * 2 * 12  # two rows, enlarged
     monkeypatch.setattr(sampled, "train_priors", None)
     assert printed("sampled", arguments, capsys).splitlines() == lines
 
