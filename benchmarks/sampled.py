@@ -68,9 +68,10 @@ def train_priors(trained: RunFolder, target: Path, budget: Mapping[str, float], 
 
 @torch.inference_mode()
 def compare_samples(run: Path, weights: Sequence[float], count: int, split: str) -> list[Row]:
-    """Compare `count` samples of each guidance weight, and last as many real images, with real images of a split.
+    """Compare `count` samples, or half the split if that is less, with as many real images of a split.
 
-    Write the first samples of each weight to a picture beside the run.
+    Return a row per guidance weight, and last a row of other real images, whose guidance is None. Write the first
+    samples of each weight to a picture beside the run.
     """
     model = Model(run)
     images = load_images(model.config.data, split)
@@ -124,7 +125,7 @@ class Study:
         return float(row["held_out_bits"])
 
     def measure(self, system: str, seeds: int) -> list[Row]:
-        """Search the rate and the guidance of a system, and return a row for each seed and guidance."""
+        """Search the rate and the guidance of a system, and return three rows per seed, as `compare_samples`."""
         best = min(RATES, key=lambda rate: self.train(system, 0, rate))
         run = self.run(system, 0, best)
         labels = {"system": system, "learning_rate": best, **self.budget}
@@ -135,9 +136,10 @@ class Study:
             measure = partial(self._evaluate, self.run(system, seed, best), weights)
             row = self.rows.get({"what": "samples", **labels, "seed": seed, "samples": self.samples}, measure)
             shown += [{**row, **compared} for compared in row["compared"]]
-        pictures = [(f"{system}, guidance {weight:g}", picture_of(run, weight)) for weight in weights]
-        strips = [sheets.SheetRow(caption, [torch.from_numpy(read_image(path, 3))]) for caption, path in pictures]
-        write_image(sheets.draw(strips, 2), self.folder / f"{system}.png")
+        pictures = {f"{system}, guidance {weight:g}": picture_of(run, weight) for weight in weights}
+        if all(path.is_file() for path in pictures.values()):  # rows may have come without pictures
+            strips = [sheets.SheetRow(name, [torch.from_numpy(read_image(path, 3))]) for name, path in pictures.items()]
+            write_image(sheets.draw(strips, 2), self.folder / f"{system}.png")
         return shown
 
     def _evaluate(self, run: Path, weights: Sequence[float]) -> Row:

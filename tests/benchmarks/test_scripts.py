@@ -91,6 +91,8 @@ def test_samples_of_a_comparison(
     assert [line.split()[:3] for line in lines[1:]] == [["hrvqvae", seed, of] for seed in "01" for of in weights]
     assert read_image(tmp_path / "c" / "samples" / "hrvqvae.png", 3).shape[1] > 2 * 2 * 12  # two rows, enlarged
     monkeypatch.setattr(sampled, "train_priors", None)
+    for path in (tmp_path / "c" / "samples").glob("*.png"):
+        path.unlink()
     assert printed("sampled", arguments, capsys).splitlines() == lines
 
 
