@@ -69,6 +69,7 @@ def sets(count: int) -> tuple[torch.Tensor, ...]:
     return tuple(torch.rand(count, 1, 2, 3, generator=generator) * scale for scale in (1.0, 0.9, 0.3))
 
 
+@patch.object(samples, "_BLOCK", 32)
 def test_distances_by_hand() -> None:
     real, near, far = sets(80)
     kept = RealImages(PIXELS, [real[:50], real[50:]])
