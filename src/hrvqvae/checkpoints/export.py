@@ -172,7 +172,7 @@ def _describe_priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
         kind = about["config"]["prior"]["network"]["kind"]
         titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
         bits += [f"{level_bits:.3f}" for level_bits in about.get("level_bits_per_code", [about["bits_per_code"]])]
-    return f"{'; '.join(titles)}, in half precision; {', '.join(bits)} bits per code on held-out images"
+    return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
 
 
 def _read_evaluation(run: RunFolder) -> str:
