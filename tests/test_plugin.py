@@ -35,6 +35,7 @@ MORE = (
     "hrvqvae complete runs/binary samples/7-0000.png --keep left -n 2 -o completed.png",
     "hrvqvae sample exported -n 2 -o more.png",
     "hrvqvae evaluate runs/binary --json",
+    "hrvqvae export runs/binary graphs --onnx",
     f"hrvqvae train hrvqvae/mnist --prior.network.kind convolution --max-steps 2 --out runs/tree {SMALL} {TREE}",
     "hrvqvae train-prior runs/tree --max-steps 2",
     "hrvqvae sample runs/tree -n 2 --seed 1 -o tree.png",

@@ -182,8 +182,9 @@ class Model:
         makers = [self.maker_of(content) for content in files]
         for maker in dict.fromkeys(makers):
             indices = [index for index, model in enumerate(makers) if model is maker]
-            codes = hrv.read(maker.entropy_model, [files[index] for index in indices], levels, max_pixels=max_pixels)
-            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels)
+            contents, names = [files[index] for index in indices], [f"file {index + 1}" for index in indices]
+            codes = hrv.read(maker.entropy_model, contents, levels, names, max_pixels)
+            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels, names)
             images |= zip(indices, decoded, strict=True)
         return [images[index] for index in range(len(files))]
 

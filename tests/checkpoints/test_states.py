@@ -54,6 +54,8 @@ def test_files_are_read_after_resume_refresh_and_export(whole: Path, tmp_path: P
     model, contents = hrvqvae.load(whole), [path.read_bytes() for path in sorted(files.glob("*.hrv"))]
     mixed = model.decompress([contents[0], *model.compress(torch.zeros(1, 1, 12, 12)), contents[1]])
     assert torch.equal(mixed[2], hrvqvae.load(tmp_path / "exported").decompress(contents)[1])
+    with pytest.raises(DamagedFileError, match="^file 2 is not a file of codes"):
+        model.decompress([contents[0], b"of no model"])
     assert len(Run(whole).earlier_states()) == 2
 
 

@@ -216,6 +216,16 @@ def test_images_that_no_reader_takes_are_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "an archive without an image"
 
 
+def test_images_that_are_refused_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = [random_codes(TREE, (4, 4), 1, 7)[0]]
+    with appending(tmp_path / "x.hrva", TREE) as writer:
+        monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES", 3 * 1024)
+        monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES_PER_BYTE", 0)
+        with pytest.raises(InputError, match="compress too well"):
+            writer.append(image * 4, [(4, 4)] * 4, ["a", "b", "c", "d"], 3)
+        assert writer.append(image * 3, [(4, 4)] * 3, ["a", "b", "c"], 3) == 3
+
+
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     add(path, GRIDS.bare, [(4, 4)], [""], 2)

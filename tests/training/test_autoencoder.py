@@ -81,6 +81,20 @@ def test_a_tree_with_a_table_goes_on_as_it_stopped(
         assert torch.equal(whole[f"file.{name}"], whole[f"model.{name}"])
 
 
+def test_a_tree_that_has_not_used_all_its_memory_is_read(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 9, 27, 81, 242)))
+    config = with_quantizer(tiny, levels=6, shrinkage=0.1, decay=0.5)
+    stored = trained(config, tmp_path / "run", 2)["file.quantizer.codebooks.5.codewords"]
+    assert len(stored) < 242, "the file leaves codebooks out"
+    model = Run(tmp_path / "run").load()[0]
+    codewords, shared = (model.state_dict()[f"quantizer.codebooks.5.{name}"] for name in ("codewords", "shared"))
+    assert torch.equal(codewords, stored)
+    assert torch.equal(model.get_buffer("quantizer.codebooks.5.codewords")[241], shared)
+    trained(with_training(config, init_from=str(tmp_path / "run")), tmp_path / "second", 1)
+
+
 class Started:
     def __init__(self, config: Config, budget: Budget) -> None:
         torch.manual_seed(0)

@@ -17,6 +17,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import ProcessSync
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError, explain_write_errors
 from hrvqvae.utils.locks import InUseError
 from hrvqvae.utils.outputs import TEMPORARY
@@ -42,6 +43,17 @@ def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: di
     assert same(case.state(), other.state())
     evaluated = [one["step"] for one in other.records("evaluation")]
     assert evaluated == [4, 5, 8, 12], "each once, and at each end"
+
+
+def test_torchs_generator_depends_on_the_step(case: Case, other: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list[tuple[int, float]]()
+    for step in range(4):
+        at_step(monkeypatch, case.kind, step, lambda state: drawn.append((state.step, float(torch.rand(())))))
+    case.train(max_steps=4)
+    for steps in (2, 4):
+        other.train(resume=steps > 2, max_steps=steps)
+    assert drawn[:4] == drawn[4:]
+    assert len(set(drawn)) == 4
 
 
 def test_the_seed_decides(case: Case, other: Case, whole: Case) -> None:
@@ -203,10 +215,10 @@ def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch: pytest
 
 @of_the_trainer
 def test_a_finished_run_stays_as_it_is(case: Case) -> None:
-    case.train()
+    case.train(log_every=5)
     files = {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")}
     records = case.records()
-    case.train(resume=True)
+    case.train(resume=True, log_every=5)
     with pytest.raises(InputError, match=r"holds a run already: .*--resume"):
         case.train()
     assert {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")} == files
@@ -310,3 +322,11 @@ def test_a_budget_in_minutes_ends(case: Case) -> None:
     assert outcome.step >= 1
     assert outcome.seconds >= 0.3
     assert outcome.peak_bytes > 10**7
+
+
+@of_the_trainer
+def test_a_run_whose_time_ends_in_an_evaluation_is_finished(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessSync, "sync", lambda _: 30.0)  # a step, and then its evaluation
+    for resume in (False, True):
+        outcome = case.train(resume=resume, max_steps=0, epochs=0, max_minutes=1, evaluate_every=1)
+        assert outcome.step == 1

@@ -38,7 +38,7 @@ from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import CodeBatch, PriorTask, drop_classes, read_codes, resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.conftest import do, done, refused, same, with_data, with_training, write_picture
+from tests.conftest import do, done, refused, same, with_data, with_training, write_file, write_picture
 from tests.kills import at_step, in_another_process
 from tests.trained_run import GIVEN, GIVEN_GPT, load_stored, silent, train_autoencoder, train_levels
 
@@ -222,9 +222,14 @@ def test_a_level_has_one_prior(run: Path) -> None:
     told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1 to 2"
     with pytest.raises(InputError, match=told):
         train_levels(run, of=GIVEN_GPT)
+    shutil.rmtree(prior_folder(run, 1).path)
+    stored = RunFolder(run).read_config()
+    write_file(override(stored, GIVEN_GPT), RunFolder(run).config)
+    with pytest.raises(InputError, match=r"there is a prior of level 1: delete \S+/level-1 to train"):
+        train_levels(run, of={}, resume=True)
+    write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
     shutil.move(prior_folder(run, 0).path, run / "aside")
-    shutil.rmtree(prior_folder(run, 1).path)
     train_levels(run, of=GIVEN_GPT, training__max_steps="1")
     assert Run(run).missing_priors() == ""
     with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):

@@ -1,7 +1,7 @@
 """Training from Python, on a torch data set, gives the run of the command line."""
 
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -14,9 +14,11 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import Config
 from hrvqvae.data.sources import datasets
+from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.stages import collect_fields
 from hrvqvae.utils.errors import InputError
 from tests.conftest import do, drawn_digits, same, with_data, write_file
+from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN
 
 IMAGES, LABELS = drawn_digits(70, seed=3)
@@ -64,6 +66,19 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tmp_path: Path) 
     assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
     assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2, "the data set fits the entropy model"
     assert "test: 20 images" in do("evaluate", called.path), "which knows the data set in this process"
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
+    tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, AutoencoderTask, 1, Mock(side_effect=Killed))
+    with pytest.raises(Killed):
+        hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, **{"model.hidden_units": 5})
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="hidden_units is 5 there, 8 here"):
+        hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, resume=True)
+    hrvqvae.train(str(tmp_path), data=Digits(slice(None)), resume=True, max_steps=1)
+    assert RunFolder(tmp_path).read_config().model.hidden_units == 5
 
 
 def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from hrvqvae.data.batches import evaluation_batches, make_rng
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
@@ -82,6 +83,7 @@ def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]
             yield f"{name}-flipped", partial(augment, copy=copy, flipped=True)
 
 
+@exact_float32()
 @torch.inference_mode()
 def extract_codes(
     model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,

@@ -36,6 +36,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.priors.base import Priors, build_prior
+from hrvqvae.quantize.codebook import pad_codebooks
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, one_line
 from hrvqvae.utils.locks import lock_file
@@ -408,10 +409,14 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
     hook = register_module_parameter_registration_hook(count_parameter)
     try:
         with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
+            hollow = make()
     finally:
         hook.remove()
-    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+    with suppress(RuntimeError, TypeError):  # codebooks of another shape are found below
+        weights = pad_codebooks(hollow, weights)
+    states = weights, hollow.state_dict()
+    stored, expected = ({name: tensor.shape for name, tensor in state.items()} for state in states)
+    if stored != expected:
         raise misfit
     network = make()
     network.requires_grad_(False).load_state_dict(weights)

@@ -413,15 +413,16 @@ class ArchiveWriter:
             new_names = [names[index] for index in new]
             block = _build_block(levels, [records[index] for index in new], [sizes[index] for index in new], new_names)
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
-            self._codes += sum(max(int(layout.begins[levels]), _LEAST_IMAGE_CODES) for layout in layouts)
+            total = self._codes + sum(max(int(layout.begins[levels]), _LEAST_IMAGE_CODES) for layout in layouts)
             size = self._stream.seek(0, os.SEEK_END) + len(block)
-            if self._codes > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
+            if total > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
                 raise InputError(f"the images compress too well for the archive {path}; write them to files (.hrv)")
             with explain_write_errors(path):
                 self._stream.write(block)
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
             self._entries |= added
+            self._codes = total
         return len(new)
 
 

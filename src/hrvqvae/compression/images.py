@@ -133,19 +133,21 @@ def _search_lambdas(
 
 @torch.no_grad()
 def decode_images(
-    model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None
-) -> list[Tensor]:
+    model: Autoencoder, files: Sequence[ImageCodes], device: torch.device, levels: int | None = None,
+    names: Sequence[str] = (),
+) -> list[Tensor]:  # fmt: skip
     """Decode files to images (C, Y, X) float32 in [0, 1], from all whole levels of each file or the first `levels`.
 
     Raises InputError if the model does not decode `levels` levels, or a file has fewer whole levels than it decodes.
     """
     max_levels, prefixes = model.check_levels(levels), list[int]()
-    for index, image_codes in enumerate(files):
+    names = names or [f"file {number}" for number in range(1, len(files) + 1)]
+    for image_codes, name in zip(files, names, strict=True):
         decodable = [prefix for prefix in model.prefixes if prefix <= min(max_levels, len(image_codes.codes))]
         if not decodable:
             there_are, least = counted(len(image_codes.codes), "whole level"), model.prefixes[0]
             raise DamagedFileError(
-                f"file {index + 1} has {there_are}, but this model decodes {least} or more: {image_codes.fault}"
+                f"{name} has {there_are}, but this model decodes {least} or more: {image_codes.fault}"
             )
         prefixes.append(decodable[-1])
     images, sizes = dict[int, Tensor](), [(*file.size, prefix) for file, prefix in zip(files, prefixes, strict=True)]

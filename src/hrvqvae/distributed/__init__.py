@@ -131,7 +131,7 @@ def lock_on_rank_zero(folder: Path, wait: Callable[[str], None] | None = None) -
 
 def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
     """Return the sum of each tensor over the processes, by one all-reduce of tensors of the same dtype."""
-    if not is_distributed(group):
+    if not tensors or not is_distributed(group):
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat, group=_group_on(flat.device, group))

@@ -25,7 +25,6 @@ class CausalConv2d(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, *, strict: bool = False) -> None:
         super().__init__()
         self.reach = kernel // 2
-        self.strict = strict
         across = self.reach + (0 if strict else 1)
         bound = 1 / math.sqrt(inputs * (self.reach * kernel + across))
         self.above = nn.Parameter(torch.empty(outputs, inputs, self.reach, kernel).uniform_(-bound, bound))

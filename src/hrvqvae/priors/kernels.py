@@ -45,11 +45,8 @@ def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
 
 @compiled(**FAST, **INTERNAL)
 def add_products(vectors: Floats, matrix: Floats, out: Floats, begin: int) -> None:
-    """Add vectors (R, n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time.
-
-    If `out` has fewer rows than `vectors`, only as many vectors are read.
-    """
-    count, (rows, columns) = min(len(vectors), len(out)), matrix.shape
+    """Add vectors (R, n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time."""
+    count, (rows, columns) = len(vectors), matrix.shape
     whole = rows - rows % 4
     for i in range(0, whole, 4):
         for r in range(count):

@@ -7,7 +7,7 @@ book * m + child. N is the number of vectors.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,9 +34,9 @@ class LevelCodebooks(nn.Module):
 
     codewords: Tensor
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    total: Tensor | None  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
+    total: Any  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
     shared: Any  # (m, D): means over all codebooks; only with `shrinkage` and several codebooks
-    table: Tensor | None  # (K,) int64: codebook of each coarser codeword; only with `coarser`
+    table: Any  # (K,) int64: codebook of each coarser codeword; only with `coarser`
     age: Any  # (num_books,): steps since the last update of each codebook; only with `coarser`
 
     def __init__(
@@ -56,7 +56,6 @@ class LevelCodebooks(nn.Module):
         self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
         self.register_buffer("table", torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser else None)
         self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser else None)
-        # the coarser level's first codewords are those of its shared codebook: they never get a codebook of their own
         self._num_shared_parents = coarser.size if coarser and coarser.table is not None else 0
 
     def reset_parameters(self) -> None:
@@ -81,12 +80,11 @@ class LevelCodebooks(nn.Module):
 
         `parents` (N,): coarser codewords of a batch; `reassigned_parents`: codebooks that the coarser level reassigned.
         """
-        assert self.table is not None
         if self._num_shared_parents:
             self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # below new codewords
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0  # they have their own codebook
-        counts[: self._num_shared_parents] = 0
+        counts[: self._num_shared_parents] = 0  # codewords of its shared codebook never get their own
         busiest = counts.nonzero().flatten()
         busiest = busiest[counts[busiest].argsort(descending=True, stable=True)][: self.num_books - 1]
         usage = self.count.sum(1) * self.decay**self.age
@@ -167,7 +165,6 @@ class LevelCodebooks(nn.Module):
 
     def _average_books(self, counts: Tensor, sums: Tensor, books: Tensor) -> None:
         """Update codebooks (K,), of which the first is the shared one, from counts (K, m) and sums (K, m, D)."""
-        assert self.total is not None
         counts[0], sums[0] = counts.sum(0), sums.sum(0)  # the shared codebook follows all vectors
         decay = (self.decay ** self.age[books]).view(-1, 1, 1)
         self.age[books] = 0
@@ -182,19 +179,21 @@ class LevelCodebooks(nn.Module):
         """Leave out the codebooks after the last one in use."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.table is not None and not self.table.is_meta:
-            used = self.count.any(1)
-            used[self.table] = True
-            for name in ("codewords", "count", "total"):
-                destination[f"{prefix}{name}"] = destination[f"{prefix}{name}"][: int(used.nonzero().max()) + 1]
+            last = int(torch.cat([self.count.any(1).nonzero().flatten(), self.table]).max())
+            names = (f"{prefix}{name}" for name in ("codewords", "count", "total"))
+            destination.update({name: destination[name][: last + 1] for name in names})
+
+    def pad(self, state: dict[str, Any], prefix: str) -> None:
+        """Add the codebooks that a saved state leaves out: copies of the shared one, never chosen."""
+        shared = None if self.table is None else state.get(f"{prefix}shared")
+        for name, default in (("codewords", shared), ("count", 0), ("total", 0)):
+            stored = state.get(f"{prefix}{name}")
+            if shared is not None and stored is not None and stored.shape[:1] < (self.num_books,):
+                state[f"{prefix}{name}"] = padded = stored.new_empty(self.num_books, *stored.shape[1:])
+                padded[: len(stored)], padded[len(stored) :] = stored, default
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Load the saved codebooks; the others become copies of the shared one."""
-        if self.table is not None:
-            for name, default in (("codewords", state_dict.get(f"{prefix}shared")), ("count", 0), ("total", 0)):
-                stored = state_dict.get(f"{prefix}{name}")
-                if stored is not None and len(stored) < self.num_books:
-                    state_dict[f"{prefix}{name}"] = padded = stored.new_empty(self.num_books, *stored.shape[1:])
-                    padded[: len(stored)], padded[len(stored) :] = stored, default
+        self.pad(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()
@@ -257,11 +256,13 @@ class LevelCodebooks(nn.Module):
         return torch.cat(moved), torch.cat(source)
 
 
-def share_tables(model: nn.Module, averaged: nn.Module) -> None:
-    """Let an averaged model use the model's codebooks at levels with a table: reassigned ones have no average."""
+def pad_codebooks(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights of a model with the codebooks that a saved state leaves out."""
+    padded = dict(weights)
     for name, book in model.named_modules():
-        if isinstance(book, LevelCodebooks) and book.table is not None:
-            averaged.get_submodule(name)._buffers.update(book._buffers)
+        if isinstance(book, LevelCodebooks):
+            book.pad(padded, f"{name}.")
+    return padded
 
 
 @torch.no_grad()
@@ -278,9 +279,7 @@ def update_codebooks(
         parents = index
     counts = distributed.all_reduce([level.counts(index) for level, index in zip(levels, updated, strict=True)], group)
     books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
-    sums = list[Tensor]()
-    if levels[0].total is not None:
-        batch = zip(levels, residuals, updated, books, strict=True)
-        sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
+    batch = zip(levels, residuals, updated, books, strict=True) if levels[0].total is not None else ()
+    sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
     for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
         level.average(*statistics)  # type: ignore[arg-type]

@@ -105,7 +105,8 @@ class CodebookSchedule(nn.Module):
         books = [(name, book) for name, book in module.named_modules() if isinstance(book, LevelCodebooks)]
         before = [book.codewords.detach().clone() for _, book in books]
         yield
-        distributed.broadcast((value for _, book in books for value in book.state_dict().values()), self.group.group)
+        values = (value for _, book in books for value in (*book.parameters(), *book.buffers()))
+        distributed.broadcast((value.detach() for value in values), self.group.group)
         for (name, book), old in zip(books, before, strict=True):
             rows = (book.codewords.detach() != old).any(-1, keepdim=True)
             self._moved[name] = (book, rows | self._moved[name][1] if name in self._moved else rows)

@@ -48,6 +48,8 @@ class MetricsLog:
         self.path, self.sinks, self.window = path, sinks, [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
+        if any(record["kind"] == "train" and record["step"] == first_step for record in self.records):
+            self.window.clear()  # logged after the checkpoint was saved
         if distributed.is_rank_zero():
             write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
 

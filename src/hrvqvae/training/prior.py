@@ -275,7 +275,7 @@ def resolve_priors(
     covered = {index for levels in configs for index in levels}
     if not requested <= covered:
         new = stage_config("prior", stored, fields)
-        configs |= {levels: new for levels in new.prior_levels if requested & {*levels} and not covered & {*levels}}
+        configs |= {levels: new for levels in new.prior_levels if requested & {*levels} - covered}
     if len({config.prior.codes for config in configs.values()}) > 1:
         raise InputError("the priors were begun with different --prior.codes: resume each alone, with --level L")
     return dict(sorted(configs.items(), key=lambda item: item[0].start))

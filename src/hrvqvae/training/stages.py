@@ -64,7 +64,7 @@ def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bo
     resume = resume or is_restarted(run.belongs_to_this_job)
 
     def resolve() -> Config:
-        return autoencoder_config(preset, fields, run.read_config() if resume and run.begun() else None)
+        return autoencoder_config(preset, fields, run.read_config() if resume and run.config.is_file() else None)
 
     task = AutoencoderTask(distributed.on_rank_zero(resolve), run)
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()

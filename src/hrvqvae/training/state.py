@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.quantize.codebook import share_tables
+from hrvqvae.quantize.codebook import LevelCodebooks, pad_codebooks
 from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
@@ -43,8 +43,8 @@ def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, s
 
     Raises InputError, which names the `source`, if a weight is missing, unknown or of another shape.
     """
-    current = model.state_dict()
     copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
+    current, copied = pad_codebooks(model, model.state_dict()), pad_codebooks(model, copied)
     for name in sorted({*current, *copied} - set(skipped)):
         expected, actual = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
         if expected != actual:
@@ -107,7 +107,9 @@ class TrainState:
     ) -> TrainState:  # fmt: skip
         """Return the state before the first step; `model` and `auxiliary` are on the device of the training."""
         averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
-        share_tables(model, averaged.module)
+        for name, book in model.named_modules():
+            if isinstance(book, LevelCodebooks) and book.table is not None:  # reassigned codebooks have no average
+                averaged.module.get_submodule(name)._buffers.update(book._buffers)
         modules = {MODEL: model, **auxiliary}
         networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
         compute = Compute(config)
@@ -183,7 +185,7 @@ class TrainState:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
 
     def _averaged_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the average, without those that are the model's own (`share_tables`)."""
+        """Return the tensors of the average, without those that are the model's own (`start`)."""
         weights, averaged = self.model.state_dict(), self.averaged.state_dict()
         shared = {f"module.{name}" for name in weights if averaged[f"module.{name}"].is_set_to(weights[name])}
         return {name: tensor for name, tensor in averaged.items() if name not in shared}

@@ -165,16 +165,16 @@ class Trainer(Generic[B]):
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
             stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.enter_context(exact_float32())
             state = self._prepare_state()
             sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())
-            stack.enter_context(exact_float32())
             batches = stack.enter_context(closing(task.batches(state.step)))
             processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            saved_step, rank = state.step or -1, distributed.rank()  # -1: nothing is saved yet
+            saved, rank = (state.step or -1, state.fraction >= 1), distributed.rank()  # -1: nothing is saved yet
 
             def is_due(every: int) -> bool:
                 return state.step % every == 0
@@ -187,12 +187,13 @@ class Trainer(Generic[B]):
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
                         group["lr"] = rate
+                batch = next(batches)  # before the seed: a new DataLoader draws from torch's generator
                 # seed torch's global generators, for dropout, differently in each rank
                 rng = make_rng("step", training.seed, state.step, rank)
                 torch.manual_seed(int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step)
                 state.model.train()
                 try:
-                    metrics = task.step(state, next(batches))
+                    metrics = task.step(state, batch)
                 except NonFiniteError as error:
                     raise _non_finite_error(run, state.step, error) from error
                 state.step += 1
@@ -207,12 +208,12 @@ class Trainer(Generic[B]):
                     self._log(state)
                 if save_due:
                     self._save(state)
-                    saved_step = state.step
+                    saved = state.step, state.fraction >= 1
                 if evaluation_due:
                     self._evaluate(state)
                 state.seconds += processes.sync()
             self._log(state)
-            if saved_step < state.step:
+            if saved < (state.step, state.fraction >= 1):  # the time may have run out after the last save
                 self._save(state)
             if processes.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
