@@ -45,7 +45,7 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
-        self._earlier_states = dict[Path, Model]()
+        self._earlier_states, self._makers = dict[Path, Model](), dict[bytes, Model]()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
@@ -192,12 +192,16 @@ class Model:
         """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
         with suppress(InputError):  # an error is reported when the file is read
             mark = hrv.read_header(file).fingerprint if isinstance(file, bytes) else _read_mark(file)[0]
-            if not self.run.wrote(mark):
-                for state in self.run.earlier_states():
-                    if state.wrote(mark):
-                        path, loaded = state.folder.path, self._earlier_states
-                        return loaded.get(path) or loaded.setdefault(path, Model(path, str(self.device)))
+            if mark not in self._makers:
+                for run in (self.run, *self.run.earlier_states()):
+                    if run.wrote(mark):
+                        self._makers[mark] = self if run is self.run else self._earlier_state(run.folder.path)
+                        break
+            return self._makers.get(mark, self)
         return self
+
+    def _earlier_state(self, path: Path) -> Model:
+        return self._earlier_states.get(path) or self._earlier_states.setdefault(path, Model(path, str(self.device)))
 
     def sample(
         self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
@@ -357,10 +361,11 @@ def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
         model = Model(name)
         return [model.maker_of(path) for path in paths]
     runs, load_once = [Run(shipped) for shipped in list_models()], cache(Model)
+    find = cache(lambda mark: next((run for run in runs if run.wrote(mark)), None))
     models = []
     for path in paths:
         mark, maker = _read_mark(path)
-        run = next((run for run in runs if run.wrote(mark)), None)
+        run = find(mark)
         if run is None:
             raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
         models.append(load_once(str(run)))

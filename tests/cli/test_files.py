@@ -159,6 +159,9 @@ def test_what_can_not_be_done(run: Path, images: Path, tmp_path: Path, monkeypat
         (["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"], "has no image named '9'"),
         (["decompress", file, "-o", tmp_path / "d", *named, "--names", "0"], "is no archive (.hrva), whose images"),
         (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
+        (["inspect", archive, *named], "--model is for one file"),
+        (["inspect", file, *named, "--verify"], "--verify is for archives"),
+        (["compress", run, image, "-o", archive, "--force"], "images are appended to it: leave out --force"),
         (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
     ):
         assert message in refused(arguments)

@@ -6,6 +6,7 @@ import struct
 import zlib
 from itertools import chain, islice, pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -220,12 +221,22 @@ def test_pixels_are_counted_before_decoding(tmp_path: Path, monkeypatch: pytest.
         read_image(path, 3, max_pixels=1_000)
 
 
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_picture(tmp_path / "x.png", 1)
+    monkeypatch.setattr(Image.Image, "load", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "x.png", 3)
+
+
 def test_orientation_is_followed(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 10))
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "x.jpg", exif=exif)
     assert read_image(tmp_path / "x.jpg", 3).shape == (3, 20, 10)
+    for suffix in ("png", "webp"):
+        image.save(tmp_path / f"x.{suffix}", exif=b"Exif\0\0no header of TIFF")
+        assert decode_image(tmp_path / f"x.{suffix}", 3).lost == "orientation", "the pixels are whole"
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"])

@@ -5,11 +5,12 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from unittest.mock import Mock, patch
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, make_rng
 from hrvqvae.data.images import BrokenImageError
-from hrvqvae.data.loading import load_images
+from hrvqvae.data.loading import load_images, open_whole
 from hrvqvae.data.sources import HELD_OUT, parquet, tars
 from hrvqvae.data.sources.files import match_files
 from hrvqvae.utils.errors import InputError
@@ -254,7 +255,11 @@ def test_images_of_a_folder_come_before_its_tars(picture_folder: Path, caplog: p
     before = content(loaded(picture_folder))
     write_tar(picture_folder / "old.tar", {"a.png": png(1)})
     np.testing.assert_array_equal(content(loaded(picture_folder)), before)
-    assert f"to read these: --data '{picture_folder}/*.tar'" in caplog.text
+    assert f"to read these: '{picture_folder}/*.tar'" in caplog.text
+    caplog.clear()
+    np.save(picture_folder / "old.npy", np.zeros((2, 4, 4), np.uint8))
+    assert len(open_whole(picture_folder)) < len(before) * 2
+    assert f"to read these: '{picture_folder}/*.npy'" in caplog.text
 
 
 def test_names_that_stand_for_files(tmp_path: Path) -> None:
@@ -320,14 +325,15 @@ def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
         assert loaded(tmp_path / "j.tar").classes == ()
 
 
-def test_links_in_a_tar_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_tar(tmp_path / "a.tar", {"a.png": png(1), "b.png": png(2)})
+def test_what_is_left_out_of_a_tar_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tar(tmp_path / "a.tar", {"a.png": png(1), "b.png": png(2), "d.HEIC": png(3), "e.txt": b""})
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
         link = tarfile.TarInfo("c.png")
         link.type, link.linkname = tarfile.LNKTYPE, "a.png"
         archive.addfile(link)
     assert len(loaded(tmp_path / "a.tar", split="sorted", train_samples=2, labels=False)) == 2
     assert "links such as c.png are left out; pack it with tar --dereference" in caplog.text
+    assert "a.tar: 1 image such as d.HEIC left out; convert to PNG, JPEG or WebP" in caplog.text
 
 
 def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -> None:
@@ -385,13 +391,22 @@ def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
         loaded(tmp_path / "none.parquet", split="sorted", train_samples=5).decode(4, None)
 
 
+def test_shards_outside_of_the_splits_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, name in enumerate(("train-0", "train-1", "validation-0", "test-0", "extra")):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.png": png(number)})
+    assert [len(loaded(tmp_path, split, labels=False)) for split in SPLITS] == [2, 1]
+    (told,) = caplog.messages
+    assert "2 shards outside of train and test left out, such as " in told
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_other_arrays(save: object, tmp_path: Path) -> None:
     pixels, labels = np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8), np.arange(30) % 7
     save(tmp_path / "all.npz", x_train=pixels[..., None], y_train=labels[:, None], x_test=pixels, y_test=labels)  # type: ignore[operator]
     np.save(tmp_path / "digits.npy", pixels)
-    for split in SPLITS:
-        images = loaded(tmp_path / "all.npz", split, channels=1)
+    shutil.copyfile(tmp_path / "all.npz", tmp_path / "mnist_train_test.npz")
+    for split, name in product(SPLITS, ("all", "mnist_train_test")):
+        images = loaded(tmp_path / f"{name}.npz", split, channels=1)
         np.testing.assert_array_equal(content(images)[:, 0], pixels)
         assert images.labels.tolist() == labels.tolist()
         images = loaded(tmp_path / "digits.npy", split, channels=1)
@@ -416,6 +431,8 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
     assert sum(len(loaded(folder / "gone" / "*.tar", split)) for split in SPLITS) == 3
     (folder / "gone" / "test.tar").write_bytes(b"")
+    (folder / "image.png").write_bytes(images[0])
+    yield folder / "*.png", r"names .png files; for images give their folder: "
     assert len(loaded(folder / "gone", labels=False)) == 3, "only what is asked is read of a given split"
     write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
     write_tar(folder / "named" / "test.tar", {"c.cls": b"0", "c.png": images[2]})

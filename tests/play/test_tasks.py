@@ -1,6 +1,7 @@
 """Uploads that the page reads and refuses; what it shows is what the model computes; its addresses."""
 
 import math
+import shutil
 import socket
 import struct
 import zlib
@@ -113,6 +114,12 @@ def test_a_reconstruction_is_of_its_file(model: Model, image: Tensor) -> None:
     assert sizes == sorted(set(sizes))
     with pytest.raises(InputError, match="levels is 9"):
         tasks.reconstruct(model, image, 9)
+
+
+def test_what_is_looked_at_is_not_kept(image: Tensor, mnist_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=shutil.ignore_patterns("states"))
+    tasks.reconstruct(Model(tmp_path / "run"), image, 1)
+    assert not (tmp_path / "run" / "states").exists()
 
 
 def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None:

@@ -336,7 +336,11 @@ def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path
     assert mine.read_bytes().startswith(b"\x89PNG")
 
 
-def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(tmp_path: Path) -> None:
+def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mnist").mkdir()  # no run, but perhaps the data
     for name in ("a.png", "a.jpg", "b.png"):
         Image.new("L", (28, 28), 7).save(tmp_path / name)
     (tmp_path / "lists").mkdir()

@@ -6,6 +6,7 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -107,6 +108,7 @@ def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
         ([torch.zeros(12, 12)], r"its shape is \(12, 12\)"),
         ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
+        ([Image.new("F", (12, 12))], "its mode is F; images are of 8 or 16 bits"),
         ([], "the data set has no item"),
     ):
         with pytest.raises(InputError, match=fault):

@@ -51,7 +51,11 @@ def _inspect(arguments: Arguments) -> int:
     if is_archive(path):
         if arguments.out is not None:
             raise InputError("-o draws the levels of one file (.hrv), not of an archive")
+        if arguments.model is not None:
+            raise InputError("--model is for one file (.hrv): an archive has all that its inspection needs")
         return _inspect_archive(path, arguments.verify)
+    if arguments.verify:
+        raise InputError("--verify is for archives: a file of codes (.hrv) is always checked")
     if arguments.out is not None:
         check_output(arguments.out, force=arguments.force, inputs=[path], suffix=".png")
     (model,) = models_of_files([path], arguments.model)

@@ -113,10 +113,10 @@ def _train_classifier(arguments: Arguments) -> int:
     from hrvqvae.config.presets import data_config
     from hrvqvae.config.registry import DATASETS
     from hrvqvae.evaluation.classifier import train_classifier, write_classifier
+    from hrvqvae.utils.outputs import check_output
 
     out = arguments.out
-    if out.exists():
-        raise InputError(f"{out} exists already; choose another file")
+    check_output(out, force=None)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = arguments.data and _absolute(arguments.data)
     trained = train_classifier(data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed)

@@ -143,9 +143,9 @@ def add(commands: Group) -> None:
     options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--force")
     command(commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options)
 
-    guided = "above 1, draw images more typical of their class; 1: no guidance (default: the model's setting, or 1)"
+    guided = "above 1, draw images more typical of their class; 1: no guidance (default: the model's; with --levels, 1)"
     label = "draw images of class C, a name or an index (default: any)"
-    prefix = "draw levels 1 to K only (default: the model's setting, or all)"
+    prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
         option("--class", dest="class_name", metavar="C", help=label),
@@ -167,7 +167,7 @@ def add(commands: Group) -> None:
     kept = "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file (default: top)"
     command(
         commands, "complete", "keep a part of an image and draw the rest with the priors of a run", _complete,
-        "run", option("image", type=Path, metavar="IMAGE", help="image of the same size as in training"),
+        "run", option("image", type=Path, metavar="IMAGE", help="image, cropped and resized as in training"),
         option("--keep", default="top", metavar="PART", help=kept),
         option("-n", default=8, help="draw N completions (default: 8)", **count), *drawing,
     )  # fmt: skip

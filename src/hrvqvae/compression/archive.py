@@ -327,7 +327,7 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
     Returns the number of images in the new archive, and messages about images that are lost. Raises InputError if no
     image can be read, or `out` exists or can't be written.
     """
-    check_output(out, inputs=[path], suffix=SUFFIX)
+    check_output(out, force=None, inputs=[path], suffix=SUFFIX)
     archive = open_archive(path, model)
     faults = archive.faults()
     whole = [entry for entry, fault in zip(archive.entries, faults, strict=True) if not fault]

@@ -65,7 +65,7 @@ def decode_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture, lost = _load(image, name, channels, max_pixels)
-    except BrokenImageError:
+    except (BrokenImageError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{name}: there is no such image") from error
@@ -96,8 +96,12 @@ def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -
         if any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
             lost.append("16 bits to 8")
         opened.load()
-        image: Image.Image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I") or image.mode == "F":
+        try:
+            image: Image.Image = ImageOps.exif_transpose(opened)
+        except Exception:  # Pillow raises any error for a damaged block of EXIF
+            image = opened.copy()
+            lost.append("orientation")
+    if image.mode.startswith("I"):
         values, transparent = np.asarray(image, np.float32), image.info.get("transparency")
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
         if transparent is not None:

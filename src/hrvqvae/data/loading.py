@@ -25,7 +25,7 @@ from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source, arrays, datasets, files, find_user_cache, parquet, tars
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import note
+from hrvqvae.utils.progress import note, told_once
 from hrvqvae.utils.quantities import counted
 
 _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
@@ -119,11 +119,15 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
-        for kind in sorted({file.suffix for file in path.iterdir()} & {".tar", ".parquet"}):
-            note(f"{path}: its images are read and its {kind} files are not; to read these: --data '{path}/*{kind}'")
+        _note_shards_beside(path)
     else:
         sources = _open_shards(path, split, config.labels)
     return _select_split(sources, str(path), split, config)
+
+
+def _note_shards_beside(folder: Path) -> None:
+    for kind in sorted({file.suffix.lower() for file in folder.iterdir()} & {*_SOURCES}):
+        told_once(f"{folder}: its images are read and its {kind} files are not; to read these: '{folder}/*{kind}'")
 
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
@@ -167,6 +171,7 @@ def open_whole(path: Path, labels: bool = True) -> Source:
     Without `labels`, those of Parquet files and arrays are not read, and may be of any type.
     """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
+        _note_shards_beside(path)
         top_folders = {name.split("/")[0] for name in names}  # the class folders may lie in split folders
         return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
@@ -190,7 +195,9 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
         raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files")
     kinds = sorted({file.suffix.lower() for file in paths})
     source_class = _SOURCES.get(kinds[0])
-    if source_class is None or any(_SOURCES.get(kind) is not source_class for kind in kinds):
+    if source_class is None:
+        raise InputError(f"{path} names {kinds[0]} files; for images give their folder: {base}")
+    if any(_SOURCES.get(kind) is not source_class for kind in kinds):
         raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
     if source_class is arrays.ArraySource:
         return source_class, arrays.list_arrays(paths, base)
@@ -203,11 +210,14 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     by_name: dict[str, list[Shard]] = {}
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
-        by_name.setdefault(next((word for word in words if word in SPLIT_NAMES), ""), []).append(shard)
+        by_name.setdefault(next((word for word in reversed(words) if word in SPLIT_NAMES), ""), []).append(shard)
     names = by_name if path.is_dir() else {*by_name, ""}  # a pattern may match one split
     splits = files.find_split(names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'")
     if splits is None:
         return {"": source_class(shards, labels)}
+    if outside := [shard for name in by_name.keys() - {*splits} for shard in by_name[name]]:
+        left_out = f"{counted(len(outside), 'shard')} outside of {splits[0]} and {splits[1]} left out"
+        told_once(f"{path}: {left_out}, such as {outside[0].name}")
     needed = splits if labels else (splits[0 if split == "train" else 1],)  # both splits decide the classes
     return {name: source_class(by_name[name], labels) for name in needed}
 

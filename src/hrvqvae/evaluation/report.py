@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes
+from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
@@ -155,6 +156,8 @@ def evaluate_run(
         return RunEvaluation(report, None, "not asked for")
     if not samples and (command := trained.run.missing_priors()):
         return RunEvaluation(report, None, f"train them: {command}")
+    if not samples and any(artifact.path != trained.run.progressive.path for artifact in trained.run.stale_artifacts()):
+        return RunEvaluation(report, None, renewal_advice(run))
     priors = trained.priors
     maps = extract_codes(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and maps.classes != priors.classes:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hrvqvae.compression.images import compress
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
@@ -74,7 +75,8 @@ def parse_marks(text: str | None) -> Tensor:
 
 def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
     """Return what a file of codes of an image (C, Y, X) uint8 decodes to, its bytes and its PSNR in dB."""
-    (file,) = model.compress([image], levels)
+    # `Model.compress` would keep a copy of the model, so that the file stays readable
+    (file,) = compress(model.autoencoder, model.entropy_model, [image], model.device, levels)
     (decoded,) = model.decompress([file])
     return decoded, len(file), psnr(float((decoded - image / 255).double().square().mean()))
 

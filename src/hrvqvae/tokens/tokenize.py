@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
-from hrvqvae.checkpoints.folder import list_models
+from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
@@ -247,7 +247,7 @@ def tokenize(
             another model, other images or other options.
         DamagedFileError: a shard of the folder is damaged.
     """
-    if not (model in list_models() and not Path(model).exists()):
+    if run_folder(model) == Path(model):
         model = str(Path(model).absolute())  # processes of Ray have another working folder
     images = load_keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)

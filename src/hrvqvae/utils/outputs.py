@@ -62,12 +62,12 @@ def _folder_keys(name: str) -> list[str]:
     return list(accumulate(_fold(name).split("/")[:-1], "{}/{}".format))
 
 
-def check_output(path: Path, *, force: bool = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
+def check_output(path: Path, *, force: bool | None = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
     """Check that a file may be written, before anything is computed for it.
 
     Raises:
         InputError: The path has another suffix, is a folder, is one of the inputs, can't be written, or exists and
-            `force` is not given.
+            `force` is not given (None: the command has no such option).
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
@@ -83,7 +83,7 @@ def identify(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) -> None:
+def _check_replaceable(path: Path, force: bool | None, inputs: set[tuple[int, int]]) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
     if not path.exists():
@@ -91,7 +91,8 @@ def _check_replaceable(path: Path, force: bool, inputs: set[tuple[int, int]]) ->
     if identify(path) in inputs:
         raise InputError(f"{path} is an input and is never overwritten; choose another output")
     if not force:
-        raise InputError(f"{path} exists already; choose another output, or overwrite it with --force")
+        advice = "" if force is None else ", or overwrite it with --force"
+        raise InputError(f"{path} exists already; choose another output{advice}")
 
 
 class Outputs:

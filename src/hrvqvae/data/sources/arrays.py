@@ -36,9 +36,9 @@ class ArraySource(Source):
         super().__init__(map(len, self._arrays))
         if not len(self):
             raise InputError(f"{shards[0]}: there is no image in it")
-        complete = [values for shard in shards if (values := _read_labels(shard)) is not None] if labels else []
-        if complete and len(complete) == len(shards):
-            self.labels = np.concatenate(complete)
+        read = [_read_labels(shard, len(images)) for shard, images in zip(shards, self._arrays, strict=True) if labels]
+        if read and not any(values is None for values in read):
+            self.labels = np.concatenate(read)  # type: ignore[arg-type]
 
     @cached_property
     def _arrays(self) -> list[NDArray[np.uint8]]:
@@ -133,8 +133,8 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
     return images
 
 
-def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
-    """Return the labels of an array of images, or None. The name of the labels follows from the name of the images."""
+def _read_labels(shard: Shard, count: int) -> NDArray[np.int64] | None:
+    """Return the labels of an array of `count` images, or None. Their name follows from that of the images."""
     name = shard.key or shard.path.stem
     swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()
     names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
@@ -148,7 +148,6 @@ def _read_labels(shard: Shard) -> NDArray[np.int64] | None:
     labels = _read_array(labels_shard)
     if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
         raise InputError(f"{labels_shard} is {labels.dtype} {labels.shape}; labels are (N,) integers")
-    count = len(_read_images(shard))
     if len(labels) != count:
         raise InputError(f"{labels_shard} has {len(labels):,} labels for the {count:,} images of {shard}")
     return labels.reshape(-1).astype(np.int64)

@@ -77,6 +77,8 @@ class DatasetSource(Source):
         item = self.dataset[row]
         image = item[0] if isinstance(item, tuple | list) else item
         if isinstance(image, Image.Image):
+            if image.mode == "F":
+                raise InputError("its mode is F; images are of 8 or 16 bits, or tensors of floats in [0, 1]")
             return image
         pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
         if pixels.ndim != 3 or len(pixels) not in (1, 3) or not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):

@@ -21,7 +21,7 @@ from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
 
 LIST_SUFFIXES = (".txt", ".list", ".tsv")  # suffixes of lists of paths
-_OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)")
+OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)")
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -130,7 +130,7 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):  # no surrogates
                 raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
             yield name
-        elif _OTHER_IMAGES.fullmatch(suffix):
+        elif OTHER_IMAGES.fullmatch(suffix):
             others[suffix] += 1
     if others:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))

@@ -25,10 +25,11 @@ from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
 from hrvqvae.data.sources import ENDING_BYTES, Shard, Source, decode_name, encode_names, find_user_cache, read_end
-from hrvqvae.data.sources.files import normalize
+from hrvqvae.data.sources.files import OTHER_IMAGES, normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import note, waiting
+from hrvqvae.utils.quantities import counted
 
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
@@ -121,11 +122,11 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
 
 
 def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
-    """Append the span (offset, length), label and name of each image of a tar. A note tells that links are left out.
+    """Append the span (offset, length), label and name of each image of a tar. Notes tell what is left out.
 
     Raises InputError if the file is cut short, damaged or no uncompressed tar, or if a .cls file is no whole number.
     """
-    links = list[str]()
+    links, others = list[str](), list[str]()
     with path.open("rb") as stream:
         matches = ((_MEMBER_NAME.fullmatch(member.name), member) for member in _read_members(path, stream))
         members = ((matched[1], matched[2], member) for matched, member in matches if matched)
@@ -138,6 +139,8 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
                 elif is_image:
                     spans.extend((member.offset_data, member.size))
                     names.append(member.name.removeprefix("./"))
+                elif OTHER_IMAGES.fullmatch(Path(member.name).suffix.lower()):
+                    others.append(member.name)
                 elif extension in ("cls", "json"):
                     stream.seek(member.offset_data)
                     candidates[extension] = _read_label(extension, stream.read(member.size), f"{path}: {member.name}")
@@ -145,6 +148,8 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
             labels.extend([label] * (len(names) - first))
     if links:
         note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
+    if others:
+        note(f"{path}: {counted(len(others), 'image')} such as {others[0]} left out; convert to PNG, JPEG or WebP")
 
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
