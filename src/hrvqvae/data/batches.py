@@ -217,7 +217,7 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
             if batch.fatal:
                 raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
-                raise BrokenImageError(f"{batch.broken[0]}; delete it, or skip such images with --data.on_error skip")
+                raise BrokenImageError(f"{batch.broken[0]}; delete it, or train with --data.on_error skip")
             if batch.lost:
                 told_once(f"images are converted ({batch.lost[0]}); this is told once")
             yield batch

@@ -118,7 +118,8 @@ def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -
         pixels = np.asarray(image)
         if (pixels != pixels[..., :1]).any():
             lost.append("colour to greyscale")
-    return image.convert("RGB" if channels == 3 else "L"), lost
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode), lost  # `convert` always copies
 
 
 def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
