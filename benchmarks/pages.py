@@ -47,20 +47,6 @@ def settings(trial: Row) -> str:
     return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
 
 
-def ladder(folder: str, system: str, field: str, optimizer: str = "") -> str:
-    """Return the validation errors of a search by the values of a field, of the trials that differ in it most."""
-    lines = dict[tuple[object, ...], dict[float, Row]]()
-    for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
-        trial = read(str(path))
-        others = tuple(trial.get(name) for name in ("optimizer", "learning_rate", "decay", "beta") if name != field)
-        if trial.get(field, "null") != "null":
-            lines.setdefault(others, {})[float(trial[field])] = trial
-    line = max(lines.values(), key=len, default={})
-    errors = {value: line[value]["validation_mse"] for value in sorted(line)}
-    shown = (f"{value:g}: {f'{1e4 * error:.2f}' if error else 'diverged'}" for value, error in errors.items())
-    return "; ".join(shown) if len(line) > 1 else ""
-
-
 def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
     """Return mean ± standard deviation, the value alone if it is one."""
     deviation = f" ± {scale * stdev(sample):,.{digits}f}" if len(sample) > 1 else ""
@@ -120,13 +106,6 @@ class Table:
 
     def holm(self, first: str, second: str) -> str:
         return shorten(self.corrected[tuple(sorted((first, second)))])
-
-    def pairs(self, system: str, order: Sequence[str]) -> str:
-        """Return a row of the matrix of pairs: difference and p against systems before it, `least` against others."""
-        cells = [
-            f"{self.change(system, other, 0)}, {self.holm(system, other)}" for other in order[: order.index(system)]
-        ]
-        return " | ".join([*cells, "", *(self.least(system, other) for other in order[len(cells) + 1 :])])
 
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"

@@ -104,7 +104,7 @@ def compress_files(
     batches = _read_batches(model, images, outcome, skip)
     if archive.is_archive(out):
         if force:
-            raise InputError(f"{out} is an archive, and images are appended to it: leave out --force, or name another")
+            raise InputError(f"{out} is an archive, and images are appended to it: leave out --force")
         if max_bytes is not None:
             raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
         _append(model, batches, out, levels, lmbda, outcome)

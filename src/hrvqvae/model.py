@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -192,11 +192,8 @@ class Model:
         """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
         with suppress(InputError):  # an error is reported when the file is read
             mark = hrv.read_header(file).fingerprint if isinstance(file, bytes) else _read_mark(file)[0]
-            if mark not in self._makers:
-                for run in (self.run, *self.run.earlier_states()):
-                    if run.wrote(mark):
-                        self._makers[mark] = self if run is self.run else self._earlier_state(run.folder.path)
-                        break
+            if mark not in self._makers and (run := _find_writer((self.run, *self.run.earlier_states()), mark)):
+                self._makers[mark] = self if run is self.run else self._earlier_state(run.folder.path)
             return self._makers.get(mark, self)
         return self
 
@@ -361,15 +358,19 @@ def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
         model = Model(name)
         return [model.maker_of(path) for path in paths]
     runs, load_once = [Run(shipped) for shipped in list_models()], cache(Model)
-    find = cache(lambda mark: next((run for run in runs if run.wrote(mark)), None))
+    find_writer = cache(partial(_find_writer, runs))
     models = []
     for path in paths:
         mark, maker = _read_mark(path)
-        run = find(mark)
+        run = find_writer(mark)
         if run is None:
             raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
         models.append(load_once(str(run)))
     return models
+
+
+def _find_writer(runs: Iterable[Run], mark: bytes) -> Run | None:
+    return next((run for run in runs if run.wrote(mark)), None)
 
 
 def _read_mark(path: Path) -> tuple[bytes, str]:

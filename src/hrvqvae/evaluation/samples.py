@@ -145,7 +145,7 @@ class RealImages:
 
 
 def measure_kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Return the kernel distance of two sets of features (N, D); its memory grows with N, not with its square."""
+    """Return `SetDistances.kernel` of two sets of features (N, D), without their N x N products in memory."""
 
     def total(a: Tensor, b: Tensor) -> float:
         blocks = torch.split(a, _BLOCK)

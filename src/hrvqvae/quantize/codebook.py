@@ -84,7 +84,7 @@ class LevelCodebooks(nn.Module):
             self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # below new codewords
         (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0  # they have their own codebook
-        counts[: self._num_shared_parents] = 0  # codewords of its shared codebook never get their own
+        counts[: self._num_shared_parents] = 0  # their children stay shared
         busiest = counts.nonzero().flatten()
         busiest = busiest[counts[busiest].argsort(descending=True, stable=True)][: self.num_books - 1]
         usage = self.count.sum(1) * self.decay**self.age

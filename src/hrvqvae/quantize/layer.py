@@ -219,7 +219,7 @@ class TreeVQ(nn.Module):
     def align(self) -> TreeVQ:
         """Renumber children so that an index means about the same below every parent; return the layer.
 
-        Codebooks of more than 1,024 codewords stay as they are, and so does the state of an optimizer of codewords.
+        Codebooks of more than 1,024 codewords stay as they are. The state of an optimizer is not renumbered.
         """
         self.quantizer.align()
         return self
