@@ -56,6 +56,7 @@ def test_runs_are_listed_with_what_is_stale(run: Path, tmp_path: Path) -> None:
     assert (plain["stale"], trained_on["stale"]) == ([], [f"priors/level-{level}" for level in (1, 2, 3)])
     measured = json.loads(do("evaluate", runs / "trained-on", "--json", "--device", "cpu"))
     assert measured["mse"] == pytest.approx(trained_on["mse"], rel=1e-3), "although its priors are stale"
+    assert measured["no_priors"].startswith("priors/level-1, priors/level-2, priors/level-3: made for another state")
     assert plain["mse"] == pytest.approx(json.loads(do("evaluate", run, "--json", "--device", "cpu"))["mse"], rel=1e-3)
     assert (plain["preset"], plain["priors"]) == ("tiny", ["level 1", "level 2", "level 3"])
 

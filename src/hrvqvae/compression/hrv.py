@@ -126,7 +126,7 @@ def write(model: EntropyModel, codes: CodeArray, size: Grid, levels: int | None 
     files = _encode_files(model, codes, size, levels)
     if not model.networks or not files:
         return files
-    # the ends of levels differ between images, by a byte at most
+    # of one image: in others, the end of each level may be a byte shorter
     bare_length = len(_encode_files(model.bare, codes[:1], size, levels)[0])
     required = max(count_required_bytes(layout, level, model.network(level)) for level in range(levels))
     questionable = [index for index, file in enumerate(files) if not required <= len(file) <= bare_length - levels]

@@ -156,8 +156,11 @@ def evaluate_run(
         return RunEvaluation(report, None, "not asked for")
     if not samples and (command := trained.run.missing_priors()):
         return RunEvaluation(report, None, f"train them: {command}")
-    if not samples and any(artifact.path != trained.run.progressive.path for artifact in trained.run.stale_artifacts()):
-        return RunEvaluation(report, None, renewal_advice(run))
+    stale = [
+        str(artifact) for artifact in trained.run.stale_artifacts() if artifact.path != trained.run.progressive.path
+    ]
+    if stale and not samples:
+        return RunEvaluation(report, None, f"{', '.join(stale)}: {renewal_advice(run)}")
     priors = trained.priors
     maps = extract_codes(model, config, split, compute.device, limit, encode=encode)
     if priors.classes and maps.classes != priors.classes:
