@@ -1,5 +1,6 @@
 """The page over HTTP: hostile uploads, other hosts, addresses on the internet, many requests."""
 
+import gc
 import http.client
 import json
 import re
@@ -112,10 +113,13 @@ def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: S
         assert json.loads(answer.read())["detail"].startswith("this page answers to ")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio leaves event loops open
 def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
     page = Page(Model("treevq-cifar10"), 1 << 24, 1 << 24)
     sliders = [block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"]
     assert [(slider.value, slider.maximum) for slider in sliders] == [(5, 5)] * 2
+    del sliders
+    gc.collect()
     assert page._parse_options(1, "any class", 1, 0, 5)["levels"] == 8
 
 
