@@ -35,16 +35,37 @@ def where(path: str, field: str, **wanted: object) -> list[float]:
     return [row[field] for row in read(path) if all(row[name] == value for name, value in wanted.items())]
 
 
-def best(folder: str, system: str, optimizer: str = "") -> Row:
-    """Return the trial of least validation error, of one optimizer if it is named."""
-    trials = [read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json")]
-    return min((trial for trial in trials if trial.get("validation_mse")), key=lambda trial: trial["validation_mse"])
+def best(folder: str, system: str, **wanted: str) -> Row:
+    """Return the trial of least validation error, of those with the wanted settings."""
+    trials = [read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")]
+    fit = [trial for trial in trials if trial.get("validation_mse") and wanted.items() <= trial.items()]
+    return min(fit, key=lambda trial: trial["validation_mse"])
+
+
+def gain(folder: str, system: str, **wanted: str) -> str:
+    """Return how much less validation error Muon has than Adam, each at its best learning rate."""
+    muon, adam = (best(folder, system, optimizer=name, **wanted)["validation_mse"] for name in ("muon", "adam"))
+    return change([muon], [adam], 0).lstrip("-")
 
 
 def settings(trial: Row) -> str:
     """Return learning rate; decay; commitment."""
     named = (trial.get(name) for name in ("learning_rate", "decay", "beta"))
     return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
+
+
+def ladder(folder: str, system: str, field: str, optimizer: str = "") -> str:
+    """Return the validation errors of a search by the values of a field, of the trials that differ in it most."""
+    lines = dict[tuple[object, ...], dict[float, Row]]()
+    for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
+        trial = read(str(path))
+        others = tuple(trial.get(name) for name in ("optimizer", "learning_rate", "decay", "beta") if name != field)
+        if trial.get(field, "null") != "null":
+            lines.setdefault(others, {})[float(trial[field])] = trial
+    line = max(lines.values(), key=len, default={})
+    errors = {value: line[value]["validation_mse"] for value in sorted(line)}
+    shown = (f"{value:g}: {f'{1e4 * error:.2f}' if error else 'diverged'}" for value, error in errors.items())
+    return "; ".join(shown) if len(line) > 1 else ""
 
 
 def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
@@ -98,6 +119,9 @@ class Table:
     def frechet(self, system: str, digits: int = 1) -> str:
         return spread(self.values(system, "frechet_reconstructions"), 1, digits)
 
+    def perplexity(self, system: str) -> str:
+        return spread(self.values(system, "perplexity"), 1, 0)
+
     def leaves(self, system: str) -> str:
         return f"{self.rows[system][0]['leaves_used']:,}, {self.rows[system][0]['perplexity']:,.1f}"
 
@@ -106,6 +130,13 @@ class Table:
 
     def holm(self, first: str, second: str) -> str:
         return shorten(self.corrected[tuple(sorted((first, second)))])
+
+    def pairs(self, system: str) -> str:
+        """Return a row of the pairs, by mean error: difference and p against systems before it, else `least`."""
+        order = sorted(self.rows, key=lambda name: mean(self.values(name)))
+        place = order.index(system)
+        cells = [f"{self.change(system, other, 0)}, {self.holm(system, other)}" for other in order[:place]]
+        return " | ".join([*cells, "", *(self.least(system, other) for other in order[place + 1 :])])
 
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"

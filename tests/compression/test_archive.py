@@ -133,8 +133,9 @@ def test_a_damaged_block_hides_no_other_and_is_not_cut_off(block: int, place: in
     assert path.stat().st_size == begin
 
 
-def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
+def test_what_is_whole_is_salvaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of blocks of one and of two levels, one of them damaged, with a damaged record and, at last, a damaged head."""
+    monkeypatch.setattr("hrvqvae.compression.archive._BLOCK_BYTES", 1)
     path, new = tmp_path / "x.hrva", tmp_path / "no folder yet" / "new.hrva"
     ends = three_blocks(path)
     add(path, GRIDS, [(5, 7), (6, 6)], ["6", "7"], 1, 40)
@@ -148,6 +149,7 @@ def test_what_is_whole_is_salvaged(tmp_path: Path) -> None:
         assert count == len(kept)
         assert "bytes in 1 block are damaged" in block
         assert "5 (image 3): its record is damaged" in record
+        assert new.read_bytes().count(b"HRVB") == len(kept), "large records are in blocks of their own"
         saved = open_archive(new)
         assert (saved.damaged, saved.left_over) == (0, 0)
         assert [entry[:3] for entry in saved.entries] == [entries[index][:3] for index in kept]
@@ -214,6 +216,25 @@ def test_images_that_no_reader_takes_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="67108864"), appending(tmp_path / "x.hrva", model) as writer:
         writer.append(codes, [size], ["large"], 1)
     assert list(tmp_path.iterdir()) == [], "an archive without an image"
+
+
+@pytest.mark.parametrize(("cells_per_byte", "is_read"), [(1, False), (4, True)])
+def test_the_whole_record_decides_whether_a_reader_takes_it(
+    cells_per_byte: int, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 codes of one bit, which are too few bytes for themselves, and 16 of eight: 18 bytes."""
+    model = EntropyModel("x", "ab" * 16, Geometry(1, 0, (1, 1)), (2, 256))
+    monkeypatch.setattr("hrvqvae.compression.levels._MOST_CELLS", 0)
+    monkeypatch.setattr("hrvqvae.compression.levels._CELLS_PER_BYTE", cells_per_byte)
+    codes = random_codes(model, (4, 4), 1)
+    with appending(tmp_path / "x.hrva", model) as writer:
+        if not is_read:
+            with pytest.raises(InputError, match="compresses too well"):
+                writer.append(codes, [(4, 4)], ["a"], 2)
+            return
+        writer.append(codes, [(4, 4)], ["a"], 2)
+    (image,) = open_archive(tmp_path / "x.hrva").read([0])
+    assert np.array_equal(flat(image.codes), codes[0])
 
 
 def test_images_that_are_refused_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from hrvqvae.config import Config, presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import read_image
+from hrvqvae.model import Model
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -70,6 +71,7 @@ def _options(**fields: str) -> list[str]:
     [
         *((system, []) for system in EVERY),
         ("rqvae", _options(joint_beam="true", beam="2")),
+        ("vqvae2", _options(level_codewords="70")),
         ("hrvqvae", _options(levels="4", linked="2", update="gradient")),
         *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq", "qinco")),
     ],
@@ -81,6 +83,8 @@ def test_resumed_to_the_bit(system: str, options: list[str], runs: Path, tmp_pat
     train(tmp_path / "parts", tiny, options, ("2", "4"), priors=not options)
     run = RunFolder(whole_run)
     config = run.read_config()
+    if "--model.quantizer.joint_beam" in options:
+        assert Model(whole_run, beam=5).config.model.quantizer.beam == 5
     for level in (None, *range(0 if options else len(config.model.num_symbols))):
         states = []
         for path in (whole_run, tmp_path / "parts"):

@@ -54,12 +54,13 @@ def test_tiles_are_the_whole_image(preset: str, fields: dict[str, str], size: tu
     pixels = image(model, *size)
     codes = model.encode(pixels)
     whole = [model.decode(codes[:levels], levels, size) for levels in model.prefixes]
-    largest = model.decode(codes)
+    largest, corner = model.decode(codes), model.decode(codes, size=(30, 35))
     with tiled:
         assert same(model.encode(pixels), codes)
         for levels, decoded in zip(model.prefixes, whole, strict=True):
             torch.testing.assert_close(model.decode(codes[:levels], levels, size), decoded, atol=1e-5, rtol=0)
         torch.testing.assert_close(model.decode(codes), largest, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.decode(codes, size=(30, 35)), corner, atol=1e-5, rtol=0)
 
 
 @tiled

@@ -306,6 +306,8 @@ def test_what_may_come_next_is_what_items_have() -> None:
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
     with pytest.raises(InputError, match="prefixes have 3 levels"):
         tree.valid_next(indices, indices)
+    with pytest.raises(InputError, match=r"at most 2\^63"):
+        TreeVQ(WIDTH, 1000, 7, linked=1).valid_next(torch.zeros(1, 6), torch.zeros(1, 7))
 
 
 def test_batches_of_wide_vectors_are_small() -> None:

@@ -277,6 +277,8 @@ def test_configurations_that_are_refused() -> None:
         ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
         ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"), ({"linked": 1, "beam": 2}, "beam"),
         ({"levels": 14}, r"2\^30"), ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
+        ({"levels": 10**12}, "levels is 1000000000000; it must be at most 255"),
+        ({"shrinkage": 0.1, "levels": 17, "memory_mib": 4096}, "memory_mib is 4096; it must be less"),
         ({"update": "adam"}, "update is 'adam'; it must be ema or gradient"),
         ({"shrinkage": 0.1, "update": "gradient"}, "shrinkage is 0.1; it must be 0 with update gradient"),
     ):  # fmt: skip

@@ -123,7 +123,8 @@ class Run:
         _check_agreement("model", config, self.path)
         if beam is not None:
             settings = config.model
-            if not isinstance(settings, SingleGridConfig) or settings.quantizer.group_size == 1:
+            quantizer = settings.quantizer if isinstance(settings, SingleGridConfig) else None
+            if quantizer is None or (quantizer.group_size == 1 and not quantizer.joint_beam):
                 raise InputError(f"{settings.system} has no linked codebooks, which a beam searches")
             config = config.replace(**{"model.quantizer.beam": beam})
         model = _build_with_weights(lambda: build(config), weights, self.path)

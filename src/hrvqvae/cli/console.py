@@ -85,7 +85,7 @@ COMMON: Mapping[str, Option] = {
     "--model": option("--model", metavar="RUN", help="run that encoded the files (default: the models of the package)"),
     "--beam": option(
         "--beam", type=whole(1), metavar="N",
-        help="keep the N best codewords per level in the search for the codes of an image (default: as in training)",
+        help="keep the N best partial sums per level in the search for the codes of an image (default: as in training)",
     ),
     "--lmbda": option(
         "--lmbda", type=float, metavar="X",

@@ -244,7 +244,7 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
-        commands, "demo", "get MNIST, train, evaluate and draw, in about ten minutes", _demo,
+        commands, "demo", "get MNIST, train, evaluate and draw, in a quarter of an hour", _demo,
         option("--preset", default="treevq-deep/mnist", help=preset),
         option("--out", default="runs/demo", metavar="RUN", help="write to the run folder RUN (default: runs/demo)"),
         option("--root", metavar="DIR", help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),

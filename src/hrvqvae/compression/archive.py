@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from itertools import accumulate, cycle, groupby, islice
+from itertools import accumulate, cycle, groupby
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -44,7 +44,7 @@ _LEAST_IMAGE_CODES = 1024  # counted for a smaller image, since reading it takes
 _MOST_WORK, _MOST_WORK_PER_BYTE = 1 << 28, 8  # for damaged blocks, in bytes read: 2^28 + 8 * bytes of the archive
 _WORK_PER_PLAIN_BYTE = 64  # to unpack a byte is as much work as to read so many
 _VARINT_BYTES = 5  # per number in an index, at most
-_IMAGES_PER_BLOCK = 1024  # in blocks that `salvage` writes
+_BLOCK_BYTES, _LEAST_LENGTH = 1 << 26, 1 << 16  # of blocks that `salvage` writes; 1,024 records if they are short
 
 
 class ArchiveEntry(NamedTuple):
@@ -296,11 +296,12 @@ def _encode_records(
         group, layout = [index for index, image_size in enumerate(sizes) if image_size == size], model.layout(size)
         batch = np.stack([codes[index] for index in group])
         for level in range(levels):
-            network = model.network(level)
-            for index, stream in zip(group, encode_level(batch, layout, level, network), strict=True):
+            for index, stream in zip(group, encode_level(batch, layout, level, model.network(level)), strict=True):
                 records[index] += stream
-                if len(records[index]) < count_required_bytes(layout, level, network):
-                    raise InputError(f"{names[index]!r} compresses too well for an archive; write it to a file (.hrv)")
+        required = max(count_required_bytes(layout, level, model.network(level)) for level in range(levels))
+        for index in group:
+            if len(records[index]) < required:
+                raise InputError(f"{names[index]!r} compresses too well for an archive; write it to a file (.hrv)")
     return [record + bytes([crc8(record)]) for record in records]
 
 
@@ -338,7 +339,7 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
         with replace_file(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
             target.write(_build_head(archive.entropy_model.content))
             for levels, group in groupby(whole, lambda entry: entry.levels):
-                while entries := list(islice(group, _IMAGES_PER_BLOCK)):
+                for entries in chunk_by_size(group, lambda entry: max(entry.length, _LEAST_LENGTH), _BLOCK_BYTES):
                     records = [_read_record(source, entry) for entry in entries]
                     names = [entry.name for entry in entries]
                     target.write(_build_block(levels, records, [entry.size for entry in entries], names))

@@ -114,6 +114,7 @@ class QuantizerConfig(Section, section="model.quantizer"):
     coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in a beam's objective
 
     def check(self) -> None:
+        self.require(self.levels <= 255, "levels", "at most 255")
         self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
         self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
         self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
@@ -123,6 +124,9 @@ class QuantizerConfig(Section, section="model.quantizer"):
         values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
         require(values <= 2**30 or self.shrinkage > 0, "model.quantizer.codewords ** levels * dim", values, limit)
+        if self.shrinkage:  # a small file may stand for so much memory, since it holds only what was used
+            fits = sum(self.num_codewords) * self.dim <= 2**28
+            self.require(fits, "memory_mib", "less: all levels together may have 1 GiB of codewords")
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -239,7 +243,7 @@ class VQVAE2Config(CodebookConfig):
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
-        return (self.quantizer.codewords,) * self.grids
+        return self.quantizer.sizes * self.grids
 
 
 class FSQQuantizerConfig(Section, section="model.quantizer"):

@@ -89,6 +89,8 @@ def decode(
     size = resolve_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
     for core, extended, core_in_extended in _track_tiles(grid, stride, networks, config, "decode"):
+        if any(kept.start * stride >= side for kept, side in zip(core, size, strict=True)):
+            continue  # the tile lies outside an image of this size
         pairs = zip(codes, factors, strict=True)
         tile_codes = tuple(level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs)
         # Without the padding, pixels are shifted up and left by `config.padding`; the halo is wider by that much.

@@ -96,7 +96,7 @@ class VQVAE2(Autoencoder):
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
-        check_codes(codes, (self.config.quantizer.codewords,) * len(codes), scale=2)
+        check_codes(codes, self.config.quantizer.sizes * len(codes), scale=2)
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
             pairs = zip(self._quantizers, tile, strict=True)
