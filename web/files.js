@@ -129,7 +129,8 @@ export function writeImage(tables, height, width, levels) {
     if (height !== width) pushVarint(bytes, width - 1);
     let register = crc8(0xff, bytes, 0, bytes.length);
     for (const stream of encodeLevels(tables, byTables, [height, width], levels)) {
-      bytes.push(...stream, crc8(register, stream, 0, stream.length));
+      for (const byte of stream) bytes.push(byte);  // a spread of a long stream overflows the stack
+      bytes.push(crc8(register, stream, 0, stream.length));
       register = 0xff;
     }
     return Uint8Array.from(bytes);

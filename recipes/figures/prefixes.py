@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison.report import welch
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.plots.curves import save_figure
@@ -32,7 +33,9 @@ def measure(folder: Path, images: int | None) -> Errors:
     for run in sorted((folder / "runs").glob("*-*")):
         report, name = evaluate_run(run, limit=images, rate=False).report, run.name.rpartition("-")[0]
         errors.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
-        bits[name] = report.bits_per_image * np.arange(1, len(report.levels) + 1) / len(report.levels)
+        config = RunFolder(run).read_config()
+        positions = np.prod(config.model.geometry.grids(config.data.size, config.data.size), axis=1)
+        bits[name] = np.cumsum(positions * np.log2(config.model.num_symbols))
     if not errors:
         raise InputError(f"{folder} has no runs: give the folder of a comparison")
     return {name: (bits[name], np.array(runs)) for name, runs in errors.items()}
@@ -74,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = {round(bits): runs for bits, runs in zip(of_first[0], of_first[1].T, strict=True)}
     for name, (every, runs) in errors.items():
         for level, (bits, mean, around) in enumerate(zip(every, runs.mean(axis=0), spread(runs), strict=True)):
+            if np.isnan(mean):
+                continue  # levels that have no image of their own
             line = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
             if len(runs) > 1:
                 line += f" ± {around:.1e} (n = {len(runs)}"

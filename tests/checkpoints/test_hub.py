@@ -106,6 +106,8 @@ class Hub:
             for kind, value in (json.loads(line).values() for line in body.splitlines()):
                 if kind == "file":
                     repository.files[value["path"]] = base64.b64decode(value["content"])
+                elif kind == "deletedFile":
+                    del repository.files[value["path"]]
             url = f"{self.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
             found = {"commitUrl": url, "commitOid": repository.commit, "success": True}
         return http.Response(200, json=found)
@@ -147,11 +149,16 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
 
 
 def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
+    """They replace another model and its artifacts, and nothing else."""
     model = hrvqvae.load(whole)
+    model.push_to_hub("someone/changed")
+    files = hub.repositories["someone/changed"].files
+    assert any(name.startswith("priors/") for name in files)
+    files["notes.txt"] = b""
     for parameter in model.autoencoder.parameters():
         parameter.data += 0.001
     assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
-    assert sorted(hub.repositories["someone/changed"].files) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(files) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
     there = Model.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
     weights = there.autoencoder.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.autoencoder.state_dict().items())

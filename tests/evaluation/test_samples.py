@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from hrvqvae import load
+from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
@@ -333,6 +334,9 @@ def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < report["classifier_accuracy"] <= 1
     share = report["classification_accuracy"] * 7
     assert share == pytest.approx(round(share)), "of 7"
+    weights, meta = storage.read(run / samples.CLASSIFIER)
+    storage.write(run / samples.CLASSIFIER, weights, meta | {"classes": [*reversed(meta["classes"])]})
+    assert "knows other classes than the images" in refused(["evaluate", run, "--samples", 7, "--device", "cpu"])
 
 
 def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:

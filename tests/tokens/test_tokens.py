@@ -373,6 +373,12 @@ def _flip_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _add_many_codes(rows: pa.Table) -> pa.Table:
+    """One image of 70 million codes, which take a few bytes."""
+    codes = pa.ListArray.from_arrays([0, 70_000_000], np.zeros(70_000_000, np.uint8))
+    return rows.slice(0, 1).set_column(rows.column_names.index("codes_1"), "codes_1", codes)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged, or no Parquet file"),
     "flipped": (_flip_byte, "is damaged, or no Parquet file"),
@@ -386,6 +392,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nulls": (lambda path: _replace_column(path, "codes_1", lambda old: [None, *old.to_pylist()[1:]]), "has nulls"),
     "no numbers": (lambda path: _replace_column(path, "codes_1", [0.5] * 256), "has other columns than docs/tokens.md"),
     "out of range": (lambda path: _replace_column(path, "codes_3", [4] * 256), "codes of"),
+    "bomb": (lambda path: _rewrite(path, _add_many_codes), "values, too many for its size"),
     "gone": (lambda path: path.unlink(), "lacks part-000001.parquet, 1 of 5 shards; run the same"),
 }
 

@@ -51,10 +51,13 @@ def push(
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
-        files = sorted(path for pattern in _PATTERNS for path in folder.rglob(pattern))
-        added = [hub.CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
-        commit = api.create_commit(  # a single commit uploads all files or none
-            name, added, commit_message=commit_message, revision=branch, create_pr=create_pr
+        files = {path.relative_to(folder).as_posix(): path for pattern in _PATTERNS for path in folder.rglob(pattern)}
+        changes = [hub.CommitOperationAdd(file, path) for file, path in sorted(files.items())]
+        for file in api.list_repo_files(name, revision=branch):  # artifacts of an earlier model do not fit this one
+            if file not in files and file.startswith(("priors/", "prefixes/", "tables.hrvt", "sampling.json")):
+                changes.append(hub.CommitOperationDelete(file))
+        commit = api.create_commit(  # a single commit changes all files or none
+            name, changes, commit_message=commit_message, revision=branch, create_pr=create_pr
         )
     return str(commit.pr_url or commit.commit_url)
 

@@ -205,6 +205,8 @@ def measure_samples(
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
     tests, train = (load_images(config, split) for split in ("test", "train"))
+    if trained.classes != tests.classes:
+        raise InputError(f"{classifier_path} knows other classes than the images; delete it to train a new classifier")
     size = min(count, len(tests) // 2, len(train))
     if size < 2:
         raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")

@@ -41,6 +41,7 @@ SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # readers of folders of Parquet files skip names with a leading underscore
 PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
+_MOST_VALUES, _VALUES_PER_BYTE = 1 << 26, 64  # limit of a row group's values: a few bytes can stand for billions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,12 @@ class Shards:
         for path in self.paths:
             with open_parquet(path) as file:
                 for group in range(file.num_row_groups):
+                    about = file.metadata.row_group(group)
+                    count = sum(about.column(index).num_values for index in range(about.num_columns))
+                    if count > _MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size:
+                        raise DamagedFileError(
+                            f"{path}: a row group has {count:,} values, too many for its size"
+                        )
                     if len(table := file.read_row_group(group, columns=[*types, "label"])):
                         yield _parse_rows(table, path, types, num_levels)
 

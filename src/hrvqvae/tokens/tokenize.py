@@ -44,7 +44,6 @@ BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000
 _GROUP_ROWS, _GROUP_CODES = 1_000, 1 << 24  # rows of a row group at most; codes that end a row group sooner
 _MAX_CHUNK, _MAX_CHUNK_PIXELS = 256, 1 << 20  # images and pixels of a chunk, which a worker decodes at a time
-_MAX_FULL_SIZE_CHUNK = 8  # images of a chunk if their sizes differ
 _MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # per call of the model; few on a CPU: activations stay in its cache
 Row = tuple[int, Grid, list[NDArray[np.int64]]]  # index of an image, its height and width, its codes per level
 Chunk = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by index, errors by key, losses of conversions
@@ -149,7 +148,7 @@ class Tokenizer:
 
     def _split(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """Divide indices into chunks."""
-        count = _MAX_FULL_SIZE_CHUNK
+        count = 1  # of images that keep their size, which may be large
         if self.size is not None:
             count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // self.size**2))
         return [indices[start : start + count] for start in range(0, len(indices), count)]
@@ -333,9 +332,10 @@ def _write_on_ray(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        on_gpu = tokenizer.device.type == "cuda" and resources.get("GPU", 0) > 0
-        workers = tokenizer.workers if on_gpu else 0
-        max_actors = max(1, int(resources.get("GPU" if on_gpu else "CPU", 1)))
+        cpus, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
+        on_gpu = tokenizer.device.type == "cuda" and gpus > 0
+        workers = max(0, min(tokenizer.workers, cpus // gpus - 1)) if on_gpu else 0
+        max_actors = max(1, min(gpus, cpus // (1 + workers)) if on_gpu else cpus)  # more would wait for each other
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
         images, device, (model, full_size, beam) = ray.put(tokenizer.images), tokenizer.device.type, tokenizer.options
         actors = [
