@@ -130,9 +130,7 @@ class Shards:
                     about = file.metadata.row_group(group)
                     count = sum(about.column(index).num_values for index in range(about.num_columns))
                     if count > _MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size:
-                        raise DamagedFileError(
-                            f"{path}: a row group has {count:,} values, too many for its size"
-                        )
+                        raise DamagedFileError(f"{path}: a row group has {count:,} values, too many for its size")
                     if len(table := file.read_row_group(group, columns=[*types, "label"])):
                         yield _parse_rows(table, path, types, num_levels)
 
