@@ -10,7 +10,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import mean, stdev, variance
@@ -54,18 +54,17 @@ def settings(trial: Row) -> str:
     return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
 
 
-def ladder(folder: str, system: str, field: str, optimizer: str = "") -> str:
-    """Return the validation errors of a search by the values of a field, of the trials that differ in it most."""
-    lines = dict[tuple[object, ...], dict[float, Row]]()
+def ladder(folder: str, system: str, field: str, values: Values, optimizer: str = "") -> str:
+    """Return the validation errors of a search by these values of a field, of the trials that differ in it most."""
+    lines = dict[tuple[object, ...], dict[float, float]]()
     for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
         trial = read(str(path))
         others = tuple(trial.get(name) for name in ("optimizer", "learning_rate", "decay", "beta") if name != field)
         if trial.get(field, "null") != "null":
-            lines.setdefault(others, {})[float(trial[field])] = trial
+            lines.setdefault(others, {})[float(trial[field])] = trial["validation_mse"]
     line = max(lines.values(), key=len, default={})
-    errors = {value: line[value]["validation_mse"] for value in sorted(line)}
-    shown = (f"{value:g}: {f'{1e4 * error:.2f}' if error else 'diverged'}" for value, error in errors.items())
-    return "; ".join(shown) if len(line) > 1 else ""
+    assert line.keys() <= set(values)
+    return ", ".join(f"{1e4 * line[value]:.2f}" if value in line else "-" for value in values) if len(line) > 1 else ""
 
 
 def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
@@ -89,6 +88,14 @@ def welch(first: Values, second: Values) -> str:
     return shorten(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
+def holm(plain: Mapping[Any, float]) -> dict[Any, float]:
+    """Return p-values with Holm's correction for all of them."""
+    corrected, reached = {}, 0.0
+    for rank, name in enumerate(sorted(plain, key=plain.__getitem__)):
+        corrected[name] = reached = max(reached, min(1.0, plain[name] * (len(plain) - rank)))
+    return corrected
+
+
 def least(first: Values, second: Values, tests: int = 1) -> float:
     """Return the smallest difference, in percent of the second mean, whose p times the tests is 0.05."""
     errors = [variance(sample) / len(sample) for sample in (first, second)]
@@ -105,10 +112,7 @@ class Table:
             self.rows.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
         pairs = list(itertools.combinations(sorted(name for name in self.rows if len(self.rows[name]) > 1), 2))
         plain = {pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs}
-        self.corrected, reached = dict[tuple[str, ...], float](), 0.0
-        for rank, pair in enumerate(sorted(pairs, key=plain.__getitem__)):
-            reached = max(reached, min(1.0, plain[pair] * (len(pairs) - rank)))
-            self.corrected[pair] = reached
+        self.corrected = holm(plain)
 
     def values(self, system: str, field: str = "mse") -> list[float]:
         return [row[field] for row in self.rows[system]]
@@ -119,8 +123,8 @@ class Table:
     def frechet(self, system: str, digits: int = 1) -> str:
         return spread(self.values(system, "frechet_reconstructions"), 1, digits)
 
-    def perplexity(self, system: str) -> str:
-        return spread(self.values(system, "perplexity"), 1, 0)
+    def perplexity(self, system: str, digits: int = 0) -> str:
+        return spread(self.values(system, "perplexity"), 1, digits)
 
     def leaves(self, system: str) -> str:
         return f"{self.rows[system][0]['leaves_used']:,}, {self.rows[system][0]['perplexity']:,.1f}"
@@ -131,9 +135,14 @@ class Table:
     def holm(self, first: str, second: str) -> str:
         return shorten(self.corrected[tuple(sorted((first, second)))])
 
-    def pairs(self, system: str) -> str:
+    def against(self, system: str, values: Values) -> str:
+        """Return p of a system against other values, corrected for all systems here against these."""
+        tests = {name: stats.ttest_ind(self.values(name), values, equal_var=False).pvalue for name in self.rows}
+        return shorten(holm(tests)[system])
+
+    def pairs(self, system: str, without: str) -> str:
         """Return a row of the pairs, by mean error: difference and p against systems before it, else `least`."""
-        order = sorted(self.rows, key=lambda name: mean(self.values(name)))
+        order = sorted(self.rows.keys() - {without}, key=lambda name: mean(self.values(name)))
         place = order.index(system)
         cells = [f"{self.change(system, other, 0)}, {self.holm(system, other)}" for other in order[:place]]
         return " | ".join([*cells, "", *(self.least(system, other) for other in order[place + 1 :])])
@@ -166,7 +175,7 @@ def main() -> None:
             lines = (ROOT / line).read_text().splitlines()
             page, text = line, " ".join(" ".join(lines).split())
             continue
-        part = eval(f"f{line!r}", names)
+        part = " ".join(eval(f"f{line!r}", names).split())
         count += 1
         if part not in text:
             lacking += 1
