@@ -242,7 +242,6 @@ def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_pat
 
 
 def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrvqvae.tokens.tokenize._MAX_FULL_SIZE_CHUNK", 2)
     monkeypatch.setattr("hrvqvae.tokens.tokenize._GROUP_CODES", 3000)
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for index, size in enumerate(sizes):
