@@ -55,7 +55,7 @@ def settings(trial: Row) -> str:
 
 
 def ladder(folder: str, system: str, field: str, values: Values, optimizer: str = "") -> str:
-    """Return the validation errors of a search by these values of a field, of the trials that differ in it most."""
+    """Return the validation errors of a search by these values of a field, other settings equal."""
     lines = dict[tuple[object, ...], dict[float, float]]()
     for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
         trial = read(str(path))

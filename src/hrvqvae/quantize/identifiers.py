@@ -33,8 +33,9 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     vectors, row = torch.unique(vectors, dim=0, return_inverse=True)  # one row for all equal items
     while len(unplaced):
         candidates, costs = _nearest_leaves(quantizer, vectors.to(device), count)
-        has_all = candidates.shape[1] == math.prod(sizes)
-        limit = costs.amax(1, keepdim=True) + (torch.inf if has_all else 0)
+        limit = costs.amax(1, keepdim=True)
+        if candidates.shape[1] == math.prod(sizes):  # these are all leaves
+            limit.fill_(torch.inf)
         choice = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit, row)
         placed = choice >= 0
         leaves[unplaced[placed]] = candidates[row[placed], choice[placed]]
@@ -102,8 +103,8 @@ def _nearest_leaves(quantizer: ResidualQuantizer, vectors: Tensor, count: int) -
     config, books = quantizer.config, [book.codewords.detach() for book in quantizer.levels]
     leaves, distances, tables = [], [], [book.table for book in quantizer.levels]
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
-        found = search_tensors(chunk, books, count, config.coarse_weight, tables, count)
-        indices = found.reshape(len(books), len(chunk), -1)
+        indices = search_tensors(chunk, books, count, config.coarse_weight, tables, count)
+        indices = indices.reshape(len(books), len(chunk), -1)
         codewords = [book.flatten(0, 1)[index] for book, index in zip(books, indices, strict=True)]
         codes = torch.stack([index % size for index, size in zip(indices, config.sizes, strict=True)], -1)
         leaves.append(leaf_of(codes, config.sizes).cpu())
