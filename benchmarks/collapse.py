@@ -2,8 +2,8 @@
 
 python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and goes on where it
 stopped. A leaf is the sum of the codewords of a path: there are m^L in a tree of L levels and in unlinked codebooks, m
-in a flat codebook. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of the latents of
-the untrained encoder, the default without k-means.
+in a flat codebook. A leaning tree is one with shrinkage, which never restarts. `N(0, s)` draws codewords apart from the
+data; "latents" draws them at the scale of the latents of the untrained encoder, the default without k-means.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.outputs import write_atomic
 
-KINDS = {"tree": (3, 3), "flat": (1, 1), "unlinked": (3, 1)}  # levels, linked
+KINDS = {"tree": (3, 3, 0), "leaning": (3, 3, 0.05), "flat": (1, 1, 0), "unlinked": (3, 1, 0)}
+"""Levels, linked levels and shrinkage."""
 SCALES = {"N(0, 1)": 1.0, "N(0, 0.1)": 0.1, "N(0, 0.01)": 0.01}
 STARTS = (*SCALES, "latents", "k-means")
 SHOWN = {"kind": ("tree", "flat"), "start": ("N(0, 1)", "latents"), "leaves": (512,)}
@@ -45,10 +46,10 @@ _SHOWN_STEPS, _SHOWN_LATENTS, _TESTED = (0, 50), 400, 2_000  # steps beside the 
 
 def configure(base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int) -> Config:
     """Return the preset with as many leaves in codebooks of that kind."""
-    levels, linked = KINDS[kind]
+    levels, linked, shrinkage = KINDS[kind]
     fields = {
         "model.quantizer.levels": levels, "model.quantizer.codewords": round(leaves ** (1 / levels)),
-        "model.quantizer.linked": linked, "training.seed": seed,
+        "model.quantizer.linked": linked, "model.quantizer.shrinkage": shrinkage, "training.seed": seed,
         **({} if start == "k-means" else {"model.quantizer.init_vectors": 0}),
         **({} if restarts else {"model.quantizer.restart_every": 0}),
     }  # fmt: skip
@@ -68,7 +69,11 @@ class CollapseTask(AutoencoderTask):
             assert isinstance(model, SingleGridAutoencoder)
             assert isinstance(model.quantizer, ResidualQuantizer)
             for book in model.quantizer.levels:
-                drawn = SCALES[self.start] * torch.randn(book.num_codewords, book.codewords.shape[-1])
+                count = book.num_codewords if book.shared is None else book.size
+                drawn = SCALES[self.start] * torch.randn(count, book.codewords.shape[-1])
+                if book.shared is not None:
+                    book.shared.copy_(drawn)
+                drawn = drawn.repeat(book.num_codewords // count, 1)
                 book.set_codewords(torch.arange(len(drawn)), drawn, torch.ones(len(drawn)))
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
@@ -157,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(arguments.seeds):
         for leaves in arguments.leaves:
             for kind in arguments.kinds:
-                for start, restarts in [*((start, False) for start in STARTS), ("latents", True), ("k-means", True)]:
+                restarted = [] if KINDS[kind][2] else ["latents", "k-means"]  # with shrinkage nothing restarts
+                for start, restarts in [*((start, False) for start in STARTS), *((start, True) for start in restarted)]:
                     case: Row = {"kind": kind, "leaves": leaves, "start": start, "restarts": restarts, "seed": seed}
                     pictured = seed == 0 and not restarts and all(case[name] in SHOWN[name] for name in SHOWN)
                     if pictured or not any(case.items() <= row.items() for row in rows):

@@ -1,4 +1,4 @@
-"""TreeVQ alone, fitted to vectors that are there, beside faiss: its residual quantizer, and flat k-means.
+"""TreeVQ alone, fitted to vectors that are there, beside faiss: flat k-means, and residual, additive and product codes.
 
 Vectors are patches of 8x8 colour pixels of CIFAR10, 192 values each, or with --features what efficientnet-lite0 makes
 of whole images, 320 values. Seconds are those of the processor, one thread. A seed draws patches and starts all sides.
@@ -27,8 +27,14 @@ from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]
-SHAPES = {12: ((8, 4), (64, 2)), 18: ((8, 6), (64, 3))}  # bits -> (m, L)
-TREES = {12: ((8, 4, 1), (8, 4, 4), (16, 3, 4), (64, 2, 4)), 18: ((8, 6, 4), (64, 3, 4))}  # (m, L, beam)
+SHAPES = {12: ((8, 4), (64, 2)), 18: ((8, 6), (64, 3)), 64: ((256, 8),), 96: ((256, 12),), 128: ((256, 16),)}
+"""Codewords per codebook and levels of faiss's quantizers, by bits."""
+TREES = {
+    12: ((8, 4, 1), (8, 4, 4), (16, 3, 4), (64, 2, 4)), 18: ((8, 6, 4), (64, 3, 4)),
+    **{bits: tuple((256, bits // 8, 4, linked) for linked in (1, 2, bits // 8)) for bits in (64, 96, 128)},
+}  # fmt: skip
+"""Codewords per codebook, levels, beam and linked levels (default: all) of trees; long codes have shrinkage."""
+_LONG_CODES, _SHRINKAGE = 64, 0.05
 
 
 def pixels(split: str, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -71,13 +77,18 @@ Coded = tuple[NDArray[np.int64], Floats]  # codes (N, L), and the vectors that t
 Fit = Callable[[Floats], Callable[[Floats], Coded]]
 
 
-def residual(size: int, levels: int, seed: int, beam: int = 4) -> Fit:
-    """Fit faiss's residual quantizer with a beam."""
+def residual(size: int, levels: int, seed: int, beam: int = 4, kind: str = "ResidualQuantizer") -> Fit:
+    """faiss's residual quantizer with a beam, or another kind of its quantizers."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
         faiss, bits = _faiss(), size.bit_length() - 1
-        quantizer = faiss.ResidualQuantizer(vectors.shape[1], levels, bits)
-        quantizer.max_beam_size, quantizer.cp.seed = beam, seed + 1
+        quantizer = getattr(faiss, kind)(vectors.shape[1], levels, bits)
+        if kind == "LocalSearchQuantizer":
+            quantizer.random_seed = seed + 1
+        else:
+            quantizer.cp.seed = seed + 1
+        if kind == "ResidualQuantizer":
+            quantizer.max_beam_size = beam
         quantizer.train(vectors)
 
         def encode(some: Floats) -> Coded:
@@ -107,11 +118,12 @@ def flat(clusters: int, seed: int) -> Fit:
     return fit
 
 
-def tree(size: int, levels: int, beam: int, seed: int) -> Fit:
+def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed: int) -> Fit:
     """TreeVQ."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
-        layer = TreeVQ(vectors.shape[1], size, levels, beam=beam, coarse_weight=0.0).fit(vectors, seed=seed)
+        options = {"linked": linked, "beam": beam, "coarse_weight": 0.0, "shrinkage": shrinkage}
+        layer = TreeVQ(vectors.shape[1], size, levels, **options).fit(vectors, seed=seed)
 
         def encode(some: Floats) -> Coded:
             indices = layer.encode(some)
@@ -127,10 +139,15 @@ def sides(bits: int, seed: int) -> dict[str, Fit]:
     found = {f"faiss RQ {levels}x{size}, beam 4": residual(size, levels, seed) for size, levels in SHAPES[bits]}
     if bits == 12:
         found["flat k-means"] = flat(4096, seed)
-    trees = {
-        f"TreeVQ {size}^{levels}, beam {beam}": tree(size, levels, beam, seed) for size, levels, beam in TREES[bits]
-    }
-    return found | trees
+    if bits >= _LONG_CODES:
+        ((size, levels),) = SHAPES[bits]
+        for kind in ("LocalSearchQuantizer", "ProductQuantizer"):
+            found[f"faiss {kind}"] = residual(size, levels, seed, kind=kind)
+    for size, levels, beam, *groups in TREES[bits]:
+        linked = groups[0] if groups else 0
+        name = f"TreeVQ {size}^{levels}, beam {beam}" + f", groups of {linked}" * (linked > 0)
+        found[name] = tree(size, levels, beam, linked, _SHRINKAGE * (bits >= _LONG_CODES and linked != 1), seed)
+    return found
 
 
 def purity(train: NDArray[np.int64], test: NDArray[np.int64], classes: Sequence[NDArray[np.int64]]) -> list[float]:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from hrvqvae import load
+from hrvqvae.data.images import read_image, to_pil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "web"))
 from inline import one_file
@@ -69,7 +70,7 @@ def read_pictures(folder: str | None) -> list[tuple[str, torch.Tensor]]:
     pictures = []
     paths = sorted(Path(folder).rglob("*"))
     for path in [path for path in paths if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")][:COUNT]:
-        picture = Image.open(path).convert("RGB")
+        picture = to_pil(read_image(path, 3))
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
         pictures.append((path.stem, torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy())[None]))
     return pictures

@@ -62,11 +62,3 @@ def test_import_is_light_and_has_no_effect(code: str, tmp_path: Path) -> None:
 
 def test_the_models_in_the_package_stay_small() -> None:
     assert sum(path.stat().st_size for path in (SOURCE / "weights").rglob("*") if path.is_file()) < 24 * 2**20
-
-
-def test_the_public_names_exist() -> None:
-    import hrvqvae
-
-    assert all(getattr(hrvqvae, name) is not None for name in hrvqvae.__all__)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = hrvqvae.nothing

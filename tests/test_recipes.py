@@ -66,11 +66,11 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
     assert done.returncode == 0, done.stderr
     commands = recorded(tmp_path)
     stopped = [words for words in commands if words[1] in ("data", "train")]
-    for steps, several in ((1, stopped), (2, commands)):  # the second time it goes on
+    for steps, several in ((1, stopped), (2, commands), (3, commands[-1:])):  # it goes on, and draws the sheet again
         for words in several:
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
-    folder = f"figure-{number}" + ("-images" if number == "14" else "")
-    sheet = tmp_path / "runs" / folder / f"figure-{number}.png"
+    folder, name = ("figure-14-images", "figure-14-birds") if number == "14" else (f"figure-{number}",) * 2
+    sheet = tmp_path / "runs" / folder / f"{name}.png"
     assert done.stdout == f"figure {number}: {sheet.relative_to(tmp_path)}\n"
     assert read_image(sheet, 3).shape[2] > 4 * 28
 

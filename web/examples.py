@@ -1,6 +1,6 @@
 """Write web/examples.json: a test image of CIFAR10 of each class, with AVIF files of it at several sizes.
 
-python web/examples.py
+python -m web.examples
 """
 
 import base64

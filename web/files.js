@@ -1,7 +1,7 @@
 // Files of codes: .hrv, .hrva, and a picture with transparency around a .hrv (docs/format.md).
 
 import { ascii, crc32, crc8, inflate, pushVarint, Refused, refuseUnless, uint32, utf8, Varints } from "./bytes.js";
-import { decodeLevels, encodeLevels, gridsOf } from "./levels.js";
+import { admits, decodeLevels, encodeLevels, gridsOf } from "./levels.js";
 import { readTables } from "./tables.js";
 
 // The limits of the page.
@@ -135,5 +135,7 @@ export function writeImage(tables, height, width, levels) {
     }
     return Uint8Array.from(bytes);
   });
-  return tables.levels.some(Boolean) && files[1].length <= files[0].length ? files[1] : files[0];
+  const grids = gridsOf(tables, height, width);
+  const read = levels.every((_, level) => admits(tables, 1, level, grids, files[1].length));
+  return read && tables.levels.some(Boolean) && files[1].length <= files[0].length ? files[1] : files[0];
 }

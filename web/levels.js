@@ -219,6 +219,13 @@ function modelOf(tables, byTables, level, grids, codes) {
   return entry ? new Predicted({ ...entry, symbols }, level, grids, codes) : new Alike(symbols[level]);
 }
 
+/** Whether a reader reads the levels up to that one from so many bytes: a few bytes can stand for many codes. */
+export function admits(tables, byTables, level, grids, bytes) {
+  const sizes = grids.slice(0, level + 1).map(([rows, columns]) => rows * columns);
+  const groups = (byTables && tables.levels[level]?.groups.length) || 0;
+  return sizes.reduce((sum, size) => sum + size) + groups * Math.max(...sizes) <= 2 ** 24 + 16 * bytes;
+}
+
 /**
  * The levels of one image, read from bytes[start:end] one after the other. `after(stop)` is called with the end of a
  * level's stream; it gives { stop, ended }, where the next level begins and whether there is none, or { wrong }.
@@ -231,6 +238,10 @@ export function decodeLevels(tables, byTables, [height, width], count, bytes, st
   const [levels, ends] = [[], []];
   let [at, fault, last] = [start, null, false];
   for (let level = 0; level < count && !last && !fault; level++) {
+    if (!admits(tables, byTables, level, grids, end)) {
+      fault = `level ${level + 1} has more codes than its bytes admit`;
+      break;
+    }
     levels.push(new Int32Array(grids[level][0] * grids[level][1]));
     const model = modelOf(tables, byTables, level, grids, levels);
     let { wrong, stop, ended } = decodeLevel(model, levels[level], bytes, at, end);

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks import collapse, gpu, processes, sampled, vectors
 from benchmarks import prior_speedrun as speedrun
-from benchmarks.common import as_script, read_rows
+from benchmarks.common import as_script
 from benchmarks.gpu import SEARCHES, compare
 from benchmarks.layer_tuned import SmallAutoencoder
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
@@ -155,15 +155,6 @@ def test_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
         collapse.main(command.replace("--max-steps 3", "--max-steps 4").split())
 
 
-def test_rows_of_another_run_are_refused(tmp_path: Path) -> None:
-    assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == []
-    (tmp_path / "out" / "rows.json").write_text('[{"bits": 2.5}]')
-    assert read_rows(tmp_path / "out", {"autoencoder": "a1", "images": 100}) == [{"bits": 2.5}]
-    for autoencoder in ("b2", None):
-        with pytest.raises(InputError, match=f"autoencoder a1, not {autoencoder}"):
-            read_rows(tmp_path / "out", {"autoencoder": autoencoder, "images": 100})
-
-
 def test_the_speedrun_of_one_seed_has_no_p() -> None:
     bits = {speedrun.RECIPE: [2.5], speedrun.HALF: [2.6], speedrun.TWICE: [2.4], "batch 32": [2.45, 2.46]}
     images = {speedrun.HALF: 50, speedrun.TWICE: 200}
@@ -186,24 +177,6 @@ def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     train, test = np.array([[0, 0], [0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
     classes = (np.array([2, 2, 1, 0]), np.array([2, 1, 0, 1]))
     assert vectors.purity(train, test, classes) == [0.5, 0.75], "a code that no training vector has counts for class 0"
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_each_seed_draws_vectors_anew(whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn_cifar10(tmp_path, monkeypatch)
-    fitted = list[bytes]()
-
-    def measure(fit: object, train: np.ndarray, test: np.ndarray, classes: object) -> dict[str, Any]:
-        fitted.append(train.tobytes() + test.tobytes())
-        return {"left": float(len(fitted)), "fit_seconds": 1, "search_seconds": 1, "used": 1, "purity": [1.0]}
-
-    monkeypatch.setattr(vectors, "features", lambda images: images.reshape(len(images), -1).astype(np.float32))
-    monkeypatch.setattr(vectors, "sides", lambda bits, seed: {"flat k-means": None})
-    monkeypatch.setattr(vectors, "measure", measure)
-    for _ in range(2):
-        vectors.bench_vectors(12, 3, 300, 60, whole=whole)
-    assert fitted[:3] == fitted[3:], "a seed draws the same vectors in every run"
-    assert len(set(fitted)) == 3, "and other vectors than the other seeds"
 
 
 def read(path: Path) -> Parts:

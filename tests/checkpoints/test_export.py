@@ -20,7 +20,7 @@ from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import do, write_picture
+from tests.conftest import do, same, write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -71,6 +71,14 @@ def test_a_number_too_large_for_half_precision_stays() -> None:
     found = restored(compacted(weights, matrices=False))
     assert torch.equal(found["large"], weights["large"])
     assert found["small"].dtype == torch.float16
+
+
+def test_moving_averages_are_left_out_unless_codewords_are_shrunk() -> None:
+    weights = {"count": torch.tensor([[0.5]]), "codewords": torch.tensor([[[2.0]]]), "total": torch.tensor([[[1.0]]])}
+    weights = {f"book.{name}": value for name, value in weights.items()}
+    assert same(restored(compacted(weights, matrices=False)), weights)
+    shrunk = weights | {"book.total": torch.tensor([[[0.25]]]), "book.shared": torch.tensor([[3.0]])}
+    assert same(restored(compacted(shrunk, matrices=False)), shrunk)
 
 
 def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:

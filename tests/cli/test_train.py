@@ -51,6 +51,10 @@ def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
+    (tmp_path / "mine").mkdir()
+    Path(tiny_file).rename(tmp_path / "mine" / "config.yaml")
+    line = refused(["train", tmp_path / "mine" / "config.yaml", "--out", tmp_path / "mine", "--max-steps", "1"])
+    assert f"{tmp_path / 'mine' / 'config.yaml'} exists, but there is no run; choose another --out" in line
     line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"])
     assert "holds a run of tiny, not of hrvqvae/mnist" in line
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hrvqvae.comparison.systems import available_systems
-from hrvqvae.config import presets
+from hrvqvae.config import DataConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
@@ -29,9 +29,10 @@ def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     def get(name: str) -> presets.Preset:
         return presets.Preset(config=tiny[name], sources={}, about="") if name in tiny else original(name)
 
-    def train(config: object) -> TrainedClassifier:
+    def train(config: DataConfig) -> TrainedClassifier:
         torch.manual_seed(0)
-        return TrainedClassifier(small_classifier(1, 10).eval().requires_grad_(False), 0.1, tuple("0123456789"))
+        network, names = small_classifier(1, 10).eval().requires_grad_(False), tuple("0123456789")
+        return TrainedClassifier(network, 0.1, names, classifier.describe_images(config))
 
     monkeypatch.setattr(presets, "get", get)
     monkeypatch.setattr(classifier, "train_classifier", train)

@@ -180,7 +180,10 @@ def test_a_discriminator_that_will_not_begin_is_remarked(tmp_path: Path, monkeyp
         assert ["vqgan's discriminator begins at step 1,000" in line for line in said] == [True] * (steps == 1000)
 
 
-def test_what_can_not_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "samples.png").touch()
+    line = refused([*MNIST, tmp_path])
+    assert f"{tmp_path / 'samples.png'} exists, but {tmp_path} holds no comparison; choose another --out" in line
     for fields, message in (
         ({"max_steps": 0}, "--max-steps or --max-minutes"), ({"seeds": 0}, "--seeds is below 1"),
         ({"first_seed": -1}, "--first-seed is below 0"), ({"systems": ()}, "--systems names none"),

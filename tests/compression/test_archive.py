@@ -247,6 +247,19 @@ def test_images_that_are_refused_do_not_count(tmp_path: Path, monkeypatch: pytes
         assert writer.append(image * 3, [(4, 4)] * 3, ["a", "b", "c"], 3) == 3
 
 
+def test_salvaged_images_stay_in_blocks_of_one_where_a_reader_admits_no_larger_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, new = tmp_path / "x.hrva", tmp_path / "new.hrva"
+    for index in range(30):
+        add(path, TREE, [(4, 4)], [f"{index}"], 3, seed=index)
+    most_codes = 30 * 1024 - path.stat().st_size  # a small image counts as 1,024 codes
+    monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES", most_codes)
+    monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES_PER_BYTE", 1)
+    assert salvage(path, new) == (30, [])
+    assert new.read_bytes() == path.read_bytes()
+
+
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.hrva"
     add(path, GRIDS.bare, [(4, 4)], [""], 2)

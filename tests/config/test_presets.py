@@ -171,10 +171,3 @@ def test_unknown_names(registry: Registry[object]) -> None:  # type: ignore[type
             registry.get(f"{name}x")
     with pytest.raises(InputError, match=f"there are {', '.join(registry)}$"):
         registry.get("0")
-
-
-def test_what_is_registered_has_its_name() -> None:
-    for registry in REGISTRIES:
-        assert [entry.name for entry in registry.entries()] == [*registry]
-    assert all(system.config.system == system.name for system in SYSTEMS.entries())
-    assert all(network.config().kind == network.name for network in PRIORS.entries())

@@ -381,7 +381,7 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
     images: list[bytes | None] = [png(seed) for seed in range(6)]
-    write_parquet(tmp_path / "a-train.parquet", images[:4], ["dog", "cat", "dog", "emu"])
+    write_parquet(tmp_path / "a-train.parquet", images[:4], ["dog", "cat", "dog", "emu"], names=("of", "numbers"))
     write_parquet(tmp_path / "a-validation.parquet", images[4:], ["cat", "ant"])
     train, test = (loaded(tmp_path, split) for split in SPLITS)
     assert train.classes == test.classes == ("ant", "cat", "dog", "emu")
@@ -389,6 +389,23 @@ def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
     write_parquet(tmp_path / "none.parquet", [*images[:4], None])
     with pytest.raises(BrokenImageError, match="none.parquet: row 4 is not a readable"):
         loaded(tmp_path / "none.parquet", split="sorted", train_samples=5).decode(4, None)
+
+
+def test_rows_of_parquet_without_paths_are_named_by_folder_and_file(tmp_path: Path) -> None:
+    for split in SPLITS:
+        images = [{"bytes": png(seed), "path": seed} for seed in range(2)]  # no texts
+        (tmp_path / split).mkdir()
+        pq.write_table(pa.table({"image": images}), tmp_path / split / "0.parquet")
+    source = open_whole(tmp_path)
+    names = [source.name(row) for row in range(4)]
+    assert names == [f"{split}/0.parquet/{row}" for split in ("test", "train") for row in (0, 1)]
+
+
+def test_a_row_group_that_pyarrow_can_not_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 1_000)
+    write_parquet(tmp_path / "a.parquet", [png(seed) for seed in range(4)])
+    with pytest.raises(InputError, match=r"a.parquet: row group 0 holds [\d,]+ bytes, .*row_group_size=1000"):
+        loaded(tmp_path / "a.parquet")
 
 
 def test_shards_outside_of_the_splits_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -454,6 +471,10 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "two.parquet", "columns one, two may be images.*name one image"
     write_parquet(folder / "labels.parquet", images, [0.5] * 4)
     yield folder / "labels.parquet", "column label has type double, no numbers or texts"
+    write_parquet(folder / "huge.parquet", images, np.full(4, 2**63, np.uint64))  # type: ignore[arg-type]
+    yield folder / "huge.parquet", r"column label has labels of 2\^63 or more; use --data.labels false"
+    write_tar(folder / "long.tar", {"n" * 5_000 + ".png": images[0]})
+    yield folder / "long.tar", "an image has a name of 5,004 bytes, more than 4,096"
     write_parquet(folder / "other" / "a.parquet", images, [0] * 4, names=("a", "b"))
     write_parquet(folder / "other" / "b.parquet", images, [0] * 4, names=("b", "a"))
     yield folder / "other", "name different classes; use --data.labels false"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -119,10 +119,15 @@ def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_
     torch.manual_seed(0)
     network = small_classifier(1, 10).eval().requires_grad_(False)
     config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
-    trained = TrainedClassifier(network, 0.1, tuple("0123456789"))
-    with patch.object(classifier, "train_classifier", return_value=trained) as train:
+
+    def trained(config: DataConfig) -> TrainedClassifier:
+        return TrainedClassifier(network, 0.1, tuple("0123456789"), classifier.describe_images(config))
+
+    with patch.object(classifier, "train_classifier", Mock(wraps=trained)) as train:
         first, again = (choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2))
-    train.assert_called_once()
+        train.assert_called_once()
+        choose_features(dataclasses.replace(config, validation=0.5), tmp_path / "classifier.safetensors")
+        assert train.call_count == 2, "other images take another classifier"
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
     torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
@@ -191,7 +196,7 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
     config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
     pixels = (rings(labels, generator) * 255).byte().numpy()
     images = ImageSet(config, labels, ("often", "seldom"), pixels=pixels)
-    brightness = TrainedClassifier(Brightness(), 1.0, images.classes)
+    brightness = TrainedClassifier(Brightness(), 1.0, images.classes, "")
     monkeypatch.setattr(samples, "load_images", lambda *_: images)
     monkeypatch.setattr(samples, "choose_features", lambda *_: PIXELS)
     monkeypatch.setattr(samples, "obtain_classifier", lambda *_: brightness)

@@ -107,18 +107,6 @@ def run_page() -> None:
     torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae", "vqvae2", "vqgan", "rqvae", "fsq", "vqpytorch"])
-def test_a_prefix_by_a_tensor_is_the_prefix_by_a_number(system: str) -> None:
-    model = model_of(config_of(system))
-    codes = model.encode(torch.rand(2, 1, 12, 12))
-    for levels in model.prefixes:
-        expected = model.decode(codes[:levels], levels)
-        assert torch.equal(model.decode_prefix(codes, torch.tensor(levels)), expected)
-    for levels in (0, -1, model.prefixes[-1] + 1):
-        with pytest.raises(IndexError):
-            model.decode_prefix(codes, torch.tensor(levels))
-
-
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
 def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) -> None:
     """Between two images with different codes lie two that are next to each other; the finer codes follow."""

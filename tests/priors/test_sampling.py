@@ -200,11 +200,6 @@ def test_options_out_of_range() -> None:
             SamplingParams(**options)
 
 
-def test_top_k_beyond_the_symbols(three_levels: list[Prior]) -> None:
-    with pytest.raises(InputError, match="top-k is 4, but a code has only 3 symbols"):
-        sample_codes(three_levels, tree_paths, [0], seed=0, label=torch.tensor([0]), params=SamplingParams(top_k=4))
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
 def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams) -> None:
@@ -345,20 +340,6 @@ def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
     assert not torch.equal(weak[0], strong[0])
     with threads(2):
         assert same(strong, guided_codes(priors, SamplingParams(guidance=3.0)))
-
-
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-def test_unguided_codes_are_those_of_a_prior_without_the_row_and_guidance_0_withholds_the_class(kind: str) -> None:
-    level = Level(grid=(4, 5), symbols=4, classes=3, unconditional=True)
-    guided = random_network(kind, level)
-    plain = random_network(kind, Level(grid=(4, 5), symbols=4, classes=3))
-    weights = guided.state_dict()
-    weights["classes.weight"] = weights["classes.weight"][:3]
-    plain.load_state_dict(weights)
-    assert torch.equal(guided_codes([guided], SamplingParams())[0], guided_codes([plain], SamplingParams())[0])
-    without = SamplingParams(guidance=0)
-    other = sample_codes([guided], paths, range(5), seed=6, label=0 * _LABEL, params=without, sampler=sample_cached)
-    assert torch.equal(guided_codes([guided], without)[0], other[0]), "whatever the class"
 
 
 @settings(deadline=None, max_examples=30)

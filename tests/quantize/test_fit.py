@@ -16,6 +16,7 @@ from hrvqvae import InputError, TreeVQ
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer, fitting, identifiers
 from hrvqvae.quantize import kmeans as module
+from hrvqvae.quantize import residual as residual_module
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
 from hrvqvae.quantize.search import search
@@ -65,6 +66,7 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("shrinkage", [0.0, 0.5])
 def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
+    """A count of 1 in training stands for two vectors of the fit here, also in the shrinkage."""
     one, vectors = layer(beam=4, shrinkage=shrinkage), vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
     counts, totals = [], []
@@ -80,7 +82,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> No
         means = [residual[path % SIZE == child].mean(0) for child in range(SIZE)]
         for number, word in enumerate(book.codewords.flatten(0, 1)):
             own = residual[path == number]
-            lean = (shrinkage or 2) if level else 0
+            lean = (2 * shrinkage or 2) if level else 0
             expected = (own.sum(0) + lean * means[number % SIZE]) / (len(own) + lean)
             np.testing.assert_allclose(word.numpy(), expected.numpy(), atol=1e-5)
             assert float(book.count.view(-1)[number]) == len(own) / 2
@@ -110,9 +112,10 @@ def test_arrays_files_and_batches_are_alike(tmp_path: Path) -> None:
     assert expected.encode(vectors[:0]).shape == (0, LEVELS)
 
 
-def test_training_goes_on_from_there() -> None:
+@pytest.mark.parametrize("shrinkage", [0.0, 0.5])
+def test_training_goes_on_from_there(shrinkage: float) -> None:
     vectors = vectors_of(2_000)
-    one = layer(restart_every=0)
+    one = layer(restart_every=0, shrinkage=shrinkage)
     with torch.device("meta"):  # a default for new tensors
         one.fit(vectors, batch=500, align=True)
     fitted = copy.deepcopy(one)
@@ -164,6 +167,22 @@ def test_of_duplicates_one_gets_all_vectors() -> None:
     centers, sizes = kmeans(vectors, 5, zero())
     assert sorted(sizes.tolist()) == [0, 0, 0, 2, 5]
     assert {tuple(center) for center in centers.tolist()} == {(1.0, 0.0), (0.0, 3.0)}
+
+
+def test_one_channel_has_clusters_too() -> None:
+    vectors = torch.tensor([0.0, 1, 2]).repeat(20)[:, None]
+    assert error(TreeVQ(1, 4, 1).fit(vectors, passes=2), vectors) < 1e-3
+
+
+def test_codebooks_beyond_the_start_go_to_parents_with_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residual_module, "_MAX_DENSE_BOOKS", 1)
+    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13)))  # one for each parent
+    one = layer(shrinkage=0.5, start_vectors=4).fit(vectors_of(2_000), passes=5)
+    for coarser, book in zip(one.quantizer.levels, one.quantizer.levels[1:], strict=False):
+        used = coarser.count.flatten() > 0
+        if coarser.table is not None:
+            used[:SIZE] = False  # below the shared codebook all parents share one
+        assert (book.table[used] > 0).all()
 
 
 def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
@@ -227,7 +246,7 @@ def items_of(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}])
-def test_no_two_items_have_the_same_indices(options: dict[str, object]) -> None:
+def test_no_two_items_have_the_same_indices(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to as many items as there are leaves; an item moves only if another has its leaf."""
     tree = TreeVQ(**({"dim": WIDTH, "codewords": 3, "levels": 3} | options)).fit(items_of(400), passes=2)  # type: ignore[arg-type]
     leaves = int(torch.tensor(tree.quantizer.config.sizes).prod())
@@ -241,6 +260,8 @@ def test_no_two_items_have_the_same_indices(options: dict[str, object]) -> None:
         assert torch.equal(unique[alone], usual[alone])
     with pytest.raises(InputError, match=f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves"):
         tree.unique_indices(items_of(leaves + 1))
+    monkeypatch.setattr(identifiers, "_CHUNK_VALUES", 3 * leaves)  # three items at a time, at last
+    assert len(tree.unique_indices(vectors).unique(dim=0)) == leaves
     assert tree.unique_indices(items_of(0)).shape == (0, tree.quantizer.config.levels)
 
 

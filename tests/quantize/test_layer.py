@@ -229,25 +229,6 @@ def test_nothing_restarts_in_the_last_tenth(monkeypatch: pytest.MonkeyPatch) -> 
     assert restarted == [3, 6, 9, 12, 15]
 
 
-def test_an_optimizer_forgets_where_codewords_were() -> None:
-    one = layer(update="gradient", restart_every=2)
-    optimizer = torch.optim.Adam(one.parameters(), 0.1)
-    for seed in range(2):
-        one(features(10, 20, seed=seed))[2].backward()
-        one.schedule.forget(optimizer)
-        optimizer.step()
-    first = one.quantizer.levels[0].codewords
-    with torch.no_grad():
-        first[0, 1] = 1e3
-        one.quantizer.levels[0].count[0, 1] = 0
-    one(features(10, 20, seed=2))
-    assert first[0, 1].abs().max() < 1e3
-    one.schedule.forget(optimizer)
-    moment = optimizer.state[first]["exp_avg"]
-    assert not moment[0, 1].any()
-    assert moment[0, 0].all()
-
-
 def test_a_training_step_waits_for_no_device() -> None:
     """No value is read from a tensor after the start, by the search that a GPU has; nor while the layer is copied."""
 
@@ -376,13 +357,6 @@ def test_levels_of_their_own_sizes_and_groups() -> None:
         (nearest, indices, _), (nearer, _, _) = greedy.eval()(x), beam.eval()(x)
         assert indices.amax((0, 1)).tolist() == [4, 1, 3]
         assert (nearer - x).square().sum() < (nearest - x).square().sum()
-
-
-def test_aligned_it_quantizes_as_before() -> None:
-    one, x = started(), features(4, 5, seed=1)
-    before, after = one(x), one.align()(x)
-    assert torch.equal(before[0], after[0])
-    assert not torch.equal(before[1], after[1])
 
 
 def test_it_refuses_to_train_under_inference_mode() -> None:

@@ -212,6 +212,16 @@ def test_the_least_used_codebooks_make_room_and_files_hold_those_that_exist() ->
     assert (quantizer.levels[3].table > 0).sum() >= 28  # type: ignore[operator]
 
 
+@pytest.mark.usefixtures("_few_values")
+def test_a_damaged_table_is_refused() -> None:
+    state = sparse().state_dict()
+    for wrong in (-1, 30):
+        with pytest.raises(RuntimeError, match=r"codebooks.3.table names codebooks that are missing"):
+            sparse().load_state_dict(state | {"codebooks.3.table": torch.full_like(state["codebooks.3.table"], wrong)})
+    with pytest.raises(RuntimeError, match="size mismatch"):  # without memory for 30 such codebooks
+        sparse().load_state_dict(state | {"codebooks.3.codewords": torch.zeros(1, 9, 10**7).expand(1, 9, 10**7)})
+
+
 def test_a_tree_too_large_for_memory_is_fitted() -> None:
     """12 linked levels of 8, of which all but a few codebooks are shared."""
     config = QuantizerConfig(levels=12, codewords=8, dim=2, shrinkage=0.05, memory_mib=1)

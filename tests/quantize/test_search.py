@@ -139,19 +139,6 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form: Callab
     assert torch.equal(form(latents, books, 1, 0.5), form(latents, books)), "one path leaves a weight no choice"
 
 
-@every_form
-@pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize(("levels", "size"), [(1, 8), (3, 8), (6, 4)])
-def test_ties_go_to_the_lowest_index(form: Callable[..., Tensor], levels: int, size: int, width: int) -> None:
-    """Every codeword of a vector's codebook is as near as the others, at every level."""
-    first, deeper = torch.tensor([1.0, -1.0]), torch.tensor([0.0, -2.0])  # every level leaves -1
-    books = [
-        (deeper if level else first).repeat(size // 2 * size**level).view(size**level, size, 1)
-        for level in range(levels)
-    ]
-    assert form(torch.zeros(3, 1), books, width).tolist() == [[0, 0, 0]] * levels
-
-
 @pytest.mark.parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: float) -> None:

@@ -174,6 +174,7 @@ def _change_plan(out: Path, **changes: object) -> None:
     [
         (lambda out: _change_plan(out, model="0" * 32), (), "was begun with another model: 000000000000"),
         (lambda out: _change_plan(out, shard_size=0), (), "_manifest.json is damaged"),
+        (lambda out: _change_plan(out, keys=90.5), (), "_manifest.json is damaged"),
         (lambda out: _change_plan(out, more=0), (), "_manifest.json is damaged"),
         (lambda out: os.truncate(out / "part-000001.parquet", 300), (), "part-000001.parquet is damaged"),
         (lambda out: (out / "_manifest.json").unlink(), (), "holds .parquet files, but no _manifest.json"),
@@ -378,6 +379,13 @@ def _add_many_codes(rows: pa.Table) -> pa.Table:
     return rows.slice(0, 1).set_column(rows.column_names.index("codes_1"), "codes_1", codes)
 
 
+def _drop_a_type(path: Path) -> None:
+    """Flip a bit that ends a process in which pyarrow describes a column."""
+    content = path.read_bytes()
+    place = content.rindex(b"%\x02\x18\x03key")
+    path.write_bytes(content[:place] + b"$" + content[place + 1 :])
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged, or no Parquet file"),
     "flipped": (_flip_byte, "is damaged, or no Parquet file"),
@@ -392,7 +400,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no numbers": (lambda path: _replace_column(path, "codes_1", [0.5] * 256), "has other columns than docs/tokens.md"),
     "out of range": (lambda path: _replace_column(path, "codes_3", [4] * 256), "codes of"),
     "bomb": (lambda path: _rewrite(path, _add_many_codes), "values, too many for its size"),
-    "gone": (lambda path: path.unlink(), "lacks part-000001.parquet, 1 of 5 shards; run the same"),
+    "texts": (lambda path: _replace_column(path, "label", "x" * 4_000_000), "texts are too long for its size"),
+    "labels": (lambda path: _replace_column(path, "label", [1]), "has other columns"),
+    "schema": (_drop_a_type, "is damaged, or no Parquet file"),
+    "gone": (lambda path: path.unlink(), "lacks part-000001.parquet; run the same"),
+    "plan": (lambda path: _change_plan(path.parent, keys=10**12, shard_size=1), "lacks part-000005.parquet; run"),
 }
 
 

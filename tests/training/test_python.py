@@ -93,6 +93,8 @@ def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
     with pytest.raises(InputError, match="test_data needs a data set as data"):
         hrvqvae.train(tiny_file, data=tmp_path, test_data=Digits(slice(60)))
+    with pytest.raises(InputError, match="~no-such-user/x: there is no home folder here; give a path without ~"):
+        hrvqvae.train(tiny_file, data="~no-such-user/x", out=tmp_path / "other")
     with pytest.raises(InputError, match="mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
     assert collect_fields("training", {"data.root": Path("x")}, run, None) == {"data.root": str(Path("x").absolute())}
@@ -108,6 +110,9 @@ def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
         ([torch.zeros(12, 12)], r"its shape is \(12, 12\)"),
         ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
+        ([(torch.zeros(1, 12, 12), torch.arange(2))], "labels that are neither whole numbers nor texts"),
+        ([(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])], "labels that are neither whole numbers nor"),
+        ([(torch.zeros(12, 12),)], r"its shape is \(12, 12\)"),
         ([Image.new("F", (12, 12))], "its mode is F; images are of 8 or 16 bits"),
         ([], "the data set has no item"),
     ):

@@ -4,7 +4,7 @@ import base64
 import gzip
 import json
 import os
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.torture import bombs
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.compression import hrv
+from hrvqvae.compression.levels import count_required_bytes
 from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
@@ -171,6 +172,27 @@ def test_constructed_files_are_refused_in_node(case: tuple[str, str], tmp_path: 
     done = node(arguments, return_completed_process=True, capture_output=True, text=True)
     assert (done.stderr, '"levels":[[' in done.stdout) == ("", False)
     assert '"refused"' in done.stdout or '"fault":"' in done.stdout or case[0] == "tables"
+
+
+def test_a_level_needs_as_many_bytes_as_in_python(bundle: Path) -> None:
+    """With tables and without, for images near the limit."""
+    _, entropy_model = read_bundle(bundle)
+    cases = []
+    for size, level, by_tables in product(((8192, 8192), (4096, 8000), (6000, 5000)), range(5), (0, 1)):
+        network, layout = entropy_model.network(level) if by_tables else None, entropy_model.layout(size)
+        groups = [None] * level + [{"groups": network.contexts.groups} if network else None]
+        needed = count_required_bytes(layout, level, network)
+        cases.append([{"levels": groups}, by_tables, level, layout.grids.tolist(), needed])
+    assert {needed > 0 for *_, needed in cases} == {False, True}
+    script = f"""
+import {{ admits }} from {json.dumps((WEB / "levels.js").as_uri())};
+for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
+  const [enough, less] = [needed, needed - 1].map((bytes) => admits(tables, byTables, level, grids, bytes));
+  if (!enough || (needed && less)) throw new Error(JSON.stringify([level, byTables, needed]));
+}}
+"""
+    done = node(["--input-type=module", "-e", script], return_completed_process=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_archive_of_many_images_is_read_in_node(tmp_path: Path) -> None:

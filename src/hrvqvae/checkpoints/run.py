@@ -420,7 +420,10 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
     if stored != expected:
         raise misfit
     network = make()
-    network.requires_grad_(False).load_state_dict(weights)
+    try:
+        network.requires_grad_(False).load_state_dict(weights)
+    except RuntimeError as error:
+        raise misfit from error
     return network.eval()
 
 

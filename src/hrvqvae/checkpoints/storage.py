@@ -119,7 +119,8 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection
     """
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
-        if name.endswith(".total") and name.removesuffix("total") + "count" in weights:
+        prefix = name.removesuffix("total")
+        if name.endswith(".total") and f"{prefix}count" in weights and f"{prefix}shared" not in weights:
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
             scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (32767 if name in fine else 127)

@@ -9,8 +9,8 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, print_json, set_field
-from hrvqvae.utils.errors import InputError
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, print_json, set_field, whole
+from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
 
 
 def _absolute(path: str | Path) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(expand_home(path).absolute())
 
 
 def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
@@ -240,7 +240,7 @@ def add(commands: Group) -> None:
         commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
         option("dataset", metavar="DATASET", help="data set, such as cifar10"),
         option("--out", required=True, type=Path, metavar="FILE", help="write the classifier to FILE.safetensors"),
-        _DATA, option("--seed", type=int, default=1, metavar="S", help="draw weights from seed S (default: 1)"),
+        _DATA, option("--seed", type=whole(0, 2**31 - 1), default=1, metavar="S", help="of the weights (default: 1)"),
     )  # fmt: skip
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(

@@ -6,7 +6,7 @@ DIR/comparison.json      what is compared; another comparison is refused
     rows/NAME-KIND.png   a few reconstructions or samples side by side
     results.json, results.md, and pictures of all rows
 
-A case with a row is not measured again, so the folder without its runs is enough to continue on another machine.
+A case with a row is not measured again, so its run may be deleted.
 Several processes can share the cases: files of DIR are written under its lock, and runs under their locks.
 """
 

@@ -18,12 +18,13 @@ from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.images import write_image
 from hrvqvae.plots import sheets
 from hrvqvae.plots.curves import save_figure
-from hrvqvae.utils.errors import DamagedFileError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import write_atomic
 
 _SHOWN_SIZE = 96  # approximate side of an image on the sheets, in pixels
 _LINE_STYLES = ("-", "--", ":", "-.")  # of the seeds
+_RESULTS = ("results.json", "results.md", "curves.png", "reconstructions.png", "samples.png")
 
 # column of results.json -> (header in results.md, format); a name in braces is replaced by its value in the rows
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -52,8 +53,13 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[Measured], int]:
-    """Train, measure and draw every system and seed; return all rows, and the signal that stopped the work, or 0."""
-    folder = Folder(out)
+    """Train, measure and draw every system and seed; return all rows, and the signal that stopped the work, or 0.
+
+    Raises InputError as `run_cases`, or if a file in `out` would be replaced that is not of a comparison.
+    """
+    folder, existing = Folder(out), [out / name for name in _RESULTS if (out / name).exists()]
+    if existing and not (out / "comparison.json").is_file():
+        raise InputError(f"{existing[0]} exists, but {out} holds no comparison; choose another --out")
     for system in comparison.systems:
         start = getattr(comparison.config(system, 0).model, "adversarial_start", 0)
         if 0 < comparison.max_steps <= start:

@@ -189,7 +189,10 @@ class Archive:
         for group in group_by_size([(*entries[slot].size, entries[slot].levels) for slot in whole], TOGETHER):
             slots = [whole[index] for index in group]
             size, stored = entries[slots[0]].size, entries[slots[0]].levels
-            decoded = read_levels(self.entropy_model, [records[slot][:-1] for slot in slots], size, levels, stored)
+            try:
+                decoded = read_levels(self.entropy_model, [records[slot][:-1] for slot in slots], size, levels, stored)
+            except DamagedFileError as error:  # with the levels that are not stored, the images have too many codes
+                decoded = [ImageCodes(size, (), fault=str(error))] * len(slots)
             for slot, image in zip(slots, decoded, strict=True):
                 images[slot] = ImageCodes(size, (), fault="its record is damaged") if image.fault else image
         return [images[slot] for slot in range(len(entries))]
@@ -337,12 +340,18 @@ def salvage(path: Path, out: Path, model: EntropyModel | None = None) -> tuple[i
     with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with replace_file(out) as temporary, temporary.open("xb") as target, path.open("rb") as source:
-            target.write(_build_head(archive.entropy_model.content))
-            for levels, group in groupby(whole, lambda entry: entry.levels):
-                for entries in chunk_by_size(group, lambda entry: max(entry.length, _LEAST_LENGTH), _BLOCK_BYTES):
-                    records = [_read_record(source, entry) for entry in entries]
-                    names = [entry.name for entry in entries]
-                    target.write(_build_block(levels, records, [entry.size for entry in entries], names))
+            begin = target.write(_build_head(archive.entropy_model.content))
+            for block_bytes in (_BLOCK_BYTES, 1):  # a reader admits fewer codes in a smaller file
+                target.seek(begin)
+                for levels, group in groupby(whole, lambda entry: entry.levels):
+                    for entries in chunk_by_size(group, lambda entry: max(entry.length, _LEAST_LENGTH), block_bytes):
+                        records = [_read_record(source, entry) for entry in entries]
+                        names = [entry.name for entry in entries]
+                        target.write(_build_block(levels, records, [entry.size for entry in entries], names))
+                if archive.codes <= _MOST_CODES + _MOST_CODES_PER_BYTE * target.tell():
+                    break
+            else:
+                raise InputError(f"the images of {path} compress too well for an archive; decompress them instead")
     lost = [f"{archive.names[index]} (image {index}): {fault}" for index, fault in enumerate(faults) if fault]
     return len(whole), [*archive.damage, *lost]
 
@@ -419,8 +428,9 @@ class ArchiveWriter:
             if total > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
                 raise InputError(f"the images compress too well for the archive {path}; write them to files (.hrv)")
             with explain_write_errors(path):
-                self._stream.write(block)
-                self._stream.flush()
+                left = memoryview(block)
+                while left:
+                    left = left[self._stream.write(left) :]
                 os.fsync(self._stream.fileno())
             self._entries |= added
             self._codes = total
@@ -441,7 +451,7 @@ def appending(path: Path, model: EntropyModel) -> Iterator[ArchiveWriter]:
         if is_new:
             write_atomic(path, _build_head(model.content))
         try:
-            with path.open("a+b") as stream:
+            with path.open("a+b", buffering=0) as stream:  # closing a buffer would write what did not fit before
                 yield (writer := ArchiveWriter(path, stream, model))
         except BaseException:
             if is_new and not (writer and writer._entries):

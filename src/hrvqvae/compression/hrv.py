@@ -187,7 +187,7 @@ def read_levels(
     sizes = np.array([len(file) for file in contents])
     stops = np.cumsum(sizes)
     offsets = stops - sizes + header_bytes
-    codes = np.zeros((len(contents), layout.begins[-1]), np.int32)
+    codes = np.zeros((len(contents), layout.begins[min(levels or stored, stored)]), np.int32)
     lengths = [[header_bytes] for _ in contents]
     faults = [""] * len(contents)
     for level in range(min(levels or stored, stored)):

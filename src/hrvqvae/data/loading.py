@@ -24,7 +24,7 @@ from hrvqvae.data.batches import ImageSet, chunk_samples, read_batches
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source, arrays, datasets, files, find_user_cache, parquet, tars
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.progress import note, told_once
 from hrvqvae.utils.quantities import counted
 
@@ -41,10 +41,7 @@ def find_data_root(root: str | None) -> Path:
     Raises InputError if the path begins with ~, or is the cache folder, and the user has no home folder.
     """
     folder = root or os.environ.get("HRVQVAE_DATA")
-    try:
-        return Path(folder).expanduser() if folder else find_user_cache()
-    except RuntimeError as error:
-        raise InputError(f"{folder}: there is no home folder here; give a path without ~") from error
+    return expand_home(folder) if folder else find_user_cache()
 
 
 def find_published(dataset: Dataset, root: Path) -> Path:

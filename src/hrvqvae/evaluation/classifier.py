@@ -23,7 +23,7 @@ from hrvqvae.config import DataConfig
 from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import batches, evaluation_batches
-from hrvqvae.data.loading import load_images
+from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.utils.device import computes_bf16
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.progress import note
@@ -134,11 +134,18 @@ NATURAL = Recipe(
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """A trained classifier in evaluation mode, its accuracy on the test split, and the names of its classes."""
+    """A trained classifier in evaluation mode.
+
+    Attributes:
+        accuracy: on the test split.
+        classes: names of the classes.
+        images: `describe_images` of the images that it was trained and tested on.
+    """
 
     classifier: Classifier
     accuracy: float
     classes: tuple[str, ...]
+    images: str
 
     @torch.inference_mode()
     def classify(self, images: Tensor) -> Tensor:
@@ -155,26 +162,38 @@ def find_recipe(config: DataConfig) -> Recipe | None:
 def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
     """Return the classifier of a data set: from the package, else from the file `path`, else newly trained.
 
-    A newly trained classifier is written to `path`. Raises as `train_classifier` and `read_classifier`.
+    A newly trained classifier is written to `path`, also if the file there is of other images. Raises as
+    `train_classifier` and `read_classifier`.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
     standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
     if shipped.is_file() and standard and (standard.size, standard.channels) == (config.size, config.channels):
         return read_classifier(shipped, config)
-    if not path.is_file():
-        trained = train_classifier(config)
-        try:
-            write_classifier(path, trained)
-        except OSError as error:
-            note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
-            return trained
+    kept = read_classifier(path, config) if path.is_file() else None
+    if kept and kept.images == describe_images(config):
+        return kept
+    if kept:
+        note(f"{path} was trained on other images, and is replaced")
+    trained = train_classifier(config)
+    try:
+        write_classifier(path, trained)
+    except OSError as error:
+        note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
+        return trained
     return read_classifier(path, config)  # with weights in half precision, as in later calls
+
+
+def describe_images(config: DataConfig) -> str:
+    """Return the size of a data set's images and a digest of both splits. Raises InputError if they are missing."""
+    digests = (open_images(config, split).digest() for split in ("train", "test"))
+    return f"{config.size}x{config.size}x{config.channels} {' '.join(digests)}"
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
     """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be written."""
     half = storage.compacted(trained.classifier.state_dict(), matrices=False)
-    storage.write(path, half, {"kind": "classifier", "accuracy": trained.accuracy, "classes": trained.classes})
+    meta = {"accuracy": trained.accuracy, "classes": trained.classes, "images": trained.images}
+    storage.write(path, half, {"kind": "classifier", **meta})
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
@@ -184,7 +203,8 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
         classes = tuple(meta["classes"])
         classifier = (find_recipe(config) or SMALL).network(config.channels, len(classes))
         classifier.load_state_dict(weights)
-        return TrainedClassifier(classifier.eval().requires_grad_(False), float(meta["accuracy"]), classes)
+        accuracy, images = float(meta["accuracy"]), str(meta.get("images", ""))
+        return TrainedClassifier(classifier.eval().requires_grad_(False), accuracy, classes, images)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(
             f"{path} is no classifier of {config.dataset}; delete it to train a new classifier"
@@ -221,7 +241,8 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
             schedule.step()
             if step % 500 == 0:
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
-    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes)
+    digests = describe_images(config)
+    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes, digests)
     test_batches = evaluation_batches(test_images, batch_size=_BATCH)
     correct = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in test_batches])
     return replace(trained, accuracy=float(correct.double().mean()))

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tens
         for levels in model.prefixes:
             right, decoded = model.decode(expected[:levels], levels), graphs.decode(expected, levels)
             difference = float((right - decoded).abs().max()) if right.shape == decoded.shape else torch.inf
-            agreement.difference = max(agreement.difference, difference)
+            agreement.difference = max(agreement.difference, torch.inf if math.isnan(difference) else difference)
         agreement.equal += sum(int((a == b).sum()) for a, b in zip(expected, codes, strict=True))
         agreement.errors += count_errors(model, images, expected, codes)
     return agreement

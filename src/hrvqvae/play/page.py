@@ -189,10 +189,14 @@ class Page:
                 gr.Slider(0, max(4, guidance), value=guidance, step=0.1, label="Guidance", visible=self.guided),
             ]
 
-    def _parse_options(self, count: int, name: str, temperature: float, seed: int, guidance: float) -> dict[str, Any]:
-        """Return the values of the widgets of a sampling by name. Raises InputError if the count is out of range."""
+    def _parse_options(
+        self, count: int, name: str, temperature: float, seed: int | None, guidance: float
+    ) -> dict[str, Any]:
+        """Return the values of the widgets of a sampling by name. Raises InputError if one is out of range or empty."""
         if not 1 <= count <= MOST_IMAGES:
             raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
+        if seed is None:
+            raise InputError("there is no seed; give a whole number")
         class_name = None if name == _ANY else name
         return {
             "count": int(count), "class_name": class_name, "temperature": float(temperature), "seed": int(seed),
@@ -315,17 +319,22 @@ def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixel
         guard = Middleware(Guard, most_bytes=most_bytes + (1 << 16), hosts=list_hosts(host), folder=Path(folder))
         page = Page(model, most_bytes, most_pixels).build()
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        for name in ("no_proxy", "NO_PROXY"):  # Gradio asks the page whether it is there
+            os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
+        for ending in ("SIGTERM", "SIGHUP"):  # so that the folder is deleted then as well
+            if hasattr(signal, ending):
+                signal.signal(getattr(signal, ending), signal.default_int_handler)
         try:
             _, address, _ = page.launch(
-                server_name=host, server_port=port, max_file_size=most_bytes, share=False, ssr_mode=False,
-                mcp_server=False, pwa=False, enable_monitoring=False, run_history=False, footer_links=[], quiet=True,
-                prevent_thread_lock=True, inbrowser=False, state_session_capacity=_MOST_SESSIONS, theme=theme,
+                server_name=f"[{host}]" if ":" in host else host, server_port=port, max_file_size=most_bytes,
+                share=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False, run_history=False,
+                footer_links=[], quiet=True, prevent_thread_lock=True, inbrowser=False,
+                state_session_capacity=_MOST_SESSIONS, theme=theme,
                 app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
             )  # fmt: skip
-        except OSError as error:
+        except Exception as error:  # of the socket, or of Gradio's request to the page
             raise InputError(f"the page can't be served at {host}, port {port or '7860 and on'} ({error})") from error
         note(f"{model.run}: {address}   (Ctrl-C ends it)")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the folder is deleted then as well
         try:
             while True:
                 time.sleep(3_600)

@@ -100,7 +100,12 @@ def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, fl
     rows = []
     for level, (indices, codewords) in enumerate(zip(level_indices, model.config.model.num_codewords, strict=True)):
         counts = vq.counts(indices.cpu(), codewords)
-        trained = vq.perplexity(codebooks[level].count.flatten().cpu()) if codebooks else None
+        trained = None
+        if codebooks:
+            counted = codebooks[level].count.cpu().clone()
+            if codebooks[level].table is not None:  # the shared codebook counts the vectors of all
+                counted[0] = (counted[0] - counted[1:].sum(0)).clamp(min=0)
+            trained = vq.perplexity(counted.flatten())
         rows.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
     return rows
 

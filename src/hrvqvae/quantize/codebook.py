@@ -60,10 +60,10 @@ class LevelCodebooks(nn.Module):
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
-        self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
         for values in (self.shared, self.table, self.age):
             if values is not None:
                 values.zero_()
+        self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
 
     def books_below(self, index: Tensor) -> Tensor:
         """Return the codebook below each codeword `index` of the coarser level, in the same shape."""
@@ -75,14 +75,14 @@ class LevelCodebooks(nn.Module):
         """Return the indices of all codewords of codebooks (K,): (K * m,)."""
         return (books.unsqueeze(-1) * self.size + torch.arange(self.size, device=books.device)).flatten()
 
-    def reassign_books(self, parents: Tensor, reassigned_parents: Tensor, group: Any = None) -> Tensor:
+    def reassign_books(self, counts: Tensor, reassigned_parents: Tensor) -> Tensor:
         """Give the least used codebooks to coarser codewords that use them more; return the reassigned codebooks.
 
-        `parents` (N,): coarser codewords of a batch; `reassigned_parents`: codebooks that the coarser level reassigned.
+        `counts` (K,), which this changes: vectors of a batch at each coarser codeword. `reassigned_parents`: codebooks
+        that the coarser level reassigned.
         """
         if self._num_shared_parents:
             self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # below new codewords
-        (counts,) = distributed.all_reduce([vq.counts(parents, len(self.table))], group)
         counts[self.table > 0] = 0  # they have their own codebook
         counts[: self._num_shared_parents] = 0  # their children stay shared
         busiest = counts.nonzero().flatten()
@@ -104,11 +104,14 @@ class LevelCodebooks(nn.Module):
         return self.codewords.flatten(0, 1)[index]
 
     def set_codewords(self, index: Tensor | slice, vectors: Tensor, count: Tensor) -> None:
-        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,)."""
+        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,) and sums that give these codewords."""
         self.codewords.data.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
         if self.total is not None:
             self.total.flatten(0, 1)[index] = vectors * count.unsqueeze(-1)
+        if self.shared is not None:
+            rows = index if isinstance(index, Tensor) else torch.arange(self.num_codewords, device=vectors.device)
+            self.total.flatten(0, 1)[index] += self.shrinkage * (vectors - self.shared[rows % self.size])
 
     def reorder(self, index: Tensor) -> None:
         """Renumber the codewords, with their averages: new[i] = old[index[i]], for index (num_codewords,)."""
@@ -186,14 +189,20 @@ class LevelCodebooks(nn.Module):
     def pad(self, state: dict[str, Any], prefix: str) -> None:
         """Add the codebooks that a saved state leaves out: copies of the shared one, never chosen."""
         shared = None if self.table is None else state.get(f"{prefix}shared")
+        if shared is None:
+            return
         for name, default in (("codewords", shared), ("count", 0), ("total", 0)):
             stored = state.get(f"{prefix}{name}")
-            if shared is not None and stored is not None and stored.shape[:1] < (self.num_books,):
-                state[f"{prefix}{name}"] = padded = stored.new_empty(self.num_books, *stored.shape[1:])
+            whole = getattr(self, name).shape
+            if stored is not None and stored.shape[1:] == whole[1:] and len(stored) < whole[0]:
+                state[f"{prefix}{name}"] = padded = stored.new_empty(whole)
                 padded[: len(stored)], padded[len(stored) :] = stored, default
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         self.pad(state_dict, prefix)
+        table = state_dict.get(f"{prefix}table")
+        if self.table is not None and table is not None and not ((table >= 0) & (table < self.num_books)).all():
+            arguments[-1].append(f"{prefix}table names codebooks that are missing")  # error_msgs
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @torch.no_grad()
@@ -217,7 +226,7 @@ class LevelCodebooks(nn.Module):
             if self.table is not None:
                 self.table.zero_()
                 self.count.zero_()
-                self.reassign_books(parent, parent[:0])
+                self.reassign_books(vq.counts(parent, len(self.table)), parent[:0])
             index = self.books_below(parent) * size + search(residual, [centers[None]])[0]
             count = vq.counts(index, num_codewords).to(centers.dtype)
             if self.table is not None:
@@ -273,7 +282,8 @@ def update_codebooks(
     updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]  # level 1 has no table
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
-            reassigned = level.reassign_books(parents, reassigned, group)
+            (counts,) = distributed.all_reduce([vq.counts(parents, len(level.table))], group)
+            reassigned = level.reassign_books(counts, reassigned)
             index = level.books_below(parents) * level.size + index % level.size
         updated.append(index)
         parents = index

@@ -70,8 +70,13 @@ def fit(
                     count += vq.counts(index, count.numel()).view_as(count)
                     total.flatten(0, 1).index_add_(0, index, residual)
                 advance(len(batch))
-            _refit(quantizer.levels, counts, totals, largest_batch / num_vectors)
-            _split_fullest(quantizer, rng, num_vectors, largest_batch / num_vectors)
+            weight = largest_batch / num_vectors
+            _refit(quantizer.levels, counts, totals, weight)
+            reassigned = torch.empty(0, dtype=torch.long, device=device)
+            for level, coarser in zip(quantizer.levels[1:], counts, strict=False):
+                if level.table is not None:
+                    reassigned = level.reassign_books(coarser.flatten() * weight, reassigned)
+            _split_fullest(quantizer, rng, num_vectors, weight)
 
 
 def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
@@ -90,7 +95,7 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
         shared = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
         codewords = shared[None]
         if level.num_books > 1:
-            codewords = vq.shrink(count, total, shared, level.shrinkage or _SHRINKAGE)
+            codewords = vq.shrink(count, total, shared, level.shrinkage / weight or _SHRINKAGE)
         if level.shared is not None:
             level.shared.copy_(shared)
         if level.table is not None:
@@ -121,7 +126,7 @@ def _split_fullest(quantizer: ResidualQuantizer, rng: torch.Generator, num_vecto
             target, source = book * level.size + child, book * level.size + fullest[book, child]
             codewords, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
             noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(codewords.device)
-            offset = noise * codewords.std() / 20
+            offset = noise * level.codewords.detach().std(correction=0) / 20
             level.set_codewords(source, codewords - offset, half)
             level.set_codewords(target, codewords + offset, half)
             quantizer.copy_subtrees(index, source, target)

@@ -13,7 +13,7 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 
 _LEAVES = 16  # candidate leaves per moved item in the first round
-_CHUNK_VALUES = 2**24  # most values of the candidates' codewords in memory at once
+_CHUNK_VALUES = 2**24  # most candidates, and values of their codewords, in memory at once
 
 
 def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
@@ -32,16 +32,18 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         start += len(batch)
     vectors, row = torch.unique(vectors, dim=0, return_inverse=True)  # one row for all equal items
     while len(unplaced):
-        candidates, costs = _nearest_leaves(quantizer, vectors.to(device), count)
+        most = max(1, _CHUNK_VALUES // count)  # rows of this round; the others wait
+        candidates, costs = _nearest_leaves(quantizer, vectors[:most].to(device), count)
         limit = costs.amax(1, keepdim=True)
         if candidates.shape[1] == math.prod(sizes):  # these are all leaves
             limit.fill_(torch.inf)
-        choice = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit, row)
+        choice, now = torch.full_like(row, -1), row < most
+        choice[now] = _auction(candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit, row[now])
         placed = choice >= 0
         leaves[unplaced[placed]] = candidates[row[placed], choice[placed]]
         taken = torch.cat([taken, leaves[unplaced[placed]]])
         kept, row = torch.unique(row[~placed], return_inverse=True)
-        vectors, unplaced, count = vectors[kept], unplaced[~placed], count * 4
+        vectors, unplaced, count = vectors[kept], unplaced[~placed], min(count * 4, math.prod(sizes))
     return torch.stack([leaves // math.prod(sizes[level + 1 :]) % size for level, size in enumerate(sizes)], -1)
 
 

@@ -20,7 +20,7 @@ from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_write, write_array
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import task
 
@@ -74,6 +74,8 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
                 stream.write(codes.astype(dtypes[level]).tobytes())
             labels += rows.labels if config.data.labels else [None] * len(rows)
             advance(len(rows))
+        if len(labels) != shards.count:
+            raise DamagedFileError(f"the shards have {len(labels):,} rows, not {shards.count:,} as their ends say")
         missing = labels.count(None)
         if 0 < missing < len(labels):
             raise InputError(f"{missing:,} of {len(labels):,} images have no label; label all of them, or none")

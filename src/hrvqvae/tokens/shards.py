@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -70,8 +73,8 @@ class Plan:
             return None
         try:
             plan = Plan(**json.loads(path.read_text()))
-            if plan.keys < 1 or plan.shard_size < 1:
-                raise ValueError("it has no images")
+            if any(type(value) is not int or value < 1 for value in (plan.keys, plan.shard_size)):
+                raise ValueError("its numbers of images are wrong")
             return plan
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
@@ -124,20 +127,57 @@ class Shards:
         for level in range(1, num_levels + 1):
             types |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
             types[f"codes_{level}"] = pa.list_(pa.int64())
-        for path in self.paths:
+        for path, values in zip(self.paths, _count_values(self.paths), strict=True):
+            limit = _MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
+            if values is None:
+                raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")
+            if values > limit:
+                raise DamagedFileError(f"{path}: a row group has {values:,} values, too many for its size")
             with open_parquet(path) as file:
+                texts = [name for name in ("key", "label") if name in file.schema.names]
+            with open_parquet(path, read_dictionary=texts) as file:
                 for group in range(file.num_row_groups):
-                    about = file.metadata.row_group(group)
-                    count = sum(about.column(index).num_values for index in range(about.num_columns))
-                    if count > _MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size:
-                        raise DamagedFileError(f"{path}: a row group has {count:,} values, too many for its size")
-                    if len(table := file.read_row_group(group, columns=[*types, "label"])):
+                    table = file.read_row_group(group, columns=[*types, "label"])
+                    if sum(map(_count_text_bytes, table.columns)) > limit:
+                        raise DamagedFileError(f"{path}: its texts are too long for its size")
+                    if len(table):
                         yield _parse_rows(table, path, types, num_levels)
+
+
+# In a damaged footer, pyarrow's `column` can end the process.
+_COUNT_VALUES = """
+import json, sys, pyarrow.parquet
+for path in json.load(sys.stdin):
+    metadata = pyarrow.parquet.read_metadata(path)
+    groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+    counts = (sum(group.column(index).num_values for index in range(group.num_columns)) for group in groups)
+    print(max(counts, default=0), flush=True)
+"""
+
+
+def _count_values(paths: Sequence[Path]) -> list[int | None]:
+    """Return the number of values in the largest row group of each file; None from a damaged file on."""
+    counted = subprocess.run(
+        [sys.executable, "-c", _COUNT_VALUES], input=json.dumps([*map(str, paths)]), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    values = [int(line) for line in counted.stdout.split()]
+    return [*values, *[None] * (len(paths) - len(values))]
+
+
+def _count_text_bytes(column: pa.ChunkedArray) -> int:
+    """Return the number of bytes of the texts of a column that is read as a dictionary; 0 for other columns."""
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(values).as_py() or 0 for values in lengths)
 
 
 def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], num_levels: int) -> Rows:
     try:
         labels = table.column("label").to_pylist()
+        if not all(label is None or isinstance(label, str | int) for label in labels):
+            raise KeyError("label")
         table = table.select([*types]).cast(pa.schema(types))
     except (KeyError, pa.ArrowException) as error:
         raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({one_line(error)})") from error
@@ -187,14 +227,14 @@ def find_shards(path: Path) -> Shards:
         return open_shards([path])
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file")
-    planned = plan.shards if (plan := Plan.read(path)) else {}
-    if missing := [name for name in planned if not (path / name).is_file()]:
-        counts = f"{len(missing):,} of {len(planned):,} shards"
-        raise InputError(f"{path} lacks {missing[0]}, {counts}; run the same hrvqvae tokenize again")
-    paths = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
-    if not paths:
+    plan, files = Plan.read(path), sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
+    planned, names = -(-plan.keys // plan.shard_size) if plan else 0, {file.name for file in files}
+    for name in (f"part-{index:06d}{SUFFIX}" for index in range(planned)):
+        if name not in names:  # soon, also if a damaged plan has billions
+            raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
+    if not files:
         raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
-    return open_shards(paths)
+    return open_shards(files)
 
 
 def detokenize(

@@ -1,6 +1,6 @@
 """Encode images to a folder of shards of codes; a second call continues a stopped call.
 
-The sorted keys of the images decide which images a shard holds, so one machine and a Ray cluster write the same files.
+The order of the images decides which images a shard holds, so one machine and a Ray cluster write the same files.
 A finished shard is never written again; an unfinished shard is started over.
 """
 
@@ -34,6 +34,7 @@ from hrvqvae.data.batches import explain_worker_errors, group_by_size, open_load
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
+from hrvqvae.data.sources.parquet import ParquetSource
 from hrvqvae.tokens.shards import FORMAT, PREFIX, SUFFIX, Plan, open_shards
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
@@ -51,10 +52,10 @@ Chunk = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by index, 
 
 @dataclass(frozen=True)
 class KeyedImages:
-    """Images sorted by their keys, which are their names in the source."""
+    """Images by their keys, which are their names in the source: sorted, but in row order if they are of Parquet."""
 
     source: Source
-    keys: NDArray[np.bytes_]  # (N,) sorted and unique
+    keys: NDArray[np.bytes_]  # (N,) unique
     rows: NDArray[np.int64]  # (N,) rows of the images in the source
     labels: pa.Array  # class names, or numbers where classes have no names; null for an image without a label
     classes: tuple[str, ...]  # names of the classes, in order
@@ -91,6 +92,8 @@ def load_keyed_images(path: Path) -> KeyedImages:
     for row, next_row in itertools.pairwise(rows):
         if names[row] == names[next_row]:
             raise InputError(f"{path} has two images named {names[row]}; give every image a different name")
+    if isinstance(source, ParquetSource):  # a row group is read as a whole, so its images stay together
+        rows.sort()
     labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
     sorted_labels = pa.array([labels[row] for row in rows], labels_type)
     return KeyedImages(source, encode_names(names[row] for row in rows), np.array(rows), sorted_labels, classes)

@@ -23,7 +23,7 @@ from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Outcome, Say, Task, Trainer
 from hrvqvae.utils import progress
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, expand_home
 
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
 _SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields named without their section
@@ -43,7 +43,7 @@ def collect_fields(section: str, options: Fields, run: str | Path, data: Any, te
         raise InputError("test_data needs a data set as data; a folder has its test images in a folder named test")
     fields |= {} if data is None else {"data.root": data}
     paths = {name: fields[name] for name in ("data.root", "prior.codes") if fields.get(name) is not None}
-    return fields | {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}
+    return fields | {name: str(expand_home(path).absolute()) for name, path in paths.items()}
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
@@ -61,6 +61,8 @@ def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bo
     is_empty = run.path.is_dir() and not any(run.path.iterdir())  # killed before the first file
     if resume and not (was_used or is_empty):
         raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
+    if run.config.is_file() and not (run.path / ".lock").is_file() and not run.begun():
+        raise InputError(f"{run.config} exists, but there is no run; choose another --out")
     resume = resume or is_restarted(run.belongs_to_this_job)
 
     def resolve() -> Config:

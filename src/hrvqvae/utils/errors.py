@@ -6,6 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -33,6 +34,14 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{target} can't be written ({error.strerror or error}){advice}") from error
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with the home folder in place of ~. Raises InputError if there is no such folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no home folder here; give a path without ~") from error
 
 
 def printable(text: object) -> str:

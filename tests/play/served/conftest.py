@@ -1,5 +1,6 @@
 """A page that is served by the command line, in a process of its own, and a Chromium to look at it."""
 
+import os
 import re
 import signal
 import subprocess
@@ -30,7 +31,8 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with (tmp_path_factory.mktemp("served") / "log").open("w+") as log:
         command = [sys.executable, "-c", "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True)
+        environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}  # a proxy that is not there
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True, env=environment)
         assert process.stderr is not None
         line = process.stderr.readline()
         address = re.search(r"mnist: (http://127\.0\.0\.1:\S+)", line)

@@ -50,6 +50,11 @@ def test_nothing_is_loaded_from_elsewhere(server: Server) -> None:
     assert [sheet for sheet in config["stylesheets"] if "://" in sheet] == []
 
 
+def test_an_emptied_seed_is_one_line(client: Client) -> None:
+    with pytest.raises(AppError, match="^there is no seed; give a whole number$"):
+        client.predict(1, "any class", 1.0, None, 1.0, api_name="/draw")
+
+
 def test_a_hostile_upload_is_one_line(client: Client, server: Server, tmp_path: Path) -> None:
     (tmp_path / "hostile.png").write_text("this is text\n")
     before = server.megabytes

@@ -20,6 +20,7 @@ TRAIN = "train"
 HELD_OUT = ("test", "val", "validation")  # names of a test split, the preferred name first
 SPLIT_NAMES = (TRAIN, *HELD_OUT)
 ENDING_BYTES = 64  # last bytes of an encoded image that are part of a digest, since they change with its pixels
+_MAX_NAME_BYTES = 4_096
 _MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
 
@@ -32,8 +33,14 @@ def find_user_cache() -> Path:
 
 
 def encode_names(names: Iterable[str]) -> NDArray[np.bytes_]:
-    """Return names as one array, which forked processes share; surrogates stand for bytes that are not UTF-8."""
-    return np.array([name.encode("utf-8", "surrogateescape") for name in names], np.bytes_)
+    """Return names as one array, which forked processes share; surrogates stand for bytes that are not UTF-8.
+
+    Raises InputError for a name of more than 4,096 bytes: every name takes the bytes of the longest.
+    """
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    if (longest := max(map(len, encoded), default=0)) > _MAX_NAME_BYTES:
+        raise InputError(f"an image has a name of {longest:,} bytes, more than {_MAX_NAME_BYTES:,}")
+    return np.array(encoded, np.bytes_)
 
 
 def decode_name(names: NDArray[np.bytes_], row: int) -> str:

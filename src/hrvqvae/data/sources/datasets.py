@@ -44,12 +44,15 @@ class DatasetSource(Source):
         self.dataset, self._title = dataset, f"the {split} data set" if split else "the data set"
         if not len(self):
             raise InputError(f"{self._title} has no item")
-        if not labels or not isinstance(dataset[0], tuple | list):
+        if not labels or not isinstance(dataset[0], tuple | list) or len(dataset[0]) < 2:
             return
         targets = getattr(dataset, "targets", None)
         if targets is None or getattr(dataset, "target_transform", None) is not None:
             targets = [dataset[row][1] for row in range(len(self))]
-        self.labels = np.array([label.item() if hasattr(label, "item") else label for label in targets])
+        try:
+            self.labels = np.array([label.item() if hasattr(label, "item") else label for label in targets])
+        except (RuntimeError, ValueError):  # labels of several values
+            self.labels = np.empty(0)
         if self.labels.shape != (len(self),) or self.labels.dtype.kind not in "iuU":
             raise InputError(f"{self._title} has labels that are neither whole numbers nor texts")
         if self.labels.dtype.kind != "U":

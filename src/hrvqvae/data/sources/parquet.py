@@ -26,6 +26,7 @@ from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 WINDOW_BYTES = 256 * 2**20  # uncompressed size of the row groups that a process keeps, and shuffles together
+_MAX_GROUP_BYTES = 2**31  # pyarrow's arrays of bytes hold less
 _IMAGE_COLUMNS, _LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")  # the preferred names first
 
 
@@ -33,6 +34,7 @@ class Group(NamedTuple):
     """A row group of a file."""
 
     file: Path
+    name: str  # path relative to the folder
     position: int  # index of the group in the file
     first_row: int  # index of the group's first row in the file
     rows: int
@@ -59,7 +61,10 @@ class ParquetSource(Source):
                     group = file.metadata.row_group(index)  # with damaged statistics, `group.column` crashes
                     if group.num_rows:
                         size = group.total_byte_size
-                        groups.append(Group(shard.path, index, first_row, group.num_rows, size, column))
+                        if size >= _MAX_GROUP_BYTES:
+                            fault = f"row group {index} holds {size:,} bytes, {_MAX_GROUP_BYTES:,} or more"
+                            raise InputError(f"{shard.path}: {fault}; write it again with row_group_size=1000")
+                        groups.append(Group(shard.path, shard.name, index, first_row, group.num_rows, size, column))
                     first_row += group.num_rows
                 if labels and rows:
                     values, class_names = _read_labels(file, shard.path)
@@ -81,7 +86,7 @@ class ParquetSource(Source):
 
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
-        """The path that each row gives its image; None if a path is missing or two paths are equal."""
+        """The path that each row gives its image; None if a path is missing or no text, or two paths are equal."""
         paths = list[str]()
         for file, column in dict.fromkeys((group.file, group.column.removesuffix(".bytes")) for group in self.groups):
             with open_parquet(file) as reader:
@@ -89,13 +94,14 @@ class ParquetSource(Source):
                     return None
                 values = reader.read(columns=[f"{column}.path"], use_threads=False).column(0)
                 paths += [value for chunk in values.chunks for value in chunk.field("path").to_pylist()]
-        return None if None in paths or len(set(paths)) < len(paths) else encode_names(paths)
+        named = all(isinstance(path, str) for path in paths) and len(set(paths)) == len(paths)
+        return encode_names(paths) if named else None
 
     def name(self, row: int) -> str:
         if self._paths is not None:
             return decode_name(self._paths, row)
         index, offset = self.locate(row)
-        return f"{self.groups[index].file.name}/{self.groups[index].first_row + offset}"
+        return f"{self.groups[index].name}/{self.groups[index].first_row + offset}"
 
     def where(self, row: int) -> str:
         index, offset = self.locate(row)
@@ -147,12 +153,12 @@ class ParquetSource(Source):
 
 
 @contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """Open a Parquet file. Raises DamagedFileError in place of every error but InputError, until it is closed."""
+def open_parquet(path: Path, **options: Any) -> Iterator[Any]:
+    """Open a Parquet file with options of pyarrow. Until it closes, all errors but InputError are DamagedFileError."""
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True, **options) as file:
             yield file
     except InputError:
         raise
@@ -220,7 +226,9 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     labels: NDArray[Any] | None = None
     if not values.null_count and types.is_integer(kind):
         labels = values.to_numpy()
+        if labels.max(initial=0) >= 2**63:
+            raise InputError(f"{path}: column {column} has labels of 2^63 or more; use --data.labels false")
     elif not values.null_count:
         texts = values.unify_dictionaries().combine_chunks()
         labels = np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()]
-    return labels, tuple(map(str, names or ()))
+    return labels, tuple(map(str, names or ())) if types.is_integer(kind) else ()
