@@ -122,8 +122,9 @@ def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed:
     """TreeVQ."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
-        options = {"linked": linked, "beam": beam, "coarse_weight": 0.0, "shrinkage": shrinkage}
-        layer = TreeVQ(vectors.shape[1], size, levels, **options).fit(vectors, seed=seed)
+        layer = TreeVQ(
+            vectors.shape[1], size, levels, linked=linked, beam=beam, coarse_weight=0.0, shrinkage=shrinkage
+        ).fit(vectors, seed=seed)
 
         def encode(some: Floats) -> Coded:
             indices = layer.encode(some)

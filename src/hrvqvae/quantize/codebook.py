@@ -282,8 +282,8 @@ def update_codebooks(
     updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]  # level 1 has no table
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:
-            (counts,) = distributed.all_reduce([vq.counts(parents, len(level.table))], group)
-            reassigned = level.reassign_books(counts, reassigned)
+            (uses,) = distributed.all_reduce([vq.counts(parents, len(level.table))], group)
+            reassigned = level.reassign_books(uses, reassigned)
             index = level.books_below(parents) * level.size + index % level.size
         updated.append(index)
         parents = index
