@@ -151,6 +151,24 @@ class Table:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
 
 
+_MEASURES = {"frechet": (1, 1), "kernel": (1, 3), "accuracy": (100, 1), "precision": (1, 2), "recall": (1, 2)}
+
+
+def samples(folder: str, system: str, field: str, place: int = 1) -> list[float]:
+    """Return a measure of each seed's samples: place 0 is without guidance, 1 with it, 2 of other test images."""
+    rows = where(f"{folder}/samples/rows.jsonl", "compared", what="samples", system=system)
+    return [compared[place][field] for compared in rows]  # type: ignore[index]
+
+
+def measures(folder: str, system: str, place: int) -> str:
+    """Return the cells of a table of samples."""
+    cells = []
+    for field, (scale, digits) in _MEASURES.items():
+        values = samples(folder, system, field, place) if (field, place) != ("accuracy", 2) else []
+        cells.append(spread(values[:1] if place == 2 else values, scale, digits) if values else "")
+    return " | ".join(cells)
+
+
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
     """Return mean, deviation and n of an error of docs/data/grids-cifar10."""
     pattern = rf"^{positions}, levels 1 to \d+, {bits} bits: (\S+) ± (\S+) \(n = (\d+)"
