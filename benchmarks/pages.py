@@ -151,22 +151,28 @@ class Table:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
 
 
-_MEASURES = {"frechet": (1, 1), "kernel": (1, 3), "accuracy": (100, 1), "precision": (1, 2), "recall": (1, 2)}
+def samples(folder: str, system: str, field: str, place: int = 2) -> list[float]:
+    """Return a measure of each seed's samples: place 0 is without guidance, 1 with it; 2 of other test images.
 
-
-def samples(folder: str, system: str, field: str, place: int = 1) -> list[float]:
-    """Return a measure of each seed's samples: place 0 is without guidance, 1 with it, 2 of other test images."""
-    rows = where(f"{folder}/samples/rows.jsonl", "compared", what="samples", system=system)
-    return [compared[place][field] for compared in rows]  # type: ignore[index]
+    The field "prior_bits_per_image" has no place.
+    """
+    path = f"{folder}/samples/rows.jsonl"
+    if field == "prior_bits_per_image":
+        return where(path, field, what="samples", system=system)
+    rows: Any = where(path, "compared", what="samples", system=system)
+    return [compared[place][field] for compared in rows]
 
 
 def measures(folder: str, system: str, place: int) -> str:
-    """Return the cells of a table of samples."""
-    cells = []
-    for field, (scale, digits) in _MEASURES.items():
-        values = samples(folder, system, field, place) if (field, place) != ("accuracy", 2) else []
-        cells.append(spread(values[:1] if place == 2 else values, scale, digits) if values else "")
-    return " | ".join(cells)
+    """Return the cells of a table of samples: Frechet and kernel distance, accuracy, precision and recall."""
+    fields = {"frechet": (1, 1), "kernel": (1, 2), "accuracy": (100, 1), "precision": (1, 2), "recall": (1, 2)}
+    return " | ".join(spread(samples(folder, system, name, place), *form) for name, form in fields.items())
+
+
+def sampled(folder: str, field: str, place: int) -> str:
+    """Return p of HR-VQVAE's samples against VQVAE's, and the least difference that would show."""
+    first, second = (samples(folder, system, field, place) for system in ("hrvqvae", "vqvae"))
+    return f"{change(first, second)}, p = {welch(first, second)}, {least(first, second):.0f}% would show"
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
