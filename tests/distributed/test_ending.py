@@ -72,7 +72,11 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, 
     assert out.count("stopped at step") == 1
     stopped = int(out.split("stopped at step ")[1].split(",")[0])
     assert run.saved()[0].stem == f"step-{stopped:09d}"
-    assert f"exitcode  : {128 + signal.SIGTERM}" in errors
+    ended_first = (
+        f"exitcode  : {128 + signal.SIGTERM}",
+        "Signal 6 (SIGABRT)",
+    )  # torchrun names one; gloo may abort the other
+    assert any(text in errors for text in ended_first)
     longer = with_training(config, max_steps=stopped + 3)
     train_autoencoder(longer, run, resume=True)
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
