@@ -258,6 +258,14 @@ def test_salvaged_images_stay_in_blocks_of_one_where_a_reader_admits_no_larger_b
     monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES_PER_BYTE", 1)
     assert salvage(path, new) == (30, [])
     assert new.read_bytes() == path.read_bytes()
+    monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES", most_codes - 100)
+    path.write_bytes(path.read_bytes() + bytes(100))  # damage, which counts as bytes of the archive
+    new.unlink()
+    with pytest.raises(InputError, match="compress too well for an archive"):
+        salvage(path, new)
+    assert not new.exists()
+    monkeypatch.setattr("hrvqvae.compression.entropy_model.MOST_CODES", 1)
+    assert open_archive(path).read([0])[0].fault == "its record is damaged"
 
 
 def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:

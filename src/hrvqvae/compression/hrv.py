@@ -187,10 +187,11 @@ def read_levels(
     sizes = np.array([len(file) for file in contents])
     stops = np.cumsum(sizes)
     offsets = stops - sizes + header_bytes
-    codes = np.zeros((len(contents), layout.begins[min(levels or stored, stored)]), np.int32)
+    num_levels = min(levels or stored, stored)
+    codes = np.zeros((len(contents), layout.begins[num_levels]), np.int32)
     lengths = [[header_bytes] for _ in contents]
     faults = [""] * len(contents)
-    for level in range(min(levels or stored, stored)):
+    for level in range(num_levels):
         admitted = sizes >= count_required_bytes(layout, level, model.network(level))
         limits = np.where(admitted, stops, offsets - 1)  # a negative length: nothing is decoded
         ends = decode_level(content, offsets, limits, codes, layout, level, model.network(level))

@@ -47,6 +47,10 @@ _MAX_PIXELS = 1 << 18  # of images that are decoded together
 _MOST_VALUES, _VALUES_PER_BYTE = 1 << 26, 64  # limit of a row group's values: a few bytes can stand for billions
 
 
+def _shard_name(index: int) -> str:
+    return f"part-{index:06d}{SUFFIX}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The model, images and options of a folder of shards, as stored in the manifest."""
@@ -63,7 +67,7 @@ class Plan:
         """The file name of each shard, and the indices of its images in the order of the keys."""
         indices = range(self.keys)
         starts = enumerate(range(0, self.keys, self.shard_size))
-        return {f"part-{index:06d}{SUFFIX}": indices[start : start + self.shard_size] for index, start in starts}
+        return {_shard_name(index): indices[start : start + self.shard_size] for index, start in starts}
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
@@ -229,7 +233,7 @@ def find_shards(path: Path) -> Shards:
         raise InputError(f"{path}: there is no such file")
     plan, files = Plan.read(path), sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
     planned, names = -(-plan.keys // plan.shard_size) if plan else 0, {file.name for file in files}
-    for name in (f"part-{index:06d}{SUFFIX}" for index in range(planned)):
+    for name in map(_shard_name, range(planned)):
         if name not in names:  # soon, also if a damaged plan has billions
             raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
     if not files:

@@ -44,7 +44,7 @@ class DatasetSource(Source):
         self.dataset, self._title = dataset, f"the {split} data set" if split else "the data set"
         if not len(self):
             raise InputError(f"{self._title} has no item")
-        if not labels or not isinstance(dataset[0], tuple | list) or len(dataset[0]) < 2:
+        if not labels or not isinstance(first := dataset[0], tuple | list) or len(first) < 2:
             return
         targets = getattr(dataset, "targets", None)
         if targets is None or getattr(dataset, "target_transform", None) is not None:
