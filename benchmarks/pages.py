@@ -106,10 +106,8 @@ def least(first: Values, second: Values, tests: int = 1) -> float:
 class Table:
     """The rows of a comparison by system, and p-values with Holm's correction for all pairs of systems."""
 
-    def __init__(self, folder: str) -> None:
-        self.rows = dict[str, list[Row]]()
-        for path in sorted((DATA / folder / "rows").glob("*.json")):
-            self.rows.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+    def __init__(self, rows: Mapping[str, list[Row]]) -> None:
+        self.rows = rows
         pairs = list(itertools.combinations(sorted(name for name in self.rows if len(self.rows[name]) > 1), 2))
         plain = {pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs}
         self.corrected = holm(plain)
@@ -150,6 +148,19 @@ class Table:
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
 
+    def level(self) -> str:
+        """Return the least p of all pairs, and the differences that would show."""
+        shown = sorted((self.least(*pair) for pair in self.corrected), key=lambda percent: int(percent[:-1]))
+        return f"p at least {shorten(min(self.corrected.values()))}, {shown[0]} to {shown[-1]} would show"
+
+
+def read_table(folder: str) -> Table:
+    """Return the rows of docs/data/FOLDER."""
+    rows: dict[str, list[Row]] = {}
+    for path in sorted((DATA / folder / "rows").glob("*.json")):
+        rows.setdefault(path.stem.rpartition("-")[0], []).append(json.loads(path.read_text()))
+    return Table(rows)
+
 
 def samples(folder: str, system: str, field: str, place: int = 2) -> list[float]:
     """Return a measure of each seed's samples: place 0 is without guidance, 1 with it; 2 of other test images.
@@ -169,10 +180,9 @@ def measures(folder: str, system: str, place: int) -> str:
     return " | ".join(spread(samples(folder, system, name, place), *form) for name, form in fields.items())
 
 
-def sampled(folder: str, field: str, place: int) -> str:
-    """Return p of HR-VQVAE's samples against VQVAE's, and the least difference that would show."""
-    first, second = (samples(folder, system, field, place) for system in ("hrvqvae", "vqvae"))
-    return f"{change(first, second)}, p = {welch(first, second)}, {least(first, second):.0f}% would show"
+def sampled(folder: str, field: str, place: int, *systems: str) -> Table:
+    """Return a table of a measure of the samples of systems, in the place of the error."""
+    return Table({system: [{"mse": value} for value in samples(folder, system, field, place)] for system in systems})
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
@@ -192,7 +202,7 @@ def grids(first: str, second: str, bits: int) -> str:
 
 def main() -> None:
     """Look for every recomputed part on its page."""
-    names = globals() | {"math": math} | {path.name.replace("-", "_"): Table(path.name) for path in DATA.iterdir()}
+    names = globals() | {"math": math} | {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
         if line.endswith(".md"):
