@@ -150,8 +150,8 @@ class Table:
 
     def level(self) -> str:
         """Return the least p of all pairs, and the differences that would show."""
-        shown = sorted((self.least(*pair) for pair in self.corrected), key=lambda percent: int(percent[:-1]))
-        return f"p at least {shorten(min(self.corrected.values()))}, {shown[0]} to {shown[-1]} would show"
+        percents = [int(self.least(*pair).rstrip("%")) for pair in self.corrected]
+        return f"p at least {shorten(min(self.corrected.values()))}, {min(percents)}% to {max(percents)}% would show"
 
 
 def read_table(folder: str) -> Table:
@@ -162,13 +162,10 @@ def read_table(folder: str) -> Table:
     return Table(rows)
 
 
-def samples(folder: str, system: str, field: str, place: int = 2) -> list[float]:
-    """Return a measure of each seed's samples: place 0 is without guidance, 1 with it; 2 of other test images.
-
-    The field "prior_bits_per_image" has no place.
-    """
+def samples(folder: str, system: str, field: str, place: int | None = None) -> list[float]:
+    """Return a field per seed, or at a place of its samples: 0 without guidance, 1 with it, 2 other test images."""
     path = f"{folder}/samples/rows.jsonl"
-    if field == "prior_bits_per_image":
+    if place is None:
         return where(path, field, what="samples", system=system)
     rows: Any = where(path, "compared", what="samples", system=system)
     return [compared[place][field] for compared in rows]
@@ -180,7 +177,7 @@ def measures(folder: str, system: str, place: int) -> str:
     return " | ".join(spread(samples(folder, system, name, place), *form) for name, form in fields.items())
 
 
-def sampled(folder: str, field: str, place: int, *systems: str) -> Table:
+def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
     """Return a table of a measure of the samples of systems, in the place of the error."""
     return Table({system: [{"mse": value} for value in samples(folder, system, field, place)] for system in systems})
 
