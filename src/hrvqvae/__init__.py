@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from hrvqvae.model import Model, load, train
     from hrvqvae.models.base import Autoencoder
     from hrvqvae.models.single_grid import SingleGridAutoencoder
+    from hrvqvae.priors.sampling import SamplingParams
     from hrvqvae.quantize import Codes, ResidualQuantizer
     from hrvqvae.quantize.layer import TreeVQ
-    from hrvqvae.utils.errors import InputError
+    from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 __version__ = "1.0.0"
 
@@ -31,14 +32,16 @@ _MODULES = {
     "model": ("Model", "load", "train"),
     "models.base": ("Autoencoder",),
     "models.single_grid": ("SingleGridAutoencoder",),
+    "priors.sampling": ("SamplingParams",),
     "quantize": ("Codes", "ResidualQuantizer"),
     "quantize.layer": ("TreeVQ",),
-    "utils.errors": ("InputError",),
+    "utils.errors": ("DamagedFileError", "InputError", "NonFiniteError"),
 }
 
 __all__ = [
-    "Autoencoder", "Codes", "Config", "DataConfig", "InputError", "Model", "QuantizerConfig", "ResidualQuantizer",
-    "SingleGridAutoencoder", "SingleGridConfig", "TrainingConfig", "TreeVQ", "list_models", "load", "train",
+    "Autoencoder", "Codes", "Config", "DamagedFileError", "DataConfig", "InputError", "Model", "NonFiniteError",
+    "QuantizerConfig", "ResidualQuantizer", "SamplingParams", "SingleGridAutoencoder", "SingleGridConfig",
+    "TrainingConfig", "TreeVQ", "list_models", "load", "train",
 ]  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def _read_batches(
                 pixels, lost = decode_image(open_image, channels, max_pixels, name=where)
             except BrokenImageError as error:
                 if not skip:
-                    raise InputError(f"{error}; leave such images out with --on-error skip") from error
+                    again = " --force, which writes all files again" if outcome.bytes else ""
+                    raise InputError(f"{error}; leave such images out with --on-error skip{again}") from error
                 note(f"{error}; left out")
                 continue
             outcome.lost[where] = lost

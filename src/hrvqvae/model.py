@@ -133,7 +133,7 @@ class Model:
 
         Args:
             codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the levels to use.
-            levels: Number of levels to use, coarse first (default: all).
+            levels: Number of levels to use, coarse first (default: all given).
             size: Height and width in pixels (default: the largest size that has the latent grid of the codes).
         """
         codes = tuple(code.to(self.device) for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes))
@@ -149,7 +149,7 @@ class Model:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
             max_bytes: Largest size of a file. Of the codes whose file fits, those with the least error are
-                written; this takes 40 times as long. A model that takes no lmbda writes as many levels as fit.
+                written; this takes a hundred times as long. A model that takes no lmbda writes as many levels as fit.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
 
@@ -210,8 +210,8 @@ class Model:
             class_name: Name or index of a class (default: classes as often as in training).
             seed: Sample i depends on the seed and on i, not on count.
             guidance: How much samples follow their class; 1 leaves the prior's predictions as they are.
-            levels: Number of levels to draw, coarse first. If neither guidance nor levels is given, both are read from
-                sampling.json in the model's folder; without that file they are 1 and all levels.
+            levels: Number of levels to draw, coarse first. If both guidance and levels are left out, sampling.json in
+                the model's folder gives them. Otherwise they default to 1 and all levels.
 
         Raises:
             InputError: A level has no prior, or a prior can't be guided; the class is unknown; a value is out of range.
@@ -343,7 +343,7 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
     and take more time (docs/method.md).
 
     Raises:
-        InputError: There is no such model, or it has no linked codebooks for a beam to search.
+        InputError: There is no such model or device, or the beam is below 1, or the model's search takes no beam.
         DamagedFileError: The weights are damaged or do not fit their configuration.
     """
     return Model(run, device, beam)

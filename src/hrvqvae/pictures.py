@@ -87,6 +87,8 @@ def sample(
     samples = Model(run).draw(count, seed=seed, class_name=class_name, params=params)
     if save_dir is not None:
         outputs, digits = Outputs(save_dir, force=force), max(4, len(str(count - 1)))
+        if out.parent.resolve() == save_dir.resolve():
+            outputs.reserve(out.stem, out.suffix)
         for index, (image, name) in enumerate(zip(samples.images, samples.classes, strict=True)):
             file_name = f"{name}-{index:0{digits}d}" if name else f"{index:0{digits}d}"
             write_image(to_pil(image), outputs.reserve(file_name.replace("/", "_"), ".png"))

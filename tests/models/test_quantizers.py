@@ -75,6 +75,10 @@ def test_vq_starts_from_the_latents_it_is_given() -> None:
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert float((results[0] - z).square().mean()) < 0.8 * float(z.square().mean())
+    quantizer.train()
+    with pytest.raises(NonFiniteError):
+        quantizer.encode(z * torch.nan)
+    assert quantizer.training
 
 
 @pytest.mark.parametrize("data", ["mnist", "imagenet", "emoji32"])

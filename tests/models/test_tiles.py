@@ -40,6 +40,7 @@ MODELS = [
     ("treevq-deep/mnist", {"model__quantizer__levels": "3"}),
     ("hrvqvae/mnist", {"model__padding": "3", "model__residual_blocks": "1"}),
     ("vqvae2/cifar10", {"model__padding": "1"}),
+    ("hrvqvae/mnist", {"model__padding": "9", "model__residual_blocks": "0", "model__stride": "2"}),
 ]
 
 

@@ -64,6 +64,18 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
     assert layer(beam=beam).fit(vectors).encode(vectors).unique(dim=0).shape[0] == SIZE**LEVELS
 
 
+def test_vectors_are_counted_once_at_every_level() -> None:
+    one = TreeVQ(4, (16, 4, 4), 3, beam=4, start_vectors=400).fit(normal(6_000, 4) ** 3, passes=1)  # splits codewords
+    assert [float(level.count.sum()) for level in one.quantizer.levels] == pytest.approx([6_000] * 3)
+
+
+def test_clusters_are_the_same_under_autocast() -> None:
+    vectors = 20 + normal(2_000, 16)
+    expected = kmeans(vectors, 600, zero())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(kmeans(vectors, 600, zero()), expected)
+
+
 @pytest.mark.parametrize("shrinkage", [0.0, 0.5])
 def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
     """A count of 1 in training stands for two vectors of the fit here, also in the shrinkage."""

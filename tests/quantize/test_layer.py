@@ -299,6 +299,26 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
     assert used > 11 if every else used < 8
 
 
+def test_dead_codewords_come_back_on_another_device_and_in_an_average() -> None:
+    one = layer(restart_every=1)
+    one(features(10, 20))
+    for book in one.quantizer.levels:
+        book.count[:, 0] = 0
+    average = copy.deepcopy(one.quantizer)
+    one(features(10, 20))
+    moved = [rows[..., 0] for _, rows in one.schedule._moved.values()]
+    one.schedule.forget(averaged=average)
+    for book, copied, rows in zip(one.quantizer.levels, average.levels, moved, strict=True):
+        assert rows.any()
+        for name in ("codewords", "count", "total"):
+            assert torch.equal(getattr(book, name)[rows], getattr(copied, name)[rows])
+    one(features(10, 20))
+    one.to("meta")
+    with one.schedule.track_moves(one.quantizer):
+        pass
+    one.schedule.forget(averaged=one.quantizer)
+
+
 def test_on_meta_and_then_emptied_it_begins_anew() -> None:
     with torch.device("meta"):
         one = layer(start_vectors=250)
@@ -367,7 +387,9 @@ def test_it_refuses_to_train_under_inference_mode() -> None:
     assert same(before, state_of(one))
     with torch.inference_mode():
         one.fit(features(200))
+        another = layer()
     one(features(10, 20))
+    another.fit(features(200))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
@@ -391,6 +413,10 @@ def test_compiled_as_a_part_of_a_model() -> None:
     whole = torch.compile(model.eval(), backend="eager", fullgraph=True)
     x = features(3, 7, seed=1)
     torch.testing.assert_close(whole(x), model(x))
+    wide = TreeVQ(16, 300, 1).fit(10 + torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0)))
+    encode, x = torch.compile(wide.quantizer.encode, backend="eager"), 10 + torch.randn(500, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode(x)[0], wide.encode(x)[:, 0])
     torch._dynamo.reset()
 
 

@@ -21,7 +21,7 @@ from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names,
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
 from hrvqvae.models.build import get_system
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
 
@@ -81,7 +81,7 @@ def export(
         if compact:
             told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
         elif source_folder.tables.is_file() and source_folder.tables not in stale:
-            write_atomic(target.tables, source_folder.tables.read_bytes())
+            write_atomic(target.tables, source.entropy_model.load().content)
         if source_folder.sampling.is_file() and metadata:
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
@@ -96,7 +96,7 @@ def export(
                 raise InputError(f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away") from error
         else:
             options, measured = source.sampling_options(), _read_evaluation(source_folder)
-            card = _card(config, name or out.name, meta.get("step"), metadata, options, measured, license)
+            card = _card(config, printable(name or out.name), meta.get("step"), metadata, options, measured, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())

@@ -369,6 +369,10 @@ class EntropyModelArtifact(Artifact):
                 raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
             if not self._restore_fitted(say):
                 with explain_write_errors(self.path):
+                    if self.path.is_file():  # of other weights, which restore it
+                        other = RunFolder(self.run.folder.states / read_entropy_model(self.path.read_bytes()).model)
+                        other.path.mkdir(parents=True, exist_ok=True)
+                        self.path.replace(other.tables)
                     write_atomic(self.path, content)
         return self.path
 
@@ -411,6 +415,8 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
     try:
         with torch.device("meta"):
             hollow = make()
+    except RuntimeError as error:  # a size that overflows
+        raise misfit from error
     finally:
         hook.remove()
     with suppress(RuntimeError, TypeError):  # the comparison below refuses codebooks of another shape

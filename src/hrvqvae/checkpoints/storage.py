@@ -137,10 +137,15 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that the tensors of a compact file stand for; tensors of any other file are unchanged."""
     weights = dict[str, Tensor]()
     for name, tensor in stored.items():
-        if name + _SCALE in stored:
-            weights[name] = tensor * stored[name + _SCALE].view(-1, *[1] * (tensor.ndim - 1))
+        if (scale := stored.get(name + _SCALE)) is not None:
+            if scale.shape != tensor.shape[:1]:
+                raise ValueError(f"{name} has {scale.numel()} scales")
+            weights[name] = tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
     for prefix in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
-        weights[f"{prefix}total"] = weights[f"{prefix}codewords"].float() * weights[f"{prefix}count"].float()[..., None]
+        codewords, count = weights[f"{prefix}codewords"].float(), weights[f"{prefix}count"].float()
+        if count.shape != codewords.shape[:-1]:
+            raise ValueError(f"{prefix}count has another shape than the codewords")
+        weights[f"{prefix}total"] = codewords * count[..., None]
     return weights

@@ -88,6 +88,8 @@ def _explain(error: Exception) -> str:
             "out of memory: take a smaller batch (--training.batch_size, --prior.training.batch_size of priors) in a "
             "new run, smaller images, or fewer workers (--data.workers)"
         )
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of `Path.resolve`, before Python 3.13
+        return f"{error}; name another file"
     if isinstance(error, OSError):
         causes = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
         cause = causes.get(type(error), error.strerror or error)

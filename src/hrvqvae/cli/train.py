@@ -117,9 +117,9 @@ def _train_classifier(arguments: Arguments) -> int:
 
     out = arguments.out
     check_output(out, force=None)
-    out.parent.mkdir(parents=True, exist_ok=True)
     root = arguments.data and _absolute(arguments.data)
     trained = train_classifier(data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_classifier(out, trained)
     print(f"{out}: accuracy {trained.accuracy:.2%} on the test images, {out.stat().st_size / 1e6:.2f} MB")
     return 0

@@ -424,14 +424,18 @@ class ArchiveWriter:
             block = _build_block(levels, [records[index] for index in new], [sizes[index] for index in new], new_names)
             layouts = [self.archive.entropy_model.layout(sizes[index]) for index in new]
             total = self._codes + sum(max(int(layout.begins[levels]), _LEAST_IMAGE_CODES) for layout in layouts)
-            size = self._stream.seek(0, os.SEEK_END) + len(block)
-            if total > _MOST_CODES + _MOST_CODES_PER_BYTE * size:
+            end = self._stream.seek(0, os.SEEK_END)
+            if total > _MOST_CODES + _MOST_CODES_PER_BYTE * (end + len(block)):
                 raise InputError(f"the images compress too well for the archive {path}; write them to files (.hrv)")
             with explain_write_errors(path):
                 left = memoryview(block)
-                while left:
-                    left = left[self._stream.write(left) :]
-                os.fsync(self._stream.fileno())
+                try:
+                    while left:
+                        left = left[self._stream.write(left) :]
+                    os.fsync(self._stream.fileno())
+                except BaseException:
+                    self._stream.truncate(end)
+                    raise
             self._entries |= added
             self._codes = total
         return len(new)

@@ -33,7 +33,7 @@ class DataConfig(Section, section="data"):
     root: str | None = None
     size: Positive = 28  #: height and width in pixels, to which images of a folder are resized and cropped
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = 0  #: published number of images, from which training steps are computed (0: unknown)
+    train_samples: Count = 0  #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
     test_samples: Count = 0
     #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name, where the first
     #: `train_samples` images are for training (as for FFHQ).
@@ -46,7 +46,7 @@ class DataConfig(Section, section="data"):
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
     max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    memory_mb: Count = 512  #: keep decoded images in memory if all fit in this many MB; never with a random crop
+    memory_mb: Count = 512  #: keep decoded images in memory if all fit in this many MB (not to be cropped at random)
 
     def check(self) -> None:
         has_count = self.split != "sorted" or self.train_samples > 0

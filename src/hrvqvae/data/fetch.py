@@ -19,6 +19,7 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0
+_MOST_UNPACKED, _MOST_UNPACKED_PER_BYTE = 1 << 26, 50
 
 
 def check(dataset: Dataset, folder: Path) -> None:
@@ -60,8 +61,13 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
                 say(f"{name}: not from {title}")
                 continue
             for file in dataset.files or ():
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (download / file).replace(folder / file)
+                target = folder / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_file() and (content := target.read_bytes()) != (download / file).read_bytes():
+                    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                    kept = target.replace(target.with_name(f"{target.name}.replaced-{digest[:8]}"))
+                    say(f"{name}: the old file is kept as {kept}")
+                (download / file).replace(target)
         say(f"{name}: from {title}, checked, in {folder}")
         return folder
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
@@ -70,8 +76,14 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
 def read_unpacked(path: Path) -> bytes:
     """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError if that fails."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        if path.suffix != ".gz":
+            return path.read_bytes()
+        limit = _MOST_UNPACKED + _MOST_UNPACKED_PER_BYTE * path.stat().st_size
+        with gzip.open(path) as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise EOFError(f"it unpacks to more than {limit:,} bytes")
+        return content
     except (OSError, EOFError, zlib.error) as error:
         raise DamagedFileError(f"{path} is damaged ({error}); get it again") from error
 

@@ -84,7 +84,7 @@ def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
 
 
 class Autoencoder(nn.Module, ABC):
-    """A system that turns images into codes and back."""
+    """A system that turns images (B, C, Y, X) into codes, (B, H, W) of each level, and back."""
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Autoencoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
-        """Return the codes of images. Raises InputError as `to_unit_images`."""
+        """Return the codes of images, uint8 or float32 in [0, 1]. Raises InputError for any others."""
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:

@@ -32,7 +32,8 @@ def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
     The bound is the sum of the reach of every convolution, as if each convolution ran on the coarsest grid.
     """
     convolutions = (layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
-    return sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions) + -(-padding // stride)
+    reach = sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions)
+    return max(reach + -(-padding // stride), -(-2 * padding // stride))  # a tile's edge is cropped on both sides
 
 
 def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:

@@ -49,8 +49,10 @@ class Adapter(Quantizer):
     def encode(self, latents: Tensor) -> Codes:
         training = self.training
         self.eval()
-        codes: Codes = self(latents).codes
-        self.train(training)
+        try:
+            codes: Codes = self(latents).codes
+        finally:
+            self.train(training)
         return codes
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:

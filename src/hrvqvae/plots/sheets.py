@@ -13,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hrvqvae.data.images import to_pil
+from hrvqvae.utils.errors import InputError
 
 _GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
+_MOST_PIXELS, _MOST_PER_PIXEL = 1 << 24, 16  # of a sheet, and more per pixel of its images
 
 
 class SheetRow(NamedTuple):
@@ -27,7 +29,8 @@ class SheetRow(NamedTuple):
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     """Return a picture of the rows, each below its caption. Captions take no space if all are empty.
 
-    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels.
+    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels. Raises InputError if nearly
+    all of the picture would be empty, as for a very wide image beside a very tall one.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
@@ -38,17 +41,21 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     font = ImageFont.load_default(size=13)
     caption = 20 if any(row.caption for row in rows) else 0
     width = max(sum(widths) + _GAP * (columns + 1), *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows))
-    sheet = Image.new("RGB", (width, sum(heights) + len(rows) * (caption + _GAP) + _GAP), _BACKGROUND)
+    height = sum(heights) + len(rows) * (caption + _GAP) + _GAP
+    pixels = sum(picture.width * picture.height for row in pictures for picture in row) * factor**2
+    if width * height > _MOST_PIXELS + _MOST_PER_PIXEL * pixels:
+        raise InputError(f"a sheet of these images has {width}x{height} pixels, most of them empty: draw them apart")
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     top = _GAP
-    for row, images, height in zip(rows, pictures, heights, strict=True):
+    for row, images, tallest in zip(rows, pictures, heights, strict=True):
         pen.text((_GAP, top), row.caption, fill=_INK, font=font)
         left = _GAP
         for picture, column in zip(images, widths, strict=False):
             size = (picture.width * factor, picture.height * factor)
             sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top + caption))
             left += column + _GAP
-        top += caption + height + _GAP
+        top += caption + tallest + _GAP
     return sheet
 
 

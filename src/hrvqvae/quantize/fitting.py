@@ -127,6 +127,7 @@ def _split_fullest(quantizer: ResidualQuantizer, rng: torch.Generator, num_vecto
             codewords, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
             noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(codewords.device)
             offset = noise * level.codewords.detach().std(correction=0) / 20
-            level.set_codewords(source, codewords - offset, half)
             level.set_codewords(target, codewords + offset, half)
             quantizer.copy_subtrees(index, source, target)
+            level.set_codewords(source, codewords - offset, half)
+            quantizer.copy_subtrees(index, target, source)  # whose counts are half of the source's

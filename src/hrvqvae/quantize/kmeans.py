@@ -45,7 +45,8 @@ def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool 
     rises while its cluster is larger than the mean. Return centers (num_clusters, D) and the sizes (num_clusters,)
     float32 of their clusters, to which vectors belong by distance and price.
     """
-    centers = seed_clusters(vectors, num_clusters, rng)
+    with torch.autocast(vectors.device.type, enabled=False):
+        centers = seed_clusters(vectors, num_clusters, rng)
     if even:  # one more dimension: 0 for vectors, the root of the price for centers
         vectors, centers = (torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers))
     prices = centers.new_zeros(num_clusters)

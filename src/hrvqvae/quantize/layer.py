@@ -42,8 +42,9 @@ class TreeVQ(nn.Module):
     A position becomes L indices in [0, m), coarse first. The codeword of one level decides which codebook the next
     level searches, so a greedy search computes L * m distances for m^L leaves.
 
-    In training mode each call updates the codebooks; the first calls also fit them by k-means. After `freeze` and in
-    evaluation mode nothing changes. Codebooks stay in float32, and are the same in all processes of torch.distributed.
+    In training mode each call updates the codebooks; the first calls also fit them by k-means, from a fixed seed. After
+    `freeze` and in evaluation mode nothing changes. Codebooks stay in float32, and are the same in all processes of
+    torch.distributed.
 
     Args:
         dim: D, number of channels.
@@ -60,7 +61,7 @@ class TreeVQ(nn.Module):
         shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
             0.05 suits many linked levels. Above 0, dead codewords do not restart.
         memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, the least used parents share one.
-        start_vectors: number of vectors in the k-means start; None for eight per leaf, 4,096 to 65,536 (64 MiB).
+        start_vectors: vectors in the k-means start; None for eight per leaf, at most 65,536 or 64 MiB, at least 4,096.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
         total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
@@ -70,6 +71,7 @@ class TreeVQ(nn.Module):
         InputError: A value is out of its range, or an argument is unknown.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         dim: int,
@@ -270,13 +272,17 @@ class TreeVQ(nn.Module):
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
         Items alone in their leaf keep it. The others get free leaves near them; the sum of all squared errors is nearly
-        as small as possible. Takes the same vectors as `fit`, at most one per leaf, and raises the same errors.
+        as small as possible. Takes the vectors of `fit`, or none, and raises its errors, also for more
+        vectors than leaves.
         """
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after prefixes (..., l)."""
+        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after prefixes (..., l).
+
+        Raises InputError for a wrong number of levels.
+        """
         sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
             raise InputError(
@@ -291,9 +297,9 @@ class TreeVQ(nn.Module):
         return torch.isin(children, existing.to(children.device)) & inside
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero for -1.
+        """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero where all are -1.
 
-        Raises InputError if the number of levels is wrong, or an index is neither -1 nor in [0, m).
+        Raises InputError if the number of levels is wrong, or another index is not in [0, m).
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
@@ -301,7 +307,10 @@ class TreeVQ(nn.Module):
         return summed if self.channel_last or summed.ndim < 2 else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
-        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level; -1 for -1."""
+        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level; -1 for -1.
+
+        Values are not checked.
+        """
         codewords = torch.stack(self.quantizer.codeword_indices(indices.long().clamp(min=0).unbind(-1)), -1)
         return codewords.masked_fill(indices == PADDING, PADDING)
 

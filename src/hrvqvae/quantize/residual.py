@@ -63,8 +63,8 @@ class ResidualQuantizer(Quantizer):
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
-        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. Raise
-        NonFiniteError if a latent is NaN or infinite.
+        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. If a
+        latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()
@@ -125,10 +125,11 @@ class ResidualQuantizer(Quantizer):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
-        flat = latents.reshape(-1, latents.shape[-1]).float()
-        if len(self._searches) == 1:
-            return self._codes(list(self._search(flat, self._searches[0])), latents.shape[:-1])
-        return self._codes([index for index, _ in self.descend(flat)[0]], latents.shape[:-1])
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = latents.reshape(-1, latents.shape[-1]).float()
+            if len(self._searches) == 1:
+                return self._codes(list(self._search(flat, self._searches[0])), latents.shape[:-1])
+            return self._codes([index for index, _ in self.descend(flat)[0]], latents.shape[:-1])
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:

@@ -109,7 +109,9 @@ class CodebookSchedule(nn.Module):
         distributed.broadcast((value.detach() for value in values), self.group.group)
         for (name, book), old in zip(books, before, strict=True):
             rows = (book.codewords.detach() != old).any(-1, keepdim=True)
-            self._moved[name] = (book, rows | self._moved[name][1] if name in self._moved else rows)
+            if name in self._moved:
+                rows |= self._moved[name][1].to(rows.device)
+            self._moved[name] = (book, rows)
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
@@ -117,14 +119,17 @@ class CodebookSchedule(nn.Module):
 
         The optimizer's moments of these codewords become zero. The average copies their new values.
         """
-        for name, (book, rows) in self._moved.items():
+        for name, (book, moved) in self._moved.items():
+            rows = moved.to(book.codewords.device)
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     moment.masked_fill_(rows, 0)
             if averaged is not None:
                 average: Any = averaged.get_submodule(name)
-                average.codewords.copy_(torch.where(rows, book.codewords, average.codewords))
+                for field, mask in (("codewords", rows), ("count", rows[..., 0]), ("total", rows)):
+                    if (value := getattr(average, field)) is not None:
+                        value.copy_(torch.where(mask, getattr(book, field), value))
         self._moved.clear()
 
     def remember(self, vectors: Tensor, chosen: Chosen) -> None:

@@ -162,8 +162,8 @@ for path in json.load(sys.stdin):
 def _count_values(paths: Sequence[Path]) -> list[int | None]:
     """Return the number of values in the largest row group of each file; None from a damaged file on."""
     counted = subprocess.run(
-        [sys.executable, "-c", _COUNT_VALUES], input=json.dumps([*map(str, paths)]), capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-P", "-c", _COUNT_VALUES],  # -P: no modules of the current folder
+        input=json.dumps([*map(str, paths)]), capture_output=True, text=True, check=False,
     )  # fmt: skip
     values = [int(line) for line in counted.stdout.split()]
     return [*values, *[None] * (len(paths) - len(values))]
@@ -259,24 +259,25 @@ def detokenize(
     autoencoder = _load_model(opened.model, shards, model, device)
     num_levels = autoencoder.check_levels(levels)
     outputs, count = Outputs(out, force=force), 0
+    keys = (key for rows in opened.read_rows(0) for key in rows.keys)
+    paths = [str(outputs.reserve(remove_image_suffix(key), ".png")) for key in keys]  # before the first is written
     with task("detokenize", opened.count) as advance:
         for rows in opened.read_rows(num_levels):
-            paths = [outputs.reserve(remove_image_suffix(key), ".png") for key in rows.keys]
             for index, image in _decode_rows(autoencoder, rows, num_levels, shards):
-                write_image(to_pil(image), paths[index], optimize=False)
-                count += 1
+                write_image(to_pil(image), Path(paths[count + index]), optimize=False)
                 advance(1)
+            count += len(rows.keys)
     return count
 
 
 def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
-    """Load `model` (default: the model of the package), whose weights must have the expected digest."""
-    for name in [model] if model is not None else list_models():
-        run = Run(name)
-        digest = run.weights_digest
-        if digest == expected:
-            return run.load(device)[0]
+    """Load the state of `model` (default: of a model of the package) whose weights have the expected digest."""
+    for run in map(Run, [model] if model is not None else list_models()):
+        for state in (run, *run.earlier_states()):
+            if state.weights_digest == expected:
+                return state.load(device)[0]
         if model is not None:
+            digest = run.weights_digest
             raise InputError(f"{path} was made by another model ({expected[:12]}) than {model} ({digest[:12]})")
     raise InputError(f"{path} was made by no model inside the package ({expected[:12]}): name it with --model RUN")
 

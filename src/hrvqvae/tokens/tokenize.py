@@ -262,6 +262,7 @@ def tokenize(
                 shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE), beam=beam,
             )  # fmt: skip
             plan.write_or_compare(out)
+            Run(model).keep_state()  # the shards stay readable after further training
             return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
         reason = error.strerror or error

@@ -44,7 +44,7 @@ def _describe(run: RunFolder) -> dict[str, Any]:
         budget = [f"{limit:,} {unit}s" for unit, limit in limits.items() if limit]
         budget += [f"{minutes:g} minutes"] if minutes else []
         folders = prior_folders(run.path).items()
-        errors = [record["mse"] for record in read_records(run.metrics) if "mse" in record]
+        errors = [float(record["mse"]) for record in read_records(run.metrics) if "mse" in record]
         row |= {
             "system": config.model.system, "preset": config.name,
             "step": max([meta.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
@@ -52,6 +52,6 @@ def _describe(run: RunFolder) -> dict[str, Any]:
             "priors": [level_names(levels) for levels, folder in folders if folder.model.is_file()],
             "stale": [str(part) for part in Run(run.path).stale_artifacts()] if run.model.is_file() else [],
         }  # fmt: skip
-    except (OSError, InputError, KeyError) as error:
+    except (OSError, InputError, KeyError, ValueError, TypeError) as error:
         row["fault"] = str(error)
     return row

@@ -6,7 +6,7 @@ The state holds no random generator: every draw depends on (seed, step) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -159,6 +159,14 @@ class TrainState:
             for index, values in network.optimizer.state_dict()["state"].items():
                 named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
         return named
+
+    def whole_tensors(self) -> Iterator[Tensor]:
+        """Yield all tensors of the state; those of `tensors` may have other shapes in other processes."""
+        for network in self.networks.values():
+            for values in network.optimizer.state_dict()["state"].values():
+                yield from values.values()
+        for module in (self.averaged, *(network.module for network in self.networks.values())):
+            yield from (value.detach() for value in (*module.parameters(), *module.buffers()))
 
     def meta(self) -> dict[str, Any]:
         """Return the rest of the state, which a checkpoint keeps as plain values."""

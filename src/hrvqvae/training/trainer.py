@@ -253,6 +253,9 @@ class Trainer(Generic[B]):
                     f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, "
                     "or begin another run with the weights of this model, by --init-from"
                 )
+            others = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
+            if others and not run.config.is_file():
+                raise InputError(f"{others[0]} is there already, and of no run: {alternative}")
             return False
 
         return distributed.on_rank_zero(check_folder)
@@ -292,7 +295,7 @@ class Trainer(Generic[B]):
         state = TrainState.start(model, training, task.build_objective(model), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
-        distributed.broadcast(state.tensors().values())
+        distributed.broadcast(state.whole_tensors())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
             self.say(f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16 and keeps it")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A request can't be fulfilled; the message says in one line what is wrong and what to do."""
+    """A request can't be fulfilled; one line says what is wrong and what to do. Base of the other errors."""
 
 
 class NonFiniteError(InputError):

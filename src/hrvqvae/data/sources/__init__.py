@@ -21,6 +21,7 @@ HELD_OUT = ("test", "val", "validation")  # names of a test split, the preferred
 SPLIT_NAMES = (TRAIN, *HELD_OUT)
 ENDING_BYTES = 64  # last bytes of an encoded image that are part of a digest, since they change with its pixels
 _MAX_NAME_BYTES = 4_096
+_MAX_PADDED, _MAX_PADDED_PER_BYTE = 1 << 24, 16  # bytes of all padded names, and more per byte of the names
 _MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
 
@@ -32,18 +33,20 @@ def find_user_cache() -> Path:
         raise InputError("HOME is not set: name the data by --data, or its folder by HRVQVAE_DATA") from error
 
 
-def encode_names(names: Iterable[str]) -> NDArray[np.bytes_]:
+def encode_names(names: Iterable[str]) -> NDArray[Any]:
     """Return names as one array, which forked processes share; surrogates stand for bytes that are not UTF-8.
 
-    Raises InputError for a name of more than 4,096 bytes: every name takes the bytes of the longest.
+    Raises InputError for a name of more than 4,096 bytes.
     """
     encoded = [name.encode("utf-8", "surrogateescape") for name in names]
     if (longest := max(map(len, encoded), default=0)) > _MAX_NAME_BYTES:
         raise InputError(f"an image has a name of {longest:,} bytes, more than {_MAX_NAME_BYTES:,}")
-    return np.array(encoded, np.bytes_)
+    # Each takes the bytes of the longest, or if that were too much, an object.
+    wasteful = longest * len(encoded) > _MAX_PADDED + _MAX_PADDED_PER_BYTE * sum(map(len, encoded))
+    return np.array(encoded, object if wasteful else np.bytes_)
 
 
-def decode_name(names: NDArray[np.bytes_], row: int) -> str:
+def decode_name(names: NDArray[Any], row: int) -> str:
     """Return a name from an array of `encode_names`."""
     return str(names[row].decode("utf-8", "surrogateescape"))
 

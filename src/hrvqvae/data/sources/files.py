@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -36,7 +37,7 @@ class FolderSource(Source):
         super().__init__([len(files)])
         self.folder, self._names = folder, encode_names(files)
         if all(name.count("/") > depth for name in files):
-            self.labels = np.array([normalize(name).split("/")[depth] for name in files])
+            self.labels = np.array([sys.intern(normalize(name).split("/")[depth]) for name in files], object)
 
     def name(self, row: int) -> str:
         return _PARENTS.sub("", normalize(decode_name(self._names, row)))
@@ -69,7 +70,7 @@ def read_list(path: Path) -> FolderSource:
     if not images:
         raise InputError(f"{path} names no image; write a path per line")
     source = FolderSource(path.parent, [name for name, _ in images])
-    source.labels = np.array([label or None for _, label in images])
+    source.labels = np.array([label or None for _, label in images], object)
     return source
 
 

@@ -154,18 +154,20 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short, damaged or no tar."""
-    place, reason = "", ""  # parts of the message
+    place, reason, size = "", "", path.stat().st_size  # the first two are parts of the message
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
+                if not 0 <= member.size <= size - member.offset_data:
+                    raise EOFError(f"{member.name} is longer than the file")
                 place = f" after its member {member.name}"
                 if member.isreg() or member.issym() or member.islnk():
                     yield member
             stream.seek(archive.offset)
             if stream.read(_BLOCK) == bytes(_BLOCK):  # a complete tar ends with blocks of zeros
                 return
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         reason = f" ({error})"
     fault = "is cut short or damaged" if place else "is no uncompressed tar"
     raise InputError(f"{path} {fault}{place}{reason}; get or pack it again")

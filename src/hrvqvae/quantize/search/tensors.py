@@ -21,7 +21,7 @@ def search_tensors(
         branches *= book.shape[1]
     width, leaves = min(width, branches), min(leaves, branches * codebooks[-1].shape[1])
     levels = list(zip(codebooks, tables or [None] * len(codebooks), strict=True))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # `ResidualQuantizer` has ended autocast
         return _beam(latents, levels, width, coarse_weight, leaves)
     values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
@@ -63,6 +63,9 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
+    if len(codebook) == 1:  # a shift changes no distance, and products are accurate near the origin
+        center = codebook.mean((0, 1))
+        residual, codebook = residual - center, codebook - center
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
