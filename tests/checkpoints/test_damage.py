@@ -220,6 +220,20 @@ def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.Tem
         assert same(storage.read(path))
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"x": torch.zeros(1, 9, dtype=torch.int8), "x:scale": torch.zeros(9)},
+        {"x": torch.zeros(3, 4, dtype=torch.int8), "x:scale": torch.zeros(5)},
+        {"q.total:product": torch.zeros(1), "q.codewords": torch.zeros(1, 9, 2), "q.count": torch.zeros(9, 1)},
+    ],
+)
+def test_compact_weights_of_shapes_that_do_not_belong_together(stored: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    storage.write(tmp_path / "x.safetensors", stored, META)
+    with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged: .* (scales|shape)"):
+        storage.read(tmp_path / "x.safetensors")
+
+
 def test_a_header_that_is_too_short_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{}")
     with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged"):

@@ -20,7 +20,7 @@ from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten, to_dict
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import do, same, write_picture
+from tests.conftest import do, refused, same, write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -127,6 +127,13 @@ def test_the_card_and_what_it_shows(whole: Path, tmp_path: Path, monkeypatch: py
     exec(code, names)
     assert names["new"].shape == (16, 1, 12, 12)
     assert names["decoded"].shape == IMAGES.shape
+
+
+def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
+    do("export", run, tmp_path / "out\udcff")
+    RunFolder(run).tables.write_bytes(b"x")
+    assert "tables.hrvt" in refused(["export", run, tmp_path / "out"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:

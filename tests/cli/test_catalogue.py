@@ -48,8 +48,11 @@ def test_runs_are_listed_with_what_is_stale(run: Path, tmp_path: Path) -> None:
         do("train", runs / "trained-on", "--resume", "--max-steps", 61)
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
+    shutil.copytree(run, runs / "other")
+    (runs / "other" / "metrics.jsonl").write_text('{"kind": "evaluation", "step": 1, "mse": "low"}\n')
     with in_another_process(runs / "trained-on"):
-        bad, plain, trained_on = json.loads(do("runs", runs, "--json"))
+        bad, other, plain, trained_on = json.loads(do("runs", runs, "--json"))
+    assert "could not convert" in other["fault"]
     assert "can't be read as YAML" in bad["fault"]
     assert (plain["run"], plain["system"], plain["step"]) == (str(runs / "plain"), "hrvqvae", 60)
     assert (plain["in_use"], trained_on["in_use"]) == (False, True)

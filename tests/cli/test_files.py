@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -173,7 +174,13 @@ def test_broken_images_can_be_left_out(run: Path, images: Path, tmp_path: Path) 
     shutil.copytree(images, tmp_path / "in")
     (tmp_path / "in" / "1.png").write_bytes(b"none")
     command = ["compress", run, tmp_path / "in", "-o"]
-    assert "leave such images out with --on-error skip" in refused([*command, tmp_path / "x.hrva"])
+    assert refused([*command, tmp_path / "x.hrva"]).endswith("leave such images out with --on-error skip\n")
+    shutil.copytree(tmp_path / "in", tmp_path / "more")
+    shutil.copy(images / "0.png", tmp_path / "more" / "0-again.png")
+    begun = ["compress", run, tmp_path / "more", "-o", tmp_path / "begun"]
+    with patch("hrvqvae.image_files._BATCH_IMAGES", 1):  # so that one is written before the broken one is read
+        assert "--on-error skip --force, which writes all files again" in refused(begun)
+    do(*begun, "--on-error", "skip", "--force")
     for out in (tmp_path / "y.hrva", tmp_path / "files"):
         code, printed, told = done(*command, out, "--on-error", "skip")
         assert (code, "3 images" in printed, "1.png" in told, "already" in told) == (0, True, True, False)
@@ -296,5 +303,9 @@ def test_a_class_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     files = {"each/_._victim_photo-0000.png", "each/t-shirt_top-0001.png", "each/CON-0002.png", "each/a-0003.png"}
     assert written == files | {"sheet.png"}
     assert "exists already" in refused(command)
+    do("sample", "mnist", "-n", 4, "-o", tmp_path / "all" / "a-0003.png", "--save-dir", tmp_path / "all")
+    assert len([*(tmp_path / "all").iterdir()]) == 5
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    assert "loop" in refused([*command[:5], tmp_path / "loop.png"])
     assert "has images already" in refused([*command[:5], tmp_path / "new.png", *command[6:]])
     assert "is empty; name a file or a folder" in refused([*command[:5], ""])

@@ -1,6 +1,7 @@
 """The archive: images back by number and name, blocks that are whole or nothing, writers that are killed, damage."""
 
 import random
+import resource
 import zlib
 from collections.abc import Sequence
 from functools import partial
@@ -98,6 +99,21 @@ def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
     assert open_archive(path).find(["a", "a-000003"]) == [0, 3]
     with pytest.raises(InputError, match="no image named 'd'"):
         archive.find(["d"])
+
+
+def test_a_full_disk_leaves_the_archive_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "x.hrva"
+    ends = three_blocks(path)
+    content = path.read_bytes()
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) + 20, hard))
+    try:
+        with pytest.raises(InputError, match="can't be written"):
+            add(path, GRIDS, [(6, 6)] * 40, [f"new{number}" for number in range(40)], 2, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert path.read_bytes() == content
+    assert ends[-1] == len(content)
 
 
 def test_a_cut_leaves_the_blocks_that_are_whole(tmp_path: Path) -> None:

@@ -87,9 +87,20 @@ def test_damaged_files_are_got_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(DamagedFileError, match=target.name):
             fetch.check(DATASETS.get("mnist"), folder)
         fetch.get("mnist", tmp_path / "root", (said := list[str]()).append)
-        assert [line.startswith(f"getting mnist again: {target}") for line in said] == [True, False]
+        assert said[0].startswith(f"getting mnist again: {target}")
         assert target.read_bytes() == whole
+        if content is not None:
+            kept = said[1].removeprefix("mnist: the old file is kept as ")
+            assert Path(kept).read_bytes() == content
+        assert len(said) == 2 + (content is not None)
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "x.gz", "wb") as stream:
+        stream.write(bytes(80 << 20))
+    with pytest.raises(DamagedFileError, match=r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"):
+        fetch.read_unpacked(tmp_path / "x.gz")
 
 
 def test_every_way_failing_tells_each_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images, open_whole
 from hrvqvae.data.sources import HELD_OUT, parquet, tars
-from hrvqvae.data.sources.files import match_files
+from hrvqvae.data.sources.files import match_files, read_list
 from hrvqvae.utils.errors import InputError
 from tests.data.stored import folder_config, write_parquet, write_tar
 
@@ -352,6 +352,13 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -
     path.write_bytes(whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :])
     with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 1.png"):
         loaded(path)
+    start = ends[0] + 511 & -512
+    for size in (2**63 - 1, 2**64, len(whole)):  # with a checksum that is right
+        header = tarfile.TarInfo.frombuf(whole[start : start + 512], "utf-8", "strict")
+        header.size = size
+        path.write_bytes(whole[:start] + header.tobuf(tarfile.GNU_FORMAT) + whole[start + 512 :])
+        with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 0.png"):
+            loaded(path)
 
 
 def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,6 +579,12 @@ def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypat
     labelled = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
     assert labelled.classes == ("x" * 10_000,)
     assert labelled.source.labels.nbytes == 8 * 2_000
+    lines = [f"{number}.png\tcat" for number in range(20_000)]
+    (tmp_path / "x.txt").write_text("\n".join([*lines, f"{'y' * 4_000}.png\t{'z' * 4_000}"]))
+    listed = read_list(tmp_path / "x.txt")
+    assert (listed.name(20_000), listed.name(7)) == (f"{'y' * 4_000}.png", "7.png")
+    assert listed.labels is not None
+    assert listed.labels.nbytes + listed._names.nbytes < 1 << 20
 
 
 def test_no_damage_of_the_metadata_of_parquet_ends_the_process(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
     colours = Counter(map(tuple, sheet.reshape(-1, 3).tolist()))
     assert colours[51, 51, 51] == colours[204, 204, 204] == 16 * 16
     assert colours[200, 0, 0] == 10 * 24
+    wide = [torch.zeros(1, 1, 30_000), torch.zeros(1, 30_000, 1)]
+    with pytest.raises(InputError, match="most of them empty: draw them apart"):
+        sheets.draw([sheets.SheetRow("", wide)])
 
 
 def test_curves_of_a_run_that_has_just_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

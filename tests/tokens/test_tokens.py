@@ -332,6 +332,7 @@ def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path
     mine.write_bytes(b"an original")
     assert f"{mine} exists already" in refused(["detokenize", shards, tmp_path])
     assert mine.read_bytes() == b"an original"
+    assert list(tmp_path.rglob("*.png")) == [mine], "nothing is written before all names are free"
     do("detokenize", shards, tmp_path, "--force")
     assert mine.read_bytes().startswith(b"\x89PNG")
 
@@ -432,6 +433,18 @@ def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
+
+
+def test_shards_are_decoded_after_further_training(
+    run: Path, run_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do("detokenize", run_shards, tmp_path / "before", "--model", run)
+    tensors, meta = storage.read(RunFolder(run).model)
+    storage.write(RunFolder(run).model, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta)
+    (tmp_path / "json.py").write_text("raise SystemExit")  # a module in the current folder is not imported
+    monkeypatch.chdir(tmp_path)
+    do("detokenize", run_shards, tmp_path / "after", "--model", run)
+    assert read_files(tmp_path / "before") == read_files(tmp_path / "after")
 
 
 @pytest.fixture

@@ -82,6 +82,14 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     assert RunFolder(tmp_path).read_config().model.hidden_units == 5
 
 
+def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text('{"mine": 1}')
+    with pytest.raises(InputError, match="metrics.jsonl is there already, and of no run: choose another --out"):
+        hrvqvae.train(tiny_file, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"mine": 1}'
+
+
 def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, count = tmp_path / "run", torch.get_num_threads()
     hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2, **{"training.threads": count + 1})
