@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from hrvqvae.config import QuantizerConfig
+from hrvqvae.config import QuantizerConfig, TrainingConfig
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import codebook as codebooks
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.search.tensors import search_tensors
+from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import needs_gpu, same
 from tests.quantize import oracle
@@ -210,6 +211,18 @@ def test_the_least_used_codebooks_make_room_and_files_hold_those_that_exist() ->
             if coarser.table is not None:
                 assert not book.table[:4].any(), "children of the shared codebook share one"
     assert (quantizer.levels[3].table > 0).sum() >= 28  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("_few_values")
+def test_processes_with_other_codebooks_in_use_exchange_tensors_of_equal_shapes() -> None:
+    one, other = models = [nn.Sequential(sparse(), nn.Linear(1, 1)) for _ in range(2)]
+    one[0].initialize(latents(1, 4, 4), generator())
+    assert len(one.state_dict()["0.codebooks.3.count"]) != len(other.state_dict()["0.codebooks.3.count"])
+    shapes = [
+        [tensor.shape for tensor in TrainState.start(model, TrainingConfig(epochs=1)).whole_tensors()]
+        for model in models
+    ]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.usefixtures("_few_values")
