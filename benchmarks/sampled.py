@@ -115,7 +115,8 @@ class Study:
 
     def run(self, system: str, seed: int, rate: str) -> Path:
         """Return the run of a system whose priors are trained with a rate."""
-        return self.folder / f"{system}-{seed}-{rate}"
+        ((name, value),) = self.budget.items()
+        return self.folder / f"{system}-{seed}-{rate}-{name.removeprefix('max_')}-{value:g}"
 
     def train(self, system: str, seed: int, rate: str) -> float:
         """Train the priors of a run, and return their bits."""
@@ -145,6 +146,8 @@ class Study:
     def _evaluate(self, run: Path, weights: Sequence[float]) -> Row:
         result = evaluate_run(run).to_dict()
         rates = {name: result[name] for name in ("mse", "prior_bits_per_image")}
+        logs = (read_records(folder.metrics) for folder in prior_folders(run).values())
+        rates["steps"] = [max(record["step"] for record in records) for records in logs]  # of each prior
         return rates | {"compared": compare_samples(run, weights, self.samples, "test")}
 
 

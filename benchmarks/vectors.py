@@ -35,6 +35,7 @@ TREES = {
 }  # fmt: skip
 """Codewords per codebook, levels, beam and linked levels (default: all) of trees; long codes have shrinkage."""
 _LONG_CODES, _SHRINKAGE = 64, 0.05
+_ALL_POINTS = 10**9  # per codeword; faiss's default is 256
 
 
 def pixels(split: str, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -86,7 +87,7 @@ def residual(size: int, levels: int, seed: int, beam: int = 4, kind: str = "Resi
         if kind == "LocalSearchQuantizer":
             quantizer.random_seed = seed + 1
         else:
-            quantizer.cp.seed = seed + 1
+            quantizer.cp.seed, quantizer.cp.max_points_per_centroid = seed + 1, _ALL_POINTS
         if kind == "ResidualQuantizer":
             quantizer.max_beam_size = beam
         quantizer.train(vectors)
@@ -105,7 +106,7 @@ def flat(clusters: int, seed: int) -> Fit:
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
         found = _faiss().Kmeans(
-            vectors.shape[1], min(clusters, len(vectors)), niter=25, seed=seed + 1, max_points_per_centroid=10**9
+            vectors.shape[1], min(clusters, len(vectors)), niter=25, seed=seed + 1, max_points_per_centroid=_ALL_POINTS
         )
         found.train(vectors)
 

@@ -206,6 +206,7 @@ def test_what_can_not_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_joint_beam_searches_below_every_branch() -> None:
     quantizer = QuantizerConfig(levels=3, codewords=8, linked=1, beam=4, joint_beam=True)
     assert codewords_searched(SingleGridConfig(quantizer=quantizer)) == 8 + 4 * 8 + 4 * 8
+    assert codewords_searched(presets.get("vqvae2/cifar10").config.model) == 512 + 512 // 4 + 512 // 16
 
 
 def test_a_table_of_means() -> None:

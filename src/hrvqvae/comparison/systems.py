@@ -41,17 +41,18 @@ def plot_style(system: str) -> tuple[str, str]:
 
 
 def codewords_searched(model: ModelConfig) -> int | None:
-    """Return how many distances the search computes per position; 0 for a system that rounds, None if unknown."""
+    """Return the distances that a search computes per position of the finest grid: 0 if it rounds, None if unknown."""
     quantizer = getattr(model, "quantizer", None)
     if model.system == "fsq" or getattr(quantizer, "name", "") == "lfq":
         return 0
     if model.system not in _STYLES:
         return None
     beam, joint, searched, branches = getattr(quantizer, "beam", 1), getattr(quantizer, "joint_beam", False), 0, 1
-    for symbols, linked in zip(model.num_symbols, model.linked, strict=True):
+    times = model.geometry.times
+    for symbols, linked, factor in zip(model.num_symbols, model.linked, times, strict=True):
         branches = (branches if linked or joint else 1) * symbols  # before the beam keeps the best
-        searched, branches = searched + branches, min(beam, branches)
-    return searched
+        searched, branches = searched + branches * factor**2, min(beam, branches)
+    return searched // times[-1] ** 2
 
 
 def available_systems() -> tuple[str, ...]:

@@ -128,12 +128,11 @@ class AdversarialObjective(Objective):
             learner.update(MODEL)
             return metrics, result.codes
         with learner.autocast():
-            adversarial = -self.discriminator(fake * 2 - 1).mean().float()
-            hinge = hinge_loss(self.discriminator(real * 2 - 1), self.discriminator(fake.detach() * 2 - 1)).float()
-        adversarial, last_layer = fix_gradient(adversarial, fake), cast(nn.ConvTranspose2d, self.model.decoder[-1])
+            scores, *compared = (self.discriminator(some * 2 - 1).float() for some in (fake, real, fake.detach()))
+        adversarial, last_layer = fix_gradient(-scores.mean(), fake), cast(nn.ConvTranspose2d, self.model.decoder[-1])
         weight = compute_adaptive_weight(reconstruction, adversarial, last_layer.weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
-        discriminator_metrics = learner.take_gradient({DISCRIMINATOR: hinge}, of=DISCRIMINATOR)
+        discriminator_metrics = learner.take_gradient({DISCRIMINATOR: hinge_loss(*compared)}, of=DISCRIMINATOR)
         learner.update(MODEL, DISCRIMINATOR)  # on a CPU both gradients are known to be finite here
         return {**metrics, "adaptive_weight": weight, DISCRIMINATOR: discriminator_metrics["loss"]}, result.codes

@@ -9,7 +9,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 import numpy as np
@@ -211,7 +210,7 @@ class PriorTask(Task[CodeBatch]):
                 save_model(
                     self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
                     autoencoder=self.autoencoder_digest, classes=list(self.classes), class_counts=counts.tolist(),
-                    bits_per_code=mean(level_bits), **({"levels": len(level_bits)} if per_level else {}), **per_level,
+                    bits_per_code=bits_per_code, **({"levels": len(level_bits)} if per_level else {}), **per_level,
                 )  # fmt: skip
         record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **per_level}
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
