@@ -148,10 +148,15 @@ class Table:
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
 
-    def level(self) -> str:
-        """Return the least p of all pairs, and the differences that would show."""
-        percents = [int(self.least(*pair).rstrip("%")) for pair in self.corrected]
-        return f"p at least {shorten(min(self.corrected.values()))}, {min(percents)}% to {max(percents)}% would show"
+    def level(self, *among: str) -> str:
+        """Return the least p of all pairs of these systems, and the differences that would show."""
+        pairs = list(itertools.combinations(sorted(among), 2))
+        percents, p = [int(self.least(*pair).rstrip("%")) for pair in pairs], min(map(self.corrected.__getitem__, pairs))
+        return f"p at least {shorten(p)}, {min(percents)}% to {max(percents)}% would show"
+
+    def most(self, system: str, *others: str) -> str:
+        """Return the largest p of a system against others."""
+        return shorten(max(self.corrected[tuple(sorted((system, other)))] for other in others))
 
 
 def read_table(folder: str) -> Table:
@@ -175,6 +180,12 @@ def measures(folder: str, system: str, place: int) -> str:
     """Return the cells of a table of samples: Frechet and kernel distance, accuracy, precision and recall."""
     fields = {"frechet": (1, 1), "kernel": (1, 2), "accuracy": (100, 1), "precision": (1, 2), "recall": (1, 2)}
     return " | ".join(spread(samples(folder, system, name, place), *form) for name, form in fields.items())
+
+
+def steps(folder: str, system: str) -> str:
+    """Return the least and the most steps of a prior of a system, over seeds and levels."""
+    every: Any = where(f"{folder}/samples/rows.jsonl", "steps", what="samples", system=system)
+    return f"{min(map(min, every))} to {max(map(max, every))}"
 
 
 def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:

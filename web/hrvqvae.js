@@ -54,7 +54,7 @@ function restore(stored) {
     if (name.endsWith(":scale")) continue;
     const scale = stored[`${name}:scale`]?.data ?? [1];
     const row = data.length / scale.length;
-    const whole = scale.length === 1 && !stored[`${name}:scale`];
+    const whole = !stored[`${name}:scale`];
     weights[name] = { shape, data: whole ? data : Float32Array.from(data, (v, i) => v * scale[Math.floor(i / row)]) };
   }
   return weights;
@@ -84,9 +84,11 @@ function makeImage(width, height, data) {
  * Decodes a .hrv, or the beginning of one, with or without transparency.
  *
  * Throws Refused where no level is whole, or the file is damaged or of another model. What comes after the whole levels
- * is passed over, so that a file can be drawn while it arrives; with `strict` a fault there is refused too.
+ * is passed over, so that a file can be drawn while it arrives; with `strict` a fault there is refused too. `levels`: at
+ * most so many levels.
  */
 export function decode(bytes, model, { strict = false, levels = Infinity } = {}) {
+  refuseUnless(levels >= 1, "levels must be at least 1");
   const { alpha, at } = readAlpha(bytes);
   const file = readImage(bytes.subarray(at), model.tables);
   refuseUnless(!strict || !file.fault, file.fault);
@@ -136,6 +138,7 @@ function encodeCodes({ width, height, data }, { codebooks, encoder, channels, mo
  * coarse grid, where there is any.
  */
 export function encode(image, model, { bytes = Infinity, levels = Infinity } = {}) {
+  refuseUnless(levels >= 1, "levels must be at least 1");
   const alpha = shrinkAlpha(image);
   const head = alpha ? writeAlpha(alpha) : [];
   const codes = encodeCodes(alpha ? withoutHoles(image) : image, model).slice(0, levels);
@@ -194,7 +197,8 @@ function shrinkAlpha({ width, height, data }) {
     sums[cell] += data[4 * i + 3];
     counts[cell]++;
   }
-  return { height: rows, width: columns, data: Array.from(sums, (sum, i) => Math.round(sum / counts[i] / 17)) };
+  const means = Array.from(sums, (sum, i) => Math.round(sum / counts[i] / 17));
+  return means.every((mean) => mean === 15) ? null : { height: rows, width: columns, data: means };
 }
 
 /** Transparency 0 to 255 of every pixel, linear between the cells' centres. */

@@ -107,7 +107,9 @@ def compress_files(
         if force:
             raise InputError(f"{out} is an archive, and images are appended to it: leave out --force")
         if max_bytes is not None:
-            raise InputError("all images of an archive have the same levels: say how many instead of how many bytes")
+            raise InputError(
+                "images of one call have the same levels in an archive: say how many instead of how many bytes"
+            )
         _append(model, batches, out, levels, lmbda, outcome)
     else:
         targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}

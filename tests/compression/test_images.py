@@ -73,6 +73,11 @@ def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
     assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
     with pytest.raises(InputError, match="images have 3 channels; this model takes 1"):
         model.compress([image, image.expand(3, -1, -1)])
+    with pytest.raises(InputError, match="image 2 has 2 dimensions; expected 3"):
+        model.compress([image, image[0]])
+    with pytest.raises(InputError, match="images have 1 dimensions"):
+        model.encode(image[0, 0], lmbda=0.1)
+    assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
 
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
@@ -116,6 +121,16 @@ def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: 
     several = [images[0], images[1, :, :, :7], images[2]]
     found = model.compress(several, max_bytes=24)
     assert found == [model.compress(image[None], max_bytes=24)[0] for image in several]
+
+
+def test_a_limit_that_only_a_large_lambda_meets() -> None:
+    model, image = hrvqvae.load("mnist"), torch.zeros(1, 1, 32, 32)
+    for start in (0, 4):
+        for y in range(start, 32, 8):
+            image[..., y : y + 4, :].view(-1, 4)[start // 4 :: 2] = 1  # a chessboard
+    usual, least = (len(model.compress(image, 1, lmbda=lmbda)[0]) for lmbda in (2.0**2.75, 1e3))
+    assert least < usual
+    assert len(model.compress(image, max_bytes=least)[0]) <= least
 
 
 def test_what_does_not_fit_is_named(run: Path) -> None:

@@ -251,6 +251,11 @@ def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows, model = read_table(tmp_path / "out"), hrvqvae.load("cifar10")
     assert list(zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True)) == sizes
     assert rows.column("label").to_pylist() == [None] * 5
+    with monkeypatch.context() as context:
+        context.setattr("hrvqvae.tokens.tokenize.MOST_VALUES", 1000)
+        assert "codes, too many for a shard" in refused(
+            ["tokenize", "cifar10", tmp_path / "pictures", tmp_path / "none", "--full-size", "--workers", 0]
+        )
     do("detokenize", tmp_path / "out", tmp_path / "back")
     codes = [read_codes(rows, level) for level in (1, 2, 3)]
     for index, (width, height) in enumerate(sizes):

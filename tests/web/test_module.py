@@ -136,6 +136,8 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle: Pa
     disc = np.where((y - 15.5) ** 2 + (x - 15.5) ** 2 < 14**2, 255, 0).astype(np.uint8)
     (text,) = run_module("encode", bundle, [rgba(image, disc)], tmp_path)
     content = base64.b64decode(text)
+    (text,) = run_module("encode", bundle, [rgba(image, np.full_like(disc, 250))], tmp_path)
+    assert base64.b64decode(text)[0] != 0xDC, "nothing is as transparent as a step"
     with pytest.raises(DamagedFileError, match="version 3"):
         hrv.read(entropy_model, [content])
     assert content[0] == 0xDC

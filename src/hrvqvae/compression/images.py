@@ -24,10 +24,11 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
-_LAMBDAS = 2.0 ** (np.arange(64) / 4 - 13)
+_LAMBDAS = 2.0 ** (np.arange(132) / 4 - 13)
+_USUAL_LAMBDAS = 64  # most files fit with one of the first 64
 _FIRST_LAMBDA = 20  # index of the first lambda to try, 0.004
 _SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
-_MOST_TRIES = 6
+_MOST_TRIES = 6  # twice as many for files that need a larger lambda than usual
 _CLOSE = 0.99  # a file of this share of the limit ends the search
 
 
@@ -50,6 +51,9 @@ def compress(
     if len(names) != len(images):
         raise InputError(f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one each")
     files: dict[int, bytes] = {}
+    for image, name in zip(images, names, strict=True):
+        if image.dim() != 3:
+            raise InputError(f"{name} has {image.dim()} dimensions; expected 3: (C, Y, X)")
     sizes = [(*image.shape[-2:], image.shape[:-2], image.dtype) for image in images]  # torch.stack converts types
     for indices in group_by_size(sizes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
@@ -116,8 +120,8 @@ def _search_lambdas(
     # indices of lambdas: `low` is too small, `high` is large enough
     low, high = np.full(len(remaining), -1), np.full(len(remaining), len(_LAMBDAS))
     guess = np.full(len(remaining), _FIRST_LAMBDA)
-    for attempt in range(_MOST_TRIES):
-        active = np.flatnonzero(high - low > 1)
+    for attempt in range(2 * _MOST_TRIES):
+        active = np.flatnonzero((high - low > 1) & ((attempt < _MOST_TRIES) | (high > _USUAL_LAMBDAS)))
         if not len(active):
             break
         sizes = try_lambdas(remaining[active], _LAMBDAS[guess[active]])
@@ -125,7 +129,7 @@ def _search_lambdas(
         low[active] = np.where(sizes > max_bytes, guess[active], np.where(close, guess[active] - 1, low[active]))
         high[active] = np.where(sizes > max_bytes, high[active], guess[active])
         steps = np.rint(np.log(sizes / max_bytes) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])).astype(int)
-        # until a file fits, steps grow, so that the last try reaches the largest lambda
+        # until a file fits, steps grow, so that the tries reach the largest lambda
         steps = np.where(high[active] == len(_LAMBDAS), np.maximum(steps, 2 << attempt), steps)
         guess[active] = np.clip(guess[active] + steps, low[active] + 1, high[active] - 1)
     return too_large

@@ -66,7 +66,7 @@ class _Decoder(_Encoder):
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     """Trace a model, in evaluation mode on the CPU, into encoder and decoder. Raises InputError if it can't be traced.
 
-    The third value is the smallest side of an image that both take. It has two positions on the coarsest grid, because
+    The third value is the smallest side of an image that is traced. It has two positions on the coarsest grid, because
     torch.export takes a single position for a constant.
     """
 

@@ -21,6 +21,7 @@ from hrvqvae.utils.outputs import base_name, create_folder, write_atomic
 
 SUFFIX = ".hrvw"
 _MAGIC = b"HRVQWEB1"
+_MOST_BODY = 1 << 26  # MAX_BUNDLE in web/hrvqvae.js
 _PREFIX = "progressive."
 _STATISTICS = (".count", ".total", ".shared")  # of codewords, for training only
 _KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}
@@ -65,6 +66,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     text = json.dumps(header, separators=(",", ":")).encode()
     stored = b"".join(array.contiguous().numpy().tobytes() for array in arrays.values())
     body = entropy_model.content + stored + zlib.crc32(text).to_bytes(4, "little")
+    if len(body) > _MOST_BODY:
+        raise InputError(f"{name} takes {len(body):,} bytes in a page, more than {_MOST_BODY:,}: train a smaller model")
     path = out / f"{name}{SUFFIX}"
     with create_folder(out) as folder:
         write_atomic(folder / path.name, _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9))

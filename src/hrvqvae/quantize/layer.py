@@ -272,8 +272,8 @@ class TreeVQ(nn.Module):
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
         Items alone in their leaf keep it. The others get free leaves near them; the sum of all squared errors is nearly
-        as small as possible. Takes the vectors of `fit`, or none, and raises its errors, also for more
-        vectors than leaves.
+        as small as possible. Takes the vectors of `fit`, or none, and raises its errors, also for more vectors than
+        leaves.
         """
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))

@@ -63,8 +63,8 @@ class ResidualQuantizer(Quantizer):
     def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
-        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. If a
-        latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
+        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. If a latent is
+        not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()

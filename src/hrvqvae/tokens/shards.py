@@ -44,7 +44,7 @@ SUFFIX = ".parquet"
 MANIFEST = "_manifest.json"  # readers of folders of Parquet files skip names with a leading underscore
 PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
-_MOST_VALUES, _VALUES_PER_BYTE = 1 << 26, 64  # limit of a row group's values: a few bytes can stand for billions
+MOST_VALUES, _VALUES_PER_BYTE = 1 << 26, 64  # limit of a row group's values: a few bytes can stand for billions
 
 
 def _shard_name(index: int) -> str:
@@ -132,7 +132,7 @@ class Shards:
             types |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
             types[f"codes_{level}"] = pa.list_(pa.int64())
         for path, values in zip(self.paths, _count_values(self.paths), strict=True):
-            limit = _MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
+            limit = MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
             if values is None:
                 raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")
             if values > limit:
@@ -161,6 +161,8 @@ for path in json.load(sys.stdin):
 
 def _count_values(paths: Sequence[Path]) -> list[int | None]:
     """Return the number of values in the largest row group of each file; None from a damaged file on."""
+    if not paths:
+        return []
     counted = subprocess.run(
         [sys.executable, "-P", "-c", _COUNT_VALUES],  # -P: no modules of the current folder
         input=json.dumps([*map(str, paths)]), capture_output=True, text=True, check=False,

@@ -35,7 +35,7 @@ from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.data.sources.parquet import ParquetSource
-from hrvqvae.tokens.shards import FORMAT, PREFIX, SUFFIX, Plan, open_shards
+from hrvqvae.tokens.shards import FORMAT, MOST_VALUES, PREFIX, SUFFIX, Plan, open_shards
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -214,6 +214,8 @@ class Tokenizer:
         for level in zip(*codes, strict=True):
             values += [list(side) for side in zip(*(grid.shape for grid in level), strict=True)]
             values.append([grid.ravel() for grid in level])
+        if (most := sum(grid.size for image in codes for grid in image)) > MOST_VALUES:
+            raise InputError(f"{keys[0]} and what is read with it have {most:,} codes, too many for a shard: shrink it")
         arrays = [pa.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
         file.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(rows))
 
