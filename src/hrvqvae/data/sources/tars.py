@@ -159,7 +159,7 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else tarfile keeps every header
-                if member.sparse is None and not 0 <= member.size <= size - member.offset_data:
+                if not member.issparse() and not 0 <= member.size <= size - member.offset_data:
                     raise EOFError(f"{member.name} is longer than the file")
                 place = f" after its member {member.name}"
                 if member.isreg() or member.issym() or member.islnk():
