@@ -3,10 +3,11 @@
 python -m benchmarks.sampled DIR --systems hrvqvae,treevq,vqvae --minutes 15 --seeds 3
 
 DIR is the folder of `python -m benchmarks.tuned ... --out DIR`, with its runs. The priors of a system train --minutes
-in all. Their learning rate is the one whose priors need the fewest bits for held-out training images, and their
-guidance the one whose samples are nearest to training images; both are searched with seed 0. Then the samples of every
-seed are compared with test images, without guidance and with it, beside other test images (guidance -). DIR/samples has
-the runs with priors, rows.jsonl, and pictures of the first samples. Processes with different systems may share DIR.
+of the clock in all, so nothing else should run beside them. Their learning rate is the one whose priors need the fewest
+bits for held-out training images, and their guidance the one whose samples are nearest to training images; both are
+searched with seed 0. Then the samples of every seed are compared with test images, without guidance and with it, beside
+other test images (guidance -). DIR/samples has the runs with priors, rows.jsonl, and pictures of the first samples.
+Processes with different systems may share DIR.
 """
 
 from __future__ import annotations
