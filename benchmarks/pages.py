@@ -151,8 +151,8 @@ class Table:
     def level(self, *among: str) -> str:
         """Return the least p of all pairs of these systems, and the differences that would show."""
         pairs = list(itertools.combinations(sorted(among), 2))
-        percents, p = [int(self.least(*pair).rstrip("%")) for pair in pairs], min(map(self.corrected.__getitem__, pairs))
-        return f"p at least {shorten(p)}, {min(percents)}% to {max(percents)}% would show"
+        percents, p = [int(self.least(*pair).rstrip("%")) for pair in pairs], [self.corrected[pair] for pair in pairs]
+        return f"p at least {shorten(min(p))}, {min(percents)}% to {max(percents)}% would show"
 
     def most(self, system: str, *others: str) -> str:
         """Return the largest p of a system against others."""
