@@ -185,7 +185,7 @@ def measures(folder: str, system: str, place: int) -> str:
 def steps(folder: str, system: str) -> str:
     """Return the least and the most steps of a prior of a system, over seeds and levels."""
     every: Any = where(f"{folder}/samples/rows.jsonl", "steps", what="samples", system=system)
-    return f"{min(map(min, every))} to {max(map(max, every))}"
+    return f"{min(map(min, every)):,} to {max(map(max, every)):,}"
 
 
 def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
