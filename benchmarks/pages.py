@@ -154,9 +154,10 @@ class Table:
         percents, p = [int(self.least(*pair).rstrip("%")) for pair in pairs], [self.corrected[pair] for pair in pairs]
         return f"p at least {shorten(min(p))}, {min(percents)}% to {max(percents)}% would show"
 
-    def most(self, system: str, *others: str) -> str:
-        """Return the largest p of a system against others."""
-        return shorten(max(self.corrected[tuple(sorted((system, other)))] for other in others))
+    def extremes(self, system: str, *others: str) -> tuple[str, str]:
+        """Return the least and the largest p of a system against others."""
+        found = [self.corrected[tuple(sorted((system, other)))] for other in others]
+        return shorten(min(found)), shorten(max(found))
 
 
 def read_table(folder: str) -> Table:
