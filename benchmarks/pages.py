@@ -88,6 +88,11 @@ def welch(first: Values, second: Values) -> str:
     return shorten(stats.ttest_ind(first, second, equal_var=False).pvalue)
 
 
+def paired(first: Values, second: Values) -> str:
+    """Return the two-sided p-value of the t-test of paired values."""
+    return shorten(stats.ttest_rel(first, second).pvalue)
+
+
 def holm(plain: Mapping[Any, float]) -> dict[Any, float]:
     """Return p-values with Holm's correction for all of them."""
     corrected, reached = {}, 0.0
