@@ -73,7 +73,8 @@ class Components:
         mean = vectors.mean(0)
         vectors -= mean
         basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))[1][:, ::-1].astype(np.float32)
-        return cls(side, mean, basis, (some(apart, _COUNTED) - mean) @ basis)
+        held_out: Floats = (some(apart, _COUNTED) - mean) @ basis.astype(np.float32)
+        return cls(side, mean, basis, held_out)
 
 
 @dataclass(frozen=True, eq=False)
