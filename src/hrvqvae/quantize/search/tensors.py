@@ -63,9 +63,6 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
-    if len(codebook) == 1:  # a shift changes no distance, and products are accurate near the origin
-        center = codebook.mean((0, 1))
-        residual, codebook = residual - center, codebook - center
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
