@@ -191,7 +191,7 @@ class Model:
     def maker_of(self, file: Path | bytes) -> Model:
         """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
         with suppress(InputError):  # an error is reported when the file is read
-            mark = _read_mark(file)[0] if isinstance(file, Path) else hrv.read_header(file).fingerprint
+            mark = _read_mark(file)[0] if isinstance(file, Path) else hrv.read_header(bytes(file)).fingerprint
             if mark not in self._makers and (run := _find_writer((self.run, *self.run.earlier_states()), mark)):
                 self._makers[mark] = self if run is self.run else self._earlier_state(run.folder.path)
             return self._makers.get(mark, self)
