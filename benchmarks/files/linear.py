@@ -73,8 +73,7 @@ class Components:
         mean = vectors.mean(0)
         vectors -= mean
         basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))[1][:, ::-1].astype(np.float32)
-        held_out: Floats = (some(apart, _COUNTED) - mean) @ basis.astype(np.float32)
-        return cls(side, mean, basis, held_out)
+        return cls(side, mean, basis, np.matmul(some(apart, _COUNTED) - mean, basis, dtype=np.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,6 +58,8 @@ def test_models_of_the_package_are_not_trained(run: Path, tmp_path: Path, monkey
     for name in ("mnist", "cifar10", "run/model.safetensors"):
         with pytest.raises(InputError, match=f"hrvqvae export {name} DIR"):
             require_trainable(name)
+    with pytest.raises(InputError, match="there is no such run folder"):
+        require_trainable("runs/none")
     shutil.copytree(run, "mnist", dirs_exist_ok=True)
     require_trainable("mnist")
 

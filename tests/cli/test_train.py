@@ -47,6 +47,7 @@ def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     assert "hint: 14" not in printed
     printed = do("train", "--resume", tmp_path / "run", "--max-steps", "15")
     assert "trained 15 steps" in printed, "a run folder says itself what it is"
+    assert "its budget is spent" in do("train", "--resume", tmp_path / "run")
     printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
     assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])

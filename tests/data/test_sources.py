@@ -557,6 +557,7 @@ def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
 def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "a.png", "b/c.jpg", *(f"{number}.HEIC" for number in range(3)), "b/x.gif", "notes.txt")
     touch(tmp_path, "._a.png", ".Trash-0/d.png", "b/.hidden.png")
+    touch(tmp_path, "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/pictures/curves.png")
     assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a.png", "b/c.jpg"]
     assert caplog.messages == [f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP"]
     touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")

@@ -35,7 +35,6 @@ from hrvqvae.evaluation.samples import (
     measure_share_inside,
     summarize,
 )
-from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
@@ -376,8 +375,7 @@ def test_a_folder_without_classes_knows_none(picture_folder: Path, mnist_root: P
     do("sample", run, "-n", 2, "-o", tmp_path / "sheet.png", "--save-dir", run + "/s")
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
     assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"])
-    model = Model(run)
-    with pytest.raises(InputError, match="know no classes"):
-        measure_samples(model, model.config.data, 2)
+    with patch("hrvqvae.evaluation.report.load_images"), pytest.raises(InputError, match="leave out --samples"):
+        evaluate_run(run, device="cpu", samples=2)
     evaluated = evaluate_run(run, device="cpu")
     assert evaluated.rate.label == 0

@@ -75,6 +75,9 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
         train_autoencoder(with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path)
     FULL.assert_called_with(tmp_path, 0)
     assert FULL.return_value.close.call_count == 2
+    monkeypatch.setattr(FULL, "side_effect", ValueError("no key\nconfigured"))
+    with pytest.raises(InputError, match="the logger full can't begin: no key configured"):
+        train_autoencoder(with_training(tiny, loggers="full", max_steps=4), tmp_path / "other")
 
 
 def test_packages_are_asked_for_first(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

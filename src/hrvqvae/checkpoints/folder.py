@@ -173,6 +173,7 @@ def run_folder(run: str | Path) -> Path:
 
 def require_trainable(run: str | Path) -> None:
     """Raise InputError unless a run is a folder outside the package, where networks can be trained."""
+    locate(run)
     if run_folder(run) != Path(run) or not Path(run).is_dir():
         raise InputError(f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR")
 

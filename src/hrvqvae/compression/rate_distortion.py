@@ -81,8 +81,8 @@ class RateDistortion:
 
         `lmbda` is the weight of the bits; one number, or one per image (B,). Raises InputError as `Model.encode`.
         """
-        some = images[..., :1, :1] if images.dim() == 4 else images
-        to_unit_images(some, self._model.channels)  # raises InputError for a wrong shape or type
+        corner = images[..., :1, :1] if images.dim() == 4 else images
+        to_unit_images(corner, self._model.channels)  # raises InputError for a wrong shape or type
         count, stride = len(images), self._model.config.stride
         grid = self._model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)

@@ -142,6 +142,8 @@ def evaluate_run(
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     trained = Model(run, str(compute.device), beam)
     trained.autoencoder.check_levels(sample_levels)
+    if samples and rate and not trained.classes:
+        raise InputError(f"the priors of {run} know no classes: leave out --samples, or train with --data.labels true")
     for weight in guidance if samples else ():
         check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
     model, config, encode = trained.autoencoder, trained.config.with_root(root), trained.encoder(lmbda)

@@ -198,10 +198,8 @@ def measure_samples(
     split or all of the train split. Return a `SampleQuality` per guidance weight. `lmbda` is for reconstructions,
     `levels` for samples.
 
-    Raises InputError if the data or a prior is missing, there are no classes, or a prior does not support guidance.
+    The model has classes. Raises InputError if the data or a prior is missing, or a prior does not support guidance.
     """
-    if not model.classes:
-        raise InputError(f"the priors of {model.run} know no classes: samples can't be measured")
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
     tests, train = (load_images(config, split) for split in ("test", "train"))

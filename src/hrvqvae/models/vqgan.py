@@ -128,7 +128,7 @@ class AdversarialObjective(Objective):
             learner.update(MODEL)
             return metrics, result.codes
         with learner.autocast():
-            scores, *compared = (self.discriminator(some * 2 - 1).float() for some in (fake, real, fake.detach()))
+            scores, *compared = (self.discriminator(seen * 2 - 1).float() for seen in (fake, real, fake.detach()))
         adversarial, last_layer = fix_gradient(-scores.mean(), fake), cast(nn.ConvTranspose2d, self.model.decoder[-1])
         weight = compute_adaptive_weight(reconstruction, adversarial, last_layer.weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial

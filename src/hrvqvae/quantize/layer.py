@@ -113,7 +113,8 @@ class TreeVQ(nn.Module):
                 shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
-            raise InputError(str(error).replace("model.quantizer.", "")) from None
+            line = str(error).replace("model.quantizer.", "").replace("level_codewords", "codewords")
+            raise InputError(line) from None
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)

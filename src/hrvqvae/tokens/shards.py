@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,10 @@ class Shards:
     broken: Mapping[str, str]  # error of each image that could not be read, by key
     content_digests: tuple[str, ...]  # digest of the images of each shard
 
+    @cached_property
+    def _largest_groups(self) -> list[int | None]:
+        return _count_values(self.paths)
+
     def read_rows(self, num_levels: int) -> Iterator[Rows]:
         """Yield the rows of each row group, with the codes of the first `num_levels` levels.
 
@@ -131,7 +136,7 @@ class Shards:
         for level in range(1, num_levels + 1):
             types |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
             types[f"codes_{level}"] = pa.list_(pa.int64())
-        for path, values in zip(self.paths, _count_values(self.paths), strict=True):
+        for path, values in zip(self.paths, self._largest_groups, strict=True):
             limit = MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
             if values is None:
                 raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")

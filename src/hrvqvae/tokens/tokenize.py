@@ -128,7 +128,7 @@ class Tokenizer:
     ) -> None:
         """Load the model; the arguments are those of `tokenize`. Raises InputError as `Run.load`."""
         self.options = model, full_size, beam
-        run = Run(model)
+        self.run = run = Run(model)
         self.model, config = run.load(device, beam)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images, self.device = images, next(self.model.parameters()).device
@@ -264,7 +264,7 @@ def tokenize(
                 shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE), beam=beam,
             )  # fmt: skip
             plan.write_or_compare(out)
-            Run(model).keep_state()  # the shards stay readable after further training
+            tokenizer.run.keep_state()  # the shards stay readable after further training
             return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
         reason = error.strerror or error

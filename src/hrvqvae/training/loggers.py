@@ -20,6 +20,7 @@ from hrvqvae.config import to_dict
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
 from hrvqvae.models.objective import Metrics
+from hrvqvae.utils.errors import InputError, one_line
 from hrvqvae.utils.outputs import write_atomic
 
 Record = Mapping[str, Any]
@@ -127,7 +128,10 @@ def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
     with ExitStack() as stack:
         sinks: list[Sink] = []
         for logger in find_loggers(names) if distributed.is_rank_zero() else ():
-            sinks.append(resolve_name(logger.sink)(run, first_step))
+            try:
+                sinks.append(resolve_name(logger.sink)(run, first_step))
+            except Exception as error:  # of the logger's library
+                raise InputError(f"the logger {logger.name} can't begin: {one_line(error)}") from error
             stack.callback(sinks[-1].close)
         yield sinks
 

@@ -253,9 +253,9 @@ class Trainer(Generic[B]):
                     f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, "
                     "or begin another run with the weights of this model, by --init-from"
                 )
-            others = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
-            if others and not run.config.is_file():
-                raise InputError(f"{others[0]} is there already, and of no run: {alternative}")
+            foreign = [path for path in (run.metrics, *run.pictures.glob("*")) if path.is_file()]
+            if foreign and not run.config.is_file():
+                raise InputError(f"{foreign[0]} is there already, and of no run: {alternative}")
             return False
 
         return distributed.on_rank_zero(check_folder)
@@ -313,6 +313,8 @@ class Trainer(Generic[B]):
             )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
+        if state.fraction >= 1:
+            self.say("its budget is spent: raise the epochs, --max-steps or --max-minutes that end it")
         if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:  # new budget
             rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")

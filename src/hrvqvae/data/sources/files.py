@@ -144,6 +144,9 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
         above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
+        if {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}:
+            told_once(f"{folder} is a run folder; its pictures are left out")
+            return
     except OSError as error:
         told_once(f"{error.filename} can't be read ({error.strerror}); its files are left out")
         return
