@@ -559,7 +559,10 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     touch(tmp_path, "._a.png", ".Trash-0/d.png", "b/.hidden.png")
     touch(tmp_path, "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/pictures/curves.png")
     assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a.png", "b/c.jpg"]
-    assert caplog.messages == [f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP"]
+    assert caplog.messages == [
+        f"{tmp_path / 'runs' / 'x'} is a run folder; its pictures are left out",
+        f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP",
+    ]
     touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")
     assert names_of(tmp_path / "split") == ["train/0.png"]
     assert f"{tmp_path / 'split'}: 2 images outside of train/ and test/ left out" in caplog.messages

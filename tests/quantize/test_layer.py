@@ -423,7 +423,7 @@ def test_compiled_as_a_part_of_a_model() -> None:
 def test_what_it_is_made_of_is_checked() -> None:
     for option, value, line in (
         ("decay", 1.0, "decay is 1.0; it must be at least 0 and below 1"),
-        ("codewords", (4, 4), "codewords is (4, 4); it must be none or 3 values"),
+        ("codewords", (4, 4), r"codewords is \(4, 4\); it must be none or 3 values"),
         ("num_quantizers", 3, "TreeVQ has no argument num_quantizers; it is called levels here"),
         ("coarse_weights", 0.1, "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?"),
         ("colour", 1, "TreeVQ has no argument colour"),
