@@ -83,6 +83,7 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
         ("model.system", "vqvae", "--model.system can't change from hrvqvae"),
         ("model.strid", "8", "unknown field 'model.strid': did you mean stride?"),
+        ("max_step", "8", "unknown field 'max_step': did you mean max_steps"),
         ("model.quantizer", "8", "model.quantizer is '8'; it must be a mapping of fields"),
         ("model.a.b", "8", "unknown field 'model.a.b': the fields are system, stride, "),
         ("model.stride.b", "8", "unknown field 'model.stride.b'"),

@@ -115,7 +115,7 @@ def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.
 
 def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
     for items, fault in (
-        ([torch.zeros(12, 12)], r"its shape is \(12, 12\)"),
+        ([torch.zeros(12, 12)], r"item \d of the data set is not an image \(its shape is \(12, 12\)"),
         ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
         ([(torch.zeros(1, 12, 12), torch.arange(2))], "labels that are neither whole numbers nor texts"),

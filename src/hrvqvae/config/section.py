@@ -121,8 +121,10 @@ class Section:
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
-                same_leaf = [self._qualify(field) for field, _ in flatten(to_dict(self)) if field.endswith(f".{leaf}")]
+                inside = [field for field, _ in flatten(to_dict(self))]
+                same_leaf = [self._qualify(field) for field in inside if field.endswith(f".{leaf}")]
                 near = " or ".join(same_leaf) or near_names(first, fields)
+                near = near or near_names(leaf, {field.rpartition(".")[2] for field in inside})
                 hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
                 raise InputError(f"unknown field {self._qualify(name)!r}: {hint}")
             if rest:

@@ -71,6 +71,8 @@ def decode_image(
         raise InputError(f"{name}: there is no such image") from error
     except IsADirectoryError as error:
         raise InputError(f"{name} is a folder; name the images in it, such as {name}/*.png") from error
+    except InputError as error:  # of an item of a data set
+        raise BrokenImageError(f"{name} is not an image ({error})") from error
     except Exception as error:  # decoders of damaged files raise any error
         raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
     if size is not None:
