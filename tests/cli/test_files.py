@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import tarfile
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -282,6 +283,17 @@ def test_folders_and_what_a_killed_writer_left_are_no_images(run: Path, images: 
     for name in ("a.png", f"{TEMPORARY}b.png"):
         shutil.copy(images / "0.png", mixed / name)
     assert "1 image," in do("compress", run, mixed, "-o", tmp_path / "x.hrva")
+
+
+def test_a_command_that_is_ended_leaves_nothing(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        monkeypatch.setattr(os, "fsync", lambda _, signum=signum: signal.raise_signal(signum))
+        with pytest.raises(SystemExit, match=str(128 + signum)):
+            main(["compress", "mnist", str(images / "2.png"), "-o", str(tmp_path / "x.hrv")])
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_strict_terminal_prints_names_that_are_no_text(run: Path, images: Path, tmp_path: Path) -> None:

@@ -6,8 +6,12 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from hrvqvae import __version__
 from hrvqvae.cli import catalogue, files, share, train, trained
@@ -104,6 +108,26 @@ class _PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+@contextmanager
+def _end_cleanly() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as an error would, so that it deletes its temporary files."""
+
+    def end(signum: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + signum)
+
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: one
+    signals = [signum for signum in signals if signal.getsignal(signum) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread() or "RANK" in os.environ:
+        signals = []  # of processes that train together, one may wait for another in a call that no handler interrupts
+    for signum in signals:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum in signals:
+            signal.signal(signum, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Logs an error that a user can cause as one line, and returns 2."""
     handler, level = logging.StreamHandler(), LOG.level
@@ -116,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Of several processes that train together, only the first logs progress.
     LOG.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        with _end_cleanly():
+            return run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

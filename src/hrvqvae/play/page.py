@@ -6,7 +6,6 @@ import base64
 import json
 import math
 import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -321,9 +320,6 @@ def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixel
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
         for name in ("no_proxy", "NO_PROXY"):  # Gradio asks the page whether it is there
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
-        for ending in ("SIGTERM", "SIGHUP"):  # so that the folder is deleted then as well
-            if hasattr(signal, ending):
-                signal.signal(getattr(signal, ending), signal.default_int_handler)
         try:
             _, address, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host, server_port=port, max_file_size=most_bytes,
