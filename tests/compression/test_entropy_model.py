@@ -108,6 +108,18 @@ def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
     assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
 
 
+def test_a_file_is_written_so_that_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    contexts = usual_contexts(1, (64, 64), [(4, 4)] * 2)
+    network = made_network(contexts, 16, np.random.default_rng(0))
+    zeros = {name: np.zeros_like(getattr(network, name)) for name in ("table", "weights", "offsets")}
+    made = EntropyModel("x", "00" * 16, Geometry(1, 0, (1, 1)), (64, 64), (None, dataclasses.replace(network, **zeros)))
+    monkeypatch.setattr(entropy_model, "_MOST_BODY", 0)
+    assert read_entropy_model(made.content).networks[0] is None
+    monkeypatch.setattr(entropy_model, "_MOST_BODY_BYTES", 100)
+    with pytest.raises(InputError, match="its levels or codewords are too many"):
+        _ = dataclasses.replace(made).content
+
+
 def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another zlib writes other bytes: what was made by a file of tables is read by that file on any machine."""
     files = files_of(TREE, (8, 8), 2)

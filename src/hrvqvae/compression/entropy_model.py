@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
-from hrvqvae.utils.errors import DamagedFileError, printable
+from hrvqvae.utils.errors import DamagedFileError, InputError, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
@@ -40,7 +40,10 @@ class EntropyModel:
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes of the entropy model's file: as they were read, or newly written."""
+        """The bytes of the entropy model's file: as they were read, or newly written.
+
+        Raises InputError if the file would be too large to be read.
+        """
         networks = self.networks or (None,) * len(self.symbols)
         header = {
             "name": self.name,
@@ -58,8 +61,14 @@ class EntropyModel:
         text = json.dumps(header, separators=(",", ":")).encode()
         parts = [getattr(network, name).astype(kind) for network in networks if network for name, kind in _ARRAY_TYPES]
         check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
-        body = zlib.compress(b"".join(part.tobytes() for part in parts) + check, 9)
-        return MAGIC + len(text).to_bytes(4, "little") + text + body
+        body = b"".join(part.tobytes() for part in parts) + check
+        if len(body) > _MOST_BODY_BYTES:
+            sizes = f"{len(body):,} bytes, more than {_MOST_BODY_BYTES:,}"
+            raise InputError(f"the entropy model of {self.name} has {sizes}: its levels or codewords are too many")
+        packed = zlib.compress(body, 9)
+        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(packed):  # readers refuse what unpacks to so much more
+            packed = zlib.compress(body, 0)
+        return MAGIC + len(text).to_bytes(4, "little") + text + packed
 
     def same_codes(self, other: EntropyModel) -> bool:
         """Return whether both entropy models decode every file alike, for the same weights."""

@@ -99,9 +99,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         names = [files[name].removeprefix(prefix) for name in sorted(files) if name.startswith(prefix)]
         sources[split] = FolderSource(folder / split, names)
         if 0 < (outside := sum("/" not in name for name in names)) < len(names):
-            told_once(
-                f"{folder / split}: {counted(outside, 'image')} outside of class folders, so there are no classes"
-            )
+            told_once(f"{folder / split}: {counted(outside, 'image')} outside of class folders, so there is no class")
     return sources
 
 
