@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,7 +21,7 @@ from hrvqvae.data import images as image_formats
 from hrvqvae.data.batches import chunk_by_size
 from hrvqvae.data.images import BrokenImageError, OpenImage, decode_image, note_conversions, to_pil, write_image
 from hrvqvae.data.loading import is_shard_path, open_whole
-from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource
+from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import Outputs, safe_name, write_output
@@ -164,14 +164,32 @@ class _Job(NamedTuple):
     targets: dict[int, Path]
 
 
+def list_files_of_codes(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+    """Return the files of codes and archives at paths and in folders, each with the name that its image gets.
+
+    Raises InputError if a folder has none.
+    """
+    files = list[tuple[Path, str]]()
+    for path in paths:
+        if not path.is_dir():
+            files.append((path, path.stem))
+            continue
+        names = sorted(find_names(path, (".hrv", ".hrva")))
+        if not names:
+            raise InputError(f"{path} has neither files of codes (.hrv) nor archives (.hrva)")
+        files += [(path / name, name.rpartition(".")[0]) for name in names]
+    return files
+
+
 def decompress_files(
-    models: Sequence[Model], paths: Sequence[Path], out: Path, levels: int | None = None,
+    models: Sequence[Model], files: Sequence[tuple[Path, str]], out: Path, levels: int | None = None,
     names: Sequence[str] = (), *, force: bool = False,
 ) -> int:  # fmt: skip
     """Decompress files of codes and archives to PNG, and return the number of images.
 
     Args:
-        models: The model that made each file of codes (.hrv) or archive (.hrva).
+        models: The model that made each file.
+        files: As `list_files_of_codes` returns them.
         out: Y.png for one image, else a folder.
         levels: Largest number of levels to use (default: all).
         names: Images of archives to write (default: all).
@@ -182,8 +200,8 @@ def decompress_files(
     """
     for model in models:
         model.autoencoder.check_levels(levels)
-    outputs = Outputs(out, [".png"], force=force, inputs=paths)
-    jobs = [_make_job(model, path, outputs, names) for model, path in zip(models, paths, strict=True)]
+    outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in files])
+    jobs = [_make_job(model, *file, outputs, names) for model, file in zip(models, files, strict=True)]
     faults, count = list[str](), 0
     images = (pair for job in jobs for pair in _decode_job(job, levels, faults))
     for target, image in tracked(images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1):
@@ -196,11 +214,11 @@ def decompress_files(
     return count
 
 
-def _make_job(model: Model, path: Path, outputs: Outputs, names: Sequence[str]) -> _Job:
+def _make_job(model: Model, path: Path, name: str, outputs: Outputs, names: Sequence[str]) -> _Job:
     if not archive.is_archive(path):
         if names:
             raise InputError(f"{path} is no archive (.hrva), whose images have names; leave --names out")
-        return _Job(model, path, None, {0: outputs.reserve(path.stem, ".png")})
+        return _Job(model, path, None, {0: outputs.reserve(name, ".png")})
     opened = archive.open_archive(path)
     if opened.entropy_model.model != model.entropy_model.model:
         raise InputError(

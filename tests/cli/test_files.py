@@ -104,6 +104,11 @@ def test_a_folder_gets_a_file_for_each_image(run: Path, images: Path, tmp_path: 
     assert first.is_file()
     do("decompress", *files[:3], "-o", tmp_path / "back", "--model", run)
     assert {path.name for path in (tmp_path / "back").iterdir()} == {"0.png", "1.png", "2.png"}
+    do("decompress", codes, "-o", tmp_path / "all", "--model", run)
+    written = sorted(path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.png"))
+    assert written == ["0.png", "1.png", "2.png", "more/0.png"]
+    told = "has neither files of codes (.hrv) nor archives (.hrva)"
+    assert told in refused(["decompress", images, "-o", tmp_path / "none", "--model", run])
 
 
 def test_an_archive_grows_and_gives_images_by_name(run: Path, images: Path, tmp_path: Path) -> None:

@@ -30,12 +30,13 @@ def _compress(arguments: Arguments) -> int:
 
 
 def _decompress(arguments: Arguments) -> int:
-    from hrvqvae.image_files import decompress_files
+    from hrvqvae.image_files import decompress_files, list_files_of_codes
     from hrvqvae.model import models_of_files
 
-    models = models_of_files(arguments.files, arguments.model)
+    files = list_files_of_codes(arguments.files)
+    models = models_of_files([path for path, _ in files], arguments.model)
     names, force = arguments.names or (), arguments.force
-    count = decompress_files(models, arguments.files, arguments.out, arguments.levels, names, force=force)
+    count = decompress_files(models, files, arguments.out, arguments.levels, names, force=force)
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
@@ -177,7 +178,7 @@ def add(commands: Group) -> None:
     )  # fmt: skip
     command(
         commands, "decompress", "decode files of codes and archives to PNG", _decompress,
-        option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv or X.hrva"),
+        option("files", nargs="+", type=Path, metavar="FILE", help="X.hrv, X.hrva, or a folder of them"),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
         "--model", "--force", "--levels",
         option("--names", nargs="+", metavar="NAME", help="decode only these images of an archive, by name or index"),
