@@ -449,7 +449,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield write_tar(folder / "text.tar", {"a.txt": b"no image"}), "text.tar: no PNG, JPEG or WebP image is in it"
     for label in (b"cat", b"9" * 20, b"9" * 5000):
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
-        yield folder / "cls.tar", "cls.tar: a.cls is not the number of a class"
+        yield folder / "cls.tar", "a.png: its .cls file is no whole number; correct it, or use --data.labels false"
     yield folder / "x.tar.gz", "x.tar.gz: there is no such file or folder"
     write_tar(folder / "gone" / "train-0.tar", {f"{name}.png": images[0] for name in "abc"})
     yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
@@ -541,6 +541,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value), root
     with pytest.raises(InputError, match="mnist is not in .*cls.tar .*--data.dataset mine"):
         loaded(tmp_path / "cls.tar", dataset="mnist")
+    assert len(open_whole(tmp_path / "cls.tar", labels=False)), "a command that needs no labels reads no .cls file"
 
 
 def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def _note_shards_beside(folder: Path) -> None:
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     if missing := list_missing_files(dataset, root):
-        advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or name other data with --data.dataset mine"
+        advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
         raise InputError(f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}")
     folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)

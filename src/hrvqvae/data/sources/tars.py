@@ -33,6 +33,7 @@ from hrvqvae.utils.quantities import counted
 
 CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
+BAD_LABEL = NO_LABEL + 1  # a .cls file that is no whole number
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
 _FORMAT, _ARRAYS = 4, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
 _BLOCK = 512  # bytes; a tar is made of blocks
@@ -53,6 +54,9 @@ class TarSource(Source):
         super().__init__(counts)
         if not len(self):
             raise InputError(f"{self.files[0]}: no PNG, JPEG or WebP image is in it")
+        if labels and BAD_LABEL in stored_labels:
+            where = self.where(int(np.argmax(stored_labels == BAD_LABEL)))
+            raise InputError(f"{where}: its .cls file is no whole number; correct it, or use --data.labels false")
         if labels and NO_LABEL not in stored_labels:
             self.labels, self.class_names = stored_labels, _read_class_names(self.files)
 
@@ -92,7 +96,7 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
-    """Return four arrays: images per shard, and per image (offset, length), name and label (or NO_LABEL).
+    """Return four arrays: images per shard, and per image (offset, length), name and label (or NO_LABEL, BAD_LABEL).
 
     The arrays are loaded from the cache, or else made, and written to the cache if there are many images.
     """
@@ -124,7 +128,7 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
 def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
     """Append the span (offset, length), label and name of each image of a tar. Notes tell what is left out.
 
-    Raises InputError if the file is cut short, damaged or no uncompressed tar, or if a .cls file is no whole number.
+    Raises InputError if the file is cut short, damaged or no uncompressed tar.
     """
     links, others = list[str](), list[str]()
     with path.open("rb") as stream:
@@ -143,7 +147,7 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
                     others.append(member.name)
                 elif extension in ("cls", "json"):
                     stream.seek(member.offset_data)
-                    candidates[extension] = _read_label(extension, stream.read(member.size), f"{path}: {member.name}")
+                    candidates[extension] = _read_label(extension, stream.read(member.size))
             label = candidates.get("cls", candidates.get("json", NO_LABEL))
             labels.extend([label] * (len(names) - first))
     if links:
@@ -173,12 +177,10 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
     raise InputError(f"{path} {fault}{place}{reason}; get or pack it again")
 
 
-def _read_label(extension: str, content: bytes, where: str) -> int:
-    """Return the label in a `.cls` or `.json` member; `NO_LABEL` for a `.json` without a label."""
+def _read_label(extension: str, content: bytes) -> int:
+    """Return the label in a `.cls` or `.json` member; `BAD_LABEL` or `NO_LABEL` if it has none."""
     with contextlib.suppress(ValueError, RecursionError, TypeError, KeyError):
         label: Any = int(content) if extension == "cls" else json.loads(content)["label"]
-        if type(label) is int and NO_LABEL < label < 2**63:
+        if type(label) is int and BAD_LABEL < label < 2**63:
             return label
-    if extension == "cls":
-        raise InputError(f"{where} is not the number of a class")
-    return NO_LABEL
+    return BAD_LABEL if extension == "cls" else NO_LABEL
