@@ -1,17 +1,22 @@
-"""Time a training step against that of the same model in plain form, and the quantizer's share of it."""
+"""Time a training step against that of the same model in plain form, and the quantizer's share of it.
+
+With --deep the steps of systems of 36 bits per position (`benchmarks.tuned`) are timed against that of the first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
+from benchmarks.tuned import DEEP, deep_fields
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import Config
+from hrvqvae.config import Config, presets
+from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
@@ -40,7 +45,7 @@ class AutoencoderSide:
         if plain:
             form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
             config = dataclasses.replace(config, training=form)
-        self.compute = Compute(config.training)
+        self.compute, self.preset = Compute(config.training), config.name
         self.model = self.compute.place_model(build(config))
         self.quantizers = [quantizer for quantizer in self.model.modules() if isinstance(quantizer, ResidualQuantizer)]
         for quantizer in self.quantizers if plain else []:
@@ -61,6 +66,10 @@ class AutoencoderSide:
         """Take a training step."""
         self.step(self.state, self.batch)
         self.state.step += 1
+
+    def quantizer_bytes(self) -> int:
+        """Return the bytes of the quantizers' parameters and buffers."""
+        return sum(value.nbytes for one in self.quantizers for value in (*one.parameters(), *one.buffers()))
 
     def prepare_quantizers(self) -> Callable[[], object]:
         """Return a call of the quantizers' part of a step: search, losses, gradients, and updates of the codebooks."""
@@ -86,29 +95,46 @@ class AutoencoderSide:
 
 
 def bench_train(config: Config, rounds: int = 12) -> list[Row]:
-    """Return rows with method, preset, batch, images_per_second, ratio, step_seconds, quantizer_seconds and share.
+    """Return the rows of `time_steps`.
 
     "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search. "hrvqvae" is the
     step of `hrvqvae train`.
     """
-    sides = {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}
+    return time_steps({name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}, rounds)
+
+
+def bench_deep(names: Sequence[str], rounds: int = 12) -> list[Row]:
+    """Return the rows of `time_steps` for CIFAR10 and systems of `benchmarks.tuned.DEEP`."""
+    base = presets.get("treevq/cifar10").config
+    return time_steps(
+        {name: AutoencoderSide(override(base, deep_fields("cifar10", *DEEP[name])), plain=False) for name in names},
+        rounds,
+    )
+
+
+def time_steps(sides: Mapping[str, AutoencoderSide], rounds: int) -> list[Row]:
+    """Return rows with method, preset, batch, images_per_second, ratio to the first side, step_seconds,
+    quantizer_seconds, share and megabytes of the quantizers' parameters and buffers.
+    """
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
     calls |= {f"{name}, quantizer": side.prepare_quantizers() for name, side in sides.items()}
-    spent, batch = side_by_side(calls, rounds, sides["plain"].compute.device), config.training.batch_size
+    first = next(iter(sides))
+    spent, batch = side_by_side(calls, rounds, sides[first].compute.device), len(sides[first].images)
     return [
         {
-            "method": name, "preset": config.name, "batch": batch, "images_per_second": batch / spent[name],
-            "ratio": spent["plain"] / spent[name], "step_seconds": spent[name],
+            "method": name, "preset": side.preset, "batch": batch, "images_per_second": batch / spent[name],
+            "ratio": spent[first] / spent[name], "step_seconds": spent[name],
             "quantizer_seconds": spent[f"{name}, quantizer"], "share": spent[f"{name}, quantizer"] / spent[name],
+            "megabytes": side.quantizer_bytes() / 1e6,
         }
-        for name in sides
+        for name, side in sides.items()
     ]  # fmt: skip
 
 
 COLUMNS = {
     "method": "{method}", "preset": "{preset}", "batch": "{batch}", "images/s": "{images_per_second:.1f}",
     "ratio": "{ratio:.2f}", "ms per step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}",
-    "quantizer's share": "{share:.1%}",
+    "quantizer's share": "{share:.1%}", "its MB": "{megabytes:.1f}",
 }  # fmt: skip
 
 
@@ -117,8 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
     parser.add_argument("--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)")
+    parser.add_argument("--deep", nargs="+", choices=tuple(DEEP), metavar="NAME", help="time these systems instead")
     arguments, config = preset_of(parser, argv)
-    finish(bench_train(config, arguments.rounds), COLUMNS, arguments.json)
+    rows = bench_deep(arguments.deep, arguments.rounds) if arguments.deep else bench_train(config, arguments.rounds)
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ DEEP: Mapping[str, tuple[int, int, int, float]] = {
 _OF_DEEP = ("model.stride", "model.hidden_units", "model.residual_blocks", "model.quantizer.dim")
 
 
-def _deep(dataset: str, levels: int, codewords: int, linked: int, shrinkage: float) -> dict[str, Any]:
+def deep_fields(dataset: str, levels: int, codewords: int, linked: int, shrinkage: float) -> dict[str, Any]:
     """Return the fields of a variant of treevq-deep, whose learning rate alone is searched."""
     values = dict(flatten(to_dict(presets.get(f"treevq-deep/{dataset}").config)))
     shape = {"levels": levels, "codewords": codewords, "linked": linked, "shrinkage": shrinkage}
@@ -60,7 +60,7 @@ def arguments(dataset: str, systems: str = "") -> list[str]:
         "qinco": ("vqpytorch", {"model.quantizer.name": "qinco", **tree}),
     }
     names = systems.split(",") if systems else ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
-    variants |= {name: ("treevq", _deep(dataset, *DEEP[name])) for name in names if name in DEEP}
+    variants |= {name: ("treevq", deep_fields(dataset, *DEEP[name])) for name in names if name in DEEP}
     options = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
     for name in names:
         for field, value in variants.get(name, ("", {}))[1].items():

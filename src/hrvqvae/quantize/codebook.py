@@ -19,6 +19,7 @@ from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
 _LONGEST_WAIT = 16  # at levels with a table, most steps that a codebook waits for an update
+_CACHED_VALUES = 2**17  # of codebooks that are updated together on a CPU
 
 
 class LevelCodebooks(nn.Module):
@@ -83,7 +84,7 @@ class LevelCodebooks(nn.Module):
         """
         if self._num_shared_parents:
             self.table.view(-1, self._num_shared_parents)[reassigned_parents] = 0  # below new codewords
-        counts[self.table > 0] = 0  # they have their own codebook
+        counts.masked_fill_(self.table > 0, 0)  # they have their own codebook
         counts[: self._num_shared_parents] = 0  # their children stay shared
         busiest = counts.nonzero().flatten()
         busiest = busiest[counts[busiest].argsort(descending=True, stable=True)][: self.num_books - 1]
@@ -95,8 +96,7 @@ class LevelCodebooks(nn.Module):
         reassigned[books] = True
         self.table.masked_fill_(reassigned[self.table], 0)
         self.table[busiest] = books
-        self.set_codewords(self.codewords_of(books), self.shared.repeat(len(books), 1), usage.new_zeros(()))
-        self.age[books] = 0
+        self.codewords[books], self.count[books], self.total[books], self.age[books] = self.shared, 0, 0, 0
         return books
 
     def lookup(self, index: Tensor) -> Tensor:
@@ -169,14 +169,18 @@ class LevelCodebooks(nn.Module):
     def _average_books(self, counts: Tensor, sums: Tensor, books: Tensor) -> None:
         """Update codebooks (K,), of which the first is the shared one, from counts (K, m) and sums (K, m, D)."""
         counts[0], sums[0] = counts.sum(0), sums.sum(0)  # the shared codebook follows all vectors
-        decay = (self.decay ** self.age[books]).view(-1, 1, 1)
+        decays = self.decay ** self.age[books]
         self.age[books] = 0
-        count = (self.count[books] * decay[..., 0]).add_(counts, alpha=1 - self.decay)
-        total = self.total[books].mul_(decay).add_(sums, alpha=1 - self.decay)
-        self.shared.copy_(vq.moving_average_codewords(count[0], total[0], self.shared))
-        codewords = vq.shrink(count, total, self.shared, self.shrinkage)
-        codewords[0] = self.shared
-        self.count[books], self.total[books], self.codewords[books] = count, total, codewords
+        step = max(1, _CACHED_VALUES // sums[0].numel()) if sums.device.type == "cpu" else len(books)
+        for part in (slice(0, 1), *(slice(first, first + step) for first in range(1, len(books), step))):
+            some, decay = books[part], decays[part].view(-1, 1, 1)
+            count = (self.count[some] * decay[..., 0]).add_(counts[part], alpha=1 - self.decay)
+            total = self.total[some].mul_(decay).add_(sums[part], alpha=1 - self.decay)
+            if part.start == 0:
+                self.shared.copy_(vq.moving_average_codewords(count[0], total[0], self.shared))
+            self.count[some], self.total[some] = count, total
+            self.codewords[some] = vq.shrink(count, total, self.shared, self.shrinkage)
+        self.codewords[0] = self.shared
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Leave out the codebooks after the last one in use."""
@@ -279,17 +283,24 @@ def update_codebooks(
     levels: Sequence[LevelCodebooks], residuals: Sequence[Tensor], indices: Sequence[Tensor], group: Any = None
 ) -> None:
     """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the ranks of `group`."""
-    updated, reassigned, parents = list[Tensor](), indices[0][:0], indices[0]  # level 1 has no table
+    updated, counts, reassigned = list[Tensor](), list[Tensor](), indices[0][:0]
     for level, index in zip(levels, indices, strict=True):
-        if level.table is not None:
-            (uses,) = distributed.all_reduce([vq.counts(parents, len(level.table))], group)
-            reassigned = level.reassign_books(uses, reassigned)
-            index = level.books_below(parents) * level.size + index % level.size
+        if level.table is not None:  # never at the first level
+            counts += _count_together(levels, updated, len(counts), group)
+            reassigned = level.reassign_books(counts[-1].flatten().clone(), reassigned)
+            index = level.books_below(updated[-1]) * level.size + index % level.size
         updated.append(index)
-        parents = index
-    counts = distributed.all_reduce([level.counts(index) for level, index in zip(levels, updated, strict=True)], group)
+    counts += _count_together(levels, updated, len(counts), group)
     books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
     batch = zip(levels, residuals, updated, books, strict=True) if levels[0].total is not None else ()
     sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
     for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
         level.average(*statistics)  # type: ignore[arg-type]
+
+
+def _count_together(
+    levels: Sequence[LevelCodebooks], indices: Sequence[Tensor], first: int, group: Any
+) -> list[Tensor]:  # fmt: skip
+    """Return the counts of level `first` to the last one that has indices, summed over the ranks of `group`."""
+    counts = [level.counts(index) for level, index in zip(levels[first:], indices[first:], strict=False)]
+    return distributed.all_reduce(counts, group)
