@@ -286,21 +286,12 @@ def update_codebooks(
     updated, counts, reassigned = list[Tensor](), list[Tensor](), indices[0][:0]
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:  # never at the first level
-            counts += _count_together(levels, updated, len(counts), group)
             reassigned = level.reassign_books(counts[-1].flatten().clone(), reassigned)
             index = level.books_below(updated[-1]) * level.size + index % level.size
         updated.append(index)
-    counts += _count_together(levels, updated, len(counts), group)
+        counts += distributed.all_reduce([level.counts(index)], group)
     books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
     batch = zip(levels, residuals, updated, books, strict=True) if levels[0].total is not None else ()
     sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
     for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
         level.average(*statistics)  # type: ignore[arg-type]
-
-
-def _count_together(
-    levels: Sequence[LevelCodebooks], indices: Sequence[Tensor], first: int, group: Any
-) -> list[Tensor]:  # fmt: skip
-    """Return the counts of level `first` to the last one that has indices, summed over the ranks of `group`."""
-    counts = [level.counts(index) for level, index in zip(levels[first:], indices[first:], strict=False)]
-    return distributed.all_reduce(counts, group)
