@@ -83,6 +83,11 @@ def shorten(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
+def largest(*shown: str) -> str:
+    """Return the largest of p-values that `shorten` returned."""
+    return max(shown, key=lambda text: float(text.removeprefix("< ")))
+
+
 def welch(first: Values, second: Values) -> str:
     """Return the two-sided p-value of Welch's t-test."""
     return shorten(stats.ttest_ind(first, second, equal_var=False).pvalue)

@@ -15,7 +15,7 @@ import torch
 from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from benchmarks.tuned import DEEP, deep_fields
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import Config, presets
+from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
@@ -103,13 +103,10 @@ def bench_train(config: Config, rounds: int = 12) -> list[Row]:
     return time_steps({name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}, rounds)
 
 
-def bench_deep(names: Sequence[str], rounds: int = 12) -> list[Row]:
-    """Return the rows of `time_steps` for CIFAR10 and systems of `benchmarks.tuned.DEEP`."""
-    base = presets.get("treevq/cifar10").config
-    return time_steps(
-        {name: AutoencoderSide(override(base, deep_fields("cifar10", *DEEP[name])), plain=False) for name in names},
-        rounds,
-    )
+def bench_deep(config: Config, names: Sequence[str], rounds: int = 12) -> list[Row]:
+    """Return the rows of `time_steps` for systems of `benchmarks.tuned.DEEP` in place of those of `config`."""
+    configs = {name: override(config, deep_fields("cifar10", *DEEP[name])) for name in names}
+    return time_steps({name: AutoencoderSide(configs[name], plain=False) for name in names}, rounds)
 
 
 def time_steps(sides: Mapping[str, AutoencoderSide], rounds: int) -> list[Row]:
@@ -143,10 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
     parser.add_argument("--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)")
-    parser.add_argument("--deep", nargs="+", choices=tuple(DEEP), metavar="NAME", help="time these systems instead")
+    parser.add_argument("--deep", nargs="+", choices=tuple(DEEP), metavar="NAME", help="with --preset treevq/cifar10")
     arguments, config = preset_of(parser, argv)
-    rows = bench_deep(arguments.deep, arguments.rounds) if arguments.deep else bench_train(config, arguments.rounds)
-    finish(rows, COLUMNS, arguments.json)
+    names, rounds = arguments.deep, arguments.rounds
+    finish(bench_deep(config, names, rounds) if names else bench_train(config, rounds), COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

@@ -294,6 +294,7 @@ def test_a_command_that_is_ended_leaves_nothing(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)  # nohup ignores one
         monkeypatch.setattr(os, "fsync", lambda _, signum=signum: signal.raise_signal(signum))
         with pytest.raises(SystemExit, match=str(128 + signum)):
             main(["compress", "mnist", str(images / "2.png"), "-o", str(tmp_path / "x.hrv")])

@@ -449,7 +449,7 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield write_tar(folder / "text.tar", {"a.txt": b"no image"}), "text.tar: no PNG, JPEG or WebP image is in it"
     for label in (b"cat", b"9" * 20, b"9" * 5000):
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
-        yield folder / "cls.tar", "a.png: its .cls file is no whole number; correct it, or use --data.labels false"
+        yield folder / "cls.tar", "a.png: its .cls file is no number; correct it, or train with --data.labels false"
     yield folder / "x.tar.gz", "x.tar.gz: there is no such file or folder"
     write_tar(folder / "gone" / "train-0.tar", {f"{name}.png": images[0] for name in "abc"})
     yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
@@ -563,7 +563,7 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == [
         f"{tmp_path / 'runs' / 'x'} is a run folder; its pictures are left out",
         f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP",
-        f"{tmp_path}: 1 image outside of class folders, so there is no class",
+        f"{tmp_path}: 1 image outside of class folders: there is no class",
     ]
     touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")
     assert names_of(tmp_path / "split") == ["train/0.png"]

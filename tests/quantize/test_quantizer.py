@@ -175,6 +175,7 @@ def _few_values(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as all that are reached have room and none waits; an unreached one is the shared codebook in both."""
     monkeypatch.setattr(codebooks, "_LONGEST_WAIT", 1)
+    monkeypatch.setattr(codebooks, "_CACHED_VALUES", 1)
     z, whole = latents(1, 5, 4), sparse()
     monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 15, 40)))
     few = sparse()

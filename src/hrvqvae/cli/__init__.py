@@ -113,11 +113,13 @@ def _end_cleanly() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a command as an error would, so that it deletes its temporary files."""
 
     def end(signum: int, _: FrameType | None) -> None:
+        for ignored in signals:  # until the files are deleted
+            signal.signal(ignored, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
     signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: one
     signals = [signum for signum in signals if signal.getsignal(signum) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread() or "RANK" in os.environ:
+    if threading.current_thread() is not threading.main_thread() or os.environ.get("WORLD_SIZE", "1") != "1":
         signals = []  # of processes that train together, one may wait for another in a call that no handler interrupts
     for signum in signals:
         signal.signal(signum, end)

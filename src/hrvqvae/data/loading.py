@@ -249,6 +249,11 @@ def _number_classes(
     where: str, sources: Mapping[str, Source]
 ) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
     """Return the names of the classes, and the class numbers of each source; both are empty without labels."""
+    for source in sources.values():
+        if isinstance(source, files.FolderSource) and 0 < source.outside < len(source):
+            told_once(
+                f"{source.folder}: {counted(source.outside, 'image')} outside of class folders: there is no class"
+            )
     labelled = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labelled:
         return (), {}

@@ -143,7 +143,7 @@ def evaluate_run(
     trained = Model(run, str(compute.device), beam)
     trained.autoencoder.check_levels(sample_levels)
     if samples and rate and not trained.classes:
-        raise InputError(f"the priors of {run} know no classes: leave out --samples, or train with --data.labels true")
+        raise InputError(f"the priors of {run} know no classes: leave out --samples, or train on images with classes")
     for weight in guidance if samples else ():
         check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
     model, config, encode = trained.autoencoder, trained.config.with_root(root), trained.encoder(lmbda)

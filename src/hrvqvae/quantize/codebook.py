@@ -284,12 +284,19 @@ def update_codebooks(
 ) -> None:
     """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the ranks of `group`."""
     updated, counts, reassigned = list[Tensor](), list[Tensor](), indices[0][:0]
+
+    def count() -> None:
+        """Count at the levels that are updated and not yet counted."""
+        uncounted = [*zip(levels, updated, strict=False)][len(counts) :]
+        counts.extend(distributed.all_reduce([level.counts(index) for level, index in uncounted], group))
+
     for level, index in zip(levels, indices, strict=True):
         if level.table is not None:  # never at the first level
+            count()
             reassigned = level.reassign_books(counts[-1].flatten().clone(), reassigned)
             index = level.books_below(updated[-1]) * level.size + index % level.size
         updated.append(index)
-        counts += distributed.all_reduce([level.counts(index)], group)
+    count()
     books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
     batch = zip(levels, residuals, updated, books, strict=True) if levels[0].total is not None else ()
     sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)

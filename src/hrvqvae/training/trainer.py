@@ -314,7 +314,7 @@ class Trainer(Generic[B]):
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
-            self.say("its budget is spent: raise the epochs, --max-steps or --max-minutes that end it")
+            self.say("its budget is spent; to train further, raise its epochs, --max-steps or --max-minutes")
         if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:  # new budget
             rate = compute_learning_rate(task.training, state.step, state.fraction)
             self.say(f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")

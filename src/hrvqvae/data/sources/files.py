@@ -36,7 +36,8 @@ class FolderSource(Source):
     def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
         super().__init__([len(files)])
         self.folder, self._names = folder, encode_names(files)
-        if all(name.count("/") > depth for name in files):
+        self.outside = sum(name.count("/") <= depth for name in files)  # of class folders
+        if not self.outside:
             self.labels = np.array([sys.intern(normalize(name).split("/")[depth]) for name in files], object)
 
     def name(self, row: int) -> str:
@@ -98,8 +99,6 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
         prefix = f"{split}/" if split else ""
         names = [files[name].removeprefix(prefix) for name in sorted(files) if name.startswith(prefix)]
         sources[split] = FolderSource(folder / split, names)
-        if 0 < (outside := sum("/" not in name for name in names)) < len(names):
-            told_once(f"{folder / split}: {counted(outside, 'image')} outside of class folders, so there is no class")
     return sources
 
 
@@ -122,31 +121,34 @@ def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[st
 def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of files with these suffixes at any depth of a folder, in no order.
 
-    Follow links to folders, except to a folder that contains the link. Skip names that begin with a dot. A note counts
-    images in other formats, and another names each folder that can't be read. Raises InputError if a name is not UTF-8.
+    Follow links to folders, except to a folder that contains the link. Skip names that begin with a dot and, if the
+    suffixes are those of images, run folders. Notes count images in other formats, and name run folders and folders
+    that can't be read. Raises InputError if a name is not UTF-8.
     """
-    others = Counter[str]()
-    for file in _walk(folder, {identify(path) for path in folder.resolve().parents}):
+    others, of_images = Counter[str](), suffixes == SUFFIXES
+    for file in _walk(folder, {identify(path) for path in folder.resolve().parents}, of_images):
         suffix = Path(file.name).suffix.lower()
         if suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
             if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):  # no surrogates
                 raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
             yield name
-        elif OTHER_IMAGES.fullmatch(suffix):
+        elif of_images and OTHER_IMAGES.fullmatch(suffix):
             others[suffix] += 1
     if others:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
         told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
 
 
-def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+def _walk(
+    folder: Path, above: set[tuple[int, int]], skip_runs: bool, is_root: bool = True
+) -> Iterator[os.DirEntry[str]]:
     """Yield the files at any depth of a folder; do not follow a link to a folder in `above`."""
     try:
         above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
-        if {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}:
+        if skip_runs and not is_root and {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}:
             told_once(f"{folder} is a run folder; its pictures are left out")
             return
     except OSError as error:
@@ -161,7 +163,7 @@ def _walk(folder: Path, above: set[tuple[int, int]]) -> Iterator[os.DirEntry[str
         if is_file:
             yield entry
         elif is_folder and not (entry.is_symlink() and identify(entry.path) in above):
-            yield from _walk(Path(entry.path), above)
+            yield from _walk(Path(entry.path), above, skip_runs, is_root=False)
 
 
 def _expand_braces(inner: str) -> list[str]:

@@ -56,7 +56,7 @@ class TarSource(Source):
             raise InputError(f"{self.files[0]}: no PNG, JPEG or WebP image is in it")
         if labels and BAD_LABEL in stored_labels:
             where = self.where(int(np.argmax(stored_labels == BAD_LABEL)))
-            raise InputError(f"{where}: its .cls file is no whole number; correct it, or use --data.labels false")
+            raise InputError(f"{where}: its .cls file is no number; correct it, or train with --data.labels false")
         if labels and NO_LABEL not in stored_labels:
             self.labels, self.class_names = stored_labels, _read_class_names(self.files)
 
