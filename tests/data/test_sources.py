@@ -563,7 +563,7 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     assert caplog.messages == [
         f"{tmp_path / 'runs' / 'x'} is a run folder; its pictures are left out",
         f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP",
-        f"{tmp_path}: 1 image outside of class folders: there is no class",
+        f"{tmp_path}: no classes: 1 image outside of class folders",
     ]
     touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")
     assert names_of(tmp_path / "split") == ["train/0.png"]

@@ -251,9 +251,7 @@ def _number_classes(
     """Return the names of the classes, and the class numbers of each source; both are empty without labels."""
     for source in sources.values():
         if isinstance(source, files.FolderSource) and 0 < source.outside < len(source):
-            told_once(
-                f"{source.folder}: {counted(source.outside, 'image')} outside of class folders: there is no class"
-            )
+            told_once(f"{source.folder}: no classes: {counted(source.outside, 'image')} outside of class folders")
     labelled = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labelled:
         return (), {}
