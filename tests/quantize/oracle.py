@@ -1,6 +1,7 @@
 """Residual quantization in numpy and float64, one vector at a time, written from the equations and not from the code.
 
-books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew.
+books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew. The last `context`
+codes of the group (0: all) choose a codebook. `groups` is (linked, context).
 """
 
 from fractions import Fraction
@@ -8,24 +9,27 @@ from fractions import Fraction
 import numpy as np
 
 
-def search(vector, books, linked):
+def search(vector, books, linked, context=0):
     """(path of each level, residuals r_0 to r_L)."""
-    path, paths, residuals = 0, [], [np.array(vector, np.float64)]
+    codes, paths, residuals = [], [], [np.array(vector, np.float64)]
     for level, book in enumerate(books):
-        path = 0 if level % linked == 0 else path
+        codes = [] if level % linked == 0 else codes
+        path = 0
+        for code, size in codes[-context:]:
+            path = path * size + code
         distances = [float(((residuals[-1] - codeword) ** 2).sum()) for codeword in book[path].astype(np.float64)]
         child = distances.index(min(distances))
         residuals.append(residuals[-1] - book[path, child].astype(np.float64))
-        path = path * book.shape[1] + child
-        paths.append(path)
+        codes.append((child, book.shape[1]))
+        paths.append(path * book.shape[1] + child)
     return paths, residuals
 
 
-def losses(vectors, books, linked, beta, level_betas):
+def losses(vectors, books, groups, beta, level_betas):
     """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's without level_betas."""
     terms = {}
     for vector in vectors:
-        _, residuals = search(vector, books, linked)
+        _, residuals = search(vector, books, *groups)
         errors = [float((residual**2).sum()) for residual in residuals[1:]]
         named = [("", errors[-1], beta)]
         if level_betas:
@@ -37,11 +41,11 @@ def losses(vectors, books, linked, beta, level_betas):
     return terms
 
 
-def gradients(vectors, books, linked, beta, level_betas):
+def gradients(vectors, books, groups, beta, level_betas):
     """Of all terms: by the vectors (through the commitments), and by the codewords of each level (through the rest)."""
     of_vectors, of_books = np.zeros(np.shape(vectors)), [np.zeros(book.shape) for book in books]
     for row, vector in enumerate(vectors):
-        paths, residuals = search(vector, books, linked)
+        paths, residuals = search(vector, books, *groups)
         of_vectors[row] += 2 * beta * residuals[-1]
         for level, path in enumerate(paths):
             own = of_books[level].reshape(-1, len(vector))[path]
@@ -52,11 +56,11 @@ def gradients(vectors, books, linked, beta, level_betas):
     return of_vectors, of_books
 
 
-def batch_sums(vectors, books, linked):
+def batch_sums(vectors, books, groups):
     """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m), (number, m, D)."""
     counts, totals = [np.zeros(book.shape[:2]) for book in books], [np.zeros(book.shape) for book in books]
     for vector in vectors:
-        paths, residuals = search(vector, books, linked)
+        paths, residuals = search(vector, books, *groups)
         for level, path in enumerate(paths):
             counts[level].reshape(-1)[path] += 1
             totals[level].reshape(-1, len(vector))[path] += residuals[level]
@@ -64,12 +68,15 @@ def batch_sums(vectors, books, linked):
 
 
 def beam(vector, books, width, weight):
-    """The index of each level that a beam ends in, from whole numbers, so that equal costs are equal."""
+    """The index of each level that a beam ends in, from whole numbers, so that equal costs are equal.
+
+    Codeword i of one level has the codebook i modulo their number at the next level.
+    """
     kept = [(Fraction(0), [], tuple(vector))]  # what the levels before add, indices, residual
     for level, book in enumerate(books, start=1):
         longer = []
         for before, indices, residual in kept:
-            above = indices[-1] if len(book) > 1 else 0
+            above = indices[-1] % len(book) if indices else 0
             for child, codeword in enumerate(book[above]):
                 left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
                 distance = sum(x * x for x in left)

@@ -53,6 +53,17 @@ def equal(one: TreeVQ, other: TreeVQ) -> bool:
     return same(one.state_dict(), other.state_dict())
 
 
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_codewords_that_share_a_codebook_are_fitted(context: int) -> None:
+    vectors, other = vectors_of(4_000), vectors_of(4_000, seed=1)
+    once, often = (TreeVQ(DIM, SIZE, 5, context=context, start_vectors=300).fit(vectors, passes=n) for n in (1, 10))
+    for given in (vectors, other):
+        assert error(often, given) < error(once, given)
+    assert often.quantizer.config.num_codebooks[-1] == SIZE**context
+    codes = often.encode(other)
+    assert torch.equal(often.align().encode(other), codes), "codewords that share a codebook are not renumbered"
+
+
 @pytest.mark.parametrize("beam", [1, 4])
 def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, other = vectors_of(2_000), vectors_of(2_000, seed=1)

@@ -30,6 +30,7 @@ VARIANTS = {
     "sizes": QuantizerConfig(levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON),
     "groups": QuantizerConfig(levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON),  # the last is shorter
     "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
+    "context": QuantizerConfig(levels=5, codewords=3, linked=4, context=2, level_betas=(0.3,), **_COMMON),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
@@ -62,6 +63,10 @@ def books_of(quantizer: ResidualQuantizer) -> list[np.ndarray]:
     return [book.codewords.detach().numpy().copy() for book in quantizer.levels]
 
 
+def groups_of(config: QuantizerConfig) -> tuple[int, int]:
+    return config.group_size, config.context
+
+
 def flat(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(-1, tensor.shape[-1]).detach().numpy().astype(np.float64)
 
@@ -69,17 +74,17 @@ def flat(tensor: Tensor) -> np.ndarray:
 @settings(max_examples=30, deadline=None)
 @given(
     levels=st.integers(1, 5), sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5), dim=st.integers(1, 7),
-    linked=st.integers(0, 5), joint=st.booleans(), seed=st.integers(0, 10**6),
+    linked=st.integers(0, 5), context=st.integers(0, 4), joint=st.booleans(), seed=st.integers(0, 10**6),
 )  # fmt: skip
 def test_codes_and_paths_agree_with_the_oracle(
-    levels: int, sizes: list[int], dim: int, linked: int, joint: bool, seed: int
+    levels: int, sizes: list[int], dim: int, linked: int, context: int, joint: bool, seed: int
 ) -> None:
-    own = tuple(sizes[:levels])
-    config = QuantizerConfig(levels=levels, level_codewords=own, dim=dim, linked=linked, joint_beam=joint)
+    own, links = tuple(sizes[:levels]), {"linked": linked, "context": context, "joint_beam": joint}
+    config = QuantizerConfig(levels=levels, level_codewords=own, dim=dim, **links)  # type: ignore[arg-type]
     quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
     assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
-    expected = [oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)]
+    expected = [oracle.search(vector, books_of(quantizer), *groups_of(config))[0] for vector in flat(z)]
     paths = torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1)
     assert paths.tolist() == expected
     assert all(largest < n for largest, n in zip(paths.amax(0).tolist(), config.num_codewords, strict=True))
@@ -89,7 +94,7 @@ def test_codes_and_paths_agree_with_the_oracle(
 @every_variant
 def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through(config: QuantizerConfig) -> None:
     quantizer, z = random_quantizer(config).eval(), latents(2, 3, 4).requires_grad_()
-    codes, found = quantizer.encode(z), [oracle.search(one, books_of(quantizer), config.group_size) for one in flat(z)]
+    codes, found = quantizer.encode(z), [oracle.search(one, books_of(quantizer), *groups_of(config)) for one in flat(z)]
     for levels in range(1, config.levels + 1):
         expected = np.stack([residuals[0] - residuals[levels] for _, residuals in found])
         np.testing.assert_allclose(flat(quantizer.lookup(codes[:levels])), expected, atol=1e-5)
@@ -104,7 +109,7 @@ def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through
 @both_updates
 def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, update: str) -> None:
     quantizer, z = random_quantizer(config, update=update).eval(), latents(2, 3, 4).requires_grad_()
-    about = flat(z), books_of(quantizer), config.group_size, config.beta, config.beta_of_levels
+    about = flat(z), books_of(quantizer), groups_of(config), config.beta, config.beta_of_levels
     losses, expected = quantizer(z).losses, oracle.losses(*about)
     if update == "ema":
         expected = {name: value for name, value in expected.items() if name.startswith("commitment")}
@@ -122,7 +127,7 @@ def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, upd
 @every_variant
 def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
     quantizer, z = random_quantizer(config), latents(2, 5, 6)
-    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
+    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), groups_of(config))
     expected = [
         (0.9 * book.count.double().numpy() + 0.1 * count, 0.9 * book.total.double().numpy() + 0.1 * total)
         for book, count, total in zip(quantizer.levels, counts, totals, strict=True)
@@ -146,7 +151,7 @@ def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
         assert torch.equal(book.count.view(-1), torch.bincount(codes.flatten(), minlength=book.num_codewords).float())
     moved = z + 0.5
     before = [(book.count.double().numpy(), book.total.double().numpy()) for book in quantizer.levels]
-    counts, totals = oracle.batch_sums(flat(moved), books_of(quantizer), quantizer.config.group_size)
+    counts, totals = oracle.batch_sums(flat(moved), books_of(quantizer), groups_of(quantizer.config))
     quantizer.train()(moved)
     for book, (count, total), new_count, new_total in zip(quantizer.levels, before, counts, totals, strict=True):
         count, total = 0.8 * count + 0.2 * new_count, 0.8 * total + 0.2 * new_total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -94,6 +95,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: Number of levels per group. In a group, each codeword has a codebook of its own at the next level. Each group
     #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels; 1: no links.
     linked: Count = 0
+    #: Number of coarser codes that choose a level's codebook: the last ones of the group. 0: all codes of the group.
+    context: Count = 0
     level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
     dim: Positive = 32  #: D, width of a codeword
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
@@ -105,7 +108,8 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: Each codeword is shrunk towards the mean of the level's codewords with the same code. The mean counts as this
     #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
     shrinkage: Weight = 0.0
-    memory_mib: Positive = 64  #: most MiB of codewords per level with `shrinkage`; other parents share one codebook
+    #: Most MiB of codewords per level with `shrinkage` and without `context`; other parents share one codebook.
+    memory_mib: Positive = 64
     init_vectors: Count = 131_072  #: latents for the k-means start (0: noise at the scale of the latents)
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
     restart_below: Weight = 0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
@@ -120,10 +124,10 @@ class QuantizerConfig(Section, section="model.quantizer"):
         self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
         forbids_beam = self.levels > 1 and self.linked == 1 and not self.joint_beam
         self.require(self.beam == 1 or not forbids_beam, "beam", "1 unless levels are linked or joint_beam is true")
-        group = min(self.group_size, 31)  # more levels need no check: 31 exceed 2^30 even with two codewords
-        values = max(math.prod(self.sizes[first : first + group]) for first in range(0, self.levels, group)) * self.dim
+        values = max(map(operator.mul, self.sizes, self.num_parents)) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
-        require(values <= 2**30 or self.shrinkage > 0, "model.quantizer.codewords ** levels * dim", values, limit)
+        sparse = self.shrinkage > 0 and not self.context
+        require(values <= 2**30 or sparse, "model.quantizer.codewords ** levels * dim", values, limit)
         if self.shrinkage:  # a small file may stand for so much memory, since it holds only what was used
             fits = sum(self.num_codewords) * self.dim <= 2**28
             self.require(fits, "memory_mib", "less: all levels together may have 1 GiB of codewords")
@@ -148,14 +152,17 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     @property
     def num_parents(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted from 0."""
-        group_starts = (level - level % self.group_size for level in range(self.levels))
-        return tuple(math.prod(self.sizes[start:level]) for level, start in enumerate(group_starts))
+        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted from 0, or m^context.
+
+        The codebook below codeword i of the coarser level is i modulo this number.
+        """
+        coarser = [min(level % self.group_size, self.context or self.levels) for level in range(self.levels)]
+        return tuple(math.prod(self.sizes[level - count : level]) for level, count in enumerate(coarser))
 
     @property
     def num_codebooks(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in memory: with `shrinkage` as many as fit, the shared one included."""
-        if not self.shrinkage:
+        """Number of codebooks of each level in memory: as many as fit, if only used ones are kept."""
+        if not self.shrinkage or self.context:
             return self.num_parents
         capacity = self.memory_mib * 2**18 // self.dim  # codewords per level
         return tuple(min(books, max(2, capacity // m)) for books, m in zip(self.num_parents, self.sizes, strict=True))

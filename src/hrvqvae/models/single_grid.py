@@ -44,7 +44,7 @@ class SingleGridAutoencoder(Autoencoder):
         quantizer = self.quantizer
         if not isinstance(quantizer, ResidualQuantizer) or any(book.table is not None for book in quantizer.levels):
             return ()
-        is_tree = 1 < quantizer.config.group_size == quantizer.config.levels
+        is_tree = 1 < quantizer.config.group_size == quantizer.config.levels and not quantizer.config.context
         return tuple(codebook.codewords.detach() for codebook in quantizer.levels if is_tree)
 
     def latents(self, images: Tensor) -> Tensor:

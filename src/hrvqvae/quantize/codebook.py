@@ -68,9 +68,10 @@ class LevelCodebooks(nn.Module):
 
     def books_below(self, index: Tensor) -> Tensor:
         """Return the codebook below each codeword `index` of the coarser level, in the same shape."""
-        if self.num_books == 1:
-            return torch.zeros_like(index)
-        return index if self.table is None else self.table[index.to(self.table.device)].to(index.device)
+        if self.table is None:
+            return index % self.num_books
+        books: Tensor = self.table[index.to(self.table.device)].to(index.device)
+        return books
 
     def codewords_of(self, books: Tensor) -> Tensor:
         """Return the indices of all codewords of codebooks (K,): (K * m,)."""

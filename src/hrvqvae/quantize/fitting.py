@@ -84,13 +84,17 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
 
     Levels of several codebooks use `vq.shrink`. Each vector adds `weight` to the count of its codeword.
     """
-    shift = totals[0].new_zeros(0)  # (K, D), move of the sum of codewords from level 1 to each coarser codeword
+    # (K, D), move of the sum of codewords from level 1 to each codeword of the coarser level; (K,), its vectors
+    shift = before = totals[0].new_zeros(0)
     for level, count, total in zip(levels, counts, totals, strict=True):
         parent_shift = total.new_zeros(level.num_books, 1, total.shape[-1])
-        if level.num_books > 1:
-            parent_shift[slice(None) if level.table is None else level.table, 0] = shift
         if level.table is not None:
+            parent_shift[level.table, 0] = shift
             parent_shift[0] = 0  # parents that share codebook 0 moved in many directions
+        elif level.num_books > 1:  # the mean of the parents that share a codebook
+            vectors = before.view(-1, level.num_books, 1)
+            shifts = shift.view(*vectors.shape[:2], -1)
+            parent_shift[:, 0] = (vectors * shifts).sum(0) / vectors.sum(0).clamp(min=1)
         total = total - count.unsqueeze(-1) * parent_shift
         shared = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
         codewords = shared[None]
@@ -100,7 +104,7 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
             level.shared.copy_(shared)
         if level.table is not None:
             codewords[0], count[0] = shared, count.sum(0)
-        shift = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1)
+        shift, before = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1), count
         level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
 
 

@@ -51,6 +51,7 @@ class TreeVQ(nn.Module):
         codewords: m, codewords per codebook: a number, or one per level, coarse first.
         levels: L. Indices take L * log2(m) bits per position.
         linked: number of levels in a group of linked levels; 0 links all, 1 none (residual quantization).
+        context: number of coarser indices of the group that choose a level's codebook: the last ones; 0 is all.
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment to the sum of the codewords.
         level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty means `beta`.
@@ -79,6 +80,7 @@ class TreeVQ(nn.Module):
         levels: int = 3,
         *,
         linked: int = 0,
+        context: int = 0,
         channel_last: bool = True,
         beta: float = 0.25,
         level_betas: float | Sequence[float] = 0.05,
@@ -108,7 +110,7 @@ class TreeVQ(nn.Module):
         try:
             config = QuantizerConfig(
                 dim=dim, codewords=max(sizes) if sizes else codewords, level_codewords=sizes,  # type: ignore[arg-type]
-                levels=levels, linked=linked, beta=beta, level_betas=betas or (beta,), beam=beam,
+                levels=levels, linked=linked, context=context, beta=beta, level_betas=betas or (beta,), beam=beam,
                 joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
                 shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every, restart_below=restart_below,
             )  # fmt: skip

@@ -47,7 +47,8 @@ class ResidualQuantizer(Quantizer):
         self.search: Callable[..., Tensor] = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
         books = nn.ModuleList()
         for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
-            has_table = num_books < num_parents or (config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS)
+            is_large = config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS and not config.context
+            has_table = num_books < num_parents or is_large
             coarser: Any = books[-1] if has_table else None
             options = config.decay, config.update, config.shrinkage
             books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
@@ -187,8 +188,9 @@ class ResidualQuantizer(Quantizer):
         return restarted
 
     def _linked_below(self, level: int) -> list[LevelCodebooks]:
-        """Return the finer levels of the same group."""
-        return list(takewhile(lambda book: book.num_books > 1, self.levels[level + 1 :]))
+        """Return the finer levels that have a codebook for each codeword, down to the first that has fewer."""
+        pairs = zip(self.levels[level:], self.levels[level + 1 :], strict=False)
+        return [finer for _, finer in takewhile(lambda pair: pair[1].num_books == pair[0].num_codewords, pairs)]
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in proportion."""
@@ -203,8 +205,11 @@ class ResidualQuantizer(Quantizer):
     def align(self) -> None:
         """Renumber children, with their subtrees, so that an index means about the same below every parent.
 
-        Codebooks of more than 1,024 codewords stay as they are. With `shrinkage` codebooks are aligned from the start.
+        Codebooks of more than 1,024 codewords stay as they are, and all do with `context`, since codewords that share a
+        codebook can't be renumbered apart. With `shrinkage` codebooks are aligned from the start.
         """
+        if self.config.context:
+            return
         for level, book in enumerate(self.levels):
             if book.num_books == 1 or book.shared is not None or book.size > _MAX_ALIGNED_SIZE:
                 continue

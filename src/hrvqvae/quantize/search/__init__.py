@@ -10,8 +10,8 @@ A beam of width 1 is the greedy search, and a beam as wide as there are branches
 cost of all leaves. Of equal costs the branch with the cheaper parent wins, then the branch with the lower child. Two
 forms give the same results: `compiled` runs on a CPU, `tensors` on a GPU and in graphs.
 
-Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). A level that is linked to the
-coarser level has one codebook per codeword of that level, or a table (K,) int64 with the codebook of each.
+Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). Codeword i of the coarser level
+has the codebook i modulo num_books, or the one that a table (K,) int64 gives.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _book_below(index: int, num_books: int, table_start: int, tables: Integers) 
     """Return the codebook of a level below the codeword `index` of the coarser level."""
     if table_start >= 0:
         return int(tables[table_start + index])
-    return index if num_books > 1 else 0
+    return index if index < num_books else index % num_books
 
 
 @compiled()

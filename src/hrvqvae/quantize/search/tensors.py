@@ -40,7 +40,7 @@ def _beam(
     indices: list[Tensor] = []
     for level, (codebook, table) in enumerate(levels, start=1):
         books, size, _ = codebook.shape
-        book = torch.zeros_like(index) if books == 1 else index if table is None else table[index]
+        book = index % books if table is None else table[index]
         distance = _distances(residual, codebook, book)
         cost = (distance + coarser_cost).flatten(1)
         finest = level == len(levels)
