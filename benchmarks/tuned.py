@@ -5,7 +5,7 @@ python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-
 --tune N searches the optimizer, learning rate, decay and commitment weight of each system by at most N trials of the
 same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other
 options are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed,
-links2, links1, simvq, qinco; of 36 bits per position, with only the learning rate searched: rq12x8, rq6x64, rq4x512,
+links2, links1, simvq, qinco; of 36 bits per position, with only rate and decay searched: rq12x8, rq6x64, rq4x512,
 rq3x4096, groups3, groups4, groups6, lean4, lean6, lean12, context3.
 """
 
@@ -30,24 +30,24 @@ from hrvqvae.utils.outputs import write_atomic
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
-DEEP: Mapping[str, tuple[int, int, int, float, int, float]] = {
-    "rq12x8": (12, 8, 1, 0, 0, 0.95), "rq6x64": (6, 64, 1, 0, 0, 0.95), "rq4x512": (4, 512, 1, 0, 0, 0.95),
-    "rq3x4096": (3, 4096, 1, 0, 0, 0.95), "groups3": (12, 8, 3, 0, 0, 0.95), "groups4": (12, 8, 4, 0, 0, 0.95),
-    "groups6": (12, 8, 6, 0, 0, 0.95), "lean4": (12, 8, 4, 0.05, 0, 0.95), "lean6": (12, 8, 6, 0.05, 0, 0.95),
-    "lean12": (12, 8, 12, 0.05, 0, 0.95), "context3": (12, 8, 12, 0.05, 3, 0.99),
+DEEP: Mapping[str, tuple[int, int, int, float, int]] = {
+    "rq12x8": (12, 8, 1, 0, 0), "rq6x64": (6, 64, 1, 0, 0), "rq4x512": (4, 512, 1, 0, 0),
+    "rq3x4096": (3, 4096, 1, 0, 0), "groups3": (12, 8, 3, 0, 0), "groups4": (12, 8, 4, 0, 0),
+    "groups6": (12, 8, 6, 0, 0), "lean4": (12, 8, 4, 0.05, 0), "lean6": (12, 8, 6, 0.05, 0),
+    "lean12": (12, 8, 12, 0.05, 0), "context3": (12, 8, 12, 0.05, 3),
 }  # fmt: skip
-"""Levels, codewords, linked levels, shrinkage, context and decay of quantizers of 36 bits for each of few positions."""
+"""Levels, codewords, linked levels, shrinkage and context of quantizers of 36 bits for each of few positions."""
 _OF_DEEP = ("model.stride", "model.hidden_units", "model.residual_blocks", "model.quantizer.dim")
 
 
 def deep_fields(
-    dataset: str, levels: int, codewords: int, linked: int, shrinkage: float, context: int, decay: float
+    dataset: str, levels: int, codewords: int, linked: int, shrinkage: float, context: int
 ) -> dict[str, Any]:
-    """Return the fields of a variant of treevq-deep, whose learning rate alone is searched."""
+    """Return the fields of a variant of treevq-deep; its learning rate and decay are searched."""
     values = dict(flatten(to_dict(presets.get(f"treevq-deep/{dataset}").config)))
     shape = {"levels": levels, "codewords": codewords, "linked": linked, "shrinkage": shrinkage, "context": context}
-    shape |= {"beam": 1 if linked == 1 else values["model.quantizer.beam"], "decay": decay}
-    fixed = {name: values[name] for name in (*_OF_DEEP, *_SEARCHED) if name != "training.learning_rate"}
+    shape["beam"] = 1 if linked == 1 else values["model.quantizer.beam"]
+    fixed = {name: values[name] for name in (*_OF_DEEP, "training.optimizer", "model.quantizer.beta")}
     return fixed | {f"model.quantizer.{name}": value for name, value in shape.items()}
 
 

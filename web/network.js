@@ -182,22 +182,23 @@ export function buildEncoder(kernel, weights, name, { stride, residual_blocks: b
   ]);
 }
 
-/** Codewords and codes: each level has `codewords` children below each codeword of the level before in its group. */
+/** Codewords and codes: codeword i of a level has, at the next level, the codebook i modulo the number of codebooks. */
 export class Codebooks {
   constructor(weights, { levels, codewords, linked, dim, beam, coarse_weight: coarseWeight }) {
     Object.assign(this, { levels, size: codewords, linked: Math.min(linked || levels, levels), dim, beam, coarseWeight });
     const name = (level) => (levels === 1 ? "quantizer.codebook" : `quantizer.codebooks.${level}`);
     this.books = Array.from({ length: levels }, (_, level) => weights[`${name(level)}.codewords`].data);
+    this.counts = this.books.map((book) => book.length / (codewords * dim)); // of codebooks
   }
 
   /** The sum of the codewords of the first levels: latents. */
   lookup(codes, [height, width]) {
-    const { dim, size, linked } = this;
+    const { dim, size } = this;
     const data = new Float32Array(height * width * dim);
     for (let p = 0; p < height * width; p++) {
       let index = 0;
       codes.forEach((level, l) => {
-        index = (l % linked ? index * size : 0) + level[p];
+        index = (index % this.counts[l]) * size + level[p];
         for (let d = 0; d < dim; d++) data[p * dim + d] += this.books[l][index * dim + d];
       });
     }
@@ -229,8 +230,9 @@ export class Codebooks {
       const most = level + 1 < last ? this.beam : 1;
       for (const parent of paths) {
         const { residual, index, before } = parent;
+        const start = (index % this.counts[level]) * size; // first codeword of the codebook
         for (let k = 0; k < size; k++) {
-          const at = (index * size + k) * dim;
+          const at = (start + k) * dim;
           let distance = 0;
           for (let d = 0; d < dim; d++) {
             const difference = residual[d] - book[at + d];
@@ -239,12 +241,12 @@ export class Codebooks {
           const cost = distance + before;
           if (kept.length === most && cost >= kept[most - 1].cost) continue;
           const rank = kept.findIndex((other) => cost < other.cost);
-          kept.splice(rank < 0 ? kept.length : rank, 0, { parent, k, cost, before: weight * distance + before });
+          const child = { parent, k, index: start + k, cost, before: weight * distance + before };
+          kept.splice(rank < 0 ? kept.length : rank, 0, child);
           if (kept.length > most) kept.pop();
         }
       }
-      paths = kept.map(({ parent, k, before }) => {
-        const index = parent.index * size + k;
+      paths = kept.map(({ parent, k, index, before }) => {
         const residual = parent.residual.map((value, d) => value - book[index * dim + d]);
         return { residual, index, before, codes: [...parent.codes, k] };
       });

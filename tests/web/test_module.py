@@ -103,8 +103,11 @@ def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(bundle: Path, tmp
 
 @torch.inference_mode()
 def test_encodes_to_files_that_python_reads_with_the_same_error(bundle: Path, tmp_path: Path) -> None:
-    model, entropy_model = read_bundle(bundle)
-    images = images_of_many_sizes(FILES, model.channels)
+    check_encoding(bundle, *read_bundle(bundle), FILES, tmp_path)
+
+
+def check_encoding(bundle: Path, model: Any, entropy_model: Any, count: int, tmp_path: Path) -> None:
+    images = images_of_many_sizes(count, model.channels)
     results = run_module("encode", bundle, [rgba(one) for one in images], tmp_path)
     for image, result in zip(images, results, strict=True):
         file = base64.b64decode(result)
@@ -221,6 +224,18 @@ def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     config = override(test_graphs.config_of("hrvqvae"), {"model.quantizer.shrinkage": "1"})
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
     assert "a level has a table" in refused(["export", "--web", test_graphs.saved("hrvqvae", tmp_path)])
+
+
+@torch.inference_mode()
+def test_a_model_with_a_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = override(test_graphs.config_of("context"), {"model.quantizer.beam": "3"})
+    monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
+    bundle = export_web(test_graphs.saved("context", tmp_path), tmp_path / "web")[0]
+    model, entropy_model = read_bundle(bundle)
+    check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
+    file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0])
+    (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
+    assert np.abs(pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)).max() <= 1
 
 
 def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
