@@ -105,7 +105,7 @@ def bench_train(config: Config, rounds: int = 12) -> list[Row]:
 
 def bench_deep(config: Config, names: Sequence[str], rounds: int = 12) -> list[Row]:
     """Return the rows of `time_steps` for systems of `benchmarks.tuned.DEEP` in place of those of `config`."""
-    configs = {name: override(config, deep_fields("cifar10", *DEEP[name])) for name in names}
+    configs = {name: override(config, deep_fields("cifar10", name)) for name in names}
     return time_steps({name: AutoencoderSide(configs[name], plain=False) for name in names}, rounds)
 
 

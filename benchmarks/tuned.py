@@ -6,7 +6,7 @@ python -m benchmarks.tuned mnist --systems printed,treevq,vqvae --tune 12 --max-
 same budget, on a tenth of the training images. --tuned-in DIR takes the settings of an earlier search. All other
 options are those of `hrvqvae compare`. Systems and variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed,
 links2, links1, simvq, qinco; of 36 bits per position, with only rate and decay searched: rq12x8, rq6x64, rq4x512,
-rq3x4096, groups3, groups4, groups6, lean4, lean6, lean12, context3.
+rq3x4096, groups3, groups4, groups6, joint4, lean4, lean6, lean12, context3.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ from hrvqvae.utils.outputs import write_atomic
 _SEARCHED = ("training.optimizer", "training.learning_rate", "model.quantizer.decay", "model.quantizer.beta")
 
 
-DEEP: Mapping[str, tuple[int, int, int, float, int]] = {
-    "rq12x8": (12, 8, 1, 0, 0), "rq6x64": (6, 64, 1, 0, 0), "rq4x512": (4, 512, 1, 0, 0),
-    "rq3x4096": (3, 4096, 1, 0, 0), "groups3": (12, 8, 3, 0, 0), "groups4": (12, 8, 4, 0, 0),
-    "groups6": (12, 8, 6, 0, 0), "lean4": (12, 8, 4, 0.05, 0), "lean6": (12, 8, 6, 0.05, 0),
-    "lean12": (12, 8, 12, 0.05, 0), "context3": (12, 8, 12, 0.05, 3),
+_RQ = {"linked": 1, "beam": 1}
+_LEAN = {"shrinkage": 0.05}
+DEEP: Mapping[str, Mapping[str, Any]] = {
+    "rq12x8": _RQ, "rq6x64": _RQ | {"levels": 6, "codewords": 64}, "rq4x512": _RQ | {"levels": 4, "codewords": 512},
+    "rq3x4096": _RQ | {"levels": 3, "codewords": 4096}, "groups3": {"linked": 3}, "groups4": {},
+    "groups6": {"linked": 6}, "joint4": {"joint_beam": "true"}, "lean4": _LEAN, "lean6": _LEAN | {"linked": 6},
+    "lean12": _LEAN | {"linked": 12}, "context3": _LEAN | {"linked": 12, "context": 3},
 }  # fmt: skip
-"""Levels, codewords, linked levels, shrinkage and context of quantizers of 36 bits for each of few positions."""
-_OF_DEEP = ("model.stride", "model.hidden_units", "model.residual_blocks", "model.quantizer.dim")
+"""Quantizers of 36 bits for each of few positions: what differs from 12 levels of 8 codewords in groups of 4."""
 
 
-def deep_fields(
-    dataset: str, levels: int, codewords: int, linked: int, shrinkage: float, context: int
-) -> dict[str, Any]:
-    """Return the fields of a variant of treevq-deep; its learning rate and decay are searched."""
+_OF_DEEP = ("model.stride", "model.hidden_units", "model.residual_blocks", "training.optimizer")
+_OF_DEEP_QUANTIZER = ("dim", "beta", "levels", "codewords", "linked", "beam")
+
+
+def deep_fields(dataset: str, name: str) -> dict[str, Any]:
+    """Return the fields of treevq-deep with the quantizer `DEEP[name]`; learning rate and decay are searched."""
     values = dict(flatten(to_dict(presets.get(f"treevq-deep/{dataset}").config)))
-    shape = {"levels": levels, "codewords": codewords, "linked": linked, "shrinkage": shrinkage, "context": context}
-    shape["beam"] = 1 if linked == 1 else values["model.quantizer.beam"]
-    fixed = {name: values[name] for name in (*_OF_DEEP, "training.optimizer", "model.quantizer.beta")}
-    return fixed | {f"model.quantizer.{name}": value for name, value in shape.items()}
+    fields = {field: values[field] for field in (*_OF_DEEP, *(f"model.quantizer.{key}" for key in _OF_DEEP_QUANTIZER))}
+    return fields | {f"model.quantizer.{key}": value for key, value in DEEP[name].items()}
 
 
 def arguments(dataset: str, systems: str = "") -> list[str]:
@@ -63,7 +64,7 @@ def arguments(dataset: str, systems: str = "") -> list[str]:
         "qinco": ("vqpytorch", {"model.quantizer.name": "qinco", **tree}),
     }
     names = systems.split(",") if systems else ["hrvqvae", "treevq", "vqvae", "rqvae", "fsq", "vqvae2", *variants]
-    variants |= {name: ("treevq", deep_fields(dataset, *DEEP[name])) for name in names if name in DEEP}
+    variants |= {name: ("treevq", deep_fields(dataset, name)) for name in names if name in DEEP}
     options = ["--systems", ",".join(f"{name}={variants[name][0]}" if name in variants else name for name in names)]
     for name in names:
         for field, value in variants.get(name, ("", {}))[1].items():
