@@ -177,7 +177,7 @@ def test_p_values() -> None:
     ]
 
 
-def test_variants_of_few_positions_search_the_learning_rate_alone() -> None:
+def test_variants_of_few_positions_search_rate_and_decay() -> None:
     options = tuned.arguments("cifar10", "lean12,rq3x4096")
     fields = {name.removeprefix("--"): value for name, value in zip(options[2::2], options[3::2], strict=True)}
     variants = dict(pair.split("=") for pair in options[1].split(","))
@@ -185,6 +185,6 @@ def test_variants_of_few_positions_search_the_learning_rate_alone() -> None:
         dataset="cifar10", systems=tuple(variants), variants=variants, max_steps=1, fields=fields,
     )  # fmt: skip
     for name, searched, bits in (("lean12", 360, 36), ("rq3x4096", 12_288, 36)):
-        assert [field for field, _ in Search(comparison, 5, name, {}).start] == [RATE]
+        assert [field for field, _ in Search(comparison, 5, name, {}).start] == [RATE, DECAY]
         model = comparison.config(name, 0).model
         assert (codewords_searched(model), sum(map(log2, model.num_symbols))) == (searched, bits)
