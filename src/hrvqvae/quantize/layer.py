@@ -58,10 +58,11 @@ class TreeVQ(nn.Module):
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
         coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; improves coarse outputs.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
-        decay: decay of all moving averages.
+        decay: decay of all moving averages; 0.99 suits codewords that get only a few vectors per batch.
         shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
             0.05 suits many linked levels. Above 0, dead codewords do not restart.
-        memory_mib: with `shrinkage`, limit of a level's codewords in MiB. Beyond it, the least used parents share one.
+        memory_mib: with `shrinkage` and no `context`, limit of a level's codewords in MiB. Beyond it, the least used
+            parents share one codebook.
         start_vectors: vectors in the k-means start; None for eight per leaf, at most 65,536 or 64 MiB, at least 4,096.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
