@@ -184,8 +184,9 @@ export function buildEncoder(kernel, weights, name, { stride, residual_blocks: b
 
 /** Codewords and codes: codeword i of a level has, at the next level, the codebook i modulo the number of codebooks. */
 export class Codebooks {
-  constructor(weights, { levels, codewords, linked, dim, beam, coarse_weight: coarseWeight }) {
-    Object.assign(this, { levels, size: codewords, linked: Math.min(linked || levels, levels), dim, beam, coarseWeight });
+  constructor(weights, { levels, codewords, linked, dim, beam, joint_beam: joint, coarse_weight: coarseWeight }) {
+    Object.assign(this, { levels, size: codewords, dim, beam, coarseWeight });
+    this.together = Math.min((!joint && linked) || levels, levels); // levels of one search
     const name = (level) => (levels === 1 ? "quantizer.codebook" : `quantizer.codebooks.${level}`);
     this.books = Array.from({ length: levels }, (_, level) => weights[`${name(level)}.codewords`].data);
     this.counts = this.books.map((book) => book.length / (codewords * dim)); // of codebooks
@@ -210,8 +211,8 @@ export class Codebooks {
     const codes = Array.from({ length: this.levels }, () => new Int32Array(height * width));
     for (let p = 0; p < height * width; p++) {
       let residual = data.slice(p * this.dim, (p + 1) * this.dim);
-      for (let first = 0; first < this.levels; first += this.linked) {
-        const best = this.descend(residual, first, Math.min(first + this.linked, this.levels));
+      for (let first = 0; first < this.levels; first += this.together) {
+        const best = this.descend(residual, first, Math.min(first + this.together, this.levels));
         best.codes.forEach((code, i) => (codes[first + i][p] = code));
         residual = best.residual;
       }

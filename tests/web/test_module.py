@@ -226,11 +226,15 @@ def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "a level has a table" in refused(["export", "--web", test_graphs.saved("hrvqvae", tmp_path)])
 
 
+@pytest.mark.parametrize("fields", [{"context": "1"}, {"linked": "2", "joint_beam": "true"}])
 @torch.inference_mode()
-def test_a_model_with_a_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = override(test_graphs.config_of("context"), {"model.quantizer.beam": "3"})
+def test_a_model_with_a_context_or_a_joint_beam(
+    fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {f"model.quantizer.{name}": value for name, value in {"levels": "5", "beam": "3", **fields}.items()}
+    config = override(test_graphs.config_of("hrvqvae"), fields)
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    bundle = export_web(test_graphs.saved("context", tmp_path), tmp_path / "web")[0]
+    bundle = export_web(test_graphs.saved("hrvqvae", tmp_path), tmp_path / "web")[0]
     model, entropy_model = read_bundle(bundle)
     check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0])

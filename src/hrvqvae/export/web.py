@@ -38,9 +38,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     model, config = loaded.load()
     if not isinstance(model, SingleGridAutoencoder) or not isinstance(model.quantizer, ResidualQuantizer):
         raise InputError(f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of residuals")
-    quantizer = model.quantizer.config
-    if quantizer.joint_beam or quantizer.level_codewords:
-        raise InputError(f"{run} can't be encoded by a page: it has a joint beam, or levels of several sizes")
+    if model.quantizer.config.level_codewords:
+        raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
     if any(codebooks.table is not None for codebooks in model.quantizer.levels):
         raise InputError(f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)")
     name = base_name(run)
