@@ -49,8 +49,7 @@ def deep_fields(dataset: str, name: str) -> dict[str, Any]:
     """Return the fields of treevq-deep with the quantizer `DEEP[name]`; learning rate and decay are searched."""
     values = dict(flatten(to_dict(presets.get(f"treevq-deep/{dataset}").config)))
     fields = {field: values[field] for field in (*_OF_DEEP, *(f"model.quantizer.{key}" for key in _OF_DEEP_QUANTIZER))}
-    quantizer = {"joint_beam": "false", **DEEP[name]}
-    return fields | {f"model.quantizer.{key}": value for key, value in quantizer.items()}
+    return fields | {f"model.quantizer.{key}": value for key, value in DEEP[name].items()}
 
 
 def arguments(dataset: str, systems: str = "") -> list[str]:

@@ -136,7 +136,7 @@ def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
 
 _DEEP = {
     "model": {"hidden_units": 128, "residual_blocks": 4},
-    "model.quantizer": {"levels": 12, "linked": 4, "joint_beam": True, "dim": 48},
+    "model.quantizer": {"levels": 12, "linked": 4, "dim": 48},
 }
 _DEEP_CIFAR10 = {**_DEEP, "model.stride": 4, "prior.network": {"hidden_units": 160, "heads": 5}, "prior.flip": True}
 _DEEP_MNIST = {
