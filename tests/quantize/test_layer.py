@@ -192,8 +192,10 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
 def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
     one, batch = layer(start_vectors=400), features(5, 20)
     batch[2, 3, 1] = bad
+    before = state_of(one)
     with pytest.raises(NonFiniteError):
         one(batch)
+    assert same(before, state_of(one))
     for seed in range(1, 5):
         one(features(5, 20, seed=seed))
     assert one.schedule.steps == 1
@@ -427,12 +429,24 @@ def test_what_it_is_made_of_is_checked() -> None:
         ("num_quantizers", 3, "TreeVQ has no argument num_quantizers; it is called levels here"),
         ("coarse_weights", 0.1, "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?"),
         ("colour", 1, "TreeVQ has no argument colour"),
-        ("start_vectors", 0, "start_vectors is 0; it must be at least 1"),
+        ("start_vectors", 0, "start_vectors is 0; it must be None or a whole number of at least 1"),
+        ("start_vectors", 2.5, "start_vectors is 2.5; it must be None or a whole number of at least 1"),
+        ("total_steps", -5, "total_steps is -5; it must be None or a whole number of at least 1"),
     ):
         with pytest.raises(InputError, match=f"^{line}$"):
             TreeVQ(4, **{option: value})  # type: ignore[arg-type]
     swept = TreeVQ(4, np.int64(5), level_betas=np.float32(0.5))  # type: ignore[arg-type]
     assert swept.quantizer.config == TreeVQ(4, 5, level_betas=0.5).quantizer.config
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+@pytest.mark.parametrize("level_betas", [0.05, ()])
+def test_a_single_level_has_each_term_of_the_loss_once(update: str, level_betas: object) -> None:
+    one, x = TreeVQ(DIM, SIZE, 1, level_betas=level_betas, update=update, start_vectors=100), features(10, 20)  # type: ignore[arg-type]
+    one(x)
+    quantized, _, loss = one.eval()(x)
+    terms = 0.25 if update == "ema" else 1.25
+    torch.testing.assert_close(loss, terms * (x - quantized).square().mean())
 
 
 def test_what_it_is_given_is_checked() -> None:

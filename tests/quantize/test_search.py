@@ -1,5 +1,6 @@
 """The two forms of the search against oracles, where the two best differ; ties, NaN, threads, forks, chunks."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,6 +167,17 @@ def test_latents_that_are_not_finite(size: int, width: int, bad: float, monkeypa
     latents[2, 3] = bad
     indices = search_compiled(latents, codebooks(3, size, 7), width, 0.1)
     assert all(index.min() >= 0 and index.max() < size ** (level + 1) for level, index in enumerate(indices))
+
+
+@on_each_device
+@pytest.mark.parametrize("shape", [(512,), (128, 8)])
+def test_the_tensor_form_is_exact_far_from_the_origin(device: str, shape: tuple[int, ...]) -> None:
+    books = [vectors_of(size, 32, size) for size in (shape[0], math.prod(shape))[: len(shape)]]
+    books = [book.view(-1, size, 32) for book, size in zip(books, shape, strict=True)]
+    books[0] += 1000
+    latents = vectors_of(2000, 32) + 1000
+    found = search_tensors(latents.to(device), [book.to(device) for book in books]).cpu()
+    assert (found == search_compiled(latents, books)).all(0).double().mean() > 0.999
 
 
 @on_each_device

@@ -125,7 +125,7 @@ class Run:
             settings = config.model
             quantizer = settings.quantizer if isinstance(settings, SingleGridConfig) else None
             if quantizer is None or (quantizer.group_size == 1 and not quantizer.joint_beam):
-                raise InputError(f"{settings.system} has no linked codebooks, which a beam searches")
+                raise InputError(f"{settings.system} has neither linked codebooks nor a joint beam")
             config = config.replace(**{"model.quantizer.beam": beam})
         model = _build_with_weights(lambda: build(config), weights, self.path)
         _ = self.digest, self.weights_digest  # cached before the weights go

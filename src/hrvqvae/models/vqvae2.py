@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class VQVAE2(Autoencoder):
         self.encoders = nn.ModuleList([Encoder(config, channels, hidden, stride)])
         self.encoders.extend(Encoder(config, hidden, hidden, 2) for _ in range(grids - 1))
         self.projections = nn.ModuleList(nn.Conv2d(2 * hidden if level else hidden, dim, 1) for level in range(grids))
-        self.quantizers = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
+        self.quantizers: Any = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
         self.conditions = nn.ModuleList(Decoder(config, hidden, dim, 2) for _ in range(grids - 1))
         doublings = [range(grids - 1 - level) for level in range(grids)]
         stacks = ([nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in times] for times in doublings)
@@ -56,14 +57,10 @@ class VQVAE2(Autoencoder):
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
-        for level, (quantizer, inputs) in enumerate(zip(self._quantizers, features[:0:-1], strict=True)):
+        for level, (quantizer, inputs) in enumerate(zip(self.quantizers, features[:0:-1], strict=True)):
             if level:
                 inputs = torch.cat([inputs, self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))], dim=1)
             yield quantizer, self.projections[level](inputs).permute(0, 2, 3, 1).float()
-
-    @property
-    def _quantizers(self) -> list[ResidualQuantizer]:
-        return [quantizer for quantizer in self.quantizers if isinstance(quantizer, ResidualQuantizer)]
 
     def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of each grid."""
@@ -99,8 +96,8 @@ class VQVAE2(Autoencoder):
         check_codes(codes, self.config.quantizer.sizes * len(codes), scale=2)
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
-            pairs = zip(self._quantizers, tile, strict=True)
-            codewords = [quantizer.lookup((grid_codes,)) for quantizer, grid_codes in pairs]
+            pairs = zip(self.quantizers, tile, strict=True)
+            codewords = [quantizer.lookup((grid_codes,), check=False) for quantizer, grid_codes in pairs]
             return ((self._decode_codewords(codewords, size) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(decode_tile, codes, size, self.config, self)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,7 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # index at masked positions
-_VECTORS_PER_LEAF, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
+_VECTORS_PER_CODEWORD, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
 _ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
     "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
     "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
@@ -43,8 +44,8 @@ class TreeVQ(nn.Module):
     level searches, so a greedy search computes L * m distances for m^L leaves.
 
     In training mode each call updates the codebooks; the first calls also fit them by k-means, from a fixed seed. After
-    `freeze` and in evaluation mode nothing changes. Codebooks stay in float32, and are the same in all processes of
-    torch.distributed.
+    `freeze` and in evaluation mode no call updates them; `fit` and `align` always do. Codebooks stay in float32, and
+    are the same in all processes of torch.distributed.
 
     Args:
         dim: D, number of channels.
@@ -54,7 +55,8 @@ class TreeVQ(nn.Module):
         context: number of coarser indices of the group that choose a level's codebook: the last ones; 0 is all.
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
         beta: weight of the commitment to the sum of the codewords.
-        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty means `beta`.
+        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty means `beta`. A
+            single level has only the commitment with weight `beta`.
         beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
         coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; improves coarse outputs.
         update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
@@ -63,7 +65,8 @@ class TreeVQ(nn.Module):
             0.05 suits many linked levels. Above 0, dead codewords do not restart.
         memory_mib: with `shrinkage` and no `context`, limit of a level's codewords in MiB. Beyond it, the least used
             parents share one codebook.
-        start_vectors: vectors in the k-means start; None for eight per leaf, at most 65,536 or 64 MiB, at least 4,096.
+        start_vectors: vectors in the k-means start; None for eight per codeword of the largest level, at most 65,536 or
+            64 MiB, at least 4,096.
         restart_every: training steps between restarts of dead codewords; 0 for none.
         restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
         total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
@@ -105,15 +108,18 @@ class TreeVQ(nn.Module):
             hint = f"; it is called {_ALIASES[name]} here" if name in _ALIASES else hint
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
-        require(start_vectors is None or start_vectors >= 1, "start_vectors", start_vectors, "at least 1")
+        for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
+            fits = value is None or (isinstance(value, Integral) and value >= 1)
+            require(fits, name, value, "None or a whole number of at least 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
         betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
             config = QuantizerConfig(
                 dim=dim, codewords=max(sizes) if sizes else codewords, level_codewords=sizes,  # type: ignore[arg-type]
-                levels=levels, linked=linked, context=context, beta=beta, level_betas=betas or (beta,), beam=beam,
-                joint_beam=linked not in (0, levels), coarse_weight=coarse_weight, update=update, decay=decay,
-                shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every, restart_below=restart_below,
+                levels=levels, linked=linked, context=context, beam=beam, joint_beam=linked not in (0, levels),
+                beta=beta, level_betas=() if levels == 1 else betas, coarse_weight=coarse_weight, update=update,
+                decay=decay, shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every,
+                restart_below=restart_below,
             )  # fmt: skip
         except InputError as error:
             line = str(error).replace("model.quantizer.", "").replace("level_codewords", "codewords")
@@ -122,7 +128,7 @@ class TreeVQ(nn.Module):
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
         most = min(_MAX_VECTORS, max(_MIN_VECTORS, MOST_VALUES // dim))
-        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_LEAF * max(config.num_codewords)), most)
+        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most)
         self.schedule = CodebookSchedule(0 if shrinkage else restart_every, total_steps, start, dim, group)
 
     def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
@@ -191,6 +197,8 @@ class TreeVQ(nn.Module):
         if torch.is_inference_mode_enabled():
             raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() first")
         steps = schedule.steps
+        if steps == 0:
+            quantizer.encode(vectors)  # raises what the search raises, before the start changes anything
         if steps == 0 and (start := schedule.collect(vectors.detach().float())) is not None:
             sample, weight = start
             with torch.device("cpu"), schedule.track_moves(quantizer):
@@ -225,7 +233,8 @@ class TreeVQ(nn.Module):
     def align(self) -> TreeVQ:
         """Renumber children so that an index means about the same below every parent; return the layer.
 
-        Codebooks of more than 1,024 codewords stay as they are. The state of an optimizer is not renumbered.
+        Codebooks of more than 1,024 codewords stay as they are, and so do all codebooks with `context`, which children
+        share, or with `shrinkage`, which aligns them from the start. The state of an optimizer is not renumbered.
         """
         self.quantizer.align()
         return self
@@ -275,9 +284,9 @@ class TreeVQ(nn.Module):
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
-        Items alone in their leaf keep it. The others get free leaves near them; the sum of all squared errors is nearly
-        as small as possible. Takes the vectors of `fit`, or none, and raises its errors, also for more vectors than
-        leaves.
+        A leaf is a choice of one codeword at every level. Items alone in their leaf keep it. The others get free leaves
+        near them; the sum of all squared errors is nearly as small as possible. Takes what `fit` takes, and an empty
+        array too. Raises as `fit` does, and InputError for more vectors than leaves.
         """
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))

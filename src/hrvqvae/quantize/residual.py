@@ -85,10 +85,8 @@ class ResidualQuantizer(Quantizer):
         residuals: list[Tensor] = [flat]
         chosen: list[tuple[Tensor, Tensor]] = []
         for levels in self._searches:
-            if recalled is None:
-                indices = self._search(residuals[-1], levels)
-            for level in levels:
-                index = indices[level - levels.start] if recalled is None else recalled[level][0]
+            indices = self._search(residuals[-1], levels) if recalled is None else [recalled[i][0] for i in levels]
+            for level, index in zip(levels, indices, strict=True):
                 codeword = self.levels[level].lookup(index)
                 if recalled is not None:  # the value of the earlier pass, with the gradient to the codebook
                     codeword = codeword + (recalled[level][1] - codeword).detach()

@@ -58,11 +58,14 @@ def _beam(
 def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """Return squared distances (n, w, m) of residuals (n, w, D) to the codewords of their books (n, w).
 
-    With a single small codebook these are sums of squared differences, which are accurate far from the origin, and
-    otherwise matrix products. A small level is multiplied whole, so that no codebook is copied per residual.
+    With a single small codebook these are sums of squared differences, and otherwise matrix products. A small level is
+    multiplied whole, so that no codebook is copied per residual.
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
+    if len(codebook) == 1:  # vectors far from the origin: products lose the differences
+        center = codebook.mean(1)
+        residual, codebook = residual - center, codebook - center
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
