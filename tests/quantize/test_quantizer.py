@@ -273,7 +273,7 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
-    book = LevelCodebooks(1, 3, 2, decay=0.5)
+    book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3, None)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
     vectors, index = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]]), torch.tensor([0, 0, 1, 1])
     book.average(book.counts(index), book.sums(vectors, index))

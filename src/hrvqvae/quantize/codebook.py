@@ -6,14 +6,14 @@ book * m + child. N is the number of vectors.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hrvqvae import distributed
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
@@ -40,21 +40,15 @@ class LevelCodebooks(nn.Module):
     table: Any  # (K,) int64: codebook of each coarser codeword; only with `coarser`
     age: Any  # (num_books,): steps since the last update of each codebook; only with `coarser`
 
-    def __init__(
-        self, num_books: int, size: int, dim: int, decay: float, update: Literal["ema", "gradient"] = "ema",
-        shrinkage: float = 0.0, coarser: LevelCodebooks | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: QuantizerConfig, num_books: int, size: int, coarser: LevelCodebooks | None) -> None:
         super().__init__()
-        self.decay, self.num_books, self.size, self.shrinkage = decay, num_books, size, shrinkage
-        self.num_codewords = num_books * size
+        self.decay, self.shrinkage, is_ema = config.decay, config.shrinkage, config.update == "ema"
+        self.num_books, self.size, self.num_codewords = num_books, size, num_books * size
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
-        codewords = torch.zeros(num_books, size, dim, dtype=torch.float32)
-        if update == "ema":
-            self.register_buffer("codewords", codewords)
-        else:
-            self.codewords = nn.Parameter(codewords)
-        self.register_buffer("total", torch.zeros_like(codewords) if update == "ema" else None)
-        self.register_buffer("shared", torch.zeros_like(codewords[0]) if shrinkage and num_books > 1 else None)
+        codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
+        self.codewords = nn.Buffer(codewords) if is_ema else nn.Parameter(codewords)
+        self.register_buffer("total", torch.zeros_like(codewords) if is_ema else None)
+        self.register_buffer("shared", torch.zeros_like(codewords[0]) if self.shrinkage and num_books > 1 else None)
         self.register_buffer("table", torch.zeros(coarser.num_codewords, dtype=torch.long) if coarser else None)
         self.register_buffer("age", torch.zeros(num_books, dtype=torch.float32) if coarser else None)
         self._num_shared_parents = coarser.size if coarser and coarser.table is not None else 0
@@ -70,8 +64,7 @@ class LevelCodebooks(nn.Module):
         """Return the codebook below each codeword `index` of the coarser level, in the same shape."""
         if self.table is None:
             return index % self.num_books
-        books: Tensor = self.table[index.to(self.table.device)].to(index.device)
-        return books
+        return self.table[index.to(self.table.device)].to(index.device)  # type: ignore[no-any-return]
 
     def codewords_of(self, books: Tensor) -> Tensor:
         """Return the indices of all codewords of codebooks (K,): (K * m,)."""
@@ -93,8 +86,7 @@ class LevelCodebooks(nn.Module):
         books: Tensor = usage[1:].argsort(stable=True)[: len(busiest)] + 1
         exceeds = counts[busiest] * (1 - self.decay) > usage[books]
         busiest, books = busiest[exceeds], books[exceeds]
-        reassigned = torch.zeros_like(usage, dtype=torch.bool)
-        reassigned[books] = True
+        reassigned = torch.zeros_like(usage, dtype=torch.bool).index_fill_(0, books, True)
         self.table.masked_fill_(reassigned[self.table], 0)
         self.table[busiest] = books
         self.codewords[books], self.count[books], self.total[books], self.age[books] = self.shared, 0, 0, 0
@@ -140,10 +132,9 @@ class LevelCodebooks(nn.Module):
 
     def sums(self, residual: Tensor, index: Tensor, books: Tensor | None = None) -> Tensor:
         """Return the sum of residuals (N, D) per codeword of `books` (K,) or of all, by index (N,): (K, m, D)."""
-        num_books = self.num_books
+        num_books = self.num_books if books is None else len(books)
         if books is not None:
-            position, num_books = books.new_zeros(self.num_books), len(books)
-            position[books] = torch.arange(num_books, device=books.device)
+            position = books.new_zeros(self.num_books).scatter_(0, books, torch.arange(num_books, device=books.device))
             index = position[index // self.size] * self.size + index % self.size
         return vq.sums(residual, index, num_books * self.size).view(num_books, self.size, -1)
 
@@ -193,15 +184,12 @@ class LevelCodebooks(nn.Module):
 
     def pad(self, state: dict[str, Any], prefix: str) -> None:
         """Add the codebooks that a saved state leaves out: copies of the shared one, never chosen."""
-        shared = None if self.table is None else state.get(f"{prefix}shared")
-        if shared is None:
-            return
-        for name, default in (("codewords", shared), ("count", 0), ("total", 0)):
-            stored = state.get(f"{prefix}{name}")
-            whole = getattr(self, name).shape
-            if stored is not None and stored.shape[1:] == whole[1:] and len(stored) < whole[0]:
-                state[f"{prefix}{name}"] = padded = stored.new_empty(whole)
-                padded[: len(stored)], padded[len(stored) :] = stored, default
+        if self.table is not None and (shared := state.get(f"{prefix}shared")) is not None:
+            for name, default in (("codewords", shared), ("count", 0), ("total", 0)):
+                stored, whole = state.get(f"{prefix}{name}"), getattr(self, name).shape
+                if stored is not None and stored.shape[1:] == whole[1:] and len(stored) < whole[0]:
+                    state[f"{prefix}{name}"] = padded = stored.new_empty(whole)
+                    padded[: len(stored)], padded[len(stored) :] = stored, default
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         self.pad(state_dict, prefix)
@@ -210,11 +198,9 @@ class LevelCodebooks(nn.Module):
             arguments[-1].append(f"{prefix}table names codebooks that are missing")  # error_msgs
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
-    @torch.no_grad()
     def initialize(
-        self, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False,
-        shared: bool = False,
-    ) -> None:  # fmt: skip
+        self, residual: Tensor, parent: Tensor, rng: torch.Generator, weight: float, even: bool, shared: bool
+    ) -> None:
         """Run k-means in each codebook that gets vectors; start the others with small random codewords.
 
         Takes residuals (N, D) and the coarser codeword `parent` (N,) of each. The count of a codeword starts at the
@@ -222,7 +208,7 @@ class LevelCodebooks(nn.Module):
         the codeword instead of replacing it. With `even`, clusters have about the same size. With `shared`, and always
         with `shrinkage`, all codebooks start from one k-means.
         """
-        size, num_codewords, device = self.size, self.num_codewords, residual.device
+        size, num_codewords = self.size, self.num_codewords
         if shared or self.shared is not None:
             centers, _ = kmeans(residual, size, rng)
             start = centers.repeat(self.num_books, 1)
@@ -237,15 +223,13 @@ class LevelCodebooks(nn.Module):
             if self.table is not None:
                 count[:size] = count.view(-1, size).sum(0)  # the shared codebook follows all vectors
         else:
-            scale = residual.std(0, correction=0) * 0.1
             noise = torch.randn(num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32)
-            start, count = noise.to(device) * scale, torch.zeros(num_codewords, device=device, dtype=torch.float32)
+            start, count = noise.to(residual) * (residual.std(0, correction=0) * 0.1), residual.new_zeros(num_codewords)
             for book, members in vq.group_by_book(self.books_below(parent)):
                 children = slice(book * size, (book + 1) * size)
                 start[children], count[children] = kmeans(residual[members], size, rng, even)
         self.set_codewords(slice(None), start, count * weight)
 
-    @torch.no_grad()
     def restart_dead_codes(
         self, residual: Tensor, index: Tensor, below: float, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
@@ -258,8 +242,7 @@ class LevelCodebooks(nn.Module):
         book_count = self.count.sum(1, keepdim=True)
         dead = self.count < book_count * (below / self.size)
         moved, source = [index[:0]], [index[:0]]
-        candidates = (~dead.view(-1)[index]).nonzero().flatten()
-        candidates = candidates[dead.any(1)[index[candidates] // self.size]]
+        candidates = (~dead.view(-1)[index] & dead.any(1)[index // self.size]).nonzero().flatten()
         for book, positions in vq.group_by_book(index[candidates] // self.size):
             members = candidates[positions]
             target = book * self.size + dead[book].nonzero().flatten()[: len(members)]
@@ -300,6 +283,6 @@ def update_codebooks(
     count()
     books = [level.books_to_update(values) for level, values in zip(levels, counts, strict=True)]
     batch = zip(levels, residuals, updated, books, strict=True) if levels[0].total is not None else ()
-    sums = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
-    for level, *statistics in itertools.zip_longest(levels, counts, sums, books):  # missing sums become None
+    sums: Any = distributed.all_reduce([level.sums(values, index, due) for level, values, index, due in batch], group)
+    for level, *statistics in zip(levels, counts, sums or [None] * len(levels), books, strict=True):
         level.average(*statistics)  # type: ignore[arg-type]

@@ -75,15 +75,14 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     return order
 
 
-def _pairings(size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rounds of disjoint pairs of positions, in which every pair occurs once (the circle method)."""
+def _pairings(size: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield rounds of disjoint pairs of positions (2, k), in which every pair occurs once (the circle method)."""
     last = size + size % 2 - 1
     for turn in range(last):
         circle = torch.arange(last + 1, device=device)
         circle[1:] = circle[1:].roll(turn)
-        left, right = circle[: len(circle) // 2], circle.flip(0)[: len(circle) // 2]
-        inside = (left < size) & (right < size)
-        yield left[inside], right[inside]
+        pairs = torch.stack([circle, circle.flip(0)])[:, : len(circle) // 2]
+        yield pairs[:, (pairs < size).all(0)]
 
 
 def group_by_book(books: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -26,8 +26,7 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         if len(new) == 1:
             nearer = (vectors - new[0]).square().sum(-1)
         else:
-            products = torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2)
-            nearer = (products.amin(1) + squares).clamp(min=0)
+            nearer = (torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2).amin(1) + squares).clamp(min=0)
         distance = torch.minimum(distance, nearer)
         mass = distance.double().cumsum(0)
         if len(centers) == num_clusters or mass[-1] <= 0:  # each vector is a center: fill up with the first one

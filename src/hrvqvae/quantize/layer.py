@@ -78,29 +78,12 @@ class TreeVQ(nn.Module):
 
     @torch.inference_mode(False)
     def __init__(
-        self,
-        dim: int,
-        codewords: int | Sequence[int] = 8,
-        levels: int = 3,
-        *,
-        linked: int = 0,
-        context: int = 0,
-        channel_last: bool = True,
-        beta: float = 0.25,
-        level_betas: float | Sequence[float] = 0.05,
-        beam: int = 4,
-        coarse_weight: float = 0.1,
-        update: Literal["ema", "gradient"] = "ema",
-        decay: float = 0.95,
-        shrinkage: float = 0.0,
-        memory_mib: int = 64,
-        start_vectors: int | None = None,
-        restart_every: int = 100,
-        restart_below: float = 0.03,
-        total_steps: int | None = None,
-        process_group: Any = None,
-        **unknown: Any,
-    ) -> None:
+        self, dim: int, codewords: int | Sequence[int] = 8, levels: int = 3, *, linked: int = 0, context: int = 0,
+        channel_last: bool = True, beta: float = 0.25, level_betas: float | Sequence[float] = 0.05, beam: int = 4,
+        coarse_weight: float = 0.1, update: Literal["ema", "gradient"] = "ema", decay: float = 0.95,
+        shrinkage: float = 0.0, memory_mib: int = 64, start_vectors: int | None = None, restart_every: int = 100,
+        restart_below: float = 0.03, total_steps: int | None = None, process_group: Any = None, **unknown: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         for name in unknown:
             near = near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
@@ -154,10 +137,8 @@ class TreeVQ(nn.Module):
         dim = self.quantizer.config.dim
         if features.ndim < 2 or inputs.shape[-1] != dim or not features.is_floating_point():
             shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
-            raise InputError(
-                f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape} "
-                f"(channel_last={not self.channel_last} is for channels elsewhere)"
-            )
+            problem = f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape}"
+            raise InputError(f"{problem} (channel_last={not self.channel_last} is for channels elsewhere)")
         positions = inputs.shape[:-1]
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
             raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}")
@@ -189,11 +170,7 @@ class TreeVQ(nn.Module):
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead codewords last, if due."""
         schedule, quantizer = self.schedule, self.quantizer
         if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
-            quantizer.eval()
-            try:
-                return quantizer(vectors, schedule.recall(vectors))  # type: ignore[no-any-return]
-            finally:
-                quantizer.train()
+            return quantizer(vectors, schedule.recall(vectors), learn=False)  # type: ignore[no-any-return]
         if torch.is_inference_mode_enabled():
             raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() first")
         steps = schedule.steps
@@ -272,7 +249,6 @@ class TreeVQ(nn.Module):
             raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
-    @torch.no_grad()
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
         """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also as an iterator."""
         device = self.quantizer.levels[0].count.device
@@ -280,7 +256,6 @@ class TreeVQ(nn.Module):
         indices = [torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches]
         return torch.cat(indices) if indices else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
 
-    @torch.no_grad()
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
@@ -298,10 +273,8 @@ class TreeVQ(nn.Module):
         """
         sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
-            raise InputError(
-                f"prefixes have {length} levels and indices {indices.shape[-1]}; "
-                f"give prefixes of fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
-            )
+            problem = f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes"
+            raise InputError(f"{problem} of fewer than {len(sizes)} levels, and indices of all {len(sizes)}")
         existing = torch.unique(leaf_of(indices[..., : length + 1], sizes[: length + 1]))
         parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)

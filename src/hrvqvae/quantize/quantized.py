@@ -62,9 +62,8 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
-    batch, sides = codes[0].shape[:1], codes[0].shape[1:]
     for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
-        shape = (*batch, *(side * scale ** (level - 1) for side in sides))
+        shape = (*codes[0].shape[:1], *(side * scale ** (level - 1) for side in codes[0].shape[1:]))
         if code.shape != shape or code.dtype != torch.long:
             raise InputError(f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}")
         if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):

@@ -48,31 +48,28 @@ class ResidualQuantizer(Quantizer):
         books = nn.ModuleList()
         for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
             is_large = config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS and not config.context
-            has_table = num_books < num_parents or is_large
-            coarser: Any = books[-1] if has_table else None
-            options = config.decay, config.update, config.shrinkage
-            books.append(LevelCodebooks(num_books, size, config.dim, *options, coarser))
+            coarser: Any = books[-1] if num_books < num_parents or is_large else None  # with a table
+            books.append(LevelCodebooks(config, num_books, size, coarser))
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
             self.codebooks = books
         self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
-        self._betas = config.beta_of_levels
         levels, step = range(config.levels), config.levels if config.joint_beam else config.group_size
         self._searches = [levels[first : first + step] for first in levels[::step]]  # levels of each search
 
-    def forward(self, latents: Tensor, recalled: Chosen | None = None) -> Quantized:
-        """Quantize latents (B, H, W, D); in training mode, update the codewords.
+    def forward(self, latents: Tensor, recalled: Chosen | None = None, learn: bool = True) -> Quantized:
+        """Quantize latents (B, H, W, D); in training mode, update the codewords, but not without `learn`.
 
-        With `recalled`, the indices and codewords of an earlier pass, there is no search and no update. If a latent is
-        not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
+        With `recalled`, the indices and codewords of an earlier pass, there is no search. If a latent is not finite,
+        raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()
             chosen, residuals = self.descend(flat, recalled)
             quantized, losses = self._losses(chosen, residuals)
             indices = [index for index, _ in chosen]
-            if self.training and not self.frozen and recalled is None:
+            if learn and self.training and not self.frozen:
                 update_codebooks(self.levels, residuals[:-1], indices, self.group.group)
             straight_through = (flat + (quantized - flat).detach()).view(latents.shape)
         return Quantized(straight_through, self._codes(indices, latents.shape[:-1]), losses, chosen)
@@ -110,7 +107,7 @@ class ResidualQuantizer(Quantizer):
         Residuals carry no gradient to codewords, so the commitment of every level reaches the encoder alone.
         """
         losses: dict[str, Tensor] = {}
-        betas, flat, quantized = self._betas, residuals[0], torch.zeros_like(residuals[0])
+        betas, flat, quantized = self.config.beta_of_levels, residuals[0], torch.zeros_like(residuals[0])
         for level, (_, codeword) in enumerate(chosen):
             if self.config.update == "gradient" and betas:
                 losses[f"codebook_{level + 1}"] = (residuals[level].detach() - codeword).square().sum()
@@ -133,10 +130,8 @@ class ResidualQuantizer(Quantizer):
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
-        quantized = torch.zeros((), device=codes[0].device)
-        for book, index in zip(self.levels, self.codeword_indices(codes), strict=False):
-            quantized = quantized + book.lookup(index)
-        return quantized
+        codewords = [book.lookup(index) for book, index in zip(self.levels, self.codeword_indices(codes), strict=False)]
+        return sum(codewords, torch.zeros((), device=codes[0].device))
 
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []
@@ -206,10 +201,8 @@ class ResidualQuantizer(Quantizer):
         Codebooks of more than 1,024 codewords stay as they are, and all do with `context`, since codewords that share a
         codebook can't be renumbered apart. With `shrinkage` codebooks are aligned from the start.
         """
-        if self.config.context:
-            return
         for level, book in enumerate(self.levels):
-            if book.num_books == 1 or book.shared is not None or book.size > _MAX_ALIGNED_SIZE:
+            if self.config.context or book.num_books == 1 or book.shared is not None or book.size > _MAX_ALIGNED_SIZE:
                 continue
             order = vq.alignment(book.codewords, book.count)
             index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()

@@ -66,7 +66,6 @@ class CodebookSchedule(nn.Module):
         self.progress[0], self.progress[1] = steps, waiting
         self._copy = (self.progress, self.progress._version, steps, waiting)
 
-    @torch.no_grad()
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors.
 
@@ -78,9 +77,7 @@ class CodebookSchedule(nn.Module):
         _, count = self._progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
         if len(collected) < self.start_vectors:
-            if self.waiting.shape != (self.start_vectors, vectors.shape[1]):
-                self.waiting = collected.new_zeros(self.start_vectors, vectors.shape[1])
-            self.waiting[: len(collected)] = collected
+            self.waiting = nn.functional.pad(collected, (0, 0, 0, self.start_vectors - len(collected)))
             self.set_progress(0, len(collected))
             if count or not len(collected):
                 return None

@@ -194,8 +194,7 @@ def search_compiled(
     indices = torch.empty(levels, len(latents), dtype=torch.long, device="cpu")
     vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
     if levels == 1:
-        codewords = codebooks[0][0].detach().float()
-        codewords = pad(codewords, (0, 0, 0, -len(codewords) % GROUP), value=torch.inf)
+        codewords = pad(codebooks[0][0].detach().float(), (0, 0, 0, -codebooks[0].shape[1] % GROUP), value=torch.inf)
         book = codewords.reshape(-1, GROUP, codewords.shape[1]).transpose(1, 2).contiguous().numpy()
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
@@ -220,11 +219,9 @@ def search_compiled(
             work = np.zeros((_TOGETHER, padded_dim), np.float32), np.empty(_TOGETHER, np.int64)
             return float(_search_greedy(vectors, books, shapes, all_tables, out, work, first, last))
         candidates = beam * int(shapes[:, 1].max())
-        work = (
-            np.zeros((2, beam, padded_dim), np.float32), np.zeros((2, beam), np.float32),
-            np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64),
-            np.empty(candidates, np.float32), np.empty(candidates, np.int64),
-        )  # fmt: skip
+        branches = np.zeros((2, beam, padded_dim), np.float32), np.zeros((2, beam), np.float32)
+        paths = np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64)
+        work = *branches, *paths, np.empty(candidates, np.float32), np.empty(candidates, np.int64)
         weight = np.float32(coarse_weight)
         return float(_search_beam(vectors, books, shapes, all_tables, out, work, beam, weight, first, last))
 

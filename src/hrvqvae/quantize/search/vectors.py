@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core.cgutils import for_range, get_or_insert_function
+from numba.core.cgutils import for_range
 from numba.extending import intrinsic
 
 LANES, SIDE_BY_SIDE = 16, 8  # floats per vector register; codewords whose distances are summed together
@@ -37,11 +37,6 @@ def _intrinsic(*kinds: Any, returns: Any = types.void) -> Callable[[Callable[...
     return decorate
 
 
-def _function(builder: Any, returns: Any, kinds: list[Any], name: str) -> Any:
-    """Declare one of LLVM's intrinsic functions."""
-    return get_or_insert_function(builder.module, ir.FunctionType(returns, kinds), name)  # type: ignore[no-untyped-call]
-
-
 def _load(builder: Any, address: Any, kind: Any = _FLOATS) -> Any:
     return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
 
@@ -60,13 +55,11 @@ def _broadcast(builder: Any, kind: Any, value: Any) -> Any:
 def _add_square(builder: Any, vectors: Any, others: Any, total: Any) -> Any:
     """Return total + (vectors - others)^2, with a fused multiply-add if the processor has one."""
     difference = builder.fsub(vectors, others)
-    fused = _function(builder, _FLOATS, [_FLOATS] * 3, f"llvm.fmuladd.v{LANES}f32")
+    fused = builder.module.declare_intrinsic(f"llvm.fmuladd.v{LANES}f32", fnty=ir.FunctionType(_FLOATS, [_FLOATS] * 3))
     return builder.call(fused, [difference, difference, total])
 
 
-def _loop_of_sums(
-    builder: Any, count: int, stop: Any, stride: int, add: Callable[[Any, list[Any]], list[Any]]
-) -> list[Any]:
+def _loop_of_sums(builder: Any, count: int, stop: Any, stride: int, add: Callable[..., list[Any]]) -> list[Any]:
     """Sum `count` vectors from zero in a loop: sums = add(index, sums) for index 0, stride, ... < stop."""
     before, loop, after = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)
@@ -132,7 +125,8 @@ def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> A
     """
     integers = ir.VectorType(_INT, SIDE_BY_SIDE)
     bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
-    least = builder.call(_function(builder, _INT, [integers], f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32"), [bits])
+    kind, name = ir.FunctionType(_INT, [integers]), f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32"
+    least = builder.call(builder.module.declare_intrinsic(name, fnty=kind), [bits])
     same = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
     first = builder.cttz(builder.bitcast(same, ir.IntType(SIDE_BY_SIDE)), ir.IntType(1)(1))
     return builder.or_(builder.shl(builder.sext(least, _LONG), _LONG(32)), builder.zext(first, _LONG))
