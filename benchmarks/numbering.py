@@ -1,7 +1,8 @@
-"""Bits per code of entropy models, with children numbered as the model was saved, and numbered at random.
+"""Bits per code of entropy models, for children numbered as saved and at random.
 
-python -m benchmarks.numbering RUN RUN fits small trainings of entropy models to codes of test images. A code has the
-same meaning below every parent where children are aligned; renumbering them below each parent apart takes that away.
+python -m benchmarks.numbering RUN RUN fits entropy models, with a quarter of the usual updates, to the codes of test
+images; the bits are those of held-out images. In a saved model whose children are aligned, a code means about the same
+below every parent. The random numbers are drawn for each parent apart.
 """
 
 from __future__ import annotations

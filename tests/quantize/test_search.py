@@ -78,8 +78,8 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
     found = form(latents, books)
     assert torch.equal(latents, before)
     assert (found.shape, found.dtype) == ((levels, count), torch.int64)
-    products = form is search_tensors  # |r|^2 + |c|^2 - 2 r c: less accurate far from the origin
-    scale = 1e-6 * float(latents.square().sum(-1).max() + books[0].square().sum(-1).max())
+    products = form is search_tensors  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
+    scale = 1e-6 * sum(float((values - offset).square().sum(-1).max()) for values in (latents, books[0]))
     assert_greedy(latents.numpy(), [book.numpy() for book in books], found.numpy(), scale if products else 0.0)
     if kind == "duplicates" and not products:
         assert ((found % size) % 2 == 0).all(), "the first of two equal codewords is taken"
@@ -191,6 +191,15 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device: str
     assert 0 <= int(found.min()) <= int(found.max()) < 8**3
     others = torch.arange(300) != 17
     assert (found == expected).all(0)[others].double().mean() > (0.99 if device == "cuda" else 0.9999)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad: float) -> None:
+    books, latents = codebooks(1, 100, 16) + codebooks(1, 4, 16), vectors_of(300, 16)
+    expected = search_tensors(latents, books, 4)
+    books[0][0, 5] = bad
+    found, others = search_tensors(latents, books, 4), expected[0] != 5
+    assert torch.equal(found[:, others], expected[:, others])
 
 
 def test_values_that_can_not_be_squared() -> None:

@@ -59,7 +59,7 @@ class ResidualQuantizer(Quantizer):
         self._searches = [levels[first : first + step] for first in levels[::step]]  # levels of each search
 
     def forward(self, latents: Tensor, recalled: Chosen | None = None, learn: bool = True) -> Quantized:
-        """Quantize latents (B, H, W, D); in training mode, update the codewords, but not without `learn`.
+        """Quantize latents (B, H, W, D); in training mode and with `learn`, update the codewords.
 
         With `recalled`, the indices and codewords of an earlier pass, there is no search. If a latent is not finite,
         raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
@@ -130,8 +130,10 @@ class ResidualQuantizer(Quantizer):
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
-        codewords = [book.lookup(index) for book, index in zip(self.levels, self.codeword_indices(codes), strict=False)]
-        return sum(codewords, torch.zeros((), device=codes[0].device))
+        quantized = torch.zeros((), device=codes[0].device)
+        for book, index in zip(self.levels, self.codeword_indices(codes), strict=False):
+            quantized = quantized + book.lookup(index)
+        return quantized
 
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []

@@ -63,8 +63,8 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
-    if len(codebook) == 1:  # vectors far from the origin: products lose the differences
-        center = codebook.mean(1)
+    if len(codebook) == 1 and codebook.shape[1] > _DIRECT:  # far from the origin products lose the differences
+        center = codebook.nan_to_num(0.0, 0.0, 0.0).mean(1)
         residual, codebook = residual - center, codebook - center
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
