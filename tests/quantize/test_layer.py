@@ -429,9 +429,9 @@ def test_what_it_is_made_of_is_checked() -> None:
         ("num_quantizers", 3, "TreeVQ has no argument num_quantizers; it is called levels here"),
         ("coarse_weights", 0.1, "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?"),
         ("colour", 1, "TreeVQ has no argument colour"),
-        ("start_vectors", 0, "start_vectors is 0; it must be None or a whole number of at least 1"),
-        ("start_vectors", 2.5, "start_vectors is 2.5; it must be None or a whole number of at least 1"),
-        ("total_steps", -5, "total_steps is -5; it must be None or a whole number of at least 1"),
+        ("start_vectors", 0, "start_vectors is 0; it must be a whole number from 1"),
+        ("start_vectors", 2.5, "start_vectors is 2.5; it must be a whole number from 1"),
+        ("total_steps", -5, "total_steps is -5; it must be a whole number from 1"),
     ):
         with pytest.raises(InputError, match=f"^{line}$"):
             TreeVQ(4, **{option: value})  # type: ignore[arg-type]

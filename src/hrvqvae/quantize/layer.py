@@ -92,8 +92,7 @@ class TreeVQ(nn.Module):
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
-            fits = value is None or (isinstance(value, Integral) and value >= 1)
-            require(fits, name, value, "None or a whole number of at least 1")
+            require(value is None or (isinstance(value, Integral) and value >= 1), name, value, "a whole number from 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
         betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
@@ -278,8 +277,7 @@ class TreeVQ(nn.Module):
         existing = torch.unique(leaf_of(indices[..., : length + 1], sizes[: length + 1]))
         parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
-        limits = torch.tensor(sizes[:length], device=prefixes.device)
-        inside = ((prefixes >= 0) & (prefixes < limits)).all(-1, keepdim=True)
+        inside = ((prefixes >= 0) & (prefixes < prefixes.new_tensor(sizes[:length]))).all(-1, keepdim=True)
         return torch.isin(children, existing.to(children.device)) & inside
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:

@@ -36,8 +36,7 @@ def search(
         tables: the table of each level, or None; () for none at all.
 
     Raises:
-        NonFiniteError: A latent or codeword is NaN or infinite. On a GPU and in graphs nothing is raised; a latent that
-            is NaN or infinite makes the loss NaN.
+        NonFiniteError: On a CPU, a latent or codeword is NaN or infinite. Elsewhere such a latent makes the loss NaN.
     """
     if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
         from hrvqvae.quantize.search.tensors import search_tensors
