@@ -38,7 +38,7 @@ def bench_numbering(run: str, levels: int, limit: int, effort: float) -> list[Ro
     rows: list[Row] = []
     for name, numbered in {"saved": list(codes), "random": drawn}.items():
         arrays, symbols = [level.numpy() for level in numbered], config.model.num_symbols
-        bits = [learn_level(arrays[: n + 1], symbols[: n + 1], effort)[1] for n in range(levels)]
+        bits = [learn_level(arrays[: n + 1], symbols[: n + 1], effort)[1] for n in range(min(levels, len(arrays)))]
         rows.append({"run": run, "numbers": name, "bits": float(np.mean(bits))})
         rows[-1]["levels"] = " ".join(f"{each:.3f}" for each in bits)
     return rows
