@@ -124,6 +124,14 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < row["archive"]["overhead per image"] < 3
 
 
+def test_children_numbered_as_saved_and_at_random(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(printed("numbering", f"{run} --images 20 --effort 0.001 --levels 9 --json", capsys))
+    assert [row["numbers"] for row in rows] == ["saved", "random"]
+    first, other = (row["levels"].split() for row in rows)
+    assert first[0] == other[0], "only children get other numbers"
+    assert len(first) == len(other) < 9
+
+
 def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
         assert config.training.batch_size % count == 0
