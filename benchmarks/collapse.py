@@ -1,9 +1,11 @@
-"""Collapse: leaves in use, and error, after a short training of trees, flat and unlinked codebooks from several starts.
+"""Collapse: leaves in use, and error, after a short training of trees, flat and unlinked codebooks
+from several starts.
 
-python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and goes on where it
-stopped. A leaf is the sum of the codewords of a path: there are m^L in a tree of L levels and in unlinked codebooks, m
-in a flat codebook. A leaning tree is one with shrinkage, which never restarts. `N(0, s)` draws codewords apart from the
-data; "latents" draws them at the scale of the latents of the untrained encoder, the default without k-means.
+python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and
+goes on where it stopped. A leaf is the sum of the codewords of a path: there are m^L in a tree of L
+levels and in unlinked codebooks, m in a flat codebook. A leaning tree is one with shrinkage, which
+never restarts. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of
+the latents of the untrained encoder, the default without k-means.
 """
 
 from __future__ import annotations
@@ -41,27 +43,38 @@ KINDS = {"tree": (3, 3, 0), "leaning": (3, 3, 0.05), "flat": (1, 1, 0), "unlinke
 SCALES = {"N(0, 1)": 1.0, "N(0, 0.1)": 0.1, "N(0, 0.01)": 0.01}
 STARTS = (*SCALES, "latents", "k-means")
 SHOWN = {"kind": ("tree", "flat"), "start": ("N(0, 1)", "latents"), "leaves": (512,)}
-_SHOWN_STEPS, _SHOWN_LATENTS, _TESTED = (0, 50), 400, 2_000  # steps beside the last one
+# steps beside the last one
+_SHOWN_STEPS = (0, 50)
+_SHOWN_LATENTS = 400
+_TESTED = 2_000
 
 
-def configure(base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int) -> Config:
+def configure(
+    base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int
+) -> Config:
     """Return the preset with as many leaves in codebooks of that kind."""
     levels, linked, shrinkage = KINDS[kind]
     fields = {
-        "model.quantizer.levels": levels, "model.quantizer.codewords": round(leaves ** (1 / levels)),
-        "model.quantizer.linked": linked, "model.quantizer.shrinkage": shrinkage, "training.seed": seed,
+        "model.quantizer.levels": levels,
+        "model.quantizer.codewords": round(leaves ** (1 / levels)),
+        "model.quantizer.linked": linked,
+        "model.quantizer.shrinkage": shrinkage,
+        "training.seed": seed,
         **({} if start == "k-means" else {"model.quantizer.init_vectors": 0}),
         **({} if restarts else {"model.quantizer.restart_every": 0}),
-    }  # fmt: skip
+    }
     return override(base, {name: str(value) for name, value in fields.items()})
 
 
 class CollapseTask(AutoencoderTask):
-    """A training that starts its codewords at a scale, and keeps latents and leaves at a few steps."""
+    """A training that starts its codewords at a scale, and keeps latents and leaves at a few
+    steps.
+    """
 
     def __init__(self, config: Config, run: RunFolder, start: str) -> None:
         super().__init__(config, run)
-        self.start, self.kept = start, dict[int, tuple[Tensor, Tensor]]()
+        self.start = start
+        self.kept = dict[int, tuple[Tensor, Tensor]]()
 
     def initialize(self, model: nn.Module) -> None:
         super().initialize(model)
@@ -86,7 +99,9 @@ class CollapseTask(AutoencoderTask):
         """Keep a sample of the latents (n, D), and all leaves (m^L, D)."""
         assert isinstance(model, SingleGridAutoencoder)
         latents = model.latents(images.float() / 255).flatten(0, -2)
-        sample = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:_SHOWN_LATENTS]
+        sample = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[
+            :_SHOWN_LATENTS
+        ]
         symbols = [torch.arange(count) for count in model.config.num_symbols]
         codes = torch.cartesian_prod(*symbols).view(1, 1, -1, len(symbols))
         leaves = model.quantizer.lookup(codes.unbind(-1)).flatten(0, -2)
@@ -95,8 +110,11 @@ class CollapseTask(AutoencoderTask):
 
 @torch.inference_mode()
 def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
-    """Return the number of leaves that the latents of images choose, their perplexity, and the MSE."""
-    codes, error = [], 0.0
+    """Return the number of leaves that the latents of images choose, their perplexity, and the
+    MSE.
+    """
+    codes = []
+    error = 0.0
     for batch in torch.split(images, 200):
         codes.append(torch.stack(model.encode(batch)))
         error += float((model.decode(tuple(codes[-1])) - batch).square().mean()) * len(batch)
@@ -104,15 +122,23 @@ def measure(model: SingleGridAutoencoder, images: Tensor) -> Row:
     for symbols, level in zip(model.config.num_symbols, torch.cat(codes, dim=1), strict=True):
         leaf = leaf * symbols + level
     counts = vq.counts(leaf.flatten(), int(leaf.max()) + 1)
-    return {"used": int((counts > 0).sum()), "perplexity": vq.perplexity(counts), "mse": error / len(images)}
+    return {
+        "used": int((counts > 0).sum()),
+        "perplexity": vq.perplexity(counts),
+        "mse": error / len(images),
+    }
 
 
 def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Tensor, Tensor]]]:
-    """Train and measure a case; return its row, and the latents and leaves of the steps that are shown."""
+    """Train and measure a case; return its row, and the latents and leaves of the steps that are
+    shown.
+    """
     config = decide_auto(configure(base, **case), "model", "training")
     with TemporaryDirectory() as folder:
         task = CollapseTask(config, RunFolder(Path(folder)), case["start"])
-        trainer = Trainer(task, say=lambda _: None, callbacks=[lambda *values: models.append(values[2].model)])
+        trainer = Trainer(
+            task, say=lambda _: None, callbacks=[lambda *values: models.append(values[2].model)]
+        )
         models: list[Any] = []
         outcome = trainer.train()
         if outcome.signal is not None:
@@ -123,7 +149,9 @@ def run(case: Row, base: Config, test: Tensor) -> tuple[Row, dict[int, tuple[Ten
 
 
 def draw(shown: dict[str, dict[int, tuple[Tensor, Tensor]]], path: Path) -> None:
-    """Draw latents and leaves in the latents' first two principal components: a row per case, a column per step."""
+    """Draw latents and leaves in the latents' first two principal components: a row per case, a
+    column per step.
+    """
     columns = max(map(len, shown.values()))
     figure = Figure(figsize=(3 * columns, 2.8 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), columns, squeeze=False)
@@ -134,25 +162,53 @@ def draw(shown: dict[str, dict[int, tuple[Tensor, Tensor]]], path: Path) -> None
             near = torch.unique(torch.cdist(latents, words).argmin(1))
             chosen = torch.zeros(len(words), dtype=torch.bool).index_fill(0, near, True)
             points = (words - mean) @ plane
-            axes.scatter(*points[~chosen].T, s=6, color="0.75", label="leaves that none of these latents chooses")
-            axes.scatter(*((latents - mean) @ plane).T, s=6, color="tab:blue", alpha=0.4, label="latents")
+            axes.scatter(
+                *points[~chosen].T,
+                s=6,
+                color="0.75",
+                label="leaves that none of these latents chooses",
+            )
+            axes.scatter(
+                *((latents - mean) @ plane).T, s=6, color="tab:blue", alpha=0.4, label="latents"
+            )
             axes.scatter(*points[chosen].T, s=9, color="tab:red", label="leaves that some choose")
-            axes.set(xticks=[], yticks=[], title=f"step {step}: {len(near)} chosen", ylabel=name if step == 0 else "")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+            axes.set(
+                xticks=[],
+                yticks=[],
+                title=f"step {step}: {len(near)} chosen",
+                ylabel=name if step == 0 else "",
+            )
+    figure.legend(
+        *grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     save_figure(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = options(__doc__)
-    parser.add_argument("preset", metavar="DATASET", help="mnist or cifar10: the preset is hrvqvae/DATASET")
-    parser.add_argument("--leaves", type=positive, nargs="+", default=(512, 4096), metavar="N", help="cubes of m")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS], metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--max-steps", type=positive, default=200, metavar="N", help="of each training (default: 200)")
+    parser.add_argument(
+        "preset", metavar="DATASET", help="mnist or cifar10: the preset is hrvqvae/DATASET"
+    )
+    parser.add_argument(
+        "--leaves", type=positive, nargs="+", default=(512, 4096), metavar="N", help="cubes of m"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=[*KINDS], metavar="KIND", help=", ".join(KINDS)
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=positive,
+        default=200,
+        metavar="N",
+        help="of each training (default: 200)",
+    )
     parser.add_argument("--seeds", type=positive, default=1, metavar="K")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments, base = preset_of(parser, argv, "hrvqvae/")
-    base = override(base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"})
+    base = override(
+        base, {"training.max_steps": str(arguments.max_steps), "training.evaluate_every": "1000000"}
+    )
     test = read_split(base.data, "test", _TESTED)
     path = arguments.out / "rows.json"
     digest = digest_of(base, "data", "model", "training")
@@ -162,13 +218,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(arguments.seeds):
         for leaves in arguments.leaves:
             for kind in arguments.kinds:
-                restarted = [] if KINDS[kind][2] else ["latents", "k-means"]  # with shrinkage nothing restarts
-                for start, restarts in [*((start, False) for start in STARTS), *((start, True) for start in restarted)]:
-                    case: Row = {"kind": kind, "leaves": leaves, "start": start, "restarts": restarts, "seed": seed}
-                    pictured = seed == 0 and not restarts and all(case[name] in SHOWN[name] for name in SHOWN)
+                restarted = (
+                    [] if KINDS[kind][2] else ["latents", "k-means"]
+                )  # with shrinkage nothing restarts
+                for start, restarts in [
+                    *((start, False) for start in STARTS),
+                    *((start, True) for start in restarted),
+                ]:
+                    case: Row = {
+                        "kind": kind,
+                        "leaves": leaves,
+                        "start": start,
+                        "restarts": restarts,
+                        "seed": seed,
+                    }
+                    pictured = (
+                        seed == 0
+                        and not restarts
+                        and all(case[name] in SHOWN[name] for name in SHOWN)
+                    )
                     if pictured or not any(case.items() <= row.items() for row in rows):
                         row, kept = run(case, base, test)
-                        rows = [*(other for other in rows if not case.items() <= other.items()), row]
+                        rows = [
+                            *(other for other in rows if not case.items() <= other.items()),
+                            row,
+                        ]
                         write_atomic(path, json.dumps(rows, indent=2).encode())
                         if pictured:
                             shown[f"{kind}, {start}"] = kept

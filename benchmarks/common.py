@@ -25,7 +25,9 @@ from hrvqvae.utils.outputs import write_atomic
 Row = dict[str, Any]
 """Measured values by name."""
 Columns = Mapping[str, str]
-"""The format of a row in each column, by its header, such as {"images/s": "{images_per_second:.1f}"}."""
+"""The format of a row in each column, by its header, such as {"images/s":
+"{images_per_second:.1f}"}.
+"""
 
 CPU = torch.device("cpu")
 
@@ -47,7 +49,8 @@ def _wait(device: torch.device) -> None:
 def side_by_side(
     calls: Mapping[str, Callable[[], object]], rounds: int = 5, device: torch.device = CPU
 ) -> dict[str, float]:
-    """Return the median seconds of each call, in turns, so that a busy machine slows all of them alike.
+    """Return the median seconds of each call, in turns, so that a busy machine slows all of them
+    alike.
 
     The first round is not timed: it allocates memory and loads compiled code.
     """
@@ -58,21 +61,32 @@ def side_by_side(
     return {name: median(spent[1:]) for name, spent in times.items()}
 
 
-def median_seconds(call: Callable[[], object], rounds: int = 5, device: torch.device = CPU) -> float:
+def median_seconds(
+    call: Callable[[], object], rounds: int = 5, device: torch.device = CPU
+) -> float:
     """Return the median seconds of a call, timed as by `side_by_side`."""
     return side_by_side({"": call}, rounds, device)[""]
 
 
-def matrix_rate(device: torch.device = CPU, side: int = 1536, bf16: bool = False, rounds: int = 8) -> float:
-    """Return the FLOP per second of a product of square matrices, in bfloat16 or float32; a multiply-add is two."""
+def matrix_rate(
+    device: torch.device = CPU, side: int = 1536, bf16: bool = False, rounds: int = 8
+) -> float:
+    """Return the FLOP per second of a product of square matrices, in bfloat16 or float32; a
+    multiply-add is two.
+    """
     kind = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.rand(side, side, device=device).to(kind) for _ in range(2))
     return 2 * side**3 / median_seconds(lambda: left @ right, rounds, device)
 
 
 def read_images(config: DataConfig, limit: int | None = None, split: str = "test") -> Tensor:
-    """Read the images of a split (N, C, Y, X) uint8, not augmented; at most `limit` of them, evenly spread."""
-    batches = [batch.images for batch in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)]
+    """Read the images of a split (N, C, Y, X) uint8, not augmented; at most `limit` of them, evenly
+    spread.
+    """
+    batches = [
+        batch.images
+        for batch in evaluation_batches(load_images(config, split), batch_size=128, limit=limit)
+    ]
     if not batches:
         raise InputError(f"no image of the {split} split could be read")
     return torch.cat(batches)
@@ -88,26 +102,33 @@ def positive(text: str) -> int:
 
 def options(about: str | None) -> argparse.ArgumentParser:
     """Return the parser of a script, with --json; `about` is the docstring of its module."""
-    parser = argparse.ArgumentParser(description=(about or "").partition("\n\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=(about or "").partition("\n\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def preset_of(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, prefix: str = "",
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    prefix: str = "",
     overrides: Mapping[str, str] | None = None,
-) -> tuple[Any, Config]:  # fmt: skip
+) -> tuple[Any, Config]:
     """Return the options, and the configuration of the preset that they name.
 
     Args:
         parser: of the script.
         argv: arguments (None: those of the process).
         prefix: to put before the name of the preset.
-        overrides: texts of fields of the configuration by dotted name; `--section.field VALUE` wins over them.
+        overrides: texts of fields of the configuration by dotted name; `--section.field VALUE` wins
+            over them.
     """
     arguments_left, fields = split_fields(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(arguments_left)
-    return arguments, override(base_config(prefix + arguments.preset), {**(overrides or {}), **fields})
+    return arguments, override(
+        base_config(prefix + arguments.preset), {**(overrides or {}), **fields}
+    )
 
 
 def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
@@ -115,14 +136,18 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
 
     Raises InputError if the folder holds rows of something else.
     """
-    path, claim = folder / "rows.json", folder / "about.json"
+    path = folder / "rows.json"
+    claim = folder / "about.json"
     here = json.loads(json.dumps(about))
     if path.is_file():
         there = json.loads(claim.read_text()) if claim.is_file() else {}
         for name in {**here, **there}:
-            ours, theirs = here.get(name), there.get(name)
+            ours = here.get(name)
+            theirs = there.get(name)
             if ours != theirs:
-                raise InputError(f"{folder} has rows with {name} {theirs}, not {ours}: choose another --out")
+                raise InputError(
+                    f"{folder} has rows with {name} {theirs}, not {ours}: choose another --out"
+                )
         return list(json.loads(path.read_text()))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(claim, json.dumps(here, indent=1).encode())
@@ -130,10 +155,13 @@ def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
 
 
 class Rows:
-    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured again."""
+    """Rows that were measured, kept in a file of JSON lines; a row that is there is not measured
+    again.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.rows = path, list[Row]()
+        self.path = path
+        self.rows = list[Row]()
         if path is not None and path.is_file():
             self.rows = [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -152,10 +180,15 @@ class Rows:
 def show(rows: Sequence[Row], columns: Columns) -> None:
     """Print rows as a table; a cell whose values a row lacks is "-".
 
-    A format may also use times in milliseconds and sizes in megabytes: "step_ms" for "step_seconds", "peak_MB" for
-    "peak_bytes".
+    A format may also use times in milliseconds and sizes in megabytes: "step_ms" for
+    "step_seconds", "peak_MB" for "peak_bytes".
     """
-    print_table([tuple(columns), *(tuple(_format_cell(row, form) for form in columns.values()) for row in rows)])
+    print_table(
+        [
+            tuple(columns),
+            *(tuple(_format_cell(row, form) for form in columns.values()) for row in rows),
+        ]
+    )
 
 
 def _format_cell(row: Row, form: str) -> str:
@@ -177,7 +210,9 @@ def finish(rows: Sequence[Row], columns: Columns, as_json: bool) -> None:
 
 
 def as_script(main: Callable[[], None]) -> None:
-    """Call the main function of a script. Errors that a user can cause print one line, and the exit code is 2."""
+    """Call the main function of a script. Errors that a user can cause print one line, and the exit
+    code is 2.
+    """
     try:
         main()
     except InputError as error:

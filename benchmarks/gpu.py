@@ -1,8 +1,10 @@
-"""Check and time a GPU in minutes: codes, search, training and memory; without a GPU, a small form on the CPU.
+"""Check and time a GPU in minutes: codes, search, training and memory; without a GPU, a small form
+on the CPU.
 
 The exit code is 1 if the codes of its searches are not the CPU's.
 
-Shapes: N vectors of width D, L levels, m codewords per codebook; the codebooks of level l are (m^(l-1), m, D).
+Shapes: N vectors of width D, L levels, m codewords per codebook; the codebooks of level l are
+    (m^(l-1), m, D).
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Row, as_script, matrix_rate, median_seconds, options, show, side_by_side
+from benchmarks.common import (
+    Row,
+    as_script,
+    matrix_rate,
+    median_seconds,
+    options,
+    show,
+    side_by_side,
+)
 from benchmarks.prior import PriorSide
 from benchmarks.search import TOLERANCE, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
@@ -44,19 +54,28 @@ class SearchKind(NamedTuple):
 SEARCHES = {"greedy": SearchKind(), "beam of 4": SearchKind(4, 0.1), "flat": SearchKind(flat=True)}
 
 
-def compare(latents: Tensor, books: Sequence[Tensor], expected: Tensor, actual: Tensor, kind: SearchKind) -> Row:
+def compare(
+    latents: Tensor, books: Sequence[Tensor], expected: Tensor, actual: Tensor, kind: SearchKind
+) -> Row:
     """Compare the indices (L, N) of two searches for vectors (N, D).
 
-    Return equal (a share), ties (vectors that differ where rounding decides), errors (all others that differ) and worst
-    (the largest relative difference of costs, by `exact_search`, of a vector that differs).
+    Return equal (a share), ties (vectors that differ where rounding decides), errors (all others
+    that differ) and worst (the largest relative difference of costs, by `exact_search`, of a vector
+    that differs).
     """
     differ = (expected != actual).any(0)
-    clear = exact_search(latents[differ], books, kind.width, kind.coarse_weight)[1] if differ.any() else torch.zeros(0)
+    clear = (
+        exact_search(latents[differ], books, kind.width, kind.coarse_weight)[1]
+        if differ.any()
+        else torch.zeros(0)
+    )
     errors = int((clear > TOLERANCE).sum())
     return {
-        "equal": 1 - len(clear) / len(latents), "ties": len(clear) - errors, "errors": errors,
+        "equal": 1 - len(clear) / len(latents),
+        "ties": len(clear) - errors,
+        "errors": errors,
         "worst": max(clear.tolist(), default=0.0),
-    }  # fmt: skip
+    }
 
 
 def make_searches(
@@ -64,20 +83,29 @@ def make_searches(
 ) -> tuple[Tensor, list[tuple[Row, list[Tensor], SearchKind]]]:
     """Return latents (N, D) and, for each search, a row with its size, its codebooks and its kind.
 
-    `tree` is (levels, codewords per codebook, width); the flat codebook has as many codewords as the tree has leaves.
+    `tree` is (levels, codewords per codebook, width); the flat codebook has as many codewords as
+    the tree has leaves.
     """
     levels, codewords, width = tree
     case = make_problem(levels, codewords, vectors, width)
     searches = []
     for name, kind in SEARCHES.items():
         books = [case.flat.unsqueeze(0)] if kind.flat else list(case.books)
-        size = {"levels": len(books), "codewords": books[0].shape[1], "width": width, "vectors": vectors}
+        size = {
+            "levels": len(books),
+            "codewords": books[0].shape[1],
+            "width": width,
+            "vectors": vectors,
+        }
         searches.append(({"search": name, **size}, books, kind))
     return case.latents, searches
 
 
-def bench_codes(device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]) -> list[Row]:
-    """Return rows with search, levels, codewords, width, vectors, and the values of `compare` with the CPU.
+def bench_codes(
+    device: torch.device, vectors: int, trees: Sequence[tuple[int, int, int]]
+) -> list[Row]:
+    """Return rows with search, levels, codewords, width, vectors, and the values of `compare` with
+    the CPU.
 
     On a CPU the tensor operations are compared with the compiled loops.
     """
@@ -87,7 +115,9 @@ def bench_codes(device: torch.device, vectors: int, trees: Sequence[tuple[int, i
         for row, books, kind in searches:
             expected = search_compiled(latents, books, kind.width, kind.coarse_weight)
             on_device = [book.to(device) for book in books]
-            actual = search_tensors(latents.to(device), on_device, kind.width, kind.coarse_weight).cpu()
+            actual = search_tensors(
+                latents.to(device), on_device, kind.width, kind.coarse_weight
+            ).cpu()
             rows.append({**row, **compare(latents, books, expected, actual, kind)})
     return rows
 
@@ -100,7 +130,9 @@ def reset_peak(device: torch.device) -> None:
 
 
 def read_peak(device: torch.device) -> Row:
-    """Return peak_bytes, the most that tensors have held on a GPU since `reset_peak`; nothing on a CPU."""
+    """Return peak_bytes, the most that tensors have held on a GPU since `reset_peak`; nothing on a
+    CPU.
+    """
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}
 
 
@@ -113,10 +145,12 @@ def _repeat(call: Callable[[], object], times: int) -> None:
 def bench_searches(
     device: torch.device, vectors: int, tree: tuple[int, int, int], rounds: int, calls: int
 ) -> list[Row]:
-    """Return rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds, ratio, peak_bytes.
+    """Return rows with search, levels, codewords, width, vectors, bytes, seconds, copy_seconds,
+    ratio, peak_bytes.
 
-    bytes must move: latents (N, D) float32 in, codes (L, N) int64 out. copy_seconds is their time at the rate of a copy
-    of the latents, timed in turns with the searches. `calls` are timed together, without a wait between them.
+    bytes must move: latents (N, D) float32 in, codes (L, N) int64 out. copy_seconds is their time
+    at the rate of a copy of the latents, timed in turns with the searches. `calls` are timed
+    together, without a wait between them.
     """
     latents, searches = make_searches(tree, vectors)
     latents = latents.to(device)
@@ -124,11 +158,15 @@ def bench_searches(
     runs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(latents)}
     for row, books, kind in searches:
         on_device = [book.to(device) for book in books]
-        runs[row["search"]] = run = partial(search_tensors, latents, on_device, kind.width, kind.coarse_weight)
+        runs[row["search"]] = run = partial(
+            search_tensors, latents, on_device, kind.width, kind.coarse_weight
+        )
         reset_peak(device)
         run()
         row |= read_peak(device)
-    spent = side_by_side({name: partial(_repeat, run, calls) for name, run in runs.items()}, rounds, device)
+    spent = side_by_side(
+        {name: partial(_repeat, run, calls) for name, run in runs.items()}, rounds, device
+    )
     for row, books, _ in searches:
         row["bytes"] = latents.nbytes + 8 * len(books) * vectors
         row["seconds"] = spent[row["search"]] / calls
@@ -137,31 +175,45 @@ def bench_searches(
     return [row for row, _, _ in searches]
 
 
-def bench_training(side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float) -> Row:
-    """Return trained, batch, step_seconds, images_per_second, flop per step, matrix_share of `rate`, peak_bytes.
+def bench_training(
+    side: AutoencoderSide | PriorSide, trained: str, batch: int, steps: int, rate: float
+) -> Row:
+    """Return trained, batch, step_seconds, images_per_second, flop per step, matrix_share of
+    `rate`, peak_bytes.
 
     FLOP are those of the convolutions and matrix products; a multiply-add is two.
     """
     with FlopCounterMode(display=False) as counter:
         side.train()
-    flop, spent = int(counter.get_total_flops()), median_seconds(side.train, steps, side.compute.device)
+    flop = int(counter.get_total_flops())
+    spent = median_seconds(side.train, steps, side.compute.device)
     return {
-        "trained": trained, "batch": batch, "step_seconds": spent,
-        "images_per_second": batch / spent, "flop": flop, "matrix_share": flop / spent / rate,
+        "trained": trained,
+        "batch": batch,
+        "step_seconds": spent,
+        "images_per_second": batch / spent,
+        "flop": flop,
+        "matrix_share": flop / spent / rate,
         **read_peak(side.compute.device),
-    }  # fmt: skip
+    }
 
 
 def bench_trainings(device: torch.device, form: Form, rate: float) -> list[Row]:
-    """Return rows of `bench_training` of autoencoders and of priors, for random images and codes."""
+    """Return rows of `bench_training` of autoencoders and of priors, for random images and
+    codes.
+    """
     rows = []
     for name, fields in form.trained.items():
         waiting(f"training {name}")
         config = override(presets.get(name).config, {**fields, "training.device": str(device)})
         reset_peak(device)
         batch = config.training.batch_size
-        rows.append(bench_training(AutoencoderSide(config, plain=False), name, batch, form.steps, rate))
-    config = override(presets.get(_PRIOR).config, {**form.prior, "prior.training.device": str(device)})
+        rows.append(
+            bench_training(AutoencoderSide(config, plain=False), name, batch, form.steps, rate)
+        )
+    config = override(
+        presets.get(_PRIOR).config, {**form.prior, "prior.training.device": str(device)}
+    )
     for level in form.prior_levels:
         waiting(f"training the prior of level {level + 1} of {_PRIOR}")
         reset_peak(device)
@@ -178,7 +230,9 @@ class Form:
 
     name: str
     matrix: int  # rows of the matrices whose product gives the device's rate
-    trees: Sequence[tuple[int, int, int]]  # (levels, codewords per codebook, width), whose codes are compared
+    trees: Sequence[
+        tuple[int, int, int]
+    ]  # (levels, codewords per codebook, width), whose codes are compared
     compared: int  # vectors whose codes are compared
     searched: int  # vectors of the timed search, with the first tree
     calls: int  # searches that are timed together
@@ -193,30 +247,51 @@ _PRIOR = "hrvqvae/cifar10"
 _TREES = ((3, 8, 32), (3, 8, 16), (6, 4, 16))  # the first two of the presets for FFHQ and CIFAR10
 
 FULL = Form(
-    name="full", matrix=8192, trees=_TREES, compared=2**17, searched=2**20, calls=10,
+    name="full",
+    matrix=8192,
+    trees=_TREES,
+    compared=2**17,
+    searched=2**20,
+    calls=10,
     trained={"hrvqvae/cifar10": {}, "hrvqvae/ffhq": {}},
-    prior={}, prior_levels=(0, 2), steps=30, rounds=20,
-)  # fmt: skip
+    prior={},
+    prior_levels=(0, 2),
+    steps=30,
+    rounds=20,
+)
 SMALL = Form(
-    name="small", matrix=1536, trees=_TREES, compared=2**13, searched=2**15, calls=1,
-    trained={"hrvqvae/cifar10": {"training.batch_size": "16"}, "hrvqvae/ffhq": {"training.batch_size": "2"}},
-    prior={"prior.training.batch_size": "8"}, prior_levels=(0,), steps=5, rounds=5,
-)  # fmt: skip
+    name="small",
+    matrix=1536,
+    trees=_TREES,
+    compared=2**13,
+    searched=2**15,
+    calls=1,
+    trained={
+        "hrvqvae/cifar10": {"training.batch_size": "16"},
+        "hrvqvae/ffhq": {"training.batch_size": "2"},
+    },
+    prior={"prior.training.batch_size": "8"},
+    prior_levels=(0,),
+    steps=5,
+    rounds=5,
+)
 
 
 _FAULT = (
-    "{search} ({levels} levels of {codewords}, width {width}): {errors:,} of {vectors:,} vectors are not coded as on "
-    f"the CPU, by more than {TOLERANCE:g} of a distance"
+    "{search} ({levels} levels of {codewords}, width {width}): {errors:,} of"
+    f" {{vectors:,}} vectors are not coded as on the CPU, by more than {TOLERANCE:g} of a distance"
 )
 
 
 def bench_gpu(device: torch.device, form: Form) -> Row:
     """Check and time a device.
 
-    Return device, device_name, form, torch (version), precision, matrix_rate (FLOP per second in that precision); the
-    rows codes, search and training; faults, a line for each search whose codes are not the CPU's; and seconds.
+    Return device, device_name, form, torch (version), precision, matrix_rate (FLOP per second in
+    that precision); the rows codes, search and training; faults, a line for each search whose codes
+    are not the CPU's; and seconds.
     """
-    begun, bf16 = time.perf_counter(), computes_bf16(device)
+    begun = time.perf_counter()
+    bf16 = computes_bf16(device)
     waiting("timing matrix products")
     rate = matrix_rate(device, form.matrix, bf16, form.rounds)
     waiting("comparing codes")
@@ -226,26 +301,53 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     training = bench_trainings(device, form, rate)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "device": device.type, "device_name": name, "form": form.name, "torch": torch.__version__,
-        "precision": "bf16" if bf16 else "fp32", "matrix_rate": rate, "codes": codes, "search": search,
+        "device": device.type,
+        "device_name": name,
+        "form": form.name,
+        "torch": torch.__version__,
+        "precision": "bf16" if bf16 else "fp32",
+        "matrix_rate": rate,
+        "codes": codes,
+        "search": search,
         "training": training,
-        "faults": [_FAULT.format(**row) for row in codes if row["errors"]], "seconds": time.perf_counter() - begun,
-    }  # fmt: skip
+        "faults": [_FAULT.format(**row) for row in codes if row["errors"]],
+        "seconds": time.perf_counter() - begun,
+    }
 
 
-_SIZE = {"search": "{search}", "L": "{levels}", "m": "{codewords}", "D": "{width}", "vectors": "{vectors:,}"}
+_SIZE = {
+    "search": "{search}",
+    "L": "{levels}",
+    "m": "{codewords}",
+    "D": "{width}",
+    "vectors": "{vectors:,}",
+}
 COLUMNS = {
-    "codes": {**_SIZE, "equal": "{equal:.4%}", "ties": "{ties}", "errors": "{errors}", "clearest": "{worst:.1e}"},
+    "codes": {
+        **_SIZE,
+        "equal": "{equal:.4%}",
+        "ties": "{ties}",
+        "errors": "{errors}",
+        "clearest": "{worst:.1e}",
+    },
     "search": {
-        **_SIZE, "MB": "{MB:.1f}", "ms": "{ms:,.3f}", "copy ms": "{copy_ms:,.3f}", "ratio": "{ratio:.1f}",
+        **_SIZE,
+        "MB": "{MB:.1f}",
+        "ms": "{ms:,.3f}",
+        "copy ms": "{copy_ms:,.3f}",
+        "ratio": "{ratio:.1f}",
         "peak MB": "{peak_MB:,.0f}",
     },
     "training": {
-        "trained": "{trained}", "batch": "{batch}", "ms per step": "{step_ms:,.1f}",
-        "images/s": "{images_per_second:,.1f}", "FLOP per step": "{flop:.3e}", "share": "{matrix_share:.1%}",
+        "trained": "{trained}",
+        "batch": "{batch}",
+        "ms per step": "{step_ms:,.1f}",
+        "images/s": "{images_per_second:,.1f}",
+        "FLOP per step": "{flop:.3e}",
+        "share": "{matrix_share:.1%}",
         "peak MB": "{peak_MB:,.0f}",
     },
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -258,12 +360,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         if device.type != "cuda":
             print("no GPU here: a small form of the measurements, on the CPU")
-        rate = f"{report['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in {report['precision']}"
-        print(f"{report['device_name']}, torch {report['torch']}: {rate}; {report['seconds']:.0f} s in all")
+        rate = (
+            f"{report['matrix_rate'] / 1e12:,.3g} TFLOP/s of matrix products in"
+            f" {report['precision']}"
+        )
+        print(
+            f"{report['device_name']}, torch {report['torch']}: {rate}; {report['seconds']:.0f} s"
+            " in all"
+        )
         for name, title in (
             ("codes", f"codes beside the CPU's (tie: within {TOLERANCE:g} of a distance)"),
             ("search", "search beside a copy of the same bytes"),
-            ("training", f"training (share: of the rate of matrix products in {report['precision']})"),
+            (
+                "training",
+                f"training (share: of the rate of matrix products in {report['precision']})",
+            ),
         ):
             print(f"\n{title}")
             show(report[name], COLUMNS[name])

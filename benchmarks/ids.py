@@ -1,7 +1,9 @@
-"""IDs for items: TreeVQ's unique indices of image features, or of a million synthetic vectors, beside residual k-means.
+"""IDs for items: TreeVQ's unique indices of image features, or of a million synthetic vectors,
+beside residual k-means.
 
-Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors are the sum of
-one of 64 random centres, one of 64 that are half as far apart, and normal noise of half the first deviation.
+Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors are
+the sum of one of 64 random centres, one of 64 that are half as far apart, and normal noise of half
+the first deviation.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from benchmarks.common import Row, as_script, finish, options, positive
 from benchmarks.vectors import Floats, features, pixels, residual
 from hrvqvae.quantize.layer import TreeVQ
 
-NEIGHBOURS, QUERIES = 10, 1_000
+NEIGHBOURS = 10
+QUERIES = 1_000
 
 
 def synthetic(count: int, seed: int, dim: int = 64, centres: int = 64) -> Floats:
@@ -34,9 +37,14 @@ def synthetic(count: int, seed: int, dim: int = 64, centres: int = 64) -> Floats
 
 
 def neighbours_kept(vectors: Floats, codes: NDArray[np.int64], seed: int) -> list[float]:
-    """Return, for prefixes of 1 and 2 levels, the share of the nearest neighbours that have an item's prefix."""
-    queries = np.random.default_rng(seed).choice(len(vectors), min(QUERIES, len(vectors)), replace=False)
-    found, all_vectors = list[NDArray[Any]](), torch.from_numpy(vectors)
+    """Return, for prefixes of 1 and 2 levels, the share of the nearest neighbours that have an
+    item's prefix.
+    """
+    queries = np.random.default_rng(seed).choice(
+        len(vectors), min(QUERIES, len(vectors)), replace=False
+    )
+    found = list[NDArray[Any]]()
+    all_vectors = torch.from_numpy(vectors)
     for chosen in np.array_split(queries, -(-len(queries) // 100)):
         distances = all_vectors.square().sum(1) - 2 * all_vectors[chosen] @ all_vectors.T
         found.append(distances.topk(NEIGHBOURS + 1, largest=False).indices[:, 1:].numpy())
@@ -50,12 +58,17 @@ def collisions(codes: NDArray[np.int64]) -> int:
 
 
 def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
-    """Return the bits per code of every second item, by counts of each code after its coarser code in the others."""
-    known, new = codes[::2], codes[1::2]
+    """Return the bits per code of every second item, by counts of each code after its coarser code
+    in the others.
+    """
+    known = codes[::2]
+    new = codes[1::2]
     nats = 0.0
     for level in range(codes.shape[1]):
         counts = np.full((size, size), 0.1)
-        before, after = (rows[:, level - 1] if level else np.zeros(len(rows), np.int64) for rows in (known, new))
+        before, after = (
+            rows[:, level - 1] if level else np.zeros(len(rows), np.int64) for rows in (known, new)
+        )
         np.add.at(counts, (before, known[:, level]), 1)
         nats -= float(np.log(counts[after, new[:, level]] / counts[after].sum(1)).sum())
     return float(nats / np.log(2) / new.size)
@@ -64,7 +77,9 @@ def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
 def bench_ids(
     vectors: Floats, codewords: int, levels: int, passes: int, seed: int, shrinkage: float = 0.0
 ) -> list[Row]:
-    """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2, seconds and bytes."""
+    """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2,
+    seconds and bytes.
+    """
     spent = dict[str, float]()
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
@@ -77,7 +92,9 @@ def bench_ids(
         total = 0.0
         for start in range(0, len(vectors), 50_000):
             values = tree.get_output_from_indices(codes[start : start + 50_000]).numpy()
-            total += float(np.square(vectors[start : start + 50_000] - values).sum(dtype=np.float64))
+            total += float(
+                np.square(vectors[start : start + 50_000] - values).sum(dtype=np.float64)
+            )
         return total / len(vectors)
 
     tree = TreeVQ(vectors.shape[1], codewords, levels, shrinkage=shrinkage)
@@ -87,46 +104,98 @@ def bench_ids(
     codes = timed("encode_seconds", lambda: tree.encode(vectors))
     unique = timed("unique_seconds", lambda: tree.unique_indices(vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    moved, added = float((codes != unique).any(1).double().mean()), error(unique) / error(codes) - 1
-    rows: list[Row] = [{"side": "TreeVQ", "collisions": collisions(codes.numpy()), "bits_before": not_aligned, **spent}]
-    rows.append({"side": "TreeVQ, unique", "collisions": collisions(unique.numpy()), "moved": moved, "added": added,
-                 "unique_seconds": spent["unique_seconds"], "peak_bytes": peak})  # fmt: skip
+    moved = float((codes != unique).any(1).double().mean())
+    added = error(unique) / error(codes) - 1
+    rows: list[Row] = [
+        {
+            "side": "TreeVQ",
+            "collisions": collisions(codes.numpy()),
+            "bits_before": not_aligned,
+            **spent,
+        }
+    ]
+    rows.append(
+        {
+            "side": "TreeVQ, unique",
+            "collisions": collisions(unique.numpy()),
+            "moved": moved,
+            "added": added,
+            "unique_seconds": spent["unique_seconds"],
+            "peak_bytes": peak,
+        }
+    )
     encode = timed("fit_seconds", lambda: residual(codewords, levels, seed, beam=1)(vectors))
     theirs = timed("encode_seconds", lambda: encode(vectors)[0])
     rows.append({"side": "residual k-means", "collisions": collisions(theirs), **spent})
     del rows[-1]["unique_seconds"]
     for row, of_side in zip(rows, (codes.numpy(), unique.numpy(), theirs), strict=True):
         one, two = neighbours_kept(vectors, of_side, seed)
-        row |= {"items": len(vectors), "shape": f"{codewords}^{levels}", "kept_1": one, "kept_2": two}
+        row |= {
+            "items": len(vectors),
+            "shape": f"{codewords}^{levels}",
+            "kept_1": one,
+            "kept_2": two,
+        }
         row["bits"] = bits_per_code(of_side, codewords)
     return rows
 
 
 COLUMNS = {
-    "IDs by": "{side}", "seed": "{seed}", "items": "{items:,}", "shape": "{shape}", "collisions": "{collisions:,}",
-    "moved": "{moved:.1%}", "error added": "{added:+.2%}",
-    "neighbours, 1 level": "{kept_1:.3f}", "2 levels": "{kept_2:.3f}",
-    "bits per code": "{bits:.3f}", "before alignment": "{bits_before:.3f}",
-    "fit s": "{fit_seconds:.1f}", "encode s": "{encode_seconds:.1f}", "unique s": "{unique_seconds:.1f}",
+    "IDs by": "{side}",
+    "seed": "{seed}",
+    "items": "{items:,}",
+    "shape": "{shape}",
+    "collisions": "{collisions:,}",
+    "moved": "{moved:.1%}",
+    "error added": "{added:+.2%}",
+    "neighbours, 1 level": "{kept_1:.3f}",
+    "2 levels": "{kept_2:.3f}",
+    "bits per code": "{bits:.3f}",
+    "before alignment": "{bits_before:.3f}",
+    "fit s": "{fit_seconds:.1f}",
+    "encode s": "{encode_seconds:.1f}",
+    "unique s": "{unique_seconds:.1f}",
     "peak MB": "{peak_MB:,.0f}",
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Give IDs to items, and measure them."""
     parser = options(__doc__)
-    parser.add_argument("--synthetic", type=positive, metavar="N", help="so many synthetic vectors, not CIFAR10's")
     parser.add_argument(
-        "--dim", type=positive, default=64, metavar="D", help="values of a synthetic vector (default: 64)"
+        "--synthetic", type=positive, metavar="N", help="so many synthetic vectors, not CIFAR10's"
     )
-    parser.add_argument("--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)")
-    parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"), help="(default: 64 3)")
-    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)")
-    parser.add_argument("--shrinkage", type=float, default=0.0, metavar="X", help="of the tree (default: 0)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)")
+    parser.add_argument(
+        "--dim",
+        type=positive,
+        default=64,
+        metavar="D",
+        help="values of a synthetic vector (default: 64)",
+    )
+    parser.add_argument(
+        "--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)"
+    )
+    parser.add_argument(
+        "--size",
+        type=positive,
+        nargs=2,
+        default=(64, 3),
+        metavar=("M", "L"),
+        help="(default: 64 3)",
+    )
+    parser.add_argument(
+        "--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)"
+    )
+    parser.add_argument(
+        "--shrinkage", type=float, default=0.0, metavar="X", help="of the tree (default: 0)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)"
+    )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
-    count, images = given.synthetic, given.images
+    count = given.synthetic
+    images = given.images
     vectors = synthetic(count, 0, given.dim) if count else features(pixels("train", images)[0])
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
     (codewords, levels), rows = given.size, list[Row]()

@@ -1,4 +1,5 @@
-"""TreeVQ in other training loops and wrappers, on the CPU: the unexplained share of the variance after training.
+"""TreeVQ in other training loops and wrappers, on the CPU: the unexplained share of the variance
+after training.
 
 pip install accelerate ema-pytorch lightning timm
 python -m benchmarks.loops "DDP, 2 processes" Lightning
@@ -19,7 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.multiprocessing.spawn import start_processes
@@ -30,7 +35,9 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.common import Row, as_script, finish, options
 from hrvqvae.quantize.layer import TreeVQ
 
-DIM, STEPS, DECAY = 8, 150, 0.9
+DIM = 8
+STEPS = 150
+DECAY = 0.9
 
 
 class Model(nn.Module):
@@ -39,7 +46,8 @@ class Model(nn.Module):
     def __init__(self, checkpointed: bool = False) -> None:
         super().__init__()
         self.checkpointed = checkpointed
-        self.encoder, self.decoder = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        self.encoder = nn.Linear(DIM, DIM)
+        self.decoder = nn.Linear(DIM, DIM)
         self.quantizer = TreeVQ(DIM, 4, 3, start_vectors=512)
         for linear in (self.encoder, self.decoder):
             nn.init.eye_(linear.weight)
@@ -61,10 +69,14 @@ def make_batches(steps: int = STEPS, seed: int = 0) -> list[Tensor]:
     rng = torch.Generator().manual_seed(seed)
     centres = torch.randn(40, DIM, generator=torch.Generator().manual_seed(9), dtype=torch.float32)
     chosen = torch.randint(40, (steps, 4, 64), generator=rng)
-    return list(centres[chosen] + 0.1 * torch.randn(steps, 4, 64, DIM, generator=rng, dtype=torch.float32))
+    return list(
+        centres[chosen] + 0.1 * torch.randn(steps, 4, 64, DIM, generator=rng, dtype=torch.float32)
+    )
 
 
-def train(model: nn.Module, after: Callable[[], object] = lambda: None, of: Iterable[Tensor] = ()) -> None:
+def train(
+    model: nn.Module, after: Callable[[], object] = lambda: None, of: Iterable[Tensor] = ()
+) -> None:
     """Train in a plain loop; call `after` after each step."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, eps=1e-4)  # an eps that float16 holds
     for x in of or make_batches():
@@ -82,7 +94,9 @@ def _plain() -> Model:
 
 def _swa(buffers: bool) -> Any:
     model = Model()
-    average: Any = AveragedModel(model, use_buffers=buffers, avg_fn=lambda a, m, _: a.lerp(m.to(a.dtype), 1 - DECAY))
+    average: Any = AveragedModel(
+        model, use_buffers=buffers, avg_fn=lambda a, m, _: a.lerp(m.to(a.dtype), 1 - DECAY)
+    )
     train(model, lambda: average.update_parameters(model))
     if not buffers:  # as torch's manual says of batch normalization: copy the buffers
         average.module.quantizer.load_state_dict(model.quantizer.state_dict())
@@ -98,7 +112,9 @@ def _timm(version: str) -> Any:
 
 def _ema_pytorch() -> Any:
     model = Model()
-    average = import_module("ema_pytorch").EMA(model, beta=DECAY, update_after_step=0, update_every=1)
+    average = import_module("ema_pytorch").EMA(
+        model, beta=DECAY, update_after_step=0, update_every=1
+    )
     train(model, average.update)
     return average.ema_model
 
@@ -132,11 +148,17 @@ def _lightning() -> Any:
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), 1e-3)
 
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
     module = Lit()
     sets: Any = make_batches(), make_batches(2, 1)
     loaders = [torch.utils.data.DataLoader(samples, batch_size=None) for samples in sets]
-    lightning.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(module, *loaders)
+    lightning.Trainer(accelerator="cpu", max_epochs=1, enable_model_summary=False, **quiet).fit(
+        module, *loaders
+    )
     return module.model
 
 
@@ -166,7 +188,9 @@ def _autocast() -> Any:
 def _worker(rank: int, kind: str, folder: str) -> None:
     """Train in one of two processes, on half of each batch; the first process writes the state."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
     torch.manual_seed(0)
     model = Model()
     trained: nn.Module = model
@@ -181,8 +205,14 @@ def _worker(rank: int, kind: str, folder: str) -> None:
         fully_shard(model, mesh=mesh)
         model.to_empty(device="cpu")
         model.quantizer.reset_parameters()
-        start = {name: value for name, value in Model().state_dict().items() if not name.startswith("quantizer.")}
-        set_model_state_dict(model, start, options=StateDictOptions(full_state_dict=True, strict=False))
+        start = {
+            name: value
+            for name, value in Model().state_dict().items()
+            if not name.startswith("quantizer.")
+        }
+        set_model_state_dict(
+            model, start, options=StateDictOptions(full_state_dict=True, strict=False)
+        )
     train(trained, of=[x.chunk(2)[rank] for x in make_batches()])
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
     if rank == 0:
@@ -224,21 +254,32 @@ def _other_process() -> Any:
         "import pickle, sys; from benchmarks import loops; model = pickle.load(sys.stdin.buffer); "
         "loops.train(model); sys.stdout.buffer.write(pickle.dumps(model))"
     )
-    done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(model), capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(model), capture_output=True, check=True
+    )
     return pickle.loads(done.stdout)
 
 
 LOOPS: dict[str, Callable[[], Any]] = {
-    "plain loop": _plain, "AveragedModel, buffers too": partial(_swa, True), "AveragedModel": partial(_swa, False),
-    "timm ModelEmaV2": partial(_timm, "V2"), "timm ModelEmaV3": partial(_timm, "V3"), "ema-pytorch": _ema_pytorch,
-    "accelerate, accumulating 2": _accelerate, "Lightning, with validation": _lightning, "torch.compile": _compiled,
-    "activation checkpointing": _checkpointed, "autocast, bfloat16": _autocast,
-    "DDP, 2 processes": partial(_two_processes, "DDP"), "FSDP2 by meta, 2 processes": partial(_two_processes, "FSDP2"),
-    "copy.deepcopy": _copied, "pickled to another process": _other_process,
+    "plain loop": _plain,
+    "AveragedModel, buffers too": partial(_swa, True),
+    "AveragedModel": partial(_swa, False),
+    "timm ModelEmaV2": partial(_timm, "V2"),
+    "timm ModelEmaV3": partial(_timm, "V3"),
+    "ema-pytorch": _ema_pytorch,
+    "accelerate, accumulating 2": _accelerate,
+    "Lightning, with validation": _lightning,
+    "torch.compile": _compiled,
+    "activation checkpointing": _checkpointed,
+    "autocast, bfloat16": _autocast,
+    "DDP, 2 processes": partial(_two_processes, "DDP"),
+    "FSDP2 by meta, 2 processes": partial(_two_processes, "FSDP2"),
+    "copy.deepcopy": _copied,
+    "pickled to another process": _other_process,
     "default bfloat16": partial(_default_dtype, torch.bfloat16),
     "default float16": partial(_default_dtype, torch.float16),
     "default float64": partial(_default_dtype, torch.float64),
-}  # fmt: skip
+}
 
 
 def measure(name: str) -> Row:
@@ -250,18 +291,33 @@ def measure(name: str) -> Row:
         with torch.no_grad():
             values, indices, _ = model.reconstruct(x)
         used = len(torch.unique(indices.flatten(0, -2), dim=0))
-        return {"loop": name, "left": float((values - x).square().mean() / x.var()), "used": used, "error": ""}
+        return {
+            "loop": name,
+            "left": float((values - x).square().mean() / x.var()),
+            "used": used,
+            "error": "",
+        }
     except Exception as error:
-        return {"loop": name, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"}
+        return {
+            "loop": name,
+            "error": f"{type(error).__name__}: {' '.join(str(error).split())[:90]}",
+        }
 
 
-COLUMNS = {"loop": "{loop}", "variance left": "{left:.4f}", "leaves of 64": "{used}", "error": "{error}"}
+COLUMNS = {
+    "loop": "{loop}",
+    "variance left": "{left:.4f}",
+    "leaves of 64": "{used}",
+    "error": "{error}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train in the loops that are named."""
     parser = options(__doc__)
-    parser.add_argument("loops", nargs="*", metavar="NAME", help=f"{', '.join(LOOPS)} (default: all)")
+    parser.add_argument(
+        "loops", nargs="*", metavar="NAME", help=f"{', '.join(LOOPS)} (default: all)"
+    )
     arguments = parser.parse_args(argv)
     if unknown := set(arguments.loops) - set(LOOPS):
         parser.error(f"there is no loop {', '.join(sorted(unknown))}; there are {', '.join(LOOPS)}")

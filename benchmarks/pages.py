@@ -1,8 +1,9 @@
 """Recompute the figures of the pages from docs/data, apart from the code that wrote them.
 
-python -m benchmarks.pages reads pages.txt: below the name of a page, parts of its text with an expression in braces for
-each figure. It prints the parts that a page lacks, beside its nearest line; exit code 1 if there is one. It imports
-nothing of the package: p-values are scipy's (Welch, two-sided), and Holm's correction is written out here.
+python -m benchmarks.pages reads pages.txt: below the name of a page, parts of its text with an
+expression in braces for each figure. It prints the parts that a page lacks, beside its nearest
+line; exit code 1 if there is one. It imports nothing of the package: p-values are scipy's (Welch,
+two-sided), and Holm's correction is written out here.
 """
 
 import itertools
@@ -27,24 +28,37 @@ Row = dict[str, Any]
 def read(path: str) -> Any:
     """Return the content of a JSON or JSON Lines file in docs/data."""
     text = (DATA / path).read_text()
-    return [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
+    return (
+        [json.loads(line) for line in text.splitlines()] if path.endswith("l") else json.loads(text)
+    )
 
 
 def where(path: str, field: str, **wanted: object) -> list[float]:
     """Return a field of the rows of a file that have the wanted values."""
-    return [row[field] for row in read(path) if all(row[name] == value for name, value in wanted.items())]
+    return [
+        row[field]
+        for row in read(path)
+        if all(row[name] == value for name, value in wanted.items())
+    ]
 
 
 def best(folder: str, system: str, **wanted: str) -> Row:
     """Return the trial of least validation error, of those with the wanted settings."""
-    trials = [read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")]
-    fit = [trial for trial in trials if trial.get("validation_mse") and wanted.items() <= trial.items()]
+    trials = [
+        read(str(path)) for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-*.json")
+    ]
+    fit = [
+        trial for trial in trials if trial.get("validation_mse") and wanted.items() <= trial.items()
+    ]
     return min(fit, key=lambda trial: trial["validation_mse"])
 
 
 def gain(folder: str, system: str, **wanted: str) -> str:
     """Return how much less validation error Muon has than Adam, each at its best learning rate."""
-    muon, adam = (best(folder, system, optimizer=name, **wanted)["validation_mse"] for name in ("muon", "adam"))
+    muon, adam = (
+        best(folder, system, optimizer=name, **wanted)["validation_mse"]
+        for name in ("muon", "adam")
+    )
     return change([muon], [adam], 0).lstrip("-")
 
 
@@ -59,12 +73,20 @@ def ladder(folder: str, system: str, field: str, values: Values, optimizer: str 
     lines = dict[tuple[object, ...], dict[float, float]]()
     for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
         trial = read(str(path))
-        others = tuple(trial.get(name) for name in ("optimizer", "learning_rate", "decay", "beta") if name != field)
+        others = tuple(
+            trial.get(name)
+            for name in ("optimizer", "learning_rate", "decay", "beta")
+            if name != field
+        )
         if trial.get(field, "null") != "null":
             lines.setdefault(others, {})[float(trial[field])] = trial["validation_mse"]
     line = max(lines.values(), key=len, default={})
     assert line.keys() <= set(values)
-    return ", ".join(f"{1e4 * line[value]:.2f}" if value in line else "-" for value in values) if len(line) > 1 else ""
+    return (
+        ", ".join(f"{1e4 * line[value]:.2f}" if value in line else "-" for value in values)
+        if len(line) > 1
+        else ""
+    )
 
 
 def spread(sample: Values, scale: float = 1e4, digits: int = 2) -> str:
@@ -100,26 +122,39 @@ def paired(first: Values, second: Values) -> str:
 
 def holm(plain: Mapping[Any, float]) -> dict[Any, float]:
     """Return p-values with Holm's correction for all of them."""
-    corrected, reached = {}, 0.0
+    corrected = {}
+    reached = 0.0
     for rank, name in enumerate(sorted(plain, key=plain.__getitem__)):
         corrected[name] = reached = max(reached, min(1.0, plain[name] * (len(plain) - rank)))
     return corrected
 
 
 def least(first: Values, second: Values, tests: int = 1) -> float:
-    """Return the smallest difference, in percent of the second mean, whose p times the tests is 0.05."""
+    """Return the smallest difference, in percent of the second mean, whose p times the tests is
+    0.05.
+    """
     errors = [variance(sample) / len(sample) for sample in (first, second)]
-    freedom = sum(errors) ** 2 / sum(e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True))
+    freedom = sum(errors) ** 2 / sum(
+        e**2 / (len(s) - 1) for e, s in zip(errors, (first, second), strict=True)
+    )
     return float(100 * stats.t.ppf(1 - 0.025 / tests, freedom) * sum(errors) ** 0.5 / mean(second))
 
 
 class Table:
-    """The rows of a comparison by system, and p-values with Holm's correction for all pairs of systems."""
+    """The rows of a comparison by system, and p-values with Holm's correction for all pairs of
+    systems.
+    """
 
     def __init__(self, rows: Mapping[str, list[Row]]) -> None:
         self.rows = rows
-        pairs = list(itertools.combinations(sorted(name for name in self.rows if len(self.rows[name]) > 1), 2))
-        plain = {pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs}
+        pairs = list(
+            itertools.combinations(
+                sorted(name for name in self.rows if len(self.rows[name]) > 1), 2
+            )
+        )
+        plain = {
+            pair: stats.ttest_ind(*map(self.values, pair), equal_var=False).pvalue for pair in pairs
+        }
         self.corrected = holm(plain)
 
     def values(self, system: str, field: str = "mse") -> list[float]:
@@ -144,16 +179,28 @@ class Table:
         return shorten(self.corrected[tuple(sorted((first, second)))])
 
     def against(self, system: str, values: Values) -> str:
-        """Return p of a system against other values, corrected for all systems here against these."""
-        tests = {name: stats.ttest_ind(self.values(name), values, equal_var=False).pvalue for name in self.rows}
+        """Return p of a system against other values, corrected for all systems here against
+        these.
+        """
+        tests = {
+            name: stats.ttest_ind(self.values(name), values, equal_var=False).pvalue
+            for name in self.rows
+        }
         return shorten(holm(tests)[system])
 
     def pairs(self, system: str, without: str) -> str:
-        """Return a row of the pairs, by mean error: difference and p against systems before it, else `least`."""
+        """Return a row of the pairs, by mean error: difference and p against systems before it,
+        else `least`.
+        """
         order = sorted(self.rows.keys() - {without}, key=lambda name: mean(self.values(name)))
         place = order.index(system)
-        cells = [f"{self.change(system, other, 0)}, {self.holm(system, other)}" for other in order[:place]]
-        return " | ".join([*cells, "", *(self.least(system, other) for other in order[place + 1 :])])
+        cells = [
+            f"{self.change(system, other, 0)}, {self.holm(system, other)}"
+            for other in order[:place]
+        ]
+        return " | ".join(
+            [*cells, "", *(self.least(system, other) for other in order[place + 1 :])]
+        )
 
     def least(self, first: str, second: str) -> str:
         return f"{least(self.values(first), self.values(second), len(self.corrected)):.0f}%"
@@ -161,7 +208,8 @@ class Table:
     def level(self, *among: str) -> str:
         """Return the least p of all pairs of these systems, and the differences that would show."""
         pairs = list(itertools.combinations(sorted(among), 2))
-        percents, p = [int(self.least(*pair).rstrip("%")) for pair in pairs], [self.corrected[pair] for pair in pairs]
+        percents = [int(self.least(*pair).rstrip("%")) for pair in pairs]
+        p = [self.corrected[pair] for pair in pairs]
         return f"p at least {shorten(min(p))}, {min(percents)}% to {max(percents)}% would show"
 
     def extremes(self, system: str, *others: str) -> tuple[str, str]:
@@ -179,7 +227,9 @@ def read_table(folder: str) -> Table:
 
 
 def samples(folder: str, system: str, field: str, place: int | None = None) -> list[float]:
-    """Return a field per seed, or at a place of its samples: 0 without guidance, 1 with it, 2 other test images."""
+    """Return a field per seed, or at a place of its samples: 0 without guidance, 1 with it, 2 other
+    test images.
+    """
     path = f"{folder}/samples/rows.jsonl"
     if place is None:
         return where(path, field, what="samples", system=system)
@@ -188,9 +238,19 @@ def samples(folder: str, system: str, field: str, place: int | None = None) -> l
 
 
 def measures(folder: str, system: str, place: int) -> str:
-    """Return the cells of a table of samples: Frechet and kernel distance, accuracy, precision and recall."""
-    fields = {"frechet": (1, 1), "kernel": (1, 2), "accuracy": (100, 1), "precision": (1, 2), "recall": (1, 2)}
-    return " | ".join(spread(samples(folder, system, name, place), *form) for name, form in fields.items())
+    """Return the cells of a table of samples: Frechet and kernel distance, accuracy, precision and
+    recall.
+    """
+    fields = {
+        "frechet": (1, 1),
+        "kernel": (1, 2),
+        "accuracy": (100, 1),
+        "precision": (1, 2),
+        "recall": (1, 2),
+    }
+    return " | ".join(
+        spread(samples(folder, system, name, place), *form) for name, form in fields.items()
+    )
 
 
 def steps(folder: str, system: str) -> str:
@@ -201,7 +261,12 @@ def steps(folder: str, system: str) -> str:
 
 def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
     """Return a table of a measure of the samples of systems, in the place of the error."""
-    return Table({system: [{"mse": value} for value in samples(folder, system, field, place)] for system in systems})
+    return Table(
+        {
+            system: [{"mse": value} for value in samples(folder, system, field, place)]
+            for system in systems
+        }
+    )
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
@@ -214,19 +279,25 @@ def grid(positions: str, bits: int) -> tuple[float, float, int]:
 
 def grids(first: str, second: str, bits: int) -> str:
     """Return the difference of two grids at so many bits, and p."""
-    one, other = grid(first, bits), grid(second, bits)
+    one = grid(first, bits)
+    other = grid(second, bits)
     p = shorten(stats.ttest_ind_from_stats(*one, *other, equal_var=False).pvalue)
     return f"{change(one[:1], other[:1], 0)}, p {p if '<' in p else '= ' + p}"
 
 
 def main() -> None:
     """Look for every recomputed part on its page."""
-    names = globals() | {"math": math} | {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
+    names = (
+        globals()
+        | {"math": math}
+        | {path.name.replace("-", "_"): read_table(path.name) for path in DATA.iterdir()}
+    )
     count = lacking = 0
     for line in filter(None, Path(__file__).with_suffix(".txt").read_text().splitlines()):
         if line.endswith(".md"):
             lines = (ROOT / line).read_text().splitlines()
-            page, text = line, " ".join(" ".join(lines).split())
+            page = line
+            text = " ".join(" ".join(lines).split())
             continue
         part = " ".join(eval(f"f{line!r}", names).split())
         count += 1

@@ -24,10 +24,12 @@ from hrvqvae.utils.device import Compute
 class PriorSide:
     """The prior of some levels, with a batch of random codes to train on."""
 
-    def __init__(self, config: Config, levels: Levels, batch: int | None = None, bf16: bool = True) -> None:
+    def __init__(
+        self, config: Config, levels: Levels, batch: int | None = None, bf16: bool = True
+    ) -> None:
         training = dataclasses.replace(
             config.prior.training_of(levels.start), precision="bf16" if bf16 else "fp32"
-        )  # fmt: skip
+        )
         self.compute = Compute(training)
         torch.manual_seed(0)
         prior = build_prior(config, levels, classes=10)
@@ -48,7 +50,9 @@ class PriorSide:
 
 
 def bench_prior(names: Sequence[str], batch: int, rounds: int) -> list[Row]:
-    """Return rows with preset, kind, codes (per image), parameters, images_per_second (median of steps in turns)."""
+    """Return rows with preset, kind, codes (per image), parameters, images_per_second (median of
+    steps in turns).
+    """
     sides = {}
     for name in names:
         config = presets.get(name).config
@@ -56,18 +60,24 @@ def bench_prior(names: Sequence[str], batch: int, rounds: int) -> list[Row]:
     spent = side_by_side({name: side.train for name, side in sides.items()}, rounds)
     return [
         {
-            "preset": name, "kind": presets.get(name).config.prior.network.kind, "parameters": side.parameters,
-            "codes": sum(codes[0].numel() for codes in side.batch.codes), "images_per_second": batch / spent[name],
+            "preset": name,
+            "kind": presets.get(name).config.prior.network.kind,
+            "parameters": side.parameters,
+            "codes": sum(codes[0].numel() for codes in side.batch.codes),
+            "images_per_second": batch / spent[name],
         }
         for name, side in sides.items()
-    ]  # fmt: skip
+    ]
 
 
 def random_priors(config: Config) -> list[Prior]:
     """Build the priors of all levels with random weights, in evaluation mode."""
     torch.manual_seed(0)
     classes = 10 if config.data.labels else 0
-    return [build_prior(config, levels, classes).eval().requires_grad_(False) for levels in config.prior_levels]
+    return [
+        build_prior(config, levels, classes).eval().requires_grad_(False)
+        for levels in config.prior_levels
+    ]
 
 
 def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[], Codes]:
@@ -79,20 +89,31 @@ def draws(model: Autoencoder, priors: Sequence[Prior], batch: int) -> Callable[[
 
 
 COLUMNS = {
-    "preset": "{preset}", "network": "{kind}", "codes": "{codes}", "parameters": "{parameters:,}",
+    "preset": "{preset}",
+    "network": "{kind}",
+    "codes": "{codes}",
+    "parameters": "{parameters:,}",
     "images/s": "{images_per_second:.1f}",
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the training of presets' priors."""
     parser = options(__doc__)
     few = ["hrvqvae/cifar10", "treevq/cifar10", "treevq-deep/cifar10"]
-    parser.add_argument("--presets", nargs="+", default=few, metavar="PRESET", help=f"default: {' '.join(few)}")
-    parser.add_argument("--batch", type=positive, default=32, metavar="N", help="images (default: 32)")
-    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="steps of each (default: 5)")
+    parser.add_argument(
+        "--presets", nargs="+", default=few, metavar="PRESET", help=f"default: {' '.join(few)}"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=32, metavar="N", help="images (default: 32)"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=5, metavar="N", help="steps of each (default: 5)"
+    )
     arguments = parser.parse_args(argv)
-    finish(bench_prior(arguments.presets, arguments.batch, arguments.rounds), COLUMNS, arguments.json)
+    finish(
+        bench_prior(arguments.presets, arguments.batch, arguments.rounds), COLUMNS, arguments.json
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Time the cached sampler against the plain one, with the same random weights; and whole images, decoded."""
+"""Time the cached sampler against the plain one, with the same random weights; and whole images,
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +22,57 @@ from hrvqvae.training.state import count_parameters
 
 
 def multiply_adds(prior: Prior) -> int:
-    """Return the multiply-adds of a forward pass of an image, which any sampler computes, without small terms."""
+    """Return the multiply-adds of a forward pass of an image, which any sampler computes, without
+    small terms.
+    """
     assert isinstance(prior, PixelSNAIL | GPT)
     height, width = prior.level.grid
-    positions, attentions = height * width, prior.attentions if isinstance(prior, PixelSNAIL) else prior.layers
+    positions = height * width
+    attentions = prior.attentions if isinstance(prior, PixelSNAIL) else prior.layers
     weights = sum(weight.numel() for weight in prior.parameters() if weight.dim() > 1)
-    weights -= sum(module.weight.numel() for module in prior.modules() if isinstance(module, nn.Embedding))
+    weights -= sum(
+        module.weight.numel() for module in prior.modules() if isinstance(module, nn.Embedding)
+    )
     attention = len(attentions) * 2 * prior.config.hidden_units * positions * (positions + 1) // 2
     return weights * positions + attention
 
 
-def _make_row(method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: float, rate: float) -> Row:
+def _make_row(
+    method: str, drawn: str, priors: Sequence[Prior], batch: int, seconds: float, rate: float
+) -> Row:
     return {
-        "method": method, "drawn": drawn, "batch": batch, "parameters": sum(map(count_parameters, priors)),
-        "seconds_per_image": seconds / batch, "floor_seconds": 2 * sum(map(multiply_adds, priors)) / rate,
-    }  # fmt: skip
+        "method": method,
+        "drawn": drawn,
+        "batch": batch,
+        "parameters": sum(map(count_parameters, priors)),
+        "seconds_per_image": seconds / batch,
+        "floor_seconds": 2 * sum(map(multiply_adds, priors)) / rate,
+    }
 
 
 @torch.inference_mode()
 def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: float) -> list[Row]:
-    """Return rows as `bench_sample`, of both samplers that draw an image's levels of a prior (1 is the coarsest)."""
+    """Return rows as `bench_sample`, of both samplers that draw an image's levels of a prior (1 is
+    the coarsest).
+    """
     config = presets.get(preset).config
-    prior, levels = random_priors(config)[index - 1], config.prior_levels[index - 1]
-    level, generator = prior.level, torch.Generator().manual_seed(0)
+    prior = random_priors(config)[index - 1]
+    levels = config.prior_levels[index - 1]
+    level = prior.level
+    generator = torch.Generator().manual_seed(0)
     shape = (1, *level.grid)
     codes = [torch.randint(entry.symbols, shape, generator=generator) for entry in prior.levels]
     coarser = [torch.randint(words, shape, generator=generator) for words in level.coarser]
     label = torch.randint(level.classes, (1,), generator=generator) if level.classes else None
     uniforms = [torch.rand(shape, dtype=torch.float64, generator=generator) for _ in codes]
-    arguments = codes, [torch.zeros(shape, dtype=torch.bool)] * len(codes), coarser, label, uniforms, torch.ones(1)
+    arguments = (
+        codes,
+        [torch.zeros(shape, dtype=torch.bool)] * len(codes),
+        coarser,
+        label,
+        uniforms,
+        torch.ones(1),
+    )
     step = median_seconds(lambda: prior.level_logits(codes, coarser, label), positions)
     plain = sum(entry.numel() for entry in codes) * step
     cached = median_seconds(lambda: sample_cached(prior, *arguments, SamplingParams()), rounds)
@@ -62,32 +86,47 @@ def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: flo
 def bench_images(preset: str, batch: int, rounds: int, rate: float) -> Row:
     """Return a row as `bench_sample`, of images of which all levels are drawn and decoded."""
     config = presets.get(preset).config
-    model, priors = build(config).eval().requires_grad_(False), random_priors(config)
-    draw, size = draws(model, priors, batch), (config.data.size, config.data.size)
+    model = build(config).eval().requires_grad_(False)
+    priors = random_priors(config)
+    draw = draws(model, priors, batch)
+    size = (config.data.size, config.data.size)
     seconds = median_seconds(lambda: model.decode(draw(), size=size), rounds)
     return _make_row("cached", f"{preset}, decoded", priors, batch, seconds, rate)
 
 
 def bench_sample(
-    levels: Sequence[tuple[str, int]], images: Sequence[tuple[str, int]], rounds: int, positions: int
+    levels: Sequence[tuple[str, int]],
+    images: Sequence[tuple[str, int]],
+    rounds: int,
+    positions: int,
 ) -> list[Row]:
     """Return rows with method, drawn, batch, parameters, seconds_per_image, floor_seconds.
 
-    The plain sampler makes a forward pass per code; `positions` passes are timed, and the median is scaled to all.
-    ratio is the plain time divided by the cached time. The floor is the multiply-adds of a forward pass of an image at
-    the rate of a large float32 matrix product in the same run. `levels` are presets and their priors (1 is the
-    coarsest) that both samplers draw; `images` presets and batches of which whole images are drawn.
+    The plain sampler makes a forward pass per code; `positions` passes are timed, and the median is
+    scaled to all. ratio is the plain time divided by the cached time. The floor is the
+    multiply-adds of a forward pass of an image at the rate of a large float32 matrix product in the
+    same run. `levels` are presets and their priors (1 is the coarsest) that both samplers draw;
+    `images` presets and batches of which whole images are drawn.
     """
     rate = matrix_rate()
-    rows = [row for preset, index in levels for row in bench_levels(preset, index, rounds, positions, rate)]
+    rows = [
+        row
+        for preset, index in levels
+        for row in bench_levels(preset, index, rounds, positions, rate)
+    ]
     return rows + [bench_images(preset, batch, rounds, rate) for preset, batch in images]
 
 
 COLUMNS = {
-    "method": "{method}", "drawn": "{drawn}", "batch": "{batch}", "parameters": "{parameters:,}",
-    "s per image": "{seconds_per_image:.4f}", "from positions": "{timed_positions}", "ratio": "{ratio:.1f}",
+    "method": "{method}",
+    "drawn": "{drawn}",
+    "batch": "{batch}",
+    "parameters": "{parameters:,}",
+    "s per image": "{seconds_per_image:.4f}",
+    "from positions": "{timed_positions}",
+    "ratio": "{ratio:.1f}",
     "one forward pass at best": "{floor_seconds:.4f}",
-}  # fmt: skip
+}
 
 
 def _parse_pair(text: str) -> tuple[str, int]:
@@ -99,14 +138,26 @@ def _parse_pair(text: str) -> tuple[str, int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the samplers of presets, with random weights."""
     parser = options(__doc__)
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)")
     parser.add_argument(
-        "--positions", type=positive, default=24, metavar="N", help="of the plain sampler that are timed"
+        "--rounds", type=positive, default=3, metavar="N", help="calls of each row (default: 3)"
     )
-    usual, what = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)], "that both samplers draw"
-    parser.add_argument("--levels", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what)
-    usual, what = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64)], "of which whole images are drawn"
-    parser.add_argument("--images", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:BATCH", help=what)
+    parser.add_argument(
+        "--positions",
+        type=positive,
+        default=24,
+        metavar="N",
+        help="of the plain sampler that are timed",
+    )
+    usual = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)]
+    what = "that both samplers draw"
+    parser.add_argument(
+        "--levels", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what
+    )
+    usual = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64)]
+    what = "of which whole images are drawn"
+    parser.add_argument(
+        "--images", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:BATCH", help=what
+    )
     arguments = parser.parse_args(argv)
     rows = bench_sample(arguments.levels, arguments.images, arguments.rounds, arguments.positions)
     finish(rows, COLUMNS, arguments.json)

@@ -1,8 +1,10 @@
-"""Time the search for codewords: the tree of linked codebooks against flat codebooks, ours and those of a library.
+"""Time the search for codewords: the tree of linked codebooks against flat codebooks, ours and
+those of a library.
 
-Each method is checked against a float64 oracle before it is timed. All methods run in one process, in turns, and the
-rate of large matrix products is measured in the same run. A method that would need too large a distance matrix is timed
-on a share of the vectors, and its time is scaled; its row says so.
+Each method is checked against a float64 oracle before it is timed. All methods run in one process,
+in turns, and the rate of large matrix products is measured in the same run. A method that would
+need too large a distance matrix is timed on a share of the vectors, and its time is scaled; its row
+says so.
 """
 
 from __future__ import annotations
@@ -22,12 +24,20 @@ from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
-VECTORS, WIDTH = 32 * 32 * 32, 32  # (B, H, W, D) = (32, 32, 32, 32)
-GRID = tuple((levels, 8) for levels in range(1, 7)) + tuple((3, codewords) for codewords in (4, 16, 32, 64))
+# (B, H, W, D) = (32, 32, 32, 32)
+VECTORS = 32 * 32 * 32
+WIDTH = 32
+GRID = tuple((levels, 8) for levels in range(1, 7)) + tuple(
+    (3, codewords) for codewords in (4, 16, 32, 64)
+)
 _MATRIX_VALUES = 2**27  # largest distance matrix: 512 MiB
 _PRODUCTS = 2**33  # distances that a method without a matrix is timed on at most
-_CALLS, _TURN = 3, 0.05  # calls per turn; a call that takes more seconds is a turn by itself
-_ROUNDS, _SECONDS = 25, 1.5  # at most, per method and size, after the first round
+# calls per turn; a call that takes more seconds is a turn by itself
+_CALLS = 3
+_TURN = 0.05
+# at most, per method and size, after the first round
+_ROUNDS = 25
+_SECONDS = 1.5
 TOLERANCE = 1e-5
 """Relative difference of two costs, in float64, up to which rounding decides."""
 
@@ -48,14 +58,20 @@ class Method:
     run: Callable[[Tensor], Tensor]  # returns the leaves of vectors
     distances: int  # per vector
     full_matrix: bool  # whether it makes a matrix of vectors by codewords
-    books: Sequence[Tensor] | None  # None if the method has codebooks of its own, and is not checked
+    books: (
+        Sequence[Tensor] | None
+    )  # None if the method has codebooks of its own, and is not checked
 
 
-def make_problem(levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH) -> SearchProblem:
+def make_problem(
+    levels: int, codewords: int, vectors: int = VECTORS, width: int = WIDTH
+) -> SearchProblem:
     """Draw random vectors, and codewords that shrink by half from level to level."""
     generator = torch.Generator().manual_seed(levels * 1000 + codewords)
     shapes = [(codewords**level, codewords, width) for level in range(levels)]
-    books = [torch.randn(shape, generator=generator) * 0.5**level for level, shape in enumerate(shapes)]
+    books = [
+        torch.randn(shape, generator=generator) * 0.5**level for level, shape in enumerate(shapes)
+    ]
     flat = torch.randn(codewords**levels, width, generator=generator)
     return SearchProblem(torch.randn(vectors, width, generator=generator), books, flat)
 
@@ -65,21 +81,31 @@ def exact_search(
 ) -> tuple[Tensor, Tensor]:
     """Search as `search` in float64.
 
-    Return the leaves (N,), and the margin of each (N,): the least relative difference, over the levels, between the
-    costs of the last path that is kept and of the next. Where it is at most `TOLERANCE`, rounding decides.
+    Return the leaves (N,), and the margin of each (N,): the least relative difference, over the
+    levels, between the costs of the last path that is kept and of the next. Where it is at most
+    `TOLERANCE`, rounding decides.
     """
     chunks = torch.split(latents.double(), 128)
-    leaves, margins = zip(*(_search_chunk(chunk, books, width, coarse_weight) for chunk in chunks), strict=True)
+    leaves, margins = zip(
+        *(_search_chunk(chunk, books, width, coarse_weight) for chunk in chunks), strict=True
+    )
     return torch.cat(leaves), torch.cat(margins)
 
 
-def _search_chunk(latents: Tensor, books: Sequence[Tensor], width: int, weight: float) -> tuple[Tensor, Tensor]:
-    size, rows = books[0].shape[1], torch.arange(len(latents)).unsqueeze(1)
-    residuals, indices = latents.unsqueeze(1), torch.zeros(len(latents), 1, dtype=torch.long)
-    before, margin = torch.zeros_like(residuals[..., 0]), torch.full_like(latents[:, 0], torch.inf)
+def _search_chunk(
+    latents: Tensor, books: Sequence[Tensor], width: int, weight: float
+) -> tuple[Tensor, Tensor]:
+    size = books[0].shape[1]
+    rows = torch.arange(len(latents)).unsqueeze(1)
+    residuals = latents.unsqueeze(1)
+    indices = torch.zeros(len(latents), 1, dtype=torch.long)
+    before = torch.zeros_like(residuals[..., 0])
+    margin = torch.full_like(latents[:, 0], torch.inf)
     for level, book in enumerate(map(Tensor.double, books), start=1):
         if level == 1:  # a flat codebook may be too large to be copied for each vector
-            distances = torch.cdist(latents, book[0], compute_mode="donot_use_mm_for_euclid_dist").square()
+            distances = torch.cdist(
+                latents, book[0], compute_mode="donot_use_mm_for_euclid_dist"
+            ).square()
         else:
             distances = (residuals.unsqueeze(2) - book[indices]).square().sum(-1).flatten(1)
         costs = distances + before.repeat_interleave(size, dim=1)
@@ -87,7 +113,9 @@ def _search_chunk(latents: Tensor, books: Sequence[Tensor], width: int, weight: 
         least, best = costs.topk(min(kept + 1, costs.shape[1]), largest=False)
         if least.shape[1] > kept:
             gap = (least[:, kept] - least[:, kept - 1]) / least[:, kept]
-            margin = torch.minimum(margin, gap.nan_to_num(0.0))  # 0 / 0: two codewords equal the vector
+            margin = torch.minimum(
+                margin, gap.nan_to_num(0.0)
+            )  # 0 / 0: two codewords equal the vector
         best = best[:, :kept]
         parents = best // size
         before = before[rows, parents] + weight * distances[rows, best]
@@ -97,7 +125,9 @@ def _search_chunk(latents: Tensor, books: Sequence[Tensor], width: int, weight: 
 
 
 def measure_agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) -> float:
-    """Return the share of vectors whose leaf is that of `exact_search`, without those that rounding decides."""
+    """Return the share of vectors whose leaf is that of `exact_search`, without those that rounding
+    decides.
+    """
     expected, margins = exact_search(latents, books)
     return float((leaves == expected)[margins > TOLERANCE].double().mean())
 
@@ -106,34 +136,50 @@ def _methods(case: SearchProblem, levels: int, codewords: int) -> dict[str, Meth
     try:
         from vector_quantize_pytorch import ResidualVQ, VectorQuantize
     except ImportError as error:
-        raise InputError("this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'") from error
-    width, leaves, flat = case.latents.shape[1], len(case.flat), [case.flat[None]]
+        raise InputError(
+            "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'"
+        ) from error
+    width = case.latents.shape[1]
+    leaves = len(case.flat)
+    flat = [case.flat[None]]
     layer = VectorQuantize(dim=width, codebook_size=leaves).eval()
     layer.codebook = case.flat
     residual = ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
     return {
-        "tree": Method(lambda vectors: search(vectors, case.books)[-1], levels * codewords, False, case.books),
+        "tree": Method(
+            lambda vectors: search(vectors, case.books)[-1], levels * codewords, False, case.books
+        ),
         "flat": Method(lambda vectors: search(vectors, flat)[0], leaves, False, flat),
-        "cdist": Method(lambda vectors: torch.cdist(vectors, case.flat).argmin(-1), leaves, True, flat),
+        "cdist": Method(
+            lambda vectors: torch.cdist(vectors, case.flat).argmin(-1), leaves, True, flat
+        ),
         "vector_quantize": Method(lambda vectors: layer(vectors[None])[1][0], leaves, True, flat),
-        "residual_vq": Method(lambda vectors: residual(vectors[None]), levels * codewords, False, None),
+        "residual_vq": Method(
+            lambda vectors: residual(vectors[None]), levels * codewords, False, None
+        ),
     }
 
 
 @torch.inference_mode()
-def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS, width: int = WIDTH) -> list[Row]:
-    """Return rows with method, vectors, width, levels, codewords, leaves, distances (per vector), seconds, ratio.
+def bench_search(
+    grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS, width: int = WIDTH
+) -> list[Row]:
+    """Return rows with method, vectors, width, levels, codewords, leaves, distances (per vector),
+    seconds, ratio.
 
-    They also have floor (seconds that the multiply-adds take at the rate of matrix products in the same run),
-    times_floor, agreement (with the oracle), and timed_on (vectors that were timed, fewer if the time is scaled).
-    Raises InputError if vector-quantize-pytorch is missing, AssertionError if our methods disagree with the oracle.
+    They also have floor (seconds that the multiply-adds take at the rate of matrix products in the
+    same run), times_floor, agreement (with the oracle), and timed_on (vectors that were timed,
+    fewer if the time is scaled). Raises InputError if vector-quantize-pytorch is missing,
+    AssertionError if our methods disagree with the oracle.
     """
     rows = []
     for levels, codewords in grid:
         case = make_problem(levels, codewords, vectors, width)
         leaves = len(case.flat)
         methods = _methods(case, levels, codewords)
-        runs, timed_on, agreed = {}, {}, {}
+        runs = {}
+        timed_on = {}
+        agreed = {}
         for name, method in methods.items():
             most = (_MATRIX_VALUES if method.full_matrix else _PRODUCTS) // leaves
             chunk = case.latents[: max(32, min(vectors, most))]
@@ -141,26 +187,40 @@ def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS,
             if method.books:
                 chunk = chunk[: max(32, min(2_048, 2**26 // leaves))]
                 agreed[name] = measure_agreement(chunk, method.books, method.run(chunk))
-        assert agreed["tree"] == agreed["flat"] == 1, f"a search disagrees with the oracle: {agreed}"
+        assert agreed["tree"] == agreed["flat"] == 1, (
+            f"a search disagrees with the oracle: {agreed}"
+        )
         products = matrix_rate() / 2
-        spent = {name: time * vectors / timed_on[name] for name, time in _time_in_turns(runs).items()}
+        spent = {
+            name: time * vectors / timed_on[name] for name, time in _time_in_turns(runs).items()
+        }
         for name, method in methods.items():
             floor = vectors * method.distances * width / products
             rows.append(
                 {
-                    "method": name, "vectors": vectors, "width": width, "levels": levels, "codewords": codewords,
-                    "leaves": leaves, "distances": method.distances, "seconds": spent[name],
-                    "ratio": spent[name] / spent["tree"], "timed_on": timed_on[name], "floor": floor,
-                    "times_floor": spent[name] / floor, "agreement": agreed.get(name),
+                    "method": name,
+                    "vectors": vectors,
+                    "width": width,
+                    "levels": levels,
+                    "codewords": codewords,
+                    "leaves": leaves,
+                    "distances": method.distances,
+                    "seconds": spent[name],
+                    "ratio": spent[name] / spent["tree"],
+                    "timed_on": timed_on[name],
+                    "floor": floor,
+                    "times_floor": spent[name] / floor,
+                    "agreement": agreed.get(name),
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
 def _time_in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Return the median seconds of each run, in turns; slow runs drop out when their time is spent.
 
-    A turn of a fast run starts with a call that is not timed: it wakes threads and gets memory back.
+    A turn of a fast run starts with a call that is not timed: it wakes threads and gets memory
+        back.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     slow = {name for name, run in runs.items() if seconds(run) > _TURN}
@@ -174,10 +234,12 @@ def _time_in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]
 
 
 _STYLES = {
-    "tree": ("tree of linked codebooks", "o-"), "flat": ("flat, ours", "s-"), "cdist": ("torch.cdist + argmin", "x:"),
+    "tree": ("tree of linked codebooks", "o-"),
+    "flat": ("flat, ours", "s-"),
+    "cdist": ("torch.cdist + argmin", "x:"),
     "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),
     "residual_vq": ("unlinked residual, vector-quantize-pytorch", "v--"),
-}  # fmt: skip
+}
 
 
 def plot_growth(rows: Sequence[Row], path: Path) -> None:
@@ -188,28 +250,47 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
         shown = sorted((row for row in rows if row[fixed] == value), key=lambda row: row["leaves"])
         for method, (label, style) in _STYLES.items():
             points = [row for row in shown if row["method"] == method]
-            axes.plot([row["leaves"] for row in points], [1e3 * row["seconds"] for row in points], style, label=label)
+            axes.plot(
+                [row["leaves"] for row in points],
+                [1e3 * row["seconds"] for row in points],
+                style,
+                label=label,
+            )
         trees = [row for row in shown if row["method"] == "tree"]
-        leaves, floor = [row["leaves"] for row in trees], [1e3 * row["floor"] for row in trees]
+        leaves = [row["leaves"] for row in trees]
+        floor = [1e3 * row["floor"] for row in trees]
         axes.plot(leaves, floor, "k:", linewidth=1, label="arithmetic floor of the tree")
         axes.legend(frameon=False, fontsize=8)
         axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
-    figure.axes[0].set_ylabel(f"milliseconds for {rows[0]['vectors']:,} vectors of width {rows[0]['width']}")
+    figure.axes[0].set_ylabel(
+        f"milliseconds for {rows[0]['vectors']:,} vectors of width {rows[0]['width']}"
+    )
     save_figure(figure, path)
 
 
 COLUMNS = {
-    "method": "{method}", "L": "{levels}", "m": "{codewords}", "leaves": "{leaves:,}", "distances": "{distances:,}",
-    "ms": "{ms:,.2f}", "timed on": "{timed_on:,}", "tree is faster": "{ratio:,.1f}", "x floor": "{times_floor:.1f}",
+    "method": "{method}",
+    "L": "{levels}",
+    "m": "{codewords}",
+    "leaves": "{leaves:,}",
+    "distances": "{distances:,}",
+    "ms": "{ms:,.2f}",
+    "timed on": "{timed_on:,}",
+    "tree is faster": "{ratio:,.1f}",
+    "x floor": "{times_floor:.1f}",
     "oracle": "{agreement:.4f}",
-}  # fmt: skip
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time every method at one size, or at all sizes of `GRID`."""
     parser = options(__doc__)
-    parser.add_argument("--vectors", type=positive, default=VECTORS, metavar="N", help=f"default: {VECTORS}")
-    parser.add_argument("--size", type=positive, nargs=2, metavar=("L", "M"), help="only L levels of M codewords")
+    parser.add_argument(
+        "--vectors", type=positive, default=VECTORS, metavar="N", help=f"default: {VECTORS}"
+    )
+    parser.add_argument(
+        "--size", type=positive, nargs=2, metavar=("L", "M"), help="only L levels of M codewords"
+    )
     parser.add_argument("--plot", type=Path, metavar="FIG.png", help="draw cost against leaves")
     arguments = parser.parse_args(argv)
     rows = bench_search([tuple(arguments.size)] if arguments.size else GRID, arguments.vectors)

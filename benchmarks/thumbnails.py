@@ -1,4 +1,5 @@
-"""Thumbnails in 24 to 240 bytes: models of the package, image formats, PCA, BlurHash and ThumbHash (docs/web.md).
+"""Thumbnails in 24 to 240 bytes: models of the package, image formats, PCA, BlurHash and ThumbHash
+(docs/web.md).
 
 The hashes are those of npm packages, which `npm install` puts into web/node_modules.
 """
@@ -42,7 +43,8 @@ const tasks = {
   "BlurHash encode": (entry) => textOf(Buffer.from(
     blurhash.encode(Uint8ClampedArray.from(bytesOf(entry)), width, height, ...components))),
   "BlurHash decode": (entry) => ({
-    width, height, data: textOf(blurhash.decode(Buffer.from(bytesOf(entry)).toString(), width, height)) }),
+    width, height,
+      data: textOf(blurhash.decode(Buffer.from(bytesOf(entry)).toString(), width, height)) }),
   "ThumbHash encode": (entry) => textOf(rgbaToThumbHash(width, height, bytesOf(entry))),
   "ThumbHash decode": decodeThumb,
 };
@@ -54,25 +56,43 @@ class Hash(FileCodec):
     """BlurHash, at numbers of components (x, y), or ThumbHash."""
 
     def __init__(self, name: str, settings: Sequence[Any]) -> None:
-        self.name, self.settings, self.counts = name, tuple(settings), (Count(name),)
+        self.name = name
+        self.settings = tuple(settings)
+        self.counts = (Count(name),)
         if not (_WEB / "node_modules").is_dir():
-            raise InputError(f"{_WEB} has no node_modules: run npm install there, or leave out --hashes")
+            raise InputError(
+                f"{_WEB} has no node_modules: run npm install there, or leave out --hashes"
+            )
 
-    def _run(self, task: str, entries: Sequence[bytes], shape: Shape, components: Any = None) -> Any:
+    def _run(
+        self, task: str, entries: Sequence[bytes], shape: Shape, components: Any = None
+    ) -> Any:
         texts = [base64.b64encode(entry).decode() for entry in entries]
-        request = {"entries": texts, "width": shape[2], "height": shape[1], "components": components}
+        request = {
+            "entries": texts,
+            "width": shape[2],
+            "height": shape[1],
+            "components": components,
+        }
         script = _HASHES.replace("TASK", f"{self.name} {task}")
         done = node(
-            ["--input-type=module", "--eval", script], return_completed_process=True, cwd=_WEB,
-            input=json.dumps(request), capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            ["--input-type=module", "--eval", script],
+            return_completed_process=True,
+            cwd=_WEB,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return json.loads(done.stdout)
 
     def encode(self, images: Images, setting: Any) -> list[bytes]:
         opaque = np.concatenate([images, np.full_like(images[:, :1], 255)], 1).transpose(0, 2, 3, 1)
         return [
             base64.b64decode(text)
-            for text in self._run("encode", [image.tobytes() for image in opaque], images.shape[1:], setting)
+            for text in self._run(
+                "encode", [image.tobytes() for image in opaque], images.shape[1:], setting
+            )
         ]
 
     def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
@@ -85,7 +105,8 @@ class Hash(FileCodec):
 
 
 def thumbnails(folders: Sequence[Path], side: int) -> Images:
-    """Return the middle square of each photograph of some folders, reduced to that side: (N, 3, side, side).
+    """Return the middle square of each photograph of some folders, reduced to that side: (N, 3,
+    side, side).
 
     Raises:
         InputError: There is no photograph.
@@ -96,14 +117,18 @@ def thumbnails(folders: Sequence[Path], side: int) -> Images:
         length = min(picture.size)
         left, top = ((whole - length) // 2 for whole in picture.size)
         box = (left, top, left + length, top + length)
-        images.append(as_pixels(picture.resize((side, side), Image.Resampling.LANCZOS, box), (3, side, side)))
+        images.append(
+            as_pixels(picture.resize((side, side), Image.Resampling.LANCZOS, box), (3, side, side))
+        )
     if not images:
         raise InputError(f"no photograph (.jpg) in {', '.join(map(str, folders))}")
     return np.stack(images)
 
 
 def codecs(models: Sequence[str], hashes: bool) -> Iterator[FileCodec]:
-    """Yield what is compared. Models take the usual codes, as a page does: no search by rate and distortion."""
+    """Yield what is compared. Models take the usual codes, as a page does: no search by rate and
+    distortion.
+    """
     for name in models:
         codec = TrainedFiles(name)
         codec.settings = tuple(setting for setting in codec.settings if setting.lmbda is None)
@@ -118,15 +143,23 @@ def codecs(models: Sequence[str], hashes: bool) -> Iterator[FileCodec]:
         yield Hash("ThumbHash", [None])
 
 
-COLUMNS = {"images": "{images}", "codec": "{codec}"} | {str(size): f"{{at_{size}:.2f}}" for size in BUDGETS}
+COLUMNS = {"images": "{images}", "codec": "{codec}"} | {
+    str(size): f"{{at_{size}:.2f}}" for size in BUDGETS
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all codecs on test images of CIFAR10, and on thumbnails of photographs."""
     parser = options(__doc__)
-    parser.add_argument("--images", type=positive, default=100, metavar="N", help="of CIFAR10 (default: 100)")
-    parser.add_argument("--photos", type=Path, nargs="*", default=[], metavar="DIR", help="folders of photographs")
-    parser.add_argument("--models", nargs="*", default=["thumb", "cifar10", "treevq-cifar10"], metavar="MODEL")
+    parser.add_argument(
+        "--images", type=positive, default=100, metavar="N", help="of CIFAR10 (default: 100)"
+    )
+    parser.add_argument(
+        "--photos", type=Path, nargs="*", default=[], metavar="DIR", help="folders of photographs"
+    )
+    parser.add_argument(
+        "--models", nargs="*", default=["thumb", "cifar10", "treevq-cifar10"], metavar="MODEL"
+    )
     parser.add_argument("--hashes", action="store_true", help="BlurHash and ThumbHash too")
     choices = parser.parse_args(argv)
     sets = {"CIFAR10": read_images(get("treevq/cifar10").config.data, choices.images).numpy()}
@@ -140,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if isinstance(codec, Linear):  # blocks of 16 or 32 pixels
                 settings = settings or codec.settings
                 codec.settings = tuple(
-                    setting for setting in settings if images.shape[2] % setting.components.side == 0
+                    setting
+                    for setting in settings
+                    if images.shape[2] % setting.components.side == 0
                 )
             for curve in measure(codec, images):
                 at = {f"at_{size}": curve.within(size) for size in BUDGETS}

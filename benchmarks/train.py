@@ -1,6 +1,8 @@
-"""Time a training step against that of the same model in plain form, and the quantizer's share of it.
+"""Time a training step against that of the same model in plain form, and the quantizer's share of
+it.
 
-With --deep the steps of systems of 36 bits per position (`benchmarks.tuned`) are timed against that of the first.
+With --deep the steps of systems of 36 bits per position (`benchmarks.tuned`) are timed against that
+of the first.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 
 
-def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor], **_: Any) -> torch.Tensor:
+def plain_search(
+    latents: torch.Tensor, codebooks: Sequence[torch.Tensor], **_: Any
+) -> torch.Tensor:
     """Search greedily as the definition says, codeword by codeword."""
-    residual, index, indices = latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), []
+    residual = latents
+    index = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+    indices = []
     for codebook in codebooks:
         children = range(codebook.shape[1])
         distances = [(residual - codebook[:, child][index]).square().sum(-1) for child in children]
@@ -38,20 +44,36 @@ def plain_search(latents: torch.Tensor, codebooks: Sequence[torch.Tensor], **_: 
 
 
 class AutoencoderSide:
-    """An autoencoder with a batch of random images to train on; it can also run its quantizers alone."""
+    """An autoencoder with a batch of random images to train on; it can also run its quantizers
+    alone.
+    """
 
     def __init__(self, config: Config, *, plain: bool) -> None:
         torch.manual_seed(0)
         if plain:
-            form = dataclasses.replace(config.training, precision="fp32", memory_format="contiguous")
+            form = dataclasses.replace(
+                config.training, precision="fp32", memory_format="contiguous"
+            )
             config = dataclasses.replace(config, training=form)
-        self.compute, self.preset = Compute(config.training), config.name
+        self.compute = Compute(config.training)
+        self.preset = config.name
         self.model = self.compute.place_model(build(config))
-        self.quantizers = [quantizer for quantizer in self.model.modules() if isinstance(quantizer, ResidualQuantizer)]
+        self.quantizers = [
+            quantizer
+            for quantizer in self.model.modules()
+            if isinstance(quantizer, ResidualQuantizer)
+        ]
         for quantizer in self.quantizers if plain else []:
             quantizer.search = plain_search
-        shape = (config.training.batch_size, config.data.channels, config.data.size, config.data.size)
-        images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        shape = (
+            config.training.batch_size,
+            config.data.channels,
+            config.data.size,
+            config.data.size,
+        )
+        images = torch.randint(
+            256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
         images = images.to(self.compute.device)
         self.images = self.compute.place_images(images)
         with self.compute.autocast():
@@ -69,13 +91,19 @@ class AutoencoderSide:
 
     def quantizer_bytes(self) -> int:
         """Return the bytes of the quantizers' parameters and buffers."""
-        return sum(value.nbytes for one in self.quantizers for value in (*one.parameters(), *one.buffers()))
+        return sum(
+            value.nbytes for one in self.quantizers for value in (*one.parameters(), *one.buffers())
+        )
 
     def prepare_quantizers(self) -> Callable[[], object]:
-        """Return a call of the quantizers' part of a step: search, losses, gradients, and updates of the codebooks."""
+        """Return a call of the quantizers' part of a step: search, losses, gradients, and updates
+        of the codebooks.
+        """
         inputs: list[tuple[ResidualQuantizer, torch.Tensor]] = []
         hooks = [
-            quantizer.register_forward_pre_hook(lambda quantizer, args: inputs.append((quantizer, args[0].detach())))
+            quantizer.register_forward_pre_hook(
+                lambda quantizer, args: inputs.append((quantizer, args[0].detach()))
+            )
             for quantizer in self.quantizers
         ]
         with torch.no_grad(), self.compute.autocast():
@@ -97,53 +125,85 @@ class AutoencoderSide:
 def bench_train(config: Config, rounds: int = 12) -> list[Row]:
     """Return the rows of `time_steps`.
 
-    "plain" is the same network and quantizer in float32, with contiguous tensors and the plain search. "hrvqvae" is the
-    step of `hrvqvae train`.
+    "plain" is the same network and quantizer in float32, with contiguous tensors and the plain
+    search. "hrvqvae" is the step of `hrvqvae train`.
     """
-    return time_steps({name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}, rounds)
+    return time_steps(
+        {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")},
+        rounds,
+    )
 
 
 def bench_deep(config: Config, names: Sequence[str], rounds: int = 12) -> list[Row]:
-    """Return the rows of `time_steps` for systems of `benchmarks.tuned.DEEP` in place of those of `config`."""
+    """Return the rows of `time_steps` for systems of `benchmarks.tuned.DEEP` in place of those of
+    `config`.
+    """
     configs = {name: override(config, deep_fields("cifar10", name)) for name in names}
     return time_steps({name: AutoencoderSide(configs[name], plain=False) for name in names}, rounds)
 
 
 def time_steps(sides: Mapping[str, AutoencoderSide], rounds: int) -> list[Row]:
-    """Return rows with method, preset, batch, images_per_second, ratio to the first side, step_seconds,
-    quantizer_seconds, share and megabytes of the quantizers' parameters and buffers.
+    """Return rows with method, preset, batch, images_per_second, ratio to the first side,
+    step_seconds, quantizer_seconds, share and megabytes of the quantizers' parameters and buffers.
     """
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
     calls |= {f"{name}, quantizer": side.prepare_quantizers() for name, side in sides.items()}
     first = next(iter(sides))
-    spent, batch = side_by_side(calls, rounds, sides[first].compute.device), len(sides[first].images)
+    spent = side_by_side(calls, rounds, sides[first].compute.device)
+    batch = len(sides[first].images)
     return [
         {
-            "method": name, "preset": side.preset, "batch": batch, "images_per_second": batch / spent[name],
-            "ratio": spent[first] / spent[name], "step_seconds": spent[name],
-            "quantizer_seconds": spent[f"{name}, quantizer"], "share": spent[f"{name}, quantizer"] / spent[name],
+            "method": name,
+            "preset": side.preset,
+            "batch": batch,
+            "images_per_second": batch / spent[name],
+            "ratio": spent[first] / spent[name],
+            "step_seconds": spent[name],
+            "quantizer_seconds": spent[f"{name}, quantizer"],
+            "share": spent[f"{name}, quantizer"] / spent[name],
             "megabytes": side.quantizer_bytes() / 1e6,
         }
         for name, side in sides.items()
-    ]  # fmt: skip
+    ]
 
 
 COLUMNS = {
-    "method": "{method}", "preset": "{preset}", "batch": "{batch}", "images/s": "{images_per_second:.1f}",
-    "ratio": "{ratio:.2f}", "ms per step": "{step_ms:.1f}", "quantizer, ms": "{quantizer_ms:.1f}",
-    "quantizer's share": "{share:.1%}", "its MB": "{megabytes:.1f}",
-}  # fmt: skip
+    "method": "{method}",
+    "preset": "{preset}",
+    "batch": "{batch}",
+    "images/s": "{images_per_second:.1f}",
+    "ratio": "{ratio:.2f}",
+    "ms per step": "{step_ms:.1f}",
+    "quantizer, ms": "{quantizer_ms:.1f}",
+    "quantizer's share": "{share:.1%}",
+    "its MB": "{megabytes:.1f}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Time the training of a preset's autoencoder; `--section.field VALUE` changes the preset."""
     parser = options(__doc__)
-    parser.add_argument("--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist")
-    parser.add_argument("--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)")
-    parser.add_argument("--deep", nargs="+", choices=tuple(DEEP), metavar="NAME", help="with --preset treevq/cifar10")
+    parser.add_argument(
+        "--preset", default="hrvqvae/mnist", metavar="PRESET", help="default: hrvqvae/mnist"
+    )
+    parser.add_argument(
+        "--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)"
+    )
+    parser.add_argument(
+        "--deep",
+        nargs="+",
+        choices=tuple(DEEP),
+        metavar="NAME",
+        help="with --preset treevq/cifar10",
+    )
     arguments, config = preset_of(parser, argv)
-    names, rounds = arguments.deep, arguments.rounds
-    finish(bench_deep(config, names, rounds) if names else bench_train(config, rounds), COLUMNS, arguments.json)
+    names = arguments.deep
+    rounds = arguments.rounds
+    finish(
+        bench_deep(config, names, rounds) if names else bench_train(config, rounds),
+        COLUMNS,
+        arguments.json,
+    )
 
 
 if __name__ == "__main__":

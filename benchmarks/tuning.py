@@ -1,8 +1,10 @@
-"""The search for the settings of each system: the same ladders of values, seed, budget and images for all systems.
+"""The search for the settings of each system: the same ladders of values, seed, budget and images
+for all systems.
 
-Settings are searched in turn, from the preset's values: the learning rate, with Adam and with Muon; the decay of
-codebooks; the commitment weight. The search begins with the middle values of a ladder, and continues beyond an end that
-is the best so far. A field that a system lacks, or that an option sets, is not searched.
+Settings are searched in turn, from the preset's values: the learning rate, with Adam and with Muon;
+the decay of codebooks; the commitment weight. The search begins with the middle values of a ladder,
+and continues beyond an end that is the best so far. A field that a system lacks, or that an option
+sets, is not searched.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ Settings = tuple[tuple[str, str], ...]
 SEED = 1_000  # of all trials, and of no training of the comparison
 VALIDATION = "0.1"  # share of the training images
 _IMAGES = 2_000  # validation images that a trial is measured on
-_OPTIMIZER, _RATE = "training.optimizer", "training.learning_rate"
+_OPTIMIZER = "training.optimizer"
+_RATE = "training.learning_rate"
 LADDERS: Mapping[str, tuple[str, ...]] = {
     _RATE: ("0.0003", "0.001", "0.003", "0.01", "0.03", "0.1"),
     "model.quantizer.decay": ("0.5", "0.8", "0.95", "0.99", "0.995"),
@@ -89,7 +92,9 @@ def _wave(start: Settings, tried: Mapping[Settings, float]) -> list[Settings]:
         ladders = [[_with(line, name, value) for value in LADDERS[name]] for line in lines]
         if wave := [trial for ladder in ladders for trial in _next_of(ladder, tried)]:
             return wave
-        best = min((trial for trial in chain([best], *ladders) if trial in tried), key=tried.__getitem__)
+        best = min(
+            (trial for trial in chain([best], *ladders) if trial in tried), key=tried.__getitem__
+        )
     return []
 
 
@@ -124,9 +129,12 @@ class Search:
     @property
     def start(self) -> Settings:
         """The fields to search, at the preset's values."""
-        options, values = self.comparison.fields_of(self.name), dict(flatten(to_dict(self._config(()))))
+        options = self.comparison.fields_of(self.name)
+        values = dict(flatten(to_dict(self._config(()))))
         names = [name for name in (_OPTIMIZER, *LADDERS) if name in values and name not in options]
-        return tuple((name, "null" if values[name] is None else str(values[name])) for name in names)
+        return tuple(
+            (name, "null" if values[name] is None else str(values[name])) for name in names
+        )
 
     def _config(self, settings: Settings) -> Config:
         return override(self.comparison.config(self.name, SEED), dict(settings))
@@ -135,18 +143,31 @@ class Search:
         """Return a trial."""
         values = "-".join(value for _, value in settings)
         config = override(self._config(settings), {"data.validation": VALIDATION})
-        labels = {"system": self.name, **{name.rpartition(".")[2]: value for name, value in settings}, "seed": SEED}
+        labels = {
+            "system": self.name,
+            **{name.rpartition(".")[2]: value for name, value in settings},
+            "seed": SEED,
+        }
         return Case(name=f"{self.name}-{values}", labels=labels, config=config)
 
     def tried(self, rows: Sequence[Measured]) -> dict[Settings, float]:
-        """Return the errors of this system's trials. Raises InputError if a trial has another configuration."""
-        errors, start = {}, self.start
+        """Return the errors of this system's trials. Raises InputError if a trial has another
+        configuration.
+        """
+        errors = {}
+        start = self.start
         for row in rows:
             if row["system"] == self.name:
-                settings = tuple((name, row.get(name.rpartition(".")[2], value)) for name, value in start)
+                settings = tuple(
+                    (name, row.get(name.rpartition(".")[2], value)) for name, value in start
+                )
                 if row["digests"] != decide_case(self.case(settings), dict(self.chosen)).digests():
-                    raise InputError(f"trials of {self.name} are of another configuration; choose another --out")
-                errors[settings] = math.inf if row["validation_mse"] is None else row["validation_mse"]
+                    raise InputError(
+                        f"trials of {self.name} are of another configuration; choose another --out"
+                    )
+                errors[settings] = (
+                    math.inf if row["validation_mse"] is None else row["validation_mse"]
+                )
         return errors
 
     def next(self, rows: Sequence[Measured]) -> list[Settings]:
@@ -154,18 +175,23 @@ class Search:
         return open_trials(self.start, self.tried(rows), self.trials)
 
     def best(self, rows: Sequence[Measured]) -> dict[str, str]:
-        """Return the settings with the least validation error. Raises InputError if the search has not ended well."""
+        """Return the settings with the least validation error. Raises InputError if the search has
+        not ended well.
+        """
         if not self.start:
             return {}
         tried = self.tried(rows)
         if self.next(rows) or min(tried.values()) == math.inf:
-            raise InputError(f"the search for {self.name} has not ended well: go on with --tune {self.trials}")
+            raise InputError(
+                f"the search for {self.name} has not ended well: go on with --tune {self.trials}"
+            )
         best: Settings = min(tried, key=tried.__getitem__)
         return dict(best)
 
 
 def tune(comparison: Comparison, trials: int, folder: Folder, say: Say) -> int:
-    """Make the open trials until the search of every system has ended; return the signal that stopped it, or 0.
+    """Make the open trials until the search of every system has ended; return the signal that
+    stopped it, or 0.
 
     Several processes share the trials. Raises InputError as `run_cases`.
     """
@@ -184,27 +210,34 @@ def tune(comparison: Comparison, trials: int, folder: Folder, say: Say) -> int:
 
 
 def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
-    """Return the comparison with the settings that the search in the folder `out` has chosen, at any budget.
+    """Return the comparison with the settings that the search in the folder `out` has chosen, at
+    any budget.
 
-    Raises InputError if a system has no search that ended, or the search was of other data or fields; fields of priors
-    don't matter.
+    Raises InputError if a system has no search that ended, or the search was of other data or
+    fields; fields of priors don't matter.
     """
     folder = folder_of(out)
     claim = folder.read_claim()
     about = claim["about"]
-    fields = {name: text for name, text in comparison.fields.items() if not name.startswith("prior.")}
+    fields = {
+        name: text for name, text in comparison.fields.items() if not name.startswith("prior.")
+    }
     budget = {name: about[name] for name in ("max_steps", "max_minutes")}
     searched = dataclasses.replace(comparison, **budget, fields=fields)
     for name, here in searched.about().items():
         if name in ("dataset", "fields", "root") and about.get(name) != here:
-            raise InputError(f"{folder.path} searched with {name} {about.get(name)}, this comparison has {here}")
+            raise InputError(
+                f"{folder.path} searched with {name} {about.get(name)}, this comparison has {here}"
+            )
     rows = folder.rows()
     searches = {
-        system: Search(searched, about["tune"], system, claim.get("chosen", {})) for system in comparison.systems
+        system: Search(searched, about["tune"], system, claim.get("chosen", {}))
+        for system in comparison.systems
     }
     settings = {system: search.best(rows) for system, search in searches.items()}
     for system, chosen in settings.items():
-        say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen.items()) or 'nothing searched'}")
+        values = ", ".join(f"{name} {value}" for name, value in chosen.items())
+        say(f"{system}: {values or 'nothing searched'}")
     return dataclasses.replace(comparison, settings=settings)
 
 
@@ -214,5 +247,7 @@ def table(rows: Sequence[Measured]) -> str:
     lines: list[Sequence[object]] = [("system", *names, "validation MSE", "leaves used")]
     for row in sorted(rows, key=lambda row: (row["system"], row["validation_mse"] or math.inf)):
         error = "diverged" if row["validation_mse"] is None else f"{row['validation_mse']:.3e}"
-        lines.append((row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or ""))
+        lines.append(
+            (row["system"], *(row.get(name, "") for name in names), error, row["leaves_used"] or "")
+        )
     return format_markdown(lines)

@@ -1,8 +1,10 @@
-"""TreeVQ alone, fitted to vectors that are there, beside faiss: flat k-means, and residual, additive and product codes.
+"""TreeVQ alone, fitted to vectors that are there, beside faiss: flat k-means, and residual,
+additive and product codes.
 
-Vectors are patches of 8x8 colour pixels of CIFAR10, 192 values each, or with --features what efficientnet-lite0 makes
-of whole images, 320 values. Seconds are those of the processor, one thread. A seed draws patches and starts all sides.
-With --start M the k-means start of a flat codebook of M codewords is timed alone, beside 25 iterations of k-means.
+Vectors are patches of 8x8 colour pixels of CIFAR10, 192 values each, or with --features what
+efficientnet-lite0 makes of whole images, 320 values. Seconds are those of the processor, one
+thread. A seed draws patches and starts all sides. With --start M the k-means start of a flat
+codebook of M codewords is timed alone, beside 25 iterations of k-means.
 """
 
 from __future__ import annotations
@@ -27,14 +29,27 @@ from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import InputError
 
 Floats = NDArray[np.float32]
-SHAPES = {12: ((8, 4), (64, 2)), 18: ((8, 6), (64, 3)), 64: ((256, 8),), 96: ((256, 12),), 128: ((256, 16),)}
+SHAPES = {
+    12: ((8, 4), (64, 2)),
+    18: ((8, 6), (64, 3)),
+    64: ((256, 8),),
+    96: ((256, 12),),
+    128: ((256, 16),),
+}
 """Codewords per codebook and levels of faiss's quantizers, by bits."""
 TREES = {
-    12: ((8, 4, 1), (8, 4, 4), (16, 3, 4), (64, 2, 4)), 18: ((8, 6, 4), (64, 3, 4)),
-    **{bits: tuple((256, bits // 8, 4, linked) for linked in (1, 2, bits // 8)) for bits in (64, 96, 128)},
-}  # fmt: skip
-"""Codewords per codebook, levels, beam and linked levels (default: all) of trees; long codes have shrinkage."""
-_LONG_CODES, _SHRINKAGE = 64, 0.05
+    12: ((8, 4, 1), (8, 4, 4), (16, 3, 4), (64, 2, 4)),
+    18: ((8, 6, 4), (64, 3, 4)),
+    **{
+        bits: tuple((256, bits // 8, 4, linked) for linked in (1, 2, bits // 8))
+        for bits in (64, 96, 128)
+    },
+}
+"""Codewords per codebook, levels, beam and linked levels (default: all) of trees; long codes have
+shrinkage.
+"""
+_LONG_CODES = 64
+_SHRINKAGE = 0.05
 _ALL_POINTS = 10**9  # per codeword; faiss's default is 256
 
 
@@ -47,7 +62,8 @@ def pixels(split: str, images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64
 
 def patches(images: NDArray[np.uint8], number: int, seed: int) -> Floats:
     """(number, 192) in [0, 1], at random places, as many of each image."""
-    generator, chosen = np.random.default_rng(seed), np.arange(number) % len(images)
+    generator = np.random.default_rng(seed)
+    chosen = np.arange(number) % len(images)
     y, x = generator.integers(0, 25, (2, number))
     windows = np.lib.stride_tricks.sliding_window_view(images, (8, 8), axis=(2, 3))
     found: Floats = np.divide(windows[chosen, :, y, x].reshape(number, -1), 255, dtype=np.float32)
@@ -78,11 +94,14 @@ Coded = tuple[NDArray[np.int64], Floats]  # codes (N, L), and the vectors that t
 Fit = Callable[[Floats], Callable[[Floats], Coded]]
 
 
-def residual(size: int, levels: int, seed: int, beam: int = 4, kind: str = "ResidualQuantizer") -> Fit:
+def residual(
+    size: int, levels: int, seed: int, beam: int = 4, kind: str = "ResidualQuantizer"
+) -> Fit:
     """faiss's residual quantizer with a beam, or another kind of its quantizers."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
-        faiss, bits = _faiss(), size.bit_length() - 1
+        faiss = _faiss()
+        bits = size.bit_length() - 1
         quantizer = getattr(faiss, kind)(vectors.shape[1], levels, bits)
         if kind == "LocalSearchQuantizer":
             quantizer.random_seed = seed + 1
@@ -94,7 +113,9 @@ def residual(size: int, levels: int, seed: int, beam: int = 4, kind: str = "Resi
 
         def encode(some: Floats) -> Coded:
             codes = quantizer.compute_codes(some)
-            return faiss.unpack_bitstrings(codes, levels, bits).astype(np.int64), quantizer.decode(codes)
+            return faiss.unpack_bitstrings(codes, levels, bits).astype(np.int64), quantizer.decode(
+                codes
+            )
 
         return encode
 
@@ -106,7 +127,11 @@ def flat(clusters: int, seed: int) -> Fit:
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
         found = _faiss().Kmeans(
-            vectors.shape[1], min(clusters, len(vectors)), niter=25, seed=seed + 1, max_points_per_centroid=_ALL_POINTS
+            vectors.shape[1],
+            min(clusters, len(vectors)),
+            niter=25,
+            seed=seed + 1,
+            max_points_per_centroid=_ALL_POINTS,
         )
         found.train(vectors)
 
@@ -124,7 +149,13 @@ def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed:
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
         layer = TreeVQ(
-            vectors.shape[1], size, levels, linked=linked, beam=beam, coarse_weight=0.0, shrinkage=shrinkage
+            vectors.shape[1],
+            size,
+            levels,
+            linked=linked,
+            beam=beam,
+            coarse_weight=0.0,
+            shrinkage=shrinkage,
         ).fit(vectors, seed=seed)
 
         def encode(some: Floats) -> Coded:
@@ -138,7 +169,10 @@ def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed:
 
 def sides(bits: int, seed: int) -> dict[str, Fit]:
     """What is compared at so many bits."""
-    found = {f"faiss RQ {levels}x{size}, beam 4": residual(size, levels, seed) for size, levels in SHAPES[bits]}
+    found = {
+        f"faiss RQ {levels}x{size}, beam 4": residual(size, levels, seed)
+        for size, levels in SHAPES[bits]
+    }
     if bits == 12:
         found["flat k-means"] = flat(4096, seed)
     if bits >= _LONG_CODES:
@@ -148,12 +182,18 @@ def sides(bits: int, seed: int) -> dict[str, Fit]:
     for size, levels, beam, *groups in TREES[bits]:
         linked = groups[0] if groups else 0
         name = f"TreeVQ {size}^{levels}, beam {beam}" + f", groups of {linked}" * (linked > 0)
-        found[name] = tree(size, levels, beam, linked, _SHRINKAGE * (bits >= _LONG_CODES and linked != 1), seed)
+        found[name] = tree(
+            size, levels, beam, linked, _SHRINKAGE * (bits >= _LONG_CODES and linked != 1), seed
+        )
     return found
 
 
-def purity(train: NDArray[np.int64], test: NDArray[np.int64], classes: Sequence[NDArray[np.int64]]) -> list[float]:
-    """Of codes (N, L), by prefix: test vectors whose class is the most frequent one of training vectors of theirs."""
+def purity(
+    train: NDArray[np.int64], test: NDArray[np.int64], classes: Sequence[NDArray[np.int64]]
+) -> list[float]:
+    """Of codes (N, L), by prefix: test vectors whose class is the most frequent one of training
+    vectors of theirs.
+    """
     found = []
     for levels in range(1, train.shape[1] + 1):
         both = np.concatenate([train[:, :levels], test[:, :levels]])
@@ -164,9 +204,12 @@ def purity(train: NDArray[np.int64], test: NDArray[np.int64], classes: Sequence[
     return found
 
 
-def measure(fit: Fit, train: Floats, test: Floats, classes: Sequence[NDArray[np.int64]] = ()) -> Row:
-    """Row with left (share of the test vectors' variance), fit_seconds, search_seconds, used (codes of the training
-    vectors) and, with classes, purity by prefix."""
+def measure(
+    fit: Fit, train: Floats, test: Floats, classes: Sequence[NDArray[np.int64]] = ()
+) -> Row:
+    """Row with left (share of the test vectors' variance), fit_seconds, search_seconds, used (codes
+    of the training vectors) and, with classes, purity by prefix.
+    """
     begun = time.process_time()
     encode = fit(train)
     fitted = time.process_time()
@@ -175,31 +218,48 @@ def measure(fit: Fit, train: Floats, test: Floats, classes: Sequence[NDArray[np.
     own, _ = encode(train)
     variance = np.square(test - train.mean(0)).sum(dtype=np.float64)
     row: Row = {
-        "left": float(np.square(test - values).sum(dtype=np.float64) / variance), "fit_seconds": fitted - begun,
-        "search_seconds": ended - fitted, "used": len(np.unique(own, axis=0)),
-    }  # fmt: skip
+        "left": float(np.square(test - values).sum(dtype=np.float64) / variance),
+        "fit_seconds": fitted - begun,
+        "search_seconds": ended - fitted,
+        "used": len(np.unique(own, axis=0)),
+    }
     return row | ({"purity": purity(own, codes, classes)} if classes else {})
 
 
 def bench_vectors(
-    bits: int, seeds: int = 3, number: int = 200_000, test_number: int = 20_000, *, whole: bool = False
+    bits: int,
+    seeds: int = 3,
+    number: int = 200_000,
+    test_number: int = 20_000,
+    *,
+    whole: bool = False,
 ) -> list[Row]:
-    """A row for each side: what `measure` gives, means over seeds, with spread and p against each of faiss's.
+    """A row for each side: what `measure` gives, means over seeds, with spread and p against each
+    of faiss's.
 
     Args:
         whole: features of whole images in place of patches; each seed draws half of the images.
     """
-    train, test = pixels("train", number), pixels("test", test_number)
+    train = pixels("train", number)
+    test = pixels("test", test_number)
     values = [features(images) for images, _ in (train, test)] if whole else []
     measured: dict[str, list[Row]] = {}
     for seed in range(seeds):
         if whole:  # a seed draws half of the images, so that a p-value covers them, too
             rng = np.random.default_rng(seed)
-            halves = [rng.choice(len(labels), len(labels) // 2, replace=False) for _, labels in (train, test)]
+            halves = [
+                rng.choice(len(labels), len(labels) // 2, replace=False)
+                for _, labels in (train, test)
+            ]
             given = [of_split[half] for of_split, half in zip(values, halves, strict=True)]
-            classes = [labels[half] for (_, labels), half in zip((train, test), halves, strict=True)]
+            classes = [
+                labels[half] for (_, labels), half in zip((train, test), halves, strict=True)
+            ]
         else:
-            given = [patches(train[0], number, 2 * seed), patches(test[0], test_number, 2 * seed + 1)]
+            given = [
+                patches(train[0], number, 2 * seed),
+                patches(test[0], test_number, 2 * seed + 1),
+            ]
             classes = []
         for name, fit in sides(bits, seed).items():
             row = measure(fit, given[0], given[1], classes)
@@ -208,14 +268,28 @@ def bench_vectors(
     rows = []
     for name, runs in measured.items():
         left = [run["left"] for run in runs]
-        row = {"side": name, "bits": bits, "left": mean(left), "spread": stdev(left) if seeds > 1 else 0.0}
-        row |= {key: mean(run[key] for run in runs) for key in ("fit_seconds", "search_seconds", "used")}
+        row = {
+            "side": name,
+            "bits": bits,
+            "left": mean(left),
+            "spread": stdev(left) if seeds > 1 else 0.0,
+        }
+        row |= {
+            key: mean(run[key] for run in runs) for key in ("fit_seconds", "search_seconds", "used")
+        }
         if whole:
-            row["purity"] = " ".join(f"{mean(each):.3f}" for each in zip(*(run["purity"] for run in runs), strict=True))
-        others = {other: [run["left"] for run in runs] for other, runs in measured.items() if "TreeVQ" not in other}
+            row["purity"] = " ".join(
+                f"{mean(each):.3f}" for each in zip(*(run["purity"] for run in runs), strict=True)
+            )
+        others = {
+            other: [run["left"] for run in runs]
+            for other, runs in measured.items()
+            if "TreeVQ" not in other
+        }
         if "TreeVQ" in name:
             row["against"] = ", ".join(
-                f"{mean(left) / mean(other) - 1:+.1%}" + (f" (p {welch(left, other):.2g})" if seeds > 1 else "")
+                f"{mean(left) / mean(other) - 1:+.1%}"
+                + (f" (p {welch(left, other):.2g})" if seeds > 1 else "")
                 for other in others.values()
             )
         rows.append(row)
@@ -223,15 +297,20 @@ def bench_vectors(
 
 
 def bench_start(codewords: int, seed: int = 0) -> list[Row]:
-    """Return rows with side, left and fit_seconds, for grey 16x16 patches (256 values), eight per codeword."""
-    rng, count = np.random.default_rng(seed), 8 * codewords
+    """Return rows with side, left and fit_seconds, for grey 16x16 patches (256 values), eight per
+    codeword.
+    """
+    rng = np.random.default_rng(seed)
+    count = 8 * codewords
     images = pixels("train", count)[0].mean(1, dtype=np.float32) / np.float32(255)
     y, x = rng.integers(0, 17, (2, count))
     windows = np.lib.stride_tricks.sliding_window_view(images, (16, 16), axis=(1, 2))
     vectors = windows[np.arange(count) % len(images), y, x].reshape(count, -1)
 
     def start(vectors: Floats) -> Callable[[Floats], Coded]:
-        centers, _ = kmeans(torch.from_numpy(vectors), codewords, torch.Generator().manual_seed(seed))
+        centers, _ = kmeans(
+            torch.from_numpy(vectors), codewords, torch.Generator().manual_seed(seed)
+        )
 
         def encode(vectors: Floats) -> Coded:
             nearest = search(torch.from_numpy(vectors), [centers[None]]).T.numpy()
@@ -246,27 +325,49 @@ def bench_start(codewords: int, seed: int = 0) -> list[Row]:
 
 
 COLUMNS = {
-    "side": "{side}", "bits": "{bits}", "variance left": "{left:.4f} ± {spread:.4f}", "fit s": "{fit_seconds:.1f}",
-    "search s": "{search_seconds:.2f}", "codes used": "{used:,.0f}", "against faiss's, in order": "{against}",
+    "side": "{side}",
+    "bits": "{bits}",
+    "variance left": "{left:.4f} ± {spread:.4f}",
+    "fit s": "{fit_seconds:.1f}",
+    "search s": "{search_seconds:.2f}",
+    "codes used": "{used:,.0f}",
+    "against faiss's, in order": "{against}",
     "purity by prefix": "{purity}",
-}  # fmt: skip
-START_COLUMNS = {"side": "{side}", "variance left": "{left:.5f}", "fit s": "{fit_seconds:.1f}", "error": "{against}"}
+}
+START_COLUMNS = {
+    "side": "{side}",
+    "variance left": "{left:.5f}",
+    "fit s": "{fit_seconds:.1f}",
+    "error": "{against}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit every side to vectors of CIFAR10."""
     parser = options(__doc__)
-    parser.add_argument("--bits", type=int, choices=tuple(SHAPES), default=12, help="of a vector (default: 12)")
-    parser.add_argument("--features", action="store_true", help="of whole images, by efficientnet-lite0")
-    parser.add_argument("--vectors", type=positive, nargs=2, default=(200_000, 20_000), metavar=("TRAIN", "TEST"))
+    parser.add_argument(
+        "--bits", type=int, choices=tuple(SHAPES), default=12, help="of a vector (default: 12)"
+    )
+    parser.add_argument(
+        "--features", action="store_true", help="of whole images, by efficientnet-lite0"
+    )
+    parser.add_argument(
+        "--vectors", type=positive, nargs=2, default=(200_000, 20_000), metavar=("TRAIN", "TEST")
+    )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="(default: 3)")
-    parser.add_argument("--start", type=positive, metavar="M", help="time the start of M codewords alone")
+    parser.add_argument(
+        "--start", type=positive, metavar="M", help="time the start of M codewords alone"
+    )
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     if given.start:
         finish(bench_start(given.start), START_COLUMNS, given.json)
     else:
-        finish(bench_vectors(given.bits, given.seeds, *given.vectors, whole=given.features), COLUMNS, given.json)
+        finish(
+            bench_vectors(given.bits, given.seeds, *given.vectors, whole=given.features),
+            COLUMNS,
+            given.json,
+        )
 
 
 if __name__ == "__main__":

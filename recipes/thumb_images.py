@@ -1,9 +1,12 @@
 #!/usr/bin/env python
-"""Write the training images of the model thumb: CIFAR10's, and crops of photographs, reduced to 32x32 pixels.
+"""Write the training images of the model thumb: CIFAR10's, and crops of photographs, reduced to
+32x32 pixels.
 
-    recipes/thumb_images.py PHOTOS OUT      PHOTOS: a folder of pictures and of Qt resources (.rcc) that hold WebP
+    recipes/thumb_images.py PHOTOS OUT      PHOTOS: a folder of pictures and of Qt resources (.rcc)
+    that hold WebP
 
-OUT/train_images.npy and OUT/test_images.npy hold (N, 32, 32, 3) uint8. One photograph in twenty is for test.
+OUT/train_images.npy and OUT/test_images.npy hold (N, 32, 32, 3) uint8. One photograph in twenty is
+for test.
 """
 
 import io
@@ -19,7 +22,11 @@ from PIL import Image
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
 
-SIZE, CROPS, LEAST = 32, 40, 200  # crops of each photograph; a picture with a shorter side is an icon
+SIZE, CROPS, LEAST = (
+    32,
+    40,
+    200,
+)  # crops of each photograph; a picture with a shorter side is an icon
 
 
 def pictures(folder: Path) -> Iterator[Image.Image]:
@@ -30,11 +37,15 @@ def pictures(folder: Path) -> Iterator[Image.Image]:
         elif path.suffix == ".rcc":
             content = path.read_bytes()
             for match in re.finditer(rb"RIFF(.{4})WEBP", content, re.DOTALL):
-                yield Image.open(io.BytesIO(content[match.start() :][: int.from_bytes(match[1], "little") + 8]))
+                yield Image.open(
+                    io.BytesIO(content[match.start() :][: int.from_bytes(match[1], "little") + 8])
+                )
 
 
 def crops(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Return crops (CROPS, 32, 32, 3) of random sizes and places, from a quarter of the short side to all of it."""
+    """Return crops (CROPS, 32, 32, 3) of random sizes and places, from a quarter of the short side
+    to all of it.
+    """
     picture.draft("RGB", (512, 512))
     picture = picture.convert("RGB")
     picture.thumbnail((1024, 1024), Image.Resampling.BOX, reducing_gap=2.0)
@@ -42,7 +53,9 @@ def crops(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
     for row in rows:
         side = min(picture.size) * rng.uniform(0.25, 1)
         x, y = (rng.uniform(0, length - side) for length in picture.size)
-        row[:] = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
+        row[:] = picture.resize(
+            (SIZE, SIZE), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side)
+        )
     return rows
 
 
@@ -53,7 +66,11 @@ def main() -> None:
     splits = {}
     for split in ("train", "test"):
         stored = load_images(get("treevq/cifar10").config.data, split)
-        splits[split] = [np.stack([np.asarray(stored.pixels[row]) for row in range(len(stored))]).transpose(0, 2, 3, 1)]
+        splits[split] = [
+            np.stack([np.asarray(stored.pixels[row]) for row in range(len(stored))]).transpose(
+                0, 2, 3, 1
+            )
+        ]
     count = 0
     for picture in pictures(photos):
         if picture.mode == "RGB" and min(picture.size) >= LEAST:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Write the weights of the model thumb in 8 bits, those of transposed convolutions in 16.
 
-    recipes/thumb_pack.py RUN IMAGES EXPORT      EXPORT: what `hrvqvae export RUN EXPORT --compact` wrote
+    recipes/thumb_pack.py RUN IMAGES EXPORT      EXPORT: what `hrvqvae export RUN EXPORT --compact`
+    wrote
 
-Features have large means, so that rounded filters shift what they give: biases take the mean of that away again, layer
-after layer.
+Features have large means, so that rounded filters shift what they give: biases take the mean of
+that away again, layer after layer.
 """
 
 import json
@@ -35,14 +36,28 @@ def main() -> None:
     """Write the weights."""
     (model, _), (rounded, _) = Run(sys.argv[1]).load(), Run(sys.argv[1]).load()
     export = Path(sys.argv[3], "model.safetensors")
-    images = torch.from_numpy(np.load(Path(sys.argv[2], "train_images.npy"), mmap_mode="r")[::350].copy())
+    images = torch.from_numpy(
+        np.load(Path(sys.argv[2], "train_images.npy"), mmap_mode="r")[::350].copy()
+    )
     images = images.permute(0, 3, 1, 2).float() / 255
-    names = [name for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
-    fine = {f"{name}.weight" for name in names if isinstance(model.get_submodule(name), nn.ConvTranspose2d)}
-    rounded.load_state_dict(storage.restored(storage.compacted(model.state_dict(), matrices=True, fine=fine)))
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    ]
+    fine = {
+        f"{name}.weight"
+        for name in names
+        if isinstance(model.get_submodule(name), nn.ConvTranspose2d)
+    }
+    rounded.load_state_dict(
+        storage.restored(storage.compacted(model.state_dict(), matrices=True, fine=fine))
+    )
     for name in names:
         layer = rounded.get_submodule(name)
-        layer.bias += means(model, model.get_submodule(name), images) - means(rounded, layer, images)
+        layer.bias += means(model, model.get_submodule(name), images) - means(
+            rounded, layer, images
+        )
     weights = storage.compacted(rounded.state_dict(), matrices=True, fine=fine)
     meta = storage.read_meta(export)
     meta["config"]["name"] = "thumb"

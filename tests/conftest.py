@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from hrvqvae.cli import main
-from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig, presets, to_dict
+from hrvqvae.config import (
+    Config,
+    DataConfig,
+    QuantizerConfig,
+    SingleGridConfig,
+    TrainingConfig,
+    presets,
+    to_dict,
+)
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
 
@@ -28,10 +36,14 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 
-def same(one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tensor] | Sequence[Tensor]) -> bool:
+def same(
+    one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tensor] | Sequence[Tensor]
+) -> bool:
     """Return whether two states, or two sequences of tensors, are equal bit for bit."""
     if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())  # type: ignore[union-attr,call-overload]
+        return one.keys() == other.keys() and all(
+            torch.equal(value, other[name]) for name, value in one.items()
+        )  # type: ignore[union-attr,call-overload]
     return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
@@ -74,12 +86,16 @@ def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def write_picture(path: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+def write_picture(
+    path: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB"
+) -> None:
     generator = np.random.default_rng(seed)
     image = Image.new("RGB", size, tuple(int(v) for v in generator.integers(0, 255, 3)))
     pen = ImageDraw.Draw(image)
     corner = generator.integers(1, 10, 2)
-    pen.ellipse((*map(int, corner), 25, 25), fill=tuple(int(v) for v in generator.integers(0, 255, 3)))
+    pen.ellipse(
+        (*map(int, corner), 25, 25), fill=tuple(int(v) for v in generator.integers(0, 255, 3))
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.convert(mode).save(path)
 
@@ -100,14 +116,27 @@ def tiny(mnist_root: Path) -> Config:
         name="tiny",
         data=DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1, workers=0),
         model=SingleGridConfig(
-            stride=2, padding=1, hidden_units=8, residual_units=8, residual_blocks=1,
-            quantizer=QuantizerConfig(levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4),
+            stride=2,
+            padding=1,
+            hidden_units=8,
+            residual_units=8,
+            residual_blocks=1,
+            quantizer=QuantizerConfig(
+                levels=2, codewords=3, dim=4, init_vectors=1_000, restart_every=4
+            ),
         ),
         training=TrainingConfig(
-            batch_size=16, max_steps=24, warmup_steps=4, log_every=4, evaluate_every=100, checkpoint_every=3,
-            evaluation_images=40, device="cpu", precision="fp32",
+            batch_size=16,
+            max_steps=24,
+            warmup_steps=4,
+            log_every=4,
+            evaluate_every=100,
+            checkpoint_every=3,
+            evaluation_images=40,
+            device="cpu",
+            precision="fp32",
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
@@ -170,7 +199,9 @@ def do(*arguments: object) -> str:
 def refused(arguments: list[object]) -> str:
     """Run a command that is refused with exit code 2; return its only line."""
     code, out, err = done(*arguments)
-    err = "".join(line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line)
+    err = "".join(
+        line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("hrvqvae: ")
     return err

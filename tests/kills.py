@@ -15,7 +15,9 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Callable[[Any], object]) -> None:
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Callable[[Any], object]
+) -> None:
     """Call `do` with the state at the beginning of a step of a task."""
     original = task.step
 
@@ -31,7 +33,8 @@ class Kills:
     """Raises Killed before or after a call that it watches."""
 
     def __init__(self, seed: int) -> None:
-        self.draw, self.left = random.Random(seed), 0
+        self.draw = random.Random(seed)
+        self.left = 0
 
     def arm(self, moments: int) -> None:
         """Raise at a random moment of the next `moments`; each call has two moments."""
@@ -70,7 +73,9 @@ with getattr(outputs if sys.argv[2] == "create_folder" else locks, sys.argv[2])(
 def in_another_process(path: Path, lock: str = "lock_folder") -> Iterator[int]:
     """Lock a folder, or with "lock_file" a file, in another process; yield its process ID."""
     command = [sys.executable, "-c", _PROGRAM, str(path), lock]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             assert process.stdout.readline() == "locked\n"

@@ -1,4 +1,6 @@
-"""Run the commands of pages and recipes in this process, with small budgets and models, on drawn digits."""
+"""Run the commands of pages and recipes in this process, with small budgets and models, on drawn
+digits.
+"""
 
 import io
 import re
@@ -25,11 +27,15 @@ def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist"
 def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "cifar10"
     folder.mkdir(parents=True)
-    for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
+    for seed, name in enumerate(
+        [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    ):
         grey, labels = drawn_digits(60, seed, size=32)
         tint = np.random.default_rng(seed).integers(80, 256, (60, 3, 1, 1))
         planes = (grey[:, None] * tint // 255).astype(np.uint8).reshape(60, -1)
-        (folder / f"{name}.bin").write_bytes(np.concatenate([labels[:, None], planes], axis=1).tobytes())
+        (folder / f"{name}.bin").write_bytes(
+            np.concatenate([labels[:, None], planes], axis=1).tobytes()
+        )
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 

@@ -1,4 +1,6 @@
-"""Run as a program: execute a notebook in its own folder, and write it back with its outputs. Argument: its path."""
+"""Run as a program: execute a notebook in its own folder, and write it back with its outputs.
+Argument: its path.
+"""
 
 import sys
 from pathlib import Path
@@ -12,5 +14,7 @@ if __name__ == "__main__":
     notebook = nbformat.read(path, as_version=4)
     # a socket of its own kind: with TCP the kernel warns that others on the machine can listen
     manager = KernelManager(kernel_name="python3", transport="ipc", ip=str(path.parent / "kernel"))
-    NotebookClient(notebook, km=manager, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, km=manager, timeout=300, resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     nbformat.write(notebook, path)

@@ -29,13 +29,17 @@ def test_audio_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_notebook(tmp_path: Path) -> None:
-    """Executed whole, with two steps of training. Its outputs are kept in the file, which stays small."""
+    """Executed whole, with two steps of training. Its outputs are kept in the file, which stays
+    small.
+    """
     path = EXAMPLES / "start.ipynb"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert path.stat().st_size < 300_000
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "as they were run, in order"
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), (
+        "as they were run, in order"
+    )
     shown = [kinds(cell) for cell in code]
     for cell in code:
         cell.outputs = []
@@ -43,29 +47,42 @@ def test_the_notebook(tmp_path: Path) -> None:
     assert number == 1
     nbformat.write(notebook, tmp_path / "start.ipynb")
     # a process of its own: the client leaves sockets open, which a later test would be blamed for
-    subprocess.run([sys.executable, "-m", "tests.run_notebook", str(tmp_path / "start.ipynb")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.run_notebook", str(tmp_path / "start.ipynb")], check=True
+    )
     executed = nbformat.read(tmp_path / "start.ipynb", as_version=4)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [kinds(cell) for cell in code] == shown
-    printed = "".join(one.text for cell in code for one in cell.outputs if one.output_type == "stream")
+    printed = "".join(
+        one.text for cell in code for one in cell.outputs if one.output_type == "stream"
+    )
     assert "3 of 3 levels: " in printed
     assert "trained 2 steps" in printed
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
 
 
 def kinds(cell: Any) -> set[str]:
-    return {"text" if one.output_type == "stream" else "picture" for one in cell.outputs if "text/html" not in one}
+    return {
+        "text" if one.output_type == "stream" else "picture"
+        for one in cell.outputs
+        if "text/html" not in one
+    }
 
 
-def test_semantic_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every row has an ID of its own, equal rows too; rows with a first index are of one cluster."""
+def test_semantic_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row has an ID of its own, equal rows too; rows with a first index are of one
+    cluster.
+    """
     rng = np.random.default_rng(0)
     cluster = np.arange(400) % 4
     vectors = (10 * np.eye(4)[cluster] + 0.1 * rng.normal(size=(400, 4))).astype(np.float32)
     vectors[200:204] = vectors[200]
     cluster[200:204] = cluster[200]
     table = pa.table({"id": [f"row {row}" for row in range(400)], "embedding": vectors.tolist()})
-    source, target = tmp_path / "vectors.parquet", tmp_path / "ids.parquet"
+    source = tmp_path / "vectors.parquet"
+    target = tmp_path / "ids.parquet"
     pq.write_table(table, source)
     monkeypatch.setattr(sys, "argv", ["semantic_ids.py", str(source), str(target)])
     runpy.run_path(str(EXAMPLES / "semantic_ids.py"), run_name="__main__")

@@ -1,4 +1,6 @@
-"""The built package; what works without any extra, and what the command line says if an extra is missing."""
+"""The built package; what works without any extra, and what the command line says if an extra is
+missing.
+"""
 
 import ast
 import json
@@ -46,23 +48,32 @@ assert load("mnist").sample(1).shape == (1, 1, 28, 28)
 print(json.dumps(results))
 """
 WORK = (
-    "presets", "data list", "sample mnist -n 1 -o drawn.png", "reconstruct mnist x.png -o sheet.png",
-    "complete mnist x.png --keep top -n 1 -o completed.png", "export mnist exported",
-)  # fmt: skip
+    "presets",
+    "data list",
+    "sample mnist -n 1 -o drawn.png",
+    "reconstruct mnist x.png -o sheet.png",
+    "complete mnist x.png --keep top -n 1 -o completed.png",
+    "export mnist exported",
+)
 NEED = {
     "train": (
-        "train hrvqvae/mnist --max-steps 1 --out run", "train-prior mnist --max-steps 1", "demo --out demo",
-        "evaluate mnist", "compare mnist --systems hrvqvae --max-steps 1 --out compared",
+        "train hrvqvae/mnist --max-steps 1 --out run",
+        "train-prior mnist --max-steps 1",
+        "demo --out demo",
+        "evaluate mnist",
+        "compare mnist --systems hrvqvae --max-steps 1 --out compared",
     ),
     "play": ("play mnist",),
     "shards": ("tokenize mnist . tokens", "detokenize tokens decoded"),
-}  # fmt: skip
+}
 _MODULES = metadata.packages_distributions()
 
 
 def modules_of(package: str) -> set[str]:
     name = canonicalize_name(package)
-    modules = {module for module, names in _MODULES.items() if name in map(canonicalize_name, names)}
+    modules = {
+        module for module, names in _MODULES.items() if name in map(canonicalize_name, names)
+    }
     return modules | {package.replace("-", "_")}
 
 
@@ -70,11 +81,15 @@ def modules_of(package: str) -> set[str]:
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str]]]:
     folder = tmp_path_factory.mktemp("bare")
     write_picture(folder / "x.png", 1, (28, 28), "L")
-    missing = [name for extra, names in packages().items() if extra not in ("", "dev") for name in names]
+    missing = [
+        name for extra, names in packages().items() if extra not in ("", "dev") for name in names
+    ]
     absent = sorted(set().union(*map(modules_of, missing)))
     commands = [*WORK, *chain(*NEED.values())]
     program = RUN.format(absent=absent, commands=commands)
-    out = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert out.returncode == 0, out.stderr
     return folder, dict(zip(commands, json.loads(out.stdout), strict=True))
 
@@ -84,8 +99,12 @@ def test_what_uses_trained_models_needs_no_extra(command: str, results: Any) -> 
     assert results[1][command][0] == 0, results[1][command]
 
 
-@pytest.mark.parametrize(("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]])
-def test_a_missing_extra_is_one_line_before_anything_is_written(extra: str, command: str, results: Any) -> None:
+@pytest.mark.parametrize(
+    ("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]]
+)
+def test_a_missing_extra_is_one_line_before_anything_is_written(
+    extra: str, command: str, results: Any
+) -> None:
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors
     assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
@@ -100,14 +119,23 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += (
+                [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                else []
+            )
             found |= {name.partition(".")[0] for name in names}
     others = found - set(sys.stdlib_module_names) - base - {"hrvqvae"}
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
-    assert others <= brought, f"{sorted(others - brought)} are imported, but neither required nor in an extra"
+    assert others <= brought, (
+        f"{sorted(others - brought)} are imported, but neither required nor in an extra"
+    )
     assert "matplotlib" in others, "and not required"
     named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
-    assert set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"} == named
+    assert (
+        set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"}
+        == named
+    )
 
 
 ELSEWHERE = """
@@ -124,24 +152,36 @@ assert main(["reconstruct", "mnist", "x.png", "-o", "sheet.png"]) == 0
 
 def run(*command: object, cwd: Path, **more: str) -> str:
     environment = {**os.environ, **more}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # setuptools would say that it compiles nothing
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # setuptools would say that it compiles nothing
     done = subprocess.run(
-        [*map(str, command)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*map(str, command)],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with source archive and wheel, the wheel built from the archive, of a copy of this tree."""
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
+    """A folder with source archive and wheel, the wheel built from the archive, of a copy of this
+    tree.
+    """
+    tree = tmp_path_factory.mktemp("tree")
+    out = tmp_path_factory.mktemp("dist")
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, tree)
     for name in ("src", "benchmarks", "docs", "examples", "recipes", "tests"):
-        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        shutil.copytree(
+            ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
     said = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=tree)
     assert [line for line in said.splitlines() if "warning" in line.lower()] == []
     return out
@@ -161,21 +201,43 @@ def test_everything_of_the_package_is_in_both(built: Path) -> None:
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     assert {f"src/{name}" for name in ours} <= names
-    assert {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "docs/method.md", "tests/conftest.py"} <= names
+    assert {
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "docs/method.md",
+        "tests/conftest.py",
+    } <= names
     assert not [name for name in names if "__pycache__" in name]
 
 
 def test_the_wheel_works_outside_of_the_repository(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    site = tmp_path / "site"
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     run(
-        sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", site,
-        wheel, cwd=elsewhere,
-    )  # fmt: skip
-    for path in (ROOT / "src").rglob("*.nbc"):  # compiled from these very sources, by which it is known
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        site,
+        wheel,
+        cwd=elsewhere,
+    )
+    for path in (ROOT / "src").rglob(
+        "*.nbc"
+    ):  # compiled from these very sources, by which it is known
         copy = site / path.relative_to(ROOT / "src")
-        with suppress(FileNotFoundError):  # of a folder that is no more, or compiled anew by another process
+        with suppress(
+            FileNotFoundError
+        ):  # of a folder that is no more, or compiled anew by another process
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
     write_picture(elsewhere / "x.png", 1, (28, 28), "L")
@@ -183,5 +245,7 @@ def test_the_wheel_works_outside_of_the_repository(built: Path, tmp_path: Path) 
     for name in ("digit.png", "sheet.png"):
         low, high = Image.open(elsewhere / name).convert("L").getextrema()
         assert low < high, f"{name} shows something"
-    listed = run(sys.executable, site / "bin" / "hrvqvae", "presets", cwd=elsewhere, PYTHONPATH=str(site))
+    listed = run(
+        sys.executable, site / "bin" / "hrvqvae", "presets", cwd=elsewhere, PYTHONPATH=str(site)
+    )
     assert "hrvqvae/mnist" in listed

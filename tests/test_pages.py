@@ -1,4 +1,6 @@
-"""The README and the pages: commands and code run with small budgets; links lead somewhere; the site is built."""
+"""The README and the pages: commands and code run with small budgets; links lead somewhere; the
+site is built.
+"""
 
 import re
 import shlex
@@ -23,8 +25,14 @@ from tests.trained_run import GIVEN, trained_copy, undrawn
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8 --model.quantizer.init_vectors 4096"
-SMALL_PRIOR = "--prior.network.hidden_units 8 --prior.training.evaluation_images 50 --prior.training.batch_size 8"
+SMALL = (
+    "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
+    " --model.quantizer.init_vectors 4096"
+)
+SMALL_PRIOR = (
+    "--prior.network.hidden_units 8 --prior.training.evaluation_images 50"
+    " --prior.training.batch_size 8"
+)
 CUTS: tuple[Cut, ...] = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
     (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
@@ -50,7 +58,9 @@ FEWER: tuple[Cut, ...] = (
 def commands(page: str) -> Iterator[tuple[list[str], str]]:
     for language, block in blocks(page):
         if language == "console":
-            for command, shown in re.findall(r"^\$ ([^#\n]*).*\n((?:[^$].*\n|\n)*)", block, re.MULTILINE):
+            for command, shown in re.findall(
+                r"^\$ ([^#\n]*).*\n((?:[^$].*\n|\n)*)", block, re.MULTILINE
+            ):
                 yield shlex.split(command), shown
 
 
@@ -66,7 +76,9 @@ def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Enter a folder with the images that pages name, and drawn digits for MNIST; no training is drawn."""
+    """Enter a folder with the images that pages name, and drawn digits for MNIST; no training is
+    drawn.
+    """
     for index in range(12):
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
@@ -89,7 +101,9 @@ def test_the_readme(folder: Path) -> None:
     names: dict[str, Any] = {}
     for language, block in blocks("README.md"):
         if language == "python":
-            block = block.replace('"runs/mine", max_steps=2000', f'"runs/mine", max_steps=1, **{TINY}')
+            block = block.replace(
+                '"runs/mine", max_steps=2000', f'"runs/mine", max_steps=1, **{TINY}'
+            )
             exec(block.replace("(max_steps=2000)", f"(max_steps=1, **{TINY_PRIOR})"), names)
     assert names["indices"].shape == (1, 1024, 3)
     assert names["coarse"].shape == (16, 1, 28, 28)
@@ -112,12 +126,20 @@ def test_a_guide(page: str) -> None:
         ]:
             subprocess.run(words, check=True) if words[0] == "tar" else run(words, (*CUTS, *FEWER))
     if page == "docs/start.md":
-        assert names["digits"].shape == names["images"].shape == names["coarse"].shape == (4, 1, 28, 28)
+        assert (
+            names["digits"].shape
+            == names["images"].shape
+            == names["coarse"].shape
+            == (4, 1, 28, 28)
+        )
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
 def test_the_page_of_tokens(
-    tiny: Config, tmp_path_factory: pytest.TempPathFactory, folder: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Config,
+    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -128,9 +150,10 @@ def test_the_page_of_tokens(
     trained_copy(tiny, tmp_path_factory, folder / "runs" / "photos")
     options = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
     smaller = (
-        (r" --max-minutes [^\0]+", ""), (r"^(hrvqvae train-prior .*)", rf"\1 {options}"),
+        (r" --max-minutes [^\0]+", ""),
+        (r"^(hrvqvae train-prior .*)", rf"\1 {options}"),
         (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
-    )  # fmt: skip
+    )
     names: dict[str, Any] = {}
     for language, block in blocks("docs/tokens.md"):
         if language == "python":
@@ -144,7 +167,9 @@ def test_the_page_of_tokens(
     assert names["images"].shape == (4, 3, 32, 32)
     assert len(list((folder / "decoded").rglob("*.png"))) == 12
     assert len(list((folder / "noise").rglob("*.png"))) == 5
-    assert torch.equal(names["batch"]["codes_1"][0].view(16, 16), torch.from_numpy(names["first"].astype("int64")))
+    assert torch.equal(
+        names["batch"]["codes_1"][0].view(16, 16), torch.from_numpy(names["first"].astype("int64"))
+    )
 
 
 def test_the_page_of_the_layer() -> None:
@@ -153,10 +178,13 @@ def test_the_page_of_the_layer() -> None:
         exec(block, names)
     assert names["coarse"].shape == (4, 64, 14, 14)
     assert names["leaf"].shape == (4, 14, 14)
-    quantize, step, state = names["quantize"], names["step"], names["optimizer"].state
+    quantize = names["quantize"]
+    step = names["step"]
+    state = names["optimizer"].state
     quantize.schedule.start_vectors, quantize.schedule.restart_every = 256, 3
     counts = [buffer for name, buffer in quantize.named_buffers() if name.endswith("count")]
-    generator, moved_rows = torch.Generator().manual_seed(0), 0
+    generator = torch.Generator().manual_seed(0)
+    moved_rows = 0
     for index in range(6):
         before = [parameter.detach().clone() for parameter in quantize.parameters()]
         for count in counts:
@@ -167,7 +195,9 @@ def test_the_page_of_the_layer() -> None:
             if index and moved.any():  # its moments are those of this one step
                 moved_rows += int(moved.sum())
                 torch.testing.assert_close(state[new]["exp_avg"][moved], 0.1 * new.grad[moved])
-                torch.testing.assert_close(state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2)
+                torch.testing.assert_close(
+                    state[new]["exp_avg_sq"][moved], 0.001 * new.grad[moved] ** 2
+                )
     assert moved_rows > 0
 
 
@@ -179,14 +209,20 @@ def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert 'print = "my_package:LOGGER"' in code["toml"]
     monkeypatch.setitem(LOGGERS._entries, "print", my_package.LOGGER)
-    (words,) = [words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]]
-    both = [word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))]
+    (words,) = [
+        words for words, _ in commands("docs/loggers.md") if words[:2] == ["hrvqvae", "train"]
+    ]
+    both = [
+        word.replace("tensorboard", "print,tensorboard") for word in cut(words, (*CUTS, *FEWER))
+    ]
     assert "mnist 2 {'train/" in replay(both)
     assert list((folder / "runs" / "mnist" / "tensorboard").iterdir())
 
 
 def test_commands_for_several_processes() -> None:
-    """torchrun takes them, this package takes what follows, and the processes can share the batch."""
+    """torchrun takes them, this package takes what follows, and the processes can share the
+    batch.
+    """
     page = (ROOT / "docs/scale.md").read_text().replace("\\\n", "")
     lines = [line.removeprefix("$ ").removeprefix("srun ") for line in page.splitlines()]
     for line in [line for line in lines if line.startswith("torchrun ")]:
@@ -208,11 +244,21 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
-    for line in re.findall(r"^(?:\$ )?hrvqvae ([a-z].*)", page.read_text().replace("\\\n", " "), re.MULTILINE):
-        if page.parent.name == "docs" and not line.startswith(("turns ", "needs ", "cifar10 ")):  # prose and tables
-            _parser().parse_args(split_fields(shlex.split(line.partition(" > ")[0], comments=True))[0])
+    for line in re.findall(
+        r"^(?:\$ )?hrvqvae ([a-z].*)", page.read_text().replace("\\\n", " "), re.MULTILINE
+    ):
+        if page.parent.name == "docs" and not line.startswith(
+            ("turns ", "needs ", "cifar10 ")
+        ):  # prose and tables
+            _parser().parse_args(
+                split_fields(shlex.split(line.partition(" > ")[0], comments=True))[0]
+            )
     for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text):
-        assert "binary_codes" in name or (ROOT / "src" / "hrvqvae" / name).exists() or (ROOT / name).exists(), name
+        assert (
+            "binary_codes" in name
+            or (ROOT / "src" / "hrvqvae" / name).exists()
+            or (ROOT / name).exists()
+        ), name
 
 
 def test_figures_are_those_of_the_rows() -> None:
@@ -221,9 +267,22 @@ def test_figures_are_those_of_the_rows() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
-    done = subprocess.run([*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False)
+def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(
+    tmp_path: Path,
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--keep-going",
+        "--quiet",
+        "-b",
+        "html",
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "class_name" in (tmp_path / "api.html").read_text(), "signatures are read from the code"
     loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"
@@ -231,4 +290,6 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet
     assert len(pages) > len(list((ROOT / "docs").glob("*.md")))
     assert not [match for page in pages for match in re.findall(loads, page)]
     sheets = [path.read_text() for path in tmp_path.rglob("*.css")]
-    assert not [sheet for sheet in sheets if re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet)]
+    assert not [
+        sheet for sheet in sheets if re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", sheet)
+    ]

@@ -20,7 +20,10 @@ PAGE = (Path(__file__).parent.parent / "docs" / "add-a-system.md").read_text()
 TREE = "--model.quantizer.init_vectors 512"
 SMALL = "--data.size 12 --model.hidden_units 8 --model.residual_units 8 --training.batch_size 8"
 CUTS = (
-    (r"--max-steps 300 --prior-steps 300", f"--max-steps 2 --prior-steps 6 {TREE.replace('--', '--hrvqvae.')}"),
+    (
+        r"--max-steps 300 --prior-steps 300",
+        f"--max-steps 2 --prior-steps 6 {TREE.replace('--', '--hrvqvae.')}",
+    ),
     (r"--max-steps 300", "--max-steps 3"),
     (r"--max-steps 400", "--max-steps 5"),
     (r"^(hrvqvae (?:train (?!.*--resume)|compare).*)", rf"\1 {SMALL}"),
@@ -36,7 +39,10 @@ MORE = (
     "hrvqvae sample exported -n 2 -o more.png",
     "hrvqvae evaluate runs/binary --json",
     "hrvqvae export runs/binary graphs --onnx",
-    f"hrvqvae train hrvqvae/mnist --prior.network.kind convolution --max-steps 2 --out runs/tree {SMALL} {TREE}",
+    (
+        "hrvqvae train hrvqvae/mnist --prior.network.kind convolution --max-steps 2 --out"
+        f" runs/tree {SMALL} {TREE}"
+    ),
     "hrvqvae train-prior runs/tree --max-steps 2",
     "hrvqvae sample runs/tree -n 2 --seed 1 -o tree.png",
 )
@@ -44,7 +50,9 @@ REFUSED = "hrvqvae train-progressive runs/binary --max-steps 1"
 
 
 def files() -> dict[str, str]:
-    return dict(re.findall(r"^\*\*`([\w./]+)`\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+    return dict(
+        re.findall(r"^\*\*`([\w./]+)`\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    )
 
 
 def commands() -> list[str]:
@@ -58,16 +66,31 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page's package, installed by pip from its pyproject.toml without a network."""
-    source, site = tmp_path_factory.mktemp("binary-codes"), tmp_path_factory.mktemp("site")
+    source = tmp_path_factory.mktemp("binary-codes")
+    site = tmp_path_factory.mktemp("site")
     for name, content in files().items():
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(content)
-    install = ["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--target"]
-    subprocess.run([sys.executable, "-m", "pip", *install, str(site), str(source)], check=True, capture_output=True)
+    install = [
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-compile",
+        "--target",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "pip", *install, str(site), str(source)],
+        check=True,
+        capture_output=True,
+    )
     return site
 
 
-def test_page(installed: Path, site: Path, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page(
+    installed: Path, site: Path, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(installed, site, dirs_exist_ok=True)
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
@@ -75,17 +98,24 @@ def test_page(installed: Path, site: Path, mnist_root: Path, tmp_path: Path, mon
     with undrawn():
         for line in (*commands(), *MORE):
             results[line] = do(*shlex.split(line)[1:])
-            assert not [word for word in line.split() if word.endswith(".png") and not Path(word).is_file()], line
+            assert not [
+                word for word in line.split() if word.endswith(".png") and not Path(word).is_file()
+            ], line
     assert "binary codes has no progressive decoder" in refused(REFUSED.split()[1:])
     assert re.search(r"model.stride +2 +binary-codes\n", results["hrvqvae presets binary/mnist"])
     assert "\nbinary/mnist " in results["hrvqvae presets"]
-    (resumed,) = (out for line, out in results.items() if "train binary/mnist" in line and "--resume" in line)
+    (resumed,) = (
+        out for line, out in results.items() if "train binary/mnist" in line and "--resume" in line
+    )
     assert "resuming runs/binary at step 3" in resumed
     assert json.loads(results["hrvqvae evaluate runs/binary --json"])["bits_per_image"] == 64 * 6
     rows = {row["system"]: row for row in json.loads(Path("compared", "results.json").read_text())}
     assert list(rows) == ["hrvqvae", "binary"]
     assert all(row["prior_bits_per_image"] > 0 for row in rows.values())
-    assert (rows["hrvqvae"]["codewords_searched"], rows["binary"]["codewords_searched"]) == (12, None)
+    assert (rows["hrvqvae"]["codewords_searched"], rows["binary"]["codewords_searched"]) == (
+        12,
+        None,
+    )
     check_contract()
 
 
@@ -98,7 +128,9 @@ def check_contract() -> None:
     signs = model.autoencoder.latents(images) > 0
     number = sum(signs[..., bit].long() << bit for bit in range(6))
     assert torch.equal(codes, number), "the code is not the signs' number"
-    assert torch.equal(model.autoencoder.quantizer.lookup((codes,)) > 0, signs), "the code does not give its signs back"
+    assert torch.equal(model.autoencoder.quantizer.lookup((codes,)) > 0, signs), (
+        "the code does not give its signs back"
+    )
     assert model.decode((codes,)).shape == images.shape
     with pytest.raises(hrvqvae.InputError, match=r"codes lie in 0\.\.63"):
         model.decode((codes + 64,))
@@ -108,7 +140,9 @@ def check_contract() -> None:
     assert torch.equal(single, three[:1]), "a sample depends on its batch"
     assert not torch.equal(three[0], three[1]), "two samples are equal"
 
-    prior, changed, label = model.priors.networks[0], codes.clone(), torch.tensor([0, 1])
+    prior = model.priors.networks[0]
+    changed = codes.clone()
+    label = torch.tensor([0, 1])
     changed[:, 4, 4:] = (changed[:, 4, 4:] + 1) % 64
     changed[:, 5:] = (changed[:, 5:] + 1) % 64
     (before,), (after,) = (prior.level_logits([maps], (), label) for maps in (codes, changed))
@@ -116,4 +150,6 @@ def check_contract() -> None:
     assert same[:, :4].all(), "a position sees later ones"
     assert same[:, 4, :5].all(), "a position sees later ones"
     assert not same[:, 6:].any(), "a position does not see earlier ones"
-    assert not torch.equal(before, prior.level_logits([codes], (), 1 - label)[0]), "the class does not matter"
+    assert not torch.equal(before, prior.level_logits([codes], (), 1 - label)[0]), (
+        "the class does not matter"
+    )

@@ -25,8 +25,14 @@ from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-SMALL = "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4 --model.quantizer.init_vectors 1000"
-SMALL_PRIOR = "--prior.network.hidden_units 40 --prior.training.batch_size 4 --prior.training.evaluation_images 8"
+SMALL = (
+    "--model.hidden_units 8 --model.residual_units 8 --training.batch_size 4"
+    " --model.quantizer.init_vectors 1000"
+)
+SMALL_PRIOR = (
+    "--prior.network.hidden_units 40 --prior.training.batch_size 4"
+    " --prior.training.evaluation_images 8"
+)
 PIXELSNAIL = "--prior.network.residual_blocks 4"
 RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD"\n'
 
@@ -37,16 +43,25 @@ def _undrawn() -> Iterator[None]:
         yield
 
 
-def recipe(name: str, folder: Path, *arguments: str, fields: str = "") -> subprocess.CompletedProcess[str]:
+def recipe(
+    name: str, folder: Path, *arguments: str, fields: str = ""
+) -> subprocess.CompletedProcess[str]:
     (folder / "bin").mkdir(exist_ok=True)
     for command in ("hrvqvae", "python"):
         (folder / "bin" / command).write_text(RECORDER)
         (folder / "bin" / command).chmod(0o755)
-    environment = {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "RECORD": str(folder / "record")}
+    environment = {
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "RECORD": str(folder / "record"),
+    }
     return subprocess.run(
-        [RECIPES / name, *arguments], cwd=folder, capture_output=True, text=True, check=False,
+        [RECIPES / name, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, **environment, "HRVQVAE_FIELDS": fields},
-    )  # fmt: skip
+    )
 
 
 def recorded(folder: Path) -> list[list[str]]:
@@ -54,9 +69,15 @@ def recorded(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("number", ["11", "14", "15"])
-def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_from_data_to_its_sheet(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for index in range(24):
-        write_picture(tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png", index, (40, 36))
+        write_picture(
+            tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png",
+            index,
+            (40, 36),
+        )
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     small = "" if number == "15" else " --model.stride 8 --data.size 32 --data.split hash"
@@ -66,10 +87,16 @@ def test_a_figure_from_data_to_its_sheet(number: str, tmp_path: Path, monkeypatc
     assert done.returncode == 0, done.stderr
     commands = recorded(tmp_path)
     stopped = [words for words in commands if words[1] in ("data", "train")]
-    for steps, several in ((1, stopped), (2, commands), (3, commands[-1:])):  # it goes on, and draws the sheet again
+    for steps, several in (
+        (1, stopped),
+        (2, commands),
+        (3, commands[-1:]),
+    ):  # it goes on, and draws the sheet again
         for words in several:
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
-    folder, name = ("figure-14-images", "figure-14-birds") if number == "14" else (f"figure-{number}",) * 2
+    folder, name = (
+        ("figure-14-images", "figure-14-birds") if number == "14" else (f"figure-{number}",) * 2
+    )
     sheet = tmp_path / "runs" / folder / f"{name}.png"
     assert done.stdout == f"figure {number}: {sheet.relative_to(tmp_path)}\n"
     assert read_image(sheet, 3).shape[2] > 4 * 28
@@ -92,7 +119,9 @@ def test_other_figures_and_usage(tmp_path: Path) -> None:
     for arguments in ("10", "11", "14 images", "14 images birdd"):
         done = recipe("figure", tmp_path, *arguments.split())
         assert done.returncode == 2
-        assert ("there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA") in done.stderr
+        assert (
+            "there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA"
+        ) in done.stderr
         assert not (tmp_path / "record").exists()
     for number in ("12", "13"):
         assert recipe("figure", tmp_path, number, "images").returncode == 0
@@ -105,23 +134,45 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert recipe(name, tmp_path, "out").returncode == 0
-    Path("out", "sampling.json").unlink(missing_ok=True)  # the run that is replayed does not exist yet
+    Path("out", "sampling.json").unlink(
+        missing_ok=True
+    )  # the run that is replayed does not exist yet
     fields = PIXELSNAIL if name == "mnist" else ""
     cuts = [
-        (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"), ("--samples 2000", "--samples 4"), ("-n 64", "-n 4"),
+        (r"--max-(steps|minutes) [^\0]+", "--max-steps 2"),
+        ("--samples 2000", "--samples 4"),
+        ("-n 64", "-n 4"),
         (r"^(python .*/nearest.py .*)", r"\1 -n 4"),
         (r"^(hrvqvae train-progressive out) --resume$", r"\1 --resume --max-steps 2"),
-        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"), (r"^(hrvqvae train .*)", rf"\1 {SMALL}"),
-        (r"^(hrvqvae train treevq-deep/cifar10 .*)", r"\1 --model.stride 8 --model.residual_blocks 1"),
-        (r" --prior.(training.batch_size|network.hidden_units) [^\0]+", ""),  # a field may be given once
+        (r"^(hrvqvae fit-entropy-model .*)", r"\1 --effort 0.01"),
+        (r"^(hrvqvae train .*)", rf"\1 {SMALL}"),
+        (
+            r"^(hrvqvae train treevq-deep/cifar10 .*)",
+            r"\1 --model.stride 8 --model.residual_blocks 1",
+        ),
+        (
+            r" --prior.(training.batch_size|network.hidden_units) [^\0]+",
+            "",
+        ),  # a field may be given once
         (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
-    ]  # fmt: skip
+    ]
     for words in recorded(tmp_path):
         replay([word for word in cut(words, cuts) if word])
     exported = tmp_path / "out" / "export"
-    beside = {"treevq-cifar10": ("s-1-4", "s-5-8", "s-9-12"), "treevq-mnist": ("s-1-5",)}.get(name, ("-1", "-2", "-3"))
-    folders = ["", *(f"priors/level{levels}/" for levels in beside), *(["prefixes/"] if "treevq" in name else [])]
-    files = {"tables.hrvt", "config.json", "README.md", *(f"{folder}model.safetensors" for folder in folders)}
+    beside = {"treevq-cifar10": ("s-1-4", "s-5-8", "s-9-12"), "treevq-mnist": ("s-1-5",)}.get(
+        name, ("-1", "-2", "-3")
+    )
+    folders = [
+        "",
+        *(f"priors/level{levels}/" for levels in beside),
+        *(["prefixes/"] if "treevq" in name else []),
+    ]
+    files = {
+        "tables.hrvt",
+        "config.json",
+        "README.md",
+        *(f"{folder}model.safetensors" for folder in folders),
+    }
     assert {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")} == files
     assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
@@ -136,37 +187,50 @@ def test_the_pictures_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifier, "find_recipe", lambda config: dataclasses.replace(NATURAL, epochs=1))
+    monkeypatch.setattr(
+        classifier, "find_recipe", lambda config: dataclasses.replace(NATURAL, epochs=1)
+    )
     assert recipe("classifier", tmp_path).returncode == 0
     for words in recorded(tmp_path):
         replay(words)
     data = presets.get("hrvqvae/cifar10").config.data
-    assert classifier.read_classifier(tmp_path / "runs" / "classifier-cifar10.safetensors", data).classes[2] == "bird"
+    assert (
+        classifier.read_classifier(
+            tmp_path / "runs" / "classifier-cifar10.safetensors", data
+        ).classes[2]
+        == "bird"
+    )
 
 
 def figure(name: str, *arguments: object) -> str:
     return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
 
 
-def test_the_figure_of_the_hierarchy(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figure_of_the_hierarchy(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "figure.png"
     for arguments, drawn in (
-        (["--path", "2,1,3"], "3 levels of 4 codewords, synthetic"), ([run], "tiny, most used path"),
+        (["--path", "2,1,3"], "3 levels of 4 codewords, synthetic"),
+        ([run], "tiny, most used path"),
         ([run, "--path", "1,2,0"], "tiny, the path given"),
         ([run, "--position", "3", "2"], "tiny, position (3, 2) of the first test image"),
-    ):  # fmt: skip
+    ):
         assert drawn in figure("hierarchy", *arguments, "-o", out)
     assert read_image(out, 3).shape[2] > 500
     for arguments, message in (
-        (["--position", "1", "1"], "name a RUN"), (["--path", "1,x"], "--path"),
+        (["--position", "1", "1"], "name a RUN"),
+        (["--path", "1,x"], "--path"),
         ([run, "--position", "9", "0"], "latent grid of 7x7"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SystemExit):
             figure("hierarchy", *arguments, "-o", out)
         assert message in capsys.readouterr().err
 
 
-def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_of_samples_for_each_class(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "classes.png"
     assert "3 samples per class, 10 classes" in figure("classes", run, "-n", "3", "-o", out)
     assert read_image(out, 3).shape[1] > 10 * 60
@@ -175,14 +239,19 @@ def test_a_row_of_samples_for_each_class(run: Path, tmp_path: Path, capsys: pyte
     assert "class_dropout" in capsys.readouterr().err
 
 
-def test_the_error_of_prefixes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_prefixes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("one-0", "one-1", "two-0"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(run)
     lines = figure("prefixes", tmp_path, "-n", "20", "-o", tmp_path / "figure.png").splitlines()
     report = evaluate_run(run, limit=20, rate=False).report
     bits = [report.bits_per_image * levels / 3 for levels in (1, 2, 3)]
-    assert lines[2] == f"one, levels 1 to 3, {bits[2]:.0f} bits: {report.mse:.3e} ± 0.0e+00 (n = 2, p 1)"
+    assert (
+        lines[2]
+        == f"one, levels 1 to 3, {bits[2]:.0f} bits: {report.mse:.3e} ± 0.0e+00 (n = 2, p 1)"
+    )
     for line, level, some, one in zip(lines[3:], (1, 2, 3), bits, report.levels, strict=True):
         assert line == f"two, levels 1 to {level}, {some:.0f} bits: {one.mse:.3e}"
     with pytest.raises(SystemExit):
@@ -197,7 +266,9 @@ def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
     assert width > 1.7 * height, "pairs side by side"
     config = RunFolder(run).read_config()
     train = load_images(config.data, "train")
-    images = torch.stack([torch.from_numpy(train.decode(index, None).pixels) for index in (5, 60)]) / 255
+    images = (
+        torch.stack([torch.from_numpy(train.decode(index, None).pixels) for index in (5, 60)]) / 255
+    )
     moved = (images * 0.9 + 0.01).clamp(0, 1)
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
     found, errors = nearest(moved, config)

@@ -33,9 +33,13 @@ def silent(_: str) -> None:
 
 
 def train_autoencoder(
-    config: Config, run: RunFolder | Path, *, resume: bool = False, callbacks: Sequence[Callback] = (),
+    config: Config,
+    run: RunFolder | Path,
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     say: Say = silent,
-) -> Outcome:  # fmt: skip
+) -> Outcome:
     task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
@@ -72,16 +76,30 @@ def undrawn() -> Iterator[None]:
 
 
 GIVEN = {
-    "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
-    "prior.network.attention_layers": "1", "prior.network.attention_heads": "2", "prior.training.batch_size": "16",
-    "prior.training.max_steps": "12", "prior.training.precision": "fp32", "prior.training.device": "cpu",
-    "prior.training.evaluate_every": "4", "prior.training.checkpoint_every": "3", "prior.training.log_every": "4",
-    "prior.training.warmup_steps": "2", "prior.training.polyak_decay": "0.5",
-}  # fmt: skip
-GIVEN_GPT = {name: value for name, value in GIVEN.items() if not name.startswith("prior.network.")} | {
-    "prior.network.kind": "gpt", "prior.network.hidden_units": "16", "prior.network.layers": "1",
-    "prior.network.heads": "2", "prior.network.path_units": "8",
-}  # fmt: skip
+    "prior.network.hidden_units": "8",
+    "prior.network.residual_units": "8",
+    "prior.network.residual_blocks": "2",
+    "prior.network.attention_layers": "1",
+    "prior.network.attention_heads": "2",
+    "prior.training.batch_size": "16",
+    "prior.training.max_steps": "12",
+    "prior.training.precision": "fp32",
+    "prior.training.device": "cpu",
+    "prior.training.evaluate_every": "4",
+    "prior.training.checkpoint_every": "3",
+    "prior.training.log_every": "4",
+    "prior.training.warmup_steps": "2",
+    "prior.training.polyak_decay": "0.5",
+}
+GIVEN_GPT = {
+    name: value for name, value in GIVEN.items() if not name.startswith("prior.network.")
+} | {
+    "prior.network.kind": "gpt",
+    "prior.network.hidden_units": "16",
+    "prior.network.layers": "1",
+    "prior.network.heads": "2",
+    "prior.network.path_units": "8",
+}
 
 
 _TRAINED: dict[Config, Path] = {}
@@ -98,35 +116,64 @@ def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) ->
 
 
 def train_levels(
-    path: Path, level: int | None = None, resume: bool = False, of: dict[str, str] = GIVEN, **changes: str
+    path: Path,
+    level: int | None = None,
+    resume: bool = False,
+    of: dict[str, str] = GIVEN,
+    **changes: str,
 ) -> None:
-    """Train the priors of a run, or of a level, with changed fields such as `training__max_steps="9"`."""
+    """Train the priors of a run, or of a level, with changed fields such as
+    `training__max_steps="9"`.
+    """
     fields = of | {f"prior.{name.replace('__', '.')}": value for name, value in changes.items()}
-    train_priors(path, resolve_priors(str(path), level, fields, resume=resume), resume=resume, say=silent)
+    train_priors(
+        path, resolve_priors(str(path), level, fields, resume=resume), resume=resume, say=silent
+    )
 
 
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 
 
 def tiny_run(mnist_root: Path) -> Config:
-    """Return the configuration of HR-VQVAE with three levels of three codewords, and small priors."""
+    """Return the configuration of HR-VQVAE with three levels of three codewords, and small
+    priors.
+    """
     arguments = {
-        "data.root": str(mnist_root), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
-        "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",
-        "model.quantizer.init_vectors": "1000", "training.batch_size": "16", "training.device": "cpu",
-        "training.checkpoint_every": "20", "training.evaluation_images": "40", "name": "tiny",
-        "prior.network.hidden_units": "8", "prior.network.residual_units": "8", "prior.network.residual_blocks": "2",
-        "prior.network.attention_layers": "1", "prior.training.batch_size": "16", "prior.training.device": "cpu",
-        "prior.training.warmup_steps": "3", "prior.training.learning_rate": "0.01",
+        "data.root": str(mnist_root),
+        "data.size": "12",
+        "data.workers": "0",
+        "model.hidden_units": "8",
+        "model.residual_units": "8",
+        "model.padding": "1",
+        "model.quantizer.codewords": "3",
+        "model.quantizer.init_vectors": "1000",
+        "training.batch_size": "16",
+        "training.device": "cpu",
+        "training.checkpoint_every": "20",
+        "training.evaluation_images": "40",
+        "name": "tiny",
+        "prior.network.hidden_units": "8",
+        "prior.network.residual_units": "8",
+        "prior.network.residual_blocks": "2",
+        "prior.network.attention_layers": "1",
+        "prior.training.batch_size": "16",
+        "prior.training.device": "cpu",
+        "prior.training.warmup_steps": "3",
+        "prior.training.learning_rate": "0.01",
         "prior.training.polyak_decay": "0.5",
-    }  # fmt: skip
+    }
     return override(presets.get("hrvqvae/mnist").config, arguments)
 
 
 def tiny_systems(mnist_root: Path) -> dict[str, Config]:
-    """Return configurations by system; they differ in the model, VQGAN also in the prior's network."""
+    """Return configurations by system; they differ in the model, VQGAN also in the prior's
+    network.
+    """
     tree = tiny_run(mnist_root)
-    network = {name: getattr(tree.model, name) for name in ("stride", "padding", "hidden_units", "residual_units")}
+    network = {
+        name: getattr(tree.model, name)
+        for name in ("stride", "padding", "hidden_units", "residual_units")
+    }
     ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))  # type: ignore[attr-defined]
     fields: dict[str, dict[str, Any]] = {
         "hrvqvae": {"quantizer": tree.model.quantizer},  # type: ignore[attr-defined]
@@ -134,21 +181,34 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
         "vqvae": {"quantizer": _FLAT},
         "vqvae2": {"quantizer": _FLAT, "grids": 2},
         "vqgan": {
-            "quantizer": _FLAT, "perceptual": "none", "adversarial_start": 2, "discriminator_units": 4,
+            "quantizer": _FLAT,
+            "perceptual": "none",
+            "adversarial_start": 2,
+            "discriminator_units": 4,
             "discriminator_layers": 1,
         },
-        "rqvae": {"quantizer": QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)},
+        "rqvae": {
+            "quantizer": QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)
+        },
         "fsq": {"quantizer": FSQQuantizerConfig(channel_levels=(5, 5), dim=8)},
         "vqpytorch": {"quantizer": LibraryQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)},
-    }  # fmt: skip
-    models = {name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own) for name, own in fields.items()}
-    configs = {name: dataclasses.replace(tree, name=f"{name}/mnist", model=model) for name, model in models.items()}
+    }
+    models = {
+        name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own)
+        for name, own in fields.items()
+    }
+    configs = {
+        name: dataclasses.replace(tree, name=f"{name}/mnist", model=model)
+        for name, model in models.items()
+    }
     gpt = GPTConfig(hidden_units=16, layers=1, heads=2, path_units=8)
     prior = PriorConfig(network=gpt, training=tree.prior.training)
     return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}
 
 
 def load_stored(folder: Path, digest: str, config: Config, split: str) -> CodeMaps | None:
-    """Return the codes of a split in a folder; None if they are missing, damaged, or of another model or other data."""
+    """Return the codes of a split in a folder; None if they are missing, damaged, or of another
+    model or other data.
+    """
     source = codemaps.describe_source(folder, digest, config, split)
     return codemaps.read_maps(folder, split, source, config.model.num_symbols)

@@ -1,1 +1,3 @@
-"""Image files side by side: bytes against error, of our codes, of other formats, and of a linear transform."""
+"""Image files side by side: bytes against error, of our codes, of other formats, and of a linear
+transform.
+"""

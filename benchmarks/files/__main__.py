@@ -1,4 +1,6 @@
-"""Bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG and a linear transform, on test images."""
+"""Bytes against error: trained models, WebP, AVIF, JPEG XL, JPEG and a linear transform, on test
+images.
+"""
 
 from __future__ import annotations
 
@@ -43,20 +45,26 @@ class FilesCompared:
     curves: tuple[Curve, ...]  # one or more of each codec
 
     def rows(self) -> list[Row]:
-        """Of each curve: file, title, whole, model_bytes, smallest (file, bytes), settings, and PSNR at each budget:
-        within (fixed settings, bytes in the mean) and fitted (each image at most so many bytes)."""
+        """Of each curve: file, title, whole, model_bytes, smallest (file, bytes), settings, and
+        PSNR at each budget: within (fixed settings, bytes in the mean) and fitted (each image at
+        most so many bytes).
+        """
         return [
             {
-                "file": curve.title if curve.whole else f"({curve.title})", "title": curve.title, "whole": curve.whole,
-                "model_bytes": curve.model_bytes or None, "smallest": min(point.bytes for point in curve.points),
+                "file": curve.title if curve.whole else f"({curve.title})",
+                "title": curve.title,
+                "whole": curve.whole,
+                "model_bytes": curve.model_bytes or None,
+                "smallest": min(point.bytes for point in curve.points),
                 "settings": [
-                    {"setting": name, **vars(point)} for name, point in zip(curve.settings, curve.points, strict=True)
+                    {"setting": name, **vars(point)}
+                    for name, point in zip(curve.settings, curve.points, strict=True)
                 ],
                 "within": [curve.within(budget) for budget in self.budgets],
                 "fitted": [curve.fitted(budget) for budget in self.budgets],
             }
             for curve in self.curves
-        ]  # fmt: skip
+        ]
 
     def ahead(self) -> dict[str, list[Row]]:
         """Title of each trained model -> `curves.against` all other curves."""
@@ -68,8 +76,13 @@ class FilesCompared:
 
 
 def compare_files(
-    config: DataConfig, models: Sequence[str], names: Sequence[str], *, limit: int = 1000, linear: bool = True
-) -> FilesCompared:  # fmt: skip
+    config: DataConfig,
+    models: Sequence[str],
+    names: Sequence[str],
+    *,
+    limit: int = 1000,
+    linear: bool = True,
+) -> FilesCompared:
     """Measure trained models, formats and the linear transform on test images of a data set.
 
     Args:
@@ -89,7 +102,10 @@ def compare_files(
         codecs.append(Linear(read_images(config, split="train").numpy()))
     curves: list[Curve] = []
     for codec in codecs:
-        note(f"measuring {codec.counts[0].title}: {len(codec.settings)} settings, {len(images):,} images")
+        note(
+            f"measuring {codec.counts[0].title}: {len(codec.settings)} settings, {len(images):,}"
+            " images"
+        )
         curves += measure(codec, images)
     budgets = LARGE_BUDGETS if config.size >= _LARGE else BUDGETS
     return FilesCompared(images, budgets, tuple(codecs), tuple(curves))
@@ -100,29 +116,44 @@ def write_pictures(compared: FilesCompared, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     curves_of_files(compared, folder / "curves.png")
     middle = len(compared.budgets) // 2
-    write_image(draw(rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])), folder / "sheet.png")
+    write_image(
+        draw(rows_at_equal_bytes(compared, compared.budgets[middle : middle + 2])),
+        folder / "sheet.png",
+    )
 
 
 def curves_of_files(compared: FilesCompared, path: Path) -> None:
-    """PSNR and SSIM against mean bytes, of settings that no other of the curve beats; dotted: not every byte counts."""
+    """PSNR and SSIM against mean bytes, of settings that no other of the curve beats; dotted: not
+    every byte counts.
+    """
     figure = Figure(figsize=(13, 5), layout="constrained")
     widest = 1.5 * max(compared.budgets)
     ticks = [one for one, more in pairwise((*compared.budgets, math.inf)) if more / one > _APART]
     colours = {False: cycle(_COLOURS), True: cycle(_OURS)}
     styles = {
         curve.title: {
-            "color": next(colours[curve.learned]), "linestyle": "-" if curve.whole else ":", "markersize": 5,
-            **({"marker": "o", "linewidth": 2.2} if curve.learned else {"marker": ".", "linewidth": 1.2}),
+            "color": next(colours[curve.learned]),
+            "linestyle": "-" if curve.whole else ":",
+            "markersize": 5,
+            **(
+                {"marker": "o", "linewidth": 2.2}
+                if curve.learned
+                else {"marker": ".", "linewidth": 1.2}
+            ),
         }
         for curve in compared.curves
-    }  # fmt: skip
+    }
     titles = {"psnr": "PSNR of the mean squared error, dB", "ssim": "SSIM, mean over images"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
         for curve in sorted(compared.curves, key=lambda curve: curve.learned):
             places: list[tuple[float, float]] = []
             for point in sorted(curve.points, key=lambda point: point.bytes):
                 value = getattr(point, name)
-                if value is not None and point.bytes <= widest and (not places or value > places[-1][1]):
+                if (
+                    value is not None
+                    and point.bytes <= widest
+                    and (not places or value > places[-1][1])
+                ):
                     places.append((point.bytes, value))
             if places:
                 axes.plot(*zip(*places, strict=True), label=curve.title, **styles[curve.title])
@@ -134,12 +165,19 @@ def curves_of_files(compared: FilesCompared, path: Path) -> None:
     save_figure(figure, path)
 
 
-def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int], count: int = 10) -> list[SheetRow]:
-    """Test images above what each codec makes of them in at most so many bytes, the setting chosen for each image.
+def rows_at_equal_bytes(
+    compared: FilesCompared, budgets: Sequence[int], count: int = 10
+) -> list[SheetRow]:
+    """Test images above what each codec makes of them in at most so many bytes, the setting chosen
+    for each image.
 
     A codec that has no such small file of one of the images is left out at that budget.
     """
-    places = np.linspace(0, len(compared.images) - 1, min(count, len(compared.images))).round().astype(int)
+    places = (
+        np.linspace(0, len(compared.images) - 1, min(count, len(compared.images)))
+        .round()
+        .astype(int)
+    )
     images = compared.images[places]
     measured = [(codec, curve) for codec in compared.codecs for curve in measure(codec, images)]
     rows = [SheetRow("original", _tensors(images))]
@@ -148,9 +186,15 @@ def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int], count: 
             chosen = curve.chosen(budget)
             if chosen is None:
                 continue
-            files = [codec.encode(images[at : at + 1], codec.settings[one])[0] for at, one in enumerate(chosen)]
+            files = [
+                codec.encode(images[at : at + 1], codec.settings[one])[0]
+                for at, one in enumerate(chosen)
+            ]
             size = curve.sizes[chosen, np.arange(len(chosen))].mean()
-            caption = f"{curve.title}: at most {budget} bytes ({size:.0f} in the mean), {curve.fitted(budget):.1f} dB"
+            caption = (
+                f"{curve.title}: at most {budget} bytes ({size:.0f} in the mean),"
+                f" {curve.fitted(budget):.1f} dB"
+            )
             rows.append(SheetRow(caption, _tensors(codec.decode(files, images.shape[1:]))))
     return rows
 
@@ -160,23 +204,45 @@ def _tensors(images: Images) -> list[torch.Tensor]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the files of a data set's test images; `--section.field VALUE` changes its preset of hrvqvae."""
+    """Measure the files of a data set's test images; `--section.field VALUE` changes its preset of
+    hrvqvae.
+    """
     parser = options(__doc__)
-    parser.add_argument("preset", metavar="DATASET", help="mnist, cifar10, emoji32, photos, ...: as in the presets")
-    trained = "trained models, at several lambda; about a second an image (default: the shipped one, if any)"
+    parser.add_argument(
+        "preset", metavar="DATASET", help="mnist, cifar10, emoji32, photos, ...: as in the presets"
+    )
+    trained = (
+        "trained models, at several lambda; about a second an image (default: the shipped one, if"
+        " any)"
+    )
     parser.add_argument("--models", nargs="*", metavar="RUN", help=trained)
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[*FORMATS], help="default: all")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=[*FORMATS], help="default: all"
+    )
     parser.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
-    parser.add_argument("--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)")
-    parser.add_argument("--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png")
+    parser.add_argument(
+        "--images", type=positive, default=1000, metavar="N", help="test images (default: 1000)"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="root folder, or images: a folder, tars, Parquet, arrays"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="gets curves.png and sheet.png"
+    )
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     dataset = arguments.preset
-    models = [dataset] if arguments.models is None and dataset in list_models() else arguments.models or ()
+    models = (
+        [dataset]
+        if arguments.models is None and dataset in list_models()
+        else arguments.models or ()
+    )
     compared = compare_files(
-        config.with_root(arguments.data).data, models, arguments.formats, limit=arguments.images,
+        config.with_root(arguments.data).data,
+        models,
+        arguments.formats,
+        limit=arguments.images,
         linear=not arguments.no_linear,
-    )  # fmt: skip
+    )
     if arguments.out:
         write_pictures(compared, arguments.out)
     curves, (count, *shape) = compared.rows(), compared.images.shape
@@ -185,18 +251,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_json({**about, "curves": curves, "ahead": compared.ahead()})
         return
     print(f"{dataset}: {count:,} test images, {' x '.join(map(str, shape))}")
-    print("(in brackets): not every byte that a reader needs is counted; model: what it needs beside the file")
+    print(
+        "(in brackets): not every byte that a reader needs is counted; model: what it needs beside"
+        " the file"
+    )
     for way, title in (
-        ("within", "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in the mean"),
+        (
+            "within",
+            (
+                "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in"
+                " the mean"
+            ),
+        ),
         ("fitted", "PSNR: so many bytes at most for each image, its setting chosen for it"),
     ):
         print(f"\n{title}")
-        reached = {f"{budget} B": f"{{{way}[{place}]:.2f}}" for place, budget in enumerate(compared.budgets)}
-        show(curves, {"file": "{file}", "model, MB": "{model_MB:.2f}", "smallest": "{smallest:.0f}", **reached})
+        reached = {
+            f"{budget} B": f"{{{way}[{place}]:.2f}}"
+            for place, budget in enumerate(compared.budgets)
+        }
+        show(
+            curves,
+            {
+                "file": "{file}",
+                "model, MB": "{model_MB:.2f}",
+                "smallest": "{smallest:.0f}",
+                **reached,
+            },
+        )
     for title, rows in compared.ahead().items():
         print(f"\n{title}: dB above (below: -) the others at the same mean bytes")
         beside = {f"- {other}": f"{{ahead_of[{other}]:+.2f}}" for other in rows[0]["ahead_of"]}
-        own = {"setting": "{setting}", "bytes": "{bytes:.1f}", "PSNR": "{psnr:.2f}", "SSIM": "{ssim:.3f}"}
+        own = {
+            "setting": "{setting}",
+            "bytes": "{bytes:.1f}",
+            "PSNR": "{psnr:.2f}",
+            "SSIM": "{ssim:.3f}",
+        }
         show(rows, {**own, **beside})
 
 

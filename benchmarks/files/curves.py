@@ -1,8 +1,9 @@
-"""A way to write images into files, measured: bytes against error at all its settings, and what fits in a budget.
+"""A way to write images into files, measured: bytes against error at all its settings, and what
+fits in a budget.
 
-Images are (N, C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB). PSNR is that of the mean squared error over all images, as
-everywhere in this package. It is below the mean over images of each one's PSNR, which images of one flat colour
-dominate.
+Images are (N, C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB). PSNR is that of the mean squared error
+over all images, as everywhere in this package. It is below the mean over images of each one's PSNR,
+which images of one flat colour dominate.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class Count:
     Attributes:
         title: of the curve that it gives.
         size: file -> bytes that count.
-        whole: every byte that a reader needs beside its program counts. Not so where headers are left out, or where
-            the size is an ideal code length and no file of that size was written.
+        whole: every byte that a reader needs beside its program counts. Not so where headers are
+            left out, or where the size is an ideal code length and no file of that size was
+            written.
     """
 
     title: str
@@ -66,12 +68,15 @@ class FileCodec(ABC):
 
 
 Floats = NDArray[np.float64]
-_BATCH, _SSIM_WINDOW = 250, 11
+_BATCH = 250
+_SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is reached with so many bytes an image in the mean; ssim is None for images below 11 pixels."""
+    """What is reached with so many bytes an image in the mean; ssim is None for images below 11
+    pixels.
+    """
 
     bytes: float
     psnr: float
@@ -85,7 +90,8 @@ class Curve:
     Attributes:
         title, whole: as in `Count`; learned, model_bytes: as in `FileCodec`.
         settings: readable, S of them.
-        sizes: (S, N) bytes; errors: (S, N) mean squared errors in [0, 1]; ssim: (S, N), or None for tiny images.
+        sizes: (S, N) bytes; errors: (S, N) mean squared errors in [0, 1]; ssim: (S, N), or None for
+            tiny images.
     """
 
     title: str
@@ -106,7 +112,8 @@ class Curve:
 
     @property
     def hull(self) -> list[int]:
-        """Numbers of the settings that neither another nor a mixture of two others beats, the smallest files first.
+        """Numbers of the settings that neither another nor a mixture of two others beats, the
+        smallest files first.
 
         They are the lower convex hull, from the smallest size to the least error.
         """
@@ -116,30 +123,42 @@ class Curve:
             point = points[number]
             if hull and point[1] >= points[hull[-1]][1]:
                 continue
-            while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(points[hull[-2]], point):
+            while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(
+                points[hull[-2]], point
+            ):
                 hull.pop()
             hull.append(number)
         return hull
 
     def within(self, budget: float) -> float | None:
-        """The best PSNR of at most so many bytes an image in the mean, each share of the images at a fixed setting.
+        """The best PSNR of at most so many bytes an image in the mean, each share of the images at
+        a fixed setting.
 
-        Between two settings: some images at the one, the others at the other, so errors lie on the straight line.
-        None where even the smallest setting takes more.
+        Between two settings: some images at the one, the others at the other, so errors lie on the
+        straight line. None where even the smallest setting takes more.
         """
         hull = self.hull
-        sizes, errors = self.sizes.mean(1)[hull], self.errors.mean(1)[hull]
+        sizes = self.sizes.mean(1)[hull]
+        errors = self.errors.mean(1)[hull]
         return None if budget < sizes[0] else psnr(float(np.interp(budget, sizes, errors)))
 
     def chosen(self, budget: float) -> NDArray[np.intp] | None:
-        """(N,) the setting of least error for each image among those of at most so many bytes; None if one has none."""
+        """(N,) the setting of least error for each image among those of at most so many bytes; None
+        if one has none.
+        """
         errors = np.where(self.sizes <= budget, self.errors, np.inf)
         return errors.argmin(0) if np.isfinite(errors.min(0)).all() else None
 
     def fitted(self, budget: float) -> float | None:
-        """The best PSNR of at most so many bytes for each single image, the setting chosen image by image."""
+        """The best PSNR of at most so many bytes for each single image, the setting chosen image by
+        image.
+        """
         chosen = self.chosen(budget)
-        return None if chosen is None else psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
+        return (
+            None
+            if chosen is None
+            else psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
+        )
 
 
 def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
@@ -147,14 +166,20 @@ def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 def measure(codec: FileCodec, images: Images) -> list[Curve]:
-    """A curve for each way to count the codec's files, of all its settings on images (N, C, Y, X)."""
+    """A curve for each way to count the codec's files, of all its settings on images (N, C, Y,
+    X).
+    """
     sizes: list[list[list[float]]] = [[] for _ in codec.counts]
-    errors, similar = [], []
+    errors = []
+    similar = []
     for setting in codec.settings:
         files = [file for batch in _batches(images) for file in codec.encode(batch, setting)]
         for all_sizes, count in zip(sizes, codec.counts, strict=True):
             all_sizes.append([float(count.size(file)) for file in files])
-        decoded = [codec.decode(files[at : at + _BATCH], images.shape[1:]) for at in range(0, len(files), _BATCH)]
+        decoded = [
+            codec.decode(files[at : at + _BATCH], images.shape[1:])
+            for at in range(0, len(files), _BATCH)
+        ]
         pairs = list(zip(_batches(images), decoded, strict=True))
         errors.append(np.concatenate([squared_errors(*pair) for pair in pairs]))
         if min(images.shape[2:]) >= _SSIM_WINDOW:
@@ -163,7 +188,14 @@ def measure(codec: FileCodec, images: Images) -> list[Curve]:
     ssim = np.stack(similar) if similar else None
     return [
         Curve(
-            count.title, count.whole, codec.learned, codec.model_bytes, names, np.array(counted), np.stack(errors), ssim
+            count.title,
+            count.whole,
+            codec.learned,
+            codec.model_bytes,
+            names,
+            np.array(counted),
+            np.stack(errors),
+            ssim,
         )
         for count, counted in zip(codec.counts, sizes, strict=True)
     ]
@@ -180,17 +212,21 @@ def squared_errors(images: Images, others: Images) -> Floats:
 
 
 def _similarities(images: Images, others: Images) -> Floats:
-    one, other = (torch.from_numpy(np.ascontiguousarray(some)).float() / 255 for some in (images, others))
+    one, other = (
+        torch.from_numpy(np.ascontiguousarray(some)).float() / 255 for some in (images, others)
+    )
     found = structural_similarity_index_measure(other, one, data_range=1.0, reduction="none")
     assert isinstance(found, torch.Tensor)
     return found.double().reshape(-1).numpy()
 
 
 def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in dB above them.
+    """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in
+    dB above them.
 
     Returns:
-        Rows with setting, bytes, psnr, ssim and ahead_of (title -> dB, or None where there is none so small).
+        Rows with setting, bytes, psnr, ssim and ahead_of (title -> dB, or None where there is none
+        so small).
     """
     rows = []
     points = curve.points

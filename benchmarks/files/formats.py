@@ -1,7 +1,7 @@
 """Image formats that other programs read: WebP, AVIF, JPEG XL, JPEG.
 
-The encoders are those of libwebp (by the package webp, which sets every field of its configuration), libaom (by
-Pillow), libjxl (by pillow-jxl-plugin) and libjpeg-turbo (by Pillow).
+The encoders are those of libwebp (by the package webp, which sets every field of its
+configuration), libaom (by Pillow), libjxl (by pillow-jxl-plugin) and libjpeg-turbo (by Pillow).
 """
 
 from __future__ import annotations
@@ -33,17 +33,23 @@ def as_pixels(image: Image.Image, shape: Shape) -> Images:
 
 @dataclass(frozen=True)
 class Setting:
-    """Quality as the format counts it, and by which factor an image is reduced before (its reader enlarges it)."""
+    """Quality as the format counts it, and by which factor an image is reduced before (its reader
+    enlarges it).
+    """
 
     quality: int
     reduced: int = 1
 
     def __str__(self) -> str:
-        return f"quality {self.quality}" + (f" at 1/{self.reduced} size" if self.reduced > 1 else "")
+        return f"quality {self.quality}" + (
+            f" at 1/{self.reduced} size" if self.reduced > 1 else ""
+        )
 
 
 class Format(FileCodec):
-    """An image format, written one image after the other, at all of its qualities and reductions or at those given."""
+    """An image format, written one image after the other, at all of its qualities and reductions or
+    at those given.
+    """
 
     qualities: Sequence[int]
     reductions: Sequence[int] = (1, 2)
@@ -59,9 +65,14 @@ class Format(FileCodec):
     def encode(self, images: Images, setting: Setting) -> list[bytes]:
         files = []
         for pixels in images:
-            image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+            image = Image.fromarray(
+                pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            )
             if setting.reduced > 1:
-                size = (max(1, image.width // setting.reduced), max(1, image.height // setting.reduced))
+                size = (
+                    max(1, image.width // setting.reduced),
+                    max(1, image.height // setting.reduced),
+                )
                 image = image.resize(size, Image.Resampling.LANCZOS)
             files.append(self.save(image, setting.quality))
         return files
@@ -77,7 +88,9 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 class WebP(Format):
-    """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, filter as by default."""
+    """Lossy WebP as `cwebp -m 6 -sns 0 -segments 1` writes it: tuned for squared error, filter as
+    by default.
+    """
 
     counts = (Count("WebP"),)
     qualities = range(0, 97, 8)
@@ -90,7 +103,9 @@ class WebP(Format):
 
 
 class JpegXL(Format):
-    """Lossy JPEG XL at effort 9, without a container: quality 0 is the largest distance that libjxl takes."""
+    """Lossy JPEG XL at effort 9, without a container: quality 0 is the largest distance that libjxl
+    takes.
+    """
 
     counts = (Count("JPEG XL"),)
     qualities = range(0, 91, 10)
@@ -100,7 +115,9 @@ class JpegXL(Format):
 
 
 def scan_bytes(file: bytes) -> int:
-    """Entropy-coded bytes of a JPEG with one scan: between the header of the scan and the end marker."""
+    """Entropy-coded bytes of a JPEG with one scan: between the header of the scan and the end
+    marker.
+    """
     place = 2
     while file[place + 1] != 0xDA:
         place += 2 + int.from_bytes(file[place + 2 : place + 4], "big")
@@ -118,7 +135,9 @@ class Jpeg(Format):
 
 
 class JpegScan(Jpeg):
-    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could be shared."""
+    """JPEG with the standard's Huffman tables: the entropy-coded data count alone, all else could
+    be shared.
+    """
 
     counts = (Count("JPEG, no header", scan_bytes, whole=False),)
 
@@ -127,12 +146,18 @@ class JpegScan(Jpeg):
 
 
 def frame_bytes(file: bytes) -> int:
-    """Payload of the frame in an AVIF file: no container, no sequence header, which an archive would keep once."""
+    """Payload of the frame in an AVIF file: no container, no sequence header, which an archive
+    would keep once.
+    """
     media = next(body for kind, body in _boxes(file) if kind == b"mdat")
     return sum(len(body) for kind, body in _obus(media) if kind in _FRAMES)
 
 
-_FRAMES = (3, 4, 6)  # OBU_FRAME_HEADER, OBU_TILE_GROUP, OBU_FRAME (AV1 bitstream specification, 6.2.2)
+_FRAMES = (
+    3,
+    4,
+    6,
+)  # OBU_FRAME_HEADER, OBU_TILE_GROUP, OBU_FRAME (AV1 bitstream specification, 6.2.2)
 
 
 def _boxes(file: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -152,7 +177,8 @@ def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
         place += 2 if head & 4 else 1
         size = len(data) - place
         if head & 2:
-            size, shift = 0, 0
+            size = 0
+            shift = 0
             while True:
                 byte = data[place]
                 place += 1
@@ -165,7 +191,9 @@ def _obus(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Avif(Format):
-    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and their frames alone."""
+    """AVIF of libaom, all colours at full resolution, tuned for squared error; whole files, and
+    their frames alone.
+    """
 
     counts = (Count("AVIF"), Count("AVIF, frame only", frame_bytes, whole=False))
     qualities = range(0, 81, 10)
@@ -179,5 +207,9 @@ class Avif(Format):
 
 
 FORMATS: dict[str, Callable[[], Format]] = {
-    "webp": WebP, "avif": Avif, "jxl": JpegXL, "jpeg": Jpeg, "jpeg-scan": JpegScan,
-}  # fmt: skip
+    "webp": WebP,
+    "avif": Avif,
+    "jxl": JpegXL,
+    "jpeg": Jpeg,
+    "jpeg-scan": JpegScan,
+}

@@ -1,7 +1,9 @@
-"""The best that a linear transform does: principal components of blocks, uniform steps, ideal static code lengths.
+"""The best that a linear transform does: principal components of blocks, uniform steps, ideal
+static code lengths.
 
-The components are learned on four fifths of the training images. How often each number comes, what it costs and what it
-is decoded as is counted on the other fifth, which the components have not seen.
+The components are learned on four fifths of the training images. How often each number comes, what
+it costs and what it is decoded as is counted on the other fifth, which the components have not
+seen.
 """
 
 from __future__ import annotations
@@ -19,9 +21,14 @@ from hrvqvae.utils.errors import InputError
 Floats = NDArray[np.float32]
 _SIDES = (2, 4, 7, 8, 14, 16, 28, 32)  # of blocks that are tried, in pixels
 _STEPS = tuple(float(step) for step in np.geomspace(0.08, 1.6, 13))
-_ROUNDING = 0.4  # added to a magnitude before it is cut to a whole number: 0.5 is the nearest, less spends fewer bits
+# added to a magnitude before it is cut to a whole number: 0.5 is the nearest, less spends fewer
+# bits
+_ROUNDING = 0.4
 _PRIOR_COUNT = 0.05  # of a number that was not seen
-_VECTORS, _COUNTED, _PER_VALUE = 200_000, 40_000, 5  # most blocks to learn from, to count; least for each pixel value
+# most blocks to learn from, to count; least for each pixel value
+_VECTORS = 200_000
+_COUNTED = 40_000
+_PER_VALUE = 5
 
 
 def to_blocks(images: Images, side: int) -> Images:
@@ -73,7 +80,9 @@ class Components:
         mean = vectors.mean(0)
         vectors -= mean
         basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))[1][:, ::-1].astype(np.float32)
-        return cls(side, mean, basis, np.matmul(some(apart, _COUNTED) - mean, basis, dtype=np.float32))
+        return cls(
+            side, mean, basis, np.matmul(some(apart, _COUNTED) - mean, basis, dtype=np.float32)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +102,14 @@ class LinearSetting:
 
     @cached_property
     def tables(self) -> tuple[NDArray[np.int64], NDArray[np.float64], Floats]:
-        """Largest number of each coefficient (D,); bits and decoded value of each number, (D, 2 * largest + 1)."""
+        """Largest number of each coefficient (D,); bits and decoded value of each number, (D, 2 *
+        largest + 1).
+        """
         held_out = self.components.held_out
         numbers = self.quantize(held_out)
         largest = np.abs(numbers).max(0)
-        middle, width = int(largest.max()), 2 * int(largest.max()) + 1
+        middle = int(largest.max())
+        width = 2 * int(largest.max()) + 1
         cells = (numbers + middle + np.arange(numbers.shape[1]) * width).ravel()
         shape = (numbers.shape[1], width)
         counts = np.bincount(cells, minlength=shape[0] * width).reshape(shape).astype(np.float64)
@@ -111,10 +123,12 @@ class LinearSetting:
 
 
 class Linear(FileCodec):
-    """Principal components of square blocks of the training images: the two largest sizes that there is data for.
+    """Principal components of square blocks of the training images: the two largest sizes that
+    there is data for.
 
-    A "file" holds the number of its setting and its whole numbers, 16 bits each. It counts as long as an ideal coder
-    would make it: with the static frequencies of held-out images for each coefficient, without any header.
+    A "file" holds the number of its setting and its whole numbers, 16 bits each. It counts as long
+    as an ideal coder would make it: with the static frequencies of held-out images for each
+    coefficient, without any header.
     """
 
     def __init__(self, train: Images, steps: Sequence[float] = _STEPS) -> None:
@@ -127,12 +141,14 @@ class Linear(FileCodec):
         sides = [
             side
             for side in _SIDES
-            if height % side == width % side == 0 and 0.8 * number * height * width >= _PER_VALUE * channels * side**4
+            if height % side == width % side == 0
+            and 0.8 * number * height * width >= _PER_VALUE * channels * side**4
         ]
         if not sides:
             raise InputError(
-                f"a linear transform can't be learned from {number} images of {width}x{height} pixels: too "
-                f"few, or not to be cut into blocks of {_SIDES[0]} to {_SIDES[-1]}; leave it out with --no-linear"
+                f"a linear transform can't be learned from {number} images of {width}x{height}"
+                f" pixels: too few, or not to be cut into blocks of {_SIDES[0]} to {_SIDES[-1]};"
+                " leave it out with --no-linear"
             )
         components = [Components.learn(train, side) for side in sides[-2:]]
         self.settings = tuple(LinearSetting(one, step) for one in components for step in steps)
@@ -140,17 +156,23 @@ class Linear(FileCodec):
 
     @property
     def model_bytes(self) -> int:  # type: ignore[override]
-        """Of the largest setting: components that are in use and tables of two values a number, 16 bits each."""
+        """Of the largest setting: components that are in use and tables of two values a number, 16
+        bits each.
+        """
         sizes = []
         for setting in self.settings:
             largest = setting.tables[0]
             used = int((largest > 0).sum())
-            sizes.append(2 * len(largest) * (used + 1) + 4 * int((2 * largest[largest > 0] + 1).sum()))
+            sizes.append(
+                2 * len(largest) * (used + 1) + 4 * int((2 * largest[largest > 0] + 1).sum())
+            )
         return max(sizes)
 
     def encode(self, images: Images, setting: LinearSetting) -> list[bytes]:
         components, (largest, _, _) = setting.components, setting.tables
-        coefficients = (_unit(to_blocks(images, components.side)) - components.mean) @ components.basis
+        coefficients = (
+            _unit(to_blocks(images, components.side)) - components.mean
+        ) @ components.basis
         numbers = setting.quantize(coefficients).clip(-largest, largest)
         head = np.int16(self.settings.index(setting)).tobytes()
         return [head + one.astype(np.int16).tobytes() for one in numbers]

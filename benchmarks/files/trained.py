@@ -31,15 +31,18 @@ class TrainedSetting:
 class TrainedFiles(FileCodec):
     """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
 
-    Each has the usual codes, the lambda 0 (the least error) and, where it has an entropy model, powers of two: files
-    shrink by some 5 to 10% from one to the next. That is 10 settings a prefix, of which 9 take some hundred times the
-    work of the usual codes. A model that takes no lambda has the usual codes alone.
+    Each has the usual codes, the lambda 0 (the least error) and, where it has an entropy model,
+    powers of two: files shrink by some 5 to 10% from one to the next. That is 10 settings a prefix,
+    of which 9 take some hundred times the work of the usual codes. A model that takes no lambda has
+    the usual codes alone.
     """
 
     learned = True
 
     def __init__(self, run: str | Path) -> None:
-        """From a run folder, a weights file, or the name of a model inside the package. Raises InputError."""
+        """From a run folder, a weights file, or the name of a model inside the package. Raises
+        InputError.
+        """
         self.model = Model(run)
         self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
         self.settings = tuple(self._settings())

@@ -1,17 +1,20 @@
-"""Damaged files for every reader; kills, full disks and company for every command that writes: what comes of it.
+"""Damaged files for every reader; kills, full disks and company for every command that writes: what
+comes of it.
 
-python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. A case is named by the seed, by what is
-tried and by a number; --case "archive 17" runs it again and tells what happens. Exit code 1 where something is wrong.
+python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. A case is named by
+the seed, by what is tried and by a number; --case "archive 17" runs it again and tells what
+happens. Exit code 1 where something is wrong.
 
-A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so. Wrong are other
-errors and signals, more than 5 s of computing, more memory than 64 MB and 50 times the input, and content that differs
-from the file's without a word: where the format has check bytes, more often than these let pass. Beside random damage
-there are constructed cases: files that ask for much (bombs.py), and names, links and files that exist for every command
-that writes (escapes.py, --only escapes). What could not be run, as without a disk to mount, counts as not run.
+A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so.
+Wrong are other errors and signals, more than 5 s of computing, more memory than 64 MB and 50 times
+the input, and content that differs from the file's without a word: where the format has check
+bytes, more often than these let pass. Beside random damage there are constructed cases: files that
+ask for much (bombs.py), and names, links and files that exist for every command that writes
+(escapes.py, --only escapes). What could not be run, as without a disk to mount, counts as not run.
 
-A command that was disturbed must end well, or with
-exit code 2 and a line. Then the same command, with --force where the line names it, must leave the files that one
-leaves which was never disturbed, as far as two of these leave the same.
+A command that was disturbed must end well, or with exit code 2 and a line. Then the same command,
+with --force where the line names it, must leave the files that one leaves which was never
+disturbed, as far as two of these leave the same.
 """
 
 from __future__ import annotations
@@ -57,9 +60,13 @@ class Torture:
     """Cases that are run on a ground, and what was wrong in them."""
 
     def __init__(self, ground: Path, seed: int) -> None:
-        self.ground, self.seed, self._disturb = ground, seed, Disturbances(ground, seed)
+        self.ground = ground
+        self.seed = seed
+        self._disturb = Disturbances(ground, seed)
         self.counts: dict[str, Counter[str]] = {}
-        self.most: dict[str, Measured] = {}  # the case of a reader that took the most memory for its input
+        self.most: dict[
+            str, Measured
+        ] = {}  # the case of a reader that took the most memory for its input
         self.slowest: dict[str, float] = {}
         self.faults: dict[tuple[str, str], list[int | str]] = {}  # cases, by name and what is wrong
         self._expected: dict[str, dict[str, Parts]] = {}
@@ -85,7 +92,11 @@ class Torture:
         if measured.excess >= (self.most[name].excess if name in self.most else 0.0):
             self.most[name] = measured
         self.slowest[name] = max(measured.seconds, self.slowest.get(name, 0.0))
-        if fault and fault != "not run" and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8):
+        if (
+            fault
+            and fault != "not run"
+            and (fault != "accepted" or name in COMMANDS or READERS[name].check > 8)
+        ):
             self.faults.setdefault((name, fault), []).append(case)
 
     def construct(self, only: Sequence[str]) -> None:
@@ -93,23 +104,29 @@ class Torture:
         for (name, case), make in BOMBS.items():
             if name in only:
                 with TemporaryDirectory(dir=self.ground) as folder:
-                    self._count(name, case, READERS[name].bomb(partial(make, self.ground), Path(folder)))
+                    self._count(
+                        name, case, READERS[name].bomb(partial(make, self.ground), Path(folder))
+                    )
         for name in WRITERS:
             if "escapes" in only:
                 with TemporaryDirectory(dir=self.ground) as folder:
                     (Path(folder) / "box").mkdir()
                     fault, told = wrong(name, self.ground, Path(folder) / "box")
-                    self.counts.setdefault("escapes", Counter()).update(["cases", fault.partition(":")[0]])
+                    self.counts.setdefault("escapes", Counter()).update(
+                        ["cases", fault.partition(":")[0]]
+                    )
                     if fault:
                         self.faults.setdefault(("escapes", f"{fault}\n{told}"), []).append(name)
 
     def go_on(self, names: Sequence[str], until: float) -> None:
         """Run cases in turn, half of the time those of readers."""
         kinds = [[name for name in names if name in table] for table in (READERS, COMMANDS)]
-        spent, turn = [0.0, 0.0], [0, 0]
+        spent = [0.0, 0.0]
+        turn = [0, 0]
         while time.monotonic() < until and any(kinds):
             kind = 1 if not kinds[0] or (kinds[1] and spent[1] < spent[0]) else 0
-            name, began = kinds[kind][turn[kind] % len(kinds[kind])], time.monotonic()
+            name = kinds[kind][turn[kind] % len(kinds[kind])]
+            began = time.monotonic()
             first = turn[kind] // len(kinds[kind]) * (1 if kind else _CHUNK)
             self.run(name, range(first, first + (1 if kind else _CHUNK)))
             turn[kind] += 1
@@ -120,34 +137,57 @@ class Torture:
         rows: list[Row] = []
         for name, counts in self.counts.items():
             row: Row = dict.fromkeys(("accepted", "crash", "hang", "memory", "not run"), 0)
-            row |= {"what": name, "check": "-", "megabytes": "-", "times": "-", "seconds": "-"} | counts
+            row |= {
+                "what": name,
+                "check": "-",
+                "megabytes": "-",
+                "times": "-",
+                "seconds": "-",
+            } | counts
             if name in READERS:
-                bits, sealed = READERS[name].check, READERS[name].sealed is not None
+                bits = READERS[name].check
+                sealed = READERS[name].sealed is not None
                 row["check"] = "made right" if sealed else f"{2.0**-bits:.0e}" if bits else "none"
                 if bits and row["accepted"] > 2 + 3 * row["cases"] * 2.0**-bits:
                     self.faults[name, f"more is accepted than {bits} check bits let pass"] = []
                 most = self.most[name]
-                row["megabytes"], row["times"] = f"{most.bytes / 1e6:.0f}", f"{most.bytes / max(most.size, 1):,.0f}"
+                row["megabytes"], row["times"] = (
+                    f"{most.bytes / 1e6:.0f}",
+                    f"{most.bytes / max(most.size, 1):,.0f}",
+                )
                 row["seconds"] = f"{self.slowest[name]:.1f}"
             rows.append({**row, "share": row["accepted"] / row["cases"], "missing": row["not run"]})
         heads = {
-            "reader or command": "{what}", "cases": "{cases:,}", "not run": "{missing}", "crashes": "{crash}",
-            f"over {SECONDS} s": "{hang}", "over 64 MB + 50 x input": "{memory}", "most memory, MB": "{megabytes}",
-            "x its input": "{times}", "longest, s": "{seconds}", "other content accepted": "{accepted}",
-            "share": "{share:.1e}", "what a check lets pass": "{check}",
-        }  # fmt: skip
+            "reader or command": "{what}",
+            "cases": "{cases:,}",
+            "not run": "{missing}",
+            "crashes": "{crash}",
+            f"over {SECONDS} s": "{hang}",
+            "over 64 MB + 50 x input": "{memory}",
+            "most memory, MB": "{megabytes}",
+            "x its input": "{times}",
+            "longest, s": "{seconds}",
+            "other content accepted": "{accepted}",
+            "share": "{share:.1e}",
+            "what a check lets pass": "{check}",
+        }
         finish(rows, heads, as_json)
         print(
-            f"{len(READERS)} readers, {len(COMMANDS)} commands that write; constructed: {len(BOMBS)} files, "
-            f"{len(WRITERS)} commands with names that lead out, links and files that exist"
+            f"{len(READERS)} readers, {len(COMMANDS)} commands that write; constructed:"
+            f" {len(BOMBS)} files, {len(WRITERS)} commands with names that lead out, links and"
+            " files that exist"
         )
         for (name, fault), cases in self.faults.items():
-            print(f"{name}: {fault}: {counted(len(cases), 'case')}, {', '.join(map(str, cases[:5]))}")
+            print(
+                f"{name}: {fault}: {counted(len(cases), 'case')}, {', '.join(map(str, cases[:5]))}"
+            )
         return not self.faults
 
 
 def prepare(ground: Path) -> None:
-    """Write what readers read and commands take: drawn images, a small trained run, files of a model of the package."""
+    """Write what readers read and commands take: drawn images, a small trained run, files of a
+    model of the package.
+    """
     draw = np.random.default_rng(0)
     places = ("pictures/a", "pictures/b", "image", "data/mnist", "arrays", "maps")
     for name in places:
@@ -156,9 +196,9 @@ def prepare(ground: Path) -> None:
         pixels = draw.integers(0, 256, (7, 7), np.uint8).repeat(4, 0).repeat(4, 1)
         Image.fromarray(pixels).save(ground / "pictures" / "ab"[number % 2] / f"{number}.png")
     for name in ("grey.png", "x.png", "x.jpg", "x.webp"):
-        Image.fromarray(pixels if name == "grey.png" else np.stack([pixels, pixels.T, pixels], 2)[:20]).save(
-            ground / "image" / name
-        )
+        Image.fromarray(
+            pixels if name == "grey.png" else np.stack([pixels, pixels.T, pixels], 2)[:20]
+        ).save(ground / "image" / name)
     for part, count in (("train", 96), ("t10k", 40)):
         images = 255 * draw.integers(0, 2, (count, 3, 3), np.uint8).repeat(4, 1).repeat(4, 2)
         labels = np.arange(count, dtype=np.uint8) % 10
@@ -173,24 +213,45 @@ def prepare(ground: Path) -> None:
         codemaps.write_array(path, array)
     codemaps.write_maps(ground / "maps", "train", {"of": 1}, 2, lambda _: ["a", "b"])
     given = {
-        "data.root": str(ground / "data"), "data.size": "12", "data.workers": "0", "model.hidden_units": "8",
-        "model.residual_units": "8", "model.padding": "1", "model.quantizer.codewords": "3",
-        "model.quantizer.init_vectors": "500", "training.batch_size": "16", "training.device": "cpu",
-        "training.epochs": "0", "training.max_steps": "5", "training.evaluate_every": "100",
-        "training.checkpoint_every": "2", "training.log_every": "2", "training.evaluation_images": "20",
-        "training.warmup_steps": "2", "prior.network.hidden_units": "8", "prior.network.residual_units": "8",
-        "prior.network.residual_blocks": "2", "prior.network.attention_layers": "1", "prior.training.batch_size": "16",
-        "prior.training.device": "cpu", "prior.training.epochs": "0", "prior.training.max_steps": "6",
+        "data.root": str(ground / "data"),
+        "data.size": "12",
+        "data.workers": "0",
+        "model.hidden_units": "8",
+        "model.residual_units": "8",
+        "model.padding": "1",
+        "model.quantizer.codewords": "3",
+        "model.quantizer.init_vectors": "500",
+        "training.batch_size": "16",
+        "training.device": "cpu",
+        "training.epochs": "0",
+        "training.max_steps": "5",
+        "training.evaluate_every": "100",
+        "training.checkpoint_every": "2",
+        "training.log_every": "2",
+        "training.evaluation_images": "20",
+        "training.warmup_steps": "2",
+        "prior.network.hidden_units": "8",
+        "prior.network.residual_units": "8",
+        "prior.network.residual_blocks": "2",
+        "prior.network.attention_layers": "1",
+        "prior.training.batch_size": "16",
+        "prior.training.device": "cpu",
+        "prior.training.epochs": "0",
+        "prior.training.max_steps": "6",
         "progressive.network.hidden_units": "8",
-    }  # fmt: skip
+    }
     config = to_dict(override(presets.get("hrvqvae/mnist").config, given))
     (ground / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     pictures = sorted((ground / "pictures").rglob("*.png"))
     with tarfile.open(ground / "x.tar", "w") as archive:
         for path in pictures:
             archive.add(path, path.relative_to(ground))
-    files = [{"bytes": path.read_bytes(), "path": str(path.relative_to(ground))} for path in pictures]
-    pq.write_table(pa.table({"image": files, "label": [0, 1] * (len(files) // 2)}), ground / "x.parquet")
+    files = [
+        {"bytes": path.read_bytes(), "path": str(path.relative_to(ground))} for path in pictures
+    ]
+    pq.write_table(
+        pa.table({"image": files, "label": [0, 1] * (len(files) // 2)}), ground / "x.parquet"
+    )
     (ground / "run").mkdir()
     for name in ("train", "train-prior", "train-progressive", "fit-entropy-model"):
         _run(name, ground)
@@ -204,11 +265,14 @@ def prepare(ground: Path) -> None:
     _run("decompress", ground)  # what is compiled now is not compiled in a case
     shutil.rmtree(ground / "images")
     parts = {
-        "tars": ground.glob("*.tar"), "parquets": ground.glob("*.parquet"),
-        "tables": [run_folder(MODEL) / "tables.hrvt"], "metrics": [ground / "trained" / "metrics.jsonl"],
-        "configs": [ground / "tiny.yaml"], "about": [ground / "comparison" / "comparison.json"],
+        "tars": ground.glob("*.tar"),
+        "parquets": ground.glob("*.parquet"),
+        "tables": [run_folder(MODEL) / "tables.hrvt"],
+        "metrics": [ground / "trained" / "metrics.jsonl"],
+        "configs": [ground / "tiny.yaml"],
+        "about": [ground / "comparison" / "comparison.json"],
         "start/comparison": [ground / "comparison" / "classifier.safetensors"],
-    }  # fmt: skip
+    }
     for name, paths in parts.items():
         (ground / name).mkdir(parents=True)
         for path in list(paths):
@@ -230,14 +294,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M")
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--only", default="", metavar="A,B", help="these readers and commands (default: all)")
+    parser.add_argument(
+        "--only", default="", metavar="A,B", help="these readers and commands (default: all)"
+    )
     parser.add_argument("--case", metavar="'NAME N'", help="run one again, and tell what happens")
     arguments = parser.parse_args(argv)
     known = {**READERS, **COMMANDS}
     named, _, number = (arguments.case or "").rpartition(" ")
-    chosen = [named] if arguments.case else [one for one in arguments.only.split(",") if one] or [*known, "escapes"]
+    chosen = (
+        [named]
+        if arguments.case
+        else [one for one in arguments.only.split(",") if one] or [*known, "escapes"]
+    )
     if unknown := {*chosen} - {*known, "escapes"}:
-        raise InputError(f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise InputError(
+            f"no reader or command is named {', '.join(unknown)}; there are: {', '.join(known)}"
+        )
     torch.set_num_threads(1)
     with TemporaryDirectory(prefix="torture-") as folder:
         prepare(Path(folder))

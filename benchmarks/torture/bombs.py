@@ -1,6 +1,8 @@
-"""Constructed files: small inputs that ask for much memory or time, and what no random damage makes.
+"""Constructed files: small inputs that ask for much memory or time, and what no random damage
+makes.
 
-Each function writes the files of a case into a folder and returns the path that its reader of `READERS` gets.
+Each function writes the files of a case into a folder and returns the path that its reader of
+`READERS` gets.
 """
 
 from __future__ import annotations
@@ -68,24 +70,33 @@ def _zeros(_: Path, folder: Path) -> Path:
 @_bomb("archive", "a million images of one byte")
 def _million(_: Path, folder: Path) -> Path:
     count = 1 << 20
-    return _written(folder / "x.hrva", _head() + _block(_index(count, (28, 28), 1), bytes(count), count))
+    return _written(
+        folder / "x.hrva", _head() + _block(_index(count, (28, 28), 1), bytes(count), count)
+    )
 
 
 @_bomb("archive", "as many whole images of one byte as are admitted")
 def _tiny(_: Path, folder: Path) -> Path:
     head = _head()
     count = ((1 << 24) + 128 * len(head)) // (1024 - 128)
-    return _written(folder / "x.hrva", head + _block(_index(count, (28, 28), 1), b"\xff" * count, count))
+    return _written(
+        folder / "x.hrva", head + _block(_index(count, (28, 28), 1), b"\xff" * count, count)
+    )
 
 
 @_bomb("archive", "names of 1 kB that are alike")
 def _names(_: Path, folder: Path) -> Path:
-    return _written(folder / "x.hrva", _head() + _block(_index(1000, (28, 28), 9, b"n" * 1024), bytes(9000), 1000) * 20)
+    return _written(
+        folder / "x.hrva",
+        _head() + _block(_index(1000, (28, 28), 9, b"n" * 1024), bytes(9000), 1000) * 20,
+    )
 
 
 @_bomb("archive", "a large image in each of many blocks")
 def _large(_: Path, folder: Path) -> Path:
-    return _written(folder / "x.hrva", _head() + _block(_index(1, (8192, 8192), 60), b"\x55" * 60, 1) * 1000)
+    return _written(
+        folder / "x.hrva", _head() + _block(_index(1, (8192, 8192), 60), b"\x55" * 60, 1) * 1000
+    )
 
 
 @_bomb("archive", "300,000 beginnings of blocks")
@@ -96,7 +107,8 @@ def _beginnings(_: Path, folder: Path) -> Path:
 @_bomb("archive", "wrong blocks inside of each other")
 def _nested(_: Path, folder: Path) -> Path:
     """Their checksums are right, and each says that the rest of the file is its records."""
-    index, blocks = bytes(200_000), b""
+    index = bytes(200_000)
+    blocks = b""
     for _turn in range(500):
         blocks = _block(index, blocks, 1) if blocks else _block(index, b"x", 1)
     return _written(folder / "x.hrva", _head() + blocks)
@@ -104,16 +116,17 @@ def _nested(_: Path, folder: Path) -> Path:
 
 @_bomb("archive", "65 damaged blocks in a row")
 def _damaged(_: Path, folder: Path) -> Path:
-    blocks = b"".join(_block(_index(1, (28, 28), 9), bytes(9), 1)[:-2] + b"xx" for _ in range(65)).replace(
-        b"HRVB", b"HRVB\0"
-    )
+    blocks = b"".join(
+        _block(_index(1, (28, 28), 9), bytes(9), 1)[:-2] + b"xx" for _ in range(65)
+    ).replace(b"HRVB", b"HRVB\0")
     return _written(folder / "x.hrva", _head() + blocks)
 
 
 @_bomb("archive", "tables with many groups, and a large image")
 def _groups(_: Path, folder: Path) -> Path:
     return _written(
-        folder / "x.hrva", _head(_tables(groups=20)) + _block(_index(1, (4096, 4096), 200), b"\x55" * 200, 1)
+        folder / "x.hrva",
+        _head(_tables(groups=20)) + _block(_index(1, (4096, 4096), 200), b"\x55" * 200, 1),
     )
 
 
@@ -132,15 +145,29 @@ def _fewer_pixels(_: Path, folder: Path) -> Path:
     return _written(folder / "x.hrv", b"\xd7" + model.fingerprint + b"\xff\x0f" + b"\x55" * 200)
 
 
-def _tables(groups: int = 1, hidden: int = 1, symbols: int = 2, zeros: int | None = None, **changes: object) -> bytes:
+def _tables(
+    groups: int = 1, hidden: int = 1, symbols: int = 2, zeros: int | None = None, **changes: object
+) -> bytes:
     rows = symbols + 1 + 256
-    level = {"groups": [[0, 0]] * groups, "features": [[0, -1, 0]], "selecting": -1, "hidden": hidden, "shift": 1}
+    level = {
+        "groups": [[0, 0]] * groups,
+        "features": [[0, -1, 0]],
+        "selecting": -1,
+        "hidden": hidden,
+        "shift": 1,
+    }
     header = {
-        "name": "x", "model": "ab" * 16, "geometry": {"unit": 1, "margin": 0, "times": [1]}, "symbols": [symbols],
-        "levels": [level], **changes,
-    }  # fmt: skip
+        "name": "x",
+        "model": "ab" * 16,
+        "geometry": {"unit": 1, "margin": 0, "times": [1]},
+        "symbols": [symbols],
+        "levels": [level],
+        **changes,
+    }
     text = json.dumps(header).encode()
-    size = rows * hidden + 4 * hidden + 2 * symbols * hidden + 4 * symbols if zeros is None else zeros
+    size = (
+        rows * hidden + 4 * hidden + 2 * symbols * hidden + 4 * symbols if zeros is None else zeros
+    )
     body = zlib.compress(bytes(size) + zlib.crc32(text).to_bytes(4, "little"), 9)
     return MAGIC + len(text).to_bytes(4, "little") + text + body
 
@@ -163,7 +190,10 @@ def _many_groups(_: Path, folder: Path) -> Path:
 @_bomb("tables", "brackets in brackets")
 def _deep_header(_: Path, folder: Path) -> Path:
     text = b"[" * 100_000
-    return _written(folder / "tables.hrvt", MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(b"1234"))
+    return _written(
+        folder / "tables.hrvt",
+        MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(b"1234"),
+    )
 
 
 # Texts
@@ -177,7 +207,9 @@ def _itself(_: Path, folder: Path) -> Path:
 @_bomb("configuration", "YAML of nine lists of nine")
 def _laughs(_: Path, folder: Path) -> Path:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)]
+    lines += [
+        f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]" for level in range(1, 10)
+    ]
     return _written(folder / "x.yaml", "\n".join(lines).encode())
 
 
@@ -230,7 +262,12 @@ def _header(ground: Path, folder: Path) -> Path:
 
 def _png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        return (
+            len(content).to_bytes(4, "big")
+            + kind
+            + content
+            + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
 
     packer = zlib.compressobj(9)
     rows = b"".join(packer.compress(bytes(1 + width)) for _ in range(height)) + packer.flush()
@@ -262,7 +299,9 @@ def _npz(_: Path, folder: Path) -> Path:
 def _npy(_: Path, folder: Path) -> Path:
     header = str({"descr": "|u1", "fortran_order": False, "shape": (1 << 60, 9, 9)}).encode()
     header += b" " * (-(11 + len(header)) % 64) + b"\n"
-    return _written(folder / "a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(81))
+    return _written(
+        folder / "a.npy", b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + bytes(81)
+    )
 
 
 @_bomb("tar", "a member of 2^60 bytes")

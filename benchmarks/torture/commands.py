@@ -1,4 +1,6 @@
-"""Commands that write, and what disturbs them: kills, full and read-only disks, a second process that does the same."""
+"""Commands that write, and what disturbs them: kills, full and read-only disks, a second process
+that does the same.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,15 @@ _PATIENCE = 60  # seconds of a command beyond ten times what it takes undisturbe
 
 @dataclass
 class Command:
-    """Words of a command, where {box} is the folder that it writes to; what lies there before; what a run leaves."""
+    """Words of a command, where {box} is the folder that it writes to; what lies there before; what
+    a run leaves.
+    """
 
     words: str
     start: tuple[str, ...] = ()
-    usual: Mapping[Path, str] = field(default_factory=dict)  # digest of each file, "" where two runs differ
+    usual: Mapping[Path, str] = field(
+        default_factory=dict
+    )  # digest of each file, "" where two runs differ
     seconds: float = 0.0
     grown: int = 0  # bytes
 
@@ -42,15 +48,19 @@ class Command:
 
 _TRAINING = "--{0}.max_steps 5 --{0}.evaluate_every 100 --{0}.checkpoint_every 2 --{0}.log_every 2"
 _COMPARISON = (
-    "--data.size 12 --data.workers 0 --model.hidden_units 8 --model.residual_units 8 --model.padding 1 "
-    "--model.quantizer.codewords 3 --model.quantizer.init_vectors 500 --training.checkpoint_every 2 "
-    "--prior.network.hidden_units 8 --prior.network.residual_blocks 2 --prior.network.attention_layers 1"
+    "--data.size 12 --data.workers 0 --model.hidden_units 8 --model.residual_units 8"
+    " --model.padding 1 --model.quantizer.codewords 3 --model.quantizer.init_vectors 500"
+    " --training.checkpoint_every 2 --prior.network.hidden_units 8 --prior.network.residual_blocks"
+    " 2 --prior.network.attention_layers 1"
 )
 COMMANDS = {
     "train": Command("train {ground}/tiny.yaml --out {box}/run --resume"),
-    "train-prior": Command(f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", ("run",)),
+    "train-prior": Command(
+        f"train-prior {{box}}/run --resume {_TRAINING.format('prior.training')}", ("run",)
+    ),
     "train-progressive": Command(
-        f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}", ("run",)
+        f"train-progressive {{box}}/run --resume {_TRAINING.format('progressive.training')}",
+        ("run",),
     ),
     "fit-entropy-model": Command("fit-entropy-model {box}/run --effort 0.02", ("run",)),
     "export": Command("export {ground}/trained {box}/exported"),
@@ -58,20 +68,25 @@ COMMANDS = {
     "compress to an archive": Command("compress {model} {ground}/pictures -o {box}/x.hrva"),
     "decompress": Command("decompress {ground}/archive/x.hrva -o {box}/images"),
     "salvage": Command("salvage {ground}/archive/x.hrva {box}/y.hrva"),
-    "tokenize": Command("tokenize {model} {ground}/pictures {box}/shards --shard-size 5 --workers 0"),
+    "tokenize": Command(
+        "tokenize {model} {ground}/pictures {box}/shards --shard-size 5 --workers 0"
+    ),
     "detokenize": Command("detokenize {ground}/shards {box}/images"),
     "reconstruct": Command("reconstruct {model} {ground}/pictures/a/0.png -o {box}/y.png"),
     "sample": Command("sample {model} -n 1 -o {box}/y.png --save-dir {box}/each"),
     "compare": Command(
-        "compare mnist --data {ground}/data --systems hrvqvae --max-steps 3 --prior-steps 3 --out {box}/comparison "
-        + _COMPARISON, ("comparison",),
+        "compare mnist --data {ground}/data --systems hrvqvae --max-steps 3 --prior-steps 3 --out"
+        " {box}/comparison " + _COMPARISON,
+        ("comparison",),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass
 class Ended:
-    """How a command ended: exit code, or minus a signal; what it told; seconds; peak of bytes above the start."""
+    """How a command ended: exit code, or minus a signal; what it told; seconds; peak of bytes above
+    the start.
+    """
 
     code: int
     told: str
@@ -84,14 +99,21 @@ class Ended:
             return "memory"
         line = self.told.strip().rpartition("\n")[2]
         well = self.code == 0 or (refused and self.code == 2 and line.startswith("hrvqvae: "))
-        return "" if well and "Traceback" not in self.told else "hang" if self.code == -signal.SIGALRM else "crash"
+        return (
+            ""
+            if well and "Traceback" not in self.told
+            else "hang"
+            if self.code == -signal.SIGALRM
+            else "crash"
+        )
 
 
 class Running:
     """A command in a process of its own, which has all imports already."""
 
     def __init__(self, words: Sequence[str], folder: Path, patience: float) -> None:
-        self.begun, self._log = time.monotonic(), folder / f"log-{random.randbytes(4).hex()}"
+        self.begun = time.monotonic()
+        self._log = folder / f"log-{random.randbytes(4).hex()}"
         self.process = os.fork()
         if not self.process:
             code = 1
@@ -113,7 +135,12 @@ class Running:
         seconds = time.monotonic() - self.begun
         told = self._log.read_text(errors="replace") if self._log.exists() else ""
         self._log.unlink(missing_ok=True)
-        return Ended(os.waitstatus_to_exitcode(status), told, seconds, used.ru_maxrss * 1024 - resident("VmRSS"))
+        return Ended(
+            os.waitstatus_to_exitcode(status),
+            told,
+            seconds,
+            used.ru_maxrss * 1024 - resident("VmRSS"),
+        )
 
 
 class Box:
@@ -126,7 +153,10 @@ class Box:
 
     def _mount(self, how: str, *words: str) -> bool:
         command = ["mount", *words, "-o", how, str(self.path)]
-        return os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return (
+            os.geteuid() == 0
+            and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        )
 
     def lock(self) -> bool:
         """Make the disk read-only; -> whether that could be done."""
@@ -146,7 +176,11 @@ class Box:
 
 def _files(folder: Path) -> dict[Path, str]:
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {path.relative_to(folder): digest(path.read_bytes()) for path in paths if path.suffix != ".damaged"}
+    return {
+        path.relative_to(folder): digest(path.read_bytes())
+        for path in paths
+        if path.suffix != ".damaged"
+    }
 
 
 def _size(folder: Path) -> int:
@@ -158,7 +192,8 @@ class Disturbances:
     """Disturbs commands on a ground that has what they read."""
 
     def __init__(self, ground: Path, seed: int) -> None:
-        self.ground, self.seed = ground, seed
+        self.ground = ground
+        self.seed = seed
 
     def _fill(self, command: Command, box: Path) -> None:
         for name in command.start:
@@ -178,12 +213,16 @@ class Disturbances:
                 if ended.code:
                     raise InputError(f"{command.words}: {ended.told}")
                 found.append(_files(box))
-                command.seconds, command.grown = ended.seconds, _size(box) - before
-        command.usual = {path: one if found[1].get(path) == one else "" for path, one in found[0].items()}
+                command.seconds = ended.seconds
+                command.grown = _size(box) - before
+        command.usual = {
+            path: one if found[1].get(path) == one else "" for path, one in found[0].items()
+        }
 
     def case(self, name: str, number: int) -> tuple[str, str]:
         """(what is wrong or "", and what was told) of one case."""
-        command, kind = COMMANDS[name], KINDS[number % len(KINDS)]
+        command = COMMANDS[name]
+        kind = KINDS[number % len(KINDS)]
         if not command.usual:
             self._learn(command)
         share = random.Random(f"{self.seed} {name} {number}").random()
@@ -203,7 +242,8 @@ class Disturbances:
                 box.remove()
 
     def _disturbed(self, command: Command, kind: str, share: float, box: Box) -> tuple[str, str]:
-        words, patience = command.split(self.ground, box.path), _PATIENCE + 10 * command.seconds
+        words = command.split(self.ground, box.path)
+        patience = _PATIENCE + 10 * command.seconds
         begun = [Running(words, self.ground, patience)]
         if kind in ("killed", "two at once"):
             time.sleep(share * command.seconds)
@@ -212,15 +252,28 @@ class Disturbances:
             else:
                 begun.append(Running(words, self.ground, patience))
         ended = [one.wait() for one in begun]
-        told = [f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})", *(one.told for one in ended)]
-        if kind != "killed" and (faults := [fault for one in ended if (fault := one.fault(refused=True))]):
+        told = [
+            f"$ hrvqvae {' '.join(words)}   ({kind}, {share:.2f})",
+            *(one.told for one in ended),
+        ]
+        if kind != "killed" and (
+            faults := [fault for one in ended if (fault := one.fault(refused=True))]
+        ):
             return faults[0], "\n".join(told)
         box.unlock()
         again = Running(words, self.ground, patience).wait()
         if again.code == 2 and "--force" in again.told:
             again = Running([*words, "--force"], self.ground, patience).wait()
-        found, usual = _files(box.path), command.usual
-        other = {path for path in {*found, *usual} if path not in found or usual.get(path) not in ("", found[path])}
-        told += [f"again, exit code {again.code}:\n{again.told}", *(f"differs: {path}" for path in sorted(other))]
+        found = _files(box.path)
+        usual = command.usual
+        other = {
+            path
+            for path in {*found, *usual}
+            if path not in found or usual.get(path) not in ("", found[path])
+        }
+        told += [
+            f"again, exit code {again.code}:\n{again.told}",
+            *(f"differs: {path}" for path in sorted(other)),
+        ]
         fault = again.fault(refused=not other)  # what is whole may be refused
         return fault or ("accepted" if other else ""), "\n".join(told)

@@ -1,7 +1,9 @@
-"""Names that lead out of a folder, links, and files that exist, for every command that writes: what must stay as it is.
+"""Names that lead out of a folder, links, and files that exist, for every command that writes: what
+must stay as it is.
 
-A case is refused in a line with exit code 2, or ends well; then every file outside the output, every file that was
-there before and every input is as it was, and nothing that the command printed can control a terminal.
+A case is refused in a line with exit code 2, or ends well; then every file outside the output,
+every file that was there before and every input is as it was, and nothing that the command printed
+can control a terminal.
 """
 
 from __future__ import annotations
@@ -86,7 +88,10 @@ def _shards(ground: Path, folder: Path) -> Path:
                 for row in range(len(table))
             ]
         )
-        pq.write_table(table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys), path)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys),
+            path,
+        )
     return folder / "shards"
 
 
@@ -133,7 +138,13 @@ def _tree(folder: Path) -> dict[str, str]:
     """Every file, folder and link below a folder, with what it holds."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        content = str(path.readlink()) if path.is_symlink() else digest(path.read_bytes()) if path.is_file() else ""
+        content = (
+            str(path.readlink())
+            if path.is_symlink()
+            else digest(path.read_bytes())
+            if path.is_file()
+            else ""
+        )
         found[path.relative_to(folder).as_posix()] = content
     return found
 
@@ -156,17 +167,24 @@ def wrong(name: str, ground: Path, folder: Path) -> tuple[str, str]:
     shutil.copy(ground / "archive" / "x.hrva", place["archive"])
     place["link"].symlink_to(place["mine"])
     for link in ("same.png", "d", "two_lines.png"):
-        (place["linked"] / link).symlink_to(place["outside"] / ("none.png" if link.endswith("g") else ""))
+        (place["linked"] / link).symlink_to(
+            place["outside"] / ("none.png" if link.endswith("g") else "")
+        )
     source = prepare(ground, folder) if prepare else folder
-    before, elsewhere = _tree(folder), Path("/tmp/hrvqvae-torture-out.png")
-    split = [word.format(ground=ground, source=source, model=MODEL, **place) for word in words.split()]
+    before = _tree(folder)
+    elsewhere = Path("/tmp/hrvqvae-torture-out.png")
+    split = [
+        word.format(ground=ground, source=source, model=MODEL, **place) for word in words.split()
+    ]
     ended = Running(split, folder.parent, 300).wait()
     after = _tree(folder)
     changed = [path for path, content in before.items() if after.get(path) != content]
     new = [path for path in after if path not in before and not path.startswith("inside/deep/out")]
     new = [path for path in new if not path.endswith((".lock", ".lock-holder"))]
     fault = ended.fault(refused=True)
-    if not fault and (changed or new or elsewhere.exists() or (ended.code == 0 and "over" in name.split())):
+    if not fault and (
+        changed or new or elsewhere.exists() or (ended.code == 0 and "over" in name.split())
+    ):
         fault = f"written: {', '.join([*changed, *new]) or 'outside'}"
     if not fault and any(ord(letter) < 32 and letter != "\n" for letter in ended.told):
         fault = "control characters"

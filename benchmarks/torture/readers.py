@@ -1,4 +1,6 @@
-"""Readers and the damage that is done to their files: what each gives of a file, in processes that may end."""
+"""Readers and the damage that is done to their files: what each gives of a file, in processes that
+may end.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +42,68 @@ from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
 
 Parts = dict[str, str]
-"""Digest of each thing that a file holds, by name; "told" is there where the reader says that something is wrong."""
+"""Digest of each thing that a file holds, by name; "told" is there where the reader says that
+something is wrong.
+"""
 
-SECONDS, BASE, PER_BYTE = 5, 64 << 20, 50  # a case takes at most 5 s, and 64 MB and 50 times its input
+# a case takes at most 5 s, and 64 MB and 50 times its input
+SECONDS = 5
+BASE = 64 << 20
+PER_BYTE = 50
 MODEL = "treevq-mnist"
 _PATIENCE = 300  # seconds of a case by the clock, on a machine that does other work
 _NASTY = (
-    "", "null", "-1", "0", "1", "1e999", "nan", "9" * 30, "true", "[]", "{}", '""', "[" * 2000, "{a: " * 2000, "\0",
-    "é\ud800", "../x", "x" * 70_000, "&a [*a]", "!!python/name:os.system", "2026-01-01", "0x10", "~", "level", "'",
-)  # fmt: skip
-_KINDS = ("cut", "bit", "bytes", "number", "zero", "remove", "repeat", "move", "word", "word", "word")
+    "",
+    "null",
+    "-1",
+    "0",
+    "1",
+    "1e999",
+    "nan",
+    "9" * 30,
+    "true",
+    "[]",
+    "{}",
+    '""',
+    "[" * 2000,
+    "{a: " * 2000,
+    "\0",
+    "é\ud800",
+    "../x",
+    "x" * 70_000,
+    "&a [*a]",
+    "!!python/name:os.system",
+    "2026-01-01",
+    "0x10",
+    "~",
+    "level",
+    "'",
+)
+_KINDS = (
+    "cut",
+    "bit",
+    "bytes",
+    "number",
+    "zero",
+    "remove",
+    "repeat",
+    "move",
+    "word",
+    "word",
+    "word",
+)
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A file with damage: cut, bits and bytes changed, numbers at their ends, parts moved, words replaced."""
+    """A file with damage: cut, bits and bytes changed, numbers at their ends, parts moved, words
+    replaced.
+    """
     made = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 5))):
-        place, length = draw.randrange(len(made) or 1), draw.choice((1, 2, 4, 8, 64, 1024))
-        part, bits = slice(place, place + length), 8 * min(length, 8)
+        place = draw.randrange(len(made) or 1)
+        length = draw.choice((1, 2, 4, 8, 64, 1024))
+        part = slice(place, place + length)
+        bits = 8 * min(length, 8)
         match draw.choice(_KINDS):
             case "cut":
                 del made[place:]
@@ -66,7 +112,9 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
             case "bytes":
                 made[part] = draw.randbytes(length)
             case "number":
-                number = draw.choice((0, 1, 2 ** (bits - 1) - 1, 2**bits - 1, 1 << draw.randrange(bits)))
+                number = draw.choice(
+                    (0, 1, 2 ** (bits - 1) - 1, 2**bits - 1, 1 << draw.randrange(bits))
+                )
                 made[place : place + bits // 8] = number.to_bytes(bits // 8, "little")
             case "zero":
                 made[place:] = bytes(len(made) - place)
@@ -86,7 +134,9 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 @dataclass
 class Measured:
-    """What a case took: what is wrong, "" for nothing; bytes above those at its start; seconds; bytes of the input."""
+    """What a case took: what is wrong, "" for nothing; bytes above those at its start; seconds;
+    bytes of the input.
+    """
 
     fault: str
     bytes: int
@@ -96,7 +146,12 @@ class Measured:
     @classmethod
     def ended(cls, code: int, size: int = 0) -> Measured:
         """A case in which the process ended."""
-        return cls("hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}", 0, 0.0, size)
+        return cls(
+            "hang" if code in (-signal.SIGXCPU, -signal.SIGALRM) else f"crash: exit code {code}",
+            0,
+            0.0,
+            size,
+        )
 
     @property
     def excess(self) -> float:
@@ -113,7 +168,8 @@ class Reader:
         read: the parts that the damaged file, or its folder, holds; None is a refusal.
         files: patterns of the files that are damaged, one in each case.
         check: bits of the check of a part; 0 where the format has none.
-        opened: the content that is damaged, where `sealed` makes all checks right again: nothing is then told by them.
+        opened: the content that is damaged, where `sealed` makes all checks right again: nothing is
+            then told by them.
     """
 
     folder: str
@@ -125,7 +181,9 @@ class Reader:
 
     def paths(self, ground: Path) -> list[Path]:
         """The files that are damaged."""
-        return sorted({path for pattern in self.files for path in (ground / self.folder).glob(pattern)})
+        return sorted(
+            {path for pattern in self.files for path in (ground / self.folder).glob(pattern)}
+        )
 
     def case(self, ground: Path, seed: int, number: int) -> tuple[Path, bytes]:
         """The file that a case damages, and what it becomes."""
@@ -137,14 +195,24 @@ class Reader:
         return path, damaged(content, draw)
 
     def expected(self, ground: Path) -> dict[str, Parts]:
-        """What the undamaged files hold, by path, read by a process of its own: none inherits its threads."""
-        told = "".join(_in_child(lambda say: say(json.dumps({str(one): self.read(one) for one in self.paths(ground)}))))
+        """What the undamaged files hold, by path, read by a process of its own: none inherits its
+        threads.
+        """
+        told = "".join(
+            _in_child(
+                lambda say: say(
+                    json.dumps({str(one): self.read(one) for one in self.paths(ground)})
+                )
+            )
+        )
         found: dict[str, Parts] = json.loads(told or "{}")
         if not found or any(not parts or "told" in parts for parts in found.values()):
             raise InputError(f"the files in {ground / self.folder} can't be read undamaged: {told}")
         return found
 
-    def run(self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]) -> Iterator[Measured]:
+    def run(
+        self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts]
+    ) -> Iterator[Measured]:
         """Yield what each case took, in order. If a process ends in one, another goes on."""
         left = list(numbers)
         while left:
@@ -163,7 +231,12 @@ class Reader:
                 yield Measured.ended(code)
 
     def _run(
-        self, ground: Path, seed: int, numbers: Sequence[int], expected: Mapping[str, Parts], say: Callable[[str], None]
+        self,
+        ground: Path,
+        seed: int,
+        numbers: Sequence[int],
+        expected: Mapping[str, Parts],
+        say: Callable[[str], None],
     ) -> None:
         for number in numbers:
             path, content = self.case(ground, seed, number)
@@ -176,23 +249,35 @@ class Reader:
     def measure(self, path: Path, expected: Parts, size: int) -> Measured:
         """Read a file of a case in this process, whose memory and time are limited from now on."""
         faulthandler.enable()
-        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (4 << 30), resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_AS, (resident("VmSize") + (4 << 30), resource.RLIM_INFINITY)
+        )
         signal.alarm(_PATIENCE)
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 4 * SECONDS, resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_CPU, (int(time.process_time()) + 4 * SECONDS, resource.RLIM_INFINITY)
+        )
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
-        begun, rest, mapped = time.process_time(), resident("VmRSS"), resident("RssFile")
+        begun = time.process_time()
+        rest = resident("VmRSS")
+        mapped = resident("RssFile")
         fault = _fault(self.read, path, expected)
-        peak = resident("VmHWM") - rest - (resident("RssFile") - mapped)  # without the libraries' own pages
+        peak = (
+            resident("VmHWM") - rest - (resident("RssFile") - mapped)
+        )  # without the libraries' own pages
         measured = Measured(fault, peak, time.process_time() - begun, size)
         if not fault or fault == "accepted":
-            measured.fault = "hang" if measured.seconds > SECONDS else "memory" if measured.excess > 1 else fault
+            measured.fault = (
+                "hang" if measured.seconds > SECONDS else "memory" if measured.excess > 1 else fault
+            )
         return measured
 
     def bomb(self, make: Callable[[Path], Path], folder: Path) -> Measured:
         """Yield what a constructed case took, of which nothing has to be read."""
         path = make(folder)
         size = sum(
-            file.stat().st_size for file in ([path] if path.parent == folder else folder.rglob("*")) if file.is_file()
+            file.stat().st_size
+            for file in ([path] if path.parent == folder else folder.rglob("*"))
+            if file.is_file()
         )
 
         def work(say: Callable[[str], None]) -> None:
@@ -273,12 +358,19 @@ def _of_run(path: Path) -> Parts:
         "weights": model.autoencoder.state_dict(),
         "tables": model.entropy_model.content,
     }
-    found["priors"] = [[one.state_dict() for one in priors.networks], priors.classes, priors.class_counts]
-    return {name: digest(value) for name, value in found.items()} | {"card": export._read_evaluation(RunFolder(run))}
+    found["priors"] = [
+        [one.state_dict() for one in priors.networks],
+        priors.classes,
+        priors.class_counts,
+    ]
+    return {name: digest(value) for name, value in found.items()} | {
+        "card": export._read_evaluation(RunFolder(run))
+    }
 
 
 def _with_meta(content: bytes, meta: bytes) -> bytes:
-    tensors, text = load(content), meta.decode("latin-1")
+    tensors = load(content)
+    text = meta.decode("latin-1")
     return save(tensors, {"format": "pt", "meta": text, "digest": storage._digest(tensors, text)})
 
 
@@ -289,7 +381,11 @@ def _tables_opened(content: bytes) -> bytes:
 
 def _tables_sealed(content: bytes, plain: bytes) -> bytes:
     end = 4 + int.from_bytes(plain[:4], "little")
-    return content[:8] + plain[:end] + zlib.compress(plain[end:] + zlib.crc32(plain[4:end]).to_bytes(4, "little"), 1)
+    return (
+        content[:8]
+        + plain[:end]
+        + zlib.compress(plain[end:] + zlib.crc32(plain[4:end]).to_bytes(4, "little"), 1)
+    )
 
 
 def _of_maps(path: Path) -> Parts | None:
@@ -300,21 +396,36 @@ def _of_maps(path: Path) -> Parts | None:
 def _of_archive(path: Path) -> Parts:
     opened = archive.open_archive(path)
     images = opened.read(range(len(opened.entries)))
-    found = {name: digest(one.codes) for name, one in zip(opened.names, images, strict=True) if not one.fault}
-    return found | ({"told": "yes"} if opened.damaged or opened.left_over or len(found) < len(images) else {})
+    found = {
+        name: digest(one.codes)
+        for name, one in zip(opened.names, images, strict=True)
+        if not one.fault
+    }
+    return found | (
+        {"told": "yes"} if opened.damaged or opened.left_over or len(found) < len(images) else {}
+    )
 
 
 def _archive_opened(content: bytes) -> bytes:
     place = content.index(b"HRVB")
     length = int.from_bytes(content[place + 8 : place + 12], "little")
-    return content[place + 4 : place + 16] + zlib.decompress(content[place + 20 : place + 20 + length])
+    return content[place + 4 : place + 16] + zlib.decompress(
+        content[place + 20 : place + 20 + length]
+    )
 
 
 def _archive_sealed(content: bytes, plain: bytes) -> bytes:
-    place, index = content.index(b"HRVB"), zlib.compress(plain[12:])
+    place = content.index(b"HRVB")
+    index = zlib.compress(plain[12:])
     rest = place + 20 + int.from_bytes(content[place + 8 : place + 12], "little")
     head = b"HRVB" + plain[:4] + len(index).to_bytes(4, "little") + plain[8:12]
-    return content[:place] + head + zlib.crc32(head + index).to_bytes(4, "little") + index + content[rest:]
+    return (
+        content[:place]
+        + head
+        + zlib.crc32(head + index).to_bytes(4, "little")
+        + index
+        + content[rest:]
+    )
 
 
 @cache
@@ -323,7 +434,8 @@ def _entropy_model() -> EntropyModel:
 
 
 def _of_file(path: Path) -> Parts:
-    found, entropy_model = hrv.read(_entropy_model(), [path.read_bytes()])[0], _entropy_model()
+    found = hrv.read(_entropy_model(), [path.read_bytes()])[0]
+    entropy_model = _entropy_model()
     levels = {f"{number}": digest(level) for number, level in enumerate(found.codes)}
     cut = found.fault or len(levels) < len(entropy_model.symbols)  # fewer levels are a whole file
     size = {"size": digest(found.size)} if levels else {}  # the first check is of size and level 1
@@ -331,10 +443,13 @@ def _of_file(path: Path) -> Parts:
 
 
 def _of_shards(path: Path) -> Parts:
-    shards, found = find_shards(path.parent), Parts()
+    shards = find_shards(path.parent)
+    found = Parts()
     for rows in shards.read_rows(2):
         for place, key in enumerate(rows.keys):
-            found[key] = digest([rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]])
+            found[key] = digest(
+                [rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]]
+            )
     return found | {"about": digest([shards.broken, shards.classes, str(Plan.read(path.parent))])}
 
 
@@ -342,11 +457,15 @@ def _of_images(path: Path) -> Parts:
     source = open_whole(path.with_name(path.name.replace("-labels", "")))
     rows = range(min(len(source), 2000))
     images = {source.name(row): decode_image(partial(source.open, row), 3) for row in rows}
-    return {"labels": digest(source.labels)} | {name: digest(image.pixels) for name, image in images.items()}
+    return {"labels": digest(source.labels)} | {
+        name: digest(image.pixels) for name, image in images.items()
+    }
 
 
 def _of_set(path: Path) -> Parts:
-    images = load_images(DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1), "train")
+    images = load_images(
+        DataConfig(dataset="mnist", root=str(path.parent), size=12, channels=1), "train"
+    )
     return {"": digest([images.pixels, images.labels])}
 
 
@@ -360,17 +479,29 @@ _WEIGHTS = ("model.safetensors", "p*/**/model.safetensors")
 READERS = {
     "run": Reader("trained", _of_run, (*_WEIGHTS, "tables.hrvt"), 128),
     "sealed run": Reader(
-        "trained", _of_run, _WEIGHTS, opened=lambda content: storage._header(content)[0].encode(), sealed=_with_meta
+        "trained",
+        _of_run,
+        _WEIGHTS,
+        opened=lambda content: storage._header(content)[0].encode(),
+        sealed=_with_meta,
     ),
-    "texts of a run": Reader("trained", _of_run, ("config.yaml", "metrics.jsonl", "p*/**/config.yaml")),
-    "tables": Reader("tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)}, check=32),
+    "texts of a run": Reader(
+        "trained", _of_run, ("config.yaml", "metrics.jsonl", "p*/**/config.yaml")
+    ),
+    "tables": Reader(
+        "tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)}, check=32
+    ),
     "sealed tables": Reader(
-        "tables", lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)},
-        opened=_tables_opened, sealed=_tables_sealed,
+        "tables",
+        lambda path: {"": digest(read_entropy_model(path.read_bytes()).content)},
+        opened=_tables_opened,
+        sealed=_tables_sealed,
     ),
     "code maps": Reader("maps", _of_maps, check=128),
     "archive": Reader("archive", _of_archive, check=8),
-    "sealed archive": Reader("archive", _of_archive, opened=_archive_opened, sealed=_archive_sealed),
+    "sealed archive": Reader(
+        "archive", _of_archive, opened=_archive_opened, sealed=_archive_sealed
+    ),
     "file of codes": Reader("codes", _of_file, ("**/*.hrv",), 8),
     "shards of codes": Reader("shards", _of_shards, ("[!.]*",)),
     "tar": Reader("tars", _of_images, ("*.tar",)),
@@ -381,5 +512,7 @@ READERS = {
     "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),
     "metrics": Reader("metrics", lambda path: {"": digest(MetricsLog(path, 10**9).records)}),
     "comparison": Reader("comparison", _of_comparison, ("comparison.json", "rows/*.json")),
-}  # fmt: skip
-"""By name. Texts, arrays and images of others have no check of their own, or one that their readers do not compare."""
+}
+"""By name. Texts, arrays and images of others have no check of their own, or one that their readers
+do not compare.
+"""

@@ -26,9 +26,13 @@ def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
     check_output(out, force=True, suffix=".png")
     model, params = Model(run), SamplingParams(guidance=guidance)
     if not model.classes:
-        raise InputError(f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}")
+        raise InputError(
+            f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}"
+        )
     rows = [
-        sheets.SheetRow(name, list(model.draw(count, seed=seed + index, class_name=name, params=params).images))
+        sheets.SheetRow(
+            name, list(model.draw(count, seed=seed + index, class_name=name, params=params).images)
+        )
         for index, name in enumerate(model.classes)
     ]
     write_image(sheets.draw(rows), out)
@@ -41,14 +45,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
     parser.add_argument(
-        "-n", dest="count", type=int, default=8, metavar="N", help="draw N images per class (default: 8)"
+        "-n",
+        dest="count",
+        type=int,
+        default=8,
+        metavar="N",
+        help="draw N images per class (default: 8)",
     )
     what = "above 1, draw images more typical of their class (default: 1)"
     parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
     try:
-        classes = draw(arguments.run, arguments.out, arguments.count, arguments.guidance, arguments.seed)
+        classes = draw(
+            arguments.run, arguments.out, arguments.count, arguments.guidance, arguments.seed
+        )
     except InputError as error:
         parser.error(str(error))
     print(f"{arguments.count} samples per class, {classes} classes: {arguments.out}")

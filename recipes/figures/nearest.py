@@ -49,7 +49,9 @@ def draw(run: str, out: Path, count: int, seed: int, root: str | None) -> list[f
     model = Model(run)
     samples = model.sample(count, seed=seed)
     nearest, errors = nearest_training_images(samples, model.config.with_root(root))
-    pairs = [torch.cat([sample, near], dim=2) for sample, near in zip(samples, nearest, strict=True)]
+    pairs = [
+        torch.cat([sample, near], dim=2) for sample, near in zip(samples, nearest, strict=True)
+    ]
     write_image(sheets.draw_grid(pairs), out)
     return errors
 
@@ -59,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
-    parser.add_argument("-n", dest="count", type=int, default=64, metavar="N", help="draw N samples (default: 64)")
+    parser.add_argument(
+        "-n", dest="count", type=int, default=64, metavar="N", help="draw N samples (default: 64)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.add_argument("--data", metavar="DIR", help="read the training images from DIR (default: as in training)")
+    parser.add_argument(
+        "--data", metavar="DIR", help="read the training images from DIR (default: as in training)"
+    )
     arguments = parser.parse_args(argv)
     try:
         errors = draw(arguments.run, arguments.out, arguments.count, arguments.seed, arguments.data)

@@ -1,8 +1,10 @@
-"""Plot the error of images decoded from the first levels against bits, for each system of a comparison.
+"""Plot the error of images decoded from the first levels against bits, for each system of a
+comparison.
 
 It prints mean, deviation and n, and Welch's p against the first system where that has as many bits.
 
-python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare, with runs/NAME-SEED
+python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare, with
+runs/NAME-SEED
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import check_output
 
 Errors = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
-"""By system: bits per image of each prefix of the levels (levels,), and their MSE (seeds, levels)."""
+"""By system: bits per image of each prefix of the levels (levels,), and their MSE (seeds, levels).
+"""
 
 
 def measure(folder: Path, images: int | None) -> Errors:
@@ -31,7 +34,10 @@ def measure(folder: Path, images: int | None) -> Errors:
     errors: dict[str, list[list[float]]] = {}
     bits = dict[str, NDArray[np.float64]]()
     for run in sorted((folder / "runs").glob("*-*")):
-        report, name = evaluate_run(run, limit=images, rate=False).report, run.name.rpartition("-")[0]
+        report, name = (
+            evaluate_run(run, limit=images, rate=False).report,
+            run.name.rpartition("-")[0],
+        )
         errors.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
         config = RunFolder(run).read_config()
         positions = np.prod(config.model.geometry.grids(config.data.size, config.data.size), axis=1)
@@ -65,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("-o", "--out", required=True, type=Path, metavar="FIG.png")
     parser.add_argument(
-        "-n", dest="images", type=int, metavar="IMAGES", help="measure so many test images (default: all)"
+        "-n",
+        dest="images",
+        type=int,
+        metavar="IMAGES",
+        help="measure so many test images (default: all)",
     )
     arguments = parser.parse_args(argv)
     try:
@@ -76,14 +86,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     of_first = next(iter(errors.values()))
     first = {round(bits): runs for bits, runs in zip(of_first[0], of_first[1].T, strict=True)}
     for name, (every, runs) in errors.items():
-        for level, (bits, mean, around) in enumerate(zip(every, runs.mean(axis=0), spread(runs), strict=True)):
+        for level, (bits, mean, around) in enumerate(
+            zip(every, runs.mean(axis=0), spread(runs), strict=True)
+        ):
             if np.isnan(mean):
                 continue  # levels that have no image of their own
             line = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
             if len(runs) > 1:
                 line += f" ± {around:.1e} (n = {len(runs)}"
                 other = first.get(round(bits), ())
-                line += f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})" if len(other) > 1 else ")"
+                line += (
+                    f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})"
+                    if len(other) > 1
+                    else ")"
+                )
             print(line)
     draw(errors, arguments.out)
 

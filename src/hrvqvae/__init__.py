@@ -3,7 +3,8 @@
 >>> model = hrvqvae.load("runs/mnist")
 >>> codes = model.encode(images)            # images: (B, C, Y, X), uint8 or float32 in [0, 1]
 >>> coarse = model.decode(codes, levels=2)  # (B, C, Y, X), float32 in [0, 1]
->>> digits = hrvqvae.load("mnist").sample(16, class_name="7", seed=0)  # (16, 1, 28, 28), float32 in [0, 1]
+>>> digits = hrvqvae.load("mnist").sample(16, class_name="7", seed=0)  # (16, 1, 28, 28), float32 in
+[0, 1]
 
 Importing this package does not import torch: each name is imported at its first use.
 """
@@ -39,10 +40,25 @@ _MODULES = {
 }
 
 __all__ = [
-    "Autoencoder", "Codes", "Config", "DamagedFileError", "DataConfig", "InputError", "Model", "NonFiniteError",
-    "QuantizerConfig", "ResidualQuantizer", "SamplingParams", "SingleGridAutoencoder", "SingleGridConfig",
-    "TrainingConfig", "TreeVQ", "list_models", "load", "train",
-]  # fmt: skip
+    "Autoencoder",
+    "Codes",
+    "Config",
+    "DamagedFileError",
+    "DataConfig",
+    "InputError",
+    "Model",
+    "NonFiniteError",
+    "QuantizerConfig",
+    "ResidualQuantizer",
+    "SamplingParams",
+    "SingleGridAutoencoder",
+    "SingleGridConfig",
+    "TrainingConfig",
+    "TreeVQ",
+    "list_models",
+    "load",
+    "train",
+]
 
 
 def __dir__() -> list[str]:

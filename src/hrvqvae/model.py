@@ -1,4 +1,6 @@
-"""The Python interface: `Model` encodes, decodes, compresses, samples and completes; `train` and `load` return it."""
+"""The Python interface: `Model` encodes, decodes, compresses, samples and completes; `train` and
+`load` return it.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_dow
 
 
 class Model:
-    """An autoencoder in evaluation mode, its configuration, and its priors. The priors are loaded at first use.
+    """An autoencoder in evaluation mode, its configuration, and its priors. The priors are loaded
+    at first use.
 
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
     """
@@ -45,30 +48,40 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
-        self._earlier_states, self._makers = dict[Path, Model](), dict[bytes, Model]()
+        self._earlier_states = dict[Path, Model]()
+        self._makers = dict[bytes, Model]()
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any) -> Self:
-        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no such model.
+    def from_pretrained(
+        cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any
+    ) -> Self:
+        """Load a model as `load` does, or user/name from the hub. Raises InputError if there is no
+        such model.
 
         Options are for the hub: revision, cache_dir, token, local_files_only, force_download.
         """
         for option in options.keys() - _HUB_OPTIONS:
-            raise InputError(f"from_pretrained has no option {option}; it has device, beam, {', '.join(_HUB_OPTIONS)}")
+            raise InputError(
+                f"from_pretrained has no option {option}; it has device, beam,"
+                f" {', '.join(_HUB_OPTIONS)}"
+            )
         path = run_folder(name)
         is_here = path.exists() or not is_hub_name(name)
         return cls(path if is_here else hub.fetch(str(name), **options), device, beam)
 
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
-        """Write the model with its priors, config.json and a model card into a new folder, or raise InputError.
+        """Write the model with its priors, config.json and a model card into a new folder, or raise
+        InputError.
 
-        The autoencoder's weights are written as they are in memory. If they were changed, priors, progressive decoder
-        and entropy model are left out, because they were made for the old weights.
+        The autoencoder's weights are written as they are in memory. If they were changed, priors,
+        progressive decoder and entropy model are left out, because they were made for the old
+        weights.
         """
         export(self.run.name, Path(folder), license=license, weights=self.autoencoder.state_dict())
 
     def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
-        """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or raise InputError.
+        """Upload the folder of `save_pretrained` to the hub as user/name; return its address, or
+        raise InputError.
 
         Options are private, token, commit_message, branch and create_pr.
         """
@@ -87,36 +100,52 @@ class Model:
 
     @cached_property
     def entropy_model(self) -> EntropyModel:
-        """The entropy model, which writes and reads files of codes. Raises InputError if it is stale or damaged."""
+        """The entropy model, which writes and reads files of codes. Raises InputError if it is
+        stale or damaged.
+        """
         return self.run.entropy_model.load(storage.weights_digest(self.autoencoder.state_dict()))
 
     @overload
-    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[False] = False) -> Codes: ...
+    def encode(
+        self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[False] = False
+    ) -> Codes: ...
 
     @overload
-    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[True]) -> Tensor: ...
+    def encode(
+        self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[True]
+    ) -> Tensor: ...
 
     @torch.no_grad()
-    def encode(self, images: Tensor, lmbda: float | None = None, *, stacked: bool = False) -> Codes | Tensor:
+    def encode(
+        self, images: Tensor, lmbda: float | None = None, *, stacked: bool = False
+    ) -> Codes | Tensor:
         """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
-            lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel values in [0, 1].
-                This takes 40 times as long as the default, which takes the nearest codewords. Without an
-                entropy model all codes of a level cost the same bits.
-            stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single latent grid.
+            lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel
+                values in [0, 1]. This takes 40 times as long as the default, which takes the
+                nearest codewords. Without an entropy model all codes of a level cost the same bits.
+            stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
+                latent grid.
 
         Raises:
-            InputError: The images do not fit the model; lmbda is not from 0 to 1e6; the model takes no lmbda, because
-                it has several latent grids or more than 65,536 leaves; stacked is set for codes of several grids.
+            InputError: The images do not fit the model; lmbda is not from 0 to 1e6; the model takes
+                no lmbda, because it has several latent grids or more than 65,536 leaves; stacked is
+                set for codes of several grids.
         """
         codes = self.encoder(lmbda)(images.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
-            raise InputError(f"{self.run} has codes of several grids, which can't be stacked in one tensor")
+            raise InputError(
+                f"{self.run} has codes of several grids, which can't be stacked in one tensor"
+            )
         return torch.stack(codes, 1) if stacked else codes
 
-    def encoder(self, lmbda: float | None = None, levels: int | None = None) -> Callable[[Tensor], Codes]:
-        """Return a function that encodes images on the model's device; only the bits of the first `levels` count."""
+    def encoder(
+        self, lmbda: float | None = None, levels: int | None = None
+    ) -> Callable[[Tensor], Codes]:
+        """Return a function that encodes images on the model's device; only the bits of the first
+        `levels` count.
+        """
         if lmbda is None:
             return self.autoencoder.encode
         if not 0 <= lmbda <= 1e6:
@@ -126,115 +155,176 @@ class Model:
         return lambda images: search.encode(images, lmbda)[0]
 
     @torch.no_grad()
-    def decode(self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Return images (B, C, Y, X) float32 in [0, 1]. Fewer than all levels go to the progressive decoder, if any.
+    def decode(
+        self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None
+    ) -> Tensor:
+        """Return images (B, C, Y, X) float32 in [0, 1]. Fewer than all levels go to the progressive
+        decoder, if any.
 
         Raises InputError if levels or codes are out of range, or the size does not fit the codes.
 
         Args:
-            codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the levels to use.
+            codes: A tuple with the codes of each level, or one tensor (B, L, H, W); at least the
+                levels to use.
             levels: Number of levels to use, coarse first (default: all given).
-            size: Height and width in pixels (default: the largest size that has the latent grid of the codes).
+            size: Height and width in pixels (default: the largest size that has the latent grid of
+                the codes).
         """
-        codes = tuple(code.to(self.device) for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes))
+        codes = tuple(
+            code.to(self.device)
+            for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes)
+        )
         return self.autoencoder.decode(codes, levels, size)
 
     def compress(
-        self, images: Tensor | Sequence[Tensor], levels: int | None = None, max_bytes: int | None = None,
-        lmbda: float | None = None, names: Sequence[str] | None = None,
-    ) -> list[bytes]:  # fmt: skip
+        self,
+        images: Tensor | Sequence[Tensor],
+        levels: int | None = None,
+        max_bytes: int | None = None,
+        lmbda: float | None = None,
+        names: Sequence[str] | None = None,
+    ) -> list[bytes]:
         """Return the content of a file of codes (.hrv, docs/format.md) for each image.
 
         Args:
             images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
             levels: Number of levels to write, coarse first (default: all).
-            max_bytes: Largest size of a file. Of the codes whose file fits, those with the least error are
-                written; this takes a hundred times as long. A model that takes no lmbda writes as many levels as fit.
+            max_bytes: Largest size of a file. Of the codes whose file fits, those with the least
+                error are written; this takes a hundred times as long. A model that takes no lmbda
+                writes as many levels as fit.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and max_bytes are given;
-                the run was trained further after the model was loaded.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and
+                max_bytes are given; the run was trained further after the model was loaded.
         """
         if lmbda is not None and max_bytes is not None:
             raise InputError("give a limit of bytes or a lambda, not both")
         encode = self.encoder(lmbda, levels)
         self.run.keep_state()  # the files stay readable after further training
-        model, entropy_model = self.autoencoder, self.entropy_model
-        return compression.compress(model, entropy_model, images, self.device, levels, max_bytes, encode, names)
+        model = self.autoencoder
+        entropy_model = self.entropy_model
+        return compression.compress(
+            model, entropy_model, images, self.device, levels, max_bytes, encode, names
+        )
 
     def decompress(
         self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
     ) -> list[Tensor]:
-        """Return the image (C, Y, X) float32 in [0, 1] of each file of codes; a damaged file gives its intact levels.
+        """Return the image (C, Y, X) float32 in [0, 1] of each file of codes; a damaged file gives
+        its intact levels.
 
         Args:
             levels: Largest number of levels to use, coarse first (default: all).
-            max_pixels: Largest number of pixels of an image (default: `data.max_pixels` of the configuration).
+            max_pixels: Largest number of pixels of an image (default: `data.max_pixels` of the
+                configuration).
 
         Raises:
             InputError: Levels are out of range, or a file was made by another model.
-            DamagedFileError: The content is not a file of codes, no level is intact, or the image exceeds max_pixels.
+            DamagedFileError: The content is not a file of codes, no level is intact, or the image
+                exceeds max_pixels.
         """
         self.autoencoder.check_levels(levels)
-        images, max_pixels = dict[int, Tensor](), max_pixels or self.config.data.max_pixels
+        images = dict[int, Tensor]()
+        max_pixels = max_pixels or self.config.data.max_pixels
         makers = [self.maker_of(content) for content in files]
         for maker in dict.fromkeys(makers):
             indices = [index for index, model in enumerate(makers) if model is maker]
-            contents, names = [files[index] for index in indices], [f"file {index + 1}" for index in indices]
+            contents = [files[index] for index in indices]
+            names = [f"file {index + 1}" for index in indices]
             codes = hrv.read(maker.entropy_model, contents, levels, names, max_pixels)
-            decoded = compression.decode_images(maker.autoencoder, codes, self.device, levels, names)
+            decoded = compression.decode_images(
+                maker.autoencoder, codes, self.device, levels, names
+            )
             images |= zip(indices, decoded, strict=True)
         return [images[index] for index in range(len(files))]
 
     def maker_of(self, file: Path | bytes) -> Model:
-        """Return the model that made a file of codes: this model, or an earlier state that its run has kept."""
+        """Return the model that made a file of codes: this model, or an earlier state that its run
+        has kept.
+        """
         with suppress(InputError):  # an error is reported when the file is read
-            mark = _read_mark(file)[0] if isinstance(file, Path) else hrv.read_header(bytes(file)).fingerprint
-            if mark not in self._makers and (run := _find_writer((self.run, *self.run.earlier_states()), mark)):
-                self._makers[mark] = self if run is self.run else self._earlier_state(run.folder.path)
+            mark = (
+                _read_mark(file)[0]
+                if isinstance(file, Path)
+                else hrv.read_header(bytes(file)).fingerprint
+            )
+            if mark not in self._makers and (
+                run := _find_writer((self.run, *self.run.earlier_states()), mark)
+            ):
+                self._makers[mark] = (
+                    self if run is self.run else self._earlier_state(run.folder.path)
+                )
             return self._makers.get(mark, self)
         return self
 
     def _earlier_state(self, path: Path) -> Model:
-        return self._earlier_states.get(path) or self._earlier_states.setdefault(path, Model(path, str(self.device)))
+        return self._earlier_states.get(path) or self._earlier_states.setdefault(
+            path, Model(path, str(self.device))
+        )
 
     def sample(
-        self, count: int = 1, *, class_name: str | int | None = None, seed: int = 0, temperature: float = 1.0,
-        top_k: int = 0, top_p: float = 1.0, guidance: float | None = None, levels: int | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in `SamplingParams`.
+        self,
+        count: int = 1,
+        *,
+        class_name: str | int | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float | None = None,
+        levels: int | None = None,
+    ) -> Tensor:
+        """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in
+        `SamplingParams`.
 
         Args:
             class_name: Name or index of a class (default: classes as often as in training).
             seed: Sample i depends on the seed and on i, not on count.
-            guidance: How much samples follow their class; 1 leaves the prior's predictions as they are.
-            levels: Number of levels to draw, coarse first. If both guidance and levels are left out, sampling.json in
-                the model's folder gives them. Otherwise they default to 1 and all levels.
+            guidance: How much samples follow their class; 1 leaves the prior's predictions as they
+                are.
+            levels: Number of levels to draw, coarse first. If both guidance and levels are left
+                out, sampling.json in the model's folder gives them. Otherwise they default to 1 and
+                all levels.
 
         Raises:
-            InputError: A level has no prior, or a prior can't be guided; the class is unknown; a value is out of range.
+            InputError: A level has no prior, or a prior can't be guided; the class is unknown; a
+                value is out of range.
         """
         options = self.run.sampling_options(guidance, levels)
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
     def draw(
-        self, count: int, *, seed: int = 0, class_name: str | int | None = None, params: SamplingParams | None = None,
-        kept: KeptCodes | None = None, sampler: Sampler = sample_cached,
-    ) -> Sampled:  # fmt: skip
-        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes replace drawn ones."""
-        priors, params = self.priors, params or SamplingParams(**self.run.sampling_options())
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        class_name: str | int | None = None,
+        params: SamplingParams | None = None,
+        kept: KeptCodes | None = None,
+        sampler: Sampler = sample_cached,
+    ) -> Sampled:
+        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes
+        replace drawn ones.
+        """
+        priors = self.priors
+        params = params or SamplingParams(**self.run.sampling_options())
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
         if seed < 0:
             raise InputError(f"seed is {seed}; it must be at least 0")
         class_index = None if class_name is None else priors.class_index(class_name)
-        num_levels, size = self.autoencoder.check_levels(params.levels), self.config.data.size
+        num_levels = self.autoencoder.check_levels(params.levels)
+        size = self.config.data.size
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
-        images, names, all_codes = [], list[str](), list[Codes]()
-        batches = [range(start, min(start + _BATCH_SIZE, count)) for start in range(0, count, _BATCH_SIZE)]
+        images = []
+        names = list[str]()
+        all_codes = list[Codes]()
+        batches = [
+            range(start, min(start + _BATCH_SIZE, count)) for start in range(0, count, _BATCH_SIZE)
+        ]
         with torch.inference_mode():
             for indices in tracked(batches, "sample", count, len):
                 label = None
@@ -244,9 +334,15 @@ class Model:
                     names += [priors.classes[label_index] for label_index in label.tolist()]
                 part = kept and kept.take(indices)
                 codes = generative.sample_codes(
-                    networks, self.autoencoder.codeword_indices, indices, seed=seed, label=label, params=params,
-                    kept=part, sampler=sampler,
-                )[:num_levels]  # fmt: skip
+                    networks,
+                    self.autoencoder.codeword_indices,
+                    indices,
+                    seed=seed,
+                    label=label,
+                    params=params,
+                    kept=part,
+                    sampler=sampler,
+                )[:num_levels]
                 on_device = tuple(level.to(self.device) for level in codes)
                 images.append(self.autoencoder.decode(on_device, num_levels, (size, size)).cpu())
                 all_codes.append(codes)
@@ -254,12 +350,16 @@ class Model:
         return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
 
     def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
-        """Encode an image (C, size, size), and choose the codes that a completion keeps (see `complete`)."""
+        """Encode an image (C, size, size), and choose the codes that a completion keeps (see
+        `complete`).
+        """
         size = self.config.data.size
         for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
                 height, width = pixels.shape[-2:]
-                raise InputError(f"the {noun} has {height}x{width} pixels; this model completes {size}")
+                raise InputError(
+                    f"the {noun} has {height}x{width} pixels; this model completes {size}"
+                )
         if isinstance(keep, Tensor) and keep.numel() != size * size:
             raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {(size, size)}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
@@ -267,34 +367,51 @@ class Model:
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             geometry = self.config.model.geometry
             height, width = (geometry.unit * side for side in min(grids))  # of the padded image
-            keep = pad_to_grid(keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width)[0, 0] > 0
+            keep = (
+                pad_to_grid(
+                    keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width
+                )[0, 0]
+                > 0
+            )
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
     def complete(
-        self, image: Tensor, count: int = 1, *, keep: str | Tensor = "top", class_name: str | int | None = None,
-        seed: int = 0, params: SamplingParams | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        image: Tensor,
+        count: int = 1,
+        *,
+        keep: str | Tensor = "top",
+        class_name: str | int | None = None,
+        seed: int = 0,
+        params: SamplingParams | None = None,
+    ) -> Tensor:
         """Complete an image (C, size, size): keep the codes of a part of it and draw the rest.
 
-        Codes at the border of the part also depend on a few pixels beyond it. Returns images (count, C, size, size).
-        Raises InputError as `sample`, or if the image does not have the training size or `keep` is not valid.
+        Codes at the border of the part also depend on a few pixels beyond it. Returns images
+        (count, C, size, size). Raises InputError as `sample`, or if the image does not have the
+        training size or `keep` is not valid.
 
         Args:
-            keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the top, or a mask (size,
-                size) bool. Codes are drawn in raster order, and do not depend on kept codes after them.
+            keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the
+                top, or a mask (size, size) bool. Codes are drawn in raster order, and do not depend
+                on kept codes after them.
         """
         to_unit_images(image[None], self.autoencoder.channels)  # only for its checks
         kept = self.keep_part(image, keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
-    def train_prior(self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any) -> None:
-        """Train the priors of the model's run folder, as `hrvqvae train-prior` does. Raises as `train`.
+    def train_prior(
+        self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any
+    ) -> None:
+        """Train the priors of the model's run folder, as `hrvqvae train-prior` does. Raises as
+        `train`.
 
         Args:
             data: As for `train` (default: the images of the autoencoder's training).
             level: Train the prior of this level alone; 1 is the coarsest.
             resume: As for `train`.
-            options: As for `train`, but the short names, such as "seed", set fields of `prior.training`.
+            options: As for `train`, but the short names, such as "seed", set fields of
+                `prior.training`.
         """
         from hrvqvae.distributed.launch import process_group
         from hrvqvae.training import stages
@@ -308,22 +425,30 @@ class Model:
 
 
 def train(
-    preset: str | Path, *, data: Any = None, test_data: Any = None, out: str | Path | None = None, resume: bool = False,
+    preset: str | Path,
+    *,
+    data: Any = None,
+    test_data: Any = None,
+    out: str | Path | None = None,
+    resume: bool = False,
     **options: Any,
-) -> Model:  # fmt: skip
+) -> Model:
     """Train an autoencoder into a run folder, as `hrvqvae train` does, and return its model.
 
     Args:
         preset: A preset, a configuration file, or a run folder to resume.
-        data: A folder of images, tars, Parquet files or arrays; or a map-style torch `Dataset` of images (C, Y, X),
-            uint8 or float in [0, 1], or of tuples (image, label). Default: the data of the preset.
-        test_data: A second `Dataset`, to evaluate on (default: `data` is divided as the field `data.split` says).
+        data: A folder of images, tars, Parquet files or arrays; or a map-style torch `Dataset` of
+            images (C, Y, X), uint8 or float in [0, 1], or of tuples (image, label). Default: the
+            data of the preset.
+        test_data: A second `Dataset`, to evaluate on (default: `data` is divided as the field
+            `data.split` says).
         out: The run folder (default: runs/PRESET).
         resume: Continue from the newest checkpoint.
-        options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration by its dotted name:
-            `**{"model.quantizer.levels": 4}`.
+        options: max_steps, max_minutes, seed, device, init_from, or any field of the configuration
+            by its dotted name: `**{"model.quantizer.levels": 4}`.
 
-    Raises InputError as the command does. Ctrl-C saves a checkpoint for `resume=True` and raises KeyboardInterrupt.
+    Raises InputError as the command does. Ctrl-C saves a checkpoint for `resume=True` and raises
+    KeyboardInterrupt.
     """
     from hrvqvae.distributed.launch import process_group
     from hrvqvae.training import stages
@@ -337,34 +462,41 @@ def train(
 
 
 def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
-    """Load a trained model: a run folder, a weights file, or the name of a model inside the package.
+    """Load a trained model: a run folder, a weights file, or the name of a model inside the
+    package.
 
-    The encoder's search keeps `beam` candidates per level (default: as in training). More candidates give less error
-    and take more time (docs/method.md).
+    The encoder's search keeps `beam` candidates per level (default: as in training). More
+    candidates give less error and take more time (docs/method.md).
 
     Raises:
-        InputError: There is no such model or device, or the beam is below 1, or the model's search takes no beam.
+        InputError: There is no such model or device, or the beam is below 1, or the model's search
+            takes no beam.
         DamagedFileError: The weights are damaged or do not fit their configuration.
     """
     return Model(run, device, beam)
 
 
 def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
-    """Return the model that made each file of codes: a state of the run `name`, or by default a model of the package.
+    """Return the model that made each file of codes: a state of the run `name`, or by default a
+    model of the package.
 
     Raises InputError if no model inside the package made a file.
     """
     if name is not None:
         model = Model(name)
         return [model.maker_of(path) for path in paths]
-    runs, load_once = [Run(shipped) for shipped in list_models()], cache(Model)
+    runs = [Run(shipped) for shipped in list_models()]
+    load_once = cache(Model)
     find_writer = cache(partial(_find_writer, runs))
     models = []
     for path in paths:
         mark, maker = _read_mark(path)
         run = find_writer(mark)
         if run is None:
-            raise InputError(f"{path} was made by {maker}, which is not inside the package: name it with --model RUN")
+            raise InputError(
+                f"{path} was made by {maker}, which is not inside the package: name it with"
+                " --model RUN"
+            )
         models.append(load_once(str(run)))
     return models
 

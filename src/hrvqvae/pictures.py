@@ -24,7 +24,9 @@ _PIXEL_ROWS = 1024  # that are compared with the original at once
 
 
 def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
-    """Write a sheet of the images that the model decodes from the first level, the first two levels, and so on."""
+    """Write a sheet of the images that the model decodes from the first level, the first two
+    levels, and so on.
+    """
     rows = list[sheets.SheetRow]()
     for level in model.autoencoder.prefixes:
         if level <= len(codes.codes):
@@ -35,27 +37,41 @@ def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
 
 
 def reconstruct(
-    run: str | Path, paths: Sequence[Path], out: Path, levels: int | None = None, beam: int | None = None,
-    lmbda: float | None = None, *, force: bool = False,
-) -> list[tuple[Path, float]]:  # fmt: skip
+    run: str | Path,
+    paths: Sequence[Path],
+    out: Path,
+    levels: int | None = None,
+    beam: int | None = None,
+    lmbda: float | None = None,
+    *,
+    force: bool = False,
+) -> list[tuple[Path, float]]:
     """Write a sheet (.png) of images above their reconstructions, and return the MSE of each image.
 
-    The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's channels, with a notice.
-    `levels` and `lmbda` are as for `Model.encode` and `Model.decode`, `beam` as for `hrvqvae.load`. Raises InputError
-    as these, or if an image can't be read, or the sheet can't be written or exists and `force` is not given.
+    The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's
+    channels, with a notice. `levels` and `lmbda` are as for `Model.encode` and `Model.decode`,
+    `beam` as for `hrvqvae.load`. Raises InputError as these, or if an image can't be read, or the
+    sheet can't be written or exists and `force` is not given.
     """
     check_output(out, force=force, inputs=paths, suffix=".png")
     model = Model(run, beam=beam)
-    autoencoder, max_pixels = model.autoencoder, model.config.data.max_pixels
+    autoencoder = model.autoencoder
+    max_pixels = model.config.data.max_pixels
     num_levels = autoencoder.check_levels(levels)
     encode = model.encoder(lmbda, levels)
-    originals, decoded, errors, conversions = [], [], [], {}
+    originals = []
+    decoded = []
+    errors = []
+    conversions = {}
     with torch.inference_mode():
         for path in paths:
             array, conversions[path] = decode_image(path, autoencoder.channels, max_pixels)
             pixels = torch.from_numpy(array)
-            image = autoencoder.decode(encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1]))[0]
-            error, rounded = 0.0, torch.empty_like(pixels)
+            image = autoencoder.decode(
+                encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1])
+            )[0]
+            error = 0.0
+            rounded = torch.empty_like(pixels)
             for top in range(0, pixels.shape[1], _PIXEL_ROWS):
                 rows = slice(top, top + _PIXEL_ROWS)
                 error += float((image[:, rows] - pixels[:, rows] / 255).square().sum())
@@ -67,15 +83,26 @@ def reconstruct(
     note_conversions(conversions)
     total = "" if levels == 1 else f" of {autoencoder.prefixes[-1]}"
     caption = f"reconstruction, {level_names(range(num_levels))}{total}"
-    write_image(sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]), out)
+    write_image(
+        sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]),
+        out,
+    )
     return errors
 
 
 def sample(
-    run: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
-    params: SamplingParams | None = None, save_dir: Path | None = None, force: bool = False,
-) -> None:  # fmt: skip
-    """Write a sheet (.png) of samples, see `Model.draw`. With `save_dir`, write each sample as a PNG file too.
+    run: str,
+    count: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    class_name: str | None = None,
+    params: SamplingParams | None = None,
+    save_dir: Path | None = None,
+    force: bool = False,
+) -> None:
+    """Write a sheet (.png) of samples, see `Model.draw`. With `save_dir`, write each sample as a
+    PNG file too.
 
     Raises InputError as `Model.sample`, or if a file exists or can't be written.
     """
@@ -83,10 +110,14 @@ def sample(
     if save_dir is not None:
         check_output(save_dir / "0000.png", force=True)
         if not force and next(save_dir.glob("*.png"), None):
-            raise InputError(f"{save_dir} has images already; choose another folder, or overwrite them with --force")
+            raise InputError(
+                f"{save_dir} has images already; choose another folder, or overwrite them with"
+                " --force"
+            )
     samples = Model(run).draw(count, seed=seed, class_name=class_name, params=params)
     if save_dir is not None:
-        outputs, digits = Outputs(save_dir, force=force), max(4, len(str(count - 1)))
+        outputs = Outputs(save_dir, force=force)
+        digits = max(4, len(str(count - 1)))
         if out.parent.resolve() == save_dir.resolve():
             outputs.reserve(out.stem, out.suffix)
         for index, (image, name) in enumerate(zip(samples.images, samples.classes, strict=True)):
@@ -96,12 +127,19 @@ def sample(
 
 
 def draw_completions(
-    model: Model, image: Tensor, keep: str | Tensor, count: int, *, seed: int, class_name: str | None,
+    model: Model,
+    image: Tensor,
+    keep: str | Tensor,
+    count: int,
+    *,
+    seed: int,
+    class_name: str | None,
     params: SamplingParams | None,
-) -> tuple[Tensor, float, Tensor]:  # fmt: skip
+) -> tuple[Tensor, float, Tensor]:
     """Draw completions of an image (C, size, size) uint8 (see `Model.complete`).
 
-    Return the image, grey where no codes are kept; the share of the finest codes that is kept; and the completions.
+    Return the image, grey where no codes are kept; the share of the finest codes that is kept; and
+    the completions.
     """
     kept = model.keep_part(image, keep)
     images = model.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
@@ -110,13 +148,23 @@ def draw_completions(
 
 
 def complete(
-    run: str, path: Path, keep: str, count: int, out: Path, *, seed: int = 0, class_name: str | None = None,
-    params: SamplingParams | None = None, force: bool = False,
-) -> None:  # fmt: skip
-    """Resize an image to the size in training, and write a sheet (.png) of it, its kept part and completions.
+    run: str,
+    path: Path,
+    keep: str,
+    count: int,
+    out: Path,
+    *,
+    seed: int = 0,
+    class_name: str | None = None,
+    params: SamplingParams | None = None,
+    force: bool = False,
+) -> None:
+    """Resize an image to the size in training, and write a sheet (.png) of it, its kept part and
+    completions.
 
-    `keep` is as for `Model.complete`, or an image file that is white where the image is kept. Raises InputError as
-    `Model.complete`, or if an image can't be read, or the sheet can't be written or exists and `force` is not given.
+    `keep` is as for `Model.complete`, or an image file that is white where the image is kept.
+    Raises InputError as `Model.complete`, or if an image can't be read, or the sheet can't be
+    written or exists and `force` is not given.
     """
     check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)

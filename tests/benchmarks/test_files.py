@@ -1,4 +1,6 @@
-"""Bytes against error of files: formats, curves and codecs, against plain searches and other implementations."""
+"""Bytes against error of files: formats, curves and codecs, against plain searches and other
+implementations.
+"""
 
 import json
 import math
@@ -17,8 +19,26 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from benchmarks.files import trained
 from benchmarks.files.__main__ import main
-from benchmarks.files.curves import Count, Curve, FileCodec, Images, Shape, against, measure, squared_errors
-from benchmarks.files.formats import Avif, Jpeg, JpegScan, JpegXL, Setting, WebP, frame_bytes, scan_bytes
+from benchmarks.files.curves import (
+    Count,
+    Curve,
+    FileCodec,
+    Images,
+    Shape,
+    against,
+    measure,
+    squared_errors,
+)
+from benchmarks.files.formats import (
+    Avif,
+    Jpeg,
+    JpegScan,
+    JpegXL,
+    Setting,
+    WebP,
+    frame_bytes,
+    scan_bytes,
+)
 from benchmarks.files.linear import Linear, from_blocks, to_blocks
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
@@ -27,15 +47,20 @@ from hrvqvae.utils.quantities import psnr
 from tests.conftest import drawn_digits
 
 
-def smooth_images(count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0) -> np.ndarray:
+def smooth_images(
+    count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0
+) -> np.ndarray:
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     images = np.empty((count, channels, height, width), np.uint8)
     for image in images:
-        slopes, centre = generator.uniform(-100, 100, (channels, 2)), generator.uniform(0.2, 0.8, 2)
+        slopes = generator.uniform(-100, 100, (channels, 2))
+        centre = generator.uniform(0.2, 0.8, 2)
         disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < generator.uniform(0.02, 0.1)
         for plane, (down, across) in zip(image, slopes, strict=True):
-            plane[:] = np.clip(128 + down * y + across * x + disc * generator.uniform(-80, 80), 0, 255)
+            plane[:] = np.clip(
+                128 + down * y + across * x + disc * generator.uniform(-80, 80), 0, 255
+            )
     return images
 
 
@@ -43,15 +68,41 @@ KINDS = {WebP: "WEBP", Avif: "AVIF", Jpeg: "JPEG", JpegScan: "JPEG", JpegXL: "JX
 
 
 def test_by_command(
-    mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    mnist_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trained, "_LAMBDAS", ())
-    command = ["mnist", "--data", str(mnist_root), "--data.size", "12", "--formats", "webp", "jpeg", "--images", "2"]
+    command = [
+        "mnist",
+        "--data",
+        str(mnist_root),
+        "--data.size",
+        "12",
+        "--formats",
+        "webp",
+        "jpeg",
+        "--images",
+        "2",
+    ]
     main([*command, "--json", "-o", str(tmp_path / "out")])
     report = json.loads(capsys.readouterr().out)
-    assert (report["images"], report["shape"], [*report["ahead"]]) == (2, [1, 12, 12], ["hrvqvae mnist"])
-    assert [curve["title"] for curve in report["curves"]] == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
-    assert (report["curves"][2]["within"][0], report["curves"][2]["fitted"][0]) == (None, None), "no JPEG is so small"
+    assert (report["images"], report["shape"], [*report["ahead"]]) == (
+        2,
+        [1, 12, 12],
+        ["hrvqvae mnist"],
+    )
+    assert [curve["title"] for curve in report["curves"]] == [
+        "hrvqvae mnist",
+        "WebP",
+        "JPEG",
+        "PCA, ideal codes",
+    ]
+    assert (report["curves"][2]["within"][0], report["curves"][2]["fitted"][0]) == (
+        None,
+        None,
+    ), "no JPEG is so small"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
     main([*command, "--no-linear", "--models"])
     assert "\nWebP " in capsys.readouterr().out
@@ -60,15 +111,20 @@ def test_by_command(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 21, 34)])
 def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
-    codec, images = kind(qualities=(5, 90), reductions=(1, 2)), smooth_images(2, *shape)
-    errors, sizes = {}, {}
+    codec = kind(qualities=(5, 90), reductions=(1, 2))
+    images = smooth_images(2, *shape)
+    errors = {}
+    sizes = {}
     for setting in codec.settings:
         files = codec.encode(images, setting)
         opened = Image.open(BytesIO(files[0]))
         assert (opened.format, opened.height) == (KINDS[kind], shape[1] // setting.reduced)
         decoded = codec.decode(files, shape)
         assert (decoded.shape, decoded.dtype) == (images.shape, np.uint8)
-        errors[str(setting)], sizes[str(setting)] = squared_errors(images, decoded).mean(), sum(map(len, files))
+        errors[str(setting)], sizes[str(setting)] = (
+            squared_errors(images, decoded).mean(),
+            sum(map(len, files)),
+        )
     assert sizes["quality 90 at 1/2 size"] < sizes["quality 90"]
     assert sizes["quality 5"] < sizes["quality 90"]
     assert errors["quality 90"] < min(errors["quality 5"], 1e-3)
@@ -77,7 +133,9 @@ def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
 
 def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
     (file,) = JpegScan(qualities=(40,), reductions=(1,)).encode(smooth_images(1), Setting(40))
-    scan = file[file.rindex(b"\xff\xda") + 2 + 12 : -2]  # the header of a scan of three components has 12 bytes
+    scan = file[
+        file.rindex(b"\xff\xda") + 2 + 12 : -2
+    ]  # the header of a scan of three components has 12 bytes
     assert scan_bytes(file) == len(scan)
     assert b"\xff" not in scan.replace(b"\xff\x00", b""), "no further marker"
     avif = Avif(qualities=(0, 30, 60))
@@ -87,7 +145,9 @@ def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
     assert max(beside) - min(beside) <= 2, "lengths of 127 bytes and more take a second byte"
 
 
-def curve_of(sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True) -> Curve:
+def curve_of(
+    sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True
+) -> Curve:
     names = tuple(f"setting {number}" for number in range(len(sizes)))
     return Curve(title, whole, False, 0, names, sizes.astype(float), errors, 1 - 10 * errors)
 
@@ -103,15 +163,20 @@ class Shaved(FileCodec):
         return [bytes([setting]) + (image >> setting).tobytes() for image in images]
 
     def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
-        return np.stack([np.frombuffer(file[1:], np.uint8).reshape(shape) << file[0] for file in files])
+        return np.stack(
+            [np.frombuffer(file[1:], np.uint8).reshape(shape) << file[0] for file in files]
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.floats(0, 120))
 def test_budgets_against_plain_searches(seed: int, count: int, images: int, budget: float) -> None:
     generator = np.random.default_rng(seed)
-    curve = curve_of(generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images)))
-    sizes, errors = curve.sizes.mean(1), curve.errors.mean(1)
+    curve = curve_of(
+        generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images))
+    )
+    sizes = curve.sizes.mean(1)
+    errors = curve.errors.mean(1)
     mixtures = [
         errors[i] + share * (errors[j] - errors[i])
         for i in range(count)
@@ -145,7 +210,9 @@ def test_measured_is_what_torchmetrics_finds() -> None:
     originals = torch.from_numpy(images).float() / 255
     for setting, point in zip(Shaved.settings[1:], whole.points[1:], strict=True):
         shaved = torch.from_numpy(images >> setting << setting).float() / 255
-        assert point.psnr == pytest.approx(float(PeakSignalNoiseRatio(data_range=1.0)(shaved, originals)), abs=1e-3)
+        assert point.psnr == pytest.approx(
+            float(PeakSignalNoiseRatio(data_range=1.0)(shaved, originals)), abs=1e-3
+        )
         metric = StructuralSimilarityIndexMeasure(data_range=1.0)
         assert point.ssim == pytest.approx(float(metric(shaved, originals)), abs=1e-4)
     assert measure(Shaved(), smooth_images(2, 1, 8, 8))[0].points[1].ssim is None
@@ -157,7 +224,10 @@ def test_a_curve_beside_others() -> None:
     poor = curve_of(np.array([[10], [120]]), np.array([[0.08], [0.08]]), "poor")
     ideal = curve_of(np.array([[1]]), np.array([[0.001]]), "ideal", whole=False)
     small, large = against(ours, [good, poor, ideal])
-    assert (small["setting"], large["setting"]) == ("setting 1", "setting 2"), "what others beat is left out"
+    assert (small["setting"], large["setting"]) == (
+        "setting 1",
+        "setting 2",
+    ), "what others beat is left out"
     assert small["ahead_of"]["poor"] == pytest.approx(10 * math.log10(2))
     assert large["ahead_of"]["good"] == pytest.approx(10 * math.log10(2))
     assert small["ahead_of"]["good"] is None
@@ -176,7 +246,9 @@ def test_blocks_and_components_of_the_linear_transform(linear: Linear) -> None:
     assert (from_blocks(blocks, (3, 16, 24)) == images).all()
     for setting in linear.settings:
         components = setting.components
-        assert np.allclose(components.basis.T @ components.basis, np.eye(len(components.mean)), atol=1e-4)
+        assert np.allclose(
+            components.basis.T @ components.basis, np.eye(len(components.mean)), atol=1e-4
+        )
         strength = components.held_out.var(0)
         assert strength[:4].sum() > 0.8 * strength.sum()
     with pytest.raises(InputError, match="2 images of 13x13 pixels.*--no-linear"):
@@ -184,7 +256,8 @@ def test_blocks_and_components_of_the_linear_transform(linear: Linear) -> None:
 
 
 def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
-    codec, images = linear, smooth_images(2, 3, 16, 16, seed=2)
+    codec = linear
+    images = smooth_images(2, 3, 16, 16, seed=2)
     for setting in codec.settings:
         components = setting.components
         held_out = setting.quantize(components.held_out)
@@ -199,26 +272,40 @@ def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
             assert codec.ideal_bytes(file) == pytest.approx(bits / 8, rel=1e-3)
     finest = next(setting for setting in codec.settings if setting.step == 0.05)
     decoded = codec.decode(codec.encode(images, finest), (3, 16, 16))
-    assert squared_errors(images, decoded).mean() < 0.05**2 / 2  # a step of 0.05 errs by 0.05^2 / 12 a number at most
+    assert (
+        squared_errors(images, decoded).mean() < 0.05**2 / 2
+    )  # a step of 0.05 errs by 0.05^2 / 12 a number at most
 
 
 def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trained, "_LAMBDAS", (1 / 4,))
-    codec, images = TrainedFiles("mnist"), drawn_digits(2, seed=3, size=28)[0][:, None]
+    codec = TrainedFiles("mnist")
+    images = drawn_digits(2, seed=3, size=28)[0][:, None]
     (curve,) = measure(codec, images)
     assert (curve.learned, curve.whole, curve.title) == (True, True, "hrvqvae mnist")
-    model, originals = codec.model, torch.from_numpy(images)
+    model = codec.model
+    originals = torch.from_numpy(images)
     codes = model.encode(originals)
     for levels, written in enumerate(("level 1", "levels 1-2", "levels 1-3"), start=1):
-        usual, none, *weighed = [at for at, name in enumerate(curve.settings) if name.startswith(written)]
-        assert curve.sizes[usual].tolist() == [len(file) for file in model.compress(originals, levels=levels)]
+        usual, none, *weighed = [
+            at for at, name in enumerate(curve.settings) if name.startswith(written)
+        ]
+        assert curve.sizes[usual].tolist() == [
+            len(file) for file in model.compress(originals, levels=levels)
+        ]
         decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
         expected = (decoded - originals / 255).square().mean((1, 2, 3)).numpy()
         assert curve.errors[usual] == pytest.approx(expected, rel=1e-3)
-        assert (curve.errors[none] <= curve.errors[usual] * 1.01).all()  # before pixels are rounded to 8 bits, no more
+        assert (
+            curve.errors[none] <= curve.errors[usual] * 1.01
+        ).all()  # before pixels are rounded to 8 bits, no more
         sizes = curve.sizes[[none, *weighed]].mean(1)
         assert (np.diff(sizes) <= 0).all()
         assert sizes[-1] < 0.95 * curve.sizes[usual].mean()
     folder = locate("treevq-cifar10").parent
-    needed = [folder / "model.safetensors", folder / "prefixes" / "model.safetensors", *folder.glob("*.hrvt")]
+    needed = [
+        folder / "model.safetensors",
+        folder / "prefixes" / "model.safetensors",
+        *folder.glob("*.hrvt"),
+    ]
     assert TrainedFiles("treevq-cifar10").model_bytes == sum(path.stat().st_size for path in needed)

@@ -1,4 +1,6 @@
-"""Every script in its smallest form: its rows, and that they hold what it says; what is compared and counted."""
+"""Every script in its smallest form: its rows, and that they hold what it says; what is compared
+and counted.
+"""
 
 import dataclasses
 import importlib
@@ -28,7 +30,10 @@ from hrvqvae.utils.errors import InputError
 from tests.quantize import oracle
 from tests.replay import drawn_cifar10, drawn_mnist
 
-SMALL = "--model.hidden_units 8 --training.batch_size 4 --training.device cpu --model.quantizer.init_vectors 512"
+SMALL = (
+    "--model.hidden_units 8 --training.batch_size 4 --training.device cpu"
+    " --model.quantizer.init_vectors 512"
+)
 
 
 def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -41,23 +46,35 @@ SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "layer_tuned": (
         "--size 2 4 1 --steps 2 --batch 4 --seeds 2 --images 40 --trials 2",
-        ("layer", "rate", "decay"), 4,
+        ("layer", "rate", "decay"),
+        4,
     ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
     "train": (
-        f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0 --model.perceptual none",
-        ("method", "preset", "batch"), 2,
+        (
+            f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0"
+            " --model.perceptual none"
+        ),
+        ("method", "preset", "batch"),
+        2,
     ),
-    "prior": ("--rounds 1 --batch 2 --presets hrvqvae/mnist treevq-deep/mnist", ("preset", "network", "codes"), 2),
+    "prior": (
+        "--rounds 1 --batch 2 --presets hrvqvae/mnist treevq-deep/mnist",
+        ("preset", "network", "codes"),
+        2,
+    ),
     "sample": (
         "--rounds 1 --positions 1 --levels treevq-deep/mnist:1 --images treevq-deep/mnist:1",
-        ("method", "drawn", "batch"), 3,
+        ("method", "drawn", "batch"),
+        3,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_rows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     drawn_mnist(tmp_path, monkeypatch, "fashion-mnist")
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
@@ -74,22 +91,37 @@ def test_samples_of_a_comparison(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The best of three rates, and rows that are not made again."""
-    small = {"prior.network.hidden_units": "8", "prior.network.layers": "1", "prior.training.warmup_steps": "0"}
+    small = {
+        "prior.network.hidden_units": "8",
+        "prior.network.layers": "1",
+        "prior.training.warmup_steps": "0",
+    }
     monkeypatch.setattr(sampled, "PRIOR", {**sampled.PRIOR, **small})
-    printed("tuned", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys)
+    printed(
+        "tuned", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys
+    )
     arguments = f"{tmp_path / 'c'} --systems hrvqvae --steps 2 --seeds 2 --samples 8"
     lines = printed("sampled", arguments, capsys).splitlines()[-7:]
-    rows = [json.loads(line) for line in (tmp_path / "c" / "samples" / "rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "c" / "samples" / "rows.jsonl").read_text().splitlines()
+    ]
     priors = [row for row in rows if row["what"] == "prior"]
-    best = min(priors, key=lambda row: row["held_out_bits"] if row["seed"] == 0 else inf)["learning_rate"]
+    best = min(priors, key=lambda row: row["held_out_bits"] if row["seed"] == 0 else inf)[
+        "learning_rate"
+    ]
     assert {(row["learning_rate"], row["seed"]) for row in priors} == {
         *((rate, 0) for rate in sampled.RATES),
         (best, 1),
     }
     assert [row["learning_rate"] for row in rows if row["what"] == "samples"] == [best] * 2
     weights = ("1", "1.5", "-")
-    assert [line.split()[:3] for line in lines[1:]] == [["hrvqvae", seed, of] for seed in "01" for of in weights]
-    assert read_image(tmp_path / "c" / "samples" / "hrvqvae.png", 3).shape[1] > 2 * 2 * 12  # two rows, enlarged
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["hrvqvae", seed, of] for seed in "01" for of in weights
+    ]
+    assert (
+        read_image(tmp_path / "c" / "samples" / "hrvqvae.png", 3).shape[1] > 2 * 2 * 12
+    )  # two rows, enlarged
     monkeypatch.setattr(sampled, "train_priors", None)
     for path in (tmp_path / "c" / "samples").glob("*.png"):
         path.unlink()
@@ -102,16 +134,41 @@ def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) 
     assert "nothing" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_speedrun_of_the_recipe_and_changes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By hand: a doubling takes 0.3 bits; a row is worth sqrt(2) of its images, each in half the time."""
-    shown = {speedrun.HALF: (20, 2.5), speedrun.RECIPE: (40, 2.2), speedrun.TWICE: (80, 1.9), "4 layers": (40, 2.05)}
-    rows = [{"change": change, "images": images, "bits": bits} for change, (images, bits) in shown.items()]
+def test_a_speedrun_of_the_recipe_and_changes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: a doubling takes 0.3 bits; a row is worth sqrt(2) of its images, each in half the
+    time.
+    """
+    shown = {
+        speedrun.HALF: (20, 2.5),
+        speedrun.RECIPE: (40, 2.2),
+        speedrun.TWICE: (80, 1.9),
+        "4 layers": (40, 2.05),
+    }
+    rows = [
+        {"change": change, "images": images, "bits": bits}
+        for change, (images, bits) in shown.items()
+    ]
     best, *_ = speedrun.summarize(rows, {**dict.fromkeys(shown, 6.0), "4 layers": 3.0})
     assert (best["change"], best["minutes"]) == ("4 layers", 2)
     assert (best["equal"], best["speed"]) == pytest.approx((4 * 2**0.5, 2 * 2**0.5))
     changes = (speedrun.RECIPE, speedrun.HALF, speedrun.TWICE, "Muon's iteration in bf16")
     for _ in range(2):  # again: nothing is trained anew
-        speedrun.main([str(run), "--images", "32", "--out", str(tmp_path), "--seeds", "0", "1", "--changes", *changes])
+        speedrun.main(
+            [
+                str(run),
+                "--images",
+                "32",
+                "--out",
+                str(tmp_path),
+                "--seeds",
+                "0",
+                "1",
+                "--changes",
+                *changes,
+            ]
+        )
     assert len(json.loads((tmp_path / "rows.json").read_text())) == 8
     assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]} == {*changes}
 
@@ -124,15 +181,21 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < row["archive"]["overhead per image"] < 3
 
 
-def test_children_numbered_as_saved_and_at_random(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = json.loads(printed("numbering", f"{run} --images 20 --effort 0.001 --levels 9 --json", capsys))
+def test_children_numbered_as_saved_and_at_random(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads(
+        printed("numbering", f"{run} --images 20 --effort 0.001 --levels 9 --json", capsys)
+    )
     assert [row["numbers"] for row in rows] == ["saved", "random"]
     first, other = (row["levels"].split() for row in rows)
     assert first[0] == other[0], "only children get other numbers"
     assert len(first) == len(other) < 9
 
 
-def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_processes_beside_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
         assert config.training.batch_size % count == 0
         assert (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file()
@@ -147,44 +210,67 @@ def test_processes_beside_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("systems")
-def test_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    command = f"mnist --leaves 27 --kinds flat unlinked --max-steps 3 --model.quantizer.dim 2 --out {tmp_path / 'out'}"
+def test_collapse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (
+        "mnist --leaves 27 --kinds flat unlinked --max-steps 3 --model.quantizer.dim 2 --out"
+        f" {tmp_path / 'out'}"
+    )
     monkeypatch.setattr(collapse, "SHOWN", {"kind": ("unlinked",), "start": ("N(0, 1)",)})
     printed("collapse", command, capsys)
     rows = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert [(row["kind"], row["start"], row["restarts"]) for row in rows[:7]] == [
-        *(("flat", start, False) for start in collapse.STARTS), ("flat", "latents", True), ("flat", "k-means", True)
-    ]  # fmt: skip
+        *(("flat", start, False) for start in collapse.STARTS),
+        ("flat", "latents", True),
+        ("flat", "k-means", True),
+    ]
     assert [row["kind"] for row in rows[7:]] == ["unlinked"] * 7
     assert all(1 <= row["perplexity"] <= row["used"] <= 27 for row in rows)
     assert read_image(tmp_path / "out" / "collapse.png", 3).shape[0] == 3
-    assert printed("collapse", command, capsys).count("unlinked") == 1, "only what is drawn is trained again"
+    assert printed("collapse", command, capsys).count("unlinked") == 1, (
+        "only what is drawn is trained again"
+    )
     with pytest.raises(InputError, match="has rows with max_steps 3, not 4: choose another --out"):
         collapse.main(command.replace("--max-steps 3", "--max-steps 4").split())
 
 
 def test_the_speedrun_of_one_seed_has_no_p() -> None:
-    bits = {speedrun.RECIPE: [2.5], speedrun.HALF: [2.6], speedrun.TWICE: [2.4], "batch 32": [2.45, 2.46]}
+    bits = {
+        speedrun.RECIPE: [2.5],
+        speedrun.HALF: [2.6],
+        speedrun.TWICE: [2.4],
+        "batch 32": [2.45, 2.46],
+    }
     images = {speedrun.HALF: 50, speedrun.TWICE: 200}
     rows = [
         {"change": change, "seed": seed, "bits": value, "images": images.get(change, 100)}
-        for change, values in bits.items() for seed, value in enumerate(values)
-    ]  # fmt: skip
+        for change, values in bits.items()
+        for seed, value in enumerate(values)
+    ]
     summary = {row["change"]: row for row in speedrun.summarize(rows, dict.fromkeys(bits, 1.0))}
     assert "p" not in summary["batch 32"]
     assert summary["batch 32"]["spread"] == pytest.approx(0.00707, rel=1e-2)
 
 
-def test_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn_cifar10(tmp_path, monkeypatch)
     rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 1 --json", capsys))
     assert [row["side"] for row in rows] == list(vectors.sides(12, 0))
-    assert all(0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows)
+    assert all(
+        0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
+    )
     tree = rows[-1]
     assert tree["against"].split(", ")[0] == f"{tree['left'] / rows[0]['left'] - 1:+.1%}"
-    train, test = np.array([[0, 0], [0, 0], [0, 1], [1, 0]]), np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
+    train = np.array([[0, 0], [0, 0], [0, 1], [1, 0]])
+    test = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
     classes = (np.array([2, 2, 1, 0]), np.array([2, 1, 0, 1]))
-    assert vectors.purity(train, test, classes) == [0.5, 0.75], "a code that no training vector has counts for class 0"
+    assert vectors.purity(train, test, classes) == [
+        0.5,
+        0.75,
+    ], "a code that no training vector has counts for class 0"
 
 
 def read(path: Path) -> Parts:
@@ -210,11 +296,19 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     expected = reader.expected(tmp_path)
     assert expected == {str(tmp_path / "x" / "a.json"): {"": "as it was"}}
     cases = list(reader.run(tmp_path, 0, range(60), expected))
-    faults = ("", "crash: exit code -6", "memory", "crash: KeyError, test_scripts.py:", "", "accepted")
+    faults = (
+        "",
+        "crash: exit code -6",
+        "memory",
+        "crash: KeyError, test_scripts.py:",
+        "",
+        "accepted",
+    )
     for index, case in enumerate(cases):
         path, content = reader.case(tmp_path, 0, index)
         assert path.read_bytes() == b'{"a": 1234}', "the file is put back"
-        same, fault = content == b'{"a": 1234}', faults[len(content) % 6]
+        same = content == b'{"a": 1234}'
+        fault = faults[len(content) % 6]
         assert case.fault.startswith("" if same else fault)
         assert bool(case.fault) == bool(fault) or same
     assert len({case.fault.partition(":")[0] for case in cases}) == 4
@@ -243,43 +337,75 @@ def test_error_and_leaves_of_a_layer_by_hand() -> None:
 def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
     case = make_problem(3, 4, vectors=40, width=5)
     books = [book.double().numpy() for book in case.books]
-    expected = [oracle.beam(vector, books, width, weight)[-1] for vector in case.latents.double().numpy()]
+    expected = [
+        oracle.beam(vector, books, width, weight)[-1] for vector in case.latents.double().numpy()
+    ]
     assert exact_search(case.latents, case.books, width, weight)[0].tolist() == expected
 
 
 def test_vectors_that_rounding_decides_are_not_judged() -> None:
-    right, wrong = torch.zeros(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)
+    right = torch.zeros(1, 3, dtype=torch.long)
+    wrong = torch.ones(1, 3, dtype=torch.long)
     for first, second, vector, tie in (
-        (1, 1 - 0.05 * TOLERANCE, 2, True), (1, 1 - 5 * TOLERANCE, 2, False), (1, 1, 1, True), (1, 3, 1, False),
-    ):  # fmt: skip
-        vectors, books = torch.full((3, 1), float(vector)), [torch.tensor([[[float(first)], [float(second)]]])]
+        (1, 1 - 0.05 * TOLERANCE, 2, True),
+        (1, 1 - 5 * TOLERANCE, 2, False),
+        (1, 1, 1, True),
+        (1, 3, 1, False),
+    ):
+        vectors = torch.full((3, 1), float(vector))
+        books = [torch.tensor([[[float(first)], [float(second)]]])]
         difference = compare(vectors, books, right, wrong, SEARCHES["greedy"])
-        assert (difference["equal"], difference["ties"], difference["errors"]) == (0, 3 * tie, 3 * (not tie))
+        assert (difference["equal"], difference["ties"], difference["errors"]) == (
+            0,
+            3 * tie,
+            3 * (not tie),
+        )
         assert (difference["worst"] > TOLERANCE) != tie
         same = compare(vectors, books, right, right, SEARCHES["greedy"])
         assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
-    assert (measure_agreement(vectors, books, right[0]), measure_agreement(vectors, books, wrong[0])) == (1, 0)
+    assert (
+        measure_agreement(vectors, books, right[0]),
+        measure_agreement(vectors, books, wrong[0]),
+    ) == (1, 0)
 
 
 TINY = dataclasses.replace(
-    gpu.SMALL, matrix=64, trees=((2, 3, 4),), compared=300, searched=300, rounds=1, steps=1,
-    trained={"hrvqvae/cifar10": {"training.batch_size": "2", "model.hidden_units": "8",
-                                 "model.quantizer.init_vectors": "512"}},
-    prior={"prior.training.batch_size": "2", "prior.network.residual_blocks": "1",
-           "prior.network.attention_layers": "1"},
+    gpu.SMALL,
+    matrix=64,
+    trees=((2, 3, 4),),
+    compared=300,
+    searched=300,
+    rounds=1,
+    steps=1,
+    trained={
+        "hrvqvae/cifar10": {
+            "training.batch_size": "2",
+            "model.hidden_units": "8",
+            "model.quantizer.init_vectors": "512",
+        }
+    },
+    prior={
+        "prior.training.batch_size": "2",
+        "prior.network.residual_blocks": "1",
+        "prior.network.attention_layers": "1",
+    },
     prior_levels=(2,),
-)  # fmt: skip
+)
 
 
-def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_report_in_its_small_form(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "SMALL", TINY)
     gpu.main(["--json"])
     report = json.loads(capsys.readouterr().out)
     assert (report["device"], report["form"], report["faults"]) == ("cpu", "small", [])
     assert [(row["search"], row["levels"], row["codewords"]) for row in report["codes"]] == [
-        ("greedy", 2, 3), ("beam of 4", 2, 3), ("flat", 1, 9),
-    ]  # fmt: skip
+        ("greedy", 2, 3),
+        ("beam of 4", 2, 3),
+        ("flat", 1, 9),
+    ]
     for row in report["search"]:
         assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
@@ -287,14 +413,19 @@ def test_the_gpu_report_in_its_small_form(monkeypatch: pytest.MonkeyPatch, capsy
     assert all(row["flop"] > 0 for row in report["training"])
     for row in report["training"]:
         assert row["images_per_second"] == pytest.approx(2 / row["step_seconds"])
-        assert row["matrix_share"] == pytest.approx(row["flop"] / row["step_seconds"] / report["matrix_rate"])
+        assert row["matrix_share"] == pytest.approx(
+            row["flop"] / row["step_seconds"] / report["matrix_rate"]
+        )
 
 
-def test_wrong_codes_end_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_codes_end_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rounded(latents: Tensor, books: list[Tensor], width: int, coarse_weight: float) -> Tensor:
         """The greedy search in bfloat16, as a GPU would by mistake."""
         if width == 1 and len(books) > 1:
-            latents, books = latents.bfloat16().float(), [book.bfloat16().float() for book in books]
+            latents = latents.bfloat16().float()
+            books = [book.bfloat16().float() for book in books]
         return search_tensors(latents, books, width, coarse_weight)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

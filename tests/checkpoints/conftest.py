@@ -1,4 +1,6 @@
-"""Runs to look at: of an autoencoder alone, with all that can lie beside one, and with all of that stale."""
+"""Runs to look at: of an autoencoder alone, with all that can lie beside one, and with all of that
+stale.
+"""
 
 import shutil
 from pathlib import Path
@@ -23,15 +25,20 @@ def run(mnist_root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def whole(mnist_root: Path, tmp_path: Path) -> Path:
-    """A run folder with priors, a progressive decoder that is another than the autoencoder's, and an entropy model."""
+    """A run folder with priors, a progressive decoder that is another than the autoencoder's, and
+    an entropy model.
+    """
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     trained = Run(run)
     model, config = trained.load()
     weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
     weights = {name: tensor + 0.05 * torch.ones_like(tensor) for name, tensor in weights.items()}
     progressive_folder(run).path.mkdir()
-    save_model(progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=trained.digest)
-    of_weights, symbols = trained.weights_digest, config.model.num_symbols
+    save_model(
+        progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=trained.digest
+    )
+    of_weights = trained.weights_digest
+    symbols = config.model.num_symbols
     entropy_model = EntropyModel("tiny", of_weights, config.model.geometry, symbols)
     RunFolder(run).tables.write_bytes(entropy_model.content)
     return run
@@ -40,7 +47,9 @@ def whole(mnist_root: Path, tmp_path: Path) -> Path:
 def change(run: Path) -> None:
     """Make the autoencoder of a run another one."""
     weights, meta = storage.read(RunFolder(run).model)
-    storage.write(RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta)
+    storage.write(
+        RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta
+    )
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""Damage to every kind of file that is read from a run: cut short, a bit turned, other content, another kind of file.
+"""Damage to every kind of file that is read from a run: cut short, a bit turned, other content,
+another kind of file.
 
-It is one line that names the file, and nothing else; code maps, which are a cache, are made again. What is whole
-comes back as it was written.
+It is one line that names the file, and nothing else; code maps, which are a cache, are made again.
+What is whole comes back as it was written.
 """
 
 import contextlib
@@ -31,7 +32,11 @@ from tests.trained_run import load_stored
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda content: content[:-3],
     "empty": lambda content: b"",
-    "bit": lambda content: (int.from_bytes(content) ^ 16 << len(content) // 2 * 8).to_bytes(len(content)),
+    "bit": (
+        lambda content: (int.from_bytes(content) ^ 16 << len(content) // 2 * 8).to_bytes(
+            len(content)
+        )
+    ),
     "text": lambda content: b"this is text\n",
     "binary": lambda content: b"\xff\xfe\x00" * 40,
     "nested": lambda content: b"[" * 2000,
@@ -43,9 +48,15 @@ TENSORS: dict[str, tuple[Callable[[Path], Path], Use]] = {
     "progressive decoder": (lambda run: progressive_folder(run).model, hrvqvae.load),
 }
 FILES = TENSORS | {
-    "entropy model": (lambda run: RunFolder(run).tables, lambda run: hrvqvae.load(run).entropy_model),
+    "entropy model": (
+        lambda run: RunFolder(run).tables,
+        lambda run: hrvqvae.load(run).entropy_model,
+    ),
     "configuration": (lambda run: RunFolder(run).config, hrvqvae.load),
-    "configuration of a prior": (lambda run: prior_folder(run, 1).config, lambda run: Run(run).load_priors()),
+    "configuration of a prior": (
+        lambda run: prior_folder(run, 1).config,
+        lambda run: Run(run).load_priors(),
+    ),
     "exported configuration": (lambda run: RunFolder(run).config_json, hrvqvae.load),
 }
 
@@ -57,11 +68,14 @@ def test_damage_is_one_line_that_names_the_file(kind: str, whole: Path, tmp_path
     if kind == "exported configuration":
         export(whole, tmp_path / "exported")
         whole = tmp_path / "exported"
-    path, configuration = find(whole), "configuration" in kind
+    path = find(whole)
+    configuration = "configuration" in kind
     content = path.read_bytes()
     for damage in set(DAMAGES) - ({"cut", "bit"} if configuration else set()):
         path.write_bytes(DAMAGES[damage](content))
-        with pytest.raises(InputError if configuration else DamagedFileError, match=path.name) as caught:
+        with pytest.raises(
+            InputError if configuration else DamagedFileError, match=path.name
+        ) as caught:
             use(whole)
         assert "\n" not in str(caught.value), damage
 
@@ -96,8 +110,9 @@ def test_wrong_meta_is_one_line_that_names_the_file(kind: str, whole: Path) -> N
 
 MAPS = CodeMaps(
     tuple(np.random.default_rng(level).integers(0, 3, (9, 7, 7), np.uint8) for level in range(2)),
-    np.arange(9) % 3, ("one", "two", "three"),
-)  # fmt: skip
+    np.arange(9) % 3,
+    ("one", "two", "three"),
+)
 
 
 @pytest.fixture
@@ -117,10 +132,15 @@ def replace(path: Path, old: bytes, new: bytes) -> None:
     path.write_bytes(path.read_bytes().replace(old, new))
 
 
-CODES, LABELS = "train-level-2.npy", "train-labels.npy"
+CODES = "train-level-2.npy"
+LABELS = "train-labels.npy"
 OF_MAPS: dict[str, Callable[[Path], object]] = {
-    **{f"{name} of codes": lambda path, how=how: (path / CODES).write_bytes(how((path / CODES).read_bytes()))
-       for name, how in DAMAGES.items()},
+    **{
+        f"{name} of codes": (
+            lambda path, how=how: (path / CODES).write_bytes(how((path / CODES).read_bytes()))
+        )
+        for name, how in DAMAGES.items()
+    },
     "labels gone": lambda path: (path / LABELS).unlink(),
     "another code": lambda path: array(path / CODES, lambda codes: (codes + 1) % 3),
     "another label": lambda path: array(path / LABELS, lambda labels: (labels + 1) % 3),
@@ -128,9 +148,11 @@ OF_MAPS: dict[str, Callable[[Path], object]] = {
     "another shape": lambda path: array(path / CODES, lambda codes: codes.reshape(9, 49, 1)),
     "JSON": lambda path: (path / "train.json").write_text("[1]"),
     "JSON without classes": lambda path: replace(path / "train.json", b'"classes', b'"glasses'),
-    "name of a class": lambda path: replace(path / "train.json", b'"classes": ["', b'"classes": ["!'),
+    "name of a class": lambda path: replace(
+        path / "train.json", b'"classes": ["', b'"classes": ["!'
+    ),
     "header": lambda path: replace(path / CODES, b"}", b"{"),
-}  # fmt: skip
+}
 
 
 def equal(one: CodeMaps, other: CodeMaps) -> bool:
@@ -146,7 +168,9 @@ def test_damaged_code_maps_are_made_again(taken: Callable[[], CodeMaps], tmp_pat
         assert equal(taken(), MAPS), damage
 
 
-@pytest.mark.parametrize(("symbols", "kind"), [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+@pytest.mark.parametrize(
+    ("symbols", "kind"), [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)]
+)
 def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path: Path) -> None:
     config = with_quantizer(tiny, levels=1, codewords=symbols, dim=1)
     model = build(config)
@@ -169,7 +193,9 @@ def test_codes_are_those_of_the_model(whole: Path) -> None:
 
 
 STORED = {
-    "weight": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "weight": (
+        torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last)
+    ),
     "step": torch.tensor(7),
     "half": torch.ones(3, dtype=torch.bfloat16),
     "empty": torch.zeros(0, 4),
@@ -180,7 +206,10 @@ META = {"step": 7, "name": "ünïcode"}
 
 def same(found: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
     tensors, meta = found
-    equal = all(tensors[name].dtype == one.dtype and torch.equal(tensors[name], one) for name, one in STORED.items())
+    equal = all(
+        tensors[name].dtype == one.dtype and torch.equal(tensors[name], one)
+        for name, one in STORED.items()
+    )
     return meta == META and tensors.keys() == STORED.keys() and equal
 
 
@@ -193,7 +222,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     assert length % 8 == 0, "safetensors maps the data from there"
-    assert (list(header), list(header["__metadata__"])) == (sorted(header), sorted(header["__metadata__"]))
+    assert (list(header), list(header["__metadata__"])) == (
+        sorted(header),
+        sorted(header["__metadata__"]),
+    )
     path.write_bytes(content[: 8 + length])
     assert storage.read_meta(path) == META, "the header alone is read"
 
@@ -207,16 +239,22 @@ def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_damage_is_noticed(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"
     storage.write(path, STORED, META)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans(), "cut"):
         content = content[: data.draw(st.integers(0, len(content) - 1), "length")]
     else:
-        content[data.draw(st.integers(0, len(content) - 1), "place")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+        content[data.draw(st.integers(0, len(content) - 1), "place")] ^= 1 << data.draw(
+            st.integers(0, 7), "bit"
+        )
     path.write_bytes(content)
-    with contextlib.suppress(DamagedFileError):  # else a bit of the header that carries nothing, such as a space
+    with contextlib.suppress(
+        DamagedFileError
+    ):  # else a bit of the header that carries nothing, such as a space
         assert same(storage.read(path))
 
 
@@ -225,10 +263,16 @@ def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory: pytest.Tem
     [
         {"x": torch.zeros(1, 9, dtype=torch.int8), "x:scale": torch.zeros(9)},
         {"x": torch.zeros(3, 4, dtype=torch.int8), "x:scale": torch.zeros(5)},
-        {"q.total:product": torch.zeros(1), "q.codewords": torch.zeros(1, 9, 2), "q.count": torch.zeros(9, 1)},
+        {
+            "q.total:product": torch.zeros(1),
+            "q.codewords": torch.zeros(1, 9, 2),
+            "q.count": torch.zeros(9, 1),
+        },
     ],
 )
-def test_compact_weights_of_shapes_that_do_not_belong_together(stored: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_compact_weights_of_shapes_that_do_not_belong_together(
+    stored: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     storage.write(tmp_path / "x.safetensors", stored, META)
     with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged: .* (scales|shape)"):
         storage.read(tmp_path / "x.safetensors")

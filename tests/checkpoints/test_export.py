@@ -1,4 +1,6 @@
-"""What others need of a run: small, without paths, whole or not at all, with a card that says what it is."""
+"""What others need of a run: small, without paths, whole or not at all, with a card that says what
+it is.
+"""
 
 import json
 import re
@@ -29,38 +31,63 @@ def front_matter(card: str) -> Any:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path, tmp_path: Path) -> None:
+def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(
+    whole: Path, tmp_path: Path
+) -> None:
     files = export(whole, tmp_path / "out")
     assert files == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
     parts = ["", "prefixes/", *(f"priors/level-{level}/" for level in (1, 2, 3))]
-    expected = {"README.md", "config.json", "tables.hrvt", *(f"{part}model.safetensors" for part in parts)}
+    expected = {
+        "README.md",
+        "config.json",
+        "tables.hrvt",
+        *(f"{part}model.safetensors" for part in parts),
+    }
     assert {str(path.relative_to(tmp_path / "out")) for path in files} == expected
     prior = prior_folder(whole, 1).model
     assert (tmp_path / "out" / prior.relative_to(whole)).stat().st_size < 0.7 * prior.stat().st_size
     assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
-    for one, other in zip(Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True):
+    for one, other in zip(
+        Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True
+    ):
         for name, tensor in one.state_dict().items():
             torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
-    there, here = hrvqvae.load(tmp_path / "out"), hrvqvae.load(whole)
-    assert torch.equal(there.decode(there.encode(IMAGES)[:1], 1), here.decode(here.encode(IMAGES)[:1], 1))
+    there = hrvqvae.load(tmp_path / "out")
+    here = hrvqvae.load(whole)
+    assert torch.equal(
+        there.decode(there.encode(IMAGES)[:1], 1), here.decode(here.encode(IMAGES)[:1], 1)
+    )
     assert there.compress(IMAGES) == here.compress(IMAGES)
     with pytest.raises(InputError, match="exists already"):
         export(whole, tmp_path / "out")
 
 
-def test_a_compact_export_is_half_the_size(whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_compact_export_is_half_the_size(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """And nearly the same."""
     files = export(whole, tmp_path / "out", compact=True)
     assert "tables.hrvt" not in [path.name for path in files]
     assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
     for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
-        assert (tmp_path / "out" / path.relative_to(whole)).stat().st_size < 0.7 * path.stat().st_size
-    there, here = hrvqvae.load(tmp_path / "out").autoencoder, hrvqvae.load(whole).autoencoder
+        assert (
+            tmp_path / "out" / path.relative_to(whole)
+        ).stat().st_size < 0.7 * path.stat().st_size
+    there = hrvqvae.load(tmp_path / "out").autoencoder
+    here = hrvqvae.load(whole).autoencoder
     for name, tensor in there.state_dict().items():
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
             torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
-    assert sum((one == other).sum() for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)) > 300
-    for one, other in zip(Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True):
+    assert (
+        sum(
+            (one == other).sum()
+            for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
+        )
+        > 300
+    )
+    for one, other in zip(
+        Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True
+    ):
         for name, tensor in one.state_dict().items():
             own = other.state_dict()[name]
             assert (tensor - own).abs().max() <= own.abs().max() / 250
@@ -74,24 +101,37 @@ def test_a_number_too_large_for_half_precision_stays() -> None:
 
 
 def test_moving_averages_are_left_out_unless_codewords_are_shrunk() -> None:
-    weights = {"count": torch.tensor([[0.5]]), "codewords": torch.tensor([[[2.0]]]), "total": torch.tensor([[[1.0]]])}
+    weights = {
+        "count": torch.tensor([[0.5]]),
+        "codewords": torch.tensor([[[2.0]]]),
+        "total": torch.tensor([[[1.0]]]),
+    }
     weights = {f"book.{name}": value for name, value in weights.items()}
     assert same(restored(compacted(weights, matrices=False)), weights)
-    shrunk = weights | {"book.total": torch.tensor([[[0.25]]]), "book.shared": torch.tensor([[3.0]])}
+    shrunk = weights | {
+        "book.total": torch.tensor([[[0.25]]]),
+        "book.shared": torch.tensor([[3.0]]),
+    }
     assert same(restored(compacted(shrunk, matrices=False)), shrunk)
 
 
 def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
     sections = ("training", "prior.training", "progressive.training")
     for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
-        given = {"data.root": name, "prior.codes": name} | {f"{section}.init_from": name for section in sections}
+        given = {"data.root": name, "prior.codes": name} | {
+            f"{section}.init_from": name for section in sections
+        }
         left = dict(flatten(to_dict(without_paths(override(tiny, given)))))
         assert {name: left[name] for name in given} == {
-            "data.root": None, "prior.codes": None, **{f"{section}.init_from": kept for section in sections},
-        }  # fmt: skip
+            "data.root": None,
+            "prior.codes": None,
+            **{f"{section}.init_from": kept for section in sections},
+        }
 
 
-def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_stale_is_left_out_with_a_line(
+    changed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = export(changed, tmp_path / "out")
     assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
     assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
@@ -99,7 +139,9 @@ def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path: Path, ca
     assert "| priors | none |" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_card_and_what_it_shows(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_card_and_what_it_shows(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     whole.rename("exp.v1")
     do("export", "exp.v1")
@@ -111,12 +153,22 @@ def test_the_card_and_what_it_shows(whole: Path, tmp_path: Path, monkeypatch: py
     assert front_matter(card)["tags"][-2:] == ["hrvqvae", "mnist"]
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["kind"] == "evaluation"][-1]
-    bits = [storage.read_meta(prior_folder(whole, level).model)["bits_per_code"] for level in range(3)]
+    bits = [
+        storage.read_meta(prior_folder(whole, level).model)["bits_per_code"] for level in range(3)
+    ]
     for said in (
-        "# Model card: my model", "| data | MNIST", "12x12 pixels, greyscale", "batches of 16", "60 steps",
-        "7x7 of 3, 7x7 of 3", ", ".join(f"{one:.3f}" for one in bits), "PixelSNAIL of level 1; ", "trained 5 steps",
-        "| license | cc-by-4.0 |", f"MSE {last['mse']:.4e}, PSNR {last['psnr']:.2f} dB",
-    ):  # fmt: skip
+        "# Model card: my model",
+        "| data | MNIST",
+        "12x12 pixels, greyscale",
+        "batches of 16",
+        "60 steps",
+        "7x7 of 3, 7x7 of 3",
+        ", ".join(f"{one:.3f}" for one in bits),
+        "PixelSNAIL of level 1; ",
+        "trained 5 steps",
+        "| license | cc-by-4.0 |",
+        f"MSE {last['mse']:.4e}, PSNR {last['psnr']:.2f} dB",
+    ):
         assert said in card
     assert set(re.findall(r"(\d+x\d+) pixels", card)) == {"12x12"}
     (line,) = re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)
@@ -162,12 +214,17 @@ def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Pat
     hrvqvae.load(tmp_path / "saved")
     config["model"]["padding"] = 2
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="config.json describes another model than model.safetensors"):
+    with pytest.raises(
+        InputError, match="config.json describes another model than model.safetensors"
+    ):
         hrvqvae.load(tmp_path / "saved")
 
 
-def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: Path, tmp_path: Path) -> None:
-    plain, second = hrvqvae.load(whole).sample(2, seed=1), hrvqvae.load(whole).sample(2, seed=1, levels=2)
+def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(
+    whole: Path, tmp_path: Path
+) -> None:
+    plain = hrvqvae.load(whole).sample(2, seed=1)
+    second = hrvqvae.load(whole).sample(2, seed=1, levels=2)
     RunFolder(whole).sampling.write_text('{"guidance": 1, "levels": 2}')
     export(whole, tmp_path / "out")
     model = hrvqvae.load(whole)

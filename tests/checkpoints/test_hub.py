@@ -28,7 +28,9 @@ from tests.conftest import do, refused, write_picture
 from tests.replay import blocks
 
 TOKEN = "hf_test"
-http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]  # the library's HTTP client
+http: Any = sys.modules[
+    type(library.get_session()).__module__.partition(".")[0]
+]  # the library's HTTP client
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Hub:
             raise http.ConnectError("Connection refused")
         path = unquote(request.url.path)
         self.requests.append(f"{request.method} {path}")
-        parts, known = path.strip("/").split("/"), request.headers.get("Authorization") == f"Bearer {TOKEN}"
+        parts = path.strip("/").split("/")
+        known = request.headers.get("Authorization") == f"Bearer {TOKEN}"
         if request.method in ("GET", "HEAD"):
             return self._read(parts, known)
         if not known:
@@ -74,7 +77,12 @@ class Hub:
             return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
         if of_api and "tree" in parts:
             rows = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                {
+                    "type": "file",
+                    "path": name,
+                    "size": len(content),
+                    "oid": hashlib.sha1(content).hexdigest(),
+                }
                 for name, content in sorted(repository.files.items())
             ]
             return http.Response(200, json=rows)
@@ -85,7 +93,10 @@ class Hub:
         content = repository.files.get("/".join(parts[4:]))  # user/name/resolve/revision/file
         if content is None:
             return http.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-        tags = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.commit}
+        tags = {
+            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+            "X-Repo-Commit": repository.commit,
+        }
         return http.Response(200, content=content, headers=tags)
 
     def _write(self, parts: list[str], body: bytes) -> Any:
@@ -98,7 +109,11 @@ class Hub:
             found = {"url": f"{self.url}/{name}", "id": name}
         elif "preupload" in parts:
             files = [one["path"] for one in json.loads(body)["files"]]
-            found = {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
+            found = {
+                "files": [
+                    {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files
+                ]
+            }
         elif "commit" in parts and self.refuse_commits:
             return http.Response(403)
         elif "commit" in parts:
@@ -118,7 +133,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A stand-in that huggingface_hub asks instead of the real one."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own for large files
+    monkeypatch.setattr(
+        constants, "HF_HUB_DISABLE_XET", True
+    )  # a protocol of its own for large files
     running = Hub()
     client = http.Client(transport=http.MockTransport(running.answer), follow_redirects=True)
     huggingface_hub.set_client_factory(lambda: client)
@@ -131,18 +148,25 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub)
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
     assert pushed.private
-    assert pushed.files.keys() == {str(path.relative_to("out")) for path in export(whole, Path("out"))}
+    assert pushed.files.keys() == {
+        str(path.relative_to("out")) for path in export(whole, Path("out"))
+    }
     assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
     card = pushed.files["README.md"].decode()
     shown = [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
     assert [words[:2] for words in shown] == [["hub", "get"], ["reconstruct", "digits"]]
     write_picture(tmp_path / "x.png", 1, (12, 12), "L")
     assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"
-    assert "digits exists already; choose another folder" in refused(["hub", "get", "someone/digits"])
+    assert "digits exists already; choose another folder" in refused(
+        ["hub", "get", "someone/digits"]
+    )
     original = hrvqvae.load(whole)
     fetched = Model.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
     for model in (hrvqvae.load("digits"), fetched):
-        assert all(torch.equal(a, b) for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True)
+        )
         assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
     printed = do("evaluate", "digits", "--data", original.config.data.root, "--device", "cpu")
     assert "the priors know the class" in printed
@@ -161,7 +185,10 @@ def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, h
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
     there = Model.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
     weights = there.autoencoder.state_dict()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.autoencoder.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name])
+        for name, tensor in model.autoencoder.state_dict().items()
+    )
     assert there.config.data.size == 12
 
 
@@ -172,38 +199,63 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
     export(run, Path("someone/digits"))
     Model.from_pretrained("someone/digits")
     for load, nowhere, message in (
-        (hrvqvae.load, "someone/else", "mnist$"), (hrvqvae.load, "else/digits", "hrvqvae hub get else/digits$"),
+        (hrvqvae.load, "someone/else", "mnist$"),
+        (hrvqvae.load, "else/digits", "hrvqvae hub get else/digits$"),
         (Model.from_pretrained, "nowhere", "cifar10, mnist, .*mnist$"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=f"there is no such run folder.*{message}"):
             load(nowhere)
-    with pytest.raises(InputError, match="from_pretrained has no option devise; it has device, beam, revision"):
+    with pytest.raises(
+        InputError, match="from_pretrained has no option devise; it has device, beam, revision"
+    ):
         Model.from_pretrained("mnist", devise="cuda")
     assert hub.requests == []
 
 
-def test_what_the_hub_does_not_give(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_does_not_give(
+    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.refuse_commits = True
     assert "the hub refuses someone/digits" in refused(["hub", "push", run, "someone/digits"])
-    assert hub.repositories.pop("someone/digits").files == {}, "a push that breaks off leaves nothing"
+    assert hub.repositories.pop("someone/digits").files == {}, (
+        "a push that breaks off leaves nothing"
+    )
     hub.refuse_commits = False
     Model(run).push_to_hub("someone/digits", private=True)
-    assert "the hub has no model someone/none, or it is private" in refused(["hub", "get", "someone/none"])
+    assert "the hub has no model someone/none, or it is private" in refused(
+        ["hub", "get", "someone/none"]
+    )
     assert "has no revision 'v9'" in refused(["hub", "get", "someone/digits", "--revision", "v9"])
-    assert "'digits' is no name of the hub; it must be user/name" in refused(["hub", "push", run, "digits"])
+    assert "'digits' is no name of the hub; it must be user/name" in refused(
+        ["hub", "push", run, "digits"]
+    )
     assert "'a--b/c' is no name of the hub" in refused(["hub", "get", "a--b/c"])
     hub.repositories["someone/digits"].files.pop("model.safetensors")
-    assert "is no model of hrvqvae (it has no model.safetensors)" in refused(["hub", "get", "someone/digits"])
+    assert "is no model of hrvqvae (it has no model.safetensors)" in refused(
+        ["hub", "get", "someone/digits"]
+    )
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the hub has no model someone/digits, or it is private" in refused(["hub", "get", "someone/digits"])
+    assert "the hub has no model someone/digits, or it is private" in refused(
+        ["hub", "get", "someone/digits"]
+    )
     assert "the hub refuses someone/other; log in" in refused(["hub", "push", run, "someone/other"])
     present = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "huggingface_hub" else present(name))
-    assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in refused(["hub", "get", "a/b"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"], "nothing is left of what failed"
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "huggingface_hub" else present(name),
+    )
+    assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in refused(
+        ["hub", "get", "a/b"]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"], (
+        "nothing is left of what failed"
+    )
 
 
-def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network(
+    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Model(run).push_to_hub("someone/digits")
     cache = tmp_path / "cache"
     Model.from_pretrained("someone/digits", cache_dir=cache)
@@ -211,21 +263,34 @@ def test_without_a_network(run: Path, tmp_path: Path, hub: Hub, monkeypatch: pyt
     Model.from_pretrained("someone/digits", cache_dir=cache)
     Model.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
     for options in ({}, {"local_files_only": True}):
-        with pytest.raises(InputError, match="someone/other is not on this machine, and the hub can't be reached"):
+        with pytest.raises(
+            InputError, match="someone/other is not on this machine, and the hub can't be reached"
+        ):
             Model.from_pretrained("someone/other", cache_dir=cache, **options)
-    assert "the hub can't be reached for someone/new" in refused(["hub", "push", run, "someone/new"])
+    assert "the hub can't be reached for someone/new" in refused(
+        ["hub", "push", run, "someone/new"]
+    )
 
 
 def test_the_page(tmp_path: Path, hub: Hub) -> None:
-    """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on the hub."""
-    page, names = blocks("docs/hub.md"), dict[str, Any]()
+    """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on
+    the hub.
+    """
+    page = blocks("docs/hub.md")
+    names = dict[str, Any]()
     exec(dict(page)["python"], names)
     assert names["images"].shape == (4, 1, 28, 28)
     assert Path("mine/priors/level-1/model.safetensors").is_file()
     Path("runs").mkdir()
     export("mnist", Path("runs/mnist"))
     Model("mnist").push_to_hub("user/name")
-    commands = [command for _, block in page for command in re.findall(r"^\$ hrvqvae ([^#\n]*)", block, re.MULTILINE)]
+    commands = [
+        command
+        for _, block in page
+        for command in re.findall(r"^\$ hrvqvae ([^#\n]*)", block, re.MULTILINE)
+    ]
     assert [main(command.split()) for command in commands] == [0, 0]
     assert Path("name/model.safetensors").is_file()
-    assert front_matter(hub.repositories["user/name"].files["README.md"].decode())["license"] == "mit"
+    assert (
+        front_matter(hub.repositories["user/name"].files["README.md"].decode())["license"] == "mit"
+    )

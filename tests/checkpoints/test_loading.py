@@ -1,4 +1,6 @@
-"""Models and priors from disk, a trained model as one object, codes and samples of the shipped MNIST model."""
+"""Models and priors from disk, a trained model as one object, codes and samples of the shipped
+MNIST model.
+"""
 
 import json
 import pickle
@@ -25,13 +27,16 @@ from tests.conftest import drawn_digits, with_quantizer, with_training
 
 def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
-    model, file = hrvqvae.load(run.name), hrvqvae.load(run / "model.safetensors")
+    model = hrvqvae.load(run.name)
+    file = hrvqvae.load(run / "model.safetensors")
     monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)
     model.compress(images)
     assert (run / "states").is_dir(), "found when the process has gone elsewhere"
     assert not model.autoencoder.training
-    assert torch.equal(model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1))
+    assert torch.equal(
+        model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1)
+    )
     for device, message in (("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")):
         with pytest.raises(InputError, match=message):
             hrvqvae.load(run, device=device)
@@ -43,15 +48,19 @@ def test_runs_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "begun" / "config.yaml").write_text("")
     storage.write(tmp_path / "file", {}, {})
     for name, message in (
-        (tmp_path / "none", "there is no such run folder"), (tmp_path / "empty", "is not a run folder"),
-        (tmp_path / "begun", "has no model.safetensors yet"), (tmp_path / "file", "is no model: give a run folder"),
+        (tmp_path / "none", "there is no such run folder"),
+        (tmp_path / "empty", "is not a run folder"),
+        (tmp_path / "begun", "has no model.safetensors yet"),
+        (tmp_path / "file", "is no model: give a run folder"),
         ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=message):
             hrvqvae.load(name)
 
 
-def test_models_of_the_package_are_not_trained(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_the_package_are_not_trained(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     require_trainable("run")
     Path("mnist").mkdir()
@@ -67,10 +76,14 @@ def test_models_of_the_package_are_not_trained(run: Path, tmp_path: Path, monkey
 def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:
     folder = RunFolder(run)
     before = folder.read_config()
-    folder.write_config(with_training(before, max_steps=7, device="cpu"))  # what a run that goes on may change
+    folder.write_config(
+        with_training(before, max_steps=7, device="cpu")
+    )  # what a run that goes on may change
     assert Run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
-    with pytest.raises(InputError, match=r"run/config.yaml describes another model than model.safetensors"):
+    with pytest.raises(
+        InputError, match=r"run/config.yaml describes another model than model.safetensors"
+    ):
         hrvqvae.load(run)
     (run / "config.yaml").unlink()
     assert Run(run).load()[1] == before, "the weights know their configuration"
@@ -81,7 +94,9 @@ def test_priors_that_are_missing(whole: Path) -> None:
     for path in (RunFolder(whole).model, *(prior_folder(whole, level).model for level in range(3))):
         content = path.read_bytes()
         path.with_suffix(".kept").write_bytes(content)
-        path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little")])  # a header without any tensor
+        path.write_bytes(
+            content[: 8 + int.from_bytes(content[:8], "little")]
+        )  # a header without any tensor
     assert Run(whole).missing_priors() == ""
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
@@ -96,8 +111,12 @@ def test_priors_that_are_missing(whole: Path) -> None:
 def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> None:
     path = prior_folder(whole, 1).model
     tensors, meta = storage.read(path)
-    storage.write(path, tensors, {**meta, "class_counts": [count + 1 for count in meta["class_counts"]]})
-    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"]), "of more images is no fault"
+    storage.write(
+        path, tensors, {**meta, "class_counts": [count + 1 for count in meta["class_counts"]]}
+    )
+    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"]), (
+        "of more images is no fault"
+    )
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with pytest.raises(InputError, match=r"level-2.* trained on other classes than level 1"):
         Run(whole).load_priors()
@@ -106,14 +125,20 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> 
         Run(whole).load_priors()
 
 
-def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = RunFolder(run).model, Path.read_bytes
+def test_a_digest_is_of_the_weights_that_were_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunFolder(run).model
+    read = Path.read_bytes
     before = storage.digest(path)
 
     def read_and_replace(self: Path) -> bytes:
         content = read(self)
         if self == path:
-            tensors = {name: torch.zeros_like(tensor) for name, tensor in storage.load_tensors(content).items()}
+            tensors = {
+                name: torch.zeros_like(tensor)
+                for name, tensor in storage.load_tensors(content).items()
+            }
             storage.write(path, tensors, storage.read_meta(path))
         return content
 
@@ -126,8 +151,10 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch: pytes
 
 
 def test_codes_as_one_tensor(run: Path) -> None:
-    model, images = hrvqvae.load(run), torch.rand(2, 1, 12, 12)
-    codes, stacked = model.encode(images), model.encode(images, stacked=True)
+    model = hrvqvae.load(run)
+    images = torch.rand(2, 1, 12, 12)
+    codes = model.encode(images)
+    stacked = model.encode(images, stacked=True)
     assert stacked.shape == (2, 3, 7, 7)
     assert all(torch.equal(stacked[:, level], code) for level, code in enumerate(codes))
     for levels in (None, 2):
@@ -137,7 +164,9 @@ def test_codes_as_one_tensor(run: Path) -> None:
         (output * torch.ones((), requires_grad=True)).sum().backward()  # they train another network
 
 
-def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path: Path) -> None:
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(
+    whole: Path, tmp_path: Path
+) -> None:
     model = hrvqvae.load(whole)
     images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)
     assert images.shape == (6, 1, 12, 12)
@@ -149,13 +178,18 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, 
     how = ["--class", "7", "--seed", "3", "--temperature", "0.8", "--top-k", "2", "--top-p", "0.9"]
     where = ["-o", str(tmp_path / "sheet.png"), "--save-dir", str(tmp_path / "single")]
     assert main(["sample", str(whole), "-n", "6", *how, *where]) == 0
-    assert np.array_equal(read_image(tmp_path / "sheet.png", 3), np.asarray(draw_grid(list(images))).transpose(2, 0, 1))
+    assert np.array_equal(
+        read_image(tmp_path / "sheet.png", 3),
+        np.asarray(draw_grid(list(images))).transpose(2, 0, 1),
+    )
     for number, image in enumerate(images):
         written = torch.from_numpy(read_image(tmp_path / "single" / f"7-{number:04d}.png", 1))
         assert torch.equal(written, (image * 255).round().byte())
 
 
-def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_class_all_come_and_batches_change_nothing(
+    whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = hrvqvae.load(whole)
     together = model.draw(40, seed=0)
     assert together.images.shape == (40, 1, 12, 12)
@@ -163,7 +197,9 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
     monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 7)
     in_parts = model.draw(40, seed=0)
     assert in_parts.classes == together.classes
-    assert all(torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True)
+    )
     torch.testing.assert_close(in_parts.images, together.images)
 
 
@@ -174,10 +210,16 @@ def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path) -> None:
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
-@pytest.mark.parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
-def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int) -> None:
+@pytest.mark.parametrize(
+    ("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)]
+)
+def test_completions_keep_the_codes_of_that_part(
+    whole: Path, keep: str, rows: int, columns: int
+) -> None:
     model = hrvqvae.load(whole)
-    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     kept = model.keep_part(image, keep)
     drawn = model.draw(5, seed=2, class_name="3", kept=kept)
     for codes, given in zip(drawn.codes, model.encode(image[None]), strict=True):
@@ -195,7 +237,9 @@ def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: i
             model.complete(other, keep=part)
 
 
-CODES: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "mnist_codes.json").read_text())
+CODES: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "mnist_codes.json").read_text()
+)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,11 @@ def test_presets_are_listed() -> None:
 
 
 def test_a_preset_is_shown() -> None:
-    rows = {line.split()[0]: line.split()[1:] for line in do("presets", "hrvqvae/ffhq").splitlines() if line}
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in do("presets", "hrvqvae/ffhq").splitlines()
+        if line
+    }
     assert rows["hrvqvae/ffhq:"][:1] == ["FFHQ,"]
     assert rows["model.quantizer.codewords"] == ["8", "Table", "6"]
     assert rows["model.quantizer.decay"] == ["0.95", "ours"]
@@ -49,18 +53,29 @@ def test_runs_are_listed_with_what_is_stale(run: Path, tmp_path: Path) -> None:
     (runs / "bad" / "checkpoints").mkdir(parents=True)
     (runs / "bad" / "config.yaml").write_text("model: [")
     shutil.copytree(run, runs / "other")
-    (runs / "other" / "metrics.jsonl").write_text('{"kind": "evaluation", "step": 1, "mse": "low"}\n')
+    (runs / "other" / "metrics.jsonl").write_text(
+        '{"kind": "evaluation", "step": 1, "mse": "low"}\n'
+    )
     with in_another_process(runs / "trained-on"):
         bad, other, plain, trained_on = json.loads(do("runs", runs, "--json"))
     assert "could not convert" in other["fault"]
     assert "can't be read as YAML" in bad["fault"]
     assert (plain["run"], plain["system"], plain["step"]) == (str(runs / "plain"), "hrvqvae", 60)
     assert (plain["in_use"], trained_on["in_use"]) == (False, True)
-    assert (plain["stale"], trained_on["stale"]) == ([], [f"priors/level-{level}" for level in (1, 2, 3)])
+    assert (plain["stale"], trained_on["stale"]) == (
+        [],
+        [f"priors/level-{level}" for level in (1, 2, 3)],
+    )
     measured = json.loads(do("evaluate", runs / "trained-on", "--json", "--device", "cpu"))
-    assert measured["mse"] == pytest.approx(trained_on["mse"], rel=1e-3), "although its priors are stale"
-    assert measured["no_priors"].startswith("priors/level-1, priors/level-2, priors/level-3: made for another state")
-    assert plain["mse"] == pytest.approx(json.loads(do("evaluate", run, "--json", "--device", "cpu"))["mse"], rel=1e-3)
+    assert measured["mse"] == pytest.approx(trained_on["mse"], rel=1e-3), (
+        "although its priors are stale"
+    )
+    assert measured["no_priors"].startswith(
+        "priors/level-1, priors/level-2, priors/level-3: made for another state"
+    )
+    assert plain["mse"] == pytest.approx(
+        json.loads(do("evaluate", run, "--json", "--device", "cpu"))["mse"], rel=1e-3
+    )
     assert (plain["preset"], plain["priors"]) == ("tiny", ["level 1", "level 2", "level 3"])
 
 
@@ -74,13 +89,17 @@ def test_data_is_listed(mnist_root: Path) -> None:
         assert " not there " in rows[absent]
     assert "hrvqvae data get cifar10" in rows["cifar10"]
     assert "hrvqvae data get" not in rows["ffhq"]
-    rows = {line.split()[0]: line for line in do("data", "list", "--root", mnist_root / "mnist").splitlines()}
+    rows = {
+        line.split()[0]: line
+        for line in do("data", "list", "--root", mnist_root / "mnist").splitlines()
+    }
     assert f" in {mnist_root / 'mnist'} " in rows["mnist"]
     assert " not there " in rows["fashion-mnist"], "whose files have the same names"
 
 
 def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
-    text, plain = done("doctor"), done("doctor", "--json")
+    text = done("doctor")
+    plain = done("doctor", "--json")
     assert text[0] == plain[0] == code
     return json.loads(plain[1]), text[1], text[2].splitlines()
 
@@ -102,7 +121,9 @@ def test_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert report["versions"]["torch"] == metadata.version("torch")
     assert report["precision"] in ("bf16", "fp32")
     assert report["folders"]["data sets (HRVQVAE_DATA)"] == str(tmp_path / "data")
-    assert report["folders"]["published networks (TORCH_HOME)"] == str(tmp_path / "hub" / "checkpoints")
+    assert report["folders"]["published networks (TORCH_HOME)"] == str(
+        tmp_path / "hub" / "checkpoints"
+    )
     assert report["extras"]["figures"] == []
     assert str(tmp_path / "data") in printed
     assert all(f"extra {extra} " in printed for extra in report["extras"])

@@ -1,4 +1,6 @@
-"""The command line itself: the order of options, wrong commands, help, JSON, progress; formats of numbers."""
+"""The command line itself: the order of options, wrong commands, help, JSON, progress; formats of
+numbers.
+"""
 
 import contextlib
 import io
@@ -26,10 +28,14 @@ from hrvqvae.utils.quantities import clock, counted, psnr
 from tests.conftest import refused
 
 TRAIN = (
-    ["hrvqvae/mnist"], ["--print-config"], ["--max-steps", "5"], ["--data=somewhere"],
-    ["--model.quantizer.codewords", "8"], ["--training.learning_rate=1e-3"],
+    ["hrvqvae/mnist"],
+    ["--print-config"],
+    ["--max-steps", "5"],
+    ["--data=somewhere"],
+    ["--model.quantizer.codewords", "8"],
+    ["--training.learning_rate=1e-3"],
     ["--prior.training.batch_size", "128,64,32"],
-)  # fmt: skip
+)
 
 
 @settings(deadline=None, max_examples=6)
@@ -46,10 +52,19 @@ def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> No
 
 
 def test_fields_are_told_from_the_rest() -> None:
-    assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (["a", "--", "--x.z", "3"], {"x.y": ""})
-    assert split_fields(["--x.y", "-1e-3", "b c", "--z.w=-2", "--x"]) == (["b c", "--x"], {"x.y": "-1e-3", "z.w": "-2"})
+    assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (
+        ["a", "--", "--x.z", "3"],
+        {"x.y": ""},
+    )
+    assert split_fields(["--x.y", "-1e-3", "b c", "--z.w=-2", "--x"]) == (
+        ["b c", "--x"],
+        {"x.y": "-1e-3", "z.w": "-2"},
+    )
     assert split_fields(["--x.y", "1", "--x.y=1"]) == ([], {"x.y": "1"})
-    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (["--out=runs/a.b", "--out", "runs/a.b"], {})
+    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (
+        ["--out=runs/a.b", "--out", "runs/a.b"],
+        {},
+    )
     with pytest.raises(InputError, match=r"--x\.y 2 contradicts --x\.y 1"):
         split_fields(["--x.y", "1", "--x.y=2"])
     for after in ([], ["--resume"], ["-o", "x.png"], ["--"], ["--x.z", "3"]):
@@ -61,18 +76,42 @@ def test_wrong_commands() -> None:
     for arguments, message in (
         (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
         (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
-        (["train", "hrvqvae/mnist", "--max-step", "5"], "'--max-step' of hrvqvae train: did you mean --max-steps"),
-        (["evaluate", "nowhere", "--data.size", "12"], "'--data.size' of hrvqvae evaluate: did you mean --data"),
+        (
+            ["train", "hrvqvae/mnist", "--max-step", "5"],
+            "'--max-step' of hrvqvae train: did you mean --max-steps",
+        ),
+        (
+            ["evaluate", "nowhere", "--data.size", "12"],
+            "'--data.size' of hrvqvae evaluate: did you mean --data",
+        ),
         (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
         (["xyz"], "unknown command 'xyz': there are presets, runs, "),
         (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
-        (["presets", "mnist"], "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist"),
+        (
+            ["presets", "mnist"],
+            "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist",
+        ),
         (["train", "mine.yaml"], "mine.yaml: there is no such file"),
         (["sample", "no\x1b[31mrun", "-o", "x.png"], r"no\x1b[31mrun: there is no such run"),
         ([], "COMMAND"),
         (["reconstruct", "run"], "required: IMAGE"),
-        (["compare", "mnist", "--max-steps", "1", "--out", "x", "--model.quantizer.codwords", "2"], "mean codewords"),
-        (["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"], "contradicts"),
+        (
+            [
+                "compare",
+                "mnist",
+                "--max-steps",
+                "1",
+                "--out",
+                "x",
+                "--model.quantizer.codwords",
+                "2",
+            ],
+            "mean codewords",
+        ),
+        (
+            ["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"],
+            "contradicts",
+        ),
         (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
         (["train-prior", "run", "--codes", ""], "--codes is empty"),
         (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
@@ -108,7 +147,11 @@ def test_arguments_stand_before_and_after_options() -> None:
         ):
             assert main(["export", *words]) == 0
             (arguments,) = export.call_args.args
-            assert (arguments.run, str(arguments.out), arguments.compact) == ("mnist", "small", True)
+            assert (arguments.run, str(arguments.out), arguments.compact) == (
+                "mnist",
+                "small",
+                True,
+            )
     assert "unknown argument 'more'" in refused(["export", "mnist", "--compact", "small", "more"])
 
 
@@ -123,8 +166,13 @@ def test_out_of_memory_is_one_line() -> None:
     on_cpu = RuntimeError("[...] DefaultCPUAllocator: can't ...")
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu):
         with patch("hrvqvae.cli.run", side_effect=error):
-            assert "out of memory: take a smaller batch (--training.batch_size" in refused(["train"])
-    with patch("hrvqvae.cli.run", side_effect=RuntimeError("ours")), pytest.raises(RuntimeError, match="ours"):
+            assert "out of memory: take a smaller batch (--training.batch_size" in refused(
+                ["train"]
+            )
+    with (
+        patch("hrvqvae.cli.run", side_effect=RuntimeError("ours")),
+        pytest.raises(RuntimeError, match="ours"),
+    ):
         main(["train"])
 
 
@@ -150,7 +198,9 @@ def shown(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.usefixtures("every_line")
-def test_a_library_shows_nothing(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_shows_nothing(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     waiting("reading")
     assert list(tracked(range(5), "count", 5, lambda _: 1)) == list(range(5))
     assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
@@ -164,16 +214,22 @@ def test_a_line_for_who_waits(stream: io.StringIO, monkeypatch: pytest.MonkeyPat
     assert stream.getvalue() == ("hrvqvae: reading ...\n" if stream.isatty() else "")
 
 
-def test_one_long_part(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_long_part(
+    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
     said = threading.Event()
-    monkeypatch.setattr(progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set()))
+    monkeypatch.setattr(
+        progress.Meter, "say", lambda _, text: (print(text, file=sys.stderr), said.set())
+    )
     with task("sample", 64):
         assert said.wait(30)
     assert capsys.readouterr().err == "sample ...\n"
 
 
-def test_lines_of_counts(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_counts(
+    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with task("work", 1_000, "rows", done=100) as advance:
@@ -181,12 +237,15 @@ def test_lines_of_counts(shown: None, monkeypatch: pytest.MonkeyPatch, capsys: p
             now[0] += 10.0
             advance(100)
     assert capsys.readouterr().err.splitlines() == [
-        f"work  {100 + 100 * place:,} of 1,000 rows  10 rows/s  0:0{left // 60}:{left % 60:02d} left"
+        f"work  {100 + 100 * place:,} of 1,000 rows  10 rows/s  0:0{left // 60}:{left % 60:02d}"
+        " left"
         for place, left in ((2, 70), (4, 50), (6, 30), (8, 10))
     ]
 
 
-def test_a_task_inside_of_a_task_is_silent(every_line: None, shown: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_inside_of_a_task_is_silent(
+    every_line: None, shown: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     for _ in range(2):
         with task("outer", 2) as advance:
             list(tracked(range(3), "inner", 3, lambda _: 1))
@@ -195,7 +254,9 @@ def test_a_task_inside_of_a_task_is_silent(every_line: None, shown: None, capsys
 
 
 @pytest.mark.parametrize("rich", [True, False], ids=["bar", "without the extra"])
-def test_on_a_terminal(rich: bool, every_line: None, shown: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal(
+    rich: bool, every_line: None, shown: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -207,8 +268,12 @@ def test_on_a_terminal(rich: bool, every_line: None, shown: None, monkeypatch: p
     assert "4 of 4 images" in terminal.getvalue()
 
 
-def test_commands(every_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: len(list(tracked(range(5), "work", 5, lambda _: 1))) - 5)
+def test_commands(
+    every_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "hrvqvae.cli.run", lambda argv: len(list(tracked(range(5), "work", 5, lambda _: 1))) - 5
+    )
     assert main([]) == 0
     line = r"work  \d+ of 5 images  [\d.,]+ images/s  \d+:\d\d:\d\d left\n"
     printed = capsys.readouterr()
@@ -220,7 +285,11 @@ def test_numbers_for_people() -> None:
     said = [counted(count, "image") for count in (0, 1, 2, 2000)]
     assert said == ["0 images", "1 image", "2 images", "2,000 images"]
     assert [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)] == [
-        "0:00:00", "0:00:00", "0:00:59", "1:00:00", "100:01:01",
-    ]  # fmt: skip
+        "0:00:00",
+        "0:00:00",
+        "0:00:59",
+        "1:00:00",
+        "100:01:01",
+    ]
     assert psnr(0.01) == pytest.approx(20)
     assert math.isinf(psnr(0.0))

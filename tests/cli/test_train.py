@@ -1,4 +1,6 @@
-"""Training by command: configurations, resumption, signals, the demo; commands for a trained run, and their errors."""
+"""Training by command: configurations, resumption, signals, the demo; commands for a trained run,
+and their errors.
+"""
 
 import json
 import re
@@ -25,7 +27,9 @@ from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
 
 @pytest.fixture
 def tiny_file(mnist_root: Path, tmp_path: Path) -> Iterator[str]:
-    """A configuration file of a small model, in the folder of the test, whose training is not drawn."""
+    """A configuration file of a small model, in the folder of the test, whose training is not
+    drawn.
+    """
     with undrawn():
         yield str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
 
@@ -49,13 +53,20 @@ def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     assert "trained 15 steps" in printed, "a run folder says itself what it is"
     assert "its budget is spent" in do("train", "--resume", tmp_path / "run")
     printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
-    assert re.search(r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed)
+    assert re.search(
+        r"hint: \d+ steps? fitted into the time: .* more minutes and --resume", printed
+    )
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
     (tmp_path / "mine").mkdir()
     Path(tiny_file).rename(tmp_path / "mine" / "config.yaml")
-    line = refused(["train", tmp_path / "mine" / "config.yaml", "--out", tmp_path / "mine", "--max-steps", "1"])
-    assert f"{tmp_path / 'mine' / 'config.yaml'} exists, but there is no run; choose another --out" in line
+    line = refused(
+        ["train", tmp_path / "mine" / "config.yaml", "--out", tmp_path / "mine", "--max-steps", "1"]
+    )
+    assert (
+        f"{tmp_path / 'mine' / 'config.yaml'} exists, but there is no run; choose another --out"
+        in line
+    )
     line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"])
     assert "holds a run of tiny, not of hrvqvae/mnist" in line
 
@@ -63,19 +74,36 @@ def test_resuming(tiny_file: str, tmp_path: Path) -> None:
 def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     do("train", tiny_file, "--max-steps", "2", "--out", run)
-    command = ["train-prior", "--prior.training.batch_size", "8,6,4", run, "--level", "3", "--max-steps", "2"]
+    command = [
+        "train-prior",
+        "--prior.training.batch_size",
+        "8,6,4",
+        run,
+        "--level",
+        "3",
+        "--max-steps",
+        "2",
+    ]
     assert f"priors in {run}/priors" in do(*command)
     prior = prior_folder(run, 2).read_config().prior
     assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "pixelsnail")
     line = refused([*command, "--resume", "--prior.network.kind", "gpt"])
     assert "--prior.network.kind is pixelsnail there, gpt here" in line
     line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"])
-    assert "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
-    assert "--training.seed is no field of the priors" in refused(["train-prior", run, "--training.seed", 1])
-    assert "--level is 4; this model has levels 1 to 3" in refused(["train-prior", run, "--level", 4])
+    assert (
+        "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
+    )
+    assert "--training.seed is no field of the priors" in refused(
+        ["train-prior", run, "--training.seed", 1]
+    )
+    assert "--level is 4; this model has levels 1 to 3" in refused(
+        ["train-prior", run, "--level", 4]
+    )
 
 
-def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_leaves_with_a_message(
+    tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_step(monkeypatch, AutoencoderTask, 3, lambda _: signal.raise_signal(signal.SIGTERM))
     code, out, err = done("train", tiny_file, "--out", tmp_path / "run", "--max-steps", "1000000")
     assert (code, "continue with --resume" in out) == (128 + signal.SIGTERM, True)
@@ -86,7 +114,9 @@ def test_a_signal_leaves_with_a_message(tiny_file: str, tmp_path: Path, monkeypa
 def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)  # drawn digits are MNIST,
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
-    monkeypatch.setattr(presets, "get", lambda name: preset)  # and the demo's preset is a small model
+    monkeypatch.setattr(
+        presets, "get", lambda name: preset
+    )  # and the demo's preset is a small model
     out = tmp_path / "demo"
     command = ["demo", "--out", str(out), "--root", str(mnist_root), "--max-steps", "12"]
     for _ in range(2):  # the second time all is there already
@@ -108,7 +138,9 @@ def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "run"
-    return shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors"))
+    return shutil.copytree(
+        tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors")
+    )
 
 
 def test_evaluation_for_programs_and_people(run: Path) -> None:
@@ -120,13 +152,17 @@ def test_evaluation_for_programs_and_people(run: Path) -> None:
     assert report["mse"] == report["levels"][-1]["mse"]
     out = do("evaluate", run, "--split", "train", "--device", "cpu")
     assert "mnist train: 96 images" in out
-    assert [line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "] == ["3", "9", "27"]
+    assert [
+        line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "
+    ] == ["3", "9", "27"]
     assert f"no priors: train them: hrvqvae train-prior {run}" in out
 
 
 def test_a_beam_encodes_whatever_the_model_was_trained_with(run: Path, tmp_path: Path) -> None:
     """By all commands that encode; files that were made so are read without a word about it."""
-    greedy, wide, beam = hrvqvae.load(run), hrvqvae.load(run, beam=9), ["--beam", "9"]
+    greedy = hrvqvae.load(run)
+    wide = hrvqvae.load(run, beam=9)
+    beam = ["--beam", "9"]
     for number in range(3):
         write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
     paths = sorted((tmp_path / "images").iterdir())
@@ -136,7 +172,9 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(run: Path, tmp_path:
     decoded = greedy.decode(codes, size=(12, 12))
     lines = do("reconstruct", run, *paths, "-o", tmp_path / "sheet.png", *beam).splitlines()
     told = [float(line.split("MSE ")[1].split(",")[0]) for line in lines[:3]]
-    assert told == pytest.approx((decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3)
+    assert told == pytest.approx(
+        (decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3
+    )
     do("compress", run, tmp_path / "images", "-o", tmp_path / "codes", *beam)
     files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
     assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
@@ -166,11 +204,18 @@ def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path) -> No
 
 
 def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
-    image, out = tmp_path / "grey.png", tmp_path / "sheet.png"
+    image = tmp_path / "grey.png"
+    out = tmp_path / "sheet.png"
     write_picture(image, 1, mode="L")
     for command, message in (
-        (["reconstruct", run, image, "-o", out, "--levels", 0], "--levels is 0; it must be at least 1"),
-        (["reconstruct", run, image, "-o", out, "--levels", 4], "levels is 4; this model decodes 1, 2, 3"),
+        (
+            ["reconstruct", run, image, "-o", out, "--levels", 0],
+            "--levels is 0; it must be at least 1",
+        ),
+        (
+            ["reconstruct", run, image, "-o", out, "--levels", 4],
+            "levels is 4; this model decodes 1, 2, 3",
+        ),
         (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
         (["evaluate", run, "--data", tmp_path / "nowhere"], "get it with"),
         (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),

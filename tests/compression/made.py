@@ -24,8 +24,11 @@ from tests.trained_run import tiny_systems
 WEIGHTS = "0123456789abcdef" * 2
 
 
-def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200) -> EntropyNetwork:
-    sets, symbols = contexts.sets, contexts.symbols[-1]
+def made_network(
+    contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200
+) -> EntropyNetwork:
+    sets = contexts.sets
+    symbols = contexts.symbols[-1]
     return EntropyNetwork(
         contexts,
         random.integers(-127, 128, (contexts.rows, hidden)).astype(np.int8),
@@ -37,32 +40,50 @@ def made_network(contexts: Contexts, hidden: int, random: np.random.Generator, s
 
 
 def made_entropy_model(
-    symbols: Sequence[int], geometry: Geometry, hidden: int = 4, seed: int = 0, alike: Sequence[int] = (),
+    symbols: Sequence[int],
+    geometry: Geometry,
+    hidden: int = 4,
+    seed: int = 0,
+    alike: Sequence[int] = (),
     strength: int = 200,
-) -> EntropyModel:  # fmt: skip
+) -> EntropyModel:
     """An entropy model; levels in `alike` have no network."""
     random = np.random.default_rng(seed)
     grids = geometry.grids(1, 1)
     networks = [
-        None if level in alike else made_network(usual_contexts(level, symbols, grids), hidden, random, strength)
+        (
+            None
+            if level in alike
+            else made_network(usual_contexts(level, symbols, grids), hidden, random, strength)
+        )
         for level in range(len(symbols))
     ]
     return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
 
 
-def random_codes(entropy_model: EntropyModel, size: Grid, count: int, seed: int = 0) -> NDArray[np.int32]:
+def random_codes(
+    entropy_model: EntropyModel, size: Grid, count: int, seed: int = 0
+) -> NDArray[np.int32]:
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
     for level in range(len(entropy_model.symbols)):
         length = 5 * int(layout.begins[-1]) + 16
-        content = np.frombuffer(np.random.default_rng([seed, level]).bytes(count * length), np.uint8)
+        content = np.frombuffer(
+            np.random.default_rng([seed, level]).bytes(count * length), np.uint8
+        )
         starts = np.arange(count) * length
-        decode_level(content, starts, starts + length, codes, layout, level, entropy_model.network(level))
+        decode_level(
+            content, starts, starts + length, codes, layout, level, entropy_model.network(level)
+        )
     return codes
 
 
 def files_of(
-    entropy_model: EntropyModel, size: Grid, count: int = 1, seed: int = 0, levels: int | None = None
+    entropy_model: EntropyModel,
+    size: Grid,
+    count: int = 1,
+    seed: int = 0,
+    levels: int | None = None,
 ) -> list[bytes]:
     return write(entropy_model, random_codes(entropy_model, size, count, seed), size, levels)
 
@@ -75,8 +96,12 @@ def read_one(entropy_model: EntropyModel, content: bytes) -> ImageCodes:
         return ImageCodes((0, 0), (), fault=str(error))
 
 
-def bits_of(entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int) -> NDArray[np.float64]:
-    """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have them."""
+def bits_of(
+    entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int
+) -> NDArray[np.float64]:
+    """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have
+    them.
+    """
     leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
     numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
     networks = [entropy_model.network(level) for level in range(levels)]
@@ -96,7 +121,9 @@ def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
 
 
 def single_grid(name: str, root: Path) -> Config:
-    """A tiny system; `groups` has groups of two linked levels: a code is a child below the path within its group."""
+    """A tiny system; `groups` has groups of two linked levels: a code is a child below the path
+    within its group.
+    """
     config = tiny_systems(root)["hrvqvae" if name == "groups" else name]
     changes = {"model.quantizer.levels": "4", "model.quantizer.linked": "2"}
     return override(config, changes) if name == "groups" else config

@@ -1,4 +1,6 @@
-"""The archive: images back by number and name, blocks that are whole or nothing, writers that are killed, damage."""
+"""The archive: images back by number and name, blocks that are whole or nothing, writers that are
+killed, damage.
+"""
 
 import random
 import resource
@@ -27,13 +29,23 @@ SIZES = st.tuples(st.integers(1, 20), st.integers(1, 20))
 
 
 def add(
-    path: Path, entropy_model: EntropyModel, sizes: Sequence[Grid], names: Sequence[str], levels: int, seed: int = 0
+    path: Path,
+    entropy_model: EntropyModel,
+    sizes: Sequence[Grid],
+    names: Sequence[str],
+    levels: int,
+    seed: int = 0,
 ) -> None:
     with appending(path, entropy_model) as writer:
-        images = [random_codes(entropy_model, size, 1, seed + number)[0] for number, size in enumerate(sizes)]
+        images = [
+            random_codes(entropy_model, size, 1, seed + number)[0]
+            for number, size in enumerate(sizes)
+        ]
         writer.append(images, sizes, names, levels)
         there = {entry.name for entry in open_archive(path).entries}
-        assert there.issuperset(names), "what is said to be written is on the disk, whenever this process ends"
+        assert there.issuperset(names), (
+            "what is said to be written is on the disk, whenever this process ends"
+        )
 
 
 def flip(path: Path, place: int) -> None:
@@ -53,13 +65,20 @@ def three_blocks(path: Path, entropy_model: EntropyModel = GRIDS) -> list[int]:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    blocks=st.lists(st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)), min_size=1, max_size=3),
-    entropy_model=st.sampled_from([GRIDS, GRIDS.bare]), name=st.text(st.characters(codec="utf-8"), max_size=5),
-)  # fmt: skip
+    blocks=st.lists(
+        st.tuples(st.lists(SIZES, min_size=1, max_size=5), st.integers(1, 2)),
+        min_size=1,
+        max_size=3,
+    ),
+    entropy_model=st.sampled_from([GRIDS, GRIDS.bare]),
+    name=st.text(st.characters(codec="utf-8"), max_size=5),
+)
 def test_images_come_back_by_number_and_name(
-    blocks: list[tuple[list[Grid], int]], entropy_model: EntropyModel, name: str,
+    blocks: list[tuple[list[Grid], int]],
+    entropy_model: EntropyModel,
+    name: str,
     tmp_path_factory: pytest.TempPathFactory,
-) -> None:  # fmt: skip
+) -> None:
     path = tmp_path_factory.mktemp("archive") / "x.hrva"
     expected = dict[str, tuple[Grid, int, int]]()
     for seed, (sizes, levels) in enumerate(blocks):
@@ -67,7 +86,9 @@ def test_images_come_back_by_number_and_name(
         add(path, entropy_model, sizes, list(block), levels, 10 * seed)
         expected |= block
     archive = open_archive(path)
-    assert [(entry.size, entry.levels) for entry in archive.entries] == [about[:2] for about in expected.values()]
+    assert [(entry.size, entry.levels) for entry in archive.entries] == [
+        about[:2] for about in expected.values()
+    ]
     order = list(np.random.default_rng(0).permutation(len(expected)))
     assert archive.find([list(expected)[index] for index in order]) == order
     for index, image in zip(order, archive.read(order), strict=True):
@@ -89,7 +110,10 @@ def test_names_are_unique_and_each_image_has_one(tmp_path: Path) -> None:
     assert path.read_bytes() == before, "the same image is there already"
     image = [random_codes(TREE, (4, 4), 1, 7)[0]]
     with appending(tmp_path / "y.hrva", TREE) as writer:
-        assert [writer.append(image * 2, [(4, 4)] * 2, ["a", "a"], 3), writer.append(image, [(4, 4)], ["a"], 3)] == [
+        assert [
+            writer.append(image * 2, [(4, 4)] * 2, ["a", "a"], 3),
+            writer.append(image, [(4, 4)], ["a"], 3),
+        ] == [
             1,
             0,
         ]
@@ -127,14 +151,21 @@ def test_a_cut_leaves_the_blocks_that_are_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == content, "the next writer goes on behind the last whole block"
 
 
-@pytest.mark.parametrize(("block", "place"), [(0, 22), (1, 22), (2, 4), (2, 8), (2, 11), (2, 16), (2, 22)])
-def test_a_damaged_block_hides_no_other_and_is_not_cut_off(block: int, place: int, tmp_path: Path) -> None:
-    """Its index, its checksum or a number in its head. What may be a block that was cut short is kept beside."""
+@pytest.mark.parametrize(
+    ("block", "place"), [(0, 22), (1, 22), (2, 4), (2, 8), (2, 11), (2, 16), (2, 22)]
+)
+def test_a_damaged_block_hides_no_other_and_is_not_cut_off(
+    block: int, place: int, tmp_path: Path
+) -> None:
+    """Its index, its checksum or a number in its head. What may be a block that was cut short is
+    kept beside.
+    """
     path = tmp_path / "x.hrva"
     ends = three_blocks(path)
     begin = [len(GRIDS.content) + 13, *ends][block]
     flip(path, begin + place)
-    before, archive = path.read_bytes(), open_archive(path)
+    before = path.read_bytes()
+    archive = open_archive(path)
     assert archive.names == tuple(name for name in "012345" if int(name) // 2 != block)
     if place != 11:
         assert (archive.damaged, archive.left_over) == (ends[block] - begin, 0)
@@ -150,9 +181,12 @@ def test_a_damaged_block_hides_no_other_and_is_not_cut_off(block: int, place: in
 
 
 def test_what_is_whole_is_salvaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of blocks of one and of two levels, one of them damaged, with a damaged record and, at last, a damaged head."""
+    """Of blocks of one and of two levels, one of them damaged, with a damaged record and, at last,
+    a damaged head.
+    """
     monkeypatch.setattr("hrvqvae.compression.archive._BLOCK_BYTES", 1)
-    path, new = tmp_path / "x.hrva", tmp_path / "no folder yet" / "new.hrva"
+    path = tmp_path / "x.hrva"
+    new = tmp_path / "no folder yet" / "new.hrva"
     ends = three_blocks(path)
     add(path, GRIDS, [(5, 7), (6, 6)], ["6", "7"], 1, 40)
     entries = open_archive(path).entries
@@ -165,13 +199,17 @@ def test_what_is_whole_is_salvaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert count == len(kept)
         assert "bytes in 1 block are damaged" in block
         assert "5 (image 3): its record is damaged" in record
-        assert new.read_bytes().count(b"HRVB") == len(kept), "large records are in blocks of their own"
+        assert new.read_bytes().count(b"HRVB") == len(kept), (
+            "large records are in blocks of their own"
+        )
         saved = open_archive(new)
         assert (saved.damaged, saved.left_over) == (0, 0)
         assert [entry[:3] for entry in saved.entries] == [entries[index][:3] for index in kept]
         for index, image in zip(kept, saved.read(range(len(kept))), strict=True):
             assert np.array_equal(flat(image.codes), flat(expected[index].codes))
-        with pytest.raises(InputError, match="exists already; choose another output$"):  # there is no --force
+        with pytest.raises(
+            InputError, match="exists already; choose another output$"
+        ):  # there is no --force
             salvage(path, new, entropy_model)
         new.unlink()
         flip(path, 20)  # in the entropy model
@@ -188,8 +226,11 @@ def test_what_is_whole_is_salvaged(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_whole_image_comes_back_from_behind_any_damage(tmp_path: Path) -> None:
-    """As an independent reader of the page counts them; a hundred damaged blocks in a row are no limit."""
-    path, draw = tmp_path / "x.hrva", random.Random(0)
+    """As an independent reader of the page counts them; a hundred damaged blocks in a row are no
+    limit.
+    """
+    path = tmp_path / "x.hrva"
+    draw = random.Random(0)
     write_archive(path, TREE, images=120)
     content = path.read_bytes()
     assert len(whole_images(content)) == 120
@@ -219,17 +260,23 @@ def crafted(path: Path, index: bytes, records: bytes, after: bytes = b"", count:
     with appending(path, GRIDS.bare):
         pass
     packed = zlib.compress(index) + after
-    start = b"HRVB" + b"".join(number.to_bytes(4, "little") for number in (count, len(packed), len(records)))
+    start = b"HRVB" + b"".join(
+        number.to_bytes(4, "little") for number in (count, len(packed), len(records))
+    )
     with path.open("ab") as stream:
         stream.write(start + zlib.crc32(start + packed).to_bytes(4, "little") + packed + records)
 
 
 def test_images_that_no_reader_takes_are_not_written(tmp_path: Path) -> None:
-    model, size = EntropyModel("x", "ab" * 16, Geometry(512, 0, (1,)), (7,)), (8192, 8193)
+    model = EntropyModel("x", "ab" * 16, Geometry(512, 0, (1,)), (7,))
+    size = (8192, 8193)
     codes = np.zeros((1, 16 * 17), np.int32)
     with pytest.raises(InputError, match="8192x8193 pixels has more than 67108864 pixels"):
         write(model, codes, size)
-    with pytest.raises(InputError, match="67108864"), appending(tmp_path / "x.hrva", model) as writer:
+    with (
+        pytest.raises(InputError, match="67108864"),
+        appending(tmp_path / "x.hrva", model) as writer,
+    ):
         writer.append(codes, [size], ["large"], 1)
     assert list(tmp_path.iterdir()) == [], "an archive without an image"
 
@@ -253,7 +300,9 @@ def test_the_whole_record_decides_whether_a_reader_takes_it(
     assert np.array_equal(flat(image.codes), codes[0])
 
 
-def test_images_that_are_refused_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_are_refused_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = [random_codes(TREE, (4, 4), 1, 7)[0]]
     with appending(tmp_path / "x.hrva", TREE) as writer:
         monkeypatch.setattr("hrvqvae.compression.archive._MOST_CODES", 3 * 1024)
@@ -266,7 +315,8 @@ def test_images_that_are_refused_do_not_count(tmp_path: Path, monkeypatch: pytes
 def test_salvaged_images_stay_in_blocks_of_one_where_a_reader_admits_no_larger_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, new = tmp_path / "x.hrva", tmp_path / "new.hrva"
+    path = tmp_path / "x.hrva"
+    new = tmp_path / "new.hrva"
     for index in range(30):
         add(path, TREE, [(4, 4)], [f"{index}"], 3, seed=index)
     most_codes = 30 * 1024 - path.stat().st_size  # a small image counts as 1,024 codes
@@ -292,11 +342,15 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     crafted(path, sound, record)
     assert len(open_archive(path).read([0])[0].codes) == 2
     for index, after, count in (
-        (sound + b"\0", b"", 1), (sound, b"\0", 1), (sound[:-1] + b"\5ab", b"", 1), (b"\3" + sound[1:], b"", 1),
-        (b"\0" + sound[1:], b"", 1), (sound[:4] + bytes([len(record) - 1]) + sound[5:], b"", 1),
+        (sound + b"\0", b"", 1),
+        (sound, b"\0", 1),
+        (sound[:-1] + b"\5ab", b"", 1),
+        (b"\3" + sound[1:], b"", 1),
+        (b"\0" + sound[1:], b"", 1),
+        (sound[:4] + bytes([len(record) - 1]) + sound[5:], b"", 1),
         (bytes([2, 1]) + b"\xff\xff\xff\x7f\3" + sound[4:], b"", 1),
         (sound[:4] + bytes(2 * 200 + 1), b"", 200),  # more images than bytes
-    ):  # fmt: skip
+    ):
         crafted(path, index, record, after, count)
         assert len(open_archive(path).entries) == 0
     crafted(path, sound, bytes(len(record)))  # of zeros
@@ -307,7 +361,9 @@ def test_blocks_that_are_wrong_in_themselves_are_none(tmp_path: Path) -> None:
     assert open_archive(path).read([0])[0].fault
 
 
-@pytest.mark.parametrize("name", [name for reader, name in BOMBS if reader in ("archive", "file of codes", "tables")])
+@pytest.mark.parametrize(
+    "name", [name for reader, name in BOMBS if reader in ("archive", "file of codes", "tables")]
+)
 def test_memory_is_bounded_by_the_bytes_of_a_file(name: str, tmp_path: Path) -> None:
     add(tmp_path / "small.hrva", TREE, [(4, 4)], ["a"], 3)
     open_archive(tmp_path / "small.hrva").read([0])  # loads the compiled code, which does not count

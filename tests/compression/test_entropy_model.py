@@ -21,7 +21,9 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import ALL, TREE, files_of, made_network
 
 
-def bits_of(codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None) -> float:
+def bits_of(
+    codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None
+) -> float:
     layout = Layout([(one.shape[1], one.shape[2]) for one in codes], symbols)
     together = np.concatenate([one.reshape(len(one), -1) for one in codes], 1).astype(np.int32)
     streams = encode_level(together, layout, len(codes) - 1, network)
@@ -49,17 +51,24 @@ def test_what_coarser_levels_tell_to_the_right_and_below_is_learned() -> None:
     fine[:, -1], fine[:, :, -1] = 0, 0
     network, bits = learn_level((coarse[:250], fine[:250]), (3, 3), 0.3)
     assert bits < 0.1
-    assert bits_of((coarse[250:], fine[250:]), (3, 3), network) < 0.3, "and a byte at the end of each stream"
+    assert bits_of((coarse[250:], fine[250:]), (3, 3), network) < 0.3, (
+        "and a byte at the end of each stream"
+    )
 
 
 def test_the_path_selects_what_neighbours_mean() -> None:
-    """Level 2 is the code to its left, turned by its own path: a sum of what each says by itself does not tell it."""
+    """Level 2 is the code to its left, turned by its own path: a sum of what each says by itself
+    does not tell it.
+    """
     random = np.random.default_rng(1)
-    coarse, fine = random.integers(0, 4, (400, 8, 8)), np.zeros((400, 8, 8), np.int64)
+    coarse = random.integers(0, 4, (400, 8, 8))
+    fine = np.zeros((400, 8, 8), np.int64)
     for x in range(8):
         before = fine[:, :, x - 1] if x else random.integers(0, 4, (400, 8))
         fine[:, :, x] = (before + coarse[:, :, x]) % 4
-    assert learn_level((coarse, fine), (4, 4), 0.5)[1] < 0.35, "a quarter of a bit is the first column's"
+    assert learn_level((coarse, fine), (4, 4), 0.5)[1] < 0.35, (
+        "a quarter of a bit is the first column's"
+    )
 
 
 def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
@@ -72,10 +81,15 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
 
 
 def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them() -> None:
-    """The structure is the same whatever the codes are called, so that copies with other names say more of it."""
+    """The structure is the same whatever the codes are called, so that copies with other names say
+    more of it.
+    """
     maps = blobs(330, 5, 0)
-    few, new = maps[:30], (maps[30:],)
-    network, bits = learn_level((np.concatenate([(few + name) % 5 for name in range(5)]),), (5,), 0.3, copies=5)
+    few = maps[:30]
+    new = (maps[30:],)
+    network, bits = learn_level(
+        (np.concatenate([(few + name) % 5 for name in range(5)]),), (5,), 0.3, copies=5
+    )
     alone, _ = learn_level((few,), (5,), 0.3)
     assert bits_of(new, (5,), network) < 0.95 * bits_of(new, (5,), alone)
     assert bits > bits_of(new, (5,), network) - 8 * 0.6 / 64 - 0.2
@@ -95,7 +109,9 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.Monkey
     monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
     said = list[str]()
     codes = (blobs(20, 3, 0), blobs(20, 5, 0))
-    fitted = fit(EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5)), codes, 0.01, said.append)
+    fitted = fit(
+        EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5)), codes, 0.01, said.append
+    )
     assert [network is None for network in fitted.networks] == [False, True]
     assert said[1] == "level 2 has 5 symbols, more than 4: coded in log2 5 bits a code"
 
@@ -111,8 +127,16 @@ def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
 def test_a_file_is_written_so_that_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     contexts = usual_contexts(1, (64, 64), [(4, 4)] * 2)
     network = made_network(contexts, 16, np.random.default_rng(0))
-    zeros = {name: np.zeros_like(getattr(network, name)) for name in ("table", "weights", "offsets")}
-    made = EntropyModel("x", "00" * 16, Geometry(1, 0, (1, 1)), (64, 64), (None, dataclasses.replace(network, **zeros)))
+    zeros = {
+        name: np.zeros_like(getattr(network, name)) for name in ("table", "weights", "offsets")
+    }
+    made = EntropyModel(
+        "x",
+        "00" * 16,
+        Geometry(1, 0, (1, 1)),
+        (64, 64),
+        (None, dataclasses.replace(network, **zeros)),
+    )
     monkeypatch.setattr(entropy_model, "_MOST_BODY", 0)
     assert read_entropy_model(made.content).networks[0] is None
     monkeypatch.setattr(entropy_model, "_MOST_BODY_BYTES", 100)
@@ -120,8 +144,12 @@ def test_a_file_is_written_so_that_it_can_be_read(monkeypatch: pytest.MonkeyPatc
         _ = dataclasses.replace(made).content
 
 
-def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Another zlib writes other bytes: what was made by a file of tables is read by that file on any machine."""
+def test_the_fingerprint_is_that_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another zlib writes other bytes: what was made by a file of tables is read by that file on
+    any machine.
+    """
     files = files_of(TREE, (8, 8), 2)
     with appending(tmp_path / "x.hrva", TREE.bare):
         size = (tmp_path / "x.hrva").stat().st_size
@@ -138,14 +166,20 @@ def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch, tm
 def test_files_that_say_what_can_not_be_are_refused() -> None:
     content = TREE.content
     length = int.from_bytes(content[8:12], "little")
-    text, body = content[12 : 12 + length].decode(), zlib.decompress(content[12 + length :])
+    text = content[12 : 12 + length].decode()
+    body = zlib.decompress(content[12 + length :])
     for old, new in (
-        ('"0123', '"x123'), ('"unit":2', '"unit":0'), ('"times":[1,1,1]', '"times":[1,1,9999]'),
+        ('"0123', '"x123'),
+        ('"unit":2', '"unit":0'),
+        ('"times":[1,1,1]', '"times":[1,1,9999]'),
         ('"symbols":[3,', '"symbols":[0,'),
-        ('"symbols":[3,', '"symbols":[5000,'), ('"groups":[[0,0]]', '"groups":[]'),
-        ('"shift":8', '"shift":31'), ('"unit":2', '"unit":' + "[" * 2000),
-        ('"symbols":[3,', '"symbols":[3,3,'), ('"selecting":-1', '"selecting":0'),
-    ):  # fmt: skip
+        ('"symbols":[3,', '"symbols":[5000,'),
+        ('"groups":[[0,0]]', '"groups":[]'),
+        ('"shift":8', '"shift":31'),
+        ('"unit":2', '"unit":' + "[" * 2000),
+        ('"symbols":[3,', '"symbols":[3,3,'),
+        ('"selecting":-1', '"selecting":0'),
+    ):
         assert old in text
         changed = text.replace(old, new, 1).encode()
         packed = zlib.compress(body[:-4] + zlib.crc32(changed).to_bytes(4, "little"))
@@ -157,8 +191,11 @@ def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.Mo
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
     content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
-    asked, values = list[int](), Contexts.count_values
-    monkeypatch.setattr(Contexts, "count_values", lambda self, group: (asked.append(group), values(self, group))[1])
+    asked = list[int]()
+    values = Contexts.count_values
+    monkeypatch.setattr(
+        Contexts, "count_values", lambda self, group: (asked.append(group), values(self, group))[1]
+    )
     assert len(read_entropy_model(content).networks) == 1
     assert 1000 <= len(asked) < 3000
 

@@ -1,4 +1,6 @@
-"""The file of one image: back as it was, readable by the page alone, and what damage does to it; the range coder."""
+"""The file of one image: back as it was, readable by the page alone, and what damage does to it;
+the range coder.
+"""
 
 import dataclasses
 import json
@@ -24,23 +26,46 @@ from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.compression.network import POWERS
 from hrvqvae.config import Geometry, Grid
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.compression.made import GRIDS, TREE, files_of, flat, made_entropy_model, random_codes, read_one
+from tests.compression.made import (
+    GRIDS,
+    TREE,
+    files_of,
+    flat,
+    made_entropy_model,
+    random_codes,
+    read_one,
+)
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    symbols=st.lists(st.integers(1, 40), min_size=1, max_size=3), unit=st.integers(1, 9), margin=st.integers(0, 5),
-    finer=st.lists(st.integers(1, 2), min_size=3, max_size=3), size=SIZES, count=st.integers(1, 3),
-    fitted=st.booleans(), levels=st.integers(1, 3), strength=st.sampled_from([0, 50, 2000]),
-)  # fmt: skip
+    symbols=st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    unit=st.integers(1, 9),
+    margin=st.integers(0, 5),
+    finer=st.lists(st.integers(1, 2), min_size=3, max_size=3),
+    size=SIZES,
+    count=st.integers(1, 3),
+    fitted=st.booleans(),
+    levels=st.integers(1, 3),
+    strength=st.sampled_from([0, 50, 2000]),
+)
 def test_codes_come_back(
-    symbols: list[int], unit: int, margin: int, finer: list[int], size: tuple[int, int], count: int, fitted: bool,
-    levels: int, strength: int,
-) -> None:  # fmt: skip
+    symbols: list[int],
+    unit: int,
+    margin: int,
+    finer: list[int],
+    size: tuple[int, int],
+    count: int,
+    fitted: bool,
+    levels: int,
+    strength: int,
+) -> None:
     times = tuple(np.cumprod(finer[: len(symbols)]).tolist())
-    entropy_model = made_entropy_model(symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength)
+    entropy_model = made_entropy_model(
+        symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength
+    )
     entropy_model = entropy_model if fitted else entropy_model.bare
     codes = random_codes(entropy_model, size, count)
     files = write(entropy_model, codes, size, min(levels, len(symbols)))
@@ -49,20 +74,28 @@ def test_codes_come_back(
         assert np.array_equal(flat(found.codes), given_codes[: len(flat(found.codes))])
         assert len(found.codes) == min(levels, len(symbols))
         grids = entropy_model.geometry.grids(*size)
-        bits = sum(height * width * np.log2(values) for (height, width), values in zip(grids, symbols, strict=True))
+        bits = sum(
+            height * width * np.log2(values)
+            for (height, width), values in zip(grids, symbols, strict=True)
+        )
         assert found.lengths[0] <= (6 if max(size) <= 128 else 8)
-        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols), "raw, header and checks"
+        assert len(file) <= found.lengths[0] + np.ceil(bits / 8) + 2 * len(symbols), (
+            "raw, header and checks"
+        )
 
 
 def test_networks_that_do_not_fit_cost_nothing() -> None:
-    """Codes that they hold for unlikely are written without them: powers of two then take log2 m bits."""
+    """Codes that they hold for unlikely are written without them: powers of two then take log2 m
+    bits.
+    """
     entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=30_000)
     unlikely = random_codes(entropy_model.bare, (16, 16), 20)
     files = write(entropy_model, unlikely, (16, 16))
     assert {(read_header(one).by_tables, len(one)) for one in files} == {(False, 64 + 5 + 1)}
     nearly_useless = made_entropy_model((5, 3), Geometry(1, 0, (1, 1)), strength=3)
     codes = random_codes(nearly_useless.bare, (5, 5), 200)
-    files, bare_files = write(nearly_useless, codes, (5, 5)), write(nearly_useless.bare, codes, (5, 5))
+    files = write(nearly_useless, codes, (5, 5))
+    bare_files = write(nearly_useless.bare, codes, (5, 5))
     assert all(len(file) <= len(bare) for file, bare in zip(files, bare_files, strict=True))
 
 
@@ -77,7 +110,9 @@ def test_levels_of_zeros_are_never_whole() -> None:
 def test_another_model_is_refused_by_name() -> None:
     other = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
     content = files_of(TREE, (8, 8))[0]
-    with pytest.raises(InputError, match=f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"):
+    with pytest.raises(
+        InputError, match=f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"
+    ):
         read(other, [content], names=["x.hrv"])
     with pytest.raises(InputError, match="made has none: put its tables.hrvt"):
         read(TREE.bare, [content])
@@ -88,9 +123,11 @@ def test_another_model_is_refused_by_name() -> None:
 
 def test_headers_that_are_none_are_refused_in_words() -> None:
     for content, message in (
-        (b"\x89PNG", "not a file of codes"), (b"\xdbabc\0", "version 2, later than this program reads"),
-        (b"\xd7abc\x80", "cut short"), (b"\xd7abc\xff\xff\x7f", "2097152x2097152 pixels; at most 67108864"),
-    ):  # fmt: skip
+        (b"\x89PNG", "not a file of codes"),
+        (b"\xdbabc\0", "version 2, later than this program reads"),
+        (b"\xd7abc\x80", "cut short"),
+        (b"\xd7abc\xff\xff\x7f", "2097152x2097152 pixels; at most 67108864"),
+    ):
         with pytest.raises(DamagedFileError, match=message):
             read(TREE, [content])
 
@@ -103,7 +140,9 @@ def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch: pytest.Monke
     files = [b"\xd7" + TREE.fingerprint + head + bytes([number]) for number in range(200)]
     monkeypatch.setattr(hrv, "read_levels", reads := Mock(wraps=hrv.read_levels))
     assert not any(image.codes for image in read(TREE, files))
-    assert {len(call.args[1]) for call in reads.call_args_list} == {1}, "memory for the codes of one at a time"
+    assert {len(call.args[1]) for call in reads.call_args_list} == {1}, (
+        "memory for the codes of one at a time"
+    )
     with pytest.raises(DamagedFileError, match="at most 1000 are admitted"):
         read(TREE, files, max_pixels=1000)
 
@@ -123,12 +162,17 @@ def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:
     assert found.fault == ""
 
 
-FREQUENCIES = st.lists(st.one_of(st.integers(1, 8), st.integers(1, 2**16 + 1)), min_size=1, max_size=9)
-CASES = st.tuples(st.lists(FREQUENCIES, min_size=1, max_size=5), st.lists(st.integers(0, 2**20), max_size=60))
+FREQUENCIES = st.lists(
+    st.one_of(st.integers(1, 8), st.integers(1, 2**16 + 1)), min_size=1, max_size=9
+)
+CASES = st.tuples(
+    st.lists(FREQUENCIES, min_size=1, max_size=5), st.lists(st.integers(0, 2**20), max_size=60)
+)
 
 
 def encode(symbols: Sequence[int], kinds: Sequence[Sequence[int]]) -> bytes:
-    out, state = np.zeros((1, 4 * len(symbols) + 12), np.uint8), np.zeros(4, np.int64)
+    out = np.zeros((1, 4 * len(symbols) + 12), np.uint8)
+    state = np.zeros(4, np.int64)
     coder.begin_encoding(state)
     for number, symbol in enumerate(symbols):
         counts = kinds[number % len(kinds)]
@@ -137,36 +181,48 @@ def encode(symbols: Sequence[int], kinds: Sequence[Sequence[int]]) -> bytes:
 
 
 def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    stream, state, found = np.frombuffer(content, np.uint8), np.zeros(4, np.int64), []
+    stream = np.frombuffer(content, np.uint8)
+    state = np.zeros(4, np.int64)
+    found = []
     coder.begin_decoding(state, stream, 0, len(stream))
     for number in range(count):
         counts = kinds[number % len(kinds)]
         place = coder.find_target(state, sum(counts))
         symbol = int(np.searchsorted(np.cumsum(counts), place, side="right"))
-        coder.decode(state, stream, 0, len(stream), sum(counts[:symbol]), counts[symbol], sum(counts))
+        coder.decode(
+            state, stream, 0, len(stream), sum(counts[:symbol]), counts[symbol], sum(counts)
+        )
         found.append(symbol)
     return found, coder.end_decoding(state)
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=CASES, after=st.binary(max_size=8))
-def test_bytes_are_those_of_the_oracle(case: tuple[list[list[int]], list[int]], after: bytes) -> None:
+def test_bytes_are_those_of_the_oracle(
+    case: tuple[list[list[int]], list[int]], after: bytes
+) -> None:
     kinds, numbers = case
     symbols = [number % len(kinds[place % len(kinds)]) for place, number in enumerate(numbers)]
     content = encode(symbols, kinds)
     assert content == encoded(symbols, lambda number: kinds[number % len(kinds)])
     assert decode(content + after, len(symbols), kinds) == (symbols, len(content))
-    shares = (kinds[place % len(kinds)][one] / sum(kinds[place % len(kinds)]) for place, one in enumerate(symbols))
+    shares = (
+        kinds[place % len(kinds)][one] / sum(kinds[place % len(kinds)])
+        for place, one in enumerate(symbols)
+    )
     ideal = -sum(map(math.log2, shares)) / 8
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
 
 
 def test_a_carry_runs_through_bytes_that_are_full() -> None:
-    """Symbols whose interval lies about the middle write 7f ff ff ...; one above the middle makes that 80 00 00 ..."""
+    """Symbols whose interval lies about the middle write 7f ff ff ...; one above the middle makes
+    that 80 00 00 ...
+    """
     kinds = [[2**15 - 1, 2, 2**15 - 1]]
     for count in range(12, 30):
         for last, start in ((0, b"\x7f" + b"\xff" * 9), (2, b"\x80" + bytes(9))):
-            content, symbols = encode([1] * count + [last], kinds), [1] * count + [last]
+            content = encode([1] * count + [last], kinds)
+            symbols = [1] * count + [last]
             assert content == encoded(symbols, lambda _: kinds[0])
             assert content.startswith(start) or count == 12
             assert decode(content, count + 1, kinds) == (symbols, len(content))
@@ -176,15 +232,21 @@ FOLDER = Path(__file__).parents[1] / "golden" / "files"
 INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 
 
-def row_of(entropy_model: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+def row_of(
+    entropy_model: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]
+) -> NDArray[np.int32]:
     row = np.zeros(entropy_model.layout(size).begins[-1], np.int32)
     row[: len(flat(codes))] = flat(codes)
     return row
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_golden_files_are_read_and_written_as_they_were(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {path.name for path in FOLDER.glob("*.hrv")} == {about["file"] for about in INDEX["files"]}
+def test_golden_files_are_read_and_written_as_they_were(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {path.name for path in FOLDER.glob("*.hrv")} == {
+        about["file"] for about in INDEX["files"]
+    }
     assert np.array_equal(POWERS, PRINTED_POWERS)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for about in INDEX["files"]:
@@ -210,27 +272,39 @@ def test_golden_archives_are_read_and_written_as_they_were(tmp_path: Path) -> No
         with appending(copy, archive.entropy_model) as writer:
             for start in range(0, len(found), 2):  # two images a block
                 entries = [*archive.entries][start : start + 2]
-                codes = [row_of(archive.entropy_model, one.size, one.codes) for one in found[start : start + 2]]
+                codes = [
+                    row_of(archive.entropy_model, one.size, one.codes)
+                    for one in found[start : start + 2]
+                ]
                 names = [entry.name for entry in entries]
                 writer.append(codes, [entry.size for entry in entries], names, entries[0].levels)
         assert copy.read_bytes() == archive.path.read_bytes()
 
 
-# docs/format.md in plain Python, slow and written apart: its numbers, and the encoder with whole numbers
+# docs/format.md in plain Python, slow and written apart: its numbers, and the encoder with whole
+# numbers
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
-PRINTED_POWERS = [int(one) for one in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.DOTALL)[1].split()]  # type: ignore[index]
+PRINTED_POWERS = [
+    int(one) for one in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.DOTALL)[1].split()
+]  # type: ignore[index]
 
 
 def encoded(symbols: Sequence[int], frequencies: Callable[[int], Sequence[int]]) -> bytes:
-    """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is carried."""
-    low, width, shifted = 0, 1 << 48, 0
+    """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is
+    carried.
+    """
+    low = 0
+    width = 1 << 48
+    shifted = 0
     for number, symbol in enumerate(symbols):
         counts = frequencies(number)
         part = width // sum(counts)
         low += part * sum(counts[:symbol])
         width = part * counts[symbol]
         while width <= 1 << 40:
-            low, width, shifted = low << 8, width << 8, shifted + 1
+            low = low << 8
+            width = width << 8
+            shifted = shifted + 1
     for number in range(7):
         step = 1 << (48 - 8 * number)
         value = -(-low // step) * step

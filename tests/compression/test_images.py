@@ -24,7 +24,9 @@ CPU = torch.device("cpu")
 
 
 def pictures(count: int, size: tuple[int, int]) -> Tensor:
-    return torch.randint(256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,13 +41,18 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
         assert torch.equal(torch.stack(decode_images(model, found, CPU)), expected)
         assert not any(one.fault for one in found)
         lengths = [len(one) for one in files]
-        assert max(lengths) - min(lengths) <= len(entropy_model.symbols), "a byte at the end of each level"
+        assert max(lengths) - min(lengths) <= len(entropy_model.symbols), (
+            "a byte at the end of each level"
+        )
 
 
 def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> None:
-    model, images = hrvqvae.load(run), digits(4)
+    model = hrvqvae.load(run)
+    images = digits(4)
     fitted = model.compress(images)
-    plain = compress(model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU)
+    plain = compress(
+        model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU
+    )
     assert sum(map(len, fitted)) < sum(map(len, plain))
     assert {read_header(one).by_tables for one in fitted} == {True}
     codes = model.encode(images)
@@ -69,7 +76,8 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
 
 
 def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
-    model, image = hrvqvae.load(run), digits(1)[0]
+    model = hrvqvae.load(run)
+    image = digits(1)[0]
     assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
     with pytest.raises(InputError, match="images have 3 channels; this model takes 1"):
         model.compress([image, image.expand(3, -1, -1)])
@@ -94,15 +102,22 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = compress(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
-    with pytest.raises(DamagedFileError, match="file 1 has 1 whole level, but this model decodes 2 or more: level 2"):
+    with pytest.raises(
+        DamagedFileError,
+        match="file 1 has 1 whole level, but this model decodes 2 or more: level 2",
+    ):
         decode_images(model, read(entropy_model, [content[:-1]]), CPU)
-    assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [content]
+    assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [
+        content
+    ]
     with pytest.raises(InputError, match="takes at least"):
         compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
 def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
-    model, images, most = hrvqvae.load(run), digits(4), 26
+    model = hrvqvae.load(run)
+    images = digits(4)
+    most = 26
 
     def errors(files: list[bytes]) -> Tensor:
         return squared_errors(torch.stack(model.decompress(files)), images)
@@ -115,7 +130,9 @@ def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: 
             files = model.compress(images, levels, lmbda=lmbda)
             fits = torch.tensor([len(file) <= most for file in files])
             least = torch.where(fits, torch.minimum(least, errors(files)), least)
-        assert model.compress(images[:2], levels, max_bytes=1000) == model.compress(images[:2], levels, lmbda=0)
+        assert model.compress(images[:2], levels, max_bytes=1000) == model.compress(
+            images[:2], levels, lmbda=0
+        )
     assert least.isfinite().all()
     assert errors(found).sum() <= 1.005 * least.sum()
     several = [images[0], images[1, :, :, :7], images[2]]
@@ -124,7 +141,8 @@ def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: 
 
 
 def test_a_limit_that_only_a_large_lambda_meets() -> None:
-    model, squares = hrvqvae.load("mnist"), torch.arange(28) // 4
+    model = hrvqvae.load("mnist")
+    squares = torch.arange(28) // 4
     image = ((squares[:, None] + squares) % 2).float()[None, None]  # a chessboard
     usual, least = (len(model.compress(image, 1, lmbda=lmbda)[0]) for lmbda in (2.0**2.75, 1e3))
     assert least < usual
@@ -132,8 +150,11 @@ def test_a_limit_that_only_a_large_lambda_meets() -> None:
 
 
 def test_what_does_not_fit_is_named(run: Path) -> None:
-    model, large = hrvqvae.load(run), pictures(1, (40, 40))[0]
-    with pytest.raises(InputError, match=r"^image 2 takes at least (\d+) bytes; the limit is 12$") as refused:
+    model = hrvqvae.load(run)
+    large = pictures(1, (40, 40))[0]
+    with pytest.raises(
+        InputError, match=r"^image 2 takes at least (\d+) bytes; the limit is 12$"
+    ) as refused:
         model.compress([digits(1)[0, :, :2, :2], large], max_bytes=12)
     assert int(str(refused.value).split()[5]) > 12
     with pytest.raises(InputError, match="the limit of a file is 0 bytes"):
@@ -141,8 +162,12 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
 
 
 @pytest.mark.parametrize("least", [0.001, 6.0])
-def test_files_that_do_not_shrink_for_long_are_found_too(least: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size says."""
+def test_files_that_do_not_shrink_for_long_are_found_too(
+    least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 31 bytes up to that lambda, where 30 are admitted: it lies far from where their size
+    says.
+    """
 
     def encode(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
         return (lmbdas,), lmbdas

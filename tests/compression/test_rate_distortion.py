@@ -1,4 +1,6 @@
-"""Codes that weigh error against bits: against a plain descent, never worse than the usual ones, and read like any."""
+"""Codes that weigh error against bits: against a plain descent, never worse than the usual ones,
+and read like any.
+"""
 
 from pathlib import Path
 
@@ -24,13 +26,24 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from tests.compression.made import ALL, TREE, bits_of, digits, random_codes, single_grid, squared_errors, untrained
+from tests.compression.made import (
+    ALL,
+    TREE,
+    bits_of,
+    digits,
+    random_codes,
+    single_grid,
+    squared_errors,
+    untrained,
+)
 from tests.conftest import do, on_each_device, refused
 from tests.trained_run import tiny_systems
 
 
 def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
-    return squared_errors(model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images)
+    return squared_errors(
+        model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images
+    )
 
 
 def bits(entropy_model: EntropyModel, images: Tensor, codes: Codes) -> Tensor:
@@ -39,19 +52,24 @@ def bits(entropy_model: EntropyModel, images: Tensor, codes: Codes) -> Tensor:
 
 
 def total(model: hrvqvae.Model, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
-    return errors(model.autoencoder, images, codes) + lmbda * bits(model.entropy_model, images, codes)
+    return errors(model.autoencoder, images, codes) + lmbda * bits(
+        model.entropy_model, images, codes
+    )
 
 
 @pytest.mark.parametrize("name", ["groups", "vqvae", "fsq"])
 def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_root: Path) -> None:
-    """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that do not fill it."""
+    """Of untrained models with one grid, whose quantizers know no leaves by themselves; images that
+    do not fill it.
+    """
     model, entropy_model = untrained(single_grid(name, mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     for images in (digits(), digits(3)[:, :, 2:7]):
         found = RateDistortion(model, entropy_model).encode(images, 0.0)[0]
         usual = model.encode(images)
         assert [code.shape for code in found] == [code.shape for code in usual]
-        before, after = errors(model, images, usual), errors(model, images, found)
+        before = errors(model, images, usual)
+        after = errors(model, images, found)
         assert (after <= before + 1e-5).all()
         assert after.sum() < 0.997 * before.sum()
     if name != "fsq":  # whose library takes no empty batch
@@ -59,9 +77,14 @@ def test_lambda_0_never_has_more_error_than_the_usual_codes(name: str, mnist_roo
         assert [len(code) for code in nothing] == [0] * len(entropy_model.symbols)
 
 
-def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(run: Path) -> None:
-    model, images = hrvqvae.load(run), digits(30)
-    usual, used, lost = model.encode(images), list[float](), list[float]()
+def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(
+    run: Path,
+) -> None:
+    model = hrvqvae.load(run)
+    images = digits(30)
+    usual = model.encode(images)
+    used = list[float]()
+    lost = list[float]()
     for lmbda in (0.0, 0.02, 1.0, 1e3, 1e6):
         found = model.encode(images, lmbda)
         before, after = (total(model, images, codes, lmbda) for codes in (usual, found))
@@ -74,7 +97,8 @@ def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual
 
 
 def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
-    model, images = hrvqvae.load(run), digits(5)
+    model = hrvqvae.load(run)
+    images = digits(5)
     files = model.compress(images, lmbda=0.05)
     assert sum(map(len, files)) < sum(map(len, model.compress(images)))
     expected = model.decode(model.encode(images, 0.05), size=(12, 12))
@@ -86,19 +110,27 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 
 @on_each_device
 def test_images_have_a_lambda_each(device: str, run: Path) -> None:
-    model, images = hrvqvae.load(run), digits(3)
+    model = hrvqvae.load(run)
+    images = digits(3)
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
     codes, squares = encoder.encode(images, torch.tensor([0.0, 0.05, 1.0], device=device))
     for number, lmbda in enumerate((0.0, 0.05, 1.0)):
         alone = encoder.encode(images[number : number + 1], lmbda)[0]
-        assert all(torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True))
-    torch.testing.assert_close(squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4)
+        assert all(
+            torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True)
+        )
+    torch.testing.assert_close(
+        squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> None:
-    model, images, levels = hrvqvae.load(run), digits(), 2
+    model = hrvqvae.load(run)
+    images = digits()
+    levels = 2
     found = model.encoder(0.02, levels)(images)
-    usual, of_all = model.encode(images)[:levels], model.encode(images, 0.02)[:levels]
+    usual = model.encode(images)[:levels]
+    of_all = model.encode(images, 0.02)[:levels]
     sums = [total(model, images, codes, 0.02) for codes in (usual, of_all, found)]
     assert len(found) == levels
     assert (sums[2] <= sums[0] + 1e-3).all()
@@ -108,7 +140,8 @@ def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> 
 
 
 def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, images = hrvqvae.load(run), digits(4).repeat(1, 1, 3, 3)
+    model = hrvqvae.load(run)
+    images = digits(4).repeat(1, 1, 3, 3)
     usual = total(model, images, model.encode(images, 0.02), 0.02)
     monkeypatch.setattr(rate_distortion, "_MOST_NUMBERS", 4000)
     monkeypatch.setattr(rate_distortion, "_MOST_POSITIONS", 400)
@@ -117,15 +150,31 @@ def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatc
     assert found.sum() < 1.001 * usual.sum()
 
 
-def test_the_command_writes_files_and_archives_of_the_same_images(run: Path, tmp_path: Path) -> None:
+def test_the_command_writes_files_and_archives_of_the_same_images(
+    run: Path, tmp_path: Path
+) -> None:
     images = tmp_path / "in"
     images.mkdir()
     for number, pixels in enumerate(digits(4)):
         Image.fromarray(pixels[0].numpy()).save(images / f"{number}.png")
     for out in ("files", "all.hrva"):
-        do("compress", run, images, "-o", tmp_path / out, "--lmbda", "0.05", "--device", "cpu", "--levels", "2")
+        do(
+            "compress",
+            run,
+            images,
+            "-o",
+            tmp_path / out,
+            "--lmbda",
+            "0.05",
+            "--device",
+            "cpu",
+            "--levels",
+            "2",
+        )
     found = sorted((tmp_path / "files").iterdir())
-    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(digits(4), 2, lmbda=0.05)
+    assert [path.read_bytes() for path in found] == hrvqvae.load(run).compress(
+        digits(4), 2, lmbda=0.05
+    )
     archive = open_archive(tmp_path / "all.hrva")
     alone = read(archive.entropy_model, [path.read_bytes() for path in found])
     for one, other in zip(archive.read(range(4)), alone, strict=True):
@@ -135,7 +184,9 @@ def test_the_command_writes_files_and_archives_of_the_same_images(run: Path, tmp
     assert not (tmp_path / "bad.hrva").exists()
 
 
-def test_models_that_take_no_lambda_are_told(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_take_no_lambda_are_told(
+    mnist_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="one latent grid"):
         RateDistortion(*untrained(tiny_systems(mnist_root)["vqvae2"]))
     monkeypatch.setattr(rate_distortion, "_MOST_LEAVES", 26)
@@ -144,9 +195,13 @@ def test_models_that_take_no_lambda_are_told(mnist_root: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(("padding", "levels"), [(0, 3), (3, 1)])
-def test_gradient_and_curvature(mnist_root: Path, monkeypatch: pytest.MonkeyPatch, padding: int, levels: int) -> None:
+def test_gradient_and_curvature(
+    mnist_root: Path, monkeypatch: pytest.MonkeyPatch, padding: int, levels: int
+) -> None:
     """Images that do not fill their grid. Random projections come near to the mean of J^T J."""
-    model, entropy_model = untrained(override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)}))
+    model, entropy_model = untrained(
+        override(tiny_systems(mnist_root)["hrvqvae"], {"model.padding": str(padding)})
+    )
     assert isinstance(model, SingleGridAutoencoder)
     random = torch.Generator().manual_seed(1)
     unit = torch.rand(1, 1, 17, 25, generator=random)
@@ -157,7 +212,9 @@ def test_gradient_and_curvature(mnist_root: Path, monkeypatch: pytest.MonkeyPatc
     def decoded(at: Tensor) -> Tensor:
         return (model.pixels(at, (17, 25)) + 1) / 2
 
-    slope = torch.autograd.functional.jacobian(lambda at: (decoded(at).clamp(0, 1) - unit).square().sum(), vectors)
+    slope = torch.autograd.functional.jacobian(
+        lambda at: (decoded(at).clamp(0, 1) - unit).square().sum(), vectors
+    )
     jacobian = torch.autograd.functional.jacobian(decoded, vectors)
     rows = jacobian.reshape(unit.numel(), grid[0] * grid[1], model.quantizer.config.dim)
     mean = torch.einsum("opd,ope->de", rows, rows) / rows.shape[1]
@@ -167,18 +224,26 @@ def test_gradient_and_curvature(mnist_root: Path, monkeypatch: pytest.MonkeyPatc
     assert (encoder.compute_curvature(vectors, unit)[0] - mean).norm() < 0.2 * mean.norm()
 
 
-def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_images_are_searched_in_tiles_to_codes_about_as_good(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And to what they decode to, of which the errors are told."""
-    model, lmbda = hrvqvae.load(run), 0.02
-    image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[None, :, :55, :70]
+    model = hrvqvae.load(run)
+    lmbda = 0.02
+    image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[
+        None, :, :55, :70
+    ]
     encoder = RateDistortion(model.autoencoder, model.entropy_model)
-    whole, usual = encoder.encode(image, lmbda)[0], model.encode(image)
+    whole = encoder.encode(image, lmbda)[0]
+    usual = model.encode(image)
     monkeypatch.setattr(rate_distortion, "_TILE_SIDE", 12)
     monkeypatch.setattr(rate_distortion, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
     found, squares = encoder.encode(image, lmbda)
     assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
-    least, most, tiled = (float(total(model, image, codes, lmbda)) for codes in (whole, usual, found))
+    least, most, tiled = (
+        float(total(model, image, codes, lmbda)) for codes in (whole, usual, found)
+    )
     assert tiled < least + 0.1 * (most - least)
     assert float(squares) == pytest.approx(float(errors(model.autoencoder, image, found)), rel=0.02)
 
@@ -188,25 +253,38 @@ HEIGHT = 6  # of the images in pixels; the width is another
 
 
 class Problem:
-    """Images with candidates, of which the first is what they have, and errors in 64ths, which float32 holds."""
+    """Images with candidates, of which the first is what they have, and errors in 64ths, which
+    float32 holds.
+    """
 
     def __init__(
-        self, entropy_model: EntropyModel, width: int, count: int = 2, candidates: int = 3, seed: int = 0,
+        self,
+        entropy_model: EntropyModel,
+        width: int,
+        count: int = 2,
+        candidates: int = 3,
+        seed: int = 0,
         height: int = HEIGHT,
-    ) -> None:  # fmt: skip
+    ) -> None:
         random = np.random.default_rng(seed)
-        self.entropy_model, self.size = entropy_model, (height, width)
+        self.entropy_model = entropy_model
+        self.size = (height, width)
         layout = entropy_model.layout(self.size)
         images = random_codes(entropy_model, self.size, count, seed)
-        positions, levels = int(layout.begins[1]), len(entropy_model.symbols)
+        positions = int(layout.begins[1])
+        levels = len(entropy_model.symbols)
         shape = (count, positions, candidates, levels)
         self.candidates = random.integers(0, entropy_model.symbols, shape).astype(np.int32)
         self.candidates[:, :, 0] = images.reshape(count, levels, positions).transpose(0, 2, 1)
-        self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(np.float32)
+        self.errors = (random.integers(0, 64, (count, positions, candidates)) / 64).astype(
+            np.float32
+        )
         self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
         self.places: NDArray[np.int64] = np.arange(positions)
         networks = [entropy_model.network(level) for level in range(levels)]
-        numbers = np.arange(count * positions * candidates, dtype=np.int32).reshape(count, positions, candidates)
+        numbers = np.arange(count * positions * candidates, dtype=np.int32).reshape(
+            count, positions, candidates
+        )
         self.choice = Choice(layout, networks, self.candidates.reshape(-1, levels), numbers)
         assert np.array_equal(self.choice.codes, images)
 
@@ -217,14 +295,20 @@ class Problem:
         return self.choice.bits
 
     def errors_of_chosen(self) -> NDArray[np.float64]:
-        return np.take_along_axis(self.errors, self.choice.chosen[:, :, None], 2).sum((1, 2)).astype(np.float64)
+        return (
+            np.take_along_axis(self.errors, self.choice.chosen[:, :, None], 2)
+            .sum((1, 2))
+            .astype(np.float64)
+        )
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
 def test_bits_are_those_that_a_file_takes(name: str) -> None:
-    entropy_model, size = ENTROPY_MODELS[name], (40, 50)
+    entropy_model = ENTROPY_MODELS[name]
+    size = (40, 50)
     codes = random_codes(entropy_model, size, 5)
-    levels, layout = len(entropy_model.symbols), entropy_model.layout(size)
+    levels = len(entropy_model.symbols)
+    layout = entropy_model.layout(size)
     networks = [(level, network) for level, network in enumerate(entropy_model.networks) if network]
     lengths = [[len(stream) for stream in encode_level(codes, layout, *pair)] for pair in networks]
     excess = 8 * np.sum(lengths, 0) - bits_of(entropy_model, size, codes, levels)
@@ -233,11 +317,17 @@ def test_bits_are_those_that_a_file_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
-def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plain descent computes the bits of the whole image for every candidate. Twice, since rows are kept."""
+def test_each_position_takes_the_candidate_of_the_least_sum(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain descent computes the bits of the whole image for every candidate. Twice, since rows
+    are kept.
+    """
     monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
-    problem, lmbda = Problem(ENTROPY_MODELS[name], 5 if name == "half" else 8, count=1, seed=3), 0.02
-    candidates, errors = problem.candidates[0], problem.errors[0]
+    problem = Problem(ENTROPY_MODELS[name], 5 if name == "half" else 8, count=1, seed=3)
+    lmbda = 0.02
+    candidates = problem.candidates[0]
+    errors = problem.errors[0]
     (count, levels), chosen = candidates.shape[1:], np.zeros(len(candidates), np.int32)
     codes = problem.choice.codes.reshape(1, levels, -1).copy()
     for _ in range(2):
@@ -256,7 +346,9 @@ def test_each_position_takes_the_candidate_of_the_least_sum(name: str, monkeypat
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
-def test_the_sum_never_grows_and_a_larger_lambda_means_fewer_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sum_never_grows_and_a_larger_lambda_means_fewer_bits(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     used = []
     for lmbda in (0.0, 0.05, 1.0):
         problem = Problem(ENTROPY_MODELS[name], 30, count=10, candidates=5)
@@ -281,15 +373,20 @@ def test_the_sum_never_grows_and_a_larger_lambda_means_fewer_bits(name: str, mon
 @pytest.mark.parametrize("entropy_model", [TREE, TREE.bare], ids=["tables", "bare"])
 def test_other_positions_keep_what_they_have(entropy_model: EntropyModel) -> None:
     problem = Problem(entropy_model, 11)
-    before, some = problem.choice.codes.copy(), problem.places[1::3]
+    before = problem.choice.codes.copy()
+    some = problem.places[1::3]
     problem.choose(0.01, some)
     others = np.setdiff1d(problem.places, some)
     assert not problem.choice.chosen[:, others].any()
     assert problem.choice.chosen[:, some].any()
-    assert entropy_model.networks or np.array_equal(problem.choice.chosen[:, some], problem.errors.argmin(-1)[:, some])
+    assert entropy_model.networks or np.array_equal(
+        problem.choice.chosen[:, some], problem.errors.argmin(-1)[:, some]
+    )
     levels = problem.choice.codes.reshape(len(before), -1, len(problem.places))
     assert np.array_equal(levels[:, :, others], before.reshape(levels.shape)[:, :, others])
-    taken = np.take_along_axis(problem.candidates, problem.choice.chosen[:, :, None, None], 2)[:, :, 0]
+    taken = np.take_along_axis(problem.candidates, problem.choice.chosen[:, :, None, None], 2)[
+        :, :, 0
+    ]
     assert np.array_equal(levels.transpose(0, 2, 1), taken)
 
 

@@ -1,4 +1,6 @@
-"""Configurations from files and options: what is right gives the same values, what is wrong is one clear line."""
+"""Configurations from files and options: what is right gives the same values, what is wrong is one
+clear line.
+"""
 
 from pathlib import Path
 from typing import Any, Optional
@@ -7,11 +9,23 @@ import pytest
 import yaml
 
 from hrvqvae.config import Config, DataConfig, TrainingConfig, flatten, presets, to_dict
-from hrvqvae.config.parsing import autoencoder_config, digest_of, from_dict, from_file, override, stage_config
+from hrvqvae.config.parsing import (
+    autoencoder_config,
+    digest_of,
+    from_dict,
+    from_file,
+    override,
+    stage_config,
+)
 from hrvqvae.utils.errors import InputError
 
 SECTIONS = ("data", "model", "training", "prior")
-DIGESTS = ["97462af6fca1ce17", "64c6c45addbd3a27", "7879b174cd59ae2c", "4f3c46e89e677c94"]  # of treevq/cifar10
+DIGESTS = [
+    "97462af6fca1ce17",
+    "64c6c45addbd3a27",
+    "7879b174cd59ae2c",
+    "4f3c46e89e677c94",
+]  # of treevq/cifar10
 WHOLE = ("train_samples", "test_samples", "size", "channels", "workers", "memory_mb", "max_pixels")
 
 
@@ -33,23 +47,44 @@ def test_a_preset_survives_a_file(name: str, tmp_path: Path) -> None:
 
 
 def test_options_replace_fields_and_only_those() -> None:
-    changed = override(mnist(), {"model.quantizer.codewords": "8", "data.labels": "false", "data.on_error": "skip"})
-    before, after = dict(flatten(to_dict(mnist()))), dict(flatten(to_dict(changed)))
+    changed = override(
+        mnist(), {"model.quantizer.codewords": "8", "data.labels": "false", "data.on_error": "skip"}
+    )
+    before = dict(flatten(to_dict(mnist())))
+    after = dict(flatten(to_dict(changed)))
     assert {name: after[name] for name in after if after[name] != before[name]} == {
-        "model.quantizer.codewords": 8, "data.labels": False, "data.on_error": "skip",
-    }  # fmt: skip
+        "model.quantizer.codewords": 8,
+        "data.labels": False,
+        "data.on_error": "skip",
+    }
     back = {"model.quantizer.codewords": "4", "data.labels": "true", "data.on_error": "stop"}
     assert override(changed, back) == mnist()
-    elsewhere = override(mnist(), {"data.root": "5", "prior.codes": "null", "training.learning_rate": "1e-3"})
-    assert (elsewhere.data.root, elsewhere.prior.codes, elsewhere.training.learning_rate) == ("5", None, 1e-3)
+    elsewhere = override(
+        mnist(), {"data.root": "5", "prior.codes": "null", "training.learning_rate": "1e-3"}
+    )
+    assert (elsewhere.data.root, elsewhere.prior.codes, elsewhere.training.learning_rate) == (
+        "5",
+        None,
+        1e-3,
+    )
     assert override(elsewhere, {"data.root": "null"}).data.root is None
 
 
 def test_a_value_a_level() -> None:
-    for text, values in (("16", (16,)), ("128,64,32", (128, 64, 32)), ("[16]", (16,)), ("[128, 64]", (128, 64))):
-        assert override(mnist(), {"prior.training.batch_size": text}).prior.training.batch_size == values
+    for text, values in (
+        ("16", (16,)),
+        ("128,64,32", (128, 64, 32)),
+        ("[16]", (16,)),
+        ("[128, 64]", (128, 64)),
+    ):
+        assert (
+            override(mnist(), {"prior.training.batch_size": text}).prior.training.batch_size
+            == values
+        )
     for value in (16, [16], [128, 64]):
-        sizes = from_dict({"prior": {"training": {"batch_size": value}}}, "here").prior.training.batch_size
+        sizes = from_dict(
+            {"prior": {"training": {"batch_size": value}}}, "here"
+        ).prior.training.batch_size
         assert sizes == (tuple(value) if isinstance(value, list) else (value,))
 
 
@@ -71,16 +106,32 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("model.kernel", "4", "kernel is '4'; it must be odd"),
         ("model.padding", "-1", "padding is '-1'; it must be at least 0"),
         ("model.hidden_units", "1", "hidden_units is '1'; it must be at least 2"),
-        ("training.seed", "20240101120000", "seed is '20240101120000'; it must be at least 0 and below"),
+        (
+            "training.seed",
+            "20240101120000",
+            "seed is '20240101120000'; it must be at least 0 and below",
+        ),
         ("training.max_minutes", "inf", "training.max_minutes is 'inf'"),
         ("training.learning_rate", "fast", "training.learning_rate is 'fast'; it must be a number"),
-        ("training.precision", "fp8", "training.precision is 'fp8'; it must be auto or fp32 or bf16"),
+        (
+            "training.precision",
+            "fp8",
+            "training.precision is 'fp8'; it must be auto or fp32 or bf16",
+        ),
         ("data.labels", "maybe", "data.labels is 'maybe'; it must be true or false"),
-        ("prior.training.batch_size", "", "batch_size is ''; it must be one value, or one per level"),
+        (
+            "prior.training.batch_size",
+            "",
+            "batch_size is ''; it must be one value, or one per level",
+        ),
         ("prior.training.batch_size", "16,0", "batch_size is '16,0'; it must be at least 1"),
         ("prior.training.epochs", "0", "no budget: give prior.training.epochs, "),
         ("prior.held_out", "1", "prior.held_out is '1'; it must be between 0 and 1"),
-        ("prior.network.kind", "pixelsnial", "unknown network of priors 'pixelsnial': did you mean pixelsnail"),
+        (
+            "prior.network.kind",
+            "pixelsnial",
+            "unknown network of priors 'pixelsnial': did you mean pixelsnail",
+        ),
         ("model.system", "vqvae", "--model.system can't change from hrvqvae"),
         ("model.strid", "8", "unknown field 'model.strid': did you mean stride?"),
         ("max_step", "8", "unknown field 'max_step': did you mean max_steps"),
@@ -89,13 +140,19 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("model.stride.b", "8", "unknown field 'model.stride.b'"),
         ("data.split", "sorted", "data.train_samples"),
         *((f"data.{name}", "-1", f"data.{name} is '-1'; it must be ") for name in WHOLE),
-        *((f"data.{name}", "1", f"data.{name} is '1'; it must be ") for name in ("test_fraction", "validation")),
+        *(
+            (f"data.{name}", "1", f"data.{name} is '1'; it must be ")
+            for name in ("test_fraction", "validation")
+        ),
         ("data.max_pixels", "1000000000", "data.max_pixels is '1000000000'; it must be 1 to "),
     ],
 )
 def test_wrong_options(name: str, value: str, message: str) -> None:
     with pytest.raises(InputError) as refused:
-        override(presets.get("hrvqvae/photos" if name == "data.split" else "hrvqvae/mnist").config, {name: value})
+        override(
+            presets.get("hrvqvae/photos" if name == "data.split" else "hrvqvae/mnist").config,
+            {name: value},
+        )
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -109,8 +166,14 @@ def test_wrong_options(name: str, value: str, message: str) -> None:
         ("model: {stride: 2, colour: red}", "unknown field 'model.colour'"),
         ("training:", "training is None; it must be a mapping of fields"),
         ("model: {system: [vqvae]}", "unknown system \"['vqvae']\""),
-        ("prior: {network: {kind: rnn}}", "unknown network of priors 'rnn': there are pixelsnail, gpt"),
-        *((f"training: {{epochs: {value}}}", "; it must be a whole number") for value in ("null", 2.5, "true")),
+        (
+            "prior: {network: {kind: rnn}}",
+            "unknown network of priors 'rnn': there are pixelsnail, gpt",
+        ),
+        *(
+            (f"training: {{epochs: {value}}}", "; it must be a whole number")
+            for value in ("null", 2.5, "true")
+        ),
         ("data: {root: 5}", "data.root is 5; it must be text or null"),
         ("1: 2", "unknown field '1'"),
         ("model: &model {inner: *model}", "is nested too deeply"),
@@ -133,19 +196,29 @@ def test_missing_fields_take_their_defaults() -> None:
     config = from_dict({"name": "x"}, "here")
     assert (config.name, config.model.system, config.training.epochs) == ("x", "hrvqvae", 1)
     vqgan = from_dict({"model": {"system": "vqgan", "quantizer": {"dim": 8}}}, "here").model
-    assert to_dict(vqgan)["quantizer"]["codewords"] == 1024, "the system's own default, not that of its quantizer"
-    assert from_dict({"training": {"max_steps": 3, "learning_rate": "1e-4"}}, "here").training == TrainingConfig(
-        max_steps=3, learning_rate=1e-4
+    assert to_dict(vqgan)["quantizer"]["codewords"] == 1024, (
+        "the system's own default, not that of its quantizer"
     )
+    assert from_dict(
+        {"training": {"max_steps": 3, "learning_rate": "1e-4"}}, "here"
+    ).training == TrainingConfig(max_steps=3, learning_rate=1e-4)
 
 
 def test_a_default_budget_is_replaced_by_one_that_is_given() -> None:
     without = from_dict({"training": {"batch_size": 8}}, "here")
     assert budget(without.training) == (1, 0, 0)
     assert budget(override(without, {"training.max_steps": "500"}).training) == (0, 500, 0)
-    assert budget(override(without, {"training.max_steps": "0", "training.max_minutes": "3"}).training) == (0, 0, 3)
-    assert budget(override(without, {"training.seed": "0", "training.max_steps": "0"}).training) == (1, 0, 0)
-    assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (999, 500, 0), "not the default"
+    assert budget(
+        override(without, {"training.max_steps": "0", "training.max_minutes": "3"}).training
+    ) == (0, 0, 3)
+    assert budget(
+        override(without, {"training.seed": "0", "training.max_steps": "0"}).training
+    ) == (1, 0, 0)
+    assert budget(override(mnist(), {"training.max_steps": "500"}).training) == (
+        999,
+        500,
+        0,
+    ), "not the default"
     later = stage_config("progressive", mnist(), {"progressive.training.max_minutes": "5"})
     assert budget(later.progressive.training) == (0, 0, 5)
     assert budget(override(without, {"prior.training.max_steps": "9"}).prior.training) == (0, 9, 0)
@@ -160,7 +233,9 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
     assert autoencoder_config(str(path), {}, stored) == stored
     began = autoencoder_config(str(path), {"training.learning_rate": "0.1"})
     assert autoencoder_config(str(path), {}, began) == began, "the option need not be given again"
-    path.write_text(path.read_text().replace("max_steps: 3", "max_steps: 4").replace("seed: 5", "seed: 7"))
+    path.write_text(
+        path.read_text().replace("max_steps: 3", "max_steps: 4").replace("seed: 5", "seed: 7")
+    )
     with pytest.raises(InputError, match=r"--training\.seed is 5 there, 7 here"):
         autoencoder_config(str(path), {}, stored)
     assert autoencoder_config(str(path), {"training.seed": "5"}, stored) == stored
@@ -172,7 +247,9 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_prior_that_goes_on_keeps_its_held_out_images() -> None:
-    with pytest.raises(InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
+    with pytest.raises(
+        InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"
+    ):
         stage_config("prior", mnist(), {"prior.training.evaluation_images": "9"}, mnist())
     with pytest.raises(InputError, match="--model.stride"):
         stage_config("progressive", mnist(), {"model.stride": "4"})
@@ -186,7 +263,9 @@ class TheirData(DataConfig):
 
 
 def test_types_of_a_third_party() -> None:
-    data = override(mnist().replace(data=TheirData()), {"data.ratio": "0.5", "data.names": "a, b"}).data
+    data = override(
+        mnist().replace(data=TheirData()), {"data.ratio": "0.5", "data.names": "a, b"}
+    ).data
     assert (data.ratio, data.names) == (0.5, ("a", "b"))  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):
         TheirData(ratio="wide")  # type: ignore[arg-type]
@@ -195,12 +274,21 @@ def test_types_of_a_third_party() -> None:
 def test_what_decides_the_result_changes_the_digest() -> None:
     config = mnist()
     for name, value, same in (
-        ("training.device", "cuda:1", True), ("training.threads", "3", True), ("training.loggers", "tensorboard", True),
-        ("data.root", "/elsewhere", True), ("data.workers", "0", True), ("prior.training.checkpoint_every", "7", True),
-        ("progressive.training.max_steps", "7", True), ("training.seed", "7", False), ("data.size", "32", False),
-        ("training.max_steps", "7", False), ("training.precision", "bf16", False), ("prior.network.kind", "gpt", False),
-        ("model.quantizer.level_betas", "0.1,0.2,0.3", False), ("prior.training.evaluate_every", "7", False),
-    ):  # fmt: skip
+        ("training.device", "cuda:1", True),
+        ("training.threads", "3", True),
+        ("training.loggers", "tensorboard", True),
+        ("data.root", "/elsewhere", True),
+        ("data.workers", "0", True),
+        ("prior.training.checkpoint_every", "7", True),
+        ("progressive.training.max_steps", "7", True),
+        ("training.seed", "7", False),
+        ("data.size", "32", False),
+        ("training.max_steps", "7", False),
+        ("training.precision", "bf16", False),
+        ("prior.network.kind", "gpt", False),
+        ("model.quantizer.level_betas", "0.1,0.2,0.3", False),
+        ("prior.training.evaluate_every", "7", False),
+    ):
         changed = override(config, {name: value})
         assert (digest_of(changed, *SECTIONS) == digest_of(config, *SECTIONS)) == same, name
         others = [section for section in SECTIONS if not name.startswith(f"{section}.")]

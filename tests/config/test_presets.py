@@ -1,4 +1,6 @@
-"""Presets: what they say of themselves, and that they are the tables of the paper. Registries and their packages."""
+"""Presets: what they say of themselves, and that they are the tables of the paper. Registries and
+their packages.
+"""
 
 import dataclasses
 import re
@@ -6,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hrvqvae.config import Geometry, ModelConfig, QuantizerConfig, bits_per_image, compression_ratio, presets
+from hrvqvae.config import (
+    Geometry,
+    ModelConfig,
+    QuantizerConfig,
+    bits_per_image,
+    compression_ratio,
+    presets,
+)
 from hrvqvae.config.entries import System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, register_system
 from hrvqvae.config.section import flatten, to_dict
@@ -19,7 +28,9 @@ from tests.conftest import done, refused
 @pytest.mark.parametrize("system", [*SYSTEMS])
 def test_a_system_that_is_not_printed_says_so(system: str) -> None:
     preset = presets.get(f"{system}/mnist")
-    printed = any(source.startswith("Table") and source != "Table 5" for source in preset.sources.values())
+    printed = any(
+        source.startswith("Table") and source != "Table 5" for source in preset.sources.values()
+    )
     assert printed == (system in ("hrvqvae", "vqvae2"))
     assert printed or any("not printed" in note for note in preset.notes)
 
@@ -33,10 +44,19 @@ def test_a_borrowed_column_says_whose_it_is(data: str, column: str) -> None:
 
 
 def test_bits_of_an_uneven_grid_and_unknown_presets() -> None:
-    model = SYSTEMS.get("hrvqvae").config.replace(stride=4, quantizer=QuantizerConfig(levels=2, codewords=16))
+    model = SYSTEMS.get("hrvqvae").config.replace(
+        stride=4, quantizer=QuantizerConfig(levels=2, codewords=16)
+    )
     assert bits_per_image(model, 9, 13) == 3 * 4 * 2 * 4
     assert compression_ratio(model, 1, 9, 13) == pytest.approx(8 * 9 * 13 / 96)
-    for name in ("zzz", "hrvqvae/fashion-mnist", "hrvqvae/", "/mnist", "vqvae2-original/mnist", "hrvqvae/mnist/"):
+    for name in (
+        "zzz",
+        "hrvqvae/fashion-mnist",
+        "hrvqvae/",
+        "/mnist",
+        "vqvae2-original/mnist",
+        "hrvqvae/mnist/",
+    ):
         with pytest.raises(InputError, match="unknown preset"):
             presets.get(name)
 
@@ -47,7 +67,9 @@ class WithoutPadding(ModelConfig):
 
 
 def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
-    bare = System(name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={})
+    bare = System(
+        name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={}
+    )
     preset = presets.combine(bare, DATASETS.get("mnist"))
     assert preset.config.model == WithoutPadding(system="bare")
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
@@ -57,7 +79,10 @@ def test_a_column_that_is_missing_is_one_line() -> None:
     rows = {"model.dim": ([1, 2], "theirs")}
     assert column(rows, "cifar10", ("mnist", "cifar10")) == {"model.dim": (2, "theirs")}
     for name, columns in (("ffhq", ("mnist", "cifar10")), ("mnist", ("mnist", "cifar10", "ffhq"))):
-        with pytest.raises(InputError, match=r"^model\.dim \(theirs\) is \[1, 2\]; it must have a value for each of"):
+        with pytest.raises(
+            InputError,
+            match=r"^model\.dim \(theirs\) is \[1, 2\]; it must have a value for each of",
+        ):
             column(rows, name, columns)
 
 
@@ -65,28 +90,46 @@ PAGE = (Path(__file__).parents[2] / "docs" / "paper-tables.md").read_text()
 COLUMNS = {"FFHQ": "ffhq", "ImageNet": "imagenet", "CIFAR10": "cifar10", "MNIST": "mnist"}
 ORIGINAL = {"FFHQ 1024x1024": "ffhq1024", "ImageNet 256x256": "imagenet256"}
 AUTOENCODER = {
-    "beta_i": "model.quantizer.beta", "hidden units": "model.hidden_units", "residual units": "model.residual_units",
-    "codebook dimension": "model.quantizer.dim", "encoder conv filter size": "model.kernel",
-    "Polyak EMA decay": "training.polyak_decay", "learning rate": "training.learning_rate",
-}  # fmt: skip
+    "beta_i": "model.quantizer.beta",
+    "hidden units": "model.hidden_units",
+    "residual units": "model.residual_units",
+    "codebook dimension": "model.quantizer.dim",
+    "encoder conv filter size": "model.kernel",
+    "Polyak EMA decay": "training.polyak_decay",
+    "learning rate": "training.learning_rate",
+}
 PRIOR_ROWS = {
-    "batch size": "prior.training.batch_size", "hidden units": "prior.network.hidden_units",
-    "residual units": "prior.network.residual_units", "attention layers": "prior.network.attention_layers",
-    "dropout": "prior.network.dropout", "Polyak EMA decay": "prior.training.polyak_decay",
-}  # fmt: skip
+    "batch size": "prior.training.batch_size",
+    "hidden units": "prior.network.hidden_units",
+    "residual units": "prior.network.residual_units",
+    "attention layers": "prior.network.attention_layers",
+    "dropout": "prior.network.dropout",
+    "Polyak EMA decay": "prior.training.polyak_decay",
+}
 SIZES = AUTOENCODER | {"codebook size": "model.quantizer.codewords"}
 ROWS = {  # number of a table -> system, and a field of each row whose value is printed as it is
     4: ("vqvae2-original", AUTOENCODER | {"training steps": "training.max_steps"}),
-    5: ("hrvqvae", {
-        "training samples": "data.train_samples", "test samples": "data.test_samples",
-        "batch size": "training.batch_size", "epochs": "training.epochs",
-    }),
-    6: ("hrvqvae", SIZES), 7: ("vqvae2", SIZES),
-    8: ("hrvqvae", PRIOR_ROWS | {
-        "attention heads": "prior.network.attention_heads", "conv filter size": "prior.network.kernel",
-    }),
+    5: (
+        "hrvqvae",
+        {
+            "training samples": "data.train_samples",
+            "test samples": "data.test_samples",
+            "batch size": "training.batch_size",
+            "epochs": "training.epochs",
+        },
+    ),
+    6: ("hrvqvae", SIZES),
+    7: ("vqvae2", SIZES),
+    8: (
+        "hrvqvae",
+        PRIOR_ROWS
+        | {
+            "attention heads": "prior.network.attention_heads",
+            "conv filter size": "prior.network.kernel",
+        },
+    ),
     9: ("vqvae2", PRIOR_ROWS),
-}  # fmt: skip
+}
 
 
 def as_number(text: str) -> float | str:
@@ -98,8 +141,12 @@ def as_number(text: str) -> float | str:
 
 @pytest.mark.parametrize("number", ROWS)
 def test_a_table_of_the_page_is_the_presets(number: int) -> None:
-    (text,) = re.findall(rf"^\*\*Table {number}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
-    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines())
+    (text,) = re.findall(
+        rf"^\*\*Table {number}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL
+    )
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+    )
     printed = {row: dict(zip(head[1:], cells, strict=True)) for row, *cells in rows}
     system, fields = ROWS[number]
     for title, name in (ORIGINAL if number == 4 else COLUMNS).items():
@@ -107,7 +154,11 @@ def test_a_table_of_the_page_is_the_presets(number: int) -> None:
         values = dict(flatten(to_dict(preset.config)))
         for row, field in fields.items():
             value = values[field]
-            ours = ", ".join(f"{one:.9g}" for one in reversed(value)) if isinstance(value, tuple) else str(value)
+            ours = (
+                ", ".join(f"{one:.9g}" for one in reversed(value))
+                if isinstance(value, tuple)
+                else str(value)
+            )
             assert as_number(ours) == as_number(printed[row][title]), (row, title)
             assert preset.source(field) == f"Table {number}"
 
@@ -146,7 +197,9 @@ def test_a_package_adds_a_system(site: Path) -> None:
         (_SYSTEM.format(name="another"), "must be a System of that name"),
     ],
 )
-def test_a_broken_package_is_named_and_breaks_nothing_else(source: str, fault: str, site: Path) -> None:
+def test_a_broken_package_is_named_and_breaks_nothing_else(
+    source: str, fault: str, site: Path
+) -> None:
     install(site, "theirs", source, other="SYSTEM")
     told_once.cache_clear()
     code, printed, told = done("presets")
@@ -167,7 +220,9 @@ def test_a_system_is_registered(site: Path) -> None:
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
 def test_unknown_names(registry: Registry[object]) -> None:  # type: ignore[type-var]
     for name in registry:
-        with pytest.raises(InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"):
+        with pytest.raises(
+            InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"
+        ):
             registry.get(f"{name}x")
     with pytest.raises(InputError, match=f"there are {', '.join(registry)}$"):
         registry.get("0")

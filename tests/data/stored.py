@@ -1,4 +1,6 @@
-"""Small sets of images in every form in which images are stored, made without the code that reads them."""
+"""Small sets of images in every form in which images are stored, made without the code that reads
+them.
+"""
 
 import io
 import json
@@ -14,7 +16,14 @@ from hrvqvae.config import DataConfig
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
     return DataConfig(
-        **{"dataset": "pictures", "root": str(folder), "size": 16, "channels": 3, "workers": 0, **changes}  # type: ignore[arg-type]
+        **{
+            "dataset": "pictures",
+            "root": str(folder),
+            "size": 16,
+            "channels": 3,
+            "workers": 0,
+            **changes,
+        }  # type: ignore[arg-type]
     )
 
 
@@ -29,14 +38,24 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
 
 
 def folder_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*.*"))
+    }
 
 
 def write_parquet(
-    path: Path, images: Sequence[bytes | None], labels: Sequence[object] | None = None, *, names: Sequence[str] = (),
-    rows: int = 1000, paths: Sequence[str | None] | None = None,
-) -> Path:  # fmt: skip
-    """Write Parquet as the hub does: a struct of bytes and path, and class names in the metadata."""
+    path: Path,
+    images: Sequence[bytes | None],
+    labels: Sequence[object] | None = None,
+    *,
+    names: Sequence[str] = (),
+    rows: int = 1000,
+    paths: Sequence[str | None] | None = None,
+) -> Path:
+    """Write Parquet as the hub does: a struct of bytes and path, and class names in the
+    metadata.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     named = zip(images, paths or [None] * len(images), strict=True)
     structs = [{"bytes": image, "path": name} for image, name in named]
@@ -45,7 +64,9 @@ def write_parquet(
     features: dict[str, object] = {"image": {"_type": "Image"}}
     if labels is not None:
         columns["label"] = pa.array(labels)
-        features["label"] = {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64"}
+        features["label"] = (
+            {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64"}
+        )
     table = pa.table(columns)
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows)

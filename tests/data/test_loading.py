@@ -1,4 +1,6 @@
-"""From image files and a configuration to the pixels and batches of a split, and what broken input does."""
+"""From image files and a configuration to the pixels and batches of a split, and what broken input
+does.
+"""
 
 import dataclasses
 import os
@@ -16,7 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, explain_worker_errors, make_rng, sample_stream
+from hrvqvae.data.batches import (
+    ImageSet,
+    batches,
+    evaluation_batches,
+    explain_worker_errors,
+    make_rng,
+    sample_stream,
+)
 from hrvqvae.data.images import BrokenImageError, decode_image, read_image, to_pil, write_image
 from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
@@ -35,12 +44,16 @@ def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
     config = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     images = load_images(config, "train")
     expected, labels = drawn_digits(96, 1)
-    np.testing.assert_array_equal(np.stack([images.decode(index, None).pixels for index in range(96)])[:, 0], expected)
+    np.testing.assert_array_equal(
+        np.stack([images.decode(index, None).pixels for index in range(96)])[:, 0], expected
+    )
     np.testing.assert_array_equal(images.labels, labels)
     direct = load_images(dataclasses.replace(config, root=str(mnist_root / "mnist")), "test")
     assert len(direct) == 40
     for fields in ({"channels": 3}, {"size": 28}):
-        with pytest.raises(InputError, match=r"mnist has 1 channels of 12x12 pixels; data.channels is"):
+        with pytest.raises(
+            InputError, match=r"mnist has 1 channels of 12x12 pixels; data.channels is"
+        ):
             load_images(dataclasses.replace(config, **fields), "train")
 
 
@@ -50,7 +63,9 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HRVQVAE_DATA", str(tmp_path))
     with pytest.raises(InputError, match="imagenet is class folders"):
         load_images(DataConfig(dataset="imagenet", channels=3), "train")
-    with pytest.raises(InputError, match=r"no folder .*/pets; name it with --data DIR, or take one of mnist, "):
+    with pytest.raises(
+        InputError, match=r"no folder .*/pets; name it with --data DIR, or take one of mnist, "
+    ):
         load_images(DataConfig(dataset="pets", channels=3), "train")
 
 
@@ -63,7 +78,9 @@ def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert find_data_root(None).name == "hrvqvae"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as in a container whose user has no name
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as in a container whose user has no name
     with pytest.raises(InputError, match="HOME is not set: .*HRVQVAE_DATA"):
         find_data_root(None)
     with pytest.raises(InputError, match="give a path without ~"):
@@ -84,7 +101,9 @@ def test_small_folders_are_held_and_large_ones_decoded(workers: int, picture_fol
     assert held.pixels is not None
     assert decoded.pixels is None
     for index in range(len(decoded)):
-        np.testing.assert_array_equal(held.decode(index, None).pixels, decoded.decode(index, None).pixels)
+        np.testing.assert_array_equal(
+            held.decode(index, None).pixels, decoded.decode(index, None).pixels
+        )
     assert load_images(folder_config(picture_folder, crop="random"), "train").pixels is None
 
 
@@ -99,7 +118,9 @@ def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("memory_mb", [0, 512])
-def test_validation_images_are_cut_from_the_training_split(memory_mb: int, picture_folder: Path) -> None:
+def test_validation_images_are_cut_from_the_training_split(
+    memory_mb: int, picture_folder: Path
+) -> None:
     config = folder_config(picture_folder, memory_mb=memory_mb)
     whole = load_images(config, "train")
     cut = dataclasses.replace(config, validation=0.2)
@@ -117,13 +138,18 @@ def test_validation_images_are_cut_from_the_training_split(memory_mb: int, pictu
     paths_of(picture_folder)[0].write_bytes(b"no image")
     cut = dataclasses.replace(cut, on_error="skip")
     counts = [len(load_images(cut, split)) for split in ("train", "test")]
-    assert counts == [len(train) - bool(memory_mb), len(validation)], "left out when decoded, of the same images"
+    assert counts == [
+        len(train) - bool(memory_mb),
+        len(validation),
+    ], "left out when decoded, of the same images"
 
 
 def test_an_epoch_shows_every_image_once() -> None:
     samples = [sample for batch in islice(sample_stream(10, 4, seed=3), 5) for sample in batch]
     for epoch in range(2):
-        seen = [index for index, augmentation in samples if augmentation and augmentation[1] == epoch]
+        seen = [
+            index for index, augmentation in samples if augmentation and augmentation[1] == epoch
+        ]
         assert sorted(seen) == list(range(10))
     assert [index for index, _ in samples[:10]] != [index for index, _ in samples[10:]]
     assert next(iter(sample_stream(10, 4, seed=4))) != samples[:4]
@@ -139,12 +165,18 @@ def test_flips_in_memory() -> None:
 
 def test_every_stream_is_its_own() -> None:
     seeds = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
-    drawn = {make_rng(purpose, *seed).bytes(16) for purpose in ("order", "augmentation") for seed in seeds}
+    drawn = {
+        make_rng(purpose, *seed).bytes(16)
+        for purpose in ("order", "augmentation")
+        for seed in seeds
+    }
     assert len(drawn) == 2 * len(seeds)
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 1000])
-def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture_folder: Path) -> None:
+def test_a_part_of_a_split_is_spread_over_its_classes(
+    limit: int | None, picture_folder: Path
+) -> None:
     images = load_images(folder_config(picture_folder), "train")
     seen = list(evaluation_batches(images, batch_size=3, limit=limit))
     pixels = torch.cat([batch.images for batch in seen])
@@ -153,7 +185,10 @@ def test_a_part_of_a_split_is_spread_over_its_classes(limit: int | None, picture
     whole = np.stack([images.decode(index, None).pixels for index in range(len(images))])
     places = [int(np.flatnonzero((whole == image.numpy()).all((1, 2, 3)))[0]) for image in pixels]
     assert places[0] == 0
-    assert all(0 < after - before <= -(-len(images) // count) for before, after in pairwise([*places, len(images)]))
+    assert all(
+        0 < after - before <= -(-len(images) // count)
+        for before, after in pairwise([*places, len(images)])
+    )
 
 
 def test_one_core_gets_one_worker(picture_folder: Path) -> None:
@@ -170,15 +205,22 @@ def test_one_core_gets_one_worker(picture_folder: Path) -> None:
 
 
 def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
-    """torch raises this from a signal handler, wherever the main process is: a real kill would hit the test runner."""
-    with pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"), explain_worker_errors():
+    """torch raises this from a signal handler, wherever the main process is: a real kill would hit
+    the test runner.
+    """
+    with (
+        pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"),
+        explain_worker_errors(),
+    ):
         raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
     with pytest.raises(RuntimeError, match="something else"), explain_worker_errors():
         raise RuntimeError("something else")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_conversion_is_told_once(workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_conversion_is_told_once(
+    workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     told_once.cache_clear()
     images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
@@ -200,8 +242,13 @@ def test_the_slices_of_a_stream_are_the_stream(count: int) -> None:
     """Stopped with two processes, it goes on with any number: no gap, no repeat."""
     whole = list(islice(sample_stream(50, 12, seed=3), 9))  # across two ends of an epoch
     before = [list(islice(sample_stream(50, 12, 3, 0, RankSlice(rank, 2)), 4)) for rank in range(2)]
-    after = [list(islice(sample_stream(50, 12, 3, 4, RankSlice(rank, count)), 5)) for rank in range(count)]
-    steps = [[*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)]
+    after = [
+        list(islice(sample_stream(50, 12, 3, 4, RankSlice(rank, count)), 5))
+        for rank in range(count)
+    ]
+    steps = [
+        [*chain(*samples)] for shares in (before, after) for samples in zip(*shares, strict=True)
+    ]
     assert steps == whole
 
 
@@ -228,12 +275,16 @@ def test_orientation_is_followed(tmp_path: Path) -> None:
     assert read_image(tmp_path / "x.jpg", 3).shape == (3, 20, 10)
     for suffix in ("png", "webp"):
         image.save(tmp_path / f"x.{suffix}", exif=b"Exif\0\0no header of TIFF")
-        assert decode_image(tmp_path / f"x.{suffix}", 3).lost == "orientation", "the pixels are whole"
+        assert decode_image(tmp_path / f"x.{suffix}", 3).lost == "orientation", (
+            "the pixels are whole"
+        )
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_mode_is_converted_and_what_is_lost_is_told(mode: str, channels: int, tmp_path: Path) -> None:
+def test_every_mode_is_converted_and_what_is_lost_is_told(
+    mode: str, channels: int, tmp_path: Path
+) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     write_picture(path, 3, mode=mode)
     with Image.open(path) as image:
@@ -241,8 +292,11 @@ def test_every_mode_is_converted_and_what_is_lost_is_told(mode: str, channels: i
         expected = np.array(as_rgb if channels == 3 else as_rgb.convert("L"))
     pixels, lost = decode_image(path, channels)
     assert pixels.shape == (channels, 30, 40)
-    np.testing.assert_array_equal(pixels, expected.transpose(2, 0, 1) if channels == 3 else expected[None])
-    inks, grey = mode == "CMYK", channels == 1 and mode in ("P", "RGB", "RGBA", "CMYK")
+    np.testing.assert_array_equal(
+        pixels, expected.transpose(2, 0, 1) if channels == 3 else expected[None]
+    )
+    inks = mode == "CMYK"
+    grey = channels == 1 and mode in ("P", "RGB", "RGBA", "CMYK")
     assert lost == ", ".join(["CMYK to RGB"] * inks + ["colour to greyscale"] * grey)
     if mode == "L":
         image.convert("RGB").save(path)
@@ -250,7 +304,9 @@ def test_every_mode_is_converted_and_what_is_lost_is_told(mode: str, channels: i
 
 
 def test_what_is_lost_is_told(tmp_path: Path) -> None:
-    """Transparency lies on white, 16 bits are rounded to 8, and of several frames the first is taken."""
+    """Transparency lies on white, 16 bits are rounded to 8, and of several frames the first is
+    taken.
+    """
     layer = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     layer.putpixel((1, 1), (10, 20, 30, 255))
     layer.save(tmp_path / "x.png")
@@ -258,17 +314,23 @@ def test_what_is_lost_is_told(tmp_path: Path) -> None:
     assert pixels[:, [0, 1], [0, 1]].T.tolist() == [[255, 255, 255], [10, 20, 30]]
     assert lost == "transparency to white"
     assert decode_image(tmp_path / "x.png", 1).lost == "transparency to white, colour to greyscale"
-    Image.fromarray(np.array([[0, 257 * 200, 257 * 100 + 200, 65535]], np.uint16)).save(tmp_path / "x.png")
+    Image.fromarray(np.array([[0, 257 * 200, 257 * 100 + 200, 65535]], np.uint16)).save(
+        tmp_path / "x.png"
+    )
     pixels, lost = decode_image(tmp_path / "x.png", 1)
     assert (pixels.tolist(), lost) == ([[[0, 200, 101, 255]]], "16 bits to 8")
-    Image.fromarray(np.array([[0, 257 * 9, 257 * 9 + 1]], np.uint16)).save(tmp_path / "x.png", transparency=257 * 9)
+    Image.fromarray(np.array([[0, 257 * 9, 257 * 9 + 1]], np.uint16)).save(
+        tmp_path / "x.png", transparency=257 * 9
+    )
     pixels, lost = decode_image(tmp_path / "x.png", 1)
     assert (pixels.tolist(), lost) == ([[[0, 255, 9]]], "16 bits to 8, transparency to white")
     (tmp_path / "rgb.png").write_bytes(_rgb16())
     assert decode_image(tmp_path / "rgb.png", 3).lost == "16 bits to 8"
     for name in ("x.png", "x.webp"):
         more = [Image.new("RGB", (4, 4), "blue")]
-        Image.new("RGB", (4, 4), "red").save(tmp_path / name, save_all=True, append_images=more, lossless=True)
+        Image.new("RGB", (4, 4), "red").save(
+            tmp_path / name, save_all=True, append_images=more, lossless=True
+        )
         pixels, lost = decode_image(tmp_path / name, 3)
         assert (pixels[:, 0, 0].tolist(), lost) == ([255, 0, 0], "further frames")
 
@@ -277,16 +339,29 @@ def _rgb16() -> bytes:
     """Return a PNG of a pixel of 3 x 16 bits, which Pillow can't write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" + b"\1\2" * 3)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + chunk(b"IDAT", zlib.compress(b"\0" + b"\1\2" * 3))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
     gradient = np.tile(np.arange(0, 200, dtype=np.uint8), (50, 1))
     Image.fromarray(gradient).save(tmp_path / "x.png")
-    crops = [decode_image(tmp_path / "x.png", 1, size=50, position=(x, 0.5)).pixels for x in (0.0, 0.5, 1.0)]
+    crops = [
+        decode_image(tmp_path / "x.png", 1, size=50, position=(x, 0.5)).pixels
+        for x in (0.0, 0.5, 1.0)
+    ]
     assert [int(crop[0, 0, 0]) for crop in crops] == [0, 75, 150]
     assert all(crop.shape == (1, 50, 50) for crop in crops)
     Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")

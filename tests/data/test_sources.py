@@ -1,4 +1,6 @@
-"""Every form in which images are stored gives the same images, labels, order and split, and is refused in one line."""
+"""Every form in which images are stored gives the same images, labels, order and split, and is
+refused in one line.
+"""
 
 import hashlib
 import io
@@ -43,7 +45,9 @@ def content(images: ImageSet) -> np.ndarray:
 
 def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
@@ -56,7 +60,9 @@ def planes(images: Iterable[bytes]) -> np.ndarray:
 
 
 def store(form: str, root: Path, files: dict[str, bytes]) -> Path:
-    """Write images by name in a form, in three tars or Parquet files; their folders "0", "1" ... are their labels."""
+    """Write images by name in a form, in three tars or Parquet files; their folders "0", "1" ...
+    are their labels.
+    """
     labels = {name: int(name.split("/")[-2]) for name in files}
     root.parent.mkdir(parents=True, exist_ok=True)
     if form == "folder":
@@ -68,16 +74,27 @@ def store(form: str, root: Path, files: dict[str, bytes]) -> Path:
         if form == "tar":
             members = {}
             for name in names.tolist():
-                members |= {name: files[name], f"{name.rpartition('.')[0]}.cls": b"%d" % labels[name]}
+                members |= {
+                    name: files[name],
+                    f"{name.rpartition('.')[0]}.cls": b"%d" % labels[name],
+                }
             write_tar(Path(f"{root}-{index}.tar"), members)
         elif form == "parquet":
             images, values = ([table[name] for name in names] for table in (files, labels))
-            write_parquet(Path(f"{root}-{index}.parquet"), images, values, paths=names.tolist(), rows=4)
+            write_parquet(
+                Path(f"{root}-{index}.parquet"), images, values, paths=names.tolist(), rows=4
+            )
     if form == "npy":
-        np.save(f"{root}-images.npy", np.asarray(np.stack([*map(decoded, files.values())]), order="F"))
+        np.save(
+            f"{root}-images.npy", np.asarray(np.stack([*map(decoded, files.values())]), order="F")
+        )
         np.save(f"{root}-labels.npy", [*labels.values()])
     elif form == "npz":
-        np.savez(f"{root}.npz", images=np.stack([*map(decoded, files.values())]), labels=[*labels.values()])
+        np.savez(
+            f"{root}.npz",
+            images=np.stack([*map(decoded, files.values())]),
+            labels=[*labels.values()],
+        )
     return root.parent
 
 
@@ -109,10 +126,14 @@ def test_a_hash_of_each_name_divides(form: str, tmp_path: Path) -> None:
     files = drawn(40)
     root = store(form, tmp_path / "set" / "images", files)
     hashes = {name: hashlib.blake2b(name.encode(), digest_size=8).digest() for name in files}
-    test = [files[name] for name, value in hashes.items() if int.from_bytes(value, "big") < 0.2 * 2**64]
+    test = [
+        files[name] for name, value in hashes.items() if int.from_bytes(value, "big") < 0.2 * 2**64
+    ]
     train = [image for image in files.values() if image not in test]
     for split, expected in (("train", train), ("test", test)):
-        np.testing.assert_array_equal(content(loaded(root, split, test_fraction=0.2)), planes(expected))
+        np.testing.assert_array_equal(
+            content(loaded(root, split, test_fraction=0.2)), planes(expected)
+        )
     first = [content(loaded(root, split, split="sorted", train_samples=30)) for split in SPLITS]
     np.testing.assert_array_equal(np.concatenate(first), planes(files.values()))
     assert [*map(len, first)] == [30, 10]
@@ -121,7 +142,9 @@ def test_a_hash_of_each_name_divides(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_those_of_a_folder(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = drawn(40)
     roots = [store(name, tmp_path / name / "images", files) for name in ("folder", form)]
     options = {"crop": "random", "flip": True, "size": 12, "split": "sorted", "train_samples": 30}
@@ -129,23 +152,34 @@ def test_batches_are_those_of_a_folder(form: str, tmp_path: Path, monkeypatch: p
     assert len({folder.decode(0, (1, epoch, 0)).pixels.tobytes() for epoch in range(8)}) > 1
 
     def read(images: ImageSet, workers: int = 0) -> torch.Tensor:
-        return torch.cat([batch.images for batch in islice(batches(images, batch_size=4, seed=2, workers=workers), 14)])
+        return torch.cat(
+            [
+                batch.images
+                for batch in islice(batches(images, batch_size=4, seed=2, workers=workers), 14)
+            ]
+        )
 
     expected = read(folder)
     assert torch.equal(read(images), expected)
     assert torch.equal(read(pickle.loads(pickle.dumps(images)), workers=2), expected)
-    assert torch.equal(next(batches(images, batch_size=4, seed=2, first_step=11)).images, expected[44:48])
+    assert torch.equal(
+        next(batches(images, batch_size=4, seed=2, first_step=11)).images, expected[44:48]
+    )
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 3_000)
     windowed = read(loaded(roots[1], **options))
     assert torch.equal(read(loaded(roots[1], **options), workers=2), windowed)
     assert torch.equal(windowed, expected) == (form != "parquet")
     assert len(pickle.dumps(images)) < 5_000
-    assert multiprocessing.active_children() == [], "processes have ended with who asked for batches"
+    assert multiprocessing.active_children() == [], (
+        "processes have ended with who asked for batches"
+    )
 
 
 @pytest.mark.parametrize("memory_mb", [0, 100])
 @pytest.mark.parametrize("form", FORMS[:3])
-def test_broken_images(form: str, memory_mb: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_images(
+    form: str, memory_mb: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = drawn(10)
     for name in list(files)[4:6]:
         files[name] = files[name][:60]
@@ -153,25 +187,37 @@ def test_broken_images(form: str, memory_mb: int, tmp_path: Path, caplog: pytest
     options = {"memory_mb": memory_mb, "split": "sorted", "train_samples": 10}
     with pytest.raises(BrokenImageError, match=r"is not a readable .*--data.on_error skip"):
         list(evaluation_batches(loaded(root, **options), batch_size=2))
-    counts = [len(batch.images) for batch in evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2)]
+    counts = [
+        len(batch.images)
+        for batch in evaluation_batches(loaded(root, **options, on_error="skip"), batch_size=2)
+    ]
     assert sum(counts) == 8
     assert all(counts), "no batch is empty"
     assert len(caplog.messages) == bool(memory_mb)
-    assert all(line.startswith("broken images skipped: 2 of 10, the first: ") for line in caplog.messages)
+    assert all(
+        line.startswith("broken images skipped: 2 of 10, the first: ") for line in caplog.messages
+    )
     root = store(form, tmp_path / "broken" / "images", dict.fromkeys(drawn(10), b"nothing"))
     with pytest.raises(InputError, match="all images are broken"):
         next(batches(loaded(root, **options, on_error="skip"), batch_size=2, seed=0))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its shards open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset leaves its shards open
 def test_shards_of_webdataset_are_read(picture_folder: Path, tmp_path: Path) -> None:
     import webdataset
 
     with webdataset.TarWriter(str(tmp_path / "train-0.tar")) as writer:
         for index, path in enumerate(sorted(picture_folder.rglob("*.*"))):
-            writer.write({"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 3})
+            writer.write(
+                {"__key__": f"{index:06d}", path.suffix[1:]: path.read_bytes(), "cls": index % 3}
+            )
     images = loaded(tmp_path / "train-0.tar", test_fraction=0.5)
-    assert (images.classes, images.labels.tolist()) == (("0", "1", "2"), [int(row) % 3 for row in images.rows])
+    assert (images.classes, images.labels.tolist()) == (
+        ("0", "1", "2"),
+        [int(row) % 3 for row in images.rows],
+    )
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -182,36 +228,66 @@ def touch(folder: Path, *names: str) -> None:
 
 def names_of(folder: Path, split: str = "train", **changes: object) -> list[str]:
     images = loaded(folder, split, **changes)
-    return [Path(images.source.where(int(row))).relative_to(folder).as_posix() for row in images.rows]
+    return [
+        Path(images.source.where(int(row))).relative_to(folder).as_posix() for row in images.rows
+    ]
 
 
 def test_given_splits_of_folders(tmp_path: Path) -> None:
-    """Of several test splits the first is taken, images elsewhere are in neither, "train" may be a class."""
-    touch(tmp_path, "train/b/0.png", "train/a/1.png", "validation/a/2.png", "val/a/3.png", "sheet.png", "other/5.png")
+    """Of several test splits the first is taken, images elsewhere are in neither, "train" may be a
+    class.
+    """
+    touch(
+        tmp_path,
+        "train/b/0.png",
+        "train/a/1.png",
+        "validation/a/2.png",
+        "val/a/3.png",
+        "sheet.png",
+        "other/5.png",
+    )
     assert names_of(tmp_path) == ["train/a/1.png", "train/b/0.png"]
     assert names_of(tmp_path, "test") == ["val/a/3.png"]
     assert loaded(tmp_path, "test").classes == ("a", "b")
-    touch(tmp_path / "cifar100", *(f"{name}/{index}.png" for name in ("boat", "train") for index in range(9)))
+    touch(
+        tmp_path / "cifar100",
+        *(f"{name}/{index}.png" for name in ("boat", "train") for index in range(9)),
+    )
     assert loaded(tmp_path / "cifar100").classes == ("boat", "train")
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    for number, (names, message) in enumerate((
-        (["train/a/0.png", "train/b/1.png", "2.png"], "has train, but none of test, val, validation: .*--data"),
-        (["test/a/0.png", "test/b/1.png"], "has test, but no train"),
-        (["val/0.png", "validation/1.png"], "has val and validation, but no train"),
-        (["train/a/0.png", "test/1.png"], "images of the test split alone have no labels; .*--data.labels false"),
-        (["train/0.png", "val/a/1.png"], "images of the train split alone have no labels"),
-        (["train/e\u0301.png", "train/\u00e9.png", "test/0.png"], "two spellings of Unicode; rename"),
-        ([os.fsdecode(b"train/\xff.png"), "test/0.png"], "not UTF-8; rename"),
-        (["notes.txt"], "has no image"),
-    )):  # fmt: skip
+    for number, (names, message) in enumerate(
+        (
+            (
+                ["train/a/0.png", "train/b/1.png", "2.png"],
+                "has train, but none of test, val, validation: .*--data",
+            ),
+            (["test/a/0.png", "test/b/1.png"], "has test, but no train"),
+            (["val/0.png", "validation/1.png"], "has val and validation, but no train"),
+            (
+                ["train/a/0.png", "test/1.png"],
+                "images of the test split alone have no labels; .*--data.labels false",
+            ),
+            (["train/0.png", "val/a/1.png"], "images of the train split alone have no labels"),
+            (
+                ["train/e\u0301.png", "train/\u00e9.png", "test/0.png"],
+                "two spellings of Unicode; rename",
+            ),
+            ([os.fsdecode(b"train/\xff.png"), "test/0.png"], "not UTF-8; rename"),
+            (["notes.txt"], "has no image"),
+        )
+    ):
         touch(folder := tmp_path / f"{number}", *names)
         (folder / "annotations").mkdir()
         for split in SPLITS:
             with pytest.raises(InputError, match=message):
                 loaded(folder, split)
-        assert "train/a/0.png" not in names or "test/1.png" not in names or names_of(folder, labels=False)
+        assert (
+            "train/a/0.png" not in names
+            or "test/1.png" not in names
+            or names_of(folder, labels=False)
+        )
 
 
 def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path) -> None:
@@ -232,7 +308,11 @@ def test_linked_folders_are_followed_unless_they_lead_back(tmp_path: Path) -> No
     (tmp_path / "deep" / "a" / "b" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "deep" / "a")
     names = names_of(tmp_path / "deep") + names_of(tmp_path / "deep", "test")
-    assert sorted(names) == ["a/b/1.png", "a/b/link/0.png", "a/b/link/1.png"], "at any depth, once around"
+    assert sorted(names) == [
+        "a/b/1.png",
+        "a/b/link/0.png",
+        "a/b/link/1.png",
+    ], "at any depth, once around"
 
 
 def test_unreadable_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -251,7 +331,9 @@ def test_unreadable_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "/c can't be read (Too many levels of symbolic links); it is left out" in caplog.text
 
 
-def test_images_of_a_folder_come_before_its_tars(picture_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_of_a_folder_come_before_its_tars(
+    picture_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = content(loaded(picture_folder))
     write_tar(picture_folder / "old.tar", {"a.png": png(1)})
     np.testing.assert_array_equal(content(loaded(picture_folder)), before)
@@ -304,20 +386,38 @@ def test_the_index_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert (changed, len(others)) == (3, len(images) + 1)
     for kept in (tmp_path / "cache" / "hrvqvae" / "indexes").iterdir():
         whole = kept.read_bytes()
-        for damage in (b"", whole[: len(whole) // 2], b"x" * 99, whole[:300] + b"\0" * 40 + whole[340:]):
+        for damage in (
+            b"",
+            whole[: len(whole) // 2],
+            b"x" * 99,
+            whole[:300] + b"\0" * 40 + whole[340:],
+        ):
             kept.write_bytes(damage)
             np.testing.assert_array_equal(read()[1], others)
-    assert sorted(path.name for path in shards.iterdir()) == ["x-0.tar", "x-1.tar", "x-2.tar"], "nothing beside them"
+    assert sorted(path.name for path in shards.iterdir()) == [
+        "x-0.tar",
+        "x-1.tar",
+        "x-2.tar",
+    ], "nothing beside them"
 
 
 def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
-    names = ["d" * 120 + "/" + "e" * 130 + ".png", "über/größe.png", "./dot/x.png", "s.png", "._s.png", "dot/._x.png"]
+    names = [
+        "d" * 120 + "/" + "e" * 130 + ".png",
+        "über/größe.png",
+        "./dot/x.png",
+        "s.png",
+        "._s.png",
+        "dot/._x.png",
+    ]
     write_tar(tmp_path / "a.tar", {name: png(seed) for seed, name in enumerate([*names, "README"])})
     images = loaded(tmp_path / "a.tar", split="sorted", train_samples=3)
     assert len(images.source) == 4
     assert [images.source.name(row) for row in range(4)] == [*names[:2], "dot/x.png", "s.png"]
     np.testing.assert_array_equal(images.source.open(2), decoded(png(2)))
-    members = {f"{n}.png": png(n) for n in range(6)} | {f"{n}.json": b'{"label": %d}' % (10 * n) for n in range(6)}
+    members = {f"{n}.png": png(n) for n in range(6)} | {
+        f"{n}.json": b'{"label": %d}' % (10 * n) for n in range(6)
+    }
     write_tar(tmp_path / "j.tar", dict(sorted(members.items())))
     assert loaded(tmp_path / "j.tar").classes == ("0", "10", "20", "30", "40", "50")
     for other in (b'{"no": 1}', b"[" * 100_000, b'{"label": true}'):
@@ -325,11 +425,16 @@ def test_long_and_foreign_names_and_labels_in_json(tmp_path: Path) -> None:
         assert loaded(tmp_path / "j.tar").classes == ()
 
 
-def test_what_is_left_out_of_a_tar_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_tar(tmp_path / "a.tar", {"a.png": png(1), "b.png": png(2), "d.HEIC": png(3), "e.txt": b""})
+def test_what_is_left_out_of_a_tar_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(
+        tmp_path / "a.tar", {"a.png": png(1), "b.png": png(2), "d.HEIC": png(3), "e.txt": b""}
+    )
     with tarfile.open(tmp_path / "a.tar", "a") as archive:
         link = tarfile.TarInfo("c.png")
-        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        link.type = tarfile.LNKTYPE
+        link.linkname = "a.png"
         archive.addfile(link)
     assert len(loaded(tmp_path / "a.tar", split="sorted", train_samples=2, labels=False)) == 2
     assert "links such as c.png are left out; pack it with tar --dereference" in caplog.text
@@ -347,7 +452,9 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -
         last = sum(value <= length for value in ends) - 1
         message = f"cut short or damaged after its member [{last}{last + 1}].png"
         other = "|no uncompressed tar" if last < 0 else ""
-        with pytest.raises(InputError, match=f"a.tar is ({message}{other}).*; get or pack it again"):
+        with pytest.raises(
+            InputError, match=f"a.tar is ({message}{other}).*; get or pack it again"
+        ):
             loaded(path)
     path.write_bytes(whole[: ends[1] + 200] + b"\1" * 2000 + whole[ends[1] + 2200 :])
     with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 1.png"):
@@ -357,12 +464,16 @@ def test_a_tar_cut_anywhere_is_told_with_its_last_whole_member(tmp_path: Path) -
         header = tarfile.TarInfo.frombuf(whole[start : start + 512], "utf-8", "strict")
         header.size = size
         path.write_bytes(whole[:start] + header.tobuf(tarfile.GNU_FORMAT) + whole[start + 512 :])
-        with pytest.raises(InputError, match="a.tar is cut short or damaged after its member 0.png"):
+        with pytest.raises(
+            InputError, match="a.tar is cut short or damaged after its member 0.png"
+        ):
             loaded(path)
 
 
 def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger than the window: each row group is read once in an epoch, and every epoch has each image once."""
+    """Larger than the window: each row group is read once in an epoch, and every epoch has each
+    image once.
+    """
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 23_000)
     for index in range(2):
         images = [png(10 * index + seed, (20, 16)) for seed in range(50)]
@@ -383,12 +494,19 @@ def test_an_order_of_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (np.diff(rows) != 0).mean() > 0.5, "images of several row groups are mixed"
     monkeypatch.setattr(parquet, "WINDOW_BYTES", 10**6)
     whole = loaded(tmp_path, test_fraction=0.3)
-    assert whole.order(1, 0).tolist() == make_rng("order", 1, 0).permutation(len(whole)).tolist(), "as of a folder"
+    assert whole.order(1, 0).tolist() == make_rng("order", 1, 0).permutation(len(whole)).tolist(), (
+        "as of a folder"
+    )
 
 
 def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
     images: list[bytes | None] = [png(seed) for seed in range(6)]
-    write_parquet(tmp_path / "a-train.parquet", images[:4], ["dog", "cat", "dog", "emu"], names=("of", "numbers"))
+    write_parquet(
+        tmp_path / "a-train.parquet",
+        images[:4],
+        ["dog", "cat", "dog", "emu"],
+        names=("of", "numbers"),
+    )
     write_parquet(tmp_path / "a-validation.parquet", images[4:], ["cat", "ant"])
     train, test = (loaded(tmp_path, split) for split in SPLITS)
     assert train.classes == test.classes == ("ant", "cat", "dog", "emu")
@@ -408,14 +526,20 @@ def test_rows_of_parquet_without_paths_are_named_by_folder_and_file(tmp_path: Pa
     assert names == [f"{split}/0.parquet/{row}" for split in ("test", "train") for row in (0, 1)]
 
 
-def test_a_row_group_that_pyarrow_can_not_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_group_that_pyarrow_can_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 1_000)
     write_parquet(tmp_path / "a.parquet", [png(seed) for seed in range(4)])
-    with pytest.raises(InputError, match=r"a.parquet: row group 0 holds [\d,]+ bytes, .*row_group_size=1000"):
+    with pytest.raises(
+        InputError, match=r"a.parquet: row group 0 holds [\d,]+ bytes, .*row_group_size=1000"
+    ):
         loaded(tmp_path / "a.parquet")
 
 
-def test_shards_outside_of_the_splits_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_outside_of_the_splits_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number, name in enumerate(("train-0", "train-1", "validation-0", "test-0", "extra")):
         write_tar(tmp_path / f"{name}.tar", {f"{name}.png": png(number)})
     assert [len(loaded(tmp_path, split, labels=False)) for split in SPLITS] == [2, 1]
@@ -425,8 +549,15 @@ def test_shards_outside_of_the_splits_are_told(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_other_arrays(save: object, tmp_path: Path) -> None:
-    pixels, labels = np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8), np.arange(30) % 7
-    save(tmp_path / "all.npz", x_train=pixels[..., None], y_train=labels[:, None], x_test=pixels, y_test=labels)  # type: ignore[operator]
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16)).astype(np.uint8)
+    labels = np.arange(30) % 7
+    save(
+        tmp_path / "all.npz",
+        x_train=pixels[..., None],
+        y_train=labels[:, None],
+        x_test=pixels,
+        y_test=labels,
+    )  # type: ignore[operator]
     np.save(tmp_path / "digits.npy", pixels)
     shutil.copyfile(tmp_path / "all.npz", tmp_path / "mnist_train_test.npz")
     for split, name in product(SPLITS, ("all", "mnist_train_test")):
@@ -441,27 +572,46 @@ def test_other_arrays(save: object, tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.labels, images.rows % 7)
     for index in range(30):
         np.save(tmp_path / f"{index}.npy", pixels[: 2 + index // 20])
-        assert all(len(loaded(tmp_path / f"{index}.npy", split, channels=1)) for split in SPLITS), "no split is empty"
+        assert all(len(loaded(tmp_path / f"{index}.npy", split, channels=1)) for split in SPLITS), (
+            "no split is empty"
+        )
 
 
 def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     images = [png(seed) for seed in range(4)]
-    yield write_tar(folder / "text.tar", {"a.txt": b"no image"}), "text.tar: no PNG, JPEG or WebP image is in it"
+    yield (
+        write_tar(folder / "text.tar", {"a.txt": b"no image"}),
+        "text.tar: no PNG, JPEG or WebP image is in it",
+    )
     for label in (b"cat", b"9" * 20, b"9" * 5000):
         write_tar(folder / "cls.tar", {"a.cls": label, "a.png": images[0]})
-        yield folder / "cls.tar", "a.png: its .cls file is no number; correct it, or train with --data.labels false"
+        yield (
+            folder / "cls.tar",
+            "a.png: its .cls file is no number; correct it, or train with --data.labels false",
+        )
     yield folder / "x.tar.gz", "x.tar.gz: there is no such file or folder"
     write_tar(folder / "gone" / "train-0.tar", {f"{name}.png": images[0] for name in "abc"})
-    yield folder / "gone", r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'"
+    yield (
+        folder / "gone",
+        r"has train, but none of test, val, validation: .*--data '.*gone.\*\.tar'",
+    )
     assert sum(len(loaded(folder / "gone" / "*.tar", split)) for split in SPLITS) == 3
     (folder / "gone" / "test.tar").write_bytes(b"")
-    assert len(loaded(folder / "gone", labels=False)) == 3, "only what is asked is read of a given split"
+    assert len(loaded(folder / "gone", labels=False)) == 3, (
+        "only what is asked is read of a given split"
+    )
     (folder / "image.png").write_bytes(images[0])
     yield folder / "*.png", r"names .png files; for images give their folder: "
-    write_tar(folder / "named" / "train.tar", {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]})
+    write_tar(
+        folder / "named" / "train.tar",
+        {"a.cls": b"5", "a.png": images[0], "b.cls": b"0", "b.png": images[1]},
+    )
     write_tar(folder / "named" / "test.tar", {"c.cls": b"0", "c.png": images[2]})
     (folder / "named" / "classnames.txt").write_text("cat\ndog\n")
-    yield folder / "named", "train.tar: a.png has label 5, but there are 2 class names; .*--data.labels false"
+    yield (
+        folder / "named",
+        "train.tar: a.png has label 5, but there are 2 class names; .*--data.labels false",
+    )
     (folder / "named" / "classnames.txt").write_text("cat\ncat\n")
     yield folder / "named", "names a class twice"
     (folder / "named" / "classnames.txt").write_bytes(b"caf\xe9\n")
@@ -479,7 +629,10 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     write_parquet(folder / "labels.parquet", images, [0.5] * 4)
     yield folder / "labels.parquet", "column label has type double, no numbers or texts"
     write_parquet(folder / "huge.parquet", images, np.full(4, 2**63, np.uint64))  # type: ignore[arg-type]
-    yield folder / "huge.parquet", r"column label has labels of 2\^63 or more; use --data.labels false"
+    yield (
+        folder / "huge.parquet",
+        r"column label has labels of 2\^63 or more; use --data.labels false",
+    )
     write_tar(folder / "long.tar", {"n" * 5_000 + ".png": images[0]})
     yield folder / "long.tar", "an image has a name of 5,004 bytes, more than 4,096"
     write_parquet(folder / "other" / "a.parquet", images, [0] * 4, names=("a", "b"))
@@ -493,7 +646,9 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     whole = write_parquet(folder / "cut.parquet", images).read_bytes()
     (folder / "cut.parquet").write_bytes(whole[:-20])
     yield folder / "cut.parquet", "cut.parquet is damaged, or no Parquet file"
-    named = pa.array([{"bytes": image, "path": f"path-{number}"} for number, image in enumerate(images)])
+    named = pa.array(
+        [{"bytes": image, "path": f"path-{number}"} for number, image in enumerate(images)]
+    )
     pq.write_table(pa.table({"image": named}), folder / "paths.parquet", compression="none")
     content = (folder / "paths.parquet").read_bytes()
     assert content.count(b"path-1") == 1
@@ -501,7 +656,8 @@ def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:
     yield folder / "paths.parquet", "paths.parquet is damaged, or no Parquet file"
     (folder / "names.parquet").write_bytes(content.replace(b"image", b"imag\xff"))
     yield folder / "names.parquet", "names.parquet is damaged, or no Parquet file"
-    pixels, flat = np.zeros((5, 3, 8, 8), np.uint8), np.zeros((5, 8, 8), np.uint8)
+    pixels = np.zeros((5, 3, 8, 8), np.uint8)
+    flat = np.zeros((5, 8, 8), np.uint8)
     np.save(folder / "many-labels.npy", np.arange(6))
     np.save(folder / "odd-labels.npy", np.arange(5) / 2)
     for name, array, message in (
@@ -541,22 +697,34 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value), root
     with pytest.raises(InputError, match="mnist is not in .*cls.tar .*--data.dataset mine"):
         loaded(tmp_path / "cls.tar", dataset="mnist")
-    assert len(open_whole(tmp_path / "cls.tar", labels=False)), "a command that needs no labels reads no .cls file"
+    assert len(open_whole(tmp_path / "cls.tar", labels=False)), (
+        "a command that needs no labels reads no .cls file"
+    )
 
 
 def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
     files = {f"0/{index}.png": png(index) for index in range(9)}
     same_size = png(50)[: len(files["0/4.png"])].ljust(len(files["0/4.png"]), b"\0")
     for form in FORMS:
-        changed, digests = files | {"0/4.png": same_size if form in ("folder", "tar") else png(50)}, list[str]()
+        changed = files | {"0/4.png": same_size if form in ("folder", "tar") else png(50)}
+        digests = list[str]()
         for copy, images in enumerate((files, files, changed)):
             root = store(form, tmp_path / f"{form}{copy}" / "set", images)
             digests.append(loaded(root, split="sorted", train_samples=9).digest())
         assert digests[0] == digests[1] != digests[2], form
 
 
-def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    touch(tmp_path, "a.png", "b/c.jpg", *(f"{number}.HEIC" for number in range(3)), "b/x.gif", "notes.txt")
+def test_what_is_left_out_of_a_folder_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(
+        tmp_path,
+        "a.png",
+        "b/c.jpg",
+        *(f"{number}.HEIC" for number in range(3)),
+        "b/x.gif",
+        "notes.txt",
+    )
     touch(tmp_path, "._a.png", ".Trash-0/d.png", "b/.hidden.png")
     touch(tmp_path, "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/pictures/curves.png")
     assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a.png", "b/c.jpg"]
@@ -570,17 +738,25 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path: Path, caplog: pytest.Log
     assert f"{tmp_path / 'split'}: 2 images outside of train/ and test/ left out" in caplog.messages
 
 
-def test_inputs_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_would_fill_the_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.savez_compressed(tmp_path / "zeros.npz", images=np.zeros((80_000, 32, 32), np.uint8))
     with pytest.raises(InputError, match=r"zeros.npz: images has 82 MB in 0\.\d MB, .*numpy.savez"):
         loaded(tmp_path / "zeros.npz")
     count = 1_000_000
     images = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([png(0)]))
-    labels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array(["x" * 10_000]))
+    labels = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(count, np.int32)), pa.array(["x" * 10_000])
+    )
     pq.write_table(pa.table({"image": images, "label": labels}), tmp_path / "rows.parquet")
-    with pytest.raises(InputError, match=r"rows.parquet has 1,000,000 rows in [\d,]+ bytes, which are no images"):
+    with pytest.raises(
+        InputError, match=r"rows.parquet has 1,000,000 rows in [\d,]+ bytes, which are no images"
+    ):
         loaded(tmp_path / "rows.parquet")
-    table = pa.table({"image": pa.array([png(seed) for seed in range(50)] * 40), "label": labels[:2_000]})
+    table = pa.table(
+        {"image": pa.array([png(seed) for seed in range(50)] * 40), "label": labels[:2_000]}
+    )
     pq.write_table(table, tmp_path / "text.parquet")
     labelled = loaded(tmp_path / "text.parquet", split="sorted", train_samples=2_000)
     assert labelled.classes == ("x" * 10_000,)
@@ -604,11 +780,14 @@ content = path.read_bytes()
 start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
 for place in range(start, len(content) - 8):
     for bit in (0, 6):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+        flipped = bytes([content[place] ^ 1 << bit])
+        path.write_bytes(content[:place] + flipped + content[place + 1 :])
         try:
             parquet.ParquetSource([Shard(path.name, path)], labels=True)
         except (ValueError, OSError):
             pass
 """
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert (child.returncode, child.stderr) == (0, "")

@@ -23,7 +23,14 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def torchrun(count: int, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+    ]
     return [*command, "--monitor-interval", "0.5", *options, "-m", "hrvqvae"]
 
 
@@ -48,9 +55,14 @@ def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, tmp_path: Path) -> None:
-    config = with_training(tiny, max_steps=100_000, log_every=1, evaluate_every=200_000, schedule="constant")
-    run, file = RunFolder(tmp_path / "run"), write_file(config, tmp_path / "x.yaml")
+def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(
+    tiny: Config, tmp_path: Path
+) -> None:
+    config = with_training(
+        tiny, max_steps=100_000, log_every=1, evaluate_every=200_000, schedule="constant"
+    )
+    run = RunFolder(tmp_path / "run")
+    file = write_file(config, tmp_path / "x.yaml")
     command = [*torchrun(2, "--max-restarts", "1"), "train", str(file), "--out", str(run.path)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as launched:
@@ -58,14 +70,21 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, 
         first = ranks(launched.pid)
         assert len(first) == 2
         os.kill(first[0], signal.SIGKILL)
-        wait_for(lambda: not set(ranks(launched.pid)) & set(first) and len(ranks(launched.pid)) == 2, launched)
+        wait_for(
+            lambda: not set(ranks(launched.pid)) & set(first) and len(ranks(launched.pid)) == 2,
+            launched,
+        )
         before = logged(run.path)
         wait_for(lambda: logged(run.path) not in (0, before), launched)
         wait_for(lambda: len(run.saved()) == 2 and logged(run.path) >= 9, launched)
         os.kill(ranks(launched.pid)[1], signal.SIGTERM)
         out, errors = launched.communicate(timeout=120)
     assert launched.returncode != 0
-    lines = [line for line in errors.splitlines() if line.startswith("hrvqvae: ") and not line.endswith(" ...")]
+    lines = [
+        line
+        for line in errors.splitlines()
+        if line.startswith("hrvqvae: ") and not line.endswith(" ...")
+    ]
     assert len(lines) == 1
     assert lines[0].startswith("hrvqvae: another process of this training has ended")
     assert out.count("resuming") == 1
@@ -83,13 +102,25 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny: Config, 
 
 @pytest.mark.parametrize(
     ("began", "restarts", "now", "goes_on"),
-    [("b", "0", "b", True), ("b", "1", "b", True), ("b", "1", "a", False), ("none", "1", "none", True),
-     ("none", "0", "none", False), (None, "1", "b", False), (None, "1", "none", False)],
-)  # fmt: skip
+    [
+        ("b", "0", "b", True),
+        ("b", "1", "b", True),
+        ("b", "1", "a", False),
+        ("none", "1", "none", True),
+        ("none", "0", "none", False),
+        (None, "1", "b", False),
+        (None, "1", "none", False),
+    ],
+)
 def test_a_training_goes_on_where_this_job_has_begun_it(
-    began: str | None, restarts: str, now: str, goes_on: bool, tmp_path: Path, tiny: Config,
+    began: str | None,
+    restarts: str,
+    now: str,
+    goes_on: bool,
+    tmp_path: Path,
+    tiny: Config,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The name of the job decides if there is one, otherwise the count of restarts."""
     run = RunFolder(tmp_path / "run")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)

@@ -22,15 +22,25 @@ from tests.distributed import together
 from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = tuple(system for system in SYSTEMS if system not in ("treevq", "vqvae"))  # whose code is that of hrvqvae
-OWN_START = {"vqpytorch"}  # the library starts its codebooks otherwise where there are several processes
+EVERY = tuple(
+    system for system in SYSTEMS if system not in ("treevq", "vqvae")
+)  # whose code is that of hrvqvae
+OWN_START = {
+    "vqpytorch"
+}  # the library starts its codebooks otherwise where there are several processes
 STEPS = 8
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("together")
-    changes = {"batch_size": 12, "max_steps": STEPS, "log_every": 1, "evaluate_every": STEPS, "warmup_steps": 4}
+    changes = {
+        "batch_size": 12,
+        "max_steps": STEPS,
+        "log_every": 1,
+        "evaluate_every": STEPS,
+        "warmup_steps": 4,
+    }
     for system in EVERY:
         config = with_training(tiny_systems(mnist_root)[system], precision="fp32", **changes)
         plain = to_dict(config)
@@ -42,11 +52,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     for size in (1, 2):
         shutil.copytree(folder / "hrvqvae-1", folder / f"priors-{size}")
     together.train_all(folder, [])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+    ]
     done = subprocess.run(
-        [*command, "tests.distributed.together", str(folder), *EVERY], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, check=False,
-    )  # fmt: skip
+        [*command, "tests.distributed.together", str(folder), *EVERY],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
@@ -56,7 +78,11 @@ def seen(folder: Path, size: int) -> list[dict[str, Any]]:
 
 
 def logged(run: Path, name: str, kind: str = "train") -> list[float]:
-    return [record.get(name, 0.0) for record in read_records(run / "metrics.jsonl") if record["kind"] == kind]
+    return [
+        record.get(name, 0.0)
+        for record in read_records(run / "metrics.jsonl")
+        if record["kind"] == kind
+    ]
 
 
 @pytest.mark.parametrize("system", EVERY)
@@ -77,14 +103,18 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     for name in ("mse", "psnr", "ssim"):
         measures = [logged(folder / f"{system}-{size}", name, "evaluation") for size in (1, 2)]
         np.testing.assert_allclose(measures[1], measures[0], rtol=1e-4)
-    assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [[40]] * 2
+    assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [
+        [40]
+    ] * 2
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "vqvae2", "rqvae", "fsq"])
 def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
     counted = [each[system]["bytes"] for each in seen(folder, 2)]
     assert counted[0] == counted[1]
-    terms = [count - sum(count_exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]]
+    terms = [
+        count - sum(count_exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]
+    ]
     assert set(terms) <= {4 * count for count in range(1, 10)}
 
 
@@ -100,7 +130,11 @@ def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None
         assert np.array_equal(np.load(one.codes / name), np.load(two.codes / name)), name
     for level in range(3):
         runs = [prior_folder(run.path, level).path for run in (one, two)]
-        for name, kind in (("loss", "train"), ("bits_per_code", "evaluation"), ("bits_per_image", "evaluation")):
+        for name, kind in (
+            ("loss", "train"),
+            ("bits_per_code", "evaluation"),
+            ("bits_per_image", "evaluation"),
+        ):
             alone, shared = (logged(run, name, kind) for run in runs)
             assert alone
             np.testing.assert_allclose(shared, alone, rtol=1e-5)

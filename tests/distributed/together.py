@@ -1,7 +1,8 @@
-"""A process of a training, started by torchrun or alone: python -m tests.distributed.together FOLDER SYSTEM ...
+"""A process of a training, started by torchrun or alone: python -m tests.distributed.together
+FOLDER SYSTEM ...
 
-It trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD, then priors and a progressive decoder into the run
-FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-WORLD-RANK.json.
+It trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD, then priors and a progressive
+decoder into the run FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-WORLD-RANK.json.
 """
 
 import json
@@ -35,20 +36,31 @@ from tests.training.tasks import Case
 
 Seen = dict[str, Any]
 PRIOR = {
-    **GIVEN, "prior.training.batch_size": "12", "prior.training.max_steps": "6", "prior.network.dropout": "0",
-    "prior.training.log_every": "1", "prior.training.evaluate_every": "3",
-}  # fmt: skip
+    **GIVEN,
+    "prior.training.batch_size": "12",
+    "prior.training.max_steps": "6",
+    "prior.network.dropout": "0",
+    "prior.training.log_every": "1",
+    "prior.training.evaluate_every": "3",
+}
 
 
 def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: one.clone() for name, one in model.state_dict().items() if "codebook" in name or "residual" in name}
+    return {
+        name: one.clone()
+        for name, one in model.state_dict().items()
+        if "codebook" in name or "residual" in name
+    }
 
 
 @contextmanager
 def watched() -> Iterator[Seen]:
-    """Record the images and exchanged bytes of each step, the first codebooks and the last state."""
+    """Record the images and exchanged bytes of each step, the first codebooks and the last
+    state.
+    """
     seen: Seen = {"images": [], "start": None, "end": None, "bytes": []}
-    usual, reduce = AutoencoderTask.step, dist.all_reduce
+    usual = AutoencoderTask.step
+    reduce = dist.all_reduce
 
     def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> object:
         if tensor.dtype == torch.float32 and seen["bytes"]:  # and not at the start
@@ -70,7 +82,8 @@ def watched() -> Iterator[Seen]:
 
 def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     """Train each system, and then the priors of FOLDER/priors-WORLD, if that run exists."""
-    size, results = distributed.world_size(), {}
+    size = distributed.world_size()
+    results = {}
     for system in systems:
         with watched() as results[system]:
             run = RunFolder(folder / f"{system}-{size}")
@@ -93,10 +106,16 @@ def fail(config: Config, folder: Path, rank: int, how: str) -> str:
             next(state.model.parameters()).data.view(-1)[0] += 1e-6
         take_gradient = TrainState.take_gradient
 
-        def worse(state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL) -> dict[str, float]:
-            return take_gradient(state, {name: loss * float("nan") for name, loss in losses.items()}, of)
+        def worse(
+            state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL
+        ) -> dict[str, float]:
+            return take_gradient(
+                state, {name: loss * float("nan") for name, loss in losses.items()}, of
+            )
 
-        with patch.object(TrainState, "take_gradient", worse if wrong and how == "nan" else take_gradient):
+        with patch.object(
+            TrainState, "take_gradient", worse if wrong and how == "nan" else take_gradient
+        ):
             return usual(self, state, batch)
 
     with patch.object(AutoencoderTask, "step", step):
@@ -117,7 +136,9 @@ def main(folder: Path, systems: list[str]) -> None:
             train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"))
         except InputError as error:
             seen["failures"]["odd"] = str(error)
-        (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(json.dumps(seen))
+        (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(
+            json.dumps(seen)
+        )
 
 
 if __name__ == "__main__":

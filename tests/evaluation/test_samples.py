@@ -1,4 +1,6 @@
-"""Distances between sets of images, their features, bits of codes, against equations in numpy; evaluation of a run."""
+"""Distances between sets of images, their features, bits of codes, against equations in numpy;
+evaluation of a run.
+"""
 
 import dataclasses
 import json
@@ -26,7 +28,12 @@ from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier, train_classifier
-from hrvqvae.evaluation.report import evaluate_run, measure_file_bits, measure_label_bits, measure_rate
+from hrvqvae.evaluation.report import (
+    evaluate_run,
+    measure_file_bits,
+    measure_label_bits,
+    measure_rate,
+)
 from hrvqvae.evaluation.samples import (
     Features,
     RealImages,
@@ -48,9 +55,13 @@ PIXELS = Features("", lambda images: images.flatten(1))
 
 def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the root by the eigenvalues of C1 C2."""
-    means, covariances = zip(*((x.mean(0), np.cov(x, rowvar=False)) for x in (left, right)), strict=True)
+    means, covariances = zip(
+        *((x.mean(0), np.cov(x, rowvar=False)) for x in (left, right)), strict=True
+    )
     roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0))
-    return float(((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots.sum())
+    return float(
+        ((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots.sum()
+    )
 
 
 def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
@@ -58,7 +69,12 @@ def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     width = left.shape[1]
 
     def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
-        values = [(a @ b / width + 1) ** 3 for i, a in enumerate(x) for j, b in enumerate(y) if not (same and i == j)]
+        values = [
+            (a @ b / width + 1) ** 3
+            for i, a in enumerate(x)
+            for j, b in enumerate(y)
+            if not (same and i == j)
+        ]
         return float(np.mean(values))
 
     return mean(left, left, True) + mean(right, right, True) - 2 * mean(left, right, False)
@@ -66,7 +82,9 @@ def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
 
 def sets(count: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.rand(count, 1, 2, 3, generator=generator) * scale for scale in (1.0, 0.9, 0.3))
+    return tuple(
+        torch.rand(count, 1, 2, 3, generator=generator) * scale for scale in (1.0, 0.9, 0.3)
+    )
 
 
 @patch.object(samples, "_BLOCK", 32)
@@ -77,8 +95,12 @@ def test_distances_by_hand() -> None:
     for other in (near, far, near):
         left, right = (images.flatten(1).double() for images in (real, other))
         distances = kept.compare([other[:30], other[30:]])
-        assert distances.frechet == pytest.approx(frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4)
-        assert distances.kernel == pytest.approx(kernel_by_hand(left.numpy(), right.numpy()), rel=1e-6)
+        assert distances.frechet == pytest.approx(
+            frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4
+        )
+        assert distances.kernel == pytest.approx(
+            kernel_by_hand(left.numpy(), right.numpy()), rel=1e-6
+        )
         assert distances.precision == measure_share_inside(right, left)
         assert distances.recall == measure_share_inside(left, right) != distances.precision
     assert kept.compare([real]).frechet == pytest.approx(0, abs=1e-4)
@@ -98,7 +120,9 @@ def test_numbers_of_images_that_have_no_distance() -> None:
     real, near, _ = sets(6)  # of 6 features
     distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
-    assert distances.kernel == pytest.approx(kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near))))
+    assert distances.kernel == pytest.approx(
+        kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near)))
+    )
     assert summarize([distances, distances])["frechet"] is None
     real, near, _ = sets(20)
     with pytest.raises(InputError, match="there is 1$"):
@@ -117,36 +141,54 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = small_classifier(1, 10).eval().requires_grad_(False)
-    config, images = DataConfig(dataset="mnist", root=str(mnist_root), size=12), torch.rand(3, 1, 12, 12)
+    config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
+    images = torch.rand(3, 1, 12, 12)
 
     def trained(config: DataConfig) -> TrainedClassifier:
-        return TrainedClassifier(network, 0.1, tuple("0123456789"), classifier.describe_images(config))
+        return TrainedClassifier(
+            network, 0.1, tuple("0123456789"), classifier.describe_images(config)
+        )
 
     with patch.object(classifier, "train_classifier", Mock(wraps=trained)) as train:
-        first, again = (choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2))
+        first, again = (
+            choose_features(config, tmp_path / "classifier.safetensors") for _ in range(2)
+        )
         train.assert_called_once()
-        choose_features(dataclasses.replace(config, validation=0.5), tmp_path / "classifier.safetensors")
+        choose_features(
+            dataclasses.replace(config, validation=0.5), tmp_path / "classifier.safetensors"
+        )
         assert train.call_count == 2, "other images take another classifier"
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
-    torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)  # kept in half precision
+    torch.testing.assert_close(
+        first(images), again(images), atol=1e-3, rtol=1e-2
+    )  # kept in half precision
 
 
 @pytest.mark.usefixtures("cache")
 def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
-    config = DataConfig(dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0)
+    config = DataConfig(
+        dataset="photos", root=str(tmp_path / "photos"), size=32, channels=3, workers=0
+    )
     features = choose_features(config, tmp_path / "classifier.safetensors")
     assert features.source == "efficientnet-lite0"
     assert features(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
 
-def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_inception_gives_a_fid(
+    cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: made)
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+        lambda *_, **__: made,
+    )
     made: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state))
+    monkeypatch.setattr(
+        FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state)
+    )
     published.INCEPTION.path.parent.mkdir(parents=True)
     published.INCEPTION.path.touch()
     config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
@@ -158,18 +200,23 @@ def test_only_inception_gives_a_fid(cache: Path, mnist_root: Path, monkeypatch: 
     torch.testing.assert_close(seen, features(grey.expand(-1, 3, -1, -1)))
     assert not seen.isnan().any()
     monkeypatch.setattr(samples, "NoTrainInceptionV3", lambda **_: lambda images: images.flatten(1))
-    rounded = choose_features(config, cache / "classifier.safetensors")(torch.full((1, 1, 1, 1), 0.999))
+    rounded = choose_features(config, cache / "classifier.safetensors")(
+        torch.full((1, 1, 1, 1), 0.999)
+    )
     assert rounded.tolist() == [[255] * 3], "as in a file"
 
 
 class Rings:
-    classes, class_counts = ("often", "seldom"), (95, 5)
+    classes = ("often", "seldom")
+    class_counts = (95, 5)
     run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
 
     def __init__(self, shares: tuple[float, float]) -> None:
         self.shares = shares
 
-    def draw(self, count: int, *, seed: int, params: object, class_name: str | None = None) -> Sampled:
+    def draw(
+        self, count: int, *, seed: int, params: object, class_name: str | None = None
+    ) -> Sampled:
         generator = np.random.default_rng((7, seed))
         labels = generator.choice(2, count, p=self.shares)
         if class_name is not None:
@@ -185,7 +232,11 @@ class Rings:
 
 def rings(labels: np.ndarray, generator: np.random.Generator) -> Tensor:
     noise = generator.normal(0, 0.05, (len(labels), 1, 2, 2))
-    return torch.from_numpy(np.where(labels == 0, 0.3, 0.8)[:, None, None, None] + noise).clamp(0, 1).float()
+    return (
+        torch.from_numpy(np.where(labels == 0, 0.3, 0.8)[:, None, None, None] + noise)
+        .clamp(0, 1)
+        .float()
+    )
 
 
 @pytest.fixture
@@ -208,7 +259,9 @@ class Brightness(torch.nn.Module):
         return torch.stack([-mean, mean], 1)
 
 
-def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes: DataConfig) -> None:
+def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
+    unequal_classes: DataConfig,
+) -> None:
     (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
@@ -219,19 +272,31 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes:
         measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
 
-def test_sets_are_no_larger_than_the_train_split(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_are_no_larger_than_the_train_split(
+    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = samples.load_images(unequal_classes, "test")
     few = ImageSet(whole.config, whole.labels[:50], whole.classes, pixels=whole.pixels[:50])
-    monkeypatch.setattr(samples, "load_images", lambda _, split: {"train": few, "test": whole}[split])
+    monkeypatch.setattr(
+        samples, "load_images", lambda _, split: {"train": few, "test": whole}[split]
+    )
     assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
 
 
-def test_the_deviation_is_that_of_repetitions(unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deviation_is_that_of_repetitions(
+    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mean of DRAWS sets deviates by the deviation of a set / sqrt(DRAWS)."""
-    model, means, deviations = Rings((0.95, 0.05)), list[float](), list[float]()
+    model = Rings((0.95, 0.05))
+    means = list[float]()
+    deviations = list[float]()
     draw = model.draw
     for repetition in range(12):
-        monkeypatch.setattr(model, "draw", lambda *a, seed, **k: draw(*a, seed=1_000 * repetition + seed, **k))  # noqa: B023
+        monkeypatch.setattr(
+            model,
+            "draw",
+            lambda *a, seed, first=1_000 * repetition, **k: draw(*a, seed=first + seed, **k),
+        )
         (quality,) = measure_samples(model, unequal_classes, 300)
         spread = quality.distances["samples"]["kernel"]
         means.append(spread.mean)
@@ -248,12 +313,15 @@ def striped(count: int, seed: int) -> CodeMaps:
 
 def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
-    train, test = striped(400, 0), striped(40, 1)
+    train = striped(400, 0)
+    test = striped(40, 1)
     entropy_model = fit(bare, train.levels, 0.02, lambda _: None)
     bits = measure_file_bits(entropy_model, test, (16, 16))
     flat = np.concatenate([level.reshape(40, -1) for level in test.levels], 1).astype(np.int32)
     written = hrv.read(entropy_model, hrv._encode_files(entropy_model, flat, (16, 16), 2))
-    assert bits == tuple(8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2))
+    assert bits == tuple(
+        8 * np.mean([image.lengths[level] - 1 for image in written]) for level in (1, 2)
+    )
     assert bits[0] < 0.5 * 128 < bits[1], "what repeats takes fewer bits than what is drawn"
 
 
@@ -266,7 +334,9 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
 class Knowing(Prior):
     """A prior in which half of the probability is that of the code equal to the class."""
 
-    def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: object, label: Tensor | None
+    ) -> tuple[Tensor, ...]:
         shares = torch.full((len(label), self.level.symbols), 0.5 / (self.level.symbols - 1))
         shares[torch.arange(len(label)), label] = 0.5
         return (shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid),)
@@ -279,7 +349,9 @@ class Paths:
 
 def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 130)
-    maps = CodeMaps((np.broadcast_to(labels[:, None, None], (130, 3, 5)).copy(),), labels, tuple("abcd"))
+    maps = CodeMaps(
+        (np.broadcast_to(labels[:, None, None], (130, 3, 5)).copy(),), labels, tuple("abcd")
+    )
     prior = Knowing(PixelSNAILConfig(), Level(grid=(3, 5), symbols=4, classes=4))
     priors = Priors((prior,), maps.classes, (1000, 1000, 1000, 1000))
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1,)), (4,))
@@ -305,9 +377,14 @@ def test_evaluation_with_priors(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
-def test_a_beam_and_a_lambda_encode_all_that_is_measured(run: Path, beam: int | None, lmbda: float | None) -> None:
+def test_a_beam_and_a_lambda_encode_all_that_is_measured(
+    run: Path, beam: int | None, lmbda: float | None
+) -> None:
     report = "hrvqvae.evaluation.report."
-    with patch(f"{report}measure_rate") as rate, patch(f"{report}measure_samples", return_value=()) as samples:
+    with (
+        patch(f"{report}measure_rate") as rate,
+        patch(f"{report}measure_samples", return_value=()) as samples,
+    ):
         evaluated = evaluate_run(run, "train", device="cpu", samples=2, beam=beam, lmbda=lmbda)
     wide = load(run, beam=beam)
     images = torch.from_numpy(load_images(wide.config.data, "train").pixels)
@@ -325,12 +402,16 @@ def test_the_classifier_learns(mnist_root: Path) -> None:
     drawn = torch.get_rng_state()
     first, again = (train_classifier(data, epochs=50) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), drawn), "the caller's generator is as before"
-    assert first.accuracy > 0.25, "of 10 classes; each two share a bar, so half is the best there is"
+    assert first.accuracy > 0.25, (
+        "of 10 classes; each two share a bar, so half is the best there is"
+    )
     assert first.accuracy == again.accuracy
 
 
 def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
+    monkeypatch.setattr(
+        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
+    )
     _, out, err = done("evaluate", run, "--samples", 7, "--images", 8, "--json", "--device", "cpu")
     report = json.loads(out)
     assert "training the classifier" in err
@@ -339,8 +420,12 @@ def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     share = report["classification_accuracy"] * 7
     assert share == pytest.approx(round(share)), "of 7"
     weights, meta = storage.read(run / samples.CLASSIFIER)
-    storage.write(run / samples.CLASSIFIER, weights, meta | {"classes": [*reversed(meta["classes"])]})
-    assert "knows other classes than the images" in refused(["evaluate", run, "--samples", 7, "--device", "cpu"])
+    storage.write(
+        run / samples.CLASSIFIER, weights, meta | {"classes": [*reversed(meta["classes"])]}
+    )
+    assert "knows other classes than the images" in refused(
+        ["evaluate", run, "--samples", 7, "--device", "cpu"]
+    )
 
 
 def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
@@ -364,18 +449,30 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")
-    line = refused(["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)])
+    line = refused(
+        ["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)]
+    )
     assert "have other classes than the data: cats, dogs" in line
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
     assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
 
 
-def test_a_folder_without_classes_knows_none(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
+def test_a_folder_without_classes_knows_none(
+    picture_folder: Path, mnist_root: Path, tmp_path: Path
+) -> None:
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
     do("sample", run, "-n", 2, "-o", tmp_path / "sheet.png", "--save-dir", run + "/s")
-    assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == ["0000.png", "0001.png"]
-    assert "know no classes" in refused(["sample", run, "--class", "cats", "-o", tmp_path / "x.png"])
-    with patch("hrvqvae.evaluation.report.load_images"), pytest.raises(InputError, match="leave out --samples"):
+    assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == [
+        "0000.png",
+        "0001.png",
+    ]
+    assert "know no classes" in refused(
+        ["sample", run, "--class", "cats", "-o", tmp_path / "x.png"]
+    )
+    with (
+        patch("hrvqvae.evaluation.report.load_images"),
+        pytest.raises(InputError, match="leave out --samples"),
+    ):
         evaluate_run(run, device="cpu", samples=2)
     evaluated = evaluate_run(run, device="cpu")
     assert evaluated.rate.label == 0

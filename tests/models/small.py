@@ -22,10 +22,16 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
     "vqvae2": ("vqvae2", {"quantizer": FLAT, "grids": 3}),
     "vqgan": ("vqgan", {"quantizer": FLAT, "perceptual": "none", "discriminator_layers": 1}),
     "rqvae": ("rqvae", {"quantizer": dataclasses.replace(TREE, linked=1)}),
-    "sizes": ("rqvae", {"quantizer": dataclasses.replace(TREE, linked=1, level_codewords=(3, 2, 4))}),
+    "sizes": (
+        "rqvae",
+        {"quantizer": dataclasses.replace(TREE, linked=1, level_codewords=(3, 2, 4))},
+    ),
     "fsq": ("fsq", {"quantizer": FSQQuantizerConfig(channel_levels=(4, 3), dim=4)}),
     **{
-        name: ("vqpytorch", {"quantizer": LibraryQuantizerConfig(name=name, codewords=4, levels=2, dim=4)})
+        name: (
+            "vqpytorch",
+            {"quantizer": LibraryQuantizerConfig(name=name, codewords=4, levels=2, dim=4)},
+        )
         for name in ("simvq", "lfq", "qinco", "vq")
     },
 }

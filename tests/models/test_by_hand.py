@@ -20,7 +20,8 @@ from tests.quantize import oracle
 def test_one_grid(name: str) -> None:
     config = config_of(name, stride=4, residual_blocks=2)
     quantizer: QuantizerConfig = config.quantizer
-    model, images = model_of(config).requires_grad_(False), torch.rand(2, 3, 10, 14)
+    model = model_of(config).requires_grad_(False)
+    images = torch.rand(2, 3, 10, 14)
     weights = model.state_dict()
 
     def layer(name: str, x: Tensor, **options: int) -> Tensor:
@@ -41,12 +42,15 @@ def test_one_grid(name: str) -> None:
     x = relu(layer("encoder.2", x, stride=2, padding=1))
     x = stack("encoder.5", layer("encoder.4", x, padding=1))
     z = layer("encoder.6", x)
-    q, codes = torch.zeros_like(z), torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
+    q = torch.zeros_like(z)
+    codes = torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
     several = [f"codebooks.{level}" for level in range(quantizer.levels)]
     names = several if quantizer.levels > 1 else ["codebook"]
     books = [weights[f"quantizer.{name}.codewords"].numpy() for name in names]
     for b, i, j in product(range(2), range(3), range(4)):
-        paths, residuals = oracle.search(z[b, :, i, j].numpy(), books, quantizer.linked or quantizer.levels)
+        paths, residuals = oracle.search(
+            z[b, :, i, j].numpy(), books, quantizer.linked or quantizer.levels
+        )
         codes[:, b, i, j] = torch.tensor(paths) % quantizer.codewords
         q[b, :, i, j] = torch.from_numpy(residuals[0] - residuals[-1])
     x = stack("decoder.1", layer("decoder.0", q, padding=1))
@@ -56,19 +60,28 @@ def test_one_grid(name: str) -> None:
     result = model(images)
     assert torch.equal(torch.stack(list(result.codes)), codes)
     torch.testing.assert_close(result.images, expected, atol=1e-5, rtol=1e-5)
-    per_level = {f"commitment_{level}" for level in range(1, quantizer.levels + 1)} if quantizer.levels > 1 else set()
+    per_level = (
+        {f"commitment_{level}" for level in range(1, quantizer.levels + 1)}
+        if quantizer.levels > 1
+        else set()
+    )
     assert set(result.losses) == {"reconstruction", "commitment"} | per_level
-    torch.testing.assert_close(result.losses["reconstruction"], (2 * expected - 2 * images).square().mean())
+    torch.testing.assert_close(
+        result.losses["reconstruction"], (2 * expected - 2 * images).square().mean()
+    )
     commitment = quantizer.beta * (z - q).square().sum() / images.numel()
     torch.testing.assert_close(result.losses["commitment"], commitment)
 
 
 def test_several_grids() -> None:
-    model, images = model_of(config_of("vqvae2")).requires_grad_(False), torch.rand(2, 3, 14, 14)
+    model = model_of(config_of("vqvae2")).requires_grad_(False)
+    images = torch.rand(2, 3, 14, 14)
     bottom = model.encoders[0](pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate"))
     middle = model.encoders[1](bottom)
     top = model.encoders[2](middle)
-    codes, words, commitment = [], [], []
+    codes = []
+    words = []
+    commitment = []
     above = None
     for level, features in enumerate((top, middle, bottom)):
         if above is not None:
@@ -93,7 +106,8 @@ def test_several_grids() -> None:
 
 
 def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -> None:
-    model, images = model_of(config_of("vqvae2")), torch.rand(2, 3, 14, 14)
+    model = model_of(config_of("vqvae2"))
+    images = torch.rand(2, 3, 14, 14)
     for level in (1, 2, 3):
         model.zero_grad()
         model(images).losses[f"commitment_{level}"].backward()
@@ -108,7 +122,9 @@ def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -
 
 def test_codewords_count_as_parameters_though_they_are_buffers() -> None:
     model = model_of(config_of("hrvqvae"))
-    network = sum(tensor.numel() for part in (model.encoder, model.decoder) for tensor in part.parameters())
+    network = sum(
+        tensor.numel() for part in (model.encoder, model.decoder) for tensor in part.parameters()
+    )
     assert count_parameters(model) == network + (3 + 9 + 27) * 4
 
 
@@ -123,7 +139,9 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
 
 def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains() -> None:
     latents = torch.randn(64, 2, 2, 3)
-    prefixes = torch.stack([latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])])
+    prefixes = torch.stack(
+        [latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])]
+    )
     centred = prefixes - prefixes.mean((1, 2, 3), keepdim=True)
     shares = compute_explained_share(latents - latents.mean((0, 1, 2)), centred)
     assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)

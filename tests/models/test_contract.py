@@ -19,14 +19,21 @@ systems = pytest.mark.parametrize("name", EVERY)
     ("name", "changes", "size"),
     [
         *((name, {}, size) for name in EVERY for size in ((14, 14), (9, 17), (1, 1))),
-        ("hrvqvae", {"stride": 16, "padding": 3}, (5, 40)), ("vqvae2", {"stride": 8, "padding": 2}, (37, 11)),
+        ("hrvqvae", {"stride": 16, "padding": 3}, (5, 40)),
+        ("vqvae2", {"stride": 8, "padding": 2}, (37, 11)),
     ],
-)  # fmt: skip
-def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: tuple[int, int]) -> None:
+)
+def test_codes_and_images_of_any_size(
+    name: str, changes: dict[str, int], size: tuple[int, int]
+) -> None:
     config = config_of(name, **changes)
-    model, images = model_of(config), torch.rand(2, 3, *size)
-    codes, result = model.encode(images), model(images)
-    assert [tuple(code.shape) for code in codes] == [(2, *grid) for grid in config.geometry.grids(*size)]
+    model = model_of(config)
+    images = torch.rand(2, 3, *size)
+    codes = model.encode(images)
+    result = model(images)
+    assert [tuple(code.shape) for code in codes] == [
+        (2, *grid) for grid in config.geometry.grids(*size)
+    ]
     for code, path, symbols, codewords in zip(
         codes, model.codeword_indices(codes), config.num_symbols, config.num_codewords, strict=True
     ):
@@ -37,7 +44,9 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
     assert decoded.shape == images.shape
     torch.testing.assert_close(decoded, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
     assert same(codes, result.codes)
-    torch.testing.assert_close(result.losses["reconstruction"], (result.images - images).square().mean() * 4)
+    torch.testing.assert_close(
+        result.losses["reconstruction"], (result.images - images).square().mean() * 4
+    )
     assert model.prefixes[-1] == len(codes)
     for levels in model.prefixes:
         prefix = model.decode(codes[:levels], levels=levels, size=size).detach()
@@ -48,8 +57,10 @@ def test_codes_and_images_of_any_size(name: str, changes: dict[str, int], size: 
 
 @systems
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    model, images = model_of(config_of(name)), torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
-    together, alone = model.encode(images), model.encode(images[1:2] / 255)
+    model = model_of(config_of(name))
+    images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
+    together = model.encode(images)
+    alone = model.encode(images[1:2] / 255)
     assert same([codes[1:2] for codes in together], alone), "bytes or floats"
 
 
@@ -67,7 +78,10 @@ def test_what_it_refuses(name: str) -> None:
         with pytest.raises(InputError, match=r"1 level$|levels is 1;"):
             model.decode(codes[:1], levels=2 if len(model.prefixes) > 1 else None)
     for worst in (-1, model.config.num_symbols[-1]):
-        with pytest.raises(InputError, match=f"level {1 if name == 'vqvae' else last} has code {worst}; codes lie in"):
+        with pytest.raises(
+            InputError,
+            match=f"level {1 if name == 'vqvae' else last} has code {worst}; codes lie in",
+        ):
             model.decode((*codes[:-1], torch.full_like(codes[-1], worst)))
     with pytest.raises(InputError, match="size 50x50 does not fit"):
         model.decode(codes, size=(50, 50))
@@ -76,13 +90,16 @@ def test_what_it_refuses(name: str) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.rand(3, 8, 8), "3 dimensions"), (torch.rand(8), "1 dimensions"),
+        (torch.rand(3, 8, 8), "3 dimensions"),
+        (torch.rand(8), "1 dimensions"),
         (torch.full((1, 3, 8, 8), -0.1), "values from -0.1"),
-        (torch.full((1, 3, 8, 8), float("nan")), "nan"), (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
-        (torch.rand(1, 3, 0, 8), "0x8 pixels"), (torch.rand(2, 1, 8, 8), "1 channels; this model takes 3"),
+        (torch.full((1, 3, 8, 8), float("nan")), "nan"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "int64"),
+        (torch.rand(1, 3, 0, 8), "0x8 pixels"),
+        (torch.rand(2, 1, 8, 8), "1 channels; this model takes 3"),
         (torch.rand(1, 3, 8, 8) * 2 + 0.5, r"values from .* expected \[0, 1\]"),
     ],
-)  # fmt: skip
+)
 def test_images_outside_the_contract(images: torch.Tensor, message: str) -> None:
     model = model_of(config_of("vqvae"))
     for call in (model.encode, model):
@@ -92,28 +109,36 @@ def test_images_outside_the_contract(images: torch.Tensor, message: str) -> None
 
 @systems
 def test_every_parameter_learns_from_the_losses(name: str) -> None:
-    model, images = model_of(config_of(name)).train(), torch.rand(8, 3, 14, 14)
+    model = model_of(config_of(name)).train()
+    images = torch.rand(8, 3, 14, 14)
     torch.stack(list(model(images).losses.values())).sum().backward()
     for part, weight in model.named_parameters():
         assert weight.grad is not None, part
-        assert weight.grad.abs().sum() > 0 or "project_out" in part, part  # FSQ begins with points at 0
+        assert weight.grad.abs().sum() > 0 or "project_out" in part, (
+            part
+        )  # FSQ begins with points at 0
 
 
 @systems
 def test_training_alone_changes_a_model(name: str) -> None:
-    model, images = model_of(config_of(name)), torch.rand(8, 3, 14, 14)
+    model = model_of(config_of(name))
+    images = torch.rand(8, 3, 14, 14)
     before = state_of(model)
     model.decode(model(images).codes)
     model.train().encode(images)
     assert same(model.state_dict(), before)
     model(images)
-    assert same(model.state_dict(), before) == (name in ("fsq", "simvq", "lfq", "qinco")), "no moving averages"
+    assert same(model.state_dict(), before) == (name in ("fsq", "simvq", "lfq", "qinco")), (
+        "no moving averages"
+    )
 
 
 @systems
 def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
-    config, images = config_of(name), torch.rand(8, 3, 14, 14)
-    first, second = model_of(config), model_of(config)
+    config = config_of(name)
+    images = torch.rand(8, 3, 14, 14)
+    first = model_of(config)
+    second = model_of(config)
     assert same(first.state_dict(), second.state_dict())
     counts = [buffer for key, buffer in first.named_buffers() if key.endswith(".count")]
     for count in counts:
@@ -138,18 +163,27 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
 
 def test_names_of_stored_weights() -> None:
     for name, key in (
-        ("hrvqvae", "quantizer.codebooks.2.codewords"), ("vqvae", "quantizer.codebook.codewords"),
-        ("vqvae2", "quantizers.2.codebook.codewords"), ("fsq", "quantizer.fsq.project_in.weight"),
+        ("hrvqvae", "quantizer.codebooks.2.codewords"),
+        ("vqvae", "quantizer.codebook.codewords"),
+        ("vqvae2", "quantizers.2.codebook.codewords"),
+        ("fsq", "quantizer.fsq.project_in.weight"),
         ("lfq", "quantizer.residual.project_in.weight"),
-    ):  # fmt: skip
+    ):
         config = config_of(name)
         assert from_dict(to_dict(Config(model=config)), "stored").model == config
         assert key in model_of(config).state_dict()
 
 
 def test_what_a_quantizer_makes_of_one_architecture() -> None:
-    sizes = {name: config_of(name).num_codewords for name in ("hrvqvae", "groups", "vqvae", "rqvae")}
-    assert sizes == {"hrvqvae": (3, 9, 27), "groups": (3, 9, 3, 9, 3), "vqvae": (6,), "rqvae": (3, 3, 3)}
+    sizes = {
+        name: config_of(name).num_codewords for name in ("hrvqvae", "groups", "vqvae", "rqvae")
+    }
+    assert sizes == {
+        "hrvqvae": (3, 9, 27),
+        "groups": (3, 9, 3, 9, 3),
+        "vqvae": (6,),
+        "rqvae": (3, 3, 3),
+    }
     assert SingleGridConfig() == SYSTEMS.get("hrvqvae").config
     linked = {name: len(model_of(config_of(name)).linked_codebooks) for name in (*sizes, "fsq")}
     assert linked == {"hrvqvae": 3, "groups": 0, "vqvae": 0, "rqvae": 0, "fsq": 0}

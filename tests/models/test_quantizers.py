@@ -33,16 +33,20 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
     z = 2 * latents(2, 3, 3, seed=seed, dim=len(levels))
     quantizer = FSQQuantizer(FSQQuantizerConfig(channel_levels=tuple(levels), dim=len(levels)))
     result = quantizer(z)
-    codes, points = [], []
+    codes = []
+    points = []
     for vector in z.reshape(-1, len(levels)).double().numpy():
-        code, radix, point = 0, 1, []
+        code = 0
+        radix = 1
+        point = []
         for value, count in zip(vector, levels, strict=True):
             half = (count - 1) * (1 + 1e-3) / 2
             offset = 0.5 if count % 2 == 0 else 0.0
             bounded = np.tanh(value + np.arctanh(offset / half)) * half - offset
             digit = int(np.round(bounded)) + count // 2
             assert 0 <= digit < count
-            code, radix = code + digit * radix, radix * count
+            code = code + digit * radix
+            radix = radix * count
             point.append(digit / (count // 2) - 1)  # evenly spaced in [-1, 1]
         codes.append(code)
         points.append(point)
@@ -54,7 +58,8 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
 
 def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
     """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch."""
-    quantizer, z = LibraryQuantizer(LibraryQuantizerConfig(name="simvq", codewords=8, dim=6)), latents(2, 3, 4)
+    quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="simvq", codewords=8, dim=6))
+    z = latents(2, 3, 4)
     z.requires_grad_()
     result = quantizer(z)
     codewords = quantizer.lookup(result.codes).detach()
@@ -66,7 +71,8 @@ def test_simvq_s_loss_is_on_the_scale_of_ours() -> None:
 
 
 def test_vq_starts_from_the_latents_it_is_given() -> None:
-    z, results = latents(4, 10, 10), []
+    z = latents(4, 10, 10)
+    results = []
     for seed in (0, 0, 1):
         torch.manual_seed(0)
         quantizer = LibraryQuantizer(LibraryQuantizerConfig(name="vq", codewords=8, dim=6))
@@ -85,8 +91,11 @@ def test_vq_starts_from_the_latents_it_is_given() -> None:
 @pytest.mark.parametrize("system", ["fsq", "vqpytorch", "vqvae", "rqvae"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -> None:
     config, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
-    assert dataclasses.replace(config, name="", model=tree.model) == dataclasses.replace(tree, name="")
-    fields, tree_fields = dataclasses.asdict(config.model), dataclasses.asdict(tree.model)
+    assert dataclasses.replace(config, name="", model=tree.model) == dataclasses.replace(
+        tree, name=""
+    )
+    fields = dataclasses.asdict(config.model)
+    tree_fields = dataclasses.asdict(tree.model)
     quantizer, tree_quantizer = (each.pop("quantizer") for each in (fields, tree_fields))
     fields["system"] = tree_fields["system"]
     assert fields | {"train_prefixes": False} == tree_fields
@@ -96,7 +105,9 @@ def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -
     if system == "rqvae":
         assert quantizer == {**tree_quantizer, "linked": 1}, "only the linking differs"
     else:
-        assert config.model.num_codewords == tree.model.num_codewords[-1:], "as many codewords as the tree has leaves"
+        assert config.model.num_codewords == tree.model.num_codewords[-1:], (
+            "as many codewords as the tree has leaves"
+        )
 
 
 def test_another_quantizer_is_one_option() -> None:
@@ -105,8 +116,9 @@ def test_another_quantizer_is_one_option() -> None:
     fsq = presets.get("fsq/mnist").config
     for other, name, value, message in (
         (config, "codewords", "100", r"quantizer\.codewords is '?100'?; it must be a power of"),
-        (fsq, "channel_levels", "2,5", "at least 3 each"), (fsq, "channel_levels", "8," * 9 + "8", "at most 2"),
-    ):  # fmt: skip
+        (fsq, "channel_levels", "2,5", "at least 3 each"),
+        (fsq, "channel_levels", "8," * 9 + "8", "at most 2"),
+    ):
         with pytest.raises(InputError, match=message):
             override(other, {f"model.quantizer.{name}": value})
 
@@ -114,7 +126,9 @@ def test_another_quantizer_is_one_option() -> None:
 def test_without_the_library_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
     assert not SYSTEMS.get("fsq").available
-    with pytest.raises(InputError, match=r"^FSQ needs vector_quantize_pytorch: pip install 'hrvqvae\[vqpytorch\]'$"):
+    with pytest.raises(
+        InputError, match=r"^FSQ needs vector_quantize_pytorch: pip install 'hrvqvae\[vqpytorch\]'$"
+    ):
         build(presets.get("fsq/mnist").config)
 
 
@@ -141,9 +155,12 @@ QUANTIZERS: dict[str, QuantizerConfig | FSQQuantizerConfig | LibraryQuantizerCon
     "context": QuantizerConfig(levels=4, codewords=3, dim=6, context=1, beam=2, shrinkage=0.05),
     "gradient": QuantizerConfig(levels=2, codewords=4, dim=6, update="gradient"),
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
-    **{f"{name}-{levels}": LibraryQuantizerConfig(name=name, codewords=4, levels=levels, dim=6)
-       for name in ("simvq", "lfq", "qinco", "vq") for levels in (1, 3)},
-}  # fmt: skip
+    **{
+        f"{name}-{levels}": LibraryQuantizerConfig(name=name, codewords=4, levels=levels, dim=6)
+        for name in ("simvq", "lfq", "qinco", "vq")
+        for levels in (1, 3)
+    },
+}
 every = pytest.mark.parametrize("name", QUANTIZERS)
 
 
@@ -152,7 +169,11 @@ def started(name: str) -> tuple[Quantizer, int, int]:
     config = QUANTIZERS[name]
     if isinstance(config, FSQQuantizerConfig):
         return FSQQuantizer(config), 1, 60
-    quantizer = ResidualQuantizer(config) if isinstance(config, QuantizerConfig) else LibraryQuantizer(config)
+    quantizer = (
+        ResidualQuantizer(config)
+        if isinstance(config, QuantizerConfig)
+        else LibraryQuantizer(config)
+    )
     quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(0))
     return quantizer, config.levels, config.codewords
 
@@ -165,10 +186,15 @@ def test_codes_give_what_training_decodes(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         codes = quantizer.train().encode(z)
         assert quantizer.training
-        result, found = quantizer.eval()(z), quantizer.lookup(codes)
+        result = quantizer.eval()(z)
+        found = quantizer.lookup(codes)
     assert [(code.shape, code.dtype) for code in codes] == [((2, 3, 4), torch.int64)] * levels
     assert same(codes, result.codes)
-    assert (found.shape, found.dtype, result.latents.dtype) == (z.shape, torch.float32, torch.float32)
+    assert (found.shape, found.dtype, result.latents.dtype) == (
+        z.shape,
+        torch.float32,
+        torch.float32,
+    )
     torch.testing.assert_close(found, result.latents, rtol=1e-4, atol=1e-4)
     assert torch.equal(result.latents, quantizer(z.float()).latents)
     assert same(quantizer.state_dict(), before)
@@ -181,15 +207,20 @@ def test_a_prefix_is_what_its_levels_add(name: str) -> None:
     codes = quantizer.eval().encode(z)
     sums = [quantizer.lookup(codes[:count]) for count in range(1, levels + 1)]
     assert len({tuple(one.flatten().tolist()) for one in sums}) == levels
-    if levels == 3 and "-" in name and "qinco" not in name:  # a level's codewords do not depend on the coarser ones
-        last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup((codes[0], codes[0] * 0))
+    if (
+        levels == 3 and "-" in name and "qinco" not in name
+    ):  # a level's codewords do not depend on the coarser ones
+        last = quantizer.lookup((codes[0], codes[0] * 0, codes[2])) - quantizer.lookup(
+            (codes[0], codes[0] * 0)
+        )
         torch.testing.assert_close(sums[2] - sums[1], last, rtol=1e-4, atol=1e-4)
 
 
 @every
 def test_it_draws_nothing_and_refuses_what_it_can_not_code(name: str) -> None:
     quantizer, levels, values = started(name)
-    z, draws = latents(2, 4, 4), torch.get_rng_state()
+    z = latents(2, 4, 4)
+    draws = torch.get_rng_state()
     quantizer.train().encode(z)
     quantizer(z)
     assert torch.equal(torch.get_rng_state(), draws), "draws of a start are its own"
@@ -201,10 +232,12 @@ def test_it_draws_nothing_and_refuses_what_it_can_not_code(name: str) -> None:
     assert same(quantizer.state_dict(), before)
     code = torch.zeros(1, 2, 2, dtype=torch.long)
     for codes, message in (
-        ((), "0 levels of codes given"), ((code,) * (levels + 1), f"this model has 1 to {levels}"),
+        ((), "0 levels of codes given"),
+        ((code,) * (levels + 1), f"this model has 1 to {levels}"),
         ((code + values,), f"level 1 has code {values}; codes lie in 0..{values - 1}"),
-        ((code - 1,), "level 1 has code -1"), ((code.float(),), "float32"),
+        ((code - 1,), "level 1 has code -1"),
+        ((code.float(),), "float32"),
         *([((code, code[:, :1]), r"level 2 .*\(1, 1, 2\)")] if levels > 1 else []),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=message):
             quantizer.lookup(codes)

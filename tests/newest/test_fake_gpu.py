@@ -1,8 +1,9 @@
-"""Every system, prior and the layer on a GPU that is not there: no mixture of devices, no wait in a training step.
+"""Every system, prior and the layer on a GPU that is not there: no mixture of devices, no wait in a
+training step.
 
-torch's autograd engine refuses CUDA tensors without a driver, so a step here gets gradients of zero in its place. The
-backward pass itself runs on fake tensors of the device "meta", for the systems and the layer. A sampler draws on the
-CPU by design: of a GPU it asks `level_logits` alone.
+torch's autograd engine refuses CUDA tensors without a driver, so a step here gets gradients of zero
+in its place. The backward pass itself runs on fake tensors of the device "meta", for the systems
+and the layer. A sampler draws on the CPU by design: of a GPU it asks `level_logits` alone.
 """
 
 import dataclasses
@@ -34,14 +35,21 @@ from hrvqvae.utils.device import Compute
 from tests.models.small import EVERY, config_of
 from tests.newest.waits import Waits, fake_gpu
 
-pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
-IN_THE_LIBRARY = {"qinco", "vq"}  # whose quantizers look for dead codewords, or for an empty start, in every step
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="torch is built without CUDA"
+)
+IN_THE_LIBRARY = {
+    "qinco",
+    "vq",
+}  # whose quantizers look for dead codewords, or for an empty start, in every step
 
 
 def config_for(name: str) -> Config:
     changes = {"adversarial_start": 0} if name == "vqgan" else {}
     training = TrainingConfig(max_steps=10, device="cuda", precision="fp32", log_every=1)
-    return Config(data=DataConfig(channels=3, size=14), model=config_of(name, **changes), training=training)
+    return Config(
+        data=DataConfig(channels=3, size=14), model=config_of(name, **changes), training=training
+    )
 
 
 def images_on(device: str, kind: torch.dtype = torch.uint8) -> Tensor:
@@ -80,7 +88,9 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
             model = build(config).train()
             task.objective = build_objective(model, config, lambda module: module)
         state = TrainState.start(model, config.training, task.objective.auxiliary)
-        batch = Batch(torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+        batch = Batch(
+            torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+        )
         waits.places.clear()
         with zero_gradients(*(network.module for network in state.networks.values())):
             metrics = task.step(state, batch)
@@ -125,17 +135,22 @@ def test_a_training_step_of_a_progressive_decoder() -> None:
             assert isinstance(model, SingleGridAutoencoder)
             decoder = build_progressive_decoder(model, config).train()
         task = ProgressiveTask.__new__(ProgressiveTask)
-        task.config, task.model = config, model
+        task.config = config
+        task.model = model
         state = TrainState.start(decoder, config.training)
         waits.places.clear()
         with zero_gradients(decoder):
-            batch = Batch(torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long))
+            batch = Batch(
+                torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)
+            )
             task.step(state, batch)
         assert elsewhere(waits) == []
 
 
 NETWORKS = {
-    "pixelsnail": PixelSNAILConfig(hidden_units=16, residual_units=8, residual_blocks=1, attention_layers=(1,)),
+    "pixelsnail": PixelSNAILConfig(
+        hidden_units=16, residual_units=8, residual_blocks=1, attention_layers=(1,)
+    ),
     "gpt": GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5),
 }
 
@@ -144,26 +159,37 @@ NETWORKS = {
 def test_a_training_step_of_a_prior(kind: str) -> None:
     with fake_gpu() as waits:
         config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
-        config = dataclasses.replace(config, prior=dataclasses.replace(config.prior, network=NETWORKS[kind]))
+        config = dataclasses.replace(
+            config, prior=dataclasses.replace(config.prior, network=NETWORKS[kind])
+        )
         levels = range(3) if kind == "gpt" else range(2, 3)
         with torch.device("cuda"):
             prior = build_prior(config, levels, classes=10).train()
         task = PriorTask("", levels, config, (None, config, ""))  # type: ignore[arg-type]
         state = TrainState.start(prior, config.training)
         codes = tuple(torch.zeros(4, *level.grid, dtype=torch.long) for level in prior.levels)
-        coarser = tuple(torch.zeros(4, *prior.level.grid, dtype=torch.long) for _ in prior.level.coarser)
+        coarser = tuple(
+            torch.zeros(4, *prior.level.grid, dtype=torch.long) for _ in prior.level.coarser
+        )
         waits.places.clear()
         with zero_gradients(prior):
             task.step(state, CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)))
         assert waits.places == []
-        placed = CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)).to(torch.device("cuda"))
+        placed = CodeBatch(codes, coarser, torch.zeros(4, dtype=torch.long)).to(
+            torch.device("cuda")
+        )
         with torch.no_grad():
-            assert all(logits.is_cuda for logits in prior.eval().level_logits(*placed)), "what a sampler asks for"
+            assert all(logits.is_cuda for logits in prior.eval().level_logits(*placed)), (
+                "what a sampler asks for"
+            )
 
 
 LAYERS: dict[str, dict[str, Any]] = {
-    "ema": {}, "gradient": {"update": "gradient"}, "groups": {"linked": 2}, "greedy": {"beam": 1},
-}  # fmt: skip
+    "ema": {},
+    "gradient": {"update": "gradient"},
+    "groups": {"linked": 2},
+    "greedy": {"beam": 1},
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)

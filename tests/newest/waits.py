@@ -1,4 +1,6 @@
-"""A GPU that is not there: fake CUDA tensors, and a list of every place where a step waits for the device."""
+"""A GPU that is not there: fake CUDA tensors, and a list of every place where a step waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,29 @@ from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 _READ = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-_SHAPE = {aten.nonzero.default, aten.masked_select.default, aten.bincount.default, aten._unique2.default}
-_INDEX = {aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default, aten.index_put.default}
+_SHAPE = {
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.bincount.default,
+    aten._unique2.default,
+}
+_INDEX = {
+    aten.index.Tensor,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten.index_put.default,
+}
 
 
 class Waits(TorchDispatchMode):
-    """Record each operation that waits for the device. A value that is read is `value`; a mask selects all elements."""
+    """Record each operation that waits for the device. A value that is read is `value`; a mask
+    selects all elements.
+    """
 
     def __init__(self, value: float = 1.0) -> None:
         super().__init__()
-        self.value, self.places = value, list[str]()
+        self.value = value
+        self.places = list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -35,7 +50,13 @@ class Waits(TorchDispatchMode):
         if func in _READ and on_device:
             self._note(func)
             kind = tensors[0].dtype
-            return self.value if kind.is_floating_point else bool(self.value) if kind == torch.bool else int(self.value)
+            return (
+                self.value
+                if kind.is_floating_point
+                else bool(self.value)
+                if kind == torch.bool
+                else int(self.value)
+            )
         if func in _SHAPE and on_device:
             self._note(func)
             if func is aten.nonzero.default:
@@ -47,9 +68,13 @@ class Waits(TorchDispatchMode):
         if func in _INDEX and on_device:
             return func(args[0], self._without_masks(func, args), *args[2:], **kwargs)
         found = func(*args, **kwargs)
-        devices = {one.device.type for one in tree_leaves((args, kwargs, found)) if isinstance(one, Tensor)}
+        devices = {
+            one.device.type for one in tree_leaves((args, kwargs, found)) if isinstance(one, Tensor)
+        }
         if func in (aten._to_copy.default, aten.copy_.default) and len(devices) > 1:
-            blocking = not (kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,)))
+            blocking = not (
+                kwargs.get("non_blocking") or (func is aten.copy_.default and args[2:] == (True,))
+            )
             if blocking or found.device.type == "cpu":
                 self._note(func)
         return found
@@ -58,13 +83,19 @@ class Waits(TorchDispatchMode):
         indices = list[Tensor | None]()
         for index in args[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
-                fills = func is not aten.index.Tensor and args[2].numel() == 1  # a fill, which needs no number
+                fills = (
+                    func is not aten.index.Tensor and args[2].numel() == 1
+                )  # a fill, which needs no number
                 if not fills:
                     self._note(func)
                 places = index.new_zeros(index.numel(), dtype=torch.long)
                 indices += [places] * index.ndim
             else:
-                if index is not None and index.device.type == "cpu" and args[0].device.type != "cpu":
+                if (
+                    index is not None
+                    and index.device.type == "cpu"
+                    and args[0].device.type != "cpu"
+                ):
                     self._note(func)
                 indices.append(index)
         return indices
@@ -78,8 +109,12 @@ class Waits(TorchDispatchMode):
 @contextmanager
 def fake_gpu(value: float = 1.0) -> Iterator[Waits]:
     """Make new tensors fake ones of a GPU, and list the waits; nothing is computed."""
-    shared = patch.object(FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True)  # of copies of a model
+    shared = patch.object(
+        FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True
+    )  # of copies of a model
     one_gpu = patch("torch.cuda.device_count", lambda: 1)
     with shared, one_gpu, warnings.catch_warnings(), FakeTensorMode(), Waits(value) as waits:
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # copies of a model do
+        warnings.filterwarnings(
+            "ignore", "Accessing the data pointer of FakeTensor"
+        )  # copies of a model do
         yield waits

@@ -1,4 +1,6 @@
-"""Uploads that the page reads and refuses; what it shows is what the model computes; its addresses."""
+"""Uploads that the page reads and refuses; what it shows is what the model computes; its
+addresses.
+"""
 
 import copy
 import math
@@ -33,7 +35,12 @@ def png_of_size(width: int, height: int) -> bytes:
     stream = BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + stream.getvalue()[24:29]
-    return stream.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + stream.getvalue()[33:]
+    return (
+        stream.getvalue()[:12]
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + stream.getvalue()[33:]
+    )
 
 
 HOSTILE: dict[str, tuple[bytes, str]] = {
@@ -46,7 +53,9 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_upload_is_one_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_upload_is_one_line(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     content, message = HOSTILE[kind]
     (tmp_path / "hostile.png").write_bytes(content)
     if "pixels" in kind:
@@ -66,7 +75,10 @@ def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.Mon
     small = read_upload(tmp_path / "x.png", 3, 28, *LIMITS)
     assert small.whole.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
-    assert abs(float(small.whole.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean()) < 1
+    assert (
+        abs(float(small.whole.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean())
+        < 1
+    )
 
 
 @settings(deadline=None)
@@ -82,9 +94,14 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
 
 def test_marks_are_those_of_the_painter() -> None:
     for text in (
-        "{", "[1]", '{"side": 3, "marks": "1111"}', '{"side": 1e9, "marks": "11"}', '{"side": -1}',
-        '{"side": 30000, "marks": "0"}', '{"side": 2, "marks": 7}',
-    ):  # fmt: skip
+        "{",
+        "[1]",
+        '{"side": 3, "marks": "1111"}',
+        '{"side": 1e9, "marks": "11"}',
+        '{"side": -1}',
+        '{"side": 30000, "marks": "0"}',
+        '{"side": 2, "marks": 7}',
+    ):
         with pytest.raises(InputError, match="load the page anew"):
             parse_marks(text)
     assert parse_marks('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
@@ -118,7 +135,9 @@ def test_a_reconstruction_is_of_its_file(model: Model, image: Tensor) -> None:
 
 
 def test_what_is_looked_at_is_not_kept(image: Tensor, mnist_root: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=shutil.ignore_patterns("states"))
+    shutil.copytree(
+        tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=shutil.ignore_patterns("states")
+    )
     tasks.reconstruct(Model(tmp_path / "run"), image, 1)
     assert not (tmp_path / "run" / "states").exists()
 
@@ -147,7 +166,9 @@ def test_usage_by_counting(model: Model, image: Tensor) -> None:
         counts = Counter(chosen.flatten().tolist())
         shares = [count / chosen.numel() for count in counts.values()]
         assert (codewords, used) == (3**level, len(counts))
-        assert perplexity == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
+        assert perplexity == pytest.approx(
+            math.exp(-sum(share * math.log(share) for share in shares))
+        )
         assert trained is not None
         assert 1 <= trained <= 3**level
     model = copy.deepcopy(model)
@@ -158,10 +179,12 @@ def test_usage_by_counting(model: Model, image: Tensor) -> None:
 
 
 def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Tensor) -> None:
-    codes, where = model.encode(image[None]), model.config.model.geometry
+    codes = model.encode(image[None])
+    where = model.config.model.geometry
     for x, y in ((0, 0), (5, 3), (11, 11)):
         figure = tasks.draw_hierarchy(model, image, x, y)
-        row, column = (y + where.margin // 2) // where.unit, (x + where.margin // 2) // where.unit
+        row = (y + where.margin // 2) // where.unit
+        column = (x + where.margin // 2) // where.unit
         shown = [int(axes.texts[0].get_text().strip("$").split("=")[1]) for axes in figure.axes]
         assert shown == [int(code[0, row, column]) for code in codes]
         figure.savefig(BytesIO(), format="png")
@@ -173,7 +196,11 @@ def test_an_address_that_can_not_be_served_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        for host, port in (("nohost.invalid", None), ("192.0.2.1", None), ("127.0.0.1", taken.getsockname()[1])):
+        for host, port in (
+            ("nohost.invalid", None),
+            ("192.0.2.1", None),
+            ("127.0.0.1", taken.getsockname()[1]),
+        ):
             with pytest.raises(InputError, match=f"can't be served at --host {host}"):
                 check_address(host, port)
     check_address("127.0.0.1", None)
@@ -187,5 +214,11 @@ def test_foreign_names_of_the_host_are_refused() -> None:
         hosts = list_hosts(host)
         assert not is_admitted("rebound.example", hosts)
         assert not is_admitted("", hosts)
-        assert all(is_admitted(name, hosts) for name in (*LOOPBACK, host, host.lower()))  # browsers send small letters
-        assert is_admitted("192.0.2.7", hosts) == is_admitted(socket.gethostname(), hosts) == (host != "127.0.0.1")
+        assert all(
+            is_admitted(name, hosts) for name in (*LOOPBACK, host, host.lower())
+        )  # browsers send small letters
+        assert (
+            is_admitted("192.0.2.7", hosts)
+            == is_admitted(socket.gethostname(), hosts)
+            == (host != "127.0.0.1")
+        )

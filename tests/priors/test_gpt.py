@@ -19,23 +19,37 @@ from tests.priors.test_pixelsnail import random_prior
 
 
 def levels_of(
-    grid: tuple[int, int], symbols: tuple[int, ...], *, linked: bool, classes: int = 0, unconditional: bool = False,
+    grid: tuple[int, int],
+    symbols: tuple[int, ...],
+    *,
+    linked: bool,
+    classes: int = 0,
+    unconditional: bool = False,
     coarser: tuple[int, ...] = (),
-) -> list[Level]:  # fmt: skip
-    """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which they are not linked."""
+) -> list[Level]:
+    """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which
+    they are not linked.
+    """
     codewords = np.cumprod(symbols).tolist() if linked else list(symbols)
     return [
         Level(
-            grid=grid, symbols=count, coarser=(*coarser, *codewords[:index]), codewords=codewords[index],
-            linked=linked and index > 0, classes=classes, unconditional=unconditional,
+            grid=grid,
+            symbols=count,
+            coarser=(*coarser, *codewords[:index]),
+            codewords=codewords[index],
+            linked=linked and index > 0,
+            classes=classes,
+            unconditional=unconditional,
         )
         for index, count in enumerate(symbols)
-    ]  # fmt: skip
+    ]
 
 
 def random_codes(levels: list[Level], batch: int, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels]
+    return [
+        torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels
+    ]
 
 
 SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
@@ -43,19 +57,27 @@ SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) -> None:
-    """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same position."""
+    """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same
+    position.
+    """
     levels = levels_of((3, 4), (3, 2, 4), linked=linked, classes=3)
-    prior, codes = random_prior(SMALL, *levels).double(), random_codes(levels, 1)
+    prior = random_prior(SMALL, *levels).double()
+    codes = random_codes(levels, 1)
 
     def logits(codes: list[Tensor], label: int = 1) -> Tensor:
         all_logits = prior.level_logits(codes, [], torch.tensor([label]))
-        return torch.stack([logits[0, 0] - logits[0, 1] for logits in all_logits], -1).flatten()  # by position, level
+        return torch.stack(
+            [logits[0, 0] - logits[0, 1] for logits in all_logits], -1
+        ).flatten()  # by position, level
 
-    before, reached = logits(codes), torch.zeros(36, 36, dtype=torch.bool)
+    before = logits(codes)
+    reached = torch.zeros(36, 36, dtype=torch.bool)
     for place in range(36):
         changed = [level_codes.clone() for level_codes in codes]
         position, level = divmod(place, 3)
-        changed[level].view(-1)[position] = (changed[level].view(-1)[position] + 1) % levels[level].symbols
+        changed[level].view(-1)[position] = (changed[level].view(-1)[position] + 1) % levels[
+            level
+        ].symbols
         reached[place] = logits(changed) != before
     assert torch.equal(reached, torch.ones(36, 36).triu(1).bool())
     assert (logits(codes, label=2) != before).all(), "the class moves all"
@@ -68,21 +90,28 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
 def test_logits_by_hand() -> None:
     levels = levels_of((2, 3), (4, 2), linked=True, classes=2)
     config = GPTConfig(hidden_units=6, layers=1, heads=2, path_units=3)
-    prior, codes, label = random_prior(config, *levels), random_codes(levels, 2), torch.tensor([1, 0])
+    prior = random_prior(config, *levels)
+    codes = random_codes(levels, 2)
+    label = torch.tensor([1, 0])
 
     def normed(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
         return layer_norm(x, (6,), norm.weight, norm.bias)
 
     first, second = (table.weight for table in prior.embeddings.tables)
     embedded = [first[codes[0]], second[codes[0] * 2 + codes[1]]]
-    seen, x = embedded[0] + embedded[1], torch.zeros(2, 6, 6)
+    seen = embedded[0] + embedded[1]
+    x = torch.zeros(2, 6, 6)
     for place in range(6):
         row, column = divmod(place, 3)
         x[:, place] = prior.rows[row] + prior.columns[column] + prior.classes.weight[label]
-        x[:, place] += prior.left(seen[:, (place - 1) // 3, (place - 1) % 3] if place else torch.zeros(2, 3))
+        x[:, place] += prior.left(
+            seen[:, (place - 1) // 3, (place - 1) % 3] if place else torch.zeros(2, 3)
+        )
         for tap in range(3):
             if row and 0 <= column + tap - 1 < 3:
-                x[:, place] += seen[:, row - 1, column + tap - 1] @ prior.above.weight[:, :, 0, tap].T
+                x[:, place] += (
+                    seen[:, row - 1, column + tap - 1] @ prior.above.weight[:, :, 0, tap].T
+                )
     layer = prior.layers[0]
     q, k, v = layer.inputs(normed(x, layer.attention_norm)).chunk(3, -1)
     parts = []
@@ -93,7 +122,8 @@ def test_logits_by_hand() -> None:
         parts.append(scores.softmax(-1) @ v[..., columns])
     x = x + layer.output(torch.cat(parts, -1))
     x = x + layer.narrow(gelu(layer.widen(normed(x, layer.network_norm))))
-    features, result = normed(x, prior.norm), prior.level_logits(codes, [], label)
+    features = normed(x, prior.norm)
+    result = prior.level_logits(codes, [], label)
     coarser = (torch.zeros(2, 6, 3), embedded[0].flatten(1, 2))
     for head, before, logits in zip(prior.heads, coarser, result, strict=True):
         y = features + before @ head.before.weight.T
@@ -107,12 +137,16 @@ def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
     assert same(random_prior(SMALL, *levels).codeword_indices(codes), expected)
-    assert same(random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes), codes)
+    assert same(
+        random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes),
+        codes,
+    )
 
 
 def test_bits_are_of_each_level() -> None:
     levels = levels_of((3, 4), (3, 2), linked=True)
-    prior, codes = random_prior(SMALL, *levels), random_codes(levels, 2)
+    prior = random_prior(SMALL, *levels)
+    codes = random_codes(levels, 2)
     expected = []
     for level_codes, logits in zip(codes, prior.level_logits(codes, [], None), strict=True):
         shares = logits.double().softmax(1).gather(1, level_codes[:, None])
@@ -123,24 +157,36 @@ def test_bits_are_of_each_level() -> None:
 
 
 def test_a_network_covers_the_levels_that_are_linked() -> None:
-    config = override(get("treevq/cifar10").config, {"model.quantizer.levels": "7", "model.quantizer.linked": "3"})
+    config = override(
+        get("treevq/cifar10").config, {"model.quantizer.levels": "7", "model.quantizer.linked": "3"}
+    )
     assert config.prior_levels == (range(3), range(3, 6), range(6, 7))
     prior = build_prior(config, range(3, 6), 10)
     assert [level.linked for level in prior.levels] == [False, True, True]
     assert [level.index for level in prior.levels] == [3, 4, 5]
-    fields = {"model.quantizer.linked": "0", "model.quantizer.shrinkage": "0.05", "model.quantizer.memory_mib": "1"}
+    fields = {
+        "model.quantizer.linked": "0",
+        "model.quantizer.shrinkage": "0.05",
+        "model.quantizer.memory_mib": "1",
+    }
     with_tables = override(config, fields)
     assert with_tables.model.num_codewords[-1] < 8**7
     assert with_tables.prior_levels == (range(7),)
-    assert [level.linked for level in build_prior(with_tables, range(7), 10).levels] == [False, *[True] * 6]
+    assert [level.linked for level in build_prior(with_tables, range(7), 10).levels] == [
+        False,
+        *[True] * 6,
+    ]
     with_context = override(config, {"model.quantizer.linked": "0", "model.quantizer.context": "2"})
     assert with_context.model.num_codewords == (8, 64, *[512] * 5)
     quantizer = ResidualQuantizer(with_context.model.quantizer)
     prior: Any = build_prior(with_context, range(7), 10)
     codes = [torch.randint(8, (2, 3, 4)) for _ in range(7)]
-    paths, own = prior.codeword_indices(codes), quantizer.codeword_indices(tuple(codes))
+    paths = prior.codeword_indices(codes)
+    own = quantizer.codeword_indices(tuple(codes))
     for level, (path, index) in enumerate(zip(paths, own, strict=True)):
-        assert torch.equal(prior.embeddings.look_up(level, path), prior.embeddings.tables[level](index))
+        assert torch.equal(
+            prior.embeddings.look_up(level, path), prior.embeddings.tables[level](index)
+        )
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 
@@ -148,7 +194,8 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
 def test_sizes_that_do_not_fit() -> None:
     for config, fields in (
         (PixelSNAILConfig, {"attention_layers": (9, 1), "residual_blocks": 8}),
-        (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}), (GPTConfig, {"hidden_units": 10}),
-    ):  # fmt: skip
+        (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}),
+        (GPTConfig, {"hidden_units": 10}),
+    ):
         with pytest.raises(InputError, match=r"prior.network\."):
             config(**fields)

@@ -29,22 +29,31 @@ class Table(Prior):
         super().__init__(TableConfig(), level)
         self.shares = torch.tensor(shares).log()
 
-    def level_logits(self, codes: Sequence[Tensor], coarser: object, label: Tensor | None) -> tuple[Tensor, ...]:
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: object, label: Tensor | None
+    ) -> tuple[Tensor, ...]:
         return ((self.shares + 7)[None, :, None, None].expand(len(codes[0]), -1, *self.level.grid),)
 
 
 def network(**changes: object) -> PixelSNAILConfig:
     fields: dict[str, object] = {
-        "hidden_units": 8, "residual_units": 6, "residual_blocks": 3, "attention_layers": (2,), "attention_heads": 2,
-        "kernel": 5, "dropout": (0.3,),
-    }  # fmt: skip
+        "hidden_units": 8,
+        "residual_units": 6,
+        "residual_blocks": 3,
+        "attention_layers": (2,),
+        "attention_heads": 2,
+        "kernel": 5,
+        "dropout": (0.3,),
+    }
     return PixelSNAILConfig(**{**fields, **changes})
 
 
 def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:
     """A prior in evaluation mode whose weights are large enough that everything matters."""
     torch.manual_seed(seed)
-    prior = resolve_name(PRIORS.get(config.kind).network)(config, *levels).eval().requires_grad_(False)
+    prior = (
+        resolve_name(PRIORS.get(config.kind).network)(config, *levels).eval().requires_grad_(False)
+    )
     for parameter in prior.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
     return prior
@@ -55,7 +64,10 @@ def logits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor
 
 
 def moved(
-    prior: Prior, before: tuple[Tensor, list[Tensor]], after: tuple[Tensor, list[Tensor]], label: Tensor | None
+    prior: Prior,
+    before: tuple[Tensor, list[Tensor]],
+    after: tuple[Tensor, list[Tensor]],
+    label: Tensor | None,
 ) -> Tensor:
     """The positions (H * W) bool whose logits differ in float64."""
     prior = copy.deepcopy(prior).double()
@@ -65,7 +77,9 @@ def moved(
 def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(level.symbols, (batch, *level.grid), generator=generator)
-    coarser = [torch.randint(words, (batch, *level.grid), generator=generator) for words in level.coarser]
+    coarser = [
+        torch.randint(words, (batch, *level.grid), generator=generator) for words in level.coarser
+    ]
     label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
     return codes, coarser, label
 
@@ -75,7 +89,8 @@ def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor
 def test_a_causal_convolution_is_a_masked_one(kernel: int, strict: bool) -> None:
     torch.manual_seed(0)
     causal = CausalConv2d(3, 4, kernel, strict=strict)
-    reach, weight = kernel // 2, torch.zeros(4, 3, kernel, kernel)
+    reach = kernel // 2
+    weight = torch.zeros(4, 3, kernel, kernel)
     weight[:, :, :reach] = causal.above.detach()
     weight[:, :, reach : reach + 1, : reach + (not strict)] = causal.left.detach()
     features = torch.randn(2, 3, 6, 5)
@@ -85,7 +100,9 @@ def test_a_causal_convolution_is_a_masked_one(kernel: int, strict: bool) -> None
 
 @pytest.mark.parametrize("attention", [0, 2])
 @pytest.mark.parametrize(("coarser", "classes"), [((), 0), ((3, 9), 4)])
-def test_a_position_sees_neither_itself_nor_later_ones(attention: int, coarser: tuple[int, ...], classes: int) -> None:
+def test_a_position_sees_neither_itself_nor_later_ones(
+    attention: int, coarser: tuple[int, ...], classes: int
+) -> None:
     level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
     codes, paths, label = inputs(level, 1)
@@ -97,8 +114,12 @@ def test_a_position_sees_neither_itself_nor_later_ones(attention: int, coarser: 
     later = torch.arange(20)[None] > torch.arange(20)[:, None]
     assert not reached[~later].any(), "a position must not see itself or what comes later"
     if attention:
-        inside = (torch.arange(20) % 5 < 4)[:, None]  # a row's last code is seen from the next row's middle on
-        assert reached[later & inside].all(), "with attention every later position sees every earlier one"
+        inside = (torch.arange(20) % 5 < 4)[
+            :, None
+        ]  # a row's last code is seen from the next row's middle on
+        assert reached[later & inside].all(), (
+            "with attention every later position sees every earlier one"
+        )
     else:
         assert reached[:-1].any(1).all()
 
@@ -110,7 +131,9 @@ def test_the_whole_map_of_coarser_levels_is_seen() -> None:
     for which in range(2):
         changed = [path.clone() for path in paths]
         changed[which][0, 8, 8] = (changed[which][0, 8, 8] + 1) % level.coarser[which]
-        assert moved(prior, (codes, paths), (codes, changed), None).all(), "its last place moves all positions"
+        assert moved(prior, (codes, paths), (codes, changed), None).all(), (
+            "its last place moves all positions"
+        )
 
 
 def test_the_class_moves_every_position_and_no_class_is_none_of_them() -> None:
@@ -135,19 +158,28 @@ def test_dropout_is_of_training_alone_and_takes_the_level_own_share() -> None:
 
 
 def test_attention_is_spread_evenly() -> None:
-    for blocks, layers, after in ((8, 4, (2, 4, 6, 8)), (8, 1, (8,)), (3, 2, (2, 3)), (5, 5, (1, 2, 3, 4, 5))):
+    for blocks, layers, after in (
+        (8, 4, (2, 4, 6, 8)),
+        (8, 1, (8,)),
+        (3, 2, (2, 3)),
+        (5, 5, (1, 2, 3, 4, 5)),
+    ):
         config = network(residual_blocks=blocks, attention_layers=(layers,))
         assert random_prior(config, Level(grid=(2, 2), symbols=2)).attention_after == after
 
 
 def test_what_it_is_conditioned_on_is_checked() -> None:
-    level, codes = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5), torch.zeros(2, 3, 4, dtype=torch.long)
+    level = Level(grid=(3, 4), symbols=3, coarser=(3,), classes=5)
+    codes = torch.zeros(2, 3, 4, dtype=torch.long)
     for coarser, label, message in (
         ([], torch.tensor([0, 0]), "there are 0 coarser levels; this prior needs 1"),
-        ([codes + 3], torch.tensor([0, 0]), "outside 0..2"), ([codes], None, "class-conditional"),
+        ([codes + 3], torch.tensor([0, 0]), "outside 0..2"),
+        ([codes], None, "class-conditional"),
         ([codes], torch.tensor([0, 5]), "outside 0..4"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=message):
             logits(random_prior(network(), level), codes, coarser, label)
     with pytest.raises(InputError, match="no classes"):
-        logits(random_prior(network(), Level(grid=(3, 4), symbols=3)), codes, [], torch.tensor([0, 0]))
+        logits(
+            random_prior(network(), Level(grid=(3, 4), symbols=3)), codes, [], torch.tensor([0, 0])
+        )

@@ -1,4 +1,6 @@
-"""Cached samplers draw the codes of the plain sampler; options, kept codes, guidance, attention, dropout."""
+"""Cached samplers draw the codes of the plain sampler; options, kept codes, guidance, attention,
+dropout.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +19,14 @@ from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.generative import KeptCodes, Sampler, draw_labels, mask_kept_codes, sample_cached, sample_codes
+from hrvqvae.priors.generative import (
+    KeptCodes,
+    Sampler,
+    draw_labels,
+    mask_kept_codes,
+    sample_cached,
+    sample_codes,
+)
 from hrvqvae.priors.kernels import NO_CODE
 from hrvqvae.priors.sampling import SamplingParams, draw_code, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
@@ -30,18 +39,29 @@ PLAIN = SamplingParams()
 
 
 def drawn(
-    sampler: Sampler, prior: Prior, batch: int, seed: int, params: SamplingParams = PLAIN, keep: float = 0.0
+    sampler: Sampler,
+    prior: Prior,
+    batch: int,
+    seed: int,
+    params: SamplingParams = PLAIN,
+    keep: float = 0.0,
 ) -> list[Tensor]:
     """Random codes, of which a share `keep` is kept and the rest is drawn."""
-    codes, generator = random_codes(list(prior.levels), batch, seed), torch.Generator().manual_seed(seed)
+    codes = random_codes(list(prior.levels), batch, seed)
+    generator = torch.Generator().manual_seed(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
     kept = [torch.rand(tensor.shape, generator=generator) < keep for tensor in codes]
-    uniforms = [torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in codes]
+    uniforms = [
+        torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in codes
+    ]
     labels, mixing = expand_labels(prior.level, label, params.guidance)
-    before, seen = [tensor.clone() for tensor in codes], [tensor.repeat(len(mixing), 1, 1) for tensor in coarser]
+    before = [tensor.clone() for tensor in codes]
+    seen = [tensor.repeat(len(mixing), 1, 1) for tensor in coarser]
     sampler(prior, codes, kept, seen, labels, uniforms, mixing, params)
-    assert same([tensor[mask] for tensor, mask in zip(codes, kept, strict=True)],
-                [tensor[mask] for tensor, mask in zip(before, kept, strict=True)])  # fmt: skip
+    assert same(
+        [tensor[mask] for tensor, mask in zip(codes, kept, strict=True)],
+        [tensor[mask] for tensor, mask in zip(before, kept, strict=True)],
+    )
     return codes
 
 
@@ -56,26 +76,45 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
     def draw(most: int, least: int = 1) -> int:
         return int(random.integers(least, most + 1))
 
-    grid, heads, layers, classes = (draw(7), draw(6)), draw(3), draw(4), draw(3, 0)
-    about: dict[str, Any] = {"classes": classes, "unconditional": classes > 0 and choose(True, False)}
+    grid = (draw(7), draw(6))
+    heads = draw(3)
+    layers = draw(4)
+    classes = draw(3, 0)
+    about: dict[str, Any] = {
+        "classes": classes,
+        "unconditional": classes > 0 and choose(True, False),
+    }
     about["coarser"] = choose((), (3,), (3, 6))
     if kind == "pixelsnail":
         levels = [Level(grid=grid, symbols=draw(8, 2), **about)]
         config: PriorNetworkConfig = network(
-            hidden_units=heads * draw(5), residual_units=draw(9), residual_blocks=layers, attention_heads=heads,
-            attention_layers=(draw(layers, 0),), kernel=choose(3, 5, 7),
-        )  # fmt: skip
+            hidden_units=heads * draw(5),
+            residual_units=draw(9),
+            residual_blocks=layers,
+            attention_heads=heads,
+            attention_layers=(draw(layers, 0),),
+            kernel=choose(3, 5, 7),
+        )
     else:
         symbols = tuple(draw(5, 2) for _ in range(draw(4)))
         levels = levels_of(grid, symbols, linked=choose(True, False), **about)
-        config = GPTConfig(hidden_units=4 * heads, layers=layers, heads=heads, path_units=6, most_paths=7)
+        config = GPTConfig(
+            hidden_units=4 * heads, layers=layers, heads=heads, path_units=6, most_paths=7
+        )
     fewest = min(level.symbols for level in levels)
     params = SamplingParams(
-        temperature=choose(1.0, 0.7, 1.5), top_k=choose(0, 1, fewest), top_p=choose(1.0, 0.9, 0.4),
+        temperature=choose(1.0, 0.7, 1.5),
+        top_k=choose(0, 1, fewest),
+        top_p=choose(1.0, 0.9, 0.4),
         guidance=choose(0.0, 1.0, 1.5, 3.0) if about["unconditional"] else 1.0,
-    )  # fmt: skip
-    prior, batch, keep = random_prior(config, *levels, seed=seed), draw(4), choose(0.0, 0.0, 0.4)
-    cached, plain = (drawn(sampler, prior, batch, seed, params, keep) for sampler in (sample_cached, sample_plain))
+    )
+    prior = random_prior(config, *levels, seed=seed)
+    batch = draw(4)
+    keep = choose(0.0, 0.0, 0.4)
+    cached, plain = (
+        drawn(sampler, prior, batch, seed, params, keep)
+        for sampler in (sample_cached, sample_plain)
+    )
     assert same(cached, plain)
 
 
@@ -85,7 +124,9 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
     order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
     if params.top_k:
         order = order[: params.top_k]
-    kept, reached, mass = [], 0.0, sum(shares[code] for code in order)
+    kept = []
+    reached = 0.0
+    mass = sum(shares[code] for code in order)
     for code in order:
         if reached >= params.top_p * mass - 1e-12:
             break
@@ -96,10 +137,18 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 2, "top_k": 4, "top_p": 0.8}]
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 2},
+        {"top_p": 0.7},
+        {"temperature": 2, "top_k": 4, "top_p": 0.8},
+    ],
 )
 def test_a_code_is_drawn_as_described(options: dict[str, Any]) -> None:
-    generator, params = np.random.default_rng(3), SamplingParams(**options)
+    generator = np.random.default_rng(3)
+    params = SamplingParams(**options)
     for _ in range(300):
         logits = generator.normal(size=6).astype(np.float32) * 2
         uniform = float(generator.random())
@@ -108,9 +157,15 @@ def test_a_code_is_drawn_as_described(options: dict[str, Any]) -> None:
 
 def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> None:
     flat = np.zeros(4, np.float32)
-    assert {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)} == {0, 1}
+    assert {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)} == {
+        0,
+        1,
+    }
     assert draw_code(flat, np.nextafter(1.0, 0.0), PLAIN) == 3
-    assert draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, SamplingParams(temperature=0.01)) == 1
+    assert (
+        draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, SamplingParams(temperature=0.01))
+        == 1
+    )
 
 
 def test_numbers_of_any_type_take_the_same_compiled_code() -> None:
@@ -133,20 +188,27 @@ def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
     return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def sampled(priors: list[Prior], indices: Sequence[int], seed: int = 4, kept: KeptCodes | None = None) -> Codes:
+def sampled(
+    priors: list[Prior], indices: Sequence[int], seed: int = 4, kept: KeptCodes | None = None
+) -> Codes:
     label = torch.tensor([index % 2 for index in indices])
-    return sample_codes(priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept)
+    return sample_codes(
+        priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept
+    )
 
 
 def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
     together = sampled(three_levels, range(5))
     for index in range(5):
-        assert same([tensor[index : index + 1] for tensor in together], sampled(three_levels, [index]))
+        assert same(
+            [tensor[index : index + 1] for tensor in together], sampled(three_levels, [index])
+        )
     assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
 def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
-    free, where = sampled(three_levels, [0]), torch.zeros(4, 3, dtype=torch.bool)
+    free = sampled(three_levels, [0])
+    where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     again = sampled(three_levels, [0], kept=KeptCodes(free, (where,) * 3))
     assert same(free, again), "its own codes change nothing"
@@ -183,7 +245,11 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
 
 def test_labels_come_as_often_as_in_training() -> None:
     priors = Priors((), ("cat", "dog"), (1, 1))
-    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [1, 1, 1], "a class is named or numbered"
+    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [
+        1,
+        1,
+        1,
+    ], "a class is named or numbered"
     labels = draw_labels([10, 0, 30], seed=0, indices=range(4000))
     counts = torch.bincount(labels, minlength=3).tolist()
     assert counts[1] == 0
@@ -192,16 +258,26 @@ def test_labels_come_as_often_as_in_training() -> None:
 
 def test_options_out_of_range() -> None:
     for options, message in (
-        *(({"temperature": t}, "temperature is .*; it must be from 1e-6 to 1e6") for t in (0.0, np.nan, 1e-320)),
-        ({"top_k": -1}, "top-k is -1"), ({"top_p": 0.0}, "top-p is 0"), ({"top_p": 1.5}, "top-p is 1.5"),
-        *(({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000") for w in (-0.5, np.nan, 1000.5)),
-    ):  # fmt: skip
+        *(
+            ({"temperature": t}, "temperature is .*; it must be from 1e-6 to 1e6")
+            for t in (0.0, np.nan, 1e-320)
+        ),
+        ({"top_k": -1}, "top-k is -1"),
+        ({"top_p": 0.0}, "top-p is 0"),
+        ({"top_p": 1.5}, "top-p is 1.5"),
+        *(
+            ({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000")
+            for w in (-0.5, np.nan, 1000.5)
+        ),
+    ):
         with pytest.raises(InputError, match=message):
             SamplingParams(**options)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)]
+)
 def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams) -> None:
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
@@ -214,10 +290,13 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
 
 @pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
 def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler) -> None:
-    of_one = random_prior(network(attention_layers=(0,)), Level(grid=(4, 5), symbols=3, coarser=(3, 9)))
+    of_one = random_prior(
+        network(attention_layers=(0,)), Level(grid=(4, 5), symbols=3, coarser=(3, 9))
+    )
     of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3), linked=True))
     of_one.rows[2], of_two.rows[1] = torch.nan, torch.nan
-    line, row = "level {} gives logits that are NaN or infinite at row {}, column 0", int(sampler is sample_cached)
+    line = "level {} gives logits that are NaN or infinite at row {}, column 0"
+    row = int(sampler is sample_cached)
     for prior, place in ((of_one, (3, 2)), (of_two, (1, row))):  # a masked NaN is NaN
         with pytest.raises(NonFiniteError, match=line.format(*place)):
             drawn(sampler, prior, 2, 0, SamplingParams(top_k=2))
@@ -226,14 +305,18 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sam
         drawn(sampler, of_two, 2, 0)
 
 
-def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     place = f"{Table.__module__}:Table"
     entry = PriorNetwork(name="table", title="a table", config=TableConfig, network=place)
     monkeypatch.setitem(PRIORS._entries, "table", entry)
     prior = Table(Level(grid=(3, 40), symbols=3), [0.2, 0.5, 0.3])
     (codes,) = drawn(sample_cached, prior, 5, 0)
     assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])
-    assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx([0.2, 0.5, 0.3], abs=0.06)
+    assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx(
+        [0.2, 0.5, 0.3], abs=0.06
+    )
 
 
 def test_what_is_kept() -> None:
@@ -263,16 +346,22 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(length)
-    queries, keys, values = (torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64) for _ in range(3))
+    queries, keys, values = (
+        torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     scores = queries @ keys.transpose(-1, -2) / 2
     if causal:
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values)
+    torch.testing.assert_close(
+        attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values
+    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format: torch.memory_format) -> None:
+def test_dropout_drops_its_share_and_keeps_the_mean(
+    share: float, memory_format: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
     dropped = cheap_dropout(features, share, True)
@@ -286,7 +375,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean(share: float, memory_format:
     torch.manual_seed(0)
     assert torch.equal(cheap_dropout(features, share, True), dropped)
     assert cheap_dropout(features, share, False) is features
-    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256, "nearly everything: it stays finite"
+    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256, (
+        "nearly everything: it stays finite"
+    )
 
 
 _LABEL = torch.tensor([2, 0, 1, 1, 2])
@@ -309,10 +400,15 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 
 
 def guided_codes(
-    priors: list[Prior], params: SamplingParams, sampler: Sampler = sample_cached, kept: KeptCodes | None = None
+    priors: list[Prior],
+    params: SamplingParams,
+    sampler: Sampler = sample_cached,
+    kept: KeptCodes | None = None,
 ) -> Codes:
     indices = range(len(_LABEL))
-    return sample_codes(priors, paths, indices, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler)
+    return sample_codes(
+        priors, paths, indices, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler
+    )
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
@@ -325,18 +421,24 @@ def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
         expected = torch.zeros(1, 2, 3, dtype=torch.long)
         for place, uniform in enumerate(generator.random(6)):
             c, u = (
-                prior.level_logits([expected], [], torch.tensor([condition]))[0].flatten(2)[0, :, place]
+                prior.level_logits([expected], [], torch.tensor([condition]))[0].flatten(2)[
+                    0, :, place
+                ]
                 for condition in (label, 3)
             )
             mixed = np.exp((u + guidance * (c - u)).double().numpy())
-            expected.view(-1)[place] = int(np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right"))
+            expected.view(-1)[place] = int(
+                np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right")
+            )
         assert torch.equal(codes[index], expected[0])
 
 
 @pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
 def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
     priors = two_levels(kind, (5, 4), 4, 0)
-    weak, strong = (guided_codes(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0))
+    weak, strong = (
+        guided_codes(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0)
+    )
     assert not torch.equal(weak[0], strong[0])
     with threads(2):
         assert same(strong, guided_codes(priors, SamplingParams(guidance=3.0)))
@@ -348,8 +450,11 @@ def test_the_largest_guidance_draws_the_likeliest(left: list[float], right: list
     """And the least temperature."""
     length = min(len(left), len(right))
     params = SamplingParams(guidance=1000, temperature=1e-6)
-    given_class, without = np.float32(left[:length]), np.float32(right[:length])
-    _, mixing = expand_labels(Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000)
+    given_class = np.float32(left[:length])
+    without = np.float32(right[:length])
+    _, mixing = expand_labels(
+        Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000
+    )
     mixed = (np.stack([given_class, without]) * mixing.numpy()[:, None]).sum(0)
     assert mixed[draw_code(mixed, 0.0, params)] >= mixed.max() - 1e-3
 
@@ -360,9 +465,15 @@ def test_what_was_trained_without_class_dropout_is_not_guided() -> None:
         Level(grid=(2, 2), symbols=3, coarser=(3,), classes=3),
     ]
     priors: list[Prior] = [random_network("gpt", level) for level in levels]
-    line = "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with --prior.class_dr"
+    line = (
+        "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with"
+        " --prior.class_dr"
+    )
     with pytest.raises(InputError, match=line):
         guided_codes(priors, SamplingParams(guidance=1.5))
     classless = [random_network("gpt", Level(grid=(1, 1), symbols=2))]
-    with pytest.raises(InputError, match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
+    with pytest.raises(
+        InputError,
+        match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1",
+    ):
         sample_codes(classless, paths, [0], seed=0, label=None, params=SamplingParams(guidance=1.5))

@@ -1,7 +1,8 @@
-"""Residual quantization in numpy and float64, one vector at a time, written from the equations and not from the code.
+"""Residual quantization in numpy and float64, one vector at a time, written from the equations and
+not from the code.
 
-books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew. The last `context`
-codes of the group (0: all) choose a codebook. `groups` is (linked, context).
+books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew.
+The last `context` codes of the group (0: all) choose a codebook. `groups` is (linked, context).
 """
 
 from fractions import Fraction
@@ -11,13 +12,18 @@ import numpy as np
 
 def search(vector, books, linked, context=0):
     """(path of each level, residuals r_0 to r_L)."""
-    codes, paths, residuals = [], [], [np.array(vector, np.float64)]
+    codes = []
+    paths = []
+    residuals = [np.array(vector, np.float64)]
     for level, book in enumerate(books):
         codes = [] if level % linked == 0 else codes
         path = 0
         for code, size in codes[-context:]:
             path = path * size + code
-        distances = [float(((residuals[-1] - codeword) ** 2).sum()) for codeword in book[path].astype(np.float64)]
+        distances = [
+            float(((residuals[-1] - codeword) ** 2).sum())
+            for codeword in book[path].astype(np.float64)
+        ]
         child = distances.index(min(distances))
         residuals.append(residuals[-1] - book[path, child].astype(np.float64))
         codes.append((child, book.shape[1]))
@@ -26,14 +32,19 @@ def search(vector, books, linked, context=0):
 
 
 def losses(vectors, books, groups, beta, level_betas):
-    """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's without level_betas."""
+    """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's
+    without level_betas.
+    """
     terms = {}
     for vector in vectors:
         _, residuals = search(vector, books, *groups)
         errors = [float((residual**2).sum()) for residual in residuals[1:]]
         named = [("", errors[-1], beta)]
         if level_betas:
-            named += [(f"_{level}", *each) for level, each in enumerate(zip(errors, level_betas, strict=True), start=1)]
+            named += [
+                (f"_{level}", *each)
+                for level, each in enumerate(zip(errors, level_betas, strict=True), start=1)
+            ]
         for name, error, weight in named:
             terms[f"codebook{name}"] = terms.get(f"codebook{name}", 0) + error
             if weight:
@@ -42,8 +53,11 @@ def losses(vectors, books, groups, beta, level_betas):
 
 
 def gradients(vectors, books, groups, beta, level_betas):
-    """Of all terms: by the vectors (through the commitments), and by the codewords of each level (through the rest)."""
-    of_vectors, of_books = np.zeros(np.shape(vectors)), [np.zeros(book.shape) for book in books]
+    """Of all terms: by the vectors (through the commitments), and by the codewords of each level
+    (through the rest).
+    """
+    of_vectors = np.zeros(np.shape(vectors))
+    of_books = [np.zeros(book.shape) for book in books]
     for row, vector in enumerate(vectors):
         paths, residuals = search(vector, books, *groups)
         of_vectors[row] += 2 * beta * residuals[-1]
@@ -57,8 +71,11 @@ def gradients(vectors, books, groups, beta, level_betas):
 
 
 def batch_sums(vectors, books, groups):
-    """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m), (number, m, D)."""
-    counts, totals = [np.zeros(book.shape[:2]) for book in books], [np.zeros(book.shape) for book in books]
+    """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m),
+    (number, m, D).
+    """
+    counts = [np.zeros(book.shape[:2]) for book in books]
+    totals = [np.zeros(book.shape) for book in books]
     for vector in vectors:
         paths, residuals = search(vector, books, *groups)
         for level, path in enumerate(paths):
@@ -68,7 +85,8 @@ def batch_sums(vectors, books, groups):
 
 
 def beam(vector, books, width, weight):
-    """The index of each level that a beam ends in, from whole numbers, so that equal costs are equal.
+    """The index of each level that a beam ends in, from whole numbers, so that equal costs are
+    equal.
 
     Codeword i of one level has the codebook i modulo their number at the next level.
     """
@@ -81,7 +99,9 @@ def beam(vector, books, width, weight):
                 left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
                 distance = sum(x * x for x in left)
                 index = above * len(book[above]) + child
-                longer.append((distance + before, weight * distance + before, [*indices, index], left))
+                longer.append(
+                    (distance + before, weight * distance + before, [*indices, index], left)
+                )
         longer.sort(key=lambda path: path[0])  # stable
         kept = [path[1:] for path in longer[: width if level < len(books) else 1]]
     return kept[0][1]

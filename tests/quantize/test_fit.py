@@ -24,13 +24,19 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import same
 
-DIM, SIZE, LEVELS = 5, 3, 3
+DIM = 5
+SIZE = 3
+LEVELS = 3
 
 
 def vectors_of(count: int, seed: int = 0) -> Tensor:
     """(N, D): most of them close together, the others far out and thin."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, DIM, generator=generator) * torch.rand(count, 1, generator=generator).pow(4) * 8
+    return (
+        torch.randn(count, DIM, generator=generator)
+        * torch.rand(count, 1, generator=generator).pow(4)
+        * 8
+    )
 
 
 def normal(count: int, dim: int, seed: int = 0) -> Tensor:
@@ -55,18 +61,25 @@ def equal(one: TreeVQ, other: TreeVQ) -> bool:
 
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_codewords_that_share_a_codebook_are_fitted(context: int) -> None:
-    vectors, other = vectors_of(4_000), vectors_of(4_000, seed=1)
-    once, often = (TreeVQ(DIM, SIZE, 5, context=context, start_vectors=300).fit(vectors, passes=n) for n in (1, 10))
+    vectors = vectors_of(4_000)
+    other = vectors_of(4_000, seed=1)
+    once, often = (
+        TreeVQ(DIM, SIZE, 5, context=context, start_vectors=300).fit(vectors, passes=n)
+        for n in (1, 10)
+    )
     for given in (vectors, other):
         assert error(often, given) < error(once, given)
     assert often.quantizer.config.num_codebooks[-1] == SIZE**context
     codes = often.encode(other)
-    assert torch.equal(often.align().encode(other), codes), "codewords that share a codebook are not renumbered"
+    assert torch.equal(often.align().encode(other), codes), (
+        "codewords that share a codebook are not renumbered"
+    )
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, other = vectors_of(2_000), vectors_of(2_000, seed=1)
+    vectors = vectors_of(2_000)
+    other = vectors_of(2_000, seed=1)
     once, often = (layer(beam=beam).fit(vectors, passes=passes) for passes in (1, 10))
     assert often.codeword_indices(often.encode(vectors))[:, -1].unique().numel() == SIZE**LEVELS
     assert error(often, other) < error(once, other) < 0.6 * float(other.var(0).mean())
@@ -76,8 +89,12 @@ def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPa
 
 
 def test_vectors_are_counted_once_at_every_level() -> None:
-    one = TreeVQ(4, (16, 4, 4), 3, beam=4, start_vectors=400).fit(normal(6_000, 4) ** 3, passes=1)  # splits codewords
-    assert [float(level.count.sum()) for level in one.quantizer.levels] == pytest.approx([6_000] * 3)
+    one = TreeVQ(4, (16, 4, 4), 3, beam=4, start_vectors=400).fit(
+        normal(6_000, 4) ** 3, passes=1
+    )  # splits codewords
+    assert [float(level.count.sum()) for level in one.quantizer.levels] == pytest.approx(
+        [6_000] * 3
+    )
 
 
 def test_clusters_are_the_same_under_autocast() -> None:
@@ -90,14 +107,23 @@ def test_clusters_are_the_same_under_autocast() -> None:
 @pytest.mark.parametrize("shrinkage", [0.0, 0.5])
 def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
     """A count of 1 in training stands for two vectors of the fit here, also in the shrinkage."""
-    one, vectors = layer(beam=4, shrinkage=shrinkage), vectors_of(400).double()
+    one = layer(beam=4, shrinkage=shrinkage)
+    vectors = vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
-    counts, totals = [], []
+    counts = []
+    totals = []
     for level, book in enumerate(one.quantizer.levels):
         path = leaf // SIZE ** (LEVELS - 1 - level)
-        counts.append(torch.bincount(path, minlength=book.num_codewords).float().view_as(book.count))
-        totals.append(torch.zeros_like(book.codewords).view(-1, DIM).index_add_(0, path, vectors.float()))
-    totals = [total.view_as(book.codewords) for total, book in zip(totals, one.quantizer.levels, strict=True)]
+        counts.append(
+            torch.bincount(path, minlength=book.num_codewords).float().view_as(book.count)
+        )
+        totals.append(
+            torch.zeros_like(book.codewords).view(-1, DIM).index_add_(0, path, vectors.float())
+        )
+    totals = [
+        total.view_as(book.codewords)
+        for total, book in zip(totals, one.quantizer.levels, strict=True)
+    ]
     fitting._refit(one.quantizer.levels, counts, totals, 0.5)
     residual = vectors.clone()
     for level, book in enumerate(one.quantizer.levels):
@@ -127,7 +153,12 @@ def test_arrays_files_and_batches_are_alike(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", vectors.numpy())
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
     expected = layer().fit(vectors, passes=2, batch=400)
-    for alike in (vectors.numpy(), mapped, list(vectors.split(400)), [vectors[:800].double(), mapped[800:]]):
+    for alike in (
+        vectors.numpy(),
+        mapped,
+        list(vectors.split(400)),
+        [vectors[:800].double(), mapped[800:]],
+    ):
         assert equal(layer().eval().fit(alike, passes=2, batch=400), expected)
     assert not equal(layer().fit(vectors, passes=2, batch=400, seed=1), expected)
     indices = expected.eval()(vectors)[1]
@@ -147,20 +178,26 @@ def test_training_goes_on_from_there(shrinkage: float) -> None:
     assert one.schedule.steps == 6
     assert not equal(one, fitted)
     for book, old in zip(one.quantizer.levels, fitted.quantizer.levels, strict=True):
-        assert float(book.count.sum()) == pytest.approx(500, rel=1e-3), "counts are those of a batch"
+        assert float(book.count.sum()) == pytest.approx(500, rel=1e-3), (
+            "counts are those of a batch"
+        )
         assert float((book.codewords - old.codewords).norm() / old.codewords.norm()) < 0.1
 
 
 def test_what_it_is_given_is_checked() -> None:
-    one, vectors = layer(), vectors_of(50)
+    one = layer()
+    vectors = vectors_of(50)
     before = copy.deepcopy(one)
     holed = vectors.clone()
     holed[7, 1] = torch.nan
     for wrong, line in (
-        (iter([vectors]), "an iterator, which ends"), (vectors[:0], "no vectors"), ([], "no vectors"),
-        (vectors[:, 1:], r"float32 \(50, 4\); they must be floating-point \(N, 5\)"), (vectors.long(), "int64"),
+        (iter([vectors]), "an iterator, which ends"),
+        (vectors[:0], "no vectors"),
+        ([], "no vectors"),
+        (vectors[:, 1:], r"float32 \(50, 4\); they must be floating-point \(N, 5\)"),
+        (vectors.long(), "int64"),
         ([vectors, vectors[0]], r"float32 \(5,\)"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=line):
             one.fit(wrong)
     with pytest.raises(InputError, match="batch is -1; it must be at least 1"):
@@ -173,10 +210,15 @@ def test_what_it_is_given_is_checked() -> None:
 
 
 def test_sizes_of_clusters_and_of_even_ones() -> None:
-    vectors, generator = normal(500, 3), zero()
+    vectors = normal(500, 3)
+    generator = zero()
     centers, sizes = kmeans(vectors, 12, zero())
-    assert torch.equal(sizes.long(), torch.bincount(search(vectors, [centers[None]])[0], minlength=12))
-    vectors = torch.randn(2_000, DIM, generator=generator) * torch.rand(2_000, 1, generator=generator)
+    assert torch.equal(
+        sizes.long(), torch.bincount(search(vectors, [centers[None]])[0], minlength=12)
+    )
+    vectors = torch.randn(2_000, DIM, generator=generator) * torch.rand(
+        2_000, 1, generator=generator
+    )
     for even in (False, True):
         sizes = kmeans(vectors, 8, zero(), even)[1]
         assert int(sizes.sum()) == 2_000
@@ -184,7 +226,9 @@ def test_sizes_of_clusters_and_of_even_ones() -> None:
 
 
 def test_of_duplicates_one_gets_all_vectors() -> None:
-    """Two distinct vectors for five clusters: the others are copies that code nothing, and say so."""
+    """Two distinct vectors for five clusters: the others are copies that code nothing, and say
+    so.
+    """
     vectors = torch.tensor([[1.0, 0.0]]).repeat(7, 1)
     vectors[2:] = torch.tensor([0.0, 3.0])
     centers, sizes = kmeans(vectors, 5, zero())
@@ -197,9 +241,13 @@ def test_one_channel_has_clusters_too() -> None:
     assert error(TreeVQ(1, 4, 1).fit(vectors, passes=2), vectors) < 1e-3
 
 
-def test_codebooks_beyond_the_start_go_to_parents_with_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codebooks_beyond_the_start_go_to_parents_with_many_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(residual_module, "_MAX_DENSE_BOOKS", 1)
-    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13)))  # one for each parent
+    monkeypatch.setattr(
+        QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13))
+    )  # one for each parent
     one = layer(shrinkage=0.5, start_vectors=4).fit(vectors_of(2_000), passes=5)
     for coarser, book in zip(one.quantizer.levels, one.quantizer.levels[1:], strict=False):
         used = coarser.count.flatten() > 0
@@ -209,18 +257,24 @@ def test_codebooks_beyond_the_start_go_to_parents_with_many_vectors(monkeypatch:
 
 
 def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
-    """A second level of a codeword that codes nothing: it has no count, and the first vector that comes is its mean."""
+    """A second level of a codeword that codes nothing: it has no count, and the first vector that
+    comes is its mean.
+    """
     quantizer = ResidualQuantizer(QuantizerConfig(levels=2, codewords=2, dim=2, decay=0.9))
     quantizer.initialize(torch.ones(1, 5, 4, 2), zero(), 1.0)
     counts = quantizer.levels[1].count
     assert sorted(counts.sum(1).tolist()) == [0, 20]
     assert torch.isfinite(quantizer.levels[1].codewords).all()
     empty = int(counts.sum(1).argmin())
-    quantizer.levels[0].set_codewords(torch.tensor([empty]), torch.tensor([[9.0, 9.0]]), torch.tensor([5.0]))
+    quantizer.levels[0].set_codewords(
+        torch.tensor([empty]), torch.tensor([[9.0, 9.0]]), torch.tensor([5.0])
+    )
     latents = torch.full((1, 1, 1, 2), 8.0)
     quantizer.train()(latents)
     child = int(quantizer.levels[1].count[empty].argmax())
-    torch.testing.assert_close(quantizer.levels[1].codewords[empty, child], torch.tensor([-1.0, -1.0]))
+    torch.testing.assert_close(
+        quantizer.levels[1].codewords[empty, child], torch.tensor([-1.0, -1.0])
+    )
     assert quantizer.levels[1].count[empty].tolist().count(0) == 1
     quantizer.restart_dead_codes(latents, zero())
     assert torch.isfinite(quantizer.levels[1].codewords).all()
@@ -241,7 +295,9 @@ def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch: pytest.Monkey
     vectors = normal(20_000, 2)
     with LargestTensor() as of_seeds:
         seed_clusters(vectors, 50, zero())
-    monkeypatch.setattr(module, "seed_clusters", lambda vectors, number, _: vectors[:number].clone())
+    monkeypatch.setattr(
+        module, "seed_clusters", lambda vectors, number, _: vectors[:number].clone()
+    )
     with LargestTensor() as seen:
         centers, sizes = kmeans(vectors, 4096, zero())
     assert max(seen.largest, of_seeds.largest) <= vectors.numel()
@@ -258,30 +314,44 @@ def test_many_seeds_are_drawn_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> 
 def test_seeds_are_vectors_and_distinct_where_they_can_be() -> None:
     vectors = normal(50, 3).repeat(4, 1)
     seeds = seed_clusters(vectors, 50, zero())
-    assert {tuple(seed) for seed in seeds.tolist()} == {tuple(vector) for vector in vectors.tolist()}
+    assert {tuple(seed) for seed in seeds.tolist()} == {
+        tuple(vector) for vector in vectors.tolist()
+    }
 
 
 WIDTH = 4
 
 
 def items_of(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)).pow(3)  # crowded near zero
+    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)).pow(
+        3
+    )  # crowded near zero
 
 
-@pytest.mark.parametrize("options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}])
-def test_no_two_items_have_the_same_indices(options: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}]
+)
+def test_no_two_items_have_the_same_indices(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Up to as many items as there are leaves; an item moves only if another has its leaf."""
-    tree = TreeVQ(**({"dim": WIDTH, "codewords": 3, "levels": 3} | options)).fit(items_of(400), passes=2)  # type: ignore[arg-type]
+    tree = TreeVQ(**({"dim": WIDTH, "codewords": 3, "levels": 3} | options)).fit(
+        items_of(400), passes=2
+    )  # type: ignore[arg-type]
     leaves = int(torch.tensor(tree.quantizer.config.sizes).prod())
     for count in (leaves // 2, leaves):
         vectors = items_of(count, seed=1)
-        usual, unique = tree.encode(vectors), tree.unique_indices(vectors)
+        usual = tree.encode(vectors)
+        unique = tree.unique_indices(vectors)
         assert (unique.shape, unique.dtype) == (usual.shape, torch.int64)
         assert len(unique.unique(dim=0)) == count
         _, leaf, items = usual.unique(dim=0, return_inverse=True, return_counts=True)
         alone = items[leaf] == 1
         assert torch.equal(unique[alone], usual[alone])
-    with pytest.raises(InputError, match=f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves"):
+    with pytest.raises(
+        InputError,
+        match=f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves",
+    ):
         tree.unique_indices(items_of(leaves + 1))
     monkeypatch.setattr(identifiers, "_CHUNK_VALUES", 3 * leaves)  # three items at a time, at last
     assert len(tree.unique_indices(vectors).unique(dim=0)) == leaves
@@ -290,16 +360,23 @@ def test_no_two_items_have_the_same_indices(options: dict[str, object], monkeypa
 
 @pytest.mark.parametrize("beam", [1, 4])
 def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
-    """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each item."""
+    """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each
+    item.
+    """
     tree = TreeVQ(WIDTH, (4, 8), 2, beam=beam, coarse_weight=0.0).fit(items_of(400), passes=2)
-    items = torch.cat([items_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * items_of(24, seed=6), items_of(8)])
-    usual, unique = tree.encode(items), tree.unique_indices(items)
+    items = torch.cat(
+        [items_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * items_of(24, seed=6), items_of(8)]
+    )
+    usual = tree.encode(items)
+    unique = tree.unique_indices(items)
     assert len(unique.unique(dim=0)) == len(items) == 32
     _, leaf, count = usual.unique(dim=0, return_inverse=True, return_counts=True)
     every = torch.tensor(list(product(range(4), range(8))))
     alone = usual[count[leaf] == 1]
     free = every[(every[:, None] != alone).any(-1).all(-1)]
-    costs = torch.cdist(items[count[leaf] > 1], tree.get_output_from_indices(free)).square().double()
+    costs = (
+        torch.cdist(items[count[leaf] > 1], tree.get_output_from_indices(free)).square().double()
+    )
     rows, columns = linear_sum_assignment(costs.numpy())
     moved = unique[count[leaf] > 1]
     error = (tree.get_output_from_indices(moved) - items[count[leaf] > 1]).square().sum()
@@ -316,7 +393,9 @@ def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
 
 def test_equal_items_get_leaves_from_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = TreeVQ(WIDTH, 8, 3).fit(items_of(400), passes=2)
-    monkeypatch.setattr(identifiers, "_nearest_leaves", nearest := Mock(wraps=identifiers._nearest_leaves))
+    monkeypatch.setattr(
+        identifiers, "_nearest_leaves", nearest := Mock(wraps=identifiers._nearest_leaves)
+    )
     unique = tree.unique_indices(items_of(1).repeat(200, 1))  # as of items without a vector
     assert {len(call.args[1]) for call in nearest.call_args_list} == {1}
     assert len(unique.unique(dim=0)) == 200
@@ -324,14 +403,21 @@ def test_equal_items_get_leaves_from_one_search(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("shrinkage", [0.0, 2.0])
 def test_a_fit_to_few_vectors_leaves_few_of_them_to_move(shrinkage: float) -> None:
-    """Leaves, and branches with more leaves than vectors, split those with more vectors than leaves."""
+    """Leaves, and branches with more leaves than vectors, split those with more vectors than
+    leaves.
+    """
     rng = torch.Generator().manual_seed(0)
-    centres, noise = torch.randn(30, 64, generator=rng), torch.randn(600, 64, generator=rng)
+    centres = torch.randn(30, 64, generator=rng)
+    noise = torch.randn(600, 64, generator=rng)
     vectors = centres.repeat_interleave(20, 0) + 0.2 * noise
     tree = TreeVQ(64, 16, 3, shrinkage=shrinkage).fit(vectors)
-    usual, unique = tree.encode(vectors), tree.unique_indices(vectors)
+    usual = tree.encode(vectors)
+    unique = tree.unique_indices(vectors)
     assert (usual != unique).any(-1).double().mean() < (0.3 if shrinkage else 0.01)
-    errors = [(tree.get_output_from_indices(indices) - vectors).square().mean() for indices in (usual, unique)]
+    errors = [
+        (tree.get_output_from_indices(indices) - vectors).square().mean()
+        for indices in (usual, unique)
+    ]
     assert shrinkage or errors[1] < 1.01 * errors[0]
 
 
@@ -345,7 +431,10 @@ def test_what_may_come_next_is_what_items_have() -> None:
         mask = tree.valid_next(every, indices.view(3, 5, 3))
         assert mask.shape == (len(every), size)
         for prefix, row in zip(every.tolist(), mask.tolist(), strict=True):
-            assert row == [any(item[: length + 1] == (*prefix, child) for item in items) for child in range(size)]
+            assert row == [
+                any(item[: length + 1] == (*prefix, child) for item in items)
+                for child in range(size)
+            ]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
     with pytest.raises(InputError, match="prefixes have 3 levels"):

@@ -20,7 +20,9 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import same, state_of
 
-DIM, SIZE, LEVELS = 6, 3, 3
+DIM = 6
+SIZE = 3
+LEVELS = 3
 
 
 def features(*positions: int, seed: int = 0) -> Tensor:
@@ -55,20 +57,27 @@ def books(one: TreeVQ) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("positions", [(7,), (2, 5), (2, 3, 4), (1, 2, 3, 2)])
 @pytest.mark.parametrize("channel_last", [True, False])
-def test_any_positions_are_quantized_as_by_its_quantizer(positions: tuple[int, ...], channel_last: bool) -> None:
+def test_any_positions_are_quantized_as_by_its_quantizer(
+    positions: tuple[int, ...], channel_last: bool
+) -> None:
     def row(tensor: Tensor) -> Tensor:
         return (tensor if channel_last else tensor.movedim(1, -1)).reshape(1, 1, -1, DIM)
 
-    one, x = started(channel_last=channel_last), features(*positions, seed=1)
+    one = started(channel_last=channel_last)
+    x = features(*positions, seed=1)
     given = (x if channel_last else x.movedim(-1, 1)).requires_grad_()
     quantized, indices, loss = one(given)
     assert (quantized.shape, indices.shape) == (given.shape, (*positions, LEVELS))
     expected = one.quantizer(row(given))
     torch.testing.assert_close(row(quantized), expected.latents)
     for levels in range(1, LEVELS + 1):
-        code, path = (one_of[..., levels - 1].flatten() for one_of in (indices, one.codeword_indices(indices)))
+        code, path = (
+            one_of[..., levels - 1].flatten() for one_of in (indices, one.codeword_indices(indices))
+        )
         assert torch.equal(code, expected.codes[levels - 1].flatten())
-        assert torch.equal(path, one.quantizer.codeword_indices(expected.codes)[levels - 1].flatten())
+        assert torch.equal(
+            path, one.quantizer.codeword_indices(expected.codes)[levels - 1].flatten()
+        )
         coarse = one.get_output_from_indices(indices[..., :levels])
         torch.testing.assert_close(row(coarse), one.quantizer.lookup(expected.codes[:levels]))
     torch.testing.assert_close(loss, sum(expected.losses.values()) / x.numel())
@@ -79,12 +88,20 @@ def test_any_positions_are_quantized_as_by_its_quantizer(positions: tuple[int, .
 
 def test_options_of_the_quantizer_arrive() -> None:
     expected = presets.get("treevq/mnist").config.model.quantizer
-    own = TreeVQ(expected.dim, expected.codewords, expected.levels, beta=expected.beta).quantizer.config
+    own = TreeVQ(
+        expected.dim, expected.codewords, expected.levels, beta=expected.beta
+    ).quantizer.config
     assert own == expected, "defaults are those of the system"
     fields = {
-        "beta": 0.5, "level_betas": (0.0, 0.1, 0.2), "beam": 4, "coarse_weight": 0.1, "update": "gradient",
-        "decay": 0.9, "restart_every": 7, "restart_below": 0.1,
-    }  # fmt: skip
+        "beta": 0.5,
+        "level_betas": (0.0, 0.1, 0.2),
+        "beam": 4,
+        "coarse_weight": 0.1,
+        "update": "gradient",
+        "decay": 0.9,
+        "restart_every": 7,
+        "restart_below": 0.1,
+    }
     assert layer(shrinkage=0.2).quantizer.config.shrinkage == 0.2
     assert layer(shrinkage=0.2).schedule.restart_every == 0
     assert layer(level_betas=0.3).quantizer.config.level_betas == (0.3,)
@@ -94,8 +111,10 @@ def test_options_of_the_quantizer_arrive() -> None:
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
-    masked, alone = layer(update=update), layer(update=update)
-    x, mask = features(4, 50), torch.rand(4, 50, generator=torch.Generator().manual_seed(5)) < 0.7
+    masked = layer(update=update)
+    alone = layer(update=update)
+    x = features(4, 50)
+    mask = torch.rand(4, 50, generator=torch.Generator().manual_seed(5)) < 0.7
     padded = x.masked_fill(~mask.unsqueeze(-1), torch.nan).requires_grad_()
     for _ in range(3):
         quantized, indices, loss = masked(padded, mask)
@@ -109,13 +128,16 @@ def test_a_mask_leaves_positions_out_of_everything(update: str) -> None:
     (gradient,) = torch.autograd.grad(quantized.sum() + loss, padded)
     assert gradient.isfinite().all()
     assert (gradient[~mask] == 0).all()
-    torch.testing.assert_close(masked.eval().get_output_from_indices(indices)[~mask], torch.zeros_like(x[~mask]))
+    torch.testing.assert_close(
+        masked.eval().get_output_from_indices(indices)[~mask], torch.zeros_like(x[~mask])
+    )
     assert (masked.codeword_indices(indices)[~mask] == -1).all()
 
 
 def test_a_mask_of_images_with_channels_first() -> None:
     one = started(channel_last=False)
-    x, mask = features(2, 3, 4).movedim(-1, 1), torch.ones(2, 3, 4, dtype=torch.bool)
+    x = features(2, 3, 4).movedim(-1, 1)
+    mask = torch.ones(2, 3, 4, dtype=torch.bool)
     mask[1, 2] = False
     quantized, indices, _ = one(x, mask)
     torch.testing.assert_close(quantized, one(x)[0] * mask.unsqueeze(1))
@@ -137,7 +159,11 @@ def test_a_batch_of_padding_alone_changes_nothing_but_time() -> None:
     one(features(2, 5), nothing)
     np.testing.assert_allclose(books(one)[0], before, rtol=1e-5)
     for empty in (features(0, 5), features(2, 0)):  # as the last batch of a process may be
-        assert [value.shape for value in one(empty)] == [empty.shape, (*empty.shape[:2], LEVELS), ()]
+        assert [value.shape for value in one(empty)] == [
+            empty.shape,
+            (*empty.shape[:2], LEVELS),
+            (),
+        ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -151,7 +177,9 @@ def test_other_types_come_back_as_they_are(dtype: torch.dtype) -> None:
     assert x.grad is not None
     assert x.grad.dtype == dtype
     plain = layer()
-    assert torch.equal(plain(x.detach().float())[1], indices), "float32 inside, whatever the model is converted to"
+    assert torch.equal(plain(x.detach().float())[1], indices), (
+        "float32 inside, whatever the model is converted to"
+    )
 
 
 def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
@@ -175,13 +203,20 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
     before = state_of(one)
     one.eval()(batches[3])
     assert same(before, state_of(one)), "nothing changes in evaluation mode"
-    other, longer = layer(start_vectors=250), layer(start_vectors=300)
+    other = layer(start_vectors=250)
+    longer = layer(start_vectors=300)
     other(batches[0])
     longer.load_state_dict(other.state_dict())
     longer(batches[1])
-    assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches[:2]).flatten(0, 1)), "none of them is lost"
-    one, batch = layer(), features(10, 20)
-    with patch.object(one.quantizer, "initialize", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+    assert torch.equal(longer.schedule.waiting[:200], torch.cat(batches[:2]).flatten(0, 1)), (
+        "none of them is lost"
+    )
+    one = layer()
+    batch = features(10, 20)
+    with (
+        patch.object(one.quantizer, "initialize", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
         one(batch)
     with torch.device("meta"):  # a default for new tensors, as "cuda" is in some notebooks
         one(batch)
@@ -190,7 +225,8 @@ def test_it_starts_by_itself_and_once_more_when_there_is_enough() -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
-    one, batch = layer(start_vectors=400), features(5, 20)
+    one = layer(start_vectors=400)
+    batch = features(5, 20)
     batch[2, 3, 1] = bad
     before = state_of(one)
     with pytest.raises(NonFiniteError):
@@ -202,18 +238,26 @@ def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])
-def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, fields: dict[str, object]) -> None:
-    """From a file, to the same bits, in a layer that has seen other batches: start, restarts, last tenth included."""
+def test_it_goes_on_from_its_state_after_every_step(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    """From a file, to the same bits, in a layer that has seen other batches: start, restarts, last
+    tenth included.
+    """
     options = {"start_vectors": 250, "restart_every": 2, "total_steps": 8, **fields}
-    one, batches = layer(**options), [features(5, 20, seed=seed) for seed in range(13)]
+    one = layer(**options)
+    batches = [features(5, 20, seed=seed) for seed in range(13)]
     assert all(value.is_floating_point() for value in one.state_dict().values())
     waiting = []
     for after in range(10):
         save = save_file if after % 2 else torch.save
         save(one.state_dict(), tmp_path / "state")
-        other, going = layer(**options), copy.deepcopy(one)
+        other = layer(**options)
+        going = copy.deepcopy(one)
         other(features(5, 20, seed=99))
-        other.load_state_dict(load_file(tmp_path / "state") if after % 2 else torch.load(tmp_path / "state"))
+        other.load_state_dict(
+            load_file(tmp_path / "state") if after % 2 else torch.load(tmp_path / "state")
+        )
         assert same(state_of(one), state_of(other))
         for batch in batches[after : after + 4]:
             assert torch.equal(going(batch)[1], other(batch)[1])
@@ -224,21 +268,28 @@ def test_it_goes_on_from_its_state_after_every_step(tmp_path: Path, fields: dict
 
 
 def test_nothing_restarts_in_the_last_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, restarted = started(restart_every=3, total_steps=20).train(), list[int]()
-    monkeypatch.setattr(one.quantizer, "restart_dead_codes", lambda *_: restarted.append(one.schedule.steps))
+    one = started(restart_every=3, total_steps=20).train()
+    restarted = list[int]()
+    monkeypatch.setattr(
+        one.quantizer, "restart_dead_codes", lambda *_: restarted.append(one.schedule.steps)
+    )
     for seed in range(22):
         one(features(2, 5, seed=seed))
     assert restarted == [3, 6, 9, 12, 15]
 
 
 def test_a_training_step_waits_for_no_device() -> None:
-    """No value is read from a tensor after the start, by the search that a GPU has; nor while the layer is copied."""
+    """No value is read from a tensor after the start, by the search that a GPU has; nor while the
+    layer is copied.
+    """
 
     class Reads(TorchDispatchMode):
         count = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            self.count += func.__name__.startswith(("_local_scalar_dense", "equal", "nonzero", "is_nonzero"))
+            self.count += func.__name__.startswith(
+                ("_local_scalar_dense", "equal", "nonzero", "is_nonzero")
+            )
             return func(*args, **(kwargs or {}))
 
     one = layer(restart_every=0)
@@ -252,7 +303,9 @@ def test_a_training_step_waits_for_no_device() -> None:
 
 
 @pytest.mark.parametrize("buffers", [False, True])
-def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(buffers: bool) -> None:
+def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(
+    buffers: bool,
+) -> None:
     """By torch, or as timm's ModelEmaV2 and V3 do, which average every floating value."""
     model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250))
     averaged = AveragedModel(model, use_buffers=buffers)
@@ -271,8 +324,12 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(bu
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool, update: str) -> None:
-    """backward computes the layer anew, here twice per step, when the codebooks have followed or moved already."""
-    plain = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2, update=update))
+    """backward computes the layer anew, here twice per step, when the codebooks have followed or
+    moved already.
+    """
+    plain = nn.Sequential(
+        nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2, update=update)
+    )
     other = copy.deepcopy(plain)
     for seed in range(6):
         for one in (plain, other):
@@ -280,7 +337,9 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool, upda
             for part in (0, 10):
                 x = features(5, 20, seed=seed + part).requires_grad_()
                 torch.no_grad()(one)(x)  # as in the discriminator's step of a GAN
-                quantized, _, loss = checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
+                quantized, _, loss = (
+                    checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
+                )
                 total = quantized.square().mean() + loss + (total if part else 0)  # noqa: F821
             total.backward()
         assert same(state_of(plain[1]), state_of(other[1]))
@@ -295,7 +354,9 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
     one = layer(restart_every=every, decay=0.5)
     one(features(10, 20))
     for seed in range(20):
-        x = 3 * features(10, 20, seed=seed) + 40  # the data has moved: most codewords are far from all of it
+        x = (
+            3 * features(10, 20, seed=seed) + 40
+        )  # the data has moved: most codewords are far from all of it
         indices = one(x)[1]
     used = one.codeword_indices(indices)[..., -1].unique().numel()
     assert used > 11 if every else used < 8
@@ -361,18 +422,29 @@ def test_losses_of_levels_add_up_to_the_loss() -> None:
     one.train()(x)
     loss, losses = one.eval()(x, return_losses=True)[2:]
     torch.testing.assert_close(losses.sum(), loss)
-    left = [(x - one.get_output_from_indices(one(x)[1][..., : n + 1])).square().mean() for n in range(11)]
+    left = [
+        (x - one.get_output_from_indices(one(x)[1][..., : n + 1])).square().mean()
+        for n in range(11)
+    ]
     expected = 0.05 * torch.stack(left)
     expected[-1] += 0.25 * left[-1]
     torch.testing.assert_close(losses, expected)
 
 
 def test_levels_of_their_own_sizes_and_groups() -> None:
-    """The beam looks beyond a group of linked levels; without links this is residual quantization with a beam."""
+    """The beam looks beyond a group of linked levels; without links this is residual quantization
+    with a beam.
+    """
     x = torch.randn(10, 20, DIM, generator=torch.Generator().manual_seed(0))
-    assert TreeVQ(DIM, 8, 3).codeword_indices(torch.full((3,), 7, dtype=torch.uint8)).tolist() == [7, 63, 511]
+    assert TreeVQ(DIM, 8, 3).codeword_indices(torch.full((3,), 7, dtype=torch.uint8)).tolist() == [
+        7,
+        63,
+        511,
+    ]
     for linked, number in ((0, [1, 5, 10]), (1, [1, 1, 1]), (2, [1, 5, 1])):
-        greedy, beam = (TreeVQ(DIM, (5, 2, 4), linked=linked, beam=width, coarse_weight=0.0) for width in (1, 8))
+        greedy, beam = (
+            TreeVQ(DIM, (5, 2, 4), linked=linked, beam=width, coarse_weight=0.0) for width in (1, 8)
+        )
         assert [len(book.count) for book in greedy.quantizer.levels] == number
         greedy(x)
         beam.load_state_dict(greedy.state_dict())
@@ -394,9 +466,13 @@ def test_it_refuses_to_train_under_inference_mode() -> None:
     another.fit(features(200))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while it traces
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch's own, while it traces
 def test_compiled_as_a_part_of_a_model() -> None:
-    """Whole graph in evaluation mode; in training mode the same steps as uncompiled, start and restarts too."""
+    """Whole graph in evaluation mode; in training mode the same steps as uncompiled, start and
+    restarts too.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2))
     other = copy.deepcopy(model)
@@ -415,8 +491,11 @@ def test_compiled_as_a_part_of_a_model() -> None:
     whole = torch.compile(model.eval(), backend="eager", fullgraph=True)
     x = features(3, 7, seed=1)
     torch.testing.assert_close(whole(x), model(x))
-    wide = TreeVQ(16, 300, 1).fit(10 + torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0)))
-    encode, x = torch.compile(wide.quantizer.encode, backend="eager"), 10 + torch.randn(500, 16)
+    wide = TreeVQ(16, 300, 1).fit(
+        10 + torch.randn(2_000, 16, generator=torch.Generator().manual_seed(0))
+    )
+    encode = torch.compile(wide.quantizer.encode, backend="eager")
+    x = 10 + torch.randn(500, 16)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encode(x)[0], wide.encode(x)[:, 0])
     torch._dynamo.reset()
@@ -427,7 +506,11 @@ def test_what_it_is_made_of_is_checked() -> None:
         ("decay", 1.0, "decay is 1.0; it must be at least 0 and below 1"),
         ("codewords", (4, 4), r"codewords is \(4, 4\); it must be none or 3 values"),
         ("num_quantizers", 3, "TreeVQ has no argument num_quantizers; it is called levels here"),
-        ("coarse_weights", 0.1, "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?"),
+        (
+            "coarse_weights",
+            0.1,
+            "TreeVQ has no argument coarse_weights; did you mean coarse_weight\\?",
+        ),
         ("colour", 1, "TreeVQ has no argument colour"),
         ("start_vectors", 0, "start_vectors is 0; it must be a whole number from 1"),
         ("start_vectors", 2.5, "start_vectors is 2.5; it must be a whole number from 1"),
@@ -442,7 +525,9 @@ def test_what_it_is_made_of_is_checked() -> None:
 @pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("level_betas", [0.05, ()])
 def test_a_single_level_has_each_term_of_the_loss_once(update: str, level_betas: object) -> None:
-    one, x = TreeVQ(DIM, SIZE, 1, level_betas=level_betas, update=update, start_vectors=100), features(10, 20)  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    one = TreeVQ(DIM, SIZE, 1, level_betas=level_betas, update=update, start_vectors=100)
+    x = features(10, 20)
     one(x)
     quantized, _, loss = one.eval()(x)
     terms = 0.25 if update == "ema" else 1.25
@@ -450,22 +535,31 @@ def test_a_single_level_has_each_term_of_the_loss_once(update: str, level_betas:
 
 
 def test_what_it_is_given_is_checked() -> None:
-    one, x = started(), features(2, 5)
-    before, indices = state_of(one), one(x)[1]
+    one = started()
+    x = features(2, 5)
+    before = state_of(one)
+    indices = one(x)[1]
     for wrong, mask, line in (
-        (x.movedim(-1, 1), None, r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last="),
-        (x[0, 0], None, r"float32 \(6,\)"), (x.long(), None, r"int64 \(2, 5, 6\)"),
+        (
+            x.movedim(-1, 1),
+            None,
+            r"float32 \(2, 6, 5\); they must be floating-point \(B, ..., 6\) \(channel_last=",
+        ),
+        (x[0, 0], None, r"float32 \(6,\)"),
+        (x.long(), None, r"int64 \(2, 5, 6\)"),
         (x, torch.ones(2, 4).bool(), r"mask is torch.bool \(2, 4\); it must be bool \(2, 5\)"),
         (x, torch.ones(2, 5), r"mask is torch.float32"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=line):
             one.train()(wrong, mask)
     with pytest.raises(NonFiniteError):
         one(x * torch.nan)
     for codes, line in (
-        (indices[..., :0], "0 levels"), (indices.repeat(1, 1, 2), "6 levels"), (indices + SIZE, "level 1 has code"),
+        (indices[..., :0], "0 levels"),
+        (indices.repeat(1, 1, 2), "6 levels"),
+        (indices + SIZE, "level 1 has code"),
         (torch.where(torch.arange(LEVELS) == 1, -1, indices), "level 2 has code -1"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=line):
             one.get_output_from_indices(codes)
     assert same(before, state_of(one))

@@ -1,4 +1,6 @@
-"""Two processes that train with a TreeVQ: the same codebooks to the bit, and those of one process on whole batches."""
+"""Two processes that train with a TreeVQ: the same codebooks to the bit, and those of one process
+on whole batches.
+"""
 
 import copy
 import subprocess
@@ -17,15 +19,22 @@ from torch.nn.parallel import DistributedDataParallel
 from hrvqvae import TreeVQ
 from hrvqvae.quantize import residual
 
-ROOT, STEPS = Path(__file__).parent.parent.parent, 8
+ROOT = Path(__file__).parent.parent.parent
+STEPS = 8
 UPDATES = ("ema", "gradient", "shrinkage", "table")
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
-    """(8, 50, 6) around a few centres, which move after a while, and a mask that leaves out ten positions a row."""
+    """(8, 50, 6) around a few centres, which move after a while, and a mask that leaves out ten
+    positions a row.
+    """
     generator = torch.Generator().manual_seed(step)
-    centres = torch.randn(20, 6, generator=torch.Generator().manual_seed(99)) + (8 if step > 3 else 0)
-    x = centres[torch.randint(20, (8, 50), generator=generator)] + 0.1 * torch.randn(8, 50, 6, generator=generator)
+    centres = torch.randn(20, 6, generator=torch.Generator().manual_seed(99)) + (
+        8 if step > 3 else 0
+    )
+    x = centres[torch.randint(20, (8, 50), generator=generator)] + 0.1 * torch.randn(
+        8, 50, 6, generator=generator
+    )
     return x, torch.rand(8, 50, generator=generator).argsort(-1) < 40
 
 
@@ -35,15 +44,28 @@ class Whole(nn.Module):
         self.encoder = nn.Linear(6, 6)
         fields: Any = {"shrinkage": 0.1} if update in ("shrinkage", "table") else {"update": update}
         with patch.object(residual, "_MAX_DENSE_BOOKS", 1 if update == "table" else 9):
-            self.layer = TreeVQ(6, 3, 3, start_vectors=700, restart_every=3, decay=0.5, process_group=group, **fields)
+            self.layer = TreeVQ(
+                6,
+                3,
+                3,
+                start_vectors=700,
+                restart_every=3,
+                decay=0.5,
+                process_group=group,
+                **fields,
+            )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         quantized, _, loss = self.layer(self.encoder(x), mask)
         return (quantized - x)[mask].square().mean() + loss  # type: ignore[no-any-return]
 
 
-def train(update: str, rank: int, size: int, group: Any = None, ddp: bool = True) -> tuple[dict[str, Tensor], int]:
-    """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes on after each."""
+def train(
+    update: str, rank: int, size: int, group: Any = None, ddp: bool = True
+) -> tuple[dict[str, Tensor], int]:
+    """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes
+    on after each.
+    """
     torch.manual_seed(0)
     whole = Whole(update, group)
     trained = DistributedDataParallel(whole) if size > 1 and ddp else whole
@@ -69,7 +91,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes on this machine have written; a file as the meeting place."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", __name__, str(folder)]
-    both = [subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    both = [
+        subprocess.Popen([*command, str(rank)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
     for process in both:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
@@ -85,27 +110,40 @@ def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: 
     (first, jumped), (second, _) = saved(folder, update)
     assert first.keys() == second.keys()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert jumped > 0 or "layer.quantizer.codebooks.1.shared" in first, "something is restarted on the way"
+    assert jumped > 0 or "layer.quantizer.codebooks.1.shared" in first, (
+        "something is restarted on the way"
+    )
     alone, _ = train(update, 0, 1)
-    assert alone["layer.schedule.progress"].tolist() == [STEPS - 2, 0], "the start has taken three batches"
+    assert alone["layer.schedule.progress"].tolist() == [
+        STEPS - 2,
+        0,
+    ], "the start has taken three batches"
     torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
 def test_a_backend_without_this_device_gives_the_same_codebooks(folder: Path) -> None:
     """Tensors on the CPU where the processes have met for GPUs alone."""
-    plain, other = saved(folder, "plain"), saved(folder, "cuda")
-    assert all(torch.equal(value, other[rank][0][name]) for rank in range(2) for name, value in plain[rank][0].items())
+    plain = saved(folder, "plain")
+    other = saved(folder, "cuda")
+    assert all(
+        torch.equal(value, other[rank][0][name])
+        for rank in range(2)
+        for name, value in plain[rank][0].items()
+    )
 
 
 @pytest.mark.parametrize("update", ["ema", "table"])
 def test_a_layer_of_a_group_of_one_trains_as_alone(folder: Path, update: str) -> None:
-    found, expected = torch.load(folder / f"group-{update}.pt")[0], train(update, 0, 1, ddp=False)[0]
+    found = torch.load(folder / f"group-{update}.pt")[0]
+    expected = train(update, 0, 1, ddp=False)[0]
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2
+    )
     for update in UPDATES:
         torch.save(train(update, rank, 2), folder / f"{update}-{rank}.pt")
     torch.save(train("ema", rank, 2, ddp=False), folder / f"plain-{rank}.pt")
@@ -114,7 +152,9 @@ def main(folder: Path, rank: int) -> None:
         for update in ("ema", "table"):
             torch.save(train(update, 0, 1, group, ddp=False), folder / f"group-{update}.pt")
     dist.destroy_process_group()
-    dist.init_process_group("cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2)
+    dist.init_process_group(
+        "cuda:gloo", init_method=f"file://{folder / 'cuda'}", rank=rank, world_size=2
+    )
     torch.save(train("ema", rank, 2, ddp=False), folder / f"cuda-{rank}.pt")
     dist.destroy_process_group()
 

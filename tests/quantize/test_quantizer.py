@@ -1,4 +1,6 @@
-"""The quantizer in every form, from one flat codebook to a tree: codes, losses, averages, starts, restarts."""
+"""The quantizer in every form, from one flat codebook to a tree: codes, losses, averages, starts,
+restarts.
+"""
 
 import copy
 import dataclasses
@@ -21,16 +23,27 @@ from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import needs_gpu, same
 from tests.quantize import oracle
 
-DIM, FAR = 5, 50.0
+DIM = 5
+FAR = 50.0
 _COMMON: dict[str, Any] = {"dim": DIM, "beta": 0.4, "decay": 0.9}
 VARIANTS = {
     "flat": QuantizerConfig(levels=1, codewords=7, **_COMMON),
-    "one level with a term of its own": QuantizerConfig(levels=1, codewords=4, level_betas=(0.3,), **_COMMON),
-    "unlinked": QuantizerConfig(levels=3, codewords=4, linked=1, level_betas=(0.5, 0.0, 0.2), **_COMMON),
-    "sizes": QuantizerConfig(levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON),
-    "groups": QuantizerConfig(levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON),  # the last is shorter
+    "one level with a term of its own": QuantizerConfig(
+        levels=1, codewords=4, level_betas=(0.3,), **_COMMON
+    ),
+    "unlinked": QuantizerConfig(
+        levels=3, codewords=4, linked=1, level_betas=(0.5, 0.0, 0.2), **_COMMON
+    ),
+    "sizes": QuantizerConfig(
+        levels=4, level_codewords=(5, 2, 3, 4), linked=3, joint_beam=True, **_COMMON
+    ),
+    "groups": QuantizerConfig(
+        levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
+    ),  # the last is shorter
     "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
-    "context": QuantizerConfig(levels=5, codewords=3, linked=4, context=2, level_betas=(0.3,), **_COMMON),
+    "context": QuantizerConfig(
+        levels=5, codewords=3, linked=4, context=2, level_betas=(0.3,), **_COMMON
+    ),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
@@ -42,10 +55,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def random_quantizer(config: QuantizerConfig, seed: int = 0, **other: Any) -> ResidualQuantizer:
-    quantizer, random = ResidualQuantizer(dataclasses.replace(config, **other)), generator(seed)
+    quantizer = ResidualQuantizer(dataclasses.replace(config, **other))
+    random = generator(seed)
     for level, book in enumerate(quantizer.levels):
         vectors = torch.randn(book.num_codewords, config.dim, generator=random) * 0.6**level
-        book.set_codewords(torch.arange(len(vectors)), vectors, torch.rand(len(vectors), generator=random) + 1)
+        book.set_codewords(
+            torch.arange(len(vectors)), vectors, torch.rand(len(vectors), generator=random) + 1
+        )
     return quantizer
 
 
@@ -73,28 +89,47 @@ def flat(tensor: Tensor) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    levels=st.integers(1, 5), sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5), dim=st.integers(1, 7),
-    linked=st.integers(0, 5), context=st.integers(0, 4), joint=st.booleans(), seed=st.integers(0, 10**6),
-)  # fmt: skip
+    levels=st.integers(1, 5),
+    sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5),
+    dim=st.integers(1, 7),
+    linked=st.integers(0, 5),
+    context=st.integers(0, 4),
+    joint=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
 def test_codes_and_paths_agree_with_the_oracle(
     levels: int, sizes: list[int], dim: int, linked: int, context: int, joint: bool, seed: int
 ) -> None:
-    own, links = tuple(sizes[:levels]), {"linked": linked, "context": context, "joint_beam": joint}
+    own = tuple(sizes[:levels])
+    links = {"linked": linked, "context": context, "joint_beam": joint}
     config = QuantizerConfig(levels=levels, level_codewords=own, dim=dim, **links)  # type: ignore[arg-type]
-    quantizer, z = random_quantizer(config, seed), latents(2, 2, 3, seed=seed + 1, dim=dim)
+    quantizer = random_quantizer(config, seed)
+    z = latents(2, 2, 3, seed=seed + 1, dim=dim)
     codes = quantizer.encode(z)
-    assert [(tuple(code.shape), code.dtype) for code in codes] == [((2, 2, 3), torch.int64)] * levels
-    expected = [oracle.search(vector, books_of(quantizer), *groups_of(config))[0] for vector in flat(z)]
+    assert [(tuple(code.shape), code.dtype) for code in codes] == [
+        ((2, 2, 3), torch.int64)
+    ] * levels
+    expected = [
+        oracle.search(vector, books_of(quantizer), *groups_of(config))[0] for vector in flat(z)
+    ]
     paths = torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1)
     assert paths.tolist() == expected
-    assert all(largest < n for largest, n in zip(paths.amax(0).tolist(), config.num_codewords, strict=True))
-    assert torch.equal(torch.stack([code.flatten() for code in codes], -1), paths % torch.tensor(sizes[:levels]))
+    assert all(
+        largest < n for largest, n in zip(paths.amax(0).tolist(), config.num_codewords, strict=True)
+    )
+    assert torch.equal(
+        torch.stack([code.flatten() for code in codes], -1), paths % torch.tensor(sizes[:levels])
+    )
 
 
 @every_variant
-def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through(config: QuantizerConfig) -> None:
-    quantizer, z = random_quantizer(config).eval(), latents(2, 3, 4).requires_grad_()
-    codes, found = quantizer.encode(z), [oracle.search(one, books_of(quantizer), *groups_of(config)) for one in flat(z)]
+def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through(
+    config: QuantizerConfig,
+) -> None:
+    quantizer = random_quantizer(config).eval()
+    z = latents(2, 3, 4).requires_grad_()
+    codes = quantizer.encode(z)
+    found = [oracle.search(one, books_of(quantizer), *groups_of(config)) for one in flat(z)]
     for levels in range(1, config.levels + 1):
         expected = np.stack([residuals[0] - residuals[levels] for _, residuals in found])
         np.testing.assert_allclose(flat(quantizer.lookup(codes[:levels])), expected, atol=1e-5)
@@ -108,12 +143,18 @@ def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through
 @every_variant
 @both_updates
 def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, update: str) -> None:
-    quantizer, z = random_quantizer(config, update=update).eval(), latents(2, 3, 4).requires_grad_()
+    quantizer = random_quantizer(config, update=update).eval()
+    z = latents(2, 3, 4).requires_grad_()
     about = flat(z), books_of(quantizer), groups_of(config), config.beta, config.beta_of_levels
-    losses, expected = quantizer(z).losses, oracle.losses(*about)
+    losses = quantizer(z).losses
+    expected = oracle.losses(*about)
     if update == "ema":
-        expected = {name: value for name, value in expected.items() if name.startswith("commitment")}
-    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-5)
+        expected = {
+            name: value for name, value in expected.items() if name.startswith("commitment")
+        }
+    assert {name: float(loss.detach()) for name, loss in losses.items()} == pytest.approx(
+        expected, rel=1e-5
+    )
     torch.stack(list(losses.values())).sum().backward()
     of_vectors, of_books = oracle.gradients(*about)
     assert z.grad is not None
@@ -126,10 +167,14 @@ def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, upd
 
 @every_variant
 def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
-    quantizer, z = random_quantizer(config), latents(2, 5, 6)
+    quantizer = random_quantizer(config)
+    z = latents(2, 5, 6)
     counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), groups_of(config))
     expected = [
-        (0.9 * book.count.double().numpy() + 0.1 * count, 0.9 * book.total.double().numpy() + 0.1 * total)
+        (
+            0.9 * book.count.double().numpy() + 0.1 * count,
+            0.9 * book.total.double().numpy() + 0.1 * total,
+        )
         for book, count, total in zip(quantizer.levels, counts, totals, strict=True)
         if book.total is not None
     ]
@@ -138,25 +183,45 @@ def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
         assert book.total is not None
         np.testing.assert_allclose(book.count.numpy(), count, rtol=1e-5)
         np.testing.assert_allclose(book.total.numpy(), total, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(book.codewords.numpy(), total / count[..., None], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            book.codewords.numpy(), total / count[..., None], rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("linked", [0, 2])
 def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
-    """All parents start alike; a child without vectors is the shared child, and stays it when that one moves."""
+    """All parents start alike; a child without vectors is the shared child, and stays it when that
+    one moves.
+    """
     z = latents(2, 5, 6)
     quantizer = started(TREE, z, levels=4, linked=linked, shrinkage=0.5, decay=0.8)
-    for book, codes in zip(quantizer.levels, quantizer.codeword_indices(quantizer.encode(z)), strict=True):
+    for book, codes in zip(
+        quantizer.levels, quantizer.codeword_indices(quantizer.encode(z)), strict=True
+    ):
         assert torch.equal(book.codewords, book.codewords[:1].expand_as(book.codewords))
-        assert torch.equal(book.count.view(-1), torch.bincount(codes.flatten(), minlength=book.num_codewords).float())
+        assert torch.equal(
+            book.count.view(-1),
+            torch.bincount(codes.flatten(), minlength=book.num_codewords).float(),
+        )
     moved = z + 0.5
-    before = [(book.count.double().numpy(), book.total.double().numpy()) for book in quantizer.levels]
-    counts, totals = oracle.batch_sums(flat(moved), books_of(quantizer), groups_of(quantizer.config))
+    before = [
+        (book.count.double().numpy(), book.total.double().numpy()) for book in quantizer.levels
+    ]
+    counts, totals = oracle.batch_sums(
+        flat(moved), books_of(quantizer), groups_of(quantizer.config)
+    )
     quantizer.train()(moved)
-    for book, (count, total), new_count, new_total in zip(quantizer.levels, before, counts, totals, strict=True):
-        count, total = 0.8 * count + 0.2 * new_count, 0.8 * total + 0.2 * new_total
+    for book, (count, total), new_count, new_total in zip(
+        quantizer.levels, before, counts, totals, strict=True
+    ):
+        count = 0.8 * count + 0.2 * new_count
+        total = 0.8 * total + 0.2 * new_total
         shared = total.sum(0) / count.sum(0)[:, None]
-        expected = (total + 0.5 * shared) / (count + 0.5)[..., None] if len(count) > 1 else total / count[..., None]
+        expected = (
+            (total + 0.5 * shared) / (count + 0.5)[..., None]
+            if len(count) > 1
+            else total / count[..., None]
+        )
         np.testing.assert_allclose(book.codewords.numpy(), expected, rtol=1e-4, atol=1e-5)
         if book.shared is not None:
             shared = book.shared.expand_as(book.codewords)
@@ -177,11 +242,16 @@ def _few_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13, 30)))
 
 
-def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as all that are reached have room and none waits; an unreached one is the shared codebook in both."""
+def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long as all that are reached have room and none waits; an unreached one is the shared
+    codebook in both.
+    """
     monkeypatch.setattr(codebooks, "_LONGEST_WAIT", 1)
     monkeypatch.setattr(codebooks, "_CACHED_VALUES", 1)
-    z, whole = latents(1, 5, 4), sparse()
+    z = latents(1, 5, 4)
+    whole = sparse()
     monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 15, 40)))
     few = sparse()
     assert [book.table is not None for book in few.levels] == [False, False, True, True]
@@ -189,9 +259,12 @@ def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(monkey
         quantizer.initialize(z, generator())
     for seed in range(5):
         moved = z + 0.1 * latents(1, 5, 4, seed=seed)
-        expected, found = whole.train()(moved), few.train()(moved)
+        expected = whole.train()(moved)
+        found = few.train()(moved)
         torch.testing.assert_close(found.latents, expected.latents)
-        assert all(torch.equal(one, other) for one, other in zip(found.codes, expected.codes, strict=True))
+        assert all(
+            torch.equal(one, other) for one, other in zip(found.codes, expected.codes, strict=True)
+        )
 
 
 @pytest.mark.usefixtures("_few_values")
@@ -223,9 +296,14 @@ def test_the_least_used_codebooks_make_room_and_files_hold_those_that_exist() ->
 def test_processes_with_other_codebooks_in_use_exchange_tensors_of_equal_shapes() -> None:
     one, other = models = [nn.Sequential(sparse(), nn.Linear(1, 1)) for _ in range(2)]
     one[0].initialize(latents(1, 4, 4), generator())
-    assert len(one.state_dict()["0.codebooks.3.count"]) != len(other.state_dict()["0.codebooks.3.count"])
+    assert len(one.state_dict()["0.codebooks.3.count"]) != len(
+        other.state_dict()["0.codebooks.3.count"]
+    )
     shapes = [
-        [tensor.shape for tensor in TrainState.start(model, TrainingConfig(epochs=1)).whole_tensors()]
+        [
+            tensor.shape
+            for tensor in TrainState.start(model, TrainingConfig(epochs=1)).whole_tensors()
+        ]
         for model in models
     ]
     assert shapes[0] == shapes[1]
@@ -235,10 +313,16 @@ def test_processes_with_other_codebooks_in_use_exchange_tensors_of_equal_shapes(
 def test_a_damaged_table_is_refused() -> None:
     state = sparse().state_dict()
     for wrong in (-1, 30):
-        with pytest.raises(RuntimeError, match=r"codebooks.3.table names codebooks that are missing"):
-            sparse().load_state_dict(state | {"codebooks.3.table": torch.full_like(state["codebooks.3.table"], wrong)})
+        with pytest.raises(
+            RuntimeError, match=r"codebooks.3.table names codebooks that are missing"
+        ):
+            sparse().load_state_dict(
+                state | {"codebooks.3.table": torch.full_like(state["codebooks.3.table"], wrong)}
+            )
     with pytest.raises(RuntimeError, match="size mismatch"):  # without memory for 30 such codebooks
-        sparse().load_state_dict(state | {"codebooks.3.codewords": torch.zeros(1, 9, 10**7).expand(1, 9, 10**7)})
+        sparse().load_state_dict(
+            state | {"codebooks.3.codewords": torch.zeros(1, 9, 10**7).expand(1, 9, 10**7)}
+        )
 
 
 def test_a_tree_too_large_for_memory_is_fitted() -> None:
@@ -246,7 +330,8 @@ def test_a_tree_too_large_for_memory_is_fitted() -> None:
     config = QuantizerConfig(levels=12, codewords=8, dim=2, shrinkage=0.05, memory_mib=1)
     assert config.num_parents[-1] == 8**11
     assert max(config.num_codebooks) <= 2**18 // 16
-    quantizer, z = started(config, latents(1, 20, 20, dim=2)), latents(1, 20, 20, dim=2)
+    quantizer = started(config, latents(1, 20, 20, dim=2))
+    z = latents(1, 20, 20, dim=2)
     assert (quantizer.lookup(quantizer.encode(z)) - z).square().mean() < 1e-3
     quantizer.train()(z)
 
@@ -258,7 +343,8 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
     greedy.load_state_dict(quantizer.state_dict())
     paths = [path.flatten() for path in quantizer.codeword_indices(quantizer.encode(z))]
     assert not torch.equal(paths[-1], greedy.codeword_indices(greedy.encode(z))[-1].flatten())
-    residual, expected = z.flatten(0, -2), []
+    residual = z.flatten(0, -2)
+    expected = []
     for codebook, path in zip(quantizer.levels, paths, strict=True):
         means = codebook.codewords.flatten(0, 1).clone()
         for codeword in path.unique():
@@ -275,7 +361,8 @@ def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
     book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3, None)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
-    vectors, index = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]]), torch.tensor([0, 0, 1, 1])
+    vectors = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]])
+    index = torch.tensor([0, 0, 1, 1])
     book.average(book.counts(index), book.sums(vectors, index))
     torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
     for _ in range(3):
@@ -294,49 +381,85 @@ def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:
 @needs_gpu
 @every_variant
 def test_nan_reaches_the_loss_on_a_gpu(config: QuantizerConfig) -> None:
-    losses = random_quantizer(config).cuda().eval()(torch.full((1, 2, 2, DIM), torch.nan).cuda()).losses
+    losses = (
+        random_quantizer(config).cuda().eval()(torch.full((1, 2, 2, DIM), torch.nan).cuda()).losses
+    )
     assert any(bool(loss.isnan()) for loss in losses.values())
 
 
 def test_configurations_that_are_refused() -> None:
     for fields, message in (
-        ({"levels": 0}, "levels"), ({"codewords": 1}, "codewords"), ({"dim": 0}, "dim"), ({"decay": 1.0}, "decay"),
-        ({"linked": -1}, "linked"), ({"beam": 0}, "beam"), ({"coarse_weight": float("nan")}, "coarse_weight"),
-        ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"), ({"beta": -1.0}, "beta"),
-        ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"), ({"restart_below": -1.0}, "restart_below"),
-        ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"), ({"linked": 1, "beam": 2}, "beam"),
-        ({"levels": 14}, r"2\^30"), ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
+        ({"levels": 0}, "levels"),
+        ({"codewords": 1}, "codewords"),
+        ({"dim": 0}, "dim"),
+        ({"decay": 1.0}, "decay"),
+        ({"linked": -1}, "linked"),
+        ({"beam": 0}, "beam"),
+        ({"coarse_weight": float("nan")}, "coarse_weight"),
+        ({"level_betas": (0.1, 0.2)}, "level_betas is .*none, one or 3 values"),
+        ({"beta": -1.0}, "beta"),
+        ({"level_betas": (-0.1,)}, "level_betas is .*at least 0"),
+        ({"restart_below": -1.0}, "restart_below"),
+        ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"),
+        ({"linked": 1, "beam": 2}, "beam"),
+        ({"levels": 14}, r"2\^30"),
+        ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
         ({"levels": 10**12}, "levels is 1000000000000; it must be at most 255"),
-        ({"shrinkage": 0.1, "levels": 17, "memory_mib": 4096}, "memory_mib is 4096; it must be less"),
+        (
+            {"shrinkage": 0.1, "levels": 17, "memory_mib": 4096},
+            "memory_mib is 4096; it must be less",
+        ),
         ({"update": "adam"}, "update is 'adam'; it must be ema or gradient"),
-        ({"shrinkage": 0.1, "update": "gradient"}, "shrinkage is 0.1; it must be 0 with update gradient"),
-    ):  # fmt: skip
-        with pytest.raises(InputError, match=f"^model.quantizer.{message}" if "30" not in message else message):
+        (
+            {"shrinkage": 0.1, "update": "gradient"},
+            "shrinkage is 0.1; it must be 0 with update gradient",
+        ),
+    ):
+        with pytest.raises(
+            InputError, match=f"^model.quantizer.{message}" if "30" not in message else message
+        ):
             dataclasses.replace(TREE, **fields)  # type: ignore[arg-type]
 
 
 @every_variant
 @both_updates
-def test_every_level_starts_with_the_means_of_what_is_left(config: QuantizerConfig, update: str) -> None:
-    """Four batches start it, so a codeword's count is a quarter of its vectors; distortion falls with every level."""
-    quantizer, z = ResidualQuantizer(dataclasses.replace(config, update=update)), latents(4, 16, 16)  # type: ignore[arg-type]
+def test_every_level_starts_with_the_means_of_what_is_left(
+    config: QuantizerConfig, update: str
+) -> None:
+    """Four batches start it, so a codeword's count is a quarter of its vectors; distortion falls
+    with every level.
+    """
+    # type: ignore[arg-type]
+    quantizer = ResidualQuantizer(dataclasses.replace(config, update=update))
+    z = latents(4, 16, 16)
     quantizer.initialize(z, generator(), 0.25)
     codes = quantizer.encode(z)
-    errors = [(quantizer.lookup(codes[:n]) - z).detach().square().sum() for n in range(1, config.levels + 1)]
+    errors = [
+        (quantizer.lookup(codes[:n]) - z).detach().square().sum()
+        for n in range(1, config.levels + 1)
+    ]
     assert errors == sorted(errors, reverse=True)
     for codebook, index in zip(quantizer.levels, quantizer.codeword_indices(codes), strict=True):
         expected = torch.bincount(index.flatten(), minlength=codebook.num_codewords) / 4
         torch.testing.assert_close(codebook.count.flatten(), expected)
     for codebook in quantizer.levels:
         if codebook.total is not None:
-            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
+            torch.testing.assert_close(
+                codebook.total, codebook.codewords * codebook.count.unsqueeze(-1)
+            )
 
 
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("linked", [0, 2])
-def test_every_level_starts_from_what_the_search_left(beam: int, linked: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A beam may change its mind about the coarser levels; those of an earlier group are settled."""
-    z, seen, start = latents(600), [], LevelCodebooks.initialize
+def test_every_level_starts_from_what_the_search_left(
+    beam: int, linked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A beam may change its mind about the coarser levels; those of an earlier group are
+    settled.
+    """
+    z = latents(600)
+    seen = []
+    start = LevelCodebooks.initialize
 
     def watched(self: LevelCodebooks, residual: Tensor, parent: Tensor, *rest: Any) -> None:
         seen.append((residual.clone(), parent.clone()))
@@ -349,7 +472,9 @@ def test_every_level_starts_from_what_the_search_left(beam: int, linked: int, mo
     for level, (residual, parent) in enumerate(seen):
         first = level - level % group
         if first and level == first:
-            paths = quantizer.search(z - settled, [book.codewords for book in quantizer.levels[first - group : first]])
+            paths = quantizer.search(
+                z - settled, [book.codewords for book in quantizer.levels[first - group : first]]
+            )
             for book, path in zip(quantizer.levels[first - group : first], paths, strict=True):
                 settled = settled + book.lookup(path)
         coded = settled
@@ -360,11 +485,16 @@ def test_every_level_starts_from_what_the_search_left(beam: int, linked: int, mo
 
 
 def starved(config: QuantizerConfig, update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
-    """A quantizer whose last codeword of every codebook lies where nothing is, and the latents that starved it."""
-    quantizer, z = random_quantizer(config, update=update), latents(4, 8, 8)
+    """A quantizer whose last codeword of every codebook lies where nothing is, and the latents that
+    starved it.
+    """
+    quantizer = random_quantizer(config, update=update)
+    z = latents(4, 8, 8)
     for codebook in quantizer.levels:
         where = torch.arange(codebook.num_books) * codebook.size + codebook.size - 1
-        codebook.set_codewords(where, torch.full((len(where), DIM), FAR), torch.full((len(where),), 1e-4))
+        codebook.set_codewords(
+            where, torch.full((len(where), DIM), FAR), torch.full((len(where),), 1e-4)
+        )
     return quantizer, z
 
 
@@ -377,11 +507,15 @@ def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: s
         quantizer, z = starved(config, update)
         visited = [
             (index // book.size).unique().tolist()
-            for index, book in zip(quantizer.codeword_indices(quantizer.encode(z)), quantizer.levels, strict=True)
+            for index, book in zip(
+                quantizer.codeword_indices(quantizer.encode(z)), quantizer.levels, strict=True
+            )
         ]
         assert quantizer.restart_dead_codes(z, generator(seed)) >= 1
         for level, codebook in enumerate(quantizer.levels):
-            for node, far in enumerate((codebook.codewords.detach()[:, -1].abs().amax(-1) >= FAR).tolist()):
+            for node, far in enumerate(
+                (codebook.codewords.detach()[:, -1].abs().amax(-1) >= FAR).tolist()
+            ):
                 assert far == (node not in visited[level]), (level, node)
         moved = quantizer.levels[0].codewords.detach()[0, -1].clone()
         assert (moved - z.reshape(-1, DIM)).abs().sum(1).min() == 0
@@ -393,7 +527,9 @@ def test_dead_codewords_move_to_data_and_stay(config: QuantizerConfig, update: s
 
 
 def test_what_is_dead_by_hand() -> None:
-    """Below a quarter of an equal share of 16 in four is below 1; at a share of 0 nothing is, used or not."""
+    """Below a quarter of an equal share of 16 in four is below 1; at a share of 0 nothing is, used
+    or not.
+    """
     for below, first, dead in ((0.25, 1.0, 0), (0.26, 1.0, 1), (0.0, 0.0, 0)):
         quantizer = random_quantizer(TREE, levels=1, restart_below=below)
         quantizer.levels[0].count[0] = torch.tensor([first, 4.0, 6.0, 6.0 - first])
@@ -401,12 +537,16 @@ def test_what_is_dead_by_hand() -> None:
 
 
 def with_a_dead_subtree(root: int = 0, **fields: Any) -> tuple[ResidualQuantizer, Tensor]:
-    """A tree that fits its latents, but for codeword 2 of level `root`: it, and all below it, lies where nothing is."""
+    """A tree that fits its latents, but for codeword 2 of level `root`: it, and all below it, lies
+    where nothing is.
+    """
     z = latents(8, 16, 16, dim=2)
     quantizer = started(TREE, z, dim=2, **fields)
     for finer, codebook in enumerate(quantizer.levels[root : root + quantizer.config.group_size]):
         below = torch.arange(4**finer) + 2 * 4**finer
-        codebook.set_codewords(below, torch.full((len(below), 2), FAR), torch.full((len(below),), 1e-4))
+        codebook.set_codewords(
+            below, torch.full((len(below), 2), FAR), torch.full((len(below),), 1e-4)
+        )
     return quantizer, z
 
 
@@ -416,11 +556,15 @@ def test_a_subtree_is_copied_with_its_counts_in_proportion(fields: dict[str, Any
     root = 2 if "linked" in fields else 0
     quantizer, z = with_a_dead_subtree(root, **fields)
     group = quantizer.levels[root : root + quantizer.config.group_size]
-    codes, others = quantizer.encode(z), [book.codewords.clone() for book in quantizer.levels[:root]]
+    codes = quantizer.encode(z)
+    others = [book.codewords.clone() for book in quantizer.levels[:root]]
     left = (z - quantizer.lookup(codes[:root])).reshape(-1, 2) if root else z.reshape(-1, 2)
     mean = float(group[0].count.mean())
     quantizer.restart_dead_codes(z, generator(3))
-    assert all(torch.equal(one, book.codewords) for one, book in zip(others, quantizer.levels, strict=False))
+    assert all(
+        torch.equal(one, book.codewords)
+        for one, book in zip(others, quantizer.levels, strict=False)
+    )
     nearest = (left - group[0].codewords.detach()[0, 2]).abs().sum(1).argmin()
     source = int(codes[root].flatten()[nearest])
     assert source != 2
@@ -432,17 +576,23 @@ def test_a_subtree_is_copied_with_its_counts_in_proportion(fields: dict[str, Any
         counts = codebook.count.view(4, 4**finer, 4)
         torch.testing.assert_close(counts[2], counts[source] * weight)
         if codebook.total is not None:
-            torch.testing.assert_close(codebook.total, codebook.codewords * codebook.count.unsqueeze(-1))
+            torch.testing.assert_close(
+                codebook.total, codebook.codewords * codebook.count.unsqueeze(-1)
+            )
 
 
 def test_several_levels_are_restarted_at_once() -> None:
-    """Dead at level 1, and at level 2 below codewords that live: all are placed by what is left there."""
+    """Dead at level 1, and at level 2 below codewords that live: all are placed by what is left
+    there.
+    """
     quantizer, z = with_a_dead_subtree()
     level = quantizer.levels[1]
     dead = torch.tensor([0 * 4 + 1, 1 * 4 + 3, 3 * 4 + 0])
     third = (dead[:, None] * 4 + torch.arange(4)).flatten()
     for codebook, paths in ((level, dead), (quantizer.levels[2], third)):
-        codebook.set_codewords(paths, torch.full((len(paths), 2), FAR), torch.full((len(paths),), 1e-4))
+        codebook.set_codewords(
+            paths, torch.full((len(paths), 2), FAR), torch.full((len(paths),), 1e-4)
+        )
     assert quantizer.restart_dead_codes(z, generator(3)) == 4
     for moved in dead.tolist():
         assert level.codewords.view(-1, 2)[moved].abs().max() < 10
@@ -451,7 +601,9 @@ def test_several_levels_are_restarted_at_once() -> None:
 
 
 def test_vectors_of_dead_codewords_are_not_drawn() -> None:
-    """A codeword that is moved would leave its vectors, or be moved to where it is, with the subtree that it had."""
+    """A codeword that is moved would leave its vectors, or be moved to where it is, with the
+    subtree that it had.
+    """
     quantizer, z = with_a_dead_subtree()
     z[:, :, :8] = FAR + 1  # half of the vectors, and the dead codeword's only ones
     for seed in range(20):
@@ -460,7 +612,9 @@ def test_vectors_of_dead_codewords_are_not_drawn() -> None:
         twin.restart_dead_codes(z, generator(seed))
         assert twin.levels[0].codewords[0, 2].abs().max() < 10, "drawn from the living"
     quantizer.levels[0].count.zero_()
-    assert quantizer.restart_dead_codes(z, generator()) >= 0, "a codebook without any count is left alone"
+    assert quantizer.restart_dead_codes(z, generator()) >= 0, (
+        "a codebook without any count is left alone"
+    )
     assert quantizer.levels[0].codewords[0, 2].min() == FAR
 
 
@@ -468,7 +622,8 @@ def test_vectors_of_the_place_that_was_left_are_not_drawn_below_it() -> None:
     quantizer = random_quantizer(dataclasses.replace(TREE, levels=2, codewords=2, dim=1))
     for level, last in zip(quantizer.levels, (FAR, 2 * FAR), strict=True):
         books = len(level.count)
-        vectors, counts = torch.tensor([[0.0], [last]]), torch.tensor([4.0, 1e-4])
+        vectors = torch.tensor([[0.0], [last]])
+        counts = torch.tensor([4.0, 1e-4])
         level.set_codewords(torch.arange(2 * books), vectors.repeat(books, 1), counts.repeat(books))
     z = torch.cat([0.1 * latents(50, dim=1), torch.full((5, 1), FAR + 1)])
     assert quantizer.restart_dead_codes(z, generator()) == 2
@@ -480,14 +635,21 @@ def test_as_many_are_restarted_as_there_are_vectors() -> None:
     quantizer.levels[0].set_codewords(torch.arange(1, 8), torch.full((7, 2), FAR), torch.zeros(7))
     given = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     quantizer.search = search_tensors  # as on a GPU, where no vector is checked
-    assert quantizer.restart_dead_codes(torch.cat([given, given * torch.tensor([[torch.nan, 1]])]), generator()) == 3
+    assert (
+        quantizer.restart_dead_codes(
+            torch.cat([given, given * torch.tensor([[torch.nan, 1]])]), generator()
+        )
+        == 3
+    )
     assert quantizer.levels[0].codewords.isfinite().all()
     moved = {tuple(one.tolist()) for one in quantizer.levels[0].codewords[0] if one.max() < 1}
     assert {tuple(one) for one in given.tolist()} <= moved
 
 
 @every_variant
-def test_renumbered_children_stand_for_the_same_and_go_on_learning_the_same(config: QuantizerConfig) -> None:
+def test_renumbered_children_stand_for_the_same_and_go_on_learning_the_same(
+    config: QuantizerConfig,
+) -> None:
     z = latents(4, 9, 9)
     one = started(config, z).train()
     one(z)
@@ -501,12 +663,17 @@ def test_renumbered_children_stand_for_the_same_and_go_on_learning_the_same(conf
 
 
 def test_a_number_means_the_same_below_every_parent_once_children_are_aligned() -> None:
-    """All parents have the same five children, a little apart, in another order; grandchildren tell which is which."""
+    """All parents have the same five children, a little apart, in another order; grandchildren tell
+    which is which.
+    """
     config = QuantizerConfig(levels=3, codewords=5, linked=3, dim=2)
-    quantizer, random = ResidualQuantizer(config), generator()
+    quantizer = ResidualQuantizer(config)
+    random = generator()
     first, second, third = quantizer.levels
     kinds = torch.randn(5, 2, generator=random)
-    kind = torch.stack([torch.randperm(5, generator=random) for _ in range(5)])  # of each child of each parent
+    kind = torch.stack(
+        [torch.randperm(5, generator=random) for _ in range(5)]
+    )  # of each child of each parent
     second.codewords.data = kinds[kind] + 0.01 * torch.randn(5, 5, 2, generator=random)
     third.codewords.data = kind.view(25, 1, 1).expand(-1, 5, 2).float().contiguous()
     before = first.codewords.clone()

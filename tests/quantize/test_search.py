@@ -1,4 +1,6 @@
-"""The two forms of the search against oracles, where the two best differ; ties, NaN, threads, forks, chunks."""
+"""The two forms of the search against oracles, where the two best differ; ties, NaN, threads,
+forks, chunks.
+"""
 
 import math
 import subprocess
@@ -27,7 +29,10 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 def codebooks(levels: int, size: int, dim: int, offset: float = 0.0, seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    books = [torch.randn(size**level, size, dim, generator=generator) * 0.6**level for level in range(levels)]
+    books = [
+        torch.randn(size**level, size, dim, generator=generator) * 0.6**level
+        for level in range(levels)
+    ]
     books[0] += offset
     return books
 
@@ -36,10 +41,16 @@ def vectors_of(count: int, dim: int, seed: int = 1) -> Tensor:
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def assert_greedy(latents: np.ndarray, books: list[np.ndarray], paths: np.ndarray, slack: float = 0.0) -> None:
-    """Follow each vector down in float64, as long as its two best distances differ by 1e-5 of them and the slack."""
+def assert_greedy(
+    latents: np.ndarray, books: list[np.ndarray], paths: np.ndarray, slack: float = 0.0
+) -> None:
+    """Follow each vector down in float64, as long as its two best distances differ by 1e-5 of them
+    and the slack.
+    """
     count, dim = latents.shape
-    residual, path, clear = latents.astype(np.float64), np.zeros(count, np.int64), np.ones(count, bool)
+    residual = latents.astype(np.float64)
+    path = np.zeros(count, np.int64)
+    clear = np.ones(count, bool)
     for level, book in enumerate(books):
         size = book.shape[1]
         assert ((paths[level] // size) == path).all(), "a child hangs under its parent"
@@ -54,20 +65,29 @@ def assert_greedy(latents: np.ndarray, books: list[np.ndarray], paths: np.ndarra
 @every_form
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], data: st.DataObject) -> None:
+def test_the_greedy_search_agrees_with_the_oracle(
+    form: Callable[..., Tensor], data: st.DataObject
+) -> None:
     levels = data.draw(st.integers(1, 6), "levels")
-    size = data.draw(st.integers(2, min(700 if levels == 1 else 64, int(4_000 ** (1 / levels)))), "size")
+    size = data.draw(
+        st.integers(2, min(700 if levels == 1 else 64, int(4_000 ** (1 / levels)))), "size"
+    )
     dim = data.draw(st.integers(1, 300), "dim")
     count = data.draw(st.sampled_from([1, 2, 3, 17, 200, 1_025, 1_500, 20_000]), "count")
     count = min(count, 20_000 if form is search_compiled else 1_500, 1_500_000 // (size * dim) + 1)
     offset = data.draw(st.sampled_from([0.0, 0.0, 30.0]), "offset")
-    kind = data.draw(st.sampled_from(["random", "duplicates", "zeros", "strided", "transposed", "codewords"]), "kind")
+    kind = data.draw(
+        st.sampled_from(["random", "duplicates", "zeros", "strided", "transposed", "codewords"]),
+        "kind",
+    )
     seed = data.draw(st.integers(0, 2**31), "seed")
-    books, latents = codebooks(levels, size, dim, offset, seed), vectors_of(count, dim, seed + 1) + offset
+    books = codebooks(levels, size, dim, offset, seed)
+    latents = vectors_of(count, dim, seed + 1) + offset
     if kind == "duplicates":
         books = [book[:, torch.arange(size) // 2] for book in books]
     elif kind == "zeros":
-        latents, books = torch.zeros_like(latents), [book * 0 for book in books]
+        latents = torch.zeros_like(latents)
+        books = [book * 0 for book in books]
     elif kind == "strided":
         latents = vectors_of(count, 2 * dim, seed)[:, ::2] + offset
     elif kind == "transposed":
@@ -79,8 +99,12 @@ def test_the_greedy_search_agrees_with_the_oracle(form: Callable[..., Tensor], d
     assert torch.equal(latents, before)
     assert (found.shape, found.dtype) == ((levels, count), torch.int64)
     products = form is search_tensors  # |r|^2 + |c|^2 - 2 r c, from the mean codeword
-    scale = 1e-6 * sum(float((values - offset).square().sum(-1).max()) for values in (latents, books[0]))
-    assert_greedy(latents.numpy(), [book.numpy() for book in books], found.numpy(), scale if products else 0.0)
+    scale = 1e-6 * sum(
+        float((values - offset).square().sum(-1).max()) for values in (latents, books[0])
+    )
+    assert_greedy(
+        latents.numpy(), [book.numpy() for book in books], found.numpy(), scale if products else 0.0
+    )
     if kind == "duplicates" and not products:
         assert ((found % size) % 2 == 0).all(), "the first of two equal codewords is taken"
     if kind == "zeros":
@@ -96,12 +120,17 @@ def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
         below = shapes[-1][0] * shapes[-1][1]
         books = data.draw(st.sampled_from([1, shapes[-1][1], below])) if below < 100 else 1
         shapes.append((books, data.draw(st.integers(2, 9))))
-    width, weight = data.draw(st.integers(1, 12)), data.draw(st.sampled_from([0, 0.25, 1, 3]))
+    width = data.draw(st.integers(1, 12))
+    weight = data.draw(st.sampled_from([0, 0.25, 1, 3]))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     books = [random.integers(-4, 5, (*shape, dim)) for shape in shapes]
-    vectors, plain = random.integers(-9, 10, (5, dim)), [book.tolist() for book in books]
+    vectors = random.integers(-9, 10, (5, dim))
+    plain = [book.tolist() for book in books]
     expected = [oracle.beam(one.tolist(), plain, width, Fraction(weight)) for one in vectors]
-    arguments = torch.tensor(vectors, dtype=torch.float32), [torch.tensor(book, dtype=torch.float32) for book in books]
+    arguments = (
+        torch.tensor(vectors, dtype=torch.float32),
+        [torch.tensor(book, dtype=torch.float32) for book in books],
+    )
     for form in FORMS.values():
         assert form(*arguments, width, weight).T.tolist() == expected, form
 
@@ -109,26 +138,41 @@ def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_table_stands_for_the_codebooks_that_it_names(data: st.DataObject) -> None:
-    """The search through tables is the search of the tree in which each parent has a copy of its codebook."""
-    width, size, rng = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 9)), torch.Generator().manual_seed(0)
-    books, tables, whole = [torch.randn(1, size, 6, generator=rng)], [None], [torch.arange(size)]
+    """The search through tables is the search of the tree in which each parent has a copy of its
+    codebook.
+    """
+    width = data.draw(st.integers(1, 5))
+    size = data.draw(st.integers(2, 9))
+    rng = torch.Generator().manual_seed(0)
+    books = [torch.randn(1, size, 6, generator=rng)]
+    tables = [None]
+    whole = [torch.arange(size)]
     for level in range(1, 4):
         count = data.draw(st.integers(2, 5))
         tables.append(torch.randint(count, (books[-1][..., 0].numel(),), generator=rng))  # type: ignore[arg-type]
         books.append(torch.randn(count, size, 6, generator=rng) * 0.6**level)
         whole.append((tables[-1][whole[-1]][:, None] * size + torch.arange(size)).flatten())  # type: ignore[index]
-    dense = [book.flatten(0, 1)[row].view(-1, size, 6) for book, row in zip(books, whole, strict=True)]
+    dense = [
+        book.flatten(0, 1)[row].view(-1, size, 6) for book, row in zip(books, whole, strict=True)
+    ]
     vectors = vectors_of(30, 6)
     for form in FORMS.values():
         found = form(vectors, books, width, 0.1, tables)
         expected = form(vectors, dense, width, 0.1)
-        assert torch.equal(found, torch.stack([row[index] for row, index in zip(whole, expected, strict=True)]))
+        assert torch.equal(
+            found, torch.stack([row[index] for row, index in zip(whole, expected, strict=True)])
+        )
 
 
 @every_form
-def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form: Callable[..., Tensor]) -> None:
-    books, latents = codebooks(3, 5, 7), vectors_of(2000, 7)
-    leaves = torch.stack([book.flatten(0, 1).repeat_interleave(5 ** (2 - i), 0) for i, book in enumerate(books)]).sum(0)
+def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(
+    form: Callable[..., Tensor],
+) -> None:
+    books = codebooks(3, 5, 7)
+    latents = vectors_of(2000, 7)
+    leaves = torch.stack(
+        [book.flatten(0, 1).repeat_interleave(5 ** (2 - i), 0) for i, book in enumerate(books)]
+    ).sum(0)
     distances = torch.cdist(latents.double(), leaves.double()).square()
     nearest = distances.sort(1)
     clear = nearest.values[:, 1] - nearest.values[:, 0] > 1e-4
@@ -136,15 +180,20 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form: Callab
     assert torch.equal(found[-1][clear], nearest.indices[clear, 0])
     greedy = distances.gather(1, form(latents, books)[-1:].T)
     assert nearest.values[:, 0].sum() < 0.99 * greedy.sum()
-    assert torch.equal(form(latents, books, 10**15), found), "room is taken for the paths that there are"
+    assert torch.equal(form(latents, books, 10**15), found), (
+        "room is taken for the paths that there are"
+    )
     assert torch.equal(form(latents, books[:1], 10**15), form(latents, books[:1]))
-    assert torch.equal(form(latents, books, 1, 0.5), form(latents, books)), "one path leaves a weight no choice"
+    assert torch.equal(form(latents, books, 1, 0.5), form(latents, books)), (
+        "one path leaves a weight no choice"
+    )
 
 
 @pytest.mark.parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: float) -> None:
-    form, books = search_compiled, codebooks(levels, 5, 7)
+    form = search_compiled
+    books = codebooks(levels, 5, 7)
     for count in (5, 3_000):
         latents = torch.zeros(count, 7)
         latents[count // 2, 3] = bad
@@ -152,21 +201,31 @@ def test_nothing_is_nearest_to_what_is_not_finite(levels: int, width: int, bad: 
             form(latents, books, width)
     books[-1] = torch.full_like(books[-1], bad)
     number = books[-1].numel()
-    with pytest.raises(NonFiniteError, match=f"^codebook of level {levels}: {number} of {number} values"):
+    with pytest.raises(
+        NonFiniteError, match=f"^codebook of level {levels}: {number} of {number} values"
+    ):
         form(torch.zeros(3, 7), books, width)
-    assert form(torch.zeros(0, 7), books[:-1] or codebooks(1, 5, 7), width).shape == (max(1, levels - 1), 0)
+    assert form(torch.zeros(0, 7), books[:-1] or codebooks(1, 5, 7), width).shape == (
+        max(1, levels - 1),
+        0,
+    )
 
 
 @pytest.mark.parametrize("size", [3, 8, 9])
 @pytest.mark.parametrize("width", [1, 12])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
-def test_latents_that_are_not_finite(size: int, width: int, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_that_are_not_finite(
+    size: int, width: int, bad: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They lead to no codebook that is not there."""
     monkeypatch.setattr(compiled.np, "isfinite", lambda _: True)
     latents = torch.zeros(5, 7)
     latents[2, 3] = bad
     indices = search_compiled(latents, codebooks(3, size, 7), width, 0.1)
-    assert all(index.min() >= 0 and index.max() < size ** (level + 1) for level, index in enumerate(indices))
+    assert all(
+        index.min() >= 0 and index.max() < size ** (level + 1)
+        for level, index in enumerate(indices)
+    )
 
 
 @on_each_device
@@ -183,22 +242,29 @@ def test_the_tensor_form_is_exact_far_from_the_origin(device: str, shape: tuple[
 @on_each_device
 @pytest.mark.parametrize("width", [1, 4])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device: str, width: int, bad: float) -> None:
-    books, latents = codebooks(3, 8, 16), vectors_of(300, 16)
+def test_tensor_operations_give_other_vectors_their_codes_beside_nan(
+    device: str, width: int, bad: float
+) -> None:
+    books = codebooks(3, 8, 16)
+    latents = vectors_of(300, 16)
     expected = search_tensors(latents, books, width)
     latents[17, 3] = bad
     found = search_tensors(latents.to(device), [book.to(device) for book in books], width).cpu()
     assert 0 <= int(found.min()) <= int(found.max()) < 8**3
     others = torch.arange(300) != 17
-    assert (found == expected).all(0)[others].double().mean() > (0.99 if device == "cuda" else 0.9999)
+    assert (found == expected).all(0)[others].double().mean() > (
+        0.99 if device == "cuda" else 0.9999
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad: float) -> None:
-    books, latents = codebooks(1, 100, 16) + codebooks(1, 4, 16), vectors_of(300, 16)
+    books = codebooks(1, 100, 16) + codebooks(1, 4, 16)
+    latents = vectors_of(300, 16)
     expected = search_tensors(latents, books, 4)
     books[0][0, 5] = bad
-    found, others = search_tensors(latents, books, 4), expected[0] != 5
+    found = search_tensors(latents, books, 4)
+    others = expected[0] != 5
     assert torch.equal(found[:, others], expected[:, others])
 
 
@@ -209,12 +275,15 @@ def test_values_that_can_not_be_squared() -> None:
 
 
 @on_each_device
-@pytest.mark.parametrize(("levels", "size", "width"), [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
+@pytest.mark.parametrize(
+    ("levels", "size", "width"), [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)]
+)
 def test_chunks_and_devices_change_nothing(
     device: str, levels: int, size: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Apart from what rounding may decide, which is rare."""
-    books, latents = codebooks(levels, size, 16), vectors_of(3_000, 16)
+    books = codebooks(levels, size, 16)
+    latents = vectors_of(3_000, 16)
     expected = search_compiled(latents, books, width, 0.1)
     there = [book.to(device) for book in books]
     for values in (2**24, 100 * 8 * 16, 1):
@@ -227,7 +296,11 @@ def test_chunks_and_devices_change_nothing(
 
 def test_many_vectors_are_searched_in_few_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     chunks = list[int]()
-    monkeypatch.setattr(tensors, "_beam", lambda chunk, *_: chunks.append(len(chunk)) or chunk.new_zeros(3, len(chunk)))
+    monkeypatch.setattr(
+        tensors,
+        "_beam",
+        lambda chunk, *_: chunks.append(len(chunk)) or chunk.new_zeros(3, len(chunk)),
+    )
     books = [torch.zeros(1, 1, 1).expand(8**level, 8, 256) for level in range(3)]
     search_tensors(torch.zeros(1, 1).expand(2**18, 256), books, 4)
     assert sum(chunks) == 2**18
@@ -236,7 +309,8 @@ def test_many_vectors_are_searched_in_few_launches(monkeypatch: pytest.MonkeyPat
 
 @needs_gpu
 def test_tensor_operations_are_taken_on_a_gpu() -> None:
-    books, latents = codebooks(3, 8, 16), vectors_of(3_000, 16).cuda()
+    books = codebooks(3, 8, 16)
+    latents = vectors_of(3_000, 16).cuda()
     found = search(latents, [book.cuda() for book in books])
     assert found.is_cuda
     assert (found.cpu() == search(latents.cpu(), books)).double().mean() > 0.999
@@ -244,13 +318,15 @@ def test_tensor_operations_are_taken_on_a_gpu() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_trace_holds_the_search_and_not_what_it_found() -> None:
-    books, latents = codebooks(3, 8, 16), vectors_of(100, 16)
+    books = codebooks(3, 8, 16)
+    latents = vectors_of(100, 16)
     traced = torch.jit.trace(lambda some: search(some, books, 4), latents[:50], check_trace=False)
     assert torch.equal(traced(latents), search(latents, books, 4))
 
 
 def test_matrix_products_are_in_float32_under_autocast() -> None:
-    latents, books = vectors_of(500, 8), codebooks(1, 64, 8)
+    latents = vectors_of(500, 8)
+    books = codebooks(1, 64, 8)
     expected = search_tensors(latents, books)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(search_tensors(latents, books), expected)
@@ -258,7 +334,8 @@ def test_matrix_products_are_in_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize(("levels", "size", "width"), [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
 def test_the_number_of_threads_changes_nothing(levels: int, size: int, width: int) -> None:
-    books, latents = codebooks(levels, size, 32), vectors_of(30_000, 32)
+    books = codebooks(levels, size, 32)
+    latents = vectors_of(30_000, 32)
     results = []
     for count in (1, 2, 4):
         with threads(count), ThreadPoolExecutor(4) as pool:
@@ -266,7 +343,9 @@ def test_the_number_of_threads_changes_nothing(levels: int, size: int, width: in
             results += pool.map(lambda _: search_compiled(latents, books, width), range(4))
     assert all(torch.equal(result, results[0]) for result in results)
     if width == 1:
-        assert_greedy(latents.numpy()[:5_000], [book.numpy() for book in books], results[0].numpy()[:, :5_000])
+        assert_greedy(
+            latents.numpy()[:5_000], [book.numpy() for book in books], results[0].numpy()[:, :5_000]
+        )
 
 
 FORK = """

@@ -1,4 +1,6 @@
-"""Images to shards of codes, however often it is stopped; shards read back: damaged, of other tools, by priors."""
+"""Images to shards of codes, however often it is stopped; shards read back: damaged, of other
+tools, by priors.
+"""
 
 import json
 import multiprocessing
@@ -64,7 +66,10 @@ def read_table(folder: Path) -> pa.Table:
 
 def read_codes(rows: pa.Table, level: int) -> list[Any]:
     columns = (rows.column(f"{name}_{level}").to_pylist() for name in ("codes", "height", "width"))
-    return [np.array(codes).reshape(height, width) for codes, height, width in zip(*columns, strict=True)]
+    return [
+        np.array(codes).reshape(height, width)
+        for codes, height, width in zip(*columns, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,22 +95,38 @@ def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
     for level, codes in enumerate(model.encode(pixels), start=1):
         assert str(rows.schema.field(f"codes_{level}").type.value_type) == "uint8"
         assert np.array_equal(np.stack(read_codes(rows, level)), codes.numpy())
-    assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [20, 20, 20, 20, 10]
+    assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [
+        20,
+        20,
+        20,
+        20,
+        10,
+    ]
     metadata = pq.read_metadata(shards / "part-000004.parquet").metadata
     assert metadata[b"hrvqvae.format"] == b"1"
     assert metadata[b"hrvqvae.model"].decode() == model.entropy_model.model
     assert metadata[b"hrvqvae.version"].decode() == hrvqvae.__version__
     assert json.loads(metadata[b"hrvqvae.config"])["model"]["quantizer"]["levels"] == 3
-    assert json.loads(metadata[b"hrvqvae.classes"]) == sorted({path.name for path in digits.iterdir()})
+    assert json.loads(metadata[b"hrvqvae.classes"]) == sorted(
+        {path.name for path in digits.iterdir()}
+    )
 
 
-def test_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_kills(
+    shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killer = Kills(5)
     with monkeypatch.context() as patched:
-        killer.watch(patched, (
-            (os, "fsync"), (Path, "replace"), (pq.ParquetWriter, "write_table"),
-            (pq.ParquetWriter, "add_key_value_metadata"), (Tokenizer, "_encode"),
-        ))  # fmt: skip
+        killer.watch(
+            patched,
+            (
+                (os, "fsync"),
+                (Path, "replace"),
+                (pq.ParquetWriter, "write_table"),
+                (pq.ParquetWriter, "add_key_value_metadata"),
+                (Tokenizer, "_encode"),
+            ),
+        )
         kills = 0
         while kills < 12:
             killer.arm(16)
@@ -113,9 +134,13 @@ def test_random_kills(shards: Path, digits: Path, tmp_path: Path, monkeypatch: p
                 tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
             except Killed:
                 kills += 1
-                (tmp_path / "out" / f"{TEMPORARY}left-part-000001.parquet").write_bytes(b"what a real kill leaves")
+                (tmp_path / "out" / f"{TEMPORARY}left-part-000001.parquet").write_bytes(
+                    b"what a real kill leaves"
+                )
                 for path in (tmp_path / "out").glob("part-*.parquet"):
-                    assert path.read_bytes() == (shards / path.name).read_bytes(), "a shard is whole or not there"
+                    assert path.read_bytes() == (shards / path.name).read_bytes(), (
+                        "a shard is whole or not there"
+                    )
                 if not killer.draw.randrange(4):  # or nothing would be left to kill
                     shutil.rmtree(tmp_path / "out")
     tokenize("mnist", digits, tmp_path / "out", "--shard-size", 20)
@@ -130,13 +155,16 @@ def test_workers_write_the_missing_shards(digits: Path, shards: Path, tmp_path: 
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     tokenize("mnist", digits, out, "--shard-size", 20, workers=2)
     assert read_files(out) == read_files(shards)
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are not touched"
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), (
+        "finished shards are not touched"
+    )
 
 
 def test_broken_images_are_listed(
     digits: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = shutil.copytree(digits, tmp_path / "digits"), tmp_path / "out"
+    folder = shutil.copytree(digits, tmp_path / "digits")
+    out = tmp_path / "out"
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     broken = [names[3], names[30], *names[40:60]]  # one whole shard among them
     for name in broken:
@@ -147,7 +175,9 @@ def test_broken_images_are_listed(
     assert [image["key"] for image in listed] == broken
     assert {image["error"] for image in listed} == {"is not a readable PNG, JPEG or WebP image"}
     parts = read_files(out)
-    assert read_table(out).column("key").to_pylist() == [name for name in names if name not in broken]
+    assert read_table(out).column("key").to_pylist() == [
+        name for name in names if name not in broken
+    ]
     for name in broken[:2]:
         shutil.copyfile(digits / name, folder / name)
     for _ in range(2):
@@ -172,21 +202,37 @@ def _change_plan(out: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda out: _change_plan(out, model="0" * 32), (), "was begun with another model: 000000000000"),
+        (
+            lambda out: _change_plan(out, model="0" * 32),
+            (),
+            "was begun with another model: 000000000000",
+        ),
         (lambda out: _change_plan(out, shard_size=0), (), "_manifest.json is damaged"),
         (lambda out: _change_plan(out, keys=90.5), (), "_manifest.json is damaged"),
         (lambda out: _change_plan(out, more=0), (), "_manifest.json is damaged"),
-        (lambda out: os.truncate(out / "part-000001.parquet", 300), (), "part-000001.parquet is damaged"),
-        (lambda out: (out / "_manifest.json").unlink(), (), "holds .parquet files, but no _manifest.json"),
+        (
+            lambda out: os.truncate(out / "part-000001.parquet", 300),
+            (),
+            "part-000001.parquet is damaged",
+        ),
+        (
+            lambda out: (out / "_manifest.json").unlink(),
+            (),
+            "holds .parquet files, but no _manifest.json",
+        ),
         (None, ("--shard-size", 30), "was begun with another shard_size: 20, not 30"),
         (None, ("--full-size",), "was begun with another image_size: 28, not None"),
         (None, ("--shard-size", 0), "it must be at least 1"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise(
-    change: Callable[[Path], object] | None, options: tuple[Any, ...], message: str, shards: Path, digits: Path,
+    change: Callable[[Path], object] | None,
+    options: tuple[Any, ...],
+    message: str,
+    shards: Path,
+    digits: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     out = shutil.copytree(shards, tmp_path / "out")
     if change:
         change(out)
@@ -199,24 +245,31 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> No
     more = shutil.copytree(digits, tmp_path / "more")
     write_picture(more / "0" / "more.png", 1)
     with in_another_process(tmp_path / "held") as pid:
-        assert f"is in use by another process (pid {pid})" in refused(["tokenize", "mnist", more, tmp_path / "held"])
+        assert f"is in use by another process (pid {pid})" in refused(
+            ["tokenize", "mnist", more, tmp_path / "held"]
+        )
     said = refused(["tokenize", "mnist", more, shards])
     assert "was begun with another number of images: 90, not 91; choose another folder" in said
     (tmp_path / "empty").mkdir()
     (tmp_path / "none.txt").write_text("\n\n")
     (tmp_path / "twice.txt").write_text("a.png\n./a.png\n")
     for model, source, message in (
-        ("mnist", tmp_path / "empty", "has no image"), ("mnist", tmp_path / "none.txt", "names no image"),
-        ("mnist", tmp_path / "twice.txt", "two images named a.png"), ("mnist", tmp_path / "nowhere", "no such file"),
+        ("mnist", tmp_path / "empty", "has no image"),
+        ("mnist", tmp_path / "none.txt", "names no image"),
+        ("mnist", tmp_path / "twice.txt", "two images named a.png"),
+        ("mnist", tmp_path / "nowhere", "no such file"),
         ("no-such-model", digits, "no-such-model"),
-    ):  # fmt: skip
+    ):
         assert message in refused(["tokenize", model, source, tmp_path / "out"])
     assert not (tmp_path / "out").exists()
 
 
 def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
-    """Under their old names, after their shard was written; images of a shard that is not there may change."""
-    folder, out = digit_files(tmp_path / "digits", 4), tmp_path / "out"
+    """Under their old names, after their shard was written; images of a shard that is not there may
+    change.
+    """
+    folder = digit_files(tmp_path / "digits", 4)
+    out = tmp_path / "out"
     tokenize("mnist", folder, out, "--shard-size", 2)
     (out / "part-000001.parquet").unlink()
     paths = sorted(folder.rglob("*.png"))
@@ -225,12 +278,17 @@ def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     Image.new("L", (28, 28), 9).save(paths[0])
     before = read_files(out)
     said = refused(["tokenize", "mnist", folder, out])
-    assert "part-000000.parquet was made of other images of the same names; choose another folder" in said
+    assert (
+        "part-000000.parquet was made of other images of the same names; choose another folder"
+        in said
+    )
     assert read_files(out) == before
 
 
 def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
-    """Workers for each shard would import everything anew. An actor of Ray writes shards one by one, as here."""
+    """Workers for each shard would import everything anew. An actor of Ray writes shards one by
+    one, as here.
+    """
     workers = set[int]()
     with patch.object(batches, "DataLoader", partial(DataLoader, multiprocessing_context="spawn")):
         tokenizer = Tokenizer("mnist", load_keyed_images(digits), False, 1, "cpu", None)
@@ -248,28 +306,49 @@ def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for index, size in enumerate(sizes):
         write_picture(tmp_path / "pictures" / f"{index}.png", index, size)
     tokenize("cifar10", tmp_path / "pictures", tmp_path / "out", "--full-size")
-    rows, model = read_table(tmp_path / "out"), hrvqvae.load("cifar10")
-    assert list(zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True)) == sizes
+    rows = read_table(tmp_path / "out")
+    model = hrvqvae.load("cifar10")
+    assert (
+        list(zip(rows.column("width").to_pylist(), rows.column("height").to_pylist(), strict=True))
+        == sizes
+    )
     assert rows.column("label").to_pylist() == [None] * 5
     with monkeypatch.context() as context:
         context.setattr("hrvqvae.tokens.tokenize.MOST_VALUES", 1000)
         assert "codes, too many for a shard" in refused(
-            ["tokenize", "cifar10", tmp_path / "pictures", tmp_path / "none", "--full-size", "--workers", 0]
+            [
+                "tokenize",
+                "cifar10",
+                tmp_path / "pictures",
+                tmp_path / "none",
+                "--full-size",
+                "--workers",
+                0,
+            ]
         )
     do("detokenize", tmp_path / "out", tmp_path / "back")
     codes = [read_codes(rows, level) for level in (1, 2, 3)]
     for index, (width, height) in enumerate(sizes):
         pixels = read_image(tmp_path / "pictures" / f"{index}.png", 3)
         expected = model.encode(torch.from_numpy(pixels)[None])
-        assert all(np.array_equal(level[index], grid[0]) for level, grid in zip(codes, expected, strict=True))
+        assert all(
+            np.array_equal(level[index], grid[0])
+            for level, grid in zip(codes, expected, strict=True)
+        )
         assert read_image(tmp_path / "back" / f"{index}.png", 3).shape == (3, height, width)
-    assert pq.read_metadata(tmp_path / "out" / "part-000000.parquet").num_row_groups == 2, "the first ends soon"
+    assert pq.read_metadata(tmp_path / "out" / "part-000000.parquet").num_row_groups == 2, (
+        "the first ends soon"
+    )
 
 
 def test_names_in_a_tar_need_not_be_utf_8(tmp_path: Path) -> None:
     names = [os.fsdecode(b"caf\xe9.png"), "z.png"]
     (image,) = digit_files(tmp_path / "in", 1).rglob("*.png")
-    tokenize("mnist", write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes())), tmp_path / "out")
+    tokenize(
+        "mnist",
+        write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes())),
+        tmp_path / "out",
+    )
     assert read_table(tmp_path / "out").column("key").to_pylist() == ["caf\\udce9.png", "z.png"]
     do("detokenize", tmp_path / "out", tmp_path / "back")
     assert sorted(file.name for file in (tmp_path / "back").iterdir()) == ["caf_udce9.png", "z.png"]
@@ -284,7 +363,8 @@ def test_a_line_of_a_list_ends_nowhere_else(tmp_path: Path) -> None:
 
 def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Path) -> None:
     rows = read_table(shards)
-    names, labels = rows.column("key").to_pylist(), rows.column("label").to_pylist()
+    names = rows.column("key").to_pylist()
+    labels = rows.column("label").to_pylist()
     lines = [f"{digits / name}\t{label}\n" for name, label in zip(names, labels, strict=True)]
     (tmp_path / "list.txt").write_text("".join(random.Random(1).sample(lines, len(lines))))
     tokenize("mnist", tmp_path / "list.txt", tmp_path / "listed")
@@ -297,23 +377,39 @@ def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Pat
     numbers = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
     for other in (listed, arrays.take(np.argsort(numbers))):
         assert list(map(str, other.column("label").to_pylist())) == labels
-        assert all(other.column(f"codes_{level}").equals(rows.column(f"codes_{level}")) for level in (1, 2, 3))
+        assert all(
+            other.column(f"codes_{level}").equals(rows.column(f"codes_{level}"))
+            for level in (1, 2, 3)
+        )
 
 
 def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -> None:
     program = (
-        "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='error')\n"
-        "from types import SimpleNamespace as Fake\nfrom hrvqvae.cli import main\nfrom hrvqvae.tokens import tokenize\n"
-        "code = main(sys.argv[1:])\n"
-        "absent = Fake(options=('no/run', False, None), images=None, workers=0, device=Fake(type='cpu'))\n"
-        "try:\n    list(tokenize._write_on_ray(absent, {tokenize.Path('x'): range(1)}, print))\n"
-        "except tokenize.InputError as error:\n    print(error)\nsys.exit(code)"
+        "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,"
+        " logging_level='error')\nfrom types import SimpleNamespace as Fake\nfrom hrvqvae.cli"
+        " import main\nfrom hrvqvae.tokens import tokenize\ncode = main(sys.argv[1:])\nabsent ="
+        " Fake(options=('no/run', False, None), images=None, workers=0,"
+        " device=Fake(type='cpu'))\ntry:\n    list(tokenize._write_on_ray(absent,"
+        " {tokenize.Path('x'): range(1)}, print))\nexcept tokenize.InputError as error:\n   "
+        " print(error)\nsys.exit(code)"
     )
-    command = ["tokenize", "mnist", str(digits), str(tmp_path / "out"), "--shard-size", "20", "--engine", "ray"]
+    command = [
+        "tokenize",
+        "mnist",
+        str(digits),
+        str(tmp_path / "out"),
+        "--shard-size",
+        "20",
+        "--engine",
+        "ray",
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", program, *command],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "90 images in 5 shards" in done.stdout
     assert "no/run: there is no such run folder" in done.stdout, "why Ray stopped"
@@ -323,12 +419,19 @@ def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -
 @pytest.mark.parametrize("levels", [3, 1])
 def test_back_to_images(levels: int, shards: Path, tmp_path: Path) -> None:
     do("detokenize", shards, tmp_path / "back", *(["--levels", 1] * (levels == 1)))
-    model, rows = hrvqvae.load("mnist"), read_table(shards)
-    codes = tuple(torch.from_numpy(np.stack(read_codes(rows, level))) for level in range(1, levels + 1))
-    for key, image in zip(rows.column("key").to_pylist(), model.decode(codes, levels, (28, 28)), strict=True):
+    model = hrvqvae.load("mnist")
+    rows = read_table(shards)
+    codes = tuple(
+        torch.from_numpy(np.stack(read_codes(rows, level))) for level in range(1, levels + 1)
+    )
+    for key, image in zip(
+        rows.column("key").to_pylist(), model.decode(codes, levels, (28, 28)), strict=True
+    ):
         with Image.open(tmp_path / "back" / key) as written:
             assert (written.format, written.mode) == ("PNG", "L")
-            assert np.array_equal(np.asarray(written), (image[0] * 255).round().to(torch.uint8).numpy())
+            assert np.array_equal(
+                np.asarray(written), (image[0] * 255).round().to(torch.uint8).numpy()
+            )
 
 
 def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path) -> None:
@@ -354,12 +457,20 @@ def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(
     tokenize("mnist", tmp_path / "lists" / "all.txt", tmp_path / "out")
     assert read_table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
     do("detokenize", tmp_path / "out", tmp_path / "back")
-    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["a-2.png", "a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [
+        "a-2.png",
+        "a.png",
+        "b.png",
+    ]
 
 
-def _rewrite(path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str) -> None:
+def _rewrite(
+    path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str
+) -> None:
     with pq.ParquetFile(path) as file:
-        values = {name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"}
+        values = {
+            name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"
+        }
         rows = file.read()
     values |= {f"hrvqvae.{name}".encode(): value.encode() for name, value in metadata.items()}
     pq.write_table(change(rows).replace_schema_metadata(values), path)
@@ -393,24 +504,51 @@ def _drop_a_type(path: Path) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "is damaged, or no Parquet file"),
+    "cut": (
+        lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        "is damaged, or no Parquet file",
+    ),
     "flipped": (_flip_byte, "is damaged, or no Parquet file"),
-    "name": (lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")), "is damaged, or"),
+    "name": (
+        lambda path: path.write_bytes(path.read_bytes().replace(b"height_2", b"height_\xff")),
+        "is damaged, or",
+    ),
     "version": (lambda path: _rewrite(path, format="2"), "is of version 2 of the format"),
     "models": (lambda path: _rewrite(path, model="0" * 32), "are of two models"),
     "metadata": (lambda path: _rewrite(path, broken="["), "has damaged metadata"),
-    "no shard": (lambda path: pq.write_table(pa.table({"a": [1]}), path), "is no shard of codes: its metadata has no"),
-    "column": (lambda path: _rewrite(path, lambda rows: rows.drop_columns(["codes_2"])), "has other columns"),
-    "grid": (lambda path: _replace_column(path, "height_2", 9), "has 256 codes of level 2 for 9x16"),
-    "nulls": (lambda path: _replace_column(path, "codes_1", lambda old: [None, *old.to_pylist()[1:]]), "has nulls"),
-    "no numbers": (lambda path: _replace_column(path, "codes_1", [0.5] * 256), "has other columns than docs/tokens.md"),
+    "no shard": (
+        lambda path: pq.write_table(pa.table({"a": [1]}), path),
+        "is no shard of codes: its metadata has no",
+    ),
+    "column": (
+        lambda path: _rewrite(path, lambda rows: rows.drop_columns(["codes_2"])),
+        "has other columns",
+    ),
+    "grid": (
+        lambda path: _replace_column(path, "height_2", 9),
+        "has 256 codes of level 2 for 9x16",
+    ),
+    "nulls": (
+        lambda path: _replace_column(path, "codes_1", lambda old: [None, *old.to_pylist()[1:]]),
+        "has nulls",
+    ),
+    "no numbers": (
+        lambda path: _replace_column(path, "codes_1", [0.5] * 256),
+        "has other columns than docs/tokens.md",
+    ),
     "out of range": (lambda path: _replace_column(path, "codes_3", [4] * 256), "codes of"),
     "bomb": (lambda path: _rewrite(path, _add_many_codes), "values, too many for its size"),
-    "texts": (lambda path: _replace_column(path, "label", "x" * 4_000_000), "texts are too long for its size"),
+    "texts": (
+        lambda path: _replace_column(path, "label", "x" * 4_000_000),
+        "texts are too long for its size",
+    ),
     "labels": (lambda path: _replace_column(path, "label", [1]), "has other columns"),
     "schema": (_drop_a_type, "is damaged, or no Parquet file"),
     "gone": (lambda path: path.unlink(), "lacks part-000001.parquet; run the same"),
-    "plan": (lambda path: _change_plan(path.parent, keys=10**12, shard_size=1), "lacks part-000005.parquet; run"),
+    "plan": (
+        lambda path: _change_plan(path.parent, keys=10**12, shard_size=1),
+        "lacks part-000005.parquet; run",
+    ),
 }
 
 
@@ -423,7 +561,9 @@ def test_what_is_damaged_or_of_another_kind(kind: str, shards: Path, tmp_path: P
 
 def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
-    assert "was made by another model" in refused(["detokenize", shards, back, "--model", "cifar10"])
+    assert "was made by another model" in refused(
+        ["detokenize", shards, back, "--model", "cifar10"]
+    )
     unknown = tmp_path / "unknown.parquet"
     shutil.copyfile(shards / "part-000000.parquet", unknown)
     _rewrite(unknown, model="0" * 32)
@@ -445,8 +585,12 @@ def test_shards_are_decoded_after_further_training(
 ) -> None:
     do("detokenize", run_shards, tmp_path / "before", "--model", run)
     tensors, meta = storage.read(RunFolder(run).model)
-    storage.write(RunFolder(run).model, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta)
-    (tmp_path / "json.py").write_text("raise SystemExit")  # a module in the current folder is not imported
+    storage.write(
+        RunFolder(run).model, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta
+    )
+    (tmp_path / "json.py").write_text(
+        "raise SystemExit"
+    )  # a module in the current folder is not imported
     monkeypatch.chdir(tmp_path)
     do("detokenize", run_shards, tmp_path / "after", "--model", run)
     assert read_files(tmp_path / "before") == read_files(tmp_path / "after")
@@ -458,7 +602,10 @@ def run_shards(run: Path, tmp_path: Path) -> Path:
     names = [tmp_path / f"{index:03d}.png" for index in range(len(images))]
     for index, name in enumerate(names):
         Image.fromarray(images.decode(index, None).pixels[0]).save(name)
-    lines = [f"{name}\t{images.classes[label]}\n" for name, label in zip(names, images.labels, strict=True)]
+    lines = [
+        f"{name}\t{images.classes[label]}\n"
+        for name, label in zip(names, images.labels, strict=True)
+    ]
     (tmp_path / "list.txt").write_text("".join(lines))
     tokenize(run, tmp_path / "list.txt", tmp_path / "tokens", "--shard-size", 40)
     return tmp_path / "tokens"
@@ -466,17 +613,31 @@ def run_shards(run: Path, tmp_path: Path) -> Path:
 
 def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
     folders = [prior_folder(run, level) for level in range(2)]
-    return [storage.read(path)[0] for folder in folders for path in (folder.model, folder.saved()[0])]
+    return [
+        storage.read(path)[0] for folder in folders for path in (folder.model, folder.saved()[0])
+    ]
 
 
-def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, run_shards: Path, tmp_path: Path) -> None:
+def test_priors_from_shards_are_those_from_the_runs_own_codes(
+    run: Path, run_shards: Path, tmp_path: Path
+) -> None:
     shutil.copytree(run, tmp_path / "copy")
-    train_levels(tmp_path / "copy", training__schedule="constant")  # does not depend on where training ends
+    train_levels(
+        tmp_path / "copy", training__schedule="constant"
+    )  # does not depend on where training ends
     fields = GIVEN | {"prior.training.schedule": "constant", "prior.training.max_steps": "5"}
     with undrawn():
-        do("train-prior", run, "--codes", run_shards, *(f"--{name}={value}" for name, value in fields.items()))
+        do(
+            "train-prior",
+            run,
+            "--codes",
+            run_shards,
+            *(f"--{name}={value}" for name, value in fields.items()),
+        )
         do("train-prior", run, "--max-steps", "12", "--resume")  # it knows its codes
-    assert all(same(*states) for states in zip(_weights(run), _weights(tmp_path / "copy"), strict=True))
+    assert all(
+        same(*states) for states in zip(_weights(run), _weights(tmp_path / "copy"), strict=True)
+    )
     model, config = Run(run).load()
     maps = load_shard_maps(RunFolder(run).codes, run_shards, model, config)
     digest = storage.digest(run / "model.safetensors")
@@ -487,11 +648,15 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(run: Path, run_sha
 
 
 def test_shards_of_another_tool(run: Path, run_shards: Path, tmp_path: Path) -> None:
-    """Other row groups, types and order of columns, no more metadata than has to be, labels as numbers."""
+    """Other row groups, types and order of columns, no more metadata than has to be, labels as
+    numbers.
+    """
     rows = read_table(run_shards)
     wide = rows.select(["key", "height", "width"])
     for level in (2, 1):
-        wide = wide.append_column(f"codes_{level}", rows.column(f"codes_{level}").cast(pa.large_list(pa.int64())))
+        wide = wide.append_column(
+            f"codes_{level}", rows.column(f"codes_{level}").cast(pa.large_list(pa.int64()))
+        )
         for name in (f"height_{level}", f"width_{level}"):
             wide = wide.append_column(name, rows.column(name).cast(pa.int64()))
     wide = wide.append_column("label", pc.cast(rows.column("label"), pa.int64()))
@@ -517,7 +682,10 @@ def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_p
     load_shard_maps(tmp_path / "codes", run_shards, model, config)
     assert (tmp_path / "codes" / "shards.json").stat().st_mtime_ns == laid_out
     assert len(first) == 96
-    assert len(load_shard_maps(tmp_path / "codes", run_shards / "part-000002.parquet", model, config)) == 16
+    assert (
+        len(load_shard_maps(tmp_path / "codes", run_shards / "part-000002.parquet", model, config))
+        == 16
+    )
 
 
 @pytest.mark.parametrize(
@@ -531,10 +699,14 @@ def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_p
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no Parquet file"),
     ],
 )
-def test_codes_that_train_no_prior(change: Callable[[Path], Any], message: str, run: Path, run_shards: Path) -> None:
+def test_codes_that_train_no_prior(
+    change: Callable[[Path], Any], message: str, run: Path, run_shards: Path
+) -> None:
     change(run_shards / "part-000001.parquet")
     assert message in refused(["train-prior", run, "--codes", run_shards, "--max-steps", 1])
-    assert not [path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")]
+    assert not [
+        path.name for suffix in ("npy", "json") for path in RunFolder(run).codes.glob(f"*.{suffix}")
+    ]
     assert not prior_folder(run, 0).begun()
 
 
@@ -547,10 +719,20 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
         (shards, [], "holds codes of another model"),
         (shards, ["--prior.flip", "true"], "need the run's own images"),
         (shards, ["--prior.shifts", "1"], "need the run's own images"),
-        (tmp_path / "tokens", [], "priors are trained on 7x7, of images of 12x12 pixels: make the shards without "),
-        (tmp_path / "none", [], "none holds codes of no image; make shards of images that can be read"),
+        (
+            tmp_path / "tokens",
+            [],
+            "priors are trained on 7x7, of images of 12x12 pixels: make the shards without ",
+        ),
+        (
+            tmp_path / "none",
+            [],
+            "none holds codes of no image; make shards of images that can be read",
+        ),
     ):
-        assert message in refused(["train-prior", run, "--codes", codes, "--max-steps", 1, *options])
+        assert message in refused(
+            ["train-prior", run, "--codes", codes, "--max-steps", 1, *options]
+        )
 
 
 def test_who_lays_them_out_is_waited_for(run: Path, run_shards: Path, tmp_path: Path) -> None:
@@ -558,13 +740,17 @@ def test_who_lays_them_out_is_waited_for(run: Path, run_shards: Path, tmp_path: 
     say = Mock(side_effect=KeyboardInterrupt)
     with in_another_process(tmp_path / "codes") as pid, pytest.raises(KeyboardInterrupt):
         load_shard_maps(tmp_path / "codes", run_shards, model, config, say)
-    say.assert_called_once_with(f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it")
+    say.assert_called_once_with(
+        f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it"
+    )
 
 
 def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) -> None:
     train_levels(run, 1, training__max_steps="1")
     train_levels(run, 2, training__max_steps="1", codes=str(run_shards))
-    with pytest.raises(InputError, match="begun with different --prior.codes: resume each alone, with --level L"):
+    with pytest.raises(
+        InputError, match="begun with different --prior.codes: resume each alone, with --level L"
+    ):
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)

@@ -21,14 +21,23 @@ from tests.trained_run import GIVEN as PRIOR
 from tests.trained_run import silent
 
 PROGRESSIVE = {
-    "progressive.network.hidden_units": "8", "progressive.network.residual_blocks": "2",
-    "progressive.training.device": "cpu", "progressive.training.max_steps": "12",
-    "progressive.training.precision": "fp32", "progressive.training.warmup_steps": "2",
-    "progressive.training.evaluate_every": "4", "progressive.training.checkpoint_every": "3",
-    "progressive.training.log_every": "4", "progressive.training.polyak_decay": "0.5",
-}  # fmt: skip
+    "progressive.network.hidden_units": "8",
+    "progressive.network.residual_blocks": "2",
+    "progressive.training.device": "cpu",
+    "progressive.training.max_steps": "12",
+    "progressive.training.precision": "fp32",
+    "progressive.training.warmup_steps": "2",
+    "progressive.training.evaluate_every": "4",
+    "progressive.training.checkpoint_every": "3",
+    "progressive.training.log_every": "4",
+    "progressive.training.polyak_decay": "0.5",
+}
 AUTOENCODER = {"training.max_steps": "12", "training.evaluate_every": "4"}
-SECTIONS = {"autoencoder": "training", "prior": "prior.training", "progressive": "progressive.training"}
+SECTIONS = {
+    "autoencoder": "training",
+    "prior": "prior.training",
+    "progressive": "progressive.training",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,9 @@ class Case:
 
     @property
     def kind(self) -> type[Task[Any]]:
-        return {"autoencoder": AutoencoderTask, "prior": PriorTask, "progressive": ProgressiveTask}[self.name]
+        return {"autoencoder": AutoencoderTask, "prior": PriorTask, "progressive": ProgressiveTask}[
+            self.name
+        ]
 
     @property
     def folder(self) -> RunFolder:
@@ -62,9 +73,15 @@ class Case:
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 
     def train(
-        self, *, resume: bool = False, renew: bool = False, callbacks: tuple[Callback, ...] = (), say: Say = silent,
-        config: Config | None = None, **training: object,
-    ) -> Outcome:  # fmt: skip
+        self,
+        *,
+        resume: bool = False,
+        renew: bool = False,
+        callbacks: tuple[Callback, ...] = (),
+        say: Say = silent,
+        config: Config | None = None,
+        **training: object,
+    ) -> Outcome:
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
@@ -73,8 +90,15 @@ class Case:
 
     def state(self) -> dict[str, Tensor]:
         kept = storage.read(self.folder.model)[0]
-        return storage.read(self.folder.saved()[0])[0] | {f"file.{name}": tensor for name, tensor in kept.items()}
+        return storage.read(self.folder.saved()[0])[0] | {
+            f"file.{name}": tensor for name, tensor in kept.items()
+        }
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
-        records = [record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])]
-        return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]
+        records = [
+            record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])
+        ]
+        return [
+            {name: value for name, value in record.items() if name != "images_per_second"}
+            for record in records
+        ]

@@ -29,12 +29,16 @@ FIRST = "quantizer.codebooks.0.codewords"
 
 def trained(config: Config, folder: Path, *steps: int) -> dict[str, Tensor]:
     for index, most in enumerate(steps):
-        train_autoencoder(with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0)
+        train_autoencoder(
+            with_training(config, max_steps=most, schedule="constant"), folder, resume=index > 0
+        )
     return Case("autoencoder", folder, config).state()
 
 
 def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path: Path) -> None:
-    config = with_quantizer(with_training(tiny, max_steps=100, evaluate_every=50), restart_below=1.0)
+    config = with_quantizer(
+        with_training(tiny, max_steps=100, evaluate_every=50), restart_below=1.0
+    )
     run = RunFolder(tmp_path / "run")
     train_autoencoder(config, run, callbacks=[draw_training])
     case = Case("autoencoder", run.path, tiny)
@@ -45,26 +49,47 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
     assert evaluations[-1]["mse"] < evaluations[0]["mse"]
     assert sum(record.get("restarted", 0) for record in case.records("train")) > 0
     assert run.read_config() == config == Run(run.path).load()[1]
-    assert [path.name for path in run.saved()] == ["step-000000100.safetensors", "step-000000099.safetensors"]
-    assert {path.name for path in run.pictures.iterdir()} == {"reconstructions.png", "curves.png", "usage.png"}
+    assert [path.name for path in run.saved()] == [
+        "step-000000100.safetensors",
+        "step-000000099.safetensors",
+    ]
+    assert {path.name for path in run.pictures.iterdir()} == {
+        "reconstructions.png",
+        "curves.png",
+        "usage.png",
+    }
     tensors = case.state()
     for name in ("decoder.0.weight", "quantizer.codebooks.1.codewords"):
-        in_file, averaged, last = (tensors[f"{where}.{name}"] for where in ("file", "averaged.module", "model"))
-        assert torch.equal(*(one.flatten(0, 1).unique(dim=0) for one in (in_file, averaged))), "up to its numbering"
-        assert not torch.equal(in_file.flatten(0, 1).unique(dim=0), last.flatten(0, 1).unique(dim=0))
+        in_file, averaged, last = (
+            tensors[f"{where}.{name}"] for where in ("file", "averaged.module", "model")
+        )
+        assert torch.equal(*(one.flatten(0, 1).unique(dim=0) for one in (in_file, averaged))), (
+            "up to its numbering"
+        )
+        assert not torch.equal(
+            in_file.flatten(0, 1).unique(dim=0), last.flatten(0, 1).unique(dim=0)
+        )
 
 
 def test_budgets_and_learning_rates(tiny: Config) -> None:
     for steps, epochs, minutes, expected in (
-        (10, 0, 0, (10, None)), (0, 3, 0, (18, None)), (20, 3, 0, (18, None)), (0, 0, 0.5, (None, 30.0)),
-    ):  # fmt: skip
+        (10, 0, 0, (10, None)),
+        (0, 3, 0, (18, None)),
+        (20, 3, 0, (18, None)),
+        (0, 0, 0.5, (None, 30.0)),
+    ):
         training = with_training(tiny, max_steps=steps, epochs=epochs, max_minutes=minutes).training
         assert make_budget(training, 96) == expected
     cosine = with_training(tiny, learning_rate=1.0, warmup_steps=10, schedule="cosine").training
     assert compute_learning_rate(cosine, 4, 0.0) == pytest.approx(0.5)
     assert compute_learning_rate(cosine, 50, 0.5) == pytest.approx(0.5)
     assert compute_learning_rate(cosine, 99, 1.0) == pytest.approx(0.0)
-    assert compute_learning_rate(with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9) == 1.0
+    assert (
+        compute_learning_rate(
+            with_training(tiny, learning_rate=1.0, schedule="constant").training, 0, 0.9
+        )
+        == 1.0
+    )
 
 
 def test_a_tree_with_a_table_goes_on_as_it_stopped(
@@ -73,7 +98,8 @@ def test_a_tree_with_a_table_goes_on_as_it_stopped(
     """Its averaged weights come with the codebooks of the last step, whose parents change."""
     monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 5, 8)))
     config = with_quantizer(tiny, levels=4, shrinkage=0.1, decay=0.5)
-    whole, resumed = trained(config, tmp_path / "whole", 12), trained(config, tmp_path / "resumed", 5, 9, 12)
+    whole = trained(config, tmp_path / "whole", 12)
+    resumed = trained(config, tmp_path / "resumed", 5, 9, 12)
     assert same(whole, resumed)
     assert whole["model.quantizer.codebooks.3.table"].any()
     for name in ("codewords", "table", "age"):
@@ -84,12 +110,16 @@ def test_a_tree_with_a_table_goes_on_as_it_stopped(
 def test_a_tree_that_has_not_used_all_its_memory_is_read(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 9, 27, 81, 242)))
+    monkeypatch.setattr(
+        QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 9, 27, 81, 242))
+    )
     config = with_quantizer(tiny, levels=6, shrinkage=0.1, decay=0.5)
     stored = trained(config, tmp_path / "run", 2)["file.quantizer.codebooks.5.codewords"]
     assert len(stored) < 242, "the file leaves codebooks out"
     model = Run(tmp_path / "run").load()[0]
-    codewords, shared = (model.state_dict()[f"quantizer.codebooks.5.{name}"] for name in ("codewords", "shared"))
+    codewords, shared = (
+        model.state_dict()[f"quantizer.codebooks.5.{name}"] for name in ("codewords", "shared")
+    )
     assert torch.equal(codewords, stored)
     assert torch.equal(model.get_buffer("quantizer.codebooks.5.codewords")[241], shared)
     trained(with_training(config, init_from=str(tmp_path / "run")), tmp_path / "second", 1)
@@ -105,7 +135,8 @@ class Started:
         self.state = TrainState.start(model, config.training, budget=budget)
         self.task.compute = self.state.compute
         self.task.build_objective(model)
-        self.model, self.batch = model, Batch(images, torch.zeros(8).long())
+        self.model = model
+        self.batch = Batch(images, torch.zeros(8).long())
 
     def train(self) -> dict[str, float]:
         metrics = dict(self.task.step(self.state, self.batch))
@@ -128,8 +159,13 @@ class Started:
 @pytest.mark.parametrize(("budget", "last"), [((20, None), 17), ((None, 30.0), 20)])
 def test_nothing_is_restarted_in_the_last_tenth(budget: Budget, last: int, tiny: Config) -> None:
     """Restarts are due every third step; a step takes 1.25 seconds."""
-    started, restarted = Started(with_quantizer(tiny, restart_every=3), budget), list[int]()
-    with patch.object(type(started.model), "restart_dead_codes", lambda *_: restarted.append(started.state.step) or 0):
+    started = Started(with_quantizer(tiny, restart_every=3), budget)
+    restarted = list[int]()
+    with patch.object(
+        type(started.model),
+        "restart_dead_codes",
+        lambda *_: restarted.append(started.state.step) or 0,
+    ):
         while started.state.fraction < 1:
             started.train()
             started.state.seconds += 1.25
@@ -144,13 +180,16 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
     started.train()
     expected = started.codewords()
     started.train()
-    expected = [0.75 * old + 0.25 * new for old, new in zip(expected, started.codewords(), strict=True)]
+    expected = [
+        0.75 * old + 0.25 * new for old, new in zip(expected, started.codewords(), strict=True)
+    ]
     for average, mean in zip(started.codewords(averaged=True), expected, strict=True):
         torch.testing.assert_close(average, mean, rtol=1e-5, atol=1e-6)
     started.let_one_die()
     before = started.codewords(averaged=True)
     assert started.train()["restarted"] == 1
-    current, averaged = started.codewords(), started.codewords(averaged=True)
+    current = started.codewords()
+    averaged = started.codewords(averaged=True)
     assert current[0][0, 1].abs().max() < FAR / 2
     assert torch.equal(averaged[0][0, 1], current[0][0, 1])
     assert torch.equal(averaged[1][1], current[1][1])
@@ -158,7 +197,9 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
         mean = 0.75 * before[level][others] + 0.25 * current[level][others]
         torch.testing.assert_close(averaged[level][others], mean)
     if update == "gradient":
-        moments = started.state.networks["model"].optimizer.state[started.model.get_parameter(FIRST)]
+        moments = started.state.networks["model"].optimizer.state[
+            started.model.get_parameter(FIRST)
+        ]
         assert moments["exp_avg"][0, 1].abs().max() == moments["exp_avg_sq"][0, 1].abs().max() == 0
         assert moments["exp_avg"][0, 0].abs().max() > 0
 
@@ -169,7 +210,9 @@ def pictures(tiny: Config, picture_folder: Path) -> Config:
 
 
 def test_broken_images(pictures: Config, tmp_path: Path) -> None:
-    """Broken images stop a run; skipped, they are counted and do not shift the data against the steps."""
+    """Broken images stop a run; skipped, they are counted and do not shift the data against the
+    steps.
+    """
     folder = Path(str(pictures.data.root))
     for path in sorted(folder.rglob("*.png"))[:3]:
         path.write_bytes(b"broken")
@@ -193,14 +236,19 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     trained(pictures, tmp_path / "run", 3)
     moved = folder.rename(tmp_path / "moved")
     config = with_data(pictures, root=str(moved))
-    train_autoencoder(with_training(config, max_steps=4, schedule="constant"), tmp_path / "run", resume=True)
+    train_autoencoder(
+        with_training(config, max_steps=4, schedule="constant"), tmp_path / "run", resume=True
+    )
     for index in range(3):  # not all of which are for test
         (moved / "cats" / f"new-{index}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
     with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
         train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
     for path in moved.rglob("new-*.png"):
         path.unlink()
-    assert train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True).step == 5
+    assert (
+        train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True).step
+        == 5
+    )
     config = with_training(config, max_steps=6)
     for path in moved.rglob("*.jpg"):  # under their old names
         write_picture(path, 1)
@@ -208,7 +256,9 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
         train_autoencoder(config, tmp_path / "run", resume=True)
 
 
-def test_codebooks_keep_their_counts_where_a_run_begins_with_another(run: Path, tiny: Config, tmp_path: Path) -> None:
+def test_codebooks_keep_their_counts_where_a_run_begins_with_another(
+    run: Path, tiny: Config, tmp_path: Path
+) -> None:
     config = with_training(tiny, learning_rate=1e-12, max_steps=1, init_from=str(run))
     train_autoencoder(config, tmp_path / "second")
     first, second = (storage.read(RunFolder(path).model)[0] for path in (run, tmp_path / "second"))

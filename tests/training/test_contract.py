@@ -26,15 +26,21 @@ from tests.conftest import same
 from tests.kills import Killed, Kills, at_step, in_another_process
 from tests.training.tasks import Case
 
-of_the_trainer = pytest.mark.parametrize("case", ["autoencoder"], indirect=True)  # no task has a part in it
+of_the_trainer = pytest.mark.parametrize(
+    "case", ["autoencoder"], indirect=True
+)  # no task has a part in it
 
 
 @pytest.mark.parametrize(
     "form",
-    [{"precision": "fp32", "optimizer": "adam"},
-     {"precision": "bf16", "memory_format": "channels_last", "optimizer": "muon"}],
-)  # fmt: skip
-def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: dict[str, str]) -> None:
+    [
+        {"precision": "fp32", "optimizer": "adam"},
+        {"precision": "bf16", "memory_format": "channels_last", "optimizer": "muon"},
+    ],
+)
+def test_stopping_and_resuming_changes_nothing(
+    case: Case, other: Case, form: dict[str, str]
+) -> None:
     form = {**form, "schedule": "constant"}
     case.train(**form)
     for steps in (5, 8, 12):
@@ -45,10 +51,17 @@ def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: di
     assert evaluated == [4, 5, 8, 12], "each once, and at each end"
 
 
-def test_torchs_generator_depends_on_the_step(case: Case, other: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_generator_depends_on_the_step(
+    case: Case, other: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = list[tuple[int, float]]()
     for step in range(4):
-        at_step(monkeypatch, case.kind, step, lambda state: drawn.append((state.step, float(torch.rand(())))))
+        at_step(
+            monkeypatch,
+            case.kind,
+            step,
+            lambda state: drawn.append((state.step, float(torch.rand(())))),
+        )
     case.train(max_steps=4)
     for steps in (2, 4):
         other.train(resume=steps > 2, max_steps=steps)
@@ -66,10 +79,19 @@ def test_the_seed_decides(case: Case, other: Case, whole: Case) -> None:
 
 def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     killer = Kills(3)
-    killer.watch(monkeypatch, (
-        (case.kind, "step"), (case.kind, "evaluate"), (case.kind, "save"), (os, "fsync"), (Path, "replace"),
-        (Path, "unlink"), (MetricsLog, "write"), (TrainState, "update"),
-    ))  # fmt: skip
+    killer.watch(
+        monkeypatch,
+        (
+            (case.kind, "step"),
+            (case.kind, "evaluate"),
+            (case.kind, "save"),
+            (os, "fsync"),
+            (Path, "replace"),
+            (Path, "unlink"),
+            (MetricsLog, "write"),
+            (TrainState, "update"),
+        ),
+    )
     kills = 0
     while kills < 8:
         killer.arm(60)
@@ -89,9 +111,15 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
 @of_the_trainer
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_after_the_step(
-    case: Case, whole: Case, signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    case: Case,
+    whole: Case,
+    signum: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """An inherited handler does not matter; a background job of a script inherits an ignored SIGINT."""
+    """An inherited handler does not matter; a background job of a script inherits an ignored
+    SIGINT.
+    """
     handler = signal.SIG_IGN if signum == signal.SIGINT else signal.SIG_DFL
     before = signal.signal(signum, handler)
     request.addfinalizer(lambda: signal.signal(signum, before))
@@ -106,7 +134,9 @@ def test_signals_end_it_after_the_step(
 
 
 @of_the_trainer
-def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_nohup_ignores_is_ignored(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         at_step(monkeypatch, case.kind, 1, lambda _: signal.raise_signal(signal.SIGHUP))
@@ -116,7 +146,9 @@ def test_a_signal_that_nohup_ignores_is_ignored(case: Case, monkeypatch: pytest.
 
 
 @of_the_trainer
-def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_is_closed_ends_no_training(
+    case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = Mock(side_effect=OSError(errno.EIO, "closed"))
     monkeypatch.setattr(sys, "stdout", Mock(isatty=lambda: False, write=write))
     case.train(say=say)
@@ -125,15 +157,21 @@ def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, mon
 
 @of_the_trainer
 def test_a_signal_in_the_last_evaluation_is_told(case: Case) -> None:
-    outcome = case.train(callbacks=(lambda *_: signal.raise_signal(signal.SIGTERM),), evaluate_every=100)
+    outcome = case.train(
+        callbacks=(lambda *_: signal.raise_signal(signal.SIGTERM),), evaluate_every=100
+    )
     assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
 
 
-def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_fails_loses_no_step(
+    case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise OSError(errno.EACCES, "a picture")
 
-    with pytest.raises(InputError, match=r"step 4 could not be evaluated \(Permission.*step-000000004.*--resume"):
+    with pytest.raises(
+        InputError, match=r"step 4 could not be evaluated \(Permission.*step-000000004.*--resume"
+    ):
         case.train(callbacks=(fails,))
     assert [path.stem for path in case.folder.saved()] == ["step-000000004", "step-000000003"]
     monkeypatch.setattr(case.kind, "evaluate", fails)
@@ -148,7 +186,9 @@ def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeyp
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient", "weight"])
-def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_stops_before_the_update(
+    case: Case, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, Tensor]] = []
     take_gradient = TrainState.take_gradient
 
@@ -176,7 +216,9 @@ def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monk
     with pytest.raises(NonFiniteError, match=r"step 7: .*last good checkpoint is .*step-000000006"):
         case.train()
     trained = [name for name in seen[0] if "codebooks" not in name]
-    assert all(torch.equal(seen[0][name].nan_to_num(), seen[-1][name].nan_to_num()) for name in trained)
+    assert all(
+        torch.equal(seen[0][name].nan_to_num(), seen[-1][name].nan_to_num()) for name in trained
+    )
     kept = storage.read(case.folder.saved()[0])[0]
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
@@ -200,12 +242,16 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
 
 
 @of_the_trainer
-def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_it_is_drawn_or_logged(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         with explain_write_errors("x.png"):
             raise OSError(errno.ENOSPC, "full")
 
-    told = r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"
+    told = (
+        r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"
+    )
     with pytest.raises(InputError, match=told.format("evaluated")):
         case.train(callbacks=(fails,))
     monkeypatch.setattr("hrvqvae.training.loggers.write_atomic", fails)
@@ -221,13 +267,20 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
     case.train(resume=True, log_every=5)
     with pytest.raises(InputError, match=r"holds a run already: .*--resume"):
         case.train()
-    assert {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")} == files
+    assert {
+        path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")
+    } == files
     assert case.records() == records
-    for optimizer in {"adam", "muon"} - {case.config().training.optimizer}:  # as if config.yaml had been edited
-        with pytest.raises(DamagedFileError, match="the checkpoint does not fit the run's configuration"):
+    for optimizer in {"adam", "muon"} - {
+        case.config().training.optimizer
+    }:  # as if config.yaml had been edited
+        with pytest.raises(
+            DamagedFileError, match="the checkpoint does not fit the run's configuration"
+        ):
             case.train(resume=True, optimizer=optimizer)
     shutil.rmtree(case.folder.checkpoints)
-    model, log = case.folder.model.read_bytes(), case.folder.metrics.read_bytes()
+    model = case.folder.model.read_bytes()
+    log = case.folder.metrics.read_bytes()
     with pytest.raises(InputError, match="no checkpoint to go on from.*--init-from"):
         case.train(resume=True, max_steps=4)
     assert (case.folder.model.read_bytes(), case.folder.metrics.read_bytes()) == (model, log)
@@ -265,9 +318,12 @@ def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str) -> None:
 
 
 @pytest.mark.parametrize("write", [1, 2])
-def test_a_kill_before_the_model_file(case: Case, whole: Case, write: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_before_the_model_file(
+    case: Case, whole: Case, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resumed run brings the model to the step of the checkpoint."""
-    original, last = storage.write, [0]
+    original = storage.write
+    last = [0]
 
     def mortal(path: Path, tensors: dict[str, Tensor], meta: dict[str, object]) -> None:
         last[0] += meta["step"] == 12
@@ -309,7 +365,11 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
     shutil.rmtree(other.folder.path)
     with pytest.raises(InputError, match="there is no such run folder"):
         other.train(init_from=other.path.parent / "gone")
-    narrow = {"autoencoder": "model", "prior": "prior.network", "progressive": "progressive.network"}[case.name]
+    narrow = {
+        "autoencoder": "model",
+        "prior": "prior.network",
+        "progressive": "progressive.network",
+    }[case.name]
     config = override(other.config(init_from=source), {f"{narrow}.hidden_units": "4"})
     with pytest.raises(InputError, match=r"does not fit: .* there, .* here"):
         other.train(config=config)
@@ -325,7 +385,9 @@ def test_a_budget_in_minutes_ends(case: Case) -> None:
 
 
 @of_the_trainer
-def test_a_run_whose_time_ends_in_an_evaluation_is_finished(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_time_ends_in_an_evaluation_is_finished(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ProcessSync, "sync", lambda _: 30.0)  # a step, and then its evaluation
     for resume in (False, True):
         outcome = case.train(resume=resume, max_steps=0, epochs=0, max_minutes=1, evaluate_every=1)

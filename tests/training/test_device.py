@@ -24,18 +24,28 @@ from tests.trained_run import train_autoencoder
 
 @pytest.fixture
 def left_open(tiny: Config) -> Config:
-    """The tiny configuration with precision and device left to the machine, for the autoencoder and the priors."""
-    names = [f"{stage}.{name}" for stage in ("training", "prior.training") for name in ("precision", "device")]
+    """The tiny configuration with precision and device left to the machine, for the autoencoder and
+    the priors.
+    """
+    names = [
+        f"{stage}.{name}"
+        for stage in ("training", "prior.training")
+        for name in ("precision", "device")
+    ]
     return override(tiny, dict.fromkeys(names, "auto"))
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    return lambda *, bf16: monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device: bf16)
+    return lambda *, bf16: monkeypatch.setattr(
+        "hrvqvae.utils.device.computes_bf16", lambda device: bf16
+    )
 
 
 @pytest.mark.parametrize("present", [True, False])
-def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_chosen_if_the_processor_has_it(
+    present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     auto = dataclasses.replace(tiny.training, precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute(auto).bf16 is present
@@ -48,7 +58,9 @@ def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, mon
             Compute(dataclasses.replace(auto, device=name))
 
 
-def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_stays_float32_in_a_training(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = list[bool]()
     step = AutoencoderTask.step
@@ -63,10 +75,14 @@ def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path: Path, monke
     assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no fp32_precision")
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no fp32_precision"
+)
 def test_a_precision_that_was_set_the_new_way_is_kept() -> None:
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
-    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    matmul = torch.backends.cuda.matmul
+    convolution = torch.backends.cudnn.conv
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
     with exact_float32():
         assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
     assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
@@ -87,16 +103,30 @@ def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]
     machine(bf16=False)
     assert decide_auto(begun, "model", "training") == begun
     assert decide_auto(left_open, "training").training.precision == "fp32"
-    assert autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training == begun.training
+    assert (
+        autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training
+        == begun.training
+    )
     of_prior = stage_config("prior", begun, {})
     stages = (of_prior.prior.training, of_prior.training)
-    assert [(stage.device, stage.precision) for stage in stages] == [("cpu", "fp32"), ("cpu", "bf16")]
+    assert [(stage.device, stage.precision) for stage in stages] == [
+        ("cpu", "fp32"),
+        ("cpu", "bf16"),
+    ]
     machine(bf16=True)
-    assert stage_config("prior", begun, {"prior.training.max_steps": "7"}, of_prior).prior.training.precision == "fp32"
+    assert (
+        stage_config(
+            "prior", begun, {"prior.training.max_steps": "7"}, of_prior
+        ).prior.training.precision
+        == "fp32"
+    )
 
 
-def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path: Path, machine: Callable[..., None]) -> None:
-    run, said = RunFolder(tmp_path / "run"), list[str]()
+def test_a_run_in_bf16_stays_in_bf16(
+    left_open: Config, tmp_path: Path, machine: Callable[..., None]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    said = list[str]()
     machine(bf16=True)
     config = decide_auto(with_training(left_open, max_steps=3), "training")
     train_autoencoder(config, run, resume=False, say=said.append)
@@ -111,14 +141,17 @@ def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path: Path, machine:
 
 def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
     """The checkpoint is changed to name a GPU, so that the test needs none."""
-    run, said = RunFolder(tmp_path / "run"), list[str]()
+    run = RunFolder(tmp_path / "run")
+    said = list[str]()
     train_autoencoder(with_training(tiny, max_steps=3), run, resume=False, say=said.append)
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cpu"
     storage.write(run.saved()[0], tensors, {**meta, "device": "cuda"})
     run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
     with pytest.raises(InputError, match="use --device cpu"):
-        train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append)
+        train_autoencoder(
+            with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append
+        )
     stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
     fields = {"training.device": "cpu", "training.max_steps": "4"}
     config = autoencoder_config("hrvqvae/mnist", fields, stored)
@@ -136,7 +169,11 @@ def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny: Config, tmp_path: Path) -
     assert train_autoencoder(with_training(config, max_steps=10), run, resume=True).step == 10
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cuda"
-    assert all(bool(torch.isfinite(values).all()) for values in tensors.values() if values.is_floating_point())
+    assert all(
+        bool(torch.isfinite(values).all())
+        for values in tensors.values()
+        if values.is_floating_point()
+    )
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
     assert steps == list(range(1, 11)), "no step twice, none left out"
     assert next(Run(run.path).load()[0].parameters()).device.type == "cpu"

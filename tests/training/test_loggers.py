@@ -19,16 +19,28 @@ from tests.trained_run import train_autoencoder
 
 def expected(folder: Path) -> dict[tuple[str, int], float]:
     records = read_records(folder / "metrics.jsonl")
-    return {(name, record["step"]): value for record in records for name, value in flatten_record(record).items()}
+    return {
+        (name, record["step"]): value
+        for record in records
+        for name, value in flatten_record(record).items()
+    }
 
 
 def shown(folder: Path) -> dict[tuple[str, int], float]:
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {(tag, event.step): event.value for tag in events.Tags()["scalars"] for event in events.Scalars(tag)}
+    return {
+        (tag, event.step): event.value
+        for tag in events.Tags()["scalars"]
+        for event in events.Scalars(tag)
+    }
 
 
-def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Config, tmp_path: Path) -> None:
-    config = with_training(tiny, loggers="tensorboard", max_steps=6, log_every=2, checkpoint_every=100)
+def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(
+    tiny: Config, tmp_path: Path
+) -> None:
+    config = with_training(
+        tiny, loggers="tensorboard", max_steps=6, log_every=2, checkpoint_every=100
+    )
     train_autoencoder(config, tmp_path)
     assert shown(tmp_path) == pytest.approx(expected(tmp_path), rel=1e-6)
     assert ("evaluation/usage/level-2", 6) in shown(tmp_path)
@@ -40,14 +52,19 @@ def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(tiny: Confi
 def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     record = {"kind": "evaluation", "step": 1, "mse": 0.5, "ssim": None, "level_mse": [None, 0.5]}
     assert flatten_record(record) == {"evaluation/mse": 0.5, "evaluation/level_mse/level-2": 0.5}
-    good, bad = b'{"kind": "train", "step": 1}\n', b"\xff\n[1]\n" + b"[" * 2000 + b'\n{"kind": "train", "step": "1"}\n'
+    good = b'{"kind": "train", "step": 1}\n'
+    bad = b"\xff\n[1]\n" + b"[" * 2000 + b'\n{"kind": "train", "step": "1"}\n'
     (tmp_path / "x.jsonl").write_bytes(bad + good + good[:9])
     assert read_records(tmp_path / "x.jsonl") == [{"kind": "train", "step": 1}]
-    log = MetricsLog(tmp_path / "y.jsonl", 0, window=[{"loss": 2.0, "step_seconds": 0.0}])  # by a coarse clock
+    log = MetricsLog(
+        tmp_path / "y.jsonl", 0, window=[{"loss": 2.0, "step_seconds": 0.0}]
+    )  # by a coarse clock
     assert log.write_means(1, 16)["loss"] == 2
 
 
-def test_weights_and_biases_has_one_run(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_has_one_run(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wandb, "init", init := create_autospec(wandb.init))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     config = with_training(tiny, loggers="wandb", max_steps=6, log_every=2, checkpoint_every=100)
@@ -61,7 +78,10 @@ def test_weights_and_biases_has_one_run(tiny: Config, tmp_path: Path, monkeypatc
     assert first["id"] == second["id"], "both are parts of one run"
     about = {"project": "hrvqvae", "name": "run", "resume": "allow"}
     assert first | about == first
-    assert (first["config"]["training"]["max_steps"], first["config"]["model"]["system"]) == (6, "hrvqvae")
+    assert (first["config"]["training"]["max_steps"], first["config"]["model"]["system"]) == (
+        6,
+        "hrvqvae",
+    )
     assert first["config"]["data"]["root"] is None, "paths stay here"
 
 
@@ -69,10 +89,16 @@ FULL = Mock()
 FULL.return_value.write.side_effect = OSError(28, "No space left on device")
 
 
-def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LOGGERS._entries, "full", Logger(name="full", sink=f"{__name__}:FULL", needs="json"))
+def test_sinks_are_closed_where_one_fails(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        LOGGERS._entries, "full", Logger(name="full", sink=f"{__name__}:FULL", needs="json")
+    )
     with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
-        train_autoencoder(with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path)
+        train_autoencoder(
+            with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path
+        )
     FULL.assert_called_with(tmp_path, 0)
     assert FULL.return_value.close.call_count == 2
     monkeypatch.setattr(FULL, "side_effect", ValueError("no key\nconfigured"))
@@ -80,7 +106,9 @@ def test_sinks_are_closed_where_one_fails(tiny: Config, tmp_path: Path, monkeypa
         train_autoencoder(with_training(tiny, loggers="full", max_steps=4), tmp_path / "other")
 
 
-def test_packages_are_asked_for_first(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_are_asked_for_first(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
         find_loggers("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)

@@ -17,8 +17,12 @@ def filled(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
-def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[int, int], size: float) -> None:
+@pytest.mark.parametrize(
+    ("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)]
+)
+def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
+    shape: tuple[int, int], size: float
+) -> None:
     matrix = size * filled(shape, 0)
     result = orthogonalize(matrix)
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -33,13 +37,25 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape: tuple[in
 
 def test_matrices_are_the_weights_between_layers() -> None:
     module = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.GroupNorm(2, 16), CausalConv2d(16, 8, 3), nn.Linear(8, 8),
-        nn.ConvTranspose2d(8, 1, 4), nn.Embedding(8, 8),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 3),
+        nn.Conv2d(8, 16, 3),
+        nn.GroupNorm(2, 16),
+        CausalConv2d(16, 8, 3),
+        nn.Linear(8, 8),
+        nn.ConvTranspose2d(8, 1, 4),
+        nn.Embedding(8, 8),
+    )
     names = {id(weight): name for name, weight in module.named_parameters()}
-    assert {names[id(weight)] for weight in select_matrices(module)} == {"1.weight", "3.above", "3.left", "4.weight"}
+    assert {names[id(weight)] for weight in select_matrices(module)} == {
+        "1.weight",
+        "3.above",
+        "3.left",
+        "4.weight",
+    }
 
-    module = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    module = nn.Sequential(
+        nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+    )
     module[0].weight = module[2].weight = module[1].weight
     assert [id(weight) for weight in select_matrices(module)] == [id(module[1].weight)]
     assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
@@ -51,16 +67,22 @@ def test_moments_and_their_steps_go_to_the_device_of_the_weights() -> None:
     trained(here, saved)
     there = Muon(network().to("meta"), 0.01, (0.9, 0.99))
     there.load_state_dict(saved.state_dict())
-    assert {weight.device.type for state in there.state.values() for weight in state.values()} == {"meta"}
+    assert {weight.device.type for state in there.state.values() for weight in state.values()} == {
+        "meta"
+    }
 
 
 def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4))
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4)
+    )
     return layers.to(memory_format=form)
 
 
-def trained(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> dict[str, Tensor]:
+def trained(
+    module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3
+) -> dict[str, Tensor]:
     for step in range(steps):
         optimizer.zero_grad()
         module(filled((4, 3, 8, 8), step)).square().mean().backward()
@@ -71,8 +93,10 @@ def trained(module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3)
 def test_a_step_is_that_of_the_paper() -> None:
     """Momentum, Nesterov's look ahead, the orthogonal matrix and its size, by hand."""
     module = network()
-    weight, rate = module[2].weight, 0.01
-    momentum, expected = torch.zeros_like(weight), weight.detach().clone()
+    weight = module[2].weight
+    rate = 0.01
+    momentum = torch.zeros_like(weight)
+    expected = weight.detach().clone()
     optimizer = Muon(module, rate, (0.9, 0.99))
     for step in range(2):
         optimizer.zero_grad()
@@ -80,16 +104,21 @@ def test_a_step_is_that_of_the_paper() -> None:
         gradient = weight.grad.clone()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
-        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalize(ahead).reshape(weight.shape)
+        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalize(ahead).reshape(
+            weight.shape
+        )
         optimizer.step()
         torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_what_is_no_matrix_is_left_to_adam() -> None:
-    alone, beside = network(), network()
+    alone = network()
+    beside = network()
     alone[2].weight.requires_grad_(False)
     beside[2].weight.requires_grad_(False)
-    expected = trained(alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99)))
+    expected = trained(
+        alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99))
+    )
     result = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
     for name, tensor in expected.items():
         torch.testing.assert_close(result[name], tensor, msg=name)
@@ -97,7 +126,8 @@ def test_what_is_no_matrix_is_left_to_adam() -> None:
 
 def test_the_memory_format_does_not_matter(tiny: Config) -> None:
     muon = with_training(tiny, optimizer="muon", learning_rate=0.01).training
-    plain, last = network(), network(torch.channels_last)
+    plain = network()
+    last = network(torch.channels_last)
     assert isinstance(make_optimizer(plain, muon), Muon)
     expected, result = (trained(each, make_optimizer(each, muon)) for each in (plain, last))
     for name, tensor in expected.items():

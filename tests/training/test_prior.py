@@ -35,10 +35,26 @@ from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.training import prior as prior_training
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.loggers import read_records
-from hrvqvae.training.prior import CodeBatch, PriorTask, drop_classes, read_codes, resolve_priors, train_priors
+from hrvqvae.training.prior import (
+    CodeBatch,
+    PriorTask,
+    drop_classes,
+    read_codes,
+    resolve_priors,
+    train_priors,
+)
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.conftest import do, done, refused, same, with_data, with_training, write_file, write_picture
+from tests.conftest import (
+    do,
+    done,
+    refused,
+    same,
+    with_data,
+    with_training,
+    write_file,
+    write_picture,
+)
 from tests.kills import at_step, in_another_process
 from tests.trained_run import GIVEN, GIVEN_GPT, load_stored, silent, train_autoencoder, train_levels
 
@@ -46,13 +62,19 @@ STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1
 
 
 def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
-    return [record for record in read_records(prior_folder(path, *levels).metrics) if record["kind"] == "evaluation"]
+    return [
+        record
+        for record in read_records(prior_folder(path, *levels).metrics)
+        if record["kind"] == "evaluation"
+    ]
 
 
 def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     changes = {"max_steps": "60", "learning_rate": "0.01", "evaluate_every": "30"}
     fields = GIVEN | {f"prior.training.{name}": value for name, value in changes.items()}
-    train_priors(run, resolve_priors(run, None, fields, resume=False), callbacks=[draw_training], say=silent)
+    train_priors(
+        run, resolve_priors(run, None, fields, resume=False), callbacks=[draw_training], say=silent
+    )
     for level in range(2):
         records = evaluations(run, level)
         assert [record["step"] for record in records] == [30, 60]
@@ -66,7 +88,9 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     assert not any(prior.training for prior in priors.networks)
 
 
-def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_replaced_images(
+    tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
     train_autoencoder(with_training(config, max_steps=3), tmp_path / "run")
     train_levels(tmp_path / "run", 1, training__max_steps="2")
@@ -82,22 +106,36 @@ def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path: Path, cap
     assert "are used without their images" in caplog.text
 
 
-def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_held_out_state_is_what_is_loaded(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_levels(run, 1)
     model, config = Run(run).load()
     maps = load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
-    maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))  # what can only be learned by heart
+    maps = dataclasses.replace(
+        maps, levels=(maps.levels[0], noise)
+    )  # what can only be learned by heart
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
-    fields = {"training__max_steps": "90", "training__evaluate_every": "10", "training__learning_rate": "0.02"}
+    fields = {
+        "training__max_steps": "90",
+        "training__evaluate_every": "10",
+        "training__learning_rate": "0.02",
+    }
     train_levels(run, 2, **fields, network__dropout="0.0")
     best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
     assert best["step"] < 90, "this one overfits, or there is nothing to keep"
     _, meta = storage.read(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    batch = read_codes([maps], model, range(1, 2), prior_training.split_held_out(len(maps), 0.05, 0)[1])
+    batch = read_codes(
+        [maps], model, range(1, 2), prior_training.split_held_out(len(maps), 0.05, 0)[1]
+    )
     with torch.inference_mode():
-        nats = float(compute_loss(Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label))
+        nats = float(
+            compute_loss(
+                Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label
+            )
+        )
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
@@ -110,12 +148,15 @@ def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(
     assert storage.read(prior_folder(run, 0).model)[1]["step"] == 4
 
 
-def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_has_each_copy_of_an_image_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, config = Run(run).load()
     stored = load_images(config.data, "train")
     pixels = [torch.from_numpy(stored.decode(index, None).pixels) for index in range(len(stored))]
     images = torch.stack(pixels) / 255
-    size, reach = images.shape[-1], images.shape[-1] // 8
+    size = images.shape[-1]
+    reach = images.shape[-1] // 8
     drawn = make_rng("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
     down, right = next(shift for shift in drawn if shift != [reach, reach])
     copies = list[Tensor]()
@@ -123,7 +164,8 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
         padded = np.pad(pixels.numpy(), ((0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
         copies += [pixels, torch.from_numpy(padded[:, :, down : down + size, right : right + size])]
     coded = [model.encode(pixels)[0].numpy().astype(np.uint8) for pixels in copies]
-    seen, original = list[bytes](), PriorTask.step
+    seen = list[bytes]()
+    original = PriorTask.step
 
     def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
         seen.extend(image.numpy().astype(np.uint8).tobytes() for image in batch.codes[0])
@@ -131,7 +173,14 @@ def test_an_epoch_has_each_copy_of_an_image_once(run: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(PriorTask, "step", step)
     kept, _ = prior_training.split_held_out(len(images), 0.05, 0)
-    train_levels(run, 1, flip="true", shifts="1", training__batch_size=str(len(kept)), training__max_steps="4")
+    train_levels(
+        run,
+        1,
+        flip="true",
+        shifts="1",
+        training__batch_size=str(len(kept)),
+        training__max_steps="4",
+    )
     assert sorted(seen) == sorted(maps[image].tobytes() for maps in coded for image in kept)
 
 
@@ -146,17 +195,27 @@ def test_held_out_images_are_never_trained_on() -> None:
 
 
 def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
-    with in_another_process(prior_folder(run, 1).path), pytest.raises(InputError, match="level-2 is in use"):
+    with (
+        in_another_process(prior_folder(run, 1).path),
+        pytest.raises(InputError, match="level-2 is in use"),
+    ):
         train_levels(run)
     train_levels(run, 2)
-    with pytest.raises(InputError, match=r"level-2 holds a run already: continue it with --resume, or delete"):
+    with pytest.raises(
+        InputError, match=r"level-2 holds a run already: continue it with --resume, or delete"
+    ):
         train_levels(run)
     assert not prior_folder(run, 0).begun()
     with pytest.raises(InputError, match=r"--prior.network.hidden_units is 8 there, 16 here"):
         train_levels(run, 2, resume=True, network__hidden_units="16")
     train_levels(run, resume=True, training__max_steps="13")
     assert storage.read(prior_folder(run, 1).saved()[0])[1]["step"] == 13
-    assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13], "the level that was left has begun"
+    assert [record["step"] for record in evaluations(run, 0)] == [
+        4,
+        8,
+        12,
+        13,
+    ], "the level that was left has begun"
 
 
 def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) -> None:
@@ -168,16 +227,21 @@ def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) ->
 
 
 def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
-    folder, said = RunFolder(run).codes, list[str]()
+    folder = RunFolder(run).codes
+    said = list[str]()
     configs = resolve_priors(run, 1, GIVEN | {"prior.training.max_steps": "1"}, resume=False)
     with ExitStack() as held:
         pid = held.enter_context(in_another_process(folder))
-        train_priors(run, configs, say=lambda line: (said.append(line), "waiting" in line and held.close()))
+        train_priors(
+            run, configs, say=lambda line: (said.append(line), "waiting" in line and held.close())
+        )
     assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
     assert prior_folder(run, 0).begun()
 
 
-def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_step(monkeypatch, PriorTask, 3, lambda _: signal.raise_signal(signal.SIGINT))
     train_levels(run, training__batch_size="7")
     assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
@@ -189,7 +253,11 @@ def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, m
 
 
 def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Path) -> None:
-    changes = {"training__max_steps": "60", "training__learning_rate": "0.01", "training__evaluate_every": "20"}
+    changes = {
+        "training__max_steps": "60",
+        "training__learning_rate": "0.01",
+        "training__evaluate_every": "20",
+    }
     train_levels(run, of=GIVEN_GPT, **changes)
     assert list(prior_folders(run)) == [range(2)]
     folder = prior_folder(run, 0, 1)
@@ -200,7 +268,9 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     rate = evaluate_run(run).rate
     assert [bits < 49 * math.log2(3) for bits in rate.prior] == [True, True]
     model = load(run)
-    cached, plain = (model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain))
+    cached, plain = (
+        model.draw(3, seed=1, sampler=sampler).codes for sampler in (sample_cached, sample_plain)
+    )
     assert same(cached, plain)
     coarse = model.draw(3, seed=1, params=SamplingParams(levels=1))
     assert same(coarse.codes, cached[:1])
@@ -215,32 +285,45 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
 
 def test_a_level_has_one_prior(run: Path) -> None:
     train_levels(run, training__max_steps="1")
-    told = r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1 to 2"
+    told = (
+        r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1"
+        r" to 2"
+    )
     with pytest.raises(InputError, match=told):
         train_levels(run, of=GIVEN_GPT)
     shutil.rmtree(prior_folder(run, 1).path)
     stored = RunFolder(run).read_config()
     write_file(override(stored, GIVEN_GPT), RunFolder(run).config)
-    with pytest.raises(InputError, match=r"there is a prior of level 1: delete \S+/level-1 to train"):
+    with pytest.raises(
+        InputError, match=r"there is a prior of level 1: delete \S+/level-1 to train"
+    ):
         train_levels(run, of={}, resume=True)
     write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
     shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, of=GIVEN_GPT, training__max_steps="1")
     assert Run(run).missing_priors() == ""
-    with pytest.raises(InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
+    with pytest.raises(
+        InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"
+    ):
         train_levels(run, 2)
     shutil.move(run / "aside", prior_folder(run, 0).path)
-    with pytest.raises(InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
+    with pytest.raises(
+        InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"
+    ):
         Run(run).load_priors()
 
 
 _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
 
 
-def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_classes_are_withheld_depends_on_seed_and_step_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     label = torch.arange(64) % 4
-    drawn = torch.stack([drop_classes(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)])
+    drawn = torch.stack(
+        [drop_classes(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
+    )
     gone = drawn == 4
     assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
     assert torch.equal(drawn[~gone], label.expand_as(drawn)[~gone])
@@ -253,7 +336,9 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch: 
     assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
 
-def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_without_classes_are_no_ground_for_class_dropout(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, config = Run(run).load()
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
@@ -266,16 +351,29 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monke
 def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     torch.manual_seed(0)
     prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
-    fields = {"learning_rate": "0.02", "warmup_steps": "1", "schedule": "constant", "polyak_decay": "0.95",
-              "precision": "fp32", "device": "cpu", "batch_size": "256"}  # fmt: skip
-    fields = {f"prior.training.{name}": value for name, value in fields.items()} | {"prior.class_dropout": "0.5"}
+    fields = {
+        "learning_rate": "0.02",
+        "warmup_steps": "1",
+        "schedule": "constant",
+        "polyak_decay": "0.95",
+        "precision": "fp32",
+        "device": "cpu",
+        "batch_size": "256",
+    }
+    fields = {f"prior.training.{name}": value for name, value in fields.items()} | {
+        "prior.class_dropout": "0.5"
+    }
     config = override(tiny, fields)
     task = PriorTask("", range(1), config, (prior, config, ""))
     state = TrainState.start(prior, task.training)
     generator = torch.Generator().manual_seed(1)
     for step in range(150):
-        label = torch.multinomial(torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator)
-        codes = torch.where(label == 3, 2, label % 2)[:, None, None]  # the class says it: 0, 1, 0, 2
+        label = torch.multinomial(
+            torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator
+        )
+        codes = torch.where(label == 3, 2, label % 2)[
+            :, None, None
+        ]  # the class says it: 0, 1, 0, 2
         state.step = step
         task.step(state, CodeBatch((codes,), (), label))
     learned = state.averaged.module.eval()
@@ -285,14 +383,20 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_guidance_needs_class_dropout(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_needs_class_dropout(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
-    weak, strong = (model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0))
+    weak, strong = (
+        model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0)
+    )
     assert not torch.equal(weak, strong)
     do("sample", guided, "-n", 2, "--guidance", 1.5, "-o", tmp_path / "sheet.png")
-    monkeypatch.setattr(classifier, "train_classifier", lambda config: train_classifier(config, epochs=2))
+    monkeypatch.setattr(
+        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
+    )
     command = ("evaluate", guided, "--samples", 6, "--guidance", 1, 3, "--device", "cpu", "--json")
     report = json.loads(done(*command)[1])
     assert [row["guidance"] for row in report["by_guidance"]] == [1, 3]
@@ -300,15 +404,27 @@ def test_guidance_needs_class_dropout(run: Path, tmp_path: Path, monkeypatch: py
     assert first != second
     assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])
     train_levels(run)
-    for command in (["sample", run, "-o", tmp_path / "none.png"], ["evaluate", run, "--samples", "2"]):
+    for command in (
+        ["sample", run, "-o", tmp_path / "none.png"],
+        ["evaluate", run, "--samples", "2"],
+    ):
         line = refused([*command, "--guidance", "1.5"])
-        assert "prior of level 1 was trained without class dropout: train it with --prior.class_dropout 0.1" in line
-        assert "guidance is -1; it must be from 0 to 1000" in refused([*command, "--guidance", "-1"])
+        assert (
+            "prior of level 1 was trained without class dropout: train it with"
+            " --prior.class_dropout 0.1" in line
+        )
+        assert "guidance is -1; it must be from 0 to 1000" in refused(
+            [*command, "--guidance", "-1"]
+        )
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize(("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)])
-def test_a_prior_begins_with_other_classes(run: Path, tmp_path: Path, before: str, after: str, more: bool) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)]
+)
+def test_a_prior_begins_with_other_classes(
+    run: Path, tmp_path: Path, before: str, after: str, more: bool
+) -> None:
     """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
     path = prior_folder(run, 0).model
@@ -321,8 +437,12 @@ def test_a_prior_begins_with_other_classes(run: Path, tmp_path: Path, before: st
     told = list[str]()
     train_priors(other, resolve_priors(other, 1, fields, resume=False), say=told.append)
     second = storage.read(prior_folder(other, 0).model)[0]
-    rows, class_rows = first.pop("classes.weight"), second.pop("classes.weight")
-    assert any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told) == more
+    rows = first.pop("classes.weight")
+    class_rows = second.pop("classes.weight")
+    assert (
+        any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told)
+        == more
+    )
     expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
     assert class_rows.shape == expected.shape
     if not more:

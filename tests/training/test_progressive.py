@@ -48,9 +48,12 @@ def error(model: Model, images: Tensor, levels: int) -> float:
     return float((decoded - images).square().mean())
 
 
-def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, images: Tensor) -> None:
+def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(
+    case: Case, images: Tensor
+) -> None:
     run = case.path
-    before, digest = load(run), storage.digest(RunFolder(run).model)
+    before = load(run)
+    digest = storage.digest(RunFolder(run).model)
     file = before.compress(images[:1])[0]
     case.train(max_steps=100, learning_rate=0.01, evaluate_every=50)
     after = load(run)
@@ -66,21 +69,31 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
         assert error(after, images, levels) < 0.9 * error(before, images, levels)
         coarse = after.decompress([file], levels=levels)[0]
         alone = after.decode(tuple(code[:1] for code in codes[:levels]), size=(12, 12))
-        assert torch.allclose(coarse, alone[0], atol=1e-6), "codes of the first levels alone are that prefix"
+        assert torch.allclose(coarse, alone[0], atol=1e-6), (
+            "codes of the first levels alone are that prefix"
+        )
     evaluated = [record["level_mse"] for record in case.records("evaluation")]
     assert len(evaluated) == 2
     assert evaluated[1][-1] == evaluated[0][-1]
     for levels in range(1, whole + 1):
-        for one in (after.autoencoder, copy.deepcopy(after.autoencoder)):  # the form that a graph holds, and copies
+        for one in (
+            after.autoencoder,
+            copy.deepcopy(after.autoencoder),
+        ):  # the form that a graph holds, and copies
             result = one.decode_prefix(codes, torch.tensor(levels))
             assert torch.allclose(after.decode(codes, levels), result, atol=1e-6)
     decoder = after.autoencoder.double().progressive_decoder
-    assert {one.dtype for one in decoder.parameters()} == {torch.float64}, "it goes where its model goes"
+    assert {one.dtype for one in decoder.parameters()} == {torch.float64}, (
+        "it goes where its model goes"
+    )
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "rqvae"])
-def test_each_image_is_cut_to_a_prefix_in_turn(system: str, mnist_root: Path, tmp_path: Path, images: Tensor) -> None:
-    config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
+def test_each_image_is_cut_to_a_prefix_in_turn(
+    system: str, mnist_root: Path, tmp_path: Path, images: Tensor
+) -> None:
+    config = tiny_systems(mnist_root)[system]
+    run = RunFolder(tmp_path / "run")
     model = build(config)
     model.initialize(images, torch.Generator().manual_seed(0))
     run.prepare(config)
@@ -92,17 +105,26 @@ def test_each_image_is_cut_to_a_prefix_in_turn(system: str, mnist_root: Path, tm
     with torch.no_grad():
         plain = [model.decode(codes, levels, (12, 12)) - pixels / 255 for levels in (1, 2)]
     result = task.step(state, Batch(pixels[:15], torch.zeros(15, dtype=torch.long)))
-    for index in (1, 2):  # nothing is learned yet; decoded images are clamped, those that are learned from are not
+    for index in (
+        1,
+        2,
+    ):  # nothing is learned yet; decoded images are clamped, those that are learned from are not
         cut = plain[index - 1][index - 1 : 15 : 2]
-        assert result[f"reconstruction_{index}"] == pytest.approx(4 * float(cut.square().mean()), rel=0.05)
+        assert result[f"reconstruction_{index}"] == pytest.approx(
+            4 * float(cut.square().mean()), rel=0.05
+        )
     assert result["gradient_norm"] > 0
     state.step = 1
     one = task.step(state, Batch(pixels[:1], torch.zeros(1, dtype=torch.long)))
     assert "reconstruction_2" in one
-    assert "reconstruction_1" not in one, "a batch smaller than the number of prefixes has some of them"
+    assert "reconstruction_1" not in one, (
+        "a batch smaller than the number of prefixes has some of them"
+    )
 
 
-def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew(case: Case, images: Tensor) -> None:
+def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew(
+    case: Case, images: Tensor
+) -> None:
     before = load(case.path)
     case.train(max_steps=1, learning_rate=1e-30)
     codes = before.encode(images)
@@ -115,7 +137,8 @@ def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew
 
 @pytest.mark.parametrize("system", ["vqvae", "vqvae2"])
 def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path) -> None:
-    config, run = tiny_systems(mnist_root)[system], RunFolder(tmp_path / "run")
+    config = tiny_systems(mnist_root)[system]
+    run = RunFolder(tmp_path / "run")
     run.prepare(config)
     save_model(run.model, config, build(config).state_dict(), 0)
     assert "has no progressive decoder" in refused(["train-progressive", run.path])
@@ -124,9 +147,13 @@ def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path
 
 @pytest.fixture
 def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run whose autoencoder was trained further after its priors, progressive decoder and entropy model."""
+    """A run whose autoencoder was trained further after its priors, progressive decoder and entropy
+    model.
+    """
     monkeypatch.chdir(run.parent)
-    monkeypatch.setattr(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
+    monkeypatch.setattr(
+        EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05)
+    )
     with pytest.raises(InputError, match="nowhere"):
         refresh("nowhere", say=silent)
     assert refresh("run", say=silent) is None, "nothing is to be done"
@@ -139,17 +166,23 @@ def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("run")
 
 
-def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale: Path, tiny: Config, tmp_path: Path) -> None:
+def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
+    stale: Path, tiny: Config, tmp_path: Path
+) -> None:
     cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
     for case in cases:
         kept = case.state()
         for resume in (False, True):
-            with pytest.raises(InputError, match=r"another state of the model; renew with: hrvqvae refresh run"):
+            with pytest.raises(
+                InputError, match=r"another state of the model; renew with: hrvqvae refresh run"
+            ):
                 case.train(resume=resume)
         with pytest.raises(InputError):
             case.train(renew=True, init_from="nowhere")
         assert same(case.state(), kept), "it makes way when the next one begins, and not before"
-    anew = shutil.copytree(stale, tmp_path / "anew", ignore=shutil.ignore_patterns("priors", "prefixes", "tables*"))
+    anew = shutil.copytree(
+        stale, tmp_path / "anew", ignore=shutil.ignore_patterns("priors", "prefixes", "tables*")
+    )
     assert do("refresh", "run").splitlines()[-1].startswith("everything in run")
     assert Run(stale).stale_artifacts() == []
     model = load(stale)
@@ -158,7 +191,9 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale: Path, t
     for case in cases:
         if case.name == "progressive":
             case.at(anew).train()
-        assert same(case.state(), case.at(anew).state()), "with the fields of before, and nothing that was learned"
+        assert same(case.state(), case.at(anew).state()), (
+            "with the fields of before, and nothing that was learned"
+        )
         assert (case.folder.pictures / "curves.png").is_file()
 
 
@@ -177,7 +212,9 @@ def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path: Pa
         assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
 
 
-def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: Config, tmp_path: Path) -> None:
+def test_what_was_exported_is_renewed_by_what_its_weights_say(
+    run: Path, tiny: Config, tmp_path: Path
+) -> None:
     Case("progressive", run, tiny).train()
     train_levels(run)
     load(run).save_pretrained(tmp_path / "exported")
@@ -185,6 +222,9 @@ def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: C
     shutil.copy2(RunFolder(run).model, RunFolder(tmp_path / "exported").model)
     assert refresh(tmp_path / "exported", str(tiny.data.root), say=silent) is None
     assert Run(tmp_path / "exported").stale_artifacts() == []
-    for folder in (prior_folder(tmp_path / "exported", 1), progressive_folder(tmp_path / "exported")):
+    for folder in (
+        prior_folder(tmp_path / "exported", 1),
+        progressive_folder(tmp_path / "exported"),
+    ):
         assert folder.saved()[0].stem == "step-000000012"
     load(tmp_path / "exported").sample(1)

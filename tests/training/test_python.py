@@ -29,7 +29,9 @@ class Digits(Dataset[tuple[Tensor, int]]):
     classes = None
 
     def __init__(self, rows: slice, floats: bool = False) -> None:
-        self.images, self.labels, self.floats = IMAGES[rows], LABELS[rows], floats
+        self.images = IMAGES[rows]
+        self.labels = LABELS[rows]
+        self.floats = floats
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,28 +47,59 @@ def tiny_file(tiny: Config, tmp_path: Path) -> str:
 
 
 def tensors(run: RunFolder) -> dict[str, Tensor]:
-    return storage.read(run.saved()[0])[0] | {f"file {name}": one for name, one in storage.read(run.model)[0].items()}
+    return storage.read(run.saved()[0])[0] | {
+        f"file {name}": one for name, one in storage.read(run.model)[0].items()
+    }
 
 
 def test_it_is_the_training_of_the_command_line(tiny_file: str, tmp_path: Path) -> None:
-    arrays = {"x_train": IMAGES[:50], "y_train": LABELS[:50], "x_test": IMAGES[50:], "y_test": LABELS[50:]}
+    arrays = {
+        "x_train": IMAGES[:50],
+        "y_train": LABELS[:50],
+        "x_test": IMAGES[50:],
+        "y_test": LABELS[50:],
+    }
     np.savez(tmp_path / "digits.npz", **arrays)
-    typed, called = RunFolder(tmp_path / "typed"), RunFolder(tmp_path / "called")
+    typed = RunFolder(tmp_path / "typed")
+    called = RunFolder(tmp_path / "called")
     options = {"data.flip": True, "training.schedule": "constant"}
-    typed_options = [word for name, value in (options | GIVEN).items() for word in (f"--{name}", str(value).lower())]
-    do("train", tiny_file, "--data", tmp_path / "digits.npz", "--out", typed.path, "--max-steps", 9, *typed_options[:4])
+    typed_options = [
+        word
+        for name, value in (options | GIVEN).items()
+        for word in (f"--{name}", str(value).lower())
+    ]
+    do(
+        "train",
+        tiny_file,
+        "--data",
+        tmp_path / "digits.npz",
+        "--out",
+        typed.path,
+        "--max-steps",
+        9,
+        *typed_options[:4],
+    )
     do("train-prior", typed.path, *typed_options[4:])
 
     data = {"data": Digits(slice(50), floats=True), "test_data": Digits(slice(50, None))}
     hrvqvae.train(tiny_file, **data, out=called.path, max_steps=6, **options)
     model = hrvqvae.train(str(called.path), **data, resume=True, max_steps=9)
     model.train_prior(**GIVEN)
-    for left, right in ((typed, called), *((prior_folder(path.path, 1) for path in (typed, called)),)):
+    for left, right in (
+        (typed, called),
+        *((prior_folder(path.path, 1) for path in (typed, called)),),
+    ):
         assert same(tensors(left), tensors(right)), left.path
-    assert {path.name for path in called.pictures.iterdir()} == {path.name for path in typed.pictures.iterdir()}
+    assert {path.name for path in called.pictures.iterdir()} == {
+        path.name for path in typed.pictures.iterdir()
+    }
     assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
-    assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2, "the data set fits the entropy model"
-    assert "test: 20 images" in do("evaluate", called.path), "which knows the data set in this process"
+    assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2, (
+        "the data set fits the entropy model"
+    )
+    assert "test: 20 images" in do("evaluate", called.path), (
+        "which knows the data set in this process"
+    )
 
 
 def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
@@ -74,7 +107,9 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
 ) -> None:
     at_step(monkeypatch, AutoencoderTask, 1, Mock(side_effect=Killed))
     with pytest.raises(Killed):
-        hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, **{"model.hidden_units": 5})
+        hrvqvae.train(
+            tiny_file, data=Digits(slice(None)), out=tmp_path, **{"model.hidden_units": 5}
+        )
     monkeypatch.undo()
     with pytest.raises(InputError, match="hidden_units is 5 there, 8 here"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, resume=True)
@@ -85,14 +120,21 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
 def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text('{"mine": 1}')
-    with pytest.raises(InputError, match="metrics.jsonl is there already, and of no run: choose another --out"):
+    with pytest.raises(
+        InputError, match="metrics.jsonl is there already, and of no run: choose another --out"
+    ):
         hrvqvae.train(tiny_file, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"mine": 1}'
 
 
-def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, count = tmp_path / "run", torch.get_num_threads()
-    hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2, **{"training.threads": count + 1})
+def test_one_data_set_is_divided(
+    tiny_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    count = torch.get_num_threads()
+    hrvqvae.train(
+        tiny_file, data=Digits(slice(None)), out=run, max_steps=2, **{"training.threads": count + 1}
+    )
     assert torch.get_num_threads() == count, "the process is left as it was"
     assert "tiny: 65 training images" in capsys.readouterr().out, "of 70"
     with pytest.raises(InputError, match="continue it with --resume"):
@@ -101,25 +143,41 @@ def test_one_data_set_is_divided(tiny_file: str, tmp_path: Path, capsys: pytest.
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
     with pytest.raises(InputError, match="test_data needs a data set as data"):
         hrvqvae.train(tiny_file, data=tmp_path, test_data=Digits(slice(60)))
-    with pytest.raises(InputError, match="~no-such-user/x: there is no home folder here; give a path without ~"):
+    with pytest.raises(
+        InputError, match="~no-such-user/x: there is no home folder here; give a path without ~"
+    ):
         hrvqvae.train(tiny_file, data="~no-such-user/x", out=tmp_path / "other")
     with pytest.raises(InputError, match="mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
-    assert collect_fields("training", {"data.root": Path("x")}, run, None) == {"data.root": str(Path("x").absolute())}
+    assert collect_fields("training", {"data.root": Path("x")}, run, None) == {
+        "data.root": str(Path("x").absolute())
+    }
     with pytest.raises(InputError, match="holds no run to resume"):
         hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
     told = "trained on a data set given from Python: give it again"
-    with patch.object(datasets, "_REGISTERED", {}), pytest.raises(InputError, match=told):  # as in another process
+    with (
+        patch.object(datasets, "_REGISTERED", {}),
+        pytest.raises(InputError, match=told),
+    ):  # as in another process
         hrvqvae.load(run).train_prior()
 
 
 def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
     for items, fault in (
-        ([torch.zeros(12, 12)], r"item \d of the data set is not an image \(its shape is \(12, 12\)"),
+        (
+            [torch.zeros(12, 12)],
+            r"item \d of the data set is not an image \(its shape is \(12, 12\)",
+        ),
         ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
         ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
-        ([(torch.zeros(1, 12, 12), torch.arange(2))], "labels that are neither whole numbers nor texts"),
-        ([(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])], "labels that are neither whole numbers nor"),
+        (
+            [(torch.zeros(1, 12, 12), torch.arange(2))],
+            "labels that are neither whole numbers nor texts",
+        ),
+        (
+            [(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])],
+            "labels that are neither whole numbers nor",
+        ),
         ([(torch.zeros(12, 12),)], r"its shape is \(12, 12\)"),
         ([Image.new("F", (12, 12))], "its mode is F; images are of 8 or 16 bits"),
         ([], "the data set has no item"),

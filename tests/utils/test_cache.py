@@ -1,4 +1,6 @@
-"""Compiled code on disk, never taken after a change of what it was compiled from; work in parts on threads."""
+"""Compiled code on disk, never taken after a change of what it was compiled from; work in parts on
+threads.
+"""
 
 import ast
 import errno
@@ -20,14 +22,17 @@ from tests.conftest import threads
 FILES = {
     "__init__.py": "",
     "numbers.py": "STEP = 1\n",
-    "inner.py": """
+    "inner.py": (
+        """
 from hrvqvae.utils.compiled import compiled, in_parts
 
 @compiled()
 def inner(x):
     return x * 2
-""",
-    "outer.py": """
+"""
+    ),
+    "outer.py": (
+        """
 from hrvqvae.utils.compiled import compiled
 from small.inner import inner
 from small.numbers import STEP
@@ -35,7 +40,8 @@ from small.numbers import STEP
 @compiled()
 def outer(x):
     return inner(x) + STEP
-""",
+"""
+    ),
 }
 CALL = """
 import json, sys
@@ -61,10 +67,16 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: 
     package.mkdir()
     for name, text in FILES.items():
         (package / name).write_text(text)
-    whole, broken = start(tmp_path, 3), start(tmp_path, 0.5)  # at once, each another signature
+    # at once, each another signature
+    whole = start(tmp_path, 3)
+    broken = start(tmp_path, 0.5)
     assert values_hits_misses(whole) == ([7], 0, 1)
     assert values_hits_misses(broken) == ([2.0], 0, 1)
-    assert values_hits_misses(start(tmp_path, 3, 0.5)) == ([7, 2.0], 2, 0), "later processes compile nothing"
+    assert values_hits_misses(start(tmp_path, 3, 0.5)) == (
+        [7, 2.0],
+        2,
+        0,
+    ), "later processes compile nothing"
     (package / "inner.py").write_text(FILES["inner.py"].replace("x * 2", "x * 5"))
     (package / "numbers.py").write_text("STEP = 100\n")
     assert values_hits_misses(start(tmp_path, 3)) == ([115], 0, 1)
@@ -74,7 +86,8 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: 
 
 def test_what_compiled_functions_call_and_read_lies_in_their_folder() -> None:
     """And all of them are kept on disk."""
-    root, seen = Path(hrvqvae.__path__[0]), 0
+    root = Path(hrvqvae.__path__[0])
+    seen = 0
     for path in root.rglob("*.py"):
         if "utils.compiled import compiled" not in path.read_text(encoding="utf-8"):
             continue
@@ -102,7 +115,11 @@ def test_a_damaged_file_is_compiled_again() -> None:
 
     cache = compiled()(add_two)._cache
     assert compiled()(add_two)(2) == 4
-    for damage in (lambda content: b"", lambda content: content[:-9], lambda content: b"x" + content):
+    for damage in (
+        lambda content: b"",
+        lambda content: content[:-9],
+        lambda content: b"x" + content,
+    ):
         for path in Path(cache.cache_path).glob(f"{cache._current_prefix}*.nbc"):
             path.write_bytes(damage(path.read_bytes()))
         for hits in (0, 1):  # the damaged file was replaced
@@ -124,7 +141,9 @@ def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself() -> N
     assert not [*Path(function._cache.cache_path).glob(f"{function._cache._current_prefix}*")]
 
 
-def test_every_part_once_and_in_order_and_an_interruption_comes_out(capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_part_once_and_in_order_and_an_interruption_comes_out(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def interrupted(first: int, last: int) -> None:
         raise KeyboardInterrupt
 

@@ -1,4 +1,6 @@
-"""Files and folders are written whole or not at all, under safe names; one process at a time has a folder or a file."""
+"""Files and folders are written whole or not at all, under safe names; one process at a time has a
+folder or a file.
+"""
 
 import errno
 import ntpath
@@ -18,7 +20,15 @@ from hypothesis import strategies as st
 from hrvqvae.utils import outputs
 from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.locks import InUseError, lock_file, lock_folder
-from hrvqvae.utils.outputs import TEMPORARY, Outputs, check_output, create_folder, safe_name, write_atomic, write_output
+from hrvqvae.utils.outputs import (
+    TEMPORARY,
+    Outputs,
+    check_output,
+    create_folder,
+    safe_name,
+    write_atomic,
+    write_output,
+)
 from tests.kills import in_another_process
 
 _FORKING = """
@@ -33,12 +43,19 @@ with lock_folder(Path(sys.argv[1])):
 
 
 @pytest.mark.parametrize("lock", [lock_folder, lock_file])
-def test_one_process_has_it(lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path) -> None:
+def test_one_process_has_it(
+    lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
+) -> None:
     """The number of another one is named; a killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
     holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
     with in_another_process(path, lock.__name__) as number:
-        with pytest.raises(InUseError, match=rf"x is in use by another process \(pid {number}\); wait"), lock(path):
+        with (
+            pytest.raises(
+                InUseError, match=rf"x is in use by another process \(pid {number}\); wait"
+            ),
+            lock(path),
+        ):
             pass
         holder.write_text("")
         with pytest.raises(InUseError, match="by another process; wait"), lock(path):
@@ -48,11 +65,15 @@ def test_one_process_has_it(lock: Callable[[Path], AbstractContextManager[None]]
             pass
         assert holder.read_text() == str(os.getpid()), "the outer one has it still"
         assert holder.with_name(holder.name.removesuffix("-holder")).exists()
-    assert {one.name for one in tmp_path.rglob("*")} == ({"x", ".lock"} if lock is lock_folder else set())
+    assert {one.name for one in tmp_path.rglob("*")} == (
+        {"x", ".lock"} if lock is lock_folder else set()
+    )
 
 
 def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
-    """Processes that decode images are forked while it is held, and outlive a killed parent for a while."""
+    """Processes that decode images are forked while it is held, and outlive a killed parent for a
+    while.
+    """
     command = [sys.executable, "-c", _FORKING, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -67,7 +88,9 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x"
     write_atomic(path, b"old")
 
@@ -114,7 +137,10 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         assert not out.exists()
     assert [path.name for path in out.parent.rglob("*")] == [out.name, "whole"]
     for there in (out, Path(), Path("/")):
-        with pytest.raises(InputError, match="exists already; choose another"), create_folder(there):
+        with (
+            pytest.raises(InputError, match="exists already; choose another"),
+            create_folder(there),
+        ):
             pass
 
 
@@ -124,7 +150,11 @@ def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=told), lock_folder(tmp_path / "file" / "run"):
         pass
     (tmp_path / "link").symlink_to(tmp_path / "x")
-    with in_another_process(tmp_path / "x", "lock_file"), pytest.raises(InUseError), lock_file(tmp_path / "link"):
+    with (
+        in_another_process(tmp_path / "x", "lock_file"),
+        pytest.raises(InUseError),
+        lock_file(tmp_path / "link"),
+    ):
         pass
     with lock_file(tmp_path / ("x" * 255)):
         write_atomic(tmp_path / ("x" * 255), b"")
@@ -133,7 +163,9 @@ def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
 def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
     program = "import sys; from pathlib import Path; from hrvqvae.utils.locks import is_locked\n"
     program += "print(flush=True)\nwhile True: is_locked(Path(sys.argv[1]))"
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         try:
@@ -149,11 +181,28 @@ NAMES = st.one_of(
     st.text(st.characters(), max_size=30),
     st.lists(
         st.sampled_from(
-            ["..", ".", "", "a", "C:", "con", "NUL.txt", "x" * 300, "b ", "c.", "d\\e", "\x1b[2J", "\ud800", "LPT¹"]
+            [
+                "..",
+                ".",
+                "",
+                "a",
+                "C:",
+                "con",
+                "NUL.txt",
+                "x" * 300,
+                "b ",
+                "c.",
+                "d\\e",
+                "\x1b[2J",
+                "\ud800",
+                "LPT¹",
+            ]
         ),
         max_size=6,
     ).map("/".join),
-    st.sampled_from(["/abs/x", "a/../../b", "~/x", "-rf", ".lock", ".writing-1", "x/" * 3000, "é" * 300]),
+    st.sampled_from(
+        ["/abs/x", "a/../../b", "~/x", "-rf", ".lock", ".writing-1", "x/" * 3000, "é" * 300]
+    ),
 )
 
 
@@ -165,7 +214,9 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
     assert len(safe.encode()) <= 800
     assert printable(safe).isprintable()
     parts = safe.split("/")
-    assert all(0 < len(part.encode()) <= 200 and part[0] != "." and part[-1] not in ". " for part in parts)
+    assert all(
+        0 < len(part.encode()) <= 200 and part[0] != "." and part[-1] not in ". " for part in parts
+    )
     assert not any(c in '\\:*?"<>|' or unicodedata.category(c) == "Cc" for c in safe)
     path = PureWindowsPath(safe)
     is_reserved = getattr(ntpath, "isreserved", PureWindowsPath.is_reserved)  # since Python 3.13
@@ -174,7 +225,9 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(names=st.lists(st.one_of(NAMES, st.text("aAéÉ/.", max_size=4)), max_size=12))
-def test_outputs_differ_on_every_system(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_outputs_differ_on_every_system(
+    names: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """By case and by Unicode form; none is a file where another needs a folder."""
     folder = tmp_path_factory.mktemp("out") / "deep"
     outputs = Outputs(folder)
@@ -187,15 +240,19 @@ def test_outputs_differ_on_every_system(names: list[str], tmp_path_factory: pyte
 
 
 def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
-    source, target, link = tmp_path / "in.png", tmp_path / "out.png", tmp_path / "link.png"
+    source = tmp_path / "in.png"
+    target = tmp_path / "out.png"
+    link = tmp_path / "link.png"
     for path in (source, target):
         path.write_bytes(b"mine")
     os.link(source, link)
     for path, force, message in (
         (target, False, "exists already; choose another output, or overwrite it with --force"),
-        (source, True, "is an input and is never overwritten"), (link, True, "is an input"),
-        (tmp_path / "x.jpg", True, "must end in .png"), (source / "x.png", True, "can't be written"),
-    ):  # fmt: skip
+        (source, True, "is an input and is never overwritten"),
+        (link, True, "is an input"),
+        (tmp_path / "x.jpg", True, "must end in .png"),
+        (source / "x.png", True, "can't be written"),
+    ):
         with pytest.raises(InputError, match=message):
             check_output(path, force=force, inputs=[source], suffix=".png")
     check_output(target, force=True, inputs=[source])
@@ -203,7 +260,7 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
         (Outputs(tmp_path), "out", "exists already"),
         (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
         (Outputs(tmp_path.parent), tmp_path.name, "is a folder"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InputError, match=message):
             folder.reserve(name, "" if name == tmp_path.name else ".png")
     single = Outputs(tmp_path / "new.PNG", [".png"])
@@ -216,8 +273,11 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
 
 
 def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path: Path) -> None:
-    """A link that is named stays a link; one inside of the folder that leads out is refused, also to no file."""
-    inside, outside = tmp_path / "in", tmp_path / "outside"
+    """A link that is named stays a link; one inside of the folder that leads out is refused, also
+    to no file.
+    """
+    inside = tmp_path / "in"
+    outside = tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
     (inside / "folder").symlink_to(outside)

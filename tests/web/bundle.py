@@ -1,4 +1,6 @@
-"""Read a bundle in Python, without the checks of the page: the oracle of the page's pixels and codes."""
+"""Read a bundle in Python, without the checks of the page: the oracle of the page's pixels and
+codes.
+"""
 
 import json
 import math
@@ -20,20 +22,29 @@ def read_bundle(path: Path) -> tuple[SingleGridAutoencoder, EntropyModel]:
     """The model of a bundle, with the rounded weights that a page has, and its entropy model."""
     content = path.read_bytes()
     end = 12 + int.from_bytes(content[8:12], "little")
-    header, body = json.loads(content[12:end]), zlib.decompress(content[end:])
-    offset, stored = header["tables"], dict[str, Tensor]()
+    header = json.loads(content[12:end])
+    body = zlib.decompress(content[end:])
+    offset = header["tables"]
+    stored = dict[str, Tensor]()
     entropy_model = read_entropy_model(body[:offset], str(path))
     for name, kind, shape in header["arrays"]:
         values = np.frombuffer(body, kind, math.prod(shape), offset)
         stored[name] = torch.from_numpy(values.copy()).view(shape)
         offset += values.nbytes
-    weights, config = storage.restored(stored), from_dict(header["config"], str(path))
+    weights = storage.restored(stored)
+    config = from_dict(header["config"], str(path))
     model = build(config)
     assert isinstance(model, SingleGridAutoencoder)
-    progressive = {name: weights.pop(name) for name in list(weights) if name.startswith("progressive.")}
+    progressive = {
+        name: weights.pop(name) for name in list(weights) if name.startswith("progressive.")
+    }
     if header["progressive"]:
         decoder = build_progressive_decoder(require_several_levels(model, config), config)
-        decoder.load_state_dict({name.removeprefix("progressive."): values for name, values in progressive.items()})
+        decoder.load_state_dict(
+            {name.removeprefix("progressive."): values for name, values in progressive.items()}
+        )
         model.use_progressive_decoder(decoder.eval())
-    model.load_state_dict({**model.state_dict(), **weights})  # a bundle has no counts, which are for training only
+    model.load_state_dict(
+        {**model.state_dict(), **weights}
+    )  # a bundle has no counts, which are for training only
     return model.requires_grad_(False).eval(), entropy_model

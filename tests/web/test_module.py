@@ -1,4 +1,6 @@
-"""The module in web/ in node: pixels and files of a bundle as Python has them, and what it refuses."""
+"""The module in web/ in node: pixels and files of a bundle as Python has them, and what it
+refuses.
+"""
 
 import base64
 import gzip
@@ -30,7 +32,11 @@ from tests.web.bundle import read_bundle
 WEB = Path(__file__).parents[2] / "web"
 DECODER = Path(__file__).parents[1] / "format" / "decode.mjs"
 READ = ("archive", "file of codes", "tables")
-CONSTRUCTED = [(reader, name) for reader, name in bombs.BOMBS if reader in READ and "million images" not in name]
+CONSTRUCTED = [
+    (reader, name)
+    for reader, name in bombs.BOMBS
+    if reader in READ and "million images" not in name
+]
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
 FILES = int(os.environ.get("HRVQVAE_WEB_FILES", "30"))
 Pixels = NDArray[np.uint8]
@@ -38,13 +44,23 @@ Pixels = NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_web(os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle")[0]
+    return export_web(
+        os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle"
+    )[0]
 
 
 def run_module(what: str, bundle: Path, entries: list[Any], folder: Path) -> list[Any]:
     (folder / "in.json").write_text(json.dumps(entries))
-    arguments = [str(Path(__file__).parent / "pictures.mjs"), what, str(bundle), "in.json", "out.json"]
-    done = node(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    arguments = [
+        str(Path(__file__).parent / "pictures.mjs"),
+        what,
+        str(bundle),
+        "in.json",
+        "out.json",
+    ]
+    done = node(
+        arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     results: list[Any] = json.loads((folder / "out.json").read_text())
     return results
@@ -69,7 +85,9 @@ def decoded(model: Any, entropy_model: Any, file: bytes) -> Pixels:
 
 def rgba(image: Tensor, alpha: int | Pixels = 255) -> dict[str, Any]:
     pixels = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
-    full = np.concatenate([pixels, np.broadcast_to(np.asarray(alpha, np.uint8)[..., None], (*pixels.shape[:2], 1))], 2)
+    full = np.concatenate(
+        [pixels, np.broadcast_to(np.asarray(alpha, np.uint8)[..., None], (*pixels.shape[:2], 1))], 2
+    )
     return {"width": image.shape[3], "height": image.shape[2], "data": text_of(full.tobytes())}
 
 
@@ -79,21 +97,34 @@ def pixels_of(result: dict[str, Any]) -> Pixels:
 
 
 def images_of_many_sizes(count: int, channels: int) -> list[Tensor]:
-    sizes = [(32, 32), (1, 1), (5, 64), (33, 31), *((20 + 7 * i % 29, 10 + 11 * i % 37) for i in range(36))]
+    sizes = [
+        (32, 32),
+        (1, 1),
+        (5, 64),
+        (33, 31),
+        *((20 + 7 * i % 29, 10 + 11 * i % 37) for i in range(36)),
+    ]
     images = []
     for number in range(count):
         height, width = sizes[number % len(sizes)]
-        noise = torch.from_numpy(np.random.default_rng(number).integers(0, 256, (1, channels, 4, 4), np.uint8)).float()
+        noise = torch.from_numpy(
+            np.random.default_rng(number).integers(0, 256, (1, channels, 4, 4), np.uint8)
+        ).float()
         large = torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
         images.append(large.round().to(torch.uint8))
     return images
 
 
 @torch.inference_mode()
-def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(bundle: Path, tmp_path: Path) -> None:
+def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(
+    bundle: Path, tmp_path: Path
+) -> None:
     model, entropy_model = read_bundle(bundle)
     images = images_of_many_sizes(FILES, model.channels)
-    files = [codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1) for i, one in enumerate(images)]
+    files = [
+        codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1)
+        for i, one in enumerate(images)
+    ]
     results = run_module("decode", bundle, [text_of(file) for file in files], tmp_path)
     for file, result in zip(files, results, strict=True):
         pixels = pixels_of(result)
@@ -102,11 +133,15 @@ def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(bundle: Path, tmp
 
 
 @torch.inference_mode()
-def test_encodes_to_files_that_python_reads_with_the_same_error(bundle: Path, tmp_path: Path) -> None:
+def test_encodes_to_files_that_python_reads_with_the_same_error(
+    bundle: Path, tmp_path: Path
+) -> None:
     check_encoding(bundle, *read_bundle(bundle), FILES, tmp_path)
 
 
-def check_encoding(bundle: Path, model: Any, entropy_model: Any, count: int, tmp_path: Path) -> None:
+def check_encoding(
+    bundle: Path, model: Any, entropy_model: Any, count: int, tmp_path: Path
+) -> None:
     images = images_of_many_sizes(count, model.channels)
     results = run_module("encode", bundle, [rgba(one) for one in images], tmp_path)
     for image, result in zip(images, results, strict=True):
@@ -115,7 +150,9 @@ def check_encoding(bundle: Path, model: Any, entropy_model: Any, count: int, tmp
         if file == expected:
             continue
         true = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy().astype(float)
-        errors = [np.square(decoded(model, entropy_model, one) - true).mean() for one in (file, expected)]
+        errors = [
+            np.square(decoded(model, entropy_model, one) - true).mean() for one in (file, expected)
+        ]
         assert abs(10 * np.log10(errors[0] / errors[1])) < 0.05
 
 
@@ -126,13 +163,18 @@ def test_bytes_choose_the_prefix(bundle: Path, tmp_path: Path) -> None:
     files = [codes_file(model, entropy_model, image, levels) for levels in model.prefixes]
     assert all(longer.startswith(shorter) for shorter, longer in pairwise(files))
     limits = [1, *(len(file) + more for file in files for more in (-1, 0))]
-    expected = [max((file for file in files if len(file) <= limit), key=len, default=files[0]) for limit in limits]
+    expected = [
+        max((file for file in files if len(file) <= limit), key=len, default=files[0])
+        for limit in limits
+    ]
     entries = [rgba(image) | {"bytes": limit} for limit in limits]
     assert run_module("encode", bundle, entries, tmp_path) == [text_of(file) for file in expected]
 
 
 @torch.inference_mode()
-def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle: Path, tmp_path: Path) -> None:
+def test_transparency_comes_before_the_file_and_old_readers_refuse_it(
+    bundle: Path, tmp_path: Path
+) -> None:
     model, entropy_model = read_bundle(bundle)
     image = images_of_many_sizes(1, model.channels)[0]
     y, x = np.mgrid[:32, :32]
@@ -145,8 +187,13 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle: Pa
         hrv.read(entropy_model, [content])
     assert content[0] == 0xDC
     cuts = [content[:length] for length in range(1, 30)]
-    flips = [content[: i // 8] + bytes([content[i // 8] ^ 1 << i % 8]) + content[i // 8 + 1 :] for i in range(8, 200)]
-    whole, *others = run_module("decode", bundle, [text_of(one) for one in (content, *cuts, *flips)], tmp_path)
+    flips = [
+        content[: i // 8] + bytes([content[i // 8] ^ 1 << i % 8]) + content[i // 8 + 1 :]
+        for i in range(8, 200)
+    ]
+    whole, *others = run_module(
+        "decode", bundle, [text_of(one) for one in (content, *cuts, *flips)], tmp_path
+    )
     visible = pixels_of(whole)[..., 3]
     assert (visible[10:22, 10:22] == 255).all()
     assert (visible[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
@@ -157,12 +204,28 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle: Pa
 def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
     model, entropy_model = read_bundle(bundle)
     file = codes_file(model, entropy_model, images_of_many_sizes(1, model.channels)[0], 1)
-    flips = [file[: i // 8] + bytes([file[i // 8] ^ 1 << i % 8]) + file[i // 8 + 1 :] for i in range(8 * len(file))]
+    flips = [
+        file[: i // 8] + bytes([file[i // 8] ^ 1 << i % 8]) + file[i // 8 + 1 :]
+        for i in range(8 * len(file))
+    ]
     bad = [b"", b"\x89PNG", file[:-1], b"\xd5\0\0\0" + file[4:], *flips]
-    assert all("refused" in one for one in run_module("decode", bundle, [text_of(one) for one in bad], tmp_path))
+    assert all(
+        "refused" in one
+        for one in run_module("decode", bundle, [text_of(one) for one in bad], tmp_path)
+    )
     content = bundle.read_bytes()
-    damaged = [b"", content[:11], content[:1000], content[:-1], content + b"x", b"HRVQWEB2" + content[8:]]
-    damaged += [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in (9, 30, 200, 5000, len(content) - 1)]
+    damaged = [
+        b"",
+        content[:11],
+        content[:1000],
+        content[:-1],
+        content + b"x",
+        b"HRVQWEB2" + content[8:],
+    ]
+    damaged += [
+        content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
+        for i in (9, 30, 200, 5000, len(content) - 1)
+    ]
     names = run_module("bundles", bundle, [text_of(one) for one in (content, *damaged)], tmp_path)
     assert names[0] == bundle.stem
     assert all("refused" in one for one in names[1:])
@@ -171,7 +234,8 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_pat
 @pytest.mark.parametrize("case", CONSTRUCTED, ids=" ".join)
 def test_constructed_files_are_refused_in_node(case: tuple[str, str], tmp_path: Path) -> None:
     """Files that ask for much memory or time, and hold no image that is whole."""
-    path, tables = bombs.BOMBS[case](tmp_path, tmp_path), tmp_path / "model.hrvt"
+    path = bombs.BOMBS[case](tmp_path, tmp_path)
+    tables = tmp_path / "model.hrvt"
     tables.write_bytes(Model(bombs.MODEL).entropy_model.content)
     arguments = [str(DECODER), *([str(tables)] if case[0] == "file of codes" else []), str(path)]
     done = node(arguments, return_completed_process=True, capture_output=True, text=True)
@@ -183,8 +247,11 @@ def test_a_level_needs_as_many_bytes_as_in_python(bundle: Path) -> None:
     """With tables and without, for images near the limit."""
     _, entropy_model = read_bundle(bundle)
     cases = []
-    for size, level, by_tables in product(((8192, 8192), (4096, 8000), (6000, 5000)), range(5), (0, 1)):
-        network, layout = entropy_model.network(level) if by_tables else None, entropy_model.layout(size)
+    for size, level, by_tables in product(
+        ((8192, 8192), (4096, 8000), (6000, 5000)), range(5), (0, 1)
+    ):
+        network = entropy_model.network(level) if by_tables else None
+        layout = entropy_model.layout(size)
         groups = [None] * level + [{"groups": network.contexts.groups} if network else None]
         needed = count_required_bytes(layout, level, network)
         cases.append([{"levels": groups}, by_tables, level, layout.grids.tolist(), needed])
@@ -192,22 +259,36 @@ def test_a_level_needs_as_many_bytes_as_in_python(bundle: Path) -> None:
     script = f"""
 import {{ admits }} from {json.dumps((WEB / "levels.js").as_uri())};
 for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
-  const [enough, less] = [needed, needed - 1].map((bytes) => admits(tables, byTables, level, grids, bytes));
+  const [enough, less] = [needed, needed - 1].map(
+    (bytes) => admits(tables, byTables, level, grids, bytes));
   if (!enough || (needed && less)) throw new Error(JSON.stringify([level, byTables, needed]));
 }}
 """
-    done = node(["--input-type=module", "-e", script], return_completed_process=True, capture_output=True, text=True)
+    done = node(
+        ["--input-type=module", "-e", script],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_archive_of_many_images_is_read_in_node(tmp_path: Path) -> None:
     index = bombs._index(150_000, (28, 28), 1)
     (tmp_path / "x.hrva").write_bytes(bombs._head() + bombs._block(index, bytes(150_000), 150_000))
-    done = node([str(DECODER), "x.hrva"], return_completed_process=True, cwd=tmp_path, capture_output=True, text=True)
+    done = node(
+        [str(DECODER), "x.hrva"],
+        return_completed_process=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert (done.stderr, len(json.loads(done.stdout)["images"])) == ("", 150_000)
 
 
-def test_the_command_writes_a_bundle_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_a_bundle_of_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "treevq-mnist.hrvw" in do("export", "--web", MODEL, tmp_path / "out")
     monkeypatch.chdir(run_folder(MODEL))
     assert "treevq-mnist.hrvw" in do("export", "--web", ".", tmp_path / "of here")
@@ -223,7 +304,9 @@ def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("hrvqvae.quantize.residual._MAX_DENSE_BOOKS", 2)
     config = override(test_graphs.config_of("hrvqvae"), {"model.quantizer.shrinkage": "1"})
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    assert "a level has a table" in refused(["export", "--web", test_graphs.saved("hrvqvae", tmp_path)])
+    assert "a level has a table" in refused(
+        ["export", "--web", test_graphs.saved("hrvqvae", tmp_path)]
+    )
 
 
 @pytest.mark.parametrize("fields", [{"context": "1"}, {"linked": "2", "joint_beam": "true"}])
@@ -231,7 +314,10 @@ def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_model_with_a_context_or_a_joint_beam(
     fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = {f"model.quantizer.{name}": value for name, value in {"levels": "5", "beam": "3", **fields}.items()}
+    fields = {
+        f"model.quantizer.{name}": value
+        for name, value in {"levels": "5", "beam": "3", **fields}.items()
+    }
     config = override(test_graphs.config_of("hrvqvae"), fields)
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
     bundle = export_web(test_graphs.saved("hrvqvae", tmp_path), tmp_path / "web")[0]
@@ -239,7 +325,12 @@ def test_a_model_with_a_context_or_a_joint_beam(
     check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0])
     (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
-    assert np.abs(pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)).max() <= 1
+    assert (
+        np.abs(
+            pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)
+        ).max()
+        <= 1
+    )
 
 
 def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +340,12 @@ def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.Mo
     model, entropy_model = read_bundle(bundle)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], 1)
     (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
-    assert np.abs(pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)).max() <= 1
+    assert (
+        np.abs(
+            pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)
+        ).max()
+        <= 1
+    )
 
 
 def test_the_module_stays_small() -> None:

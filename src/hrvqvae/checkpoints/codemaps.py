@@ -1,11 +1,13 @@
 """Code maps: the codes of a split as memory-mapped arrays in the run folder.
 
-RUN/priors/codes/train-level-1.npy   (N, H_1, W_1), the smallest unsigned type that holds the symbols of the level
+RUN/priors/codes/train-level-1.npy   (N, H_1, W_1), the smallest unsigned type that holds the
+symbols of the level
                  train-labels.npy    (N,) int64
                  train.json          source of the codes, class names, array digests
 
-These are the codes of the images without augmentation. The codes of each flipped or shifted copy have a folder beside
-`codes`. Codes are extracted again if the model, the data configuration or the images have changed.
+These are the codes of the images without augmentation. The codes of each flipped or shifted copy
+have a folder beside `codes`. Codes are extracted again if the model, the data configuration or the
+images have changed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from hrvqvae.utils.progress import note, tracked
 
 Augment = Callable[[Tensor], Tensor]
 WriteArrays = Callable[[Sequence[Path]], Sequence[str]]
-"""Writes an .npy file per level, coarse first, and one of the labels; returns the names of the classes."""
+"""Writes an .npy file per level, coarse first, and one of the labels; returns the names of the
+classes.
+"""
 _BATCH_SIZE = 128
 
 
@@ -54,16 +58,20 @@ class CodeMaps:
         return len(self.labels)
 
     def read(self, indices: Sequence[int] | NDArray[np.int64]) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the codes, int64 (B, H_l, W_l) per level, and the labels (B,) of the images with these indices."""
+        """Return the codes, int64 (B, H_l, W_l) per level, and the labels (B,) of the images with
+        these indices.
+        """
         codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
         return codes, torch.from_numpy(self.labels[indices])
 
 
 def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
-    """Yield, for each copy of the images, the name of its folder of codes and its augmentation, if any.
+    """Yield, for each copy of the images, the name of its folder of codes and its augmentation, if
+    any.
 
-    The first copy is the images themselves. Each of the `shifts` further copies has one random offset of at most an
-    eighth of a side, with the border mirrored. With `flip`, each copy is followed by its mirror images.
+    The first copy is the images themselves. Each of the `shifts` further copies has one random
+    offset of at most an eighth of a side, with the border mirrored. With `flip`, each copy is
+    followed by its mirror images.
     """
 
     def augment(images: Tensor, copy: int, flipped: bool) -> Tensor:
@@ -71,8 +79,14 @@ def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]
         if copy == 0:
             return images
         border = [size // 8 for size in images.shape[2:]]
-        corners = make_rng("shift", copy).integers(0, [2 * width + 1 for width in border], (100, 2)).tolist()
-        top, left = next((corner for corner in corners if corner != border), border)  # the first that shifts
+        corners = (
+            make_rng("shift", copy)
+            .integers(0, [2 * width + 1 for width in border], (100, 2))
+            .tolist()
+        )
+        top, left = next(
+            (corner for corner in corners if corner != border), border
+        )  # the first that shifts
         padded = pad(images, (border[1], border[1], border[0], border[0]), mode="reflect")
         return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
 
@@ -86,24 +100,40 @@ def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]
 @exact_float32()
 @torch.inference_mode()
 def extract_codes(
-    model: Autoencoder, config: Config, split: str, device: torch.device | None = None, limit: int | None = None,
-    rank_slice: RankSlice = WHOLE, encode: Encode | None = None, augment: Augment | None = None,
-) -> CodeMaps:  # fmt: skip
-    """Return the codes of the images of a split, in order, computed in float32. Moves the model to the CPU at the end.
+    model: Autoencoder,
+    config: Config,
+    split: str,
+    device: torch.device | None = None,
+    limit: int | None = None,
+    rank_slice: RankSlice = WHOLE,
+    encode: Encode | None = None,
+    augment: Augment | None = None,
+) -> CodeMaps:
+    """Return the codes of the images of a split, in order, computed in float32. Moves the model to
+    the CPU at the end.
 
-    `limit` is the number of images, spread evenly over the split; `rank_slice` is the share of them to encode.
-    `encode` replaces `model.encode`; `augment` changes the images (B, C, Y, X) before they are encoded.
+    `limit` is the number of images, spread evenly over the split; `rank_slice` is the share of them
+    to encode. `encode` replaces `model.encode`; `augment` changes the images (B, C, Y, X) before
+    they are encoded.
     """
-    images, device, encode = load_images(config.data, split), device or torch.device("cpu"), encode or model.encode
+    images = load_images(config.data, split)
+    device = device or torch.device("cpu")
+    encode = encode or model.encode
     model.to(device)
     dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
     levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]  # per level, the codes of each batch
     labels = []
     batches = evaluation_batches(
-        images, batch_size=_BATCH_SIZE, limit=limit, workers=config.data.workers, rank_slice=rank_slice
+        images,
+        batch_size=_BATCH_SIZE,
+        limit=limit,
+        workers=config.data.workers,
+        rank_slice=rank_slice,
     )
     total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
-    for batch in tracked(batches, f"codes of the {split} split", total, lambda batch: len(batch.images)):
+    for batch in tracked(
+        batches, f"codes of the {split} split", total, lambda batch: len(batch.images)
+    ):
         labels.append(batch.labels.numpy())
         inputs = augment(batch.images.to(device)) if augment else batch.images.to(device)
         for arrays, dtype, codes in zip(levels, dtypes, encode(inputs), strict=True):
@@ -111,26 +141,39 @@ def extract_codes(
     model.cpu()
     if not labels:
         raise InputError(f"no image of the {split} split could be read")
-    return CodeMaps(tuple(np.concatenate(arrays) for arrays in levels), np.concatenate(labels), images.classes)
+    return CodeMaps(
+        tuple(np.concatenate(arrays) for arrays in levels), np.concatenate(labels), images.classes
+    )
 
 
 def load_or_extract(
-    folder: Path, model: Autoencoder, model_digest: str, config: Config, split: str,
-    device: torch.device | None = None, say: Callable[[str], None] = print, augment: Augment | None = None,
-) -> CodeMaps:  # fmt: skip
-    """Load the codes of a split from a folder; extract and write them first if they are missing, stale or damaged.
+    folder: Path,
+    model: Autoencoder,
+    model_digest: str,
+    config: Config,
+    split: str,
+    device: torch.device | None = None,
+    say: Callable[[str], None] = print,
+    augment: Augment | None = None,
+) -> CodeMaps:
+    """Load the codes of a split from a folder; extract and write them first if they are missing,
+    stale or damaged.
 
-    Processes that train together extract a share each. If any other process works in the folder, report this with
-    `say` and wait for it.
+    Processes that train together extract a share each. If any other process works in the folder,
+    report this with `say` and wait for it.
     """
     source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
     def extract() -> WriteArrays:
-        share = extract_codes(model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment)
+        share = extract_codes(
+            model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment
+        )
         shares = distributed.gather_object(share)
 
         def write_arrays(paths: Sequence[Path]) -> Sequence[str]:
-            for path, *arrays in zip(paths, *((*share.levels, share.labels) for share in shares), strict=True):
+            for path, *arrays in zip(
+                paths, *((*share.levels, share.labels) for share in shares), strict=True
+            ):
                 write_array(path, np.concatenate(arrays))  # one array per share
             return share.classes
 
@@ -140,24 +183,38 @@ def load_or_extract(
 
 
 def load_or_write(
-    folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int], prepare: Callable[[], WriteArrays],
+    folder: Path,
+    name: str,
+    source: Mapping[str, Any],
+    symbols: Sequence[int],
+    prepare: Callable[[], WriteArrays],
     say: Callable[[str], None],
-) -> CodeMaps:  # fmt: skip
-    """Load the code maps `name` from a folder; write them first if they are missing, damaged or of another source.
+) -> CodeMaps:
+    """Load the code maps `name` from a folder; write them first if they are missing, damaged or of
+    another source.
 
-    `prepare` is called in every process; `say` is called before waiting for another process that works in the folder.
+    `prepare` is called in every process; `say` is called before waiting for another process that
+    works in the folder.
     """
     with distributed.lock_on_rank_zero(folder, say):
-        if not distributed.on_rank_zero(lambda: read_maps(folder, name, source, symbols) is not None):
+        if not distributed.on_rank_zero(
+            lambda: read_maps(folder, name, source, symbols) is not None
+        ):
             write_arrays = prepare()
-            distributed.on_rank_zero(lambda: write_maps(folder, name, source, len(symbols), write_arrays))
+            distributed.on_rank_zero(
+                lambda: write_maps(folder, name, source, len(symbols), write_arrays)
+            )
         maps = read_maps(folder, name, source, symbols)
     if maps is None:
-        raise InputError(f"the codes in {folder} can't be read; every process has to see that folder")
+        raise InputError(
+            f"the codes in {folder} can't be read; every process has to see that folder"
+        )
     return maps
 
 
-def write_maps(folder: Path, name: str, source: Mapping[str, Any], num_levels: int, write_arrays: WriteArrays) -> None:
+def write_maps(
+    folder: Path, name: str, source: Mapping[str, Any], num_levels: int, write_arrays: WriteArrays
+) -> None:
     """Write code maps."""
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
@@ -165,9 +222,11 @@ def write_maps(folder: Path, name: str, source: Mapping[str, Any], num_levels: i
         classes = write_arrays(array_paths(folder, name, num_levels))
         arrays = _open_arrays(folder, name, num_levels)
         description = {
-            "source": source, "classes": list(classes), "shapes": [list(array.shape) for array in arrays[:-1]],
+            "source": source,
+            "classes": list(classes),
+            "shapes": [list(array.shape) for array in arrays[:-1]],
             "digests": _hash_arrays(arrays, classes),
-        }  # fmt: skip
+        }
         write_atomic(folder / f"{name}.json", json.dumps(description).encode())
 
 
@@ -177,8 +236,12 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         np.save(temporary, array, allow_pickle=False)
 
 
-def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]) -> CodeMaps | None:
-    """Return code maps as memory-mapped arrays; None if they are missing, damaged or of another source."""
+def read_maps(
+    folder: Path, name: str, source: Mapping[str, Any], symbols: Sequence[int]
+) -> CodeMaps | None:
+    """Return code maps as memory-mapped arrays; None if they are missing, damaged or of another
+    source.
+    """
     with suppress(Exception):  # json and numpy raise errors of many types for damaged files
         description = json.loads((folder / f"{name}.json").read_text())
         arrays = _open_arrays(folder, name, len(symbols))
@@ -186,16 +249,20 @@ def read_maps(folder: Path, name: str, source: Mapping[str, Any], symbols: Seque
         matches = (
             description["source"] == source
             and description["shapes"] == [list(level.shape) for level in levels]
-            and [array.dtype for array in arrays] == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
+            and [array.dtype for array in arrays]
+            == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
         )
         classes = tuple(description["classes"])
-        if matches and description["digests"] == _hash_arrays(arrays, classes):  # last, as it reads every byte
+        if matches and description["digests"] == _hash_arrays(
+            arrays, classes
+        ):  # last, as it reads every byte
             return CodeMaps(tuple(levels), np.array(labels), classes)
     return None
 
 
 def describe_source(folder: Path, model_digest: str, config: Config, split: str) -> dict[str, Any]:
-    """Return the digest of the model, the data configuration and the digest of the images, as JSON types.
+    """Return the digest of the model, the data configuration and the digest of the images, as JSON
+    types.
 
     If the images are missing, their digest is read from the code maps in the folder.
     """
@@ -205,7 +272,9 @@ def describe_source(folder: Path, model_digest: str, config: Config, split: str)
         images_digest = open_images(config.data, split).digest()
     except InputError as error:
         try:
-            images_digest = str(json.loads((folder / f"{split}.json").read_text())["source"]["images"])
+            images_digest = str(
+                json.loads((folder / f"{split}.json").read_text())["source"]["images"]
+            )
         except (OSError, ValueError, LookupError, TypeError):
             raise error from None
         note(f"the codes in {folder} are used without their images: {error}")
@@ -219,7 +288,10 @@ def array_paths(folder: Path, name: str, num_levels: int) -> list[Path]:
 
 
 def _open_arrays(folder: Path, name: str, num_levels: int) -> list[NDArray[Any]]:
-    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in array_paths(folder, name, num_levels)]
+    return [
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        for path in array_paths(folder, name, num_levels)
+    ]
 
 
 def _hash_arrays(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:

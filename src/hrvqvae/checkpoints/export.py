@@ -1,4 +1,6 @@
-"""Export a run to a folder to share, or to the hub: a run folder (`folder.py`) with config.json and a model card."""
+"""Export a run to a folder to share, or to the hub: a run folder (`folder.py`) with config.json and
+a model card.
+"""
 
 from __future__ import annotations
 
@@ -32,36 +34,52 @@ _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation
 
 
 def export(
-    run: str | Path, out: Path, *, name: str | None = None, license: str | None = None, compact: bool = False,
+    run: str | Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    license: str | None = None,
+    compact: bool = False,
     weights: Mapping[str, Tensor] | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write the model of a run, its artifacts and a model card to a folder, and return the files.
 
-    Priors are written in half precision. The card is the run's README.md, if there is one. Stale artifacts are left
-    out, with a notice. After an error nothing is left of the folder.
+    Priors are written in half precision. The card is the run's README.md, if there is one. Stale
+    artifacts are left out, with a notice. After an error nothing is left of the folder.
 
     Args:
         name: Name of the model on its card (default: the name of `out`).
         license: Identifier of the license on the hub: mit, cc-by-4.0, ...
-        compact: Write the autoencoder in half precision, and the matrices of the priors and the progressive decoder in
-            8 bits. Codes can differ from the run's codes where two codewords are about equally near.
-        weights: Weights of the autoencoder (default: those in the run). If they differ from the run's weights, all
-            artifacts are left out.
+        compact: Write the autoencoder in half precision, and the matrices of the priors and the
+            progressive decoder in 8 bits. Codes can differ from the run's codes where two codewords
+            are about equally near.
+        weights: Weights of the autoencoder (default: those in the run). If they differ from the
+            run's weights, all artifacts are left out.
 
     Raises:
-        InputError: The run has no model, a file of the run is damaged, or `out` exists or can't be written.
+        InputError: The run has no model, a file of the run is damaged, or `out` exists or can't be
+            written.
     """
     source = Run(run)
-    source_folder, config = source.folder, without_paths(source.config)
+    source_folder = source.folder
+    config = without_paths(source.config)
     weights = source.weights if weights is None else weights
     if storage.weights_digest(weights) == source.weights_digest:
         stale = {artifact.path for artifact in source.stale_artifacts()}
         for line in stale_notice(run):
             told_once(f"left out of {out}: {line}")
     else:
-        stale = {artifact.path for artifact in (*source.priors.values(), source.progressive, source.entropy_model)}
-        told_once(f"left out of {out}: priors, progressive decoder and entropy model, made for the weights of {run}")
-    metadata = dict[Levels | None, dict[str, Any]]()  # by a prior's levels; None: progressive decoder
+        stale = {
+            artifact.path
+            for artifact in (*source.priors.values(), source.progressive, source.entropy_model)
+        }
+        told_once(
+            f"left out of {out}: priors, progressive decoder and entropy model, made for the"
+            f" weights of {run}"
+        )
+    metadata = dict[
+        Levels | None, dict[str, Any]
+    ]()  # by a prior's levels; None: progressive decoder
     with create_folder(out) as folder:
         target = RunFolder(folder)
         weights = storage.compacted(weights, matrices=False) if compact else weights
@@ -75,89 +93,154 @@ def export(
             if network.levels is not None or compact:
                 network_weights = storage.compacted(network_weights, matrices=compact)
             network_config = to_dict(without_paths(config_of(about, network.file)))
-            metadata[network.levels] = {**about, "config": network_config, "autoencoder": autoencoder_digest}
+            metadata[network.levels] = {
+                **about,
+                "config": network_config,
+                "autoencoder": autoencoder_digest,
+            }
             (folder / str(network)).mkdir(parents=True)
-            storage.write(RunFolder(folder / str(network)).model, network_weights, metadata[network.levels])
+            storage.write(
+                RunFolder(folder / str(network)).model, network_weights, metadata[network.levels]
+            )
         if compact:
-            told_once(f"{out} has other weights than {run}, so no entropy model: hrvqvae fit-entropy-model {out}")
+            told_once(
+                f"{out} has other weights than {run}, so no entropy model: hrvqvae"
+                f" fit-entropy-model {out}"
+            )
         elif source_folder.tables.is_file() and source_folder.tables not in stale:
             write_atomic(target.tables, source.entropy_model.load().content)
         if source_folder.sampling.is_file() and metadata:
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
-                told_once(f"left out of {out}: {source_folder.states}, by which {run} reads its older files of codes")
+                told_once(
+                    f"left out of {out}: {source_folder.states}, by which {run} reads its older"
+                    " files of codes"
+                )
             elif state.weights_digest != source.weights_digest:
                 copy_state(state, target)
         if source_folder.card.is_file():
             try:
                 card = source_folder.card.read_text("utf-8-sig")
             except UnicodeDecodeError as error:
-                raise InputError(f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away") from error
+                raise InputError(
+                    f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away"
+                ) from error
         else:
-            options, measured = source.sampling_options(), _read_evaluation(source_folder)
-            card = _card(config, printable(name or out.name), meta.get("step"), metadata, options, measured, license)
+            options = source.sampling_options()
+            measured = _read_evaluation(source_folder)
+            card = _card(
+                config,
+                printable(name or out.name),
+                meta.get("step"),
+                metadata,
+                options,
+                measured,
+                license,
+            )
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
 def without_paths(config: Config) -> Config:
-    """Return a configuration without the paths of this machine: of data, codes and initial weights."""
-    values, names = dict(flatten(to_dict(config))), [f"{stage}.init_from" for stage in STAGES]
+    """Return a configuration without the paths of this machine: of data, codes and initial
+    weights.
+    """
+    values = dict(flatten(to_dict(config)))
+    names = [f"{stage}.init_from" for stage in STAGES]
     emptied = {name: "" for name in names if values[name] not in list_models()}
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
 
 
 def push_run(
-    run: str | Path, name: str, *, license: str | None = None, weights: Mapping[str, Tensor] | None = None,
+    run: str | Path,
+    name: str,
+    *,
+    license: str | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     **options: Any,
-) -> str:  # fmt: skip
-    """Export a run, upload it to the hub as user/name, and return its address. `options` go to `hub.push`."""
+) -> str:
+    """Export a run, upload it to the hub as user/name, and return its address. `options` go to
+    `hub.push`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         export(run, Path(folder) / "model", name=name, license=license, weights=weights)
         return hub.push(Path(folder) / "model", name, **options)
 
 
 def _card(
-    config: Config, name: str, step: int | None, metadata: Mapping[Levels | None, Mapping[str, Any]],
-    sampling: Mapping[str, Any], measured: str, license: str | None,
-) -> str:  # fmt: skip
-    """Return a model card in Markdown, with a table of the data, the training, the networks and the figures."""
+    config: Config,
+    name: str,
+    step: int | None,
+    metadata: Mapping[Levels | None, Mapping[str, Any]],
+    sampling: Mapping[str, Any],
+    measured: str,
+    license: str | None,
+) -> str:
+    """Return a model card in Markdown, with a table of the data, the training, the networks and the
+    figures.
+    """
     priors = {levels: about for levels, about in metadata.items() if levels is not None}
-    data, training, model = config.data, config.training, config.model
+    data = config.data
+    training = config.training
+    model = config.model
     images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
     images = re.sub(r",? \d+x\d+ \w+", "", images)  # images may be resized for training
-    grids, colours = model.geometry.grids(data.size, data.size), "greyscale" if data.channels == 1 else "colour"
-    levels = ", ".join(f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True))
+    grids = model.geometry.grids(data.size, data.size)
+    colours = "greyscale" if data.channels == 1 else "colour"
+    levels = ", ".join(
+        f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True)
+    )
     steps = f", {step:,} steps" if step else ""
-    guidance, count = sampling["guidance"], sampling["levels"]
+    guidance = sampling["guidance"]
+    count = sampling["levels"]
     drawn_levels = "all levels" if count is None else level_names(range(count))
     hint = "" if sampling == {"guidance": 1.0, "levels": None} else _MORE_VARIETY
     rows = {
         "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
-        "recipe": f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()} at "
-        f"{training.learning_rate:g}, seed {training.seed}{steps}; every field is in config.json",
-        "codes": f"grids and symbols of the levels, coarse first: {levels}; "
-        f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors",
+        "recipe": (
+            f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()}"
+            f" at {training.learning_rate:g}, seed {training.seed}{steps}; every field is in"
+            " config.json"
+        ),
+        "codes": (
+            f"grids and symbols of the levels, coarse first: {levels}; "
+            f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors"
+        ),
         "priors": _describe_priors(priors),
-        **({"progressive decoder": f"trained {metadata[None]['step']:,} steps"} if None in metadata else {}),
-        **({"samples": f"drawn by default with guidance {guidance:g} and {drawn_levels}{hint}"} if priors else {}),
+        **(
+            {"progressive decoder": f"trained {metadata[None]['step']:,} steps"}
+            if None in metadata
+            else {}
+        ),
+        **(
+            {"samples": f"drawn by default with guidance {guidance:g} and {drawn_levels}{hint}"}
+            if priors
+            else {}
+        ),
         "measured": measured,
         "license": license or "not stated",
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    sample_line = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n" if priors else ""
+    sample_line = (
+        "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n"
+        if priors
+        else ""
+    )
     on_hub = is_hub_name(name)
     folder = shlex.quote(name.rpartition("/")[2] if on_hub else name)
     get_line = f"$ hrvqvae hub get {name}\n" if on_hub else ""
     return (
         f"# Model card: {name}\n\n"
-        f"{get_system(config).title} of {data.dataset}: images to small grids of discrete codes, and codes to images"
+        f"{get_system(config).title} of {data.dataset}: images to small grids of discrete codes,"
+        " and codes to images"
         f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import Model\n\n"
+        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import"
+        " Model\n\n"
         f'model = Model.from_pretrained("{name}")\n'
-        "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]\n"
+        "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in"
+        " [0, 1]\n"
         "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
         f"{sample_line}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
         f"```console\n{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
@@ -167,11 +250,17 @@ def _card(
 def _describe_priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
     if not priors:
         return "none"
-    titles, bits = list[str](), list[str]()
+    titles = list[str]()
+    bits = list[str]()
     for levels, about in priors.items():
         kind = about["config"]["prior"]["network"]["kind"]
-        titles.append(f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}")
-        bits += [f"{level_bits:.3f}" for level_bits in about.get("level_bits_per_code", [about["bits_per_code"]])]
+        titles.append(
+            f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}"
+        )
+        bits += [
+            f"{level_bits:.3f}"
+            for level_bits in about.get("level_bits_per_code", [about["bits_per_code"]])
+        ]
     return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
 
 
@@ -185,15 +274,21 @@ def _read_evaluation(run: RunFolder) -> str:
                 usage = ", ".join(f"{share:.1%}" for share in row["usage"])
                 ssim = "" if row["ssim"] is None else f", SSIM {row['ssim']:.4f}"
                 text = (
-                    f"at step {row['step']:,}, on {row['images']:,} test images: MSE {row['mse']:.4e}, PSNR "
-                    f"{row['psnr']:.2f} dB{ssim}; codewords in use, level by level: {usage}"
+                    f"at step {row['step']:,}, on {row['images']:,} test images: MSE"
+                    f" {row['mse']:.4e}, PSNR {row['psnr']:.2f} dB{ssim}; codewords in use, level"
+                    f" by level: {usage}"
                 )
     return text
 
 
 def _with_front_matter(card: str, config: Config, license: str | None = None) -> bytes:
-    """Return a card with YAML for the hub at its top. If the card has YAML already, only the license is set there."""
-    front_matter = {"library_name": "hrvqvae", "tags": [*_TAGS, config.model.system, config.data.dataset]}
+    """Return a card with YAML for the hub at its top. If the card has YAML already, only the
+    license is set there.
+    """
+    front_matter = {
+        "library_name": "hrvqvae",
+        "tags": [*_TAGS, config.model.system, config.data.dataset],
+    }
     body = f"\n{card}"
     if card.startswith(_FENCE):
         if license is None:

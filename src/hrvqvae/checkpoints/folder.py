@@ -9,14 +9,18 @@ RUN/config.yaml         the resolved configuration
     checkpoints/        the two newest checkpoints, such as step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
-    priors/codes/       the codes of the train split; beside it codes-flipped/, codes-shifted-1/, ... for copies
-    priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out loss;
-                        priors/levels-1-3/ where one prior covers several levels
+    priors/codes/       the codes of the train split; beside it codes-flipped/, codes-shifted-1/,
+    ... for copies
+    priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out
+                        loss; priors/levels-1-3/ where one prior covers several levels
     sampling.json       default guidance and levels of samples
-    states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of codes
-    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this network is trained for
+    states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of
+    codes
+    autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this
+    network is trained for
     .lock               held by the process that trains here
-    .job                the id of the torchrun job that trains here; a restart of the same job resumes the run
+    .job                the id of the torchrun job that trains here; a restart of the same job
+    resumes the run
 """
 
 from __future__ import annotations
@@ -61,7 +65,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def prepare(self, config: Config) -> None:
-        """Create the folders, and write the configuration and the job id. The caller must hold the lock."""
+        """Create the folders, and write the configuration and the job id. The caller must hold the
+        lock.
+        """
         with explain_write_errors(f"the run folder {self.path}", "; choose another --out"):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +77,9 @@ class RunFolder:
                 write_atomic(self.job, job_id().encode())
 
     def belongs_to_this_job(self) -> bool:
-        """Return whether the run was begun by the torchrun job of this process, which then resumes it."""
+        """Return whether the run was begun by the torchrun job of this process, which then resumes
+        it.
+        """
         return bool(job_id()) and self.job.is_file() and self.job.read_text() == job_id()
 
     def begun(self) -> bool:
@@ -79,7 +87,9 @@ class RunFolder:
         return bool(self.saved()) or self.model.is_file()
 
     def is_stale(self, digest: str) -> bool:
-        """Return whether this network was trained for an autoencoder of another digest. Raises DamagedFileError."""
+        """Return whether this network was trained for an autoencoder of another digest. Raises
+        DamagedFileError.
+        """
         if self.model.is_file():
             meta = storage.read_meta(self.model)
             if "autoencoder" not in meta:
@@ -93,7 +103,9 @@ class RunFolder:
         write_atomic(self.config, yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
     def read_config(self) -> Config:
-        """Return the configuration. Raises InputError if config.yaml is missing or can't be read."""
+        """Return the configuration. Raises InputError if config.yaml is missing or can't be
+        read.
+        """
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
@@ -103,17 +115,23 @@ class RunFolder:
         return sorted(self.checkpoints.glob(f"step-{'[0-9]' * 9}.safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-        """Write a checkpoint, then delete all but the two newest. Raises OSError if it can't be written."""
+        """Write a checkpoint, then delete all but the two newest. Raises OSError if it can't be
+        written.
+        """
         path = self.checkpoints / f"step-{step:09d}.safetensors"
         storage.write(path, tensors, meta)
         for old in self.saved()[_NUM_CHECKPOINTS:]:
             old.unlink()
         return path
 
-    def load_newest(self, say: Callable[[str], None]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the newest intact checkpoint; None without a checkpoint. Raises DamagedFileError if all are damaged.
+    def load_newest(
+        self, say: Callable[[str], None]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the newest intact checkpoint; None without a checkpoint. Raises DamagedFileError
+        if all are damaged.
 
-        Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint is intact.
+        Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint
+        is intact.
         """
         damaged = list[Path]()
         for path in self.saved():
@@ -129,18 +147,27 @@ class RunFolder:
                 say(f"{path.name} is loaded instead")
             return state
         if damaged:
-            raise DamagedFileError(f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out")
+            raise DamagedFileError(
+                f"every checkpoint in {self.checkpoints} is damaged; train anew with another --out"
+            )
         return None
 
 
 def prior_folder(run: str | Path, *levels: int) -> RunFolder:
-    """Return the folder of a run's prior of consecutive levels. Levels are counted from 0, the coarsest."""
-    first, last = levels[0] + 1, levels[-1] + 1
-    return RunFolder(Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}"))
+    """Return the folder of a run's prior of consecutive levels. Levels are counted from 0, the
+    coarsest.
+    """
+    first = levels[0] + 1
+    last = levels[-1] + 1
+    return RunFolder(
+        Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}")
+    )
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
-    """Return the folders of a run's priors by their levels. Raises InputError if two priors share a level."""
+    """Return the folders of a run's priors by their levels. Raises InputError if two priors share a
+    level.
+    """
     covered = list[Levels]()
     for path in (Path(run) / "priors").glob("level*"):
         match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
@@ -149,8 +176,12 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     covered.sort(key=lambda levels: (levels.start, levels.stop))
     for coarse, fine in pairwise(covered):
         if fine.start < coarse.stop:
-            path, other_name = prior_folder(run, *coarse).path, prior_folder(run, *fine).path.name
-            raise InputError(f"{path} and {other_name} both hold a prior of level {fine.start + 1}; delete one of them")
+            path = prior_folder(run, *coarse).path
+            other_name = prior_folder(run, *fine).path.name
+            raise InputError(
+                f"{path} and {other_name} both hold a prior of level {fine.start + 1}; delete one"
+                " of them"
+            )
     return {levels: prior_folder(run, *levels) for levels in covered}
 
 
@@ -165,17 +196,23 @@ def list_models() -> list[str]:
 
 
 def run_folder(run: str | Path) -> Path:
-    """Return `run` as a path, or the folder of the model `run` in the package if no run is at this path."""
+    """Return `run` as a path, or the folder of the model `run` in the package if no run is at this
+    path.
+    """
     path = Path(run)
     is_run = path.is_file() or RunFolder(path).config.is_file() or RunFolder(path).model.is_file()
     return _SHIPPED / path if str(run) in list_models() and not is_run else path
 
 
 def require_trainable(run: str | Path) -> None:
-    """Raise InputError unless a run is a folder outside the package, where networks can be trained."""
+    """Raise InputError unless a run is a folder outside the package, where networks can be
+    trained.
+    """
     locate(run)
     if run_folder(run) != Path(run) or not Path(run).is_dir():
-        raise InputError(f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR")
+        raise InputError(
+            f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR"
+        )
 
 
 def is_hub_name(name: str | Path) -> bool:
@@ -184,21 +221,36 @@ def is_hub_name(name: str | Path) -> bool:
 
 
 def locate(run: str | Path) -> Path:
-    """Return the weights file of a run, which is named as for `Run`. Raises InputError if there is none."""
+    """Return the weights file of a run, which is named as for `Run`. Raises InputError if there is
+    none.
+    """
     path = run_folder(run)
     folder = RunFolder(path)
     if path.is_file() and path.suffix != ".safetensors":
-        raise InputError(f"{path} is no model: give a run folder, a file .safetensors or a model of the package")
+        raise InputError(
+            f"{path} is no model: give a run folder, a file .safetensors or a model of the package"
+        )
     if path.is_file() or folder.model.is_file():
         return path if path.is_file() else folder.model
     if folder.config.is_file():
-        raise InputError(f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path} --resume")
+        raise InputError(
+            f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path}"
+            " --resume"
+        )
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
     matches = near_names(str(run).lower(), list_models())
-    hint = f"did you mean {matches}?" if matches else f"models of the package: {', '.join(list_models())}"
+    hint = (
+        f"did you mean {matches}?"
+        if matches
+        else f"models of the package: {', '.join(list_models())}"
+    )
     if str(run) in presets.names():
         command = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
         raise InputError(f"{run} is a preset, not a trained model; {hint}; train one: {command}")
-    hub_hint = f"; from the hub: hrvqvae hub get {run}" if is_hub_name(run) and not path.parent.is_dir() else ""
+    hub_hint = (
+        f"; from the hub: hrvqvae hub get {run}"
+        if is_hub_name(run) and not path.parent.is_dir()
+        else ""
+    )
     raise InputError(f"{path}: there is no such run folder; {hint}{hub_hint}")

@@ -1,4 +1,6 @@
-"""Download models from the Hugging Face hub, and upload models to it, with the library huggingface_hub."""
+"""Download models from the Hugging Face hub, and upload models to it, with the library
+huggingface_hub.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,18 @@ from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 
-_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")  # files that are uploaded or downloaded; none holds code
+_PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.md",
+    "*.hrvt",
+)  # files that are uploaded or downloaded; none holds code
 _HTTP_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
-def fetch(name: str, *, revision: str | None = None, into: Path | None = None, **options: Any) -> Path:
+def fetch(
+    name: str, *, revision: str | None = None, into: Path | None = None, **options: Any
+) -> Path:
     """Return the folder of the model user/name, from the hub or its cache on this machine.
 
     Args:
@@ -33,7 +42,9 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
     if into is not None:
         with create_folder(into) as partial:
             fetch(name, revision=revision, local_dir=partial, **options)
-            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's records of the download
+            shutil.rmtree(
+                partial / ".cache", ignore_errors=True
+            )  # the library's records of the download
         return into
     with _library(name, revision) as hub:
         options |= {"allow_patterns": [*_PATTERNS], "library_name": "hrvqvae", "revision": revision}
@@ -44,17 +55,33 @@ def fetch(name: str, *, revision: str | None = None, into: Path | None = None, *
 
 
 def push(
-    folder: Path, name: str, *, private: bool | None = None, token: str | bool | None = None,
-    commit_message: str = "Model of hrvqvae", branch: str | None = None, create_pr: bool = False,
-) -> str:  # fmt: skip
-    """Upload a folder that `export` wrote, and return its address. Raises InputError if it can't be uploaded."""
+    folder: Path,
+    name: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Model of hrvqvae",
+    branch: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload a folder that `export` wrote, and return its address. Raises InputError if it can't be
+    uploaded.
+    """
     with _library(name, branch) as hub:
         api = hub.HfApi(token=token, library_name="hrvqvae")
         api.create_repo(name, private=private, exist_ok=True)
-        files = {path.relative_to(folder).as_posix(): path for pattern in _PATTERNS for path in folder.rglob(pattern)}
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for pattern in _PATTERNS
+            for path in folder.rglob(pattern)
+        }
         changes = [hub.CommitOperationAdd(file, path) for file, path in sorted(files.items())]
-        for file in api.list_repo_files(name, revision=branch):  # artifacts of an earlier model do not fit this one
-            if file not in files and file.startswith(("priors/", "prefixes/", "tables.hrvt", "sampling.json")):
+        for file in api.list_repo_files(
+            name, revision=branch
+        ):  # artifacts of an earlier model do not fit this one
+            if file not in files and file.startswith(
+                ("priors/", "prefixes/", "tables.hrvt", "sampling.json")
+            ):
                 changes.append(hub.CommitOperationDelete(file))
         commit = api.create_commit(  # a single commit changes all files or none
             name, changes, commit_message=commit_message, revision=branch, create_pr=create_pr
@@ -64,7 +91,9 @@ def push(
 
 @contextmanager
 def _library(name: str, revision: str | None) -> Iterator[Any]:
-    """Import huggingface_hub without its progress bars and warnings; turn its errors into InputErrors of one line."""
+    """Import huggingface_hub without its progress bars and warnings; turn its errors into
+    InputErrors of one line.
+    """
     if not is_hub_name(name):
         raise InputError(f"{name!r} is no name of the hub; it must be user/name")
     if importlib.util.find_spec("huggingface_hub") is None:
@@ -72,19 +101,32 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
     hub = importlib.import_module("huggingface_hub")
     messages = {
         "RevisionNotFoundError": f"{name} has no revision {revision!r} on the hub",
-        "RepositoryNotFoundError": f"the hub has no model {name}, or it is private; to use it, log in: hf auth login",
+        "RepositoryNotFoundError": (
+            f"the hub has no model {name}, or it is private; to use it, log in: hf auth login"
+        ),
         "LocalEntryNotFoundError": f"{name} is not on this machine, and the hub can't be reached",
         "HFValidationError": f"{name!r} is no name of the hub; it must be user/name",
-        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",  # last: a base class of types above
+        # last: a base class of types above
+        "HfHubHTTPError": f"the hub refuses {name}; log in: hf auth login",
     }
     try:
         with quiet_network():
             yield hub
     except Exception as error:
-        types = (error_type for error_type in messages if isinstance(error, getattr(hub.errors, error_type)))
+        types = (
+            error_type
+            for error_type in messages
+            if isinstance(error, getattr(hub.errors, error_type))
+        )
         message = messages.get(next(types, ""))
-        library = type(error).__module__.partition(".")[0]  # versions of huggingface_hub use different HTTP clients
-        if message is None and not isinstance(error, (OSError, RuntimeError)) and library not in _HTTP_CLIENTS:
+        library = type(error).__module__.partition(".")[
+            0
+        ]  # versions of huggingface_hub use different HTTP clients
+        if (
+            message is None
+            and not isinstance(error, (OSError, RuntimeError))
+            and library not in _HTTP_CLIENTS
+        ):
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):

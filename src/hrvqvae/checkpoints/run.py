@@ -1,10 +1,12 @@
-"""A trained run: its autoencoder and its artifacts (the priors, the progressive decoder and the entropy model).
+"""A trained run: its autoencoder and its artifacts (the priors, the progressive decoder and the
+entropy model).
 
-Each artifact stores a digest of its autoencoder, and is stale if the autoencoder has changed since. Priors and the
-progressive decoder store the digest of the weights file. The entropy model stores the digest of the tensors in it.
+Each artifact stores a digest of its autoencoder, and is stale if the autoencoder has changed since.
+Priors and the progressive decoder store the digest of the weights file. The entropy model stores
+the digest of the tensors in it.
 
-A stale artifact is never deleted. Using a stale artifact is an error that names the command to renew it, except that a
-stale progressive decoder is ignored with a notice.
+A stale artifact is never deleted. Using a stale artifact is an error that names the command to
+renew it, except that a stale progressive decoder is ignored with a notice.
 """
 
 from __future__ import annotations
@@ -27,7 +29,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, list_copies, load_or_extract
-from hrvqvae.checkpoints.folder import RunFolder, locate, prior_folders, progressive_folder, run_folder
+from hrvqvae.checkpoints.folder import (
+    RunFolder,
+    locate,
+    prior_folders,
+    progressive_folder,
+    run_folder,
+)
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
@@ -47,14 +55,23 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 def save_model(
-    path: Path, config: Config, weights: Mapping[str, Tensor], step: int, kind: str = "autoencoder", **about: Any
+    path: Path,
+    config: Config,
+    weights: Mapping[str, Tensor],
+    step: int,
+    kind: str = "autoencoder",
+    **about: Any,
 ) -> None:
-    """Write weights with their configuration and further metadata (see `NetworkArtifact.read`). Raises OSError."""
+    """Write weights with their configuration and further metadata (see `NetworkArtifact.read`).
+    Raises OSError.
+    """
     storage.write(path, weights, {"kind": kind, "config": to_dict(config), "step": step, **about})
 
 
 def config_of(meta: Mapping[str, Any], path: Path) -> Config:
-    """Return the configuration in the metadata of a weights file. Raises DamagedFileError if it is missing."""
+    """Return the configuration in the metadata of a weights file. Raises DamagedFileError if it is
+    missing.
+    """
     if "config" not in meta:
         raise DamagedFileError(f"{path} holds no configuration: it is not a model of hrvqvae")
     return from_dict(meta["config"], str(path))
@@ -62,14 +79,20 @@ def config_of(meta: Mapping[str, Any], path: Path) -> Config:
 
 def renewal_advice(run: str | Path) -> str:
     """Return the end of a message about a stale artifact, which says how to renew the artifact."""
-    return f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
+    return (
+        f"made for another state of the model; renew with: hrvqvae refresh {shlex.quote(str(run))}"
+    )
 
 
 class Run:
-    """A run folder, a weights file or a model inside the package. Raises InputError if the name is none of these."""
+    """A run folder, a weights file or a model inside the package. Raises InputError if the name is
+    none of these.
+    """
 
     def __init__(self, name: str | Path) -> None:
-        self.name, self.path = name, locate(name).absolute()  # `path`: the weights file of the autoencoder
+        # `path`: the weights file of the autoencoder
+        self.name = name
+        self.path = locate(name).absolute()
         self.folder = RunFolder(self.path.parent)
 
     def __str__(self) -> str:
@@ -101,7 +124,9 @@ class Run:
 
     @cached_property
     def folder_config(self) -> Config:
-        """The configuration in config.yaml; `config` if there is no such file beside the weights."""
+        """The configuration in config.yaml; `config` if there is no such file beside the
+        weights.
+        """
         has_file = self.path == self.folder.model and self.folder.config.is_file()
         return self.folder.read_config() if has_file else self.config
 
@@ -111,11 +136,12 @@ class Run:
     ) -> tuple[Autoencoder, Config]:
         """Return the autoencoder in evaluation mode, and its configuration; see `hrvqvae.load`.
 
-        With `progressive`, prefixes of the levels are decoded by the progressive decoder, unless it is stale.
+        With `progressive`, prefixes of the levels are decoded by the progressive decoder, unless it
+        is stale.
 
         Raises:
-            InputError: config.yaml describes another model, `beam` is given for a model without linked codebooks, or
-                there is no such device.
+            InputError: config.yaml describes another model, `beam` is given for a model without
+                linked codebooks, or there is no such device.
             DamagedFileError: Weights are damaged, or do not fit their configuration.
         """
         weights, meta, _ = self._content
@@ -134,14 +160,17 @@ class Run:
         if progressive and self.path == self.folder.model and decoder.file.is_file():
             if decoder.is_stale():
                 told_once(
-                    f"prefixes are decoded by the decoder of all levels: {decoder.path} was {renewal_advice(self.name)}"
+                    f"prefixes are decoded by the decoder of all levels: {decoder.path} was"
+                    f" {renewal_advice(self.name)}"
                 )
             else:
                 decoder_weights, meta = decoder.read()
                 config = replace(config, progressive=config_of(meta, decoder.file).progressive)
 
                 def make() -> ProgressiveDecoder:
-                    return build_progressive_decoder(require_several_levels(build(config), config), config)
+                    return build_progressive_decoder(
+                        require_several_levels(build(config), config), config
+                    )
 
                 progressive_decoder = _build_with_weights(make, decoder_weights, decoder.file)
                 require_several_levels(model, config).use_progressive_decoder(progressive_decoder)
@@ -149,7 +178,9 @@ class Run:
 
     @property
     def priors(self) -> dict[Levels, NetworkArtifact]:
-        """The priors, trained or not, by their levels. Raises InputError if two priors share a level."""
+        """The priors, trained or not, by their levels. Raises InputError if two priors share a
+        level.
+        """
         return {
             levels: NetworkArtifact(self, folder.path, folder.model, "prior", levels)
             for levels, folder in prior_folders(self.folder.path).items()
@@ -167,7 +198,9 @@ class Run:
         return EntropyModelArtifact(self, self.folder.tables, self.folder.tables)
 
     def stale_artifacts(self) -> list[Artifact]:
-        """Return the stale artifacts that can be read, including networks whose training has not finished."""
+        """Return the stale artifacts that can be read, including networks whose training has not
+        finished.
+        """
         stale = list[Artifact]()
         with suppress(OSError, InputError):
             for artifact in (*self.priors.values(), self.progressive, self.entropy_model):
@@ -177,14 +210,18 @@ class Run:
         return stale
 
     def missing_priors(self) -> str:
-        """Return the command that trains the missing priors; "" if every level has one. Reads no weights."""
+        """Return the command that trains the missing priors; "" if every level has one. Reads no
+        weights.
+        """
         trained = [levels for levels, prior in self.priors.items() if prior.file.is_file()]
         covered = {level for levels in trained for level in levels}
         missing = sorted({*range(len(self.config.model.num_symbols))} - covered)
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
-        if run_folder(self.name) != Path(self.name):  # a model of the package, where nothing is trained
+        if run_folder(self.name) != Path(
+            self.name
+        ):  # a model of the package, where nothing is trained
             return f"hrvqvae export {self.name} DIR, then hrvqvae train-prior DIR{option}"
         return f"hrvqvae train-prior {self.name}{option}"
 
@@ -192,30 +229,46 @@ class Run:
         """Return the priors of all levels.
 
         Raises:
-            InputError: A level has no prior or two priors; a prior is stale, damaged, or was trained on other classes
-                than the first prior; or a prior's config.yaml describes another network.
+            InputError: A level has no prior or two priors; a prior is stale, damaged, or was
+                trained on other classes than the first prior; or a prior's config.yaml describes
+                another network.
         """
         if command := self.missing_priors():
             raise InputError(f"{self.name} lacks priors; train them: {command}")
-        networks, classes = [], list[tuple[tuple[str, ...], tuple[int, ...]]]()  # per prior: its classes' names, counts
+        # per prior: its classes' names, counts
+        networks = []
+        classes = list[tuple[tuple[str, ...], tuple[int, ...]]]()
         for prior in self.priors.values():
             weights, meta = prior.read()
-            path, config, names = prior.file, config_of(meta, prior.file), tuple(meta["classes"])
+            path = prior.file
+            config = config_of(meta, prior.file)
+            names = tuple(meta["classes"])
             _check_agreement("prior.network", config, path)
             levels = range(meta["level"], meta["level"] + meta.get("levels", 1))
-            networks.append(_build_with_weights(partial(build_prior, config, levels, len(names)), weights, path))
+            networks.append(
+                _build_with_weights(partial(build_prior, config, levels, len(names)), weights, path)
+            )
             classes.append((names, tuple(meta["class_counts"])))
             if names != classes[0][0]:
-                raise InputError(f"{path} was trained on other classes than level 1; delete {prior.path}, train anew")
+                raise InputError(
+                    f"{path} was trained on other classes than level 1; delete {prior.path}, train"
+                    " anew"
+                )
         return Priors(tuple(networks), *classes[0])
 
-    def sampling_options(self, guidance: float | None = None, levels: int | None = None) -> dict[str, Any]:
+    def sampling_options(
+        self, guidance: float | None = None, levels: int | None = None
+    ) -> dict[str, Any]:
         """Return the options `guidance` and `levels` of samples.
 
-        If neither is given, both come from the run's sampling.json, if there is one. Otherwise guidance defaults to 1
-        and levels to None, which stands for all levels. Raises DamagedFileError if sampling.json is damaged.
+        If neither is given, both come from the run's sampling.json, if there is one. Otherwise
+        guidance defaults to 1 and levels to None, which stands for all levels. Raises
+        DamagedFileError if sampling.json is damaged.
         """
-        options: dict[str, Any] = {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
+        options: dict[str, Any] = {
+            "guidance": 1.0 if guidance is None else guidance,
+            "levels": levels,
+        }
         path = self.folder.sampling
         if guidance is None and levels is None and path.is_file():
             try:
@@ -224,14 +277,22 @@ class Run:
                 if options["levels"] is not None and type(options["levels"]) is not int:
                     raise TypeError("levels is no whole number")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise DamagedFileError(f"{path} is damaged: {one_line(error)}; delete it, or mend it") from error
+                raise DamagedFileError(
+                    f"{path} is damaged: {one_line(error)}; delete it, or mend it"
+                ) from error
         return options
 
     def wrote(self, mark: bytes) -> bool:
-        """Return whether this run wrote a file with this mark: the fingerprint in an .hrv, the digest in an .hrva."""
+        """Return whether this run wrote a file with this mark: the fingerprint in an .hrv, the
+        digest in an .hrva.
+        """
         with suppress(InputError):
             entropy_model = self.entropy_model.load()
-            marks = bytes.fromhex(entropy_model.model), entropy_model.fingerprint, entropy_model.bare.fingerprint
+            marks = (
+                bytes.fromhex(entropy_model.model),
+                entropy_model.fingerprint,
+                entropy_model.bare.fingerprint,
+            )
             return mark in marks
         return False
 
@@ -240,31 +301,56 @@ class Run:
         return [Run(path.parent) for path in sorted(self.folder.states.glob("*/model.safetensors"))]
 
     def keep_state(self) -> None:
-        """Copy this state to RUN/states/DIGEST, so that its files of codes stay readable after further training."""
-        if self.path == self.folder.model and self.folder.config.is_file():  # no other run can be trained
+        """Copy this state to RUN/states/DIGEST, so that its files of codes stay readable after
+        further training.
+        """
+        if (
+            self.path == self.folder.model and self.folder.config.is_file()
+        ):  # no other run can be trained
             copy_state(self, self.folder)
 
 
 def copy_state(run: Run, target: RunFolder) -> None:
-    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST, if not there yet."""
+    """Copy the weights, progressive decoder and entropy model of a run into TARGET/states/DIGEST,
+    if not there yet.
+    """
     state = RunFolder(target.states / run.weights_digest)
-    artifacts = {progressive_folder(state.path).model: run.progressive, state.tables: run.entropy_model}
-    current = {path: part.file for path, part in artifacts.items() if part.file.is_file() and not part.is_stale()}
+    artifacts = {
+        progressive_folder(state.path).model: run.progressive,
+        state.tables: run.entropy_model,
+    }
+    current = {
+        path: part.file
+        for path, part in artifacts.items()
+        if part.file.is_file() and not part.is_stale()
+    }
     try:
-        for path, source in {**current, state.model: run.path}.items():  # the model last: it completes the state
-            if not path.is_file() or (path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()):
+        for path, source in {
+            **current,
+            state.model: run.path,
+        }.items():  # the model last: it completes the state
+            if not path.is_file() or (
+                path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()
+            ):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replace_file(path) as copy:
                     copy.write_bytes(source.read_bytes())
                     if source == run.path and Run(copy).weights_digest != run.weights_digest:
-                        raise InputError(f"{run.path} was replaced since it was loaded: load it again")
+                        raise InputError(
+                            f"{run.path} was replaced since it was loaded: load it again"
+                        )
     except OSError as error:
-        note(f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path} to read its codes")
+        note(
+            f"{state.path} can't be written ({error.strerror or error}): keep a copy of {run.path}"
+            " to read its codes"
+        )
 
 
 @dataclass(frozen=True)
 class Artifact(ABC):
-    """A network or an entropy model that was made for one state of a run's autoencoder. It need not exist."""
+    """A network or an entropy model that was made for one state of a run's autoencoder. It need not
+    exist.
+    """
 
     run: Run
     path: Path  # the folder of a network, or the file of an entropy model
@@ -275,7 +361,9 @@ class Artifact(ABC):
 
     @abstractmethod
     def is_stale(self) -> bool:
-        """Return whether the artifact was made for another state. Raises InputError if the file is unreadable."""
+        """Return whether the artifact was made for another state. Raises InputError if the file is
+        unreadable.
+        """
 
 
 @dataclass(frozen=True)
@@ -287,15 +375,23 @@ class NetworkArtifact(Artifact):
 
     @property
     def config(self) -> Config:
-        """The configuration of the network: config.yaml or, without this file, from the weights file."""
+        """The configuration of the network: config.yaml or, without this file, from the weights
+        file.
+        """
         folder = RunFolder(self.path)
-        return folder.read_config() if folder.config.is_file() else config_of(storage.read_meta(self.file), self.file)
+        return (
+            folder.read_config()
+            if folder.config.is_file()
+            else config_of(storage.read_meta(self.file), self.file)
+        )
 
     def is_stale(self) -> bool:
         return RunFolder(self.path).is_stale(self.run.digest)
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the weights and the metadata. Raises InputError if the file is missing, stale or damaged."""
+        """Return the weights and the metadata. Raises InputError if the file is missing, stale or
+        damaged.
+        """
         weights, meta = storage.read(self.file)
         required = {"config", "autoencoder", "step"}
         if self.kind == "prior":
@@ -309,38 +405,57 @@ class NetworkArtifact(Artifact):
 
 @dataclass(frozen=True)
 class EntropyModelArtifact(Artifact):
-    """The entropy model. It stores the digest of the tensors, so an export does not make it stale."""
+    """The entropy model. It stores the digest of the tensors, so an export does not make it
+    stale.
+    """
 
     def is_stale(self) -> bool:
         if not self.path.is_file():
             return False
-        return read_entropy_model(self.path.read_bytes(), str(self.path)).model != self.run.weights_digest
+        return (
+            read_entropy_model(self.path.read_bytes(), str(self.path)).model
+            != self.run.weights_digest
+        )
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
-        """Return the fitted entropy model or, if none was fitted, an entropy model without networks.
+        """Return the fitted entropy model or, if none was fitted, an entropy model without
+        networks.
 
-        Raises InputError if it was not made for weights with `weights_digest` (default: the run's weights), and
-        DamagedFileError if the file is damaged, or its grids or symbols are not the autoencoder's.
+        Raises InputError if it was not made for weights with `weights_digest` (default: the run's
+        weights), and DamagedFileError if the file is damaged, or its grids or symbols are not the
+        autoencoder's.
         """
-        digest, model_config = weights_digest or self.run.weights_digest, self.run.config.model
-        bare = EntropyModel(str(self.run.name), digest, model_config.geometry, model_config.num_symbols)
+        digest = weights_digest or self.run.weights_digest
+        model_config = self.run.config.model
+        bare = EntropyModel(
+            str(self.run.name), digest, model_config.geometry, model_config.num_symbols
+        )
         if not self.path.is_file():
             return bare
         fitted = read_entropy_model(self.path.read_bytes(), str(self.path))
         if fitted.model != digest:
             raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
         if (fitted.geometry, fitted.symbols) != (bare.geometry, bare.symbols):
-            raise DamagedFileError(f"{self.path} is damaged: it has other grids or symbols than the model beside it")
+            raise DamagedFileError(
+                f"{self.path} is damaged: it has other grids or symbols than the model beside it"
+            )
         return fitted
 
     def fit(
-        self, root: str | None = None, effort: float = 1.0, shifts: int = 0, device: torch.device | None = None,
-        say: Callable[[str], None] = print, small: bool = False,
-    ) -> Path:  # fmt: skip
-        """Fit the entropy model to the codes of the training split, write it beside the weights, and return its file.
+        self,
+        root: str | None = None,
+        effort: float = 1.0,
+        shifts: int = 0,
+        device: torch.device | None = None,
+        say: Callable[[str], None] = print,
+        small: bool = False,
+    ) -> Path:
+        """Fit the entropy model to the codes of the training split, write it beside the weights,
+        and return its file.
 
-        If the model was trained on mirror images too, their codes are fitted as well. If these weights have an entropy
-        model already, it is kept, because the files of codes written with it can't be read without it.
+        If the model was trained on mirror images too, their codes are fitted as well. If these
+        weights have an entropy model already, it is kept, because the files of codes written with
+        it can't be read without it.
 
         Args:
             root: Folder of the data (default: as in training).
@@ -348,49 +463,76 @@ class EntropyModelArtifact(Artifact):
             shifts: Number of further copies of the images to fit, each shifted by some pixels.
             small: Limit the file to a few kilobytes per level, for a web page.
 
-        Raises InputError if data is missing, another process fits the model, or the weights were replaced meanwhile.
+        Raises InputError if data is missing, another process fits the model, or the weights were
+        replaced meanwhile.
         """
         with lock_file(self.path):
             if self._restore_fitted(say):
                 return self.path
             model, config = self.run.load()
-            config, folder = config.with_root(root), self.run.folder
+            config = config.with_root(root)
+            folder = self.run.folder
             maps = list[CodeMaps]()
             for name, augment in list_copies(config.data.flip, shifts):
                 if folder.config.is_file():
                     path = folder.codes.with_name(name)
-                    maps.append(load_or_extract(path, model, self.run.digest, config, "train", device, say, augment))
+                    maps.append(
+                        load_or_extract(
+                            path, model, self.run.digest, config, "train", device, say, augment
+                        )
+                    )
                 else:
                     maps.append(extract_codes(model, config, "train", device, augment=augment))
-            levels = [np.concatenate(arrays) for arrays in zip(*(copy.levels for copy in maps), strict=True)]
-            bare = EntropyModel(config.name, self.run.weights_digest, config.model.geometry, config.model.num_symbols)
+            levels = [
+                np.concatenate(arrays)
+                for arrays in zip(*(copy.levels for copy in maps), strict=True)
+            ]
+            bare = EntropyModel(
+                config.name,
+                self.run.weights_digest,
+                config.model.geometry,
+                config.model.num_symbols,
+            )
             content = fit(bare, levels, effort, say, len(maps), small).content
             if Run(self.run.name).weights_digest != bare.model:
-                raise InputError(f"{self.run.path} was replaced while its entropy model was fitted; fit it again")
+                raise InputError(
+                    f"{self.run.path} was replaced while its entropy model was fitted; fit it again"
+                )
             if not self._restore_fitted(say):
                 with explain_write_errors(self.path):
                     if self.path.is_file():  # of other weights, which restore it
-                        other = RunFolder(self.run.folder.states / read_entropy_model(self.path.read_bytes()).model)
+                        other = RunFolder(
+                            self.run.folder.states
+                            / read_entropy_model(self.path.read_bytes()).model
+                        )
                         other.path.mkdir(parents=True, exist_ok=True)
                         self.path.replace(other.tables)
                     write_atomic(self.path, content)
         return self.path
 
     def _restore_fitted(self, say: Callable[[str], None]) -> bool:
-        """Restore the entropy model of these weights from `states` if need be, and return whether there is one."""
+        """Restore the entropy model of these weights from `states` if need be, and return whether
+        there is one.
+        """
         copy = RunFolder(self.run.folder.states / self.run.weights_digest).tables
         if not self.path.is_file() or self.is_stale():
             if not copy.is_file():
                 return False
             with explain_write_errors(self.path):
                 write_atomic(self.path, copy.read_bytes())
-        say(f"{self.path} is kept: it fits these weights, and files of codes may have been written with it")
+        say(
+            f"{self.path} is kept: it fits these weights, and files of codes may have been written"
+            " with it"
+        )
         return True
 
 
 def _check_agreement(section: str, config: Config, path: Path) -> None:
-    """Raise InputError if the section in config.yaml or config.json beside a weights file differs from `config`."""
-    folder, select = RunFolder(path.parent), attrgetter(section)
+    """Raise InputError if the section in config.yaml or config.json beside a weights file differs
+    from `config`.
+    """
+    folder = RunFolder(path.parent)
+    select = attrgetter(section)
     for file in (folder.config, folder.config_json):
         if path == folder.model and file.is_file() and select(from_file(file)) != select(config):
             raise InputError(
@@ -399,11 +541,17 @@ def _check_agreement(section: str, config: Config, path: Path) -> None:
             )
 
 
-def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path) -> _Network:
-    """Build a network in evaluation mode with the weights of a file. Raises DamagedFileError if they do not fit."""
-    # The network is first built on the meta device, where tensors take no memory. This build stops when the network has
+def _build_with_weights(
+    make: Callable[[], _Network], weights: Mapping[str, Tensor], path: Path
+) -> _Network:
+    """Build a network in evaluation mode with the weights of a file. Raises DamagedFileError if
+    they do not fit.
+    """
+    # The network is first built on the meta device, where tensors take no memory. This build stops
+    # when the network has
     # far more parameters than the file, so that a small file can't take much time or memory.
-    misfit, budget = DamagedFileError(f"{path}: the weights do not fit their configuration"), 4 * len(weights) + 100
+    misfit = DamagedFileError(f"{path}: the weights do not fit their configuration")
+    budget = 4 * len(weights) + 100
 
     def count_parameter(*_: object) -> None:
         nonlocal budget
@@ -419,7 +567,9 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
         raise misfit from error
     finally:
         hook.remove()
-    with suppress(RuntimeError, TypeError):  # the comparison below refuses codebooks of another shape
+    with suppress(
+        RuntimeError, TypeError
+    ):  # the comparison below refuses codebooks of another shape
         weights = pad_codebooks(hollow, weights)
     states = weights, hollow.state_dict()
     stored, expected = ({name: tensor.shape for name, tensor in state.items()} for state in states)
@@ -434,7 +584,9 @@ def _build_with_weights(make: Callable[[], _Network], weights: Mapping[str, Tens
 
 
 def stale_notice(name: str | Path) -> list[str]:
-    """Return a list of one line that names a run's stale artifacts and their renewal; [] if none is stale."""
+    """Return a list of one line that names a run's stale artifacts and their renewal; [] if none is
+    stale.
+    """
     try:
         stale = Run(name).stale_artifacts()
     except InputError:

@@ -1,12 +1,13 @@
 """Tensors on disk: safetensors with a checksum, written whole or not at all. Never pickle.
 
-The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name, type, shape and
-bytes.
+The header carries `meta` (JSON) and `digest`, a BLAKE2 hash of the meta and of every tensor's name,
+type, shape and bytes.
 
-A compact file (`hrvqvae export --compact`) is a quarter to a half as large. It stores a matrix or filter of a prior or
-a progressive decoder as int8, with one float32 scale per row in `NAME:scale`. It stores any other tensor as float16 if
-the values fit. In place of a codebook's tensor `total` it stores a marker, `total:product`. Reading a compact file
-restores the original names: int8 matrices become float32, and `total` becomes codewords * count.
+A compact file (`hrvqvae export --compact`) is a quarter to a half as large. It stores a matrix or
+filter of a prior or a progressive decoder as int8, with one float32 scale per row in `NAME:scale`.
+It stores any other tensor as float16 if the values fit. In place of a codebook's tensor `total` it
+stores a marker, `total:product`. Reading a compact file restores the original names: int8 matrices
+become float32, and `total` becomes codewords * count.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from torch import Tensor
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import write_atomic
 
-_SCALE, _PRODUCT = ":scale", ":product"
+_SCALE = ":scale"
+_PRODUCT = ":product"
 
 
 def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
@@ -40,8 +42,12 @@ def _digest(tensors: Mapping[str, Tensor], meta: str = "") -> str:
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as float32."""
-    halves = {name: tensor.float() for name, tensor in tensors.items() if tensor.dtype == torch.float16}
+    """Return the digest of weights without their configuration, 32 hex digits; float16 is hashed as
+    float32.
+    """
+    halves = {
+        name: tensor.float() for name, tensor in tensors.items() if tensor.dtype == torch.float16
+    }
     return _digest({**tensors, **halves})
 
 
@@ -49,12 +55,21 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
     meta_text = json.dumps(meta, sort_keys=True)
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    uses = Counter(tensor.data_ptr() for tensor in on_cpu.values())  # safetensors refuses tied weights
-    on_cpu = {name: tensor.clone() if uses[tensor.data_ptr()] > 1 else tensor for name, tensor in on_cpu.items()}
-    content = save_tensors(on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)})
+    uses = Counter(
+        tensor.data_ptr() for tensor in on_cpu.values()
+    )  # safetensors refuses tied weights
+    on_cpu = {
+        name: tensor.clone() if uses[tensor.data_ptr()] > 1 else tensor
+        for name, tensor in on_cpu.items()
+    }
+    content = save_tensors(
+        on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)}
+    )
     header_end = 8 + int.from_bytes(content[:8], "little")
     # Sort the header, which safetensors writes in any order.
-    header = json.dumps(json.loads(content[8:header_end]), sort_keys=True, separators=(",", ":")).encode()
+    header = json.dumps(
+        json.loads(content[8:header_end]), sort_keys=True, separators=(",", ":")
+    ).encode()
     header += b" " * (-len(header) % 8)
     write_atomic(path, len(header).to_bytes(8, "little") + header + content[header_end:])
 
@@ -65,14 +80,25 @@ def _explain_damage(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise InputError(f"{path}: there is no such file") from error
-    except (SafetensorError, KeyError, TypeError, OverflowError, ValueError, RecursionError) as error:
+    except (
+        SafetensorError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        ValueError,
+        RecursionError,
+    ) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise DamagedFileError(f"{path} is damaged: {reason}") from error
 
 
 def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
-    """Return the text of `meta`, `meta` and the digest from the content of a file, of which the header suffices."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())["__metadata__"]
+    """Return the text of `meta`, `meta` and the digest from the content of a file, of which the
+    header suffices.
+    """
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())[
+        "__metadata__"
+    ]
     meta = json.loads(header["meta"])
     if not isinstance(meta, dict):
         raise TypeError("meta is no JSON object")
@@ -83,7 +109,9 @@ def read_meta(path: Path) -> dict[str, Any]:
     """Return `meta` of a file, without checking the digest. Raises as `read_with_digest`."""
     with _explain_damage(path), path.open("rb") as stream:
         length = stream.read(8)
-        return _header(length + stream.read(min(int.from_bytes(length, "little"), path.stat().st_size)))[1]
+        return _header(
+            length + stream.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        )[1]
 
 
 def read_with_digest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
@@ -112,18 +140,32 @@ def digest(path: Path) -> str:
     return read_with_digest(path)[2]
 
 
-def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()) -> dict[str, Tensor]:
+def compacted(
+    weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Return weights in the form of a compact file.
 
-    With `matrices`, round matrices and filters to int8, with one scale per row; to int16 those named in `fine`.
+    With `matrices`, round matrices and filters to int8, with one scale per row; to int16 those
+    named in `fine`.
     """
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         prefix = name.removesuffix("total")
-        if name.endswith(".total") and f"{prefix}count" in weights and f"{prefix}shared" not in weights:
+        if (
+            name.endswith(".total")
+            and f"{prefix}count" in weights
+            and f"{prefix}shared" not in weights
+        ):
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
-        elif matrices and tensor.is_floating_point() and tensor.ndim > 1 and not name.endswith(".count"):
-            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (32767 if name in fine else 127)
+        elif (
+            matrices
+            and tensor.is_floating_point()
+            and tensor.ndim > 1
+            and not name.endswith(".count")
+        ):
+            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (
+                32767 if name in fine else 127
+            )
             rounded = (tensor.float() / scale.view(-1, *[1] * (tensor.ndim - 1))).round()
             compact[name] = rounded.to(torch.int16 if name in fine else torch.int8)
             compact[name + _SCALE] = scale
@@ -134,7 +176,9 @@ def compacted(weights: Mapping[str, Tensor], *, matrices: bool, fine: Collection
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that the tensors of a compact file stand for; tensors of any other file are unchanged."""
+    """Return the weights that the tensors of a compact file stand for; tensors of any other file
+    are unchanged.
+    """
     weights = dict[str, Tensor]()
     for name, tensor in stored.items():
         if (scale := stored.get(name + _SCALE)) is not None:
@@ -143,8 +187,11 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             weights[name] = tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
-    for prefix in (name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)):
-        codewords, count = weights[f"{prefix}codewords"].float(), weights[f"{prefix}count"].float()
+    for prefix in (
+        name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)
+    ):
+        codewords = weights[f"{prefix}codewords"].float()
+        count = weights[f"{prefix}count"].float()
         if count.shape != codewords.shape[:-1]:
             raise ValueError(f"{prefix}count has another shape than the codewords")
         weights[f"{prefix}total"] = codewords * count[..., None]

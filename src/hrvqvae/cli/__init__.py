@@ -1,4 +1,6 @@
-"""The command line: parse, call, print. Heavy modules are imported by the command that needs them."""
+"""The command line: parse, call, print. Heavy modules are imported by the command that needs
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +23,58 @@ from hrvqvae.utils.progress import LOG
 
 GROUPS = {
     "Use a model": ("sample", "complete", "reconstruct", "play"),
-    "Train": ("presets", "data", "train", "train-prior", "train-progressive", "refresh", "runs", "demo"),
+    "Train": (
+        "presets",
+        "data",
+        "train",
+        "train-prior",
+        "train-progressive",
+        "refresh",
+        "runs",
+        "demo",
+    ),
     "Measure": ("evaluate", "compare", "train-classifier", "doctor"),
     "Files of codes": (
-        "compress", "decompress", "inspect", "salvage", "fit-entropy-model", "tokenize", "detokenize",
+        "compress",
+        "decompress",
+        "inspect",
+        "salvage",
+        "fit-entropy-model",
+        "tokenize",
+        "detokenize",
     ),
     "Share": ("export", "hub"),
-}  # fmt: skip
+}
 """Commands by purpose, in the order of `hrvqvae --help`."""
 
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="hrvqvae", usage="hrvqvae COMMAND ...", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compress images to discrete codes by a tree of codebooks, and draw new ones from the codes.",
-    )  # fmt: skip
+        prog="hrvqvae",
+        usage="hrvqvae COMMAND ...",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Compress images to discrete codes by a tree of codebooks, and draw new ones from the"
+            " codes."
+        ),
+    )
     parser.add_argument("--version", action="version", version=f"hrvqvae {__version__}")
     commands = parser.add_subparsers(
-        prog="hrvqvae", metavar="COMMAND", required=True, help=argparse.SUPPRESS, parser_class=Parser
+        prog="hrvqvae",
+        metavar="COMMAND",
+        required=True,
+        help=argparse.SUPPRESS,
+        parser_class=Parser,
     )
     for module in (catalogue, train, trained, files, share):
         module.add(commands)
     lines = []
     for title, names in GROUPS.items():
-        lines += [f"{title}:", *(f"  {name:18} {commands.choices[name].description}" for name in names), ""]
+        lines += [
+            f"{title}:",
+            *(f"  {name:18} {commands.choices[name].description}" for name in names),
+            "",
+        ]
     parser.epilog = "\n".join([*lines, "hrvqvae COMMAND --help shows the options of a command."])
     return parser
 
@@ -58,7 +88,10 @@ def run(argv: Sequence[str]) -> int:
         arguments, unknown = arguments.parser.parse_known_intermixed_args(rest)
     unknown += [f"--{name}" for name in fields if not arguments.takes_fields]
     if unknown:
-        raise InputError(f"unknown argument {unknown[0]!r} of {arguments.parser.prog}: {_hint(unknown[0], arguments)}")
+        raise InputError(
+            f"unknown argument {unknown[0]!r} of {arguments.parser.prog}:"
+            f" {_hint(unknown[0], arguments)}"
+        )
     arguments.fields = fields
     code: int = arguments.call(arguments)
     sys.stdout.flush()
@@ -67,12 +100,15 @@ def run(argv: Sequence[str]) -> int:
 
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
     """Return a hint for an unknown argument: similar options or fields, or where to look."""
-    name, near = argument.partition("=")[0].lstrip("-"), ""
+    name = argument.partition("=")[0].lstrip("-")
+    near = ""
     if argument.startswith("--") and arguments.takes_fields:
         from hrvqvae.config import Config, flatten, to_dict
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-        near = " or --".join(field for field, _ in flatten(to_dict(Config())) if field.rpartition(".")[2] == leaf)
+        near = " or --".join(
+            field for field, _ in flatten(to_dict(Config())) if field.rpartition(".")[2] == leaf
+        )
     if argument.startswith("-"):
         near = near or near_names(name, arguments.options).replace(" or ", " or --")
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
@@ -87,15 +123,23 @@ def _explain(error: Exception) -> str:
 
         extra = extra_of(error.name or "")
         return f"this needs {error.name}: pip install 'hrvqvae[{extra}]'" if extra else ""
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(error):
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(
+        error
+    ):
         return (
-            "out of memory: take a smaller batch (--training.batch_size, --prior.training.batch_size of priors) in a "
-            "new run, smaller images, or fewer workers (--data.workers)"
+            "out of memory: take a smaller batch (--training.batch_size,"
+            " --prior.training.batch_size of priors) in a new run, smaller images, or fewer workers"
+            " (--data.workers)"
         )
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # of `Path.resolve`, before Python 3.13
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(
+        error
+    ):  # of `Path.resolve`, before Python 3.13
         return f"{error}; name another file"
     if isinstance(error, OSError):
-        causes = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder, not a file"}
+        causes = {
+            FileNotFoundError: "there is no such file",
+            IsADirectoryError: "is a folder, not a file",
+        }
         cause = causes.get(type(error), error.strerror or error)
         return f"{error.filename!r}: {cause}" if error.filename else f"{cause}"
     return ""
@@ -110,17 +154,26 @@ class _PrintableFormatter(logging.Formatter):
 
 @contextmanager
 def _end_cleanly() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as an error would, so that it deletes its temporary files."""
+    """Let SIGTERM and SIGHUP end a command as an error would, so that it deletes its temporary
+    files.
+    """
 
     def end(signum: int, _: FrameType | None) -> None:
         for ignored in signals:  # until the files are deleted
             signal.signal(ignored, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
-    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: one
+    signals = [
+        getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+    ]  # Windows: one
     signals = [signum for signum in signals if signal.getsignal(signum) is signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread() or os.environ.get("WORLD_SIZE", "1") != "1":
-        signals = []  # of processes that train together, one may wait for another in a call that no handler interrupts
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or os.environ.get("WORLD_SIZE", "1") != "1"
+    ):
+        # of processes that train together, one may wait for another in a call that no handler
+        # interrupts
+        signals = []
     for signum in signals:
         signal.signal(signum, end)
     try:
@@ -131,10 +184,16 @@ def _end_cleanly() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code. Logs an error that a user can cause as one line, and returns 2."""
-    handler, level = logging.StreamHandler(), LOG.level
+    """Run a command and return its exit code. Logs an error that a user can cause as one line, and
+    returns 2.
+    """
+    handler = logging.StreamHandler()
+    level = LOG.level
     handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
-    for stream in (sys.stdout, sys.stderr):  # a name that the encoding can't express must not end a command
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a name that the encoding can't express must not end a command
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)

@@ -32,7 +32,13 @@ def _presets(arguments: Arguments) -> int:
     rows = []
     for name, value in entry["derived"].items():
         printed = f"; printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
-        shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        shown = (
+            f"{value:,.2f}"
+            if isinstance(value, float)
+            else f"{value:,}"
+            if isinstance(value, int)
+            else value
+        )
         rows.append((name, shown, f"computed{printed}"))
     print()
     print_table(rows)
@@ -52,8 +58,13 @@ def _data_list(arguments: Arguments) -> int:
         folder = find_published(dataset, root) if dataset.files else root / dataset.name
         present = not list_missing_files(dataset, root) if dataset.files else folder.is_dir()
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
-        rows.append((dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}"))
-    about = "--data DIR: PNG, JPEG or WebP, also in class folders, train/ and test/; or tars, Parquet files, arrays"
+        rows.append(
+            (dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}")
+        )
+    about = (
+        "--data DIR: PNG, JPEG or WebP, also in class folders, train/ and test/; or tars, Parquet"
+        " files, arrays"
+    )
     rows.append(("any folder", "", about))
     for network in published.NETWORKS.values():
         where = f"in {network.path.parent}" if network.available else "not there"
@@ -82,7 +93,9 @@ def _runs(arguments: Arguments) -> int:
     if arguments.json:
         print_json(runs)
         return 0
-    rows: list[Sequence[object]] = [("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")]
+    rows: list[Sequence[object]] = [
+        ("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")
+    ]
     for run in runs:
         error = "-" if run["mse"] is None else f"{run['mse']:.4e}"
         lists = (", ".join(run[name]) or "-" for name in ("priors", "stale"))
@@ -94,7 +107,9 @@ def _runs(arguments: Arguments) -> int:
 
 
 def _doctor(arguments: Arguments) -> int:
-    """Report versions (None: missing), device, folders of data and models, and the missing packages of each extra."""
+    """Report versions (None: missing), device, folders of data and models, and the missing packages
+    of each extra.
+    """
     from importlib import metadata
 
     from hrvqvae.data.loading import find_data_root
@@ -106,8 +121,14 @@ def _doctor(arguments: Arguments) -> int:
     needed = dict(packages())
     versions = {"python": platform.python_version(), "hrvqvae": version("hrvqvae")}
     versions |= {name: version(name) for name in needed.pop("", ())}
-    report: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "cores": os.cpu_count()}
-    problems = [f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None]
+    report: dict[str, Any] = {
+        "versions": versions,
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+    }
+    problems = [
+        f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None
+    ]
     folders = dict[str, Path]()
     try:
         folders["data sets (HRVQVAE_DATA)"] = find_data_root(None)
@@ -134,12 +155,18 @@ def _doctor(arguments: Arguments) -> int:
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
             problems.append(f"the folder for {title} can't be written: {path}")
     report["folders"] = {title: str(path) for title, path in folders.items()}
-    report["extras"] = {extra: [name for name in names if version(name) is None] for extra, names in needed.items()}
+    report["extras"] = {
+        extra: [name for name in names if version(name) is None] for extra, names in needed.items()
+    }
     if arguments.json:
         print_json(report | {"problems": problems})
         return 1 if problems else 0
     rows = [(name, installed or "missing") for name, installed in versions.items()]
-    rows += [(name, report[name]) for name in ("platform", "cores", "device", "precision") if name in report]
+    rows += [
+        (name, report[name])
+        for name in ("platform", "cores", "device", "precision")
+        if name in report
+    ]
     rows += report["folders"].items()
     for extra, missing in report["extras"].items():
         advice = f"pip install 'hrvqvae[{extra}]' for {', '.join(missing)}"
@@ -152,16 +179,24 @@ def _doctor(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """Add presets, runs, data list, data get and doctor."""
-    name = option("name", nargs="?", metavar="NAME", help="show the preset NAME (default: list all)")
+    name = option(
+        "name", nargs="?", metavar="NAME", help="show the preset NAME (default: list all)"
+    )
     about = "list the presets, or show the values of a preset with their sources"
     command(commands, "presets", about, _presets, name, "--json")
     where = "look below FOLDER (default: runs)"
-    folder = option("folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help=where)
+    folder = option(
+        "folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help=where
+    )
     about = "list the runs below a folder: step, error, priors, what is stale"
     command(commands, "runs", about, _runs, folder, "--json")
 
     actions = group(commands, "data", "list and get data sets, and networks that compare images")
-    root = option("--root", metavar="DIR", help="keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)")
+    root = option(
+        "--root",
+        metavar="DIR",
+        help="keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)",
+    )
     command(actions, "list", "list data sets and networks, and where they are", _data_list, root)
     name = option("name", metavar="NAME", help="data set or network, such as mnist")
     command(actions, "get", "get a data set or a network", _data_get, name, root)

@@ -75,27 +75,57 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 COMMON: Mapping[str, Option] = {
-    "run": option("run", metavar="RUN", help="run folder, weights file, or a model of the package such as mnist"),
-    "model": option("model", metavar="MODEL", help="run folder, weights file, or a model of the package such as mnist"),
+    "run": option(
+        "run",
+        metavar="RUN",
+        help="run folder, weights file, or a model of the package such as mnist",
+    ),
+    "model": option(
+        "model",
+        metavar="MODEL",
+        help="run folder, weights file, or a model of the package such as mnist",
+    ),
     "--json": flag("--json", "print JSON"),
-    "--device": option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"),
-    "--data": option("--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"),
+    "--device": option(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
+    ),
+    "--data": option(
+        "--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"
+    ),
     "--force": flag("--force", "overwrite files that exist"),
-    "--levels": option("--levels", type=whole(1), metavar="K", help="use levels 1 to K only (default: all)"),
-    "--model": option("--model", metavar="RUN", help="run that encoded the files (default: the models of the package)"),
+    "--levels": option(
+        "--levels", type=whole(1), metavar="K", help="use levels 1 to K only (default: all)"
+    ),
+    "--model": option(
+        "--model",
+        metavar="RUN",
+        help="run that encoded the files (default: the models of the package)",
+    ),
     "--beam": option(
-        "--beam", type=whole(1), metavar="N",
-        help="keep the N best partial sums per level in the search for the codes of an image (default: as in training)",
+        "--beam",
+        type=whole(1),
+        metavar="N",
+        help=(
+            "keep the N best partial sums per level in the search for the codes of an image"
+            " (default: as in training)"
+        ),
     ),
     "--lmbda": option(
-        "--lmbda", type=float, metavar="X",
-        help="choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try 0.005",
+        "--lmbda",
+        type=float,
+        metavar="X",
+        help=(
+            "choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try"
+            " 0.005"
+        ),
     ),
-}  # fmt: skip
+}
 """Arguments of several commands."""
 
 
-def command(commands: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = "") -> Any:
+def command(
+    commands: Group, name: str, about: str, call: Call, *options: Option | str, fields: str = ""
+) -> Any:
     """Add a command to a group of commands, and return its parser.
 
     Args:
@@ -103,7 +133,9 @@ def command(commands: Group, name: str, about: str, call: Call, *options: Option
         options: The command's arguments, or their names in `COMMON`.
         fields: Help text for `--section.field VALUE`; "" if the command takes no fields.
     """
-    parser = commands.add_parser(name, help=about, description=about, epilog=fields, allow_abbrev=False)
+    parser = commands.add_parser(
+        name, help=about, description=about, epilog=fields, allow_abbrev=False
+    )
     arguments = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
     for names, settings in arguments:
         parser.add_argument(*names, **settings)
@@ -119,11 +151,14 @@ def group(commands: Group, name: str, about: str) -> Group:
 
 
 def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split arguments into those without `--section.field VALUE`, and the values by dotted name. Stops at `--`.
+    """Split arguments into those without `--section.field VALUE`, and the values by dotted name.
+    Stops at `--`.
 
     Raises InputError if a field has no value, or two different values.
     """
-    others, fields, rest = list[str](), dict[str, str](), list(arguments)
+    others = list[str]()
+    fields = dict[str, str]()
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -142,7 +177,9 @@ def split_fields(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def set_field(fields: dict[str, str], name: str, value: str, option: str) -> None:
-    """Set a field to the value of an option. Raises InputError if the field has another value already."""
+    """Set a field to the value of an option. Raises InputError if the field has another value
+    already.
+    """
     if fields.get(name, value) != value:
         raise InputError(f"{option} {value} contradicts --{name} {fields[name]}: give one of them")
     fields[name] = value
@@ -157,4 +194,8 @@ def print_table(rows: Sequence[Sequence[object]]) -> None:
     """Print rows in columns."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(
+                str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)
+            ).rstrip()
+        )

@@ -15,7 +15,9 @@ def _export(arguments: Arguments) -> int:
     out = arguments.out or Path(f"{base_name(arguments.run)}-{kind}")
     checked = None
     if arguments.beam is not None and not arguments.onnx:
-        raise InputError("--beam needs --onnx; for a folder, give --beam to the command that encodes images")
+        raise InputError(
+            "--beam needs --onnx; for a folder, give --beam to the command that encodes images"
+        )
     if arguments.license is not None and kind != "exported":
         raise InputError(f"--license is for the model card, which --{kind} does not write")
     if arguments.web:
@@ -42,7 +44,14 @@ def _push(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
-    print(push_run(arguments.run, arguments.name, license=arguments.license, private=arguments.private or None))
+    print(
+        push_run(
+            arguments.run,
+            arguments.name,
+            license=arguments.license,
+            private=arguments.private or None,
+        )
+    )
     return 0
 
 
@@ -76,11 +85,17 @@ def add(commands: Group) -> None:
 
     text = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
     license = option("--license", metavar="ID", help=text)
-    about = "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web page"
+    about = (
+        "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web"
+        " page"
+    )
     where = folder("RUN-exported, RUN-onnx or RUN-web")
     export = command(commands, "export", about, _export, "run", where, license, "--beam")
     forms = export.add_mutually_exclusive_group()
-    text = "half precision for the autoencoder, 8 bits for the other networks; changes a few codes and samples"
+    text = (
+        "half precision for the autoencoder, 8 bits for the other networks; changes a few codes and"
+        " samples"
+    )
     forms.add_argument("--compact", action="store_true", help=text)
     text = "write encoder and decoder as ONNX graphs, and compare their results with the model's"
     forms.add_argument("--onnx", action="store_true", help=text)
@@ -91,17 +106,54 @@ def add(commands: Group) -> None:
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
     name = option("name", metavar="USER/NAME", help="repository of the hub")
     private = flag("--private", "make a new repository private")
-    command(actions, "push", "export a run and put it on the hub", _push, "run", name, license, private)
-    revision = option("--revision", metavar="REV", help="get branch, tag or commit REV (default: the newest)")
+    command(
+        actions, "push", "export a run and put it on the hub", _push, "run", name, license, private
+    )
+    revision = option(
+        "--revision", metavar="REV", help="get branch, tag or commit REV (default: the newest)"
+    )
     about = "get a model from the hub into a folder"
     command(actions, "get", about, _get, name, folder("NAME"), revision)
 
     command(
-        commands, "play", "serve a local page to try a model in a browser (docs/play.md)", _play,
-        option("run", nargs="?", default="mnist", metavar="RUN", help="run folder or model (default: mnist)"),
-        option("--host", default="127.0.0.1", metavar="NAME", help="serve at NAME (default: 127.0.0.1, this machine)"),
-        option("--port", type=whole(1, 65535), metavar="N", help="serve at port N (default: the first free from 7860)"),
-        option("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"),
-        option("--max-bytes", type=whole(1), default=16 << 20, metavar="N", help="largest upload (default: 16 MiB)"),
-        option("--max-pixels", type=whole(1), default=1 << 24, metavar="N", help="pixels per image (default: 16 Mi)"),
-    )  # fmt: skip
+        commands,
+        "play",
+        "serve a local page to try a model in a browser (docs/play.md)",
+        _play,
+        option(
+            "run",
+            nargs="?",
+            default="mnist",
+            metavar="RUN",
+            help="run folder or model (default: mnist)",
+        ),
+        option(
+            "--host",
+            default="127.0.0.1",
+            metavar="NAME",
+            help="serve at NAME (default: 127.0.0.1, this machine)",
+        ),
+        option(
+            "--port",
+            type=whole(1, 65535),
+            metavar="N",
+            help="serve at port N (default: the first free from 7860)",
+        ),
+        option(
+            "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
+        ),
+        option(
+            "--max-bytes",
+            type=whole(1),
+            default=16 << 20,
+            metavar="N",
+            help="largest upload (default: 16 MiB)",
+        ),
+        option(
+            "--max-pixels",
+            type=whole(1),
+            default=1 << 24,
+            metavar="N",
+            help="pixels per image (default: 16 Mi)",
+        ),
+    )

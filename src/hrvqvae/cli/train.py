@@ -1,4 +1,6 @@
-"""Commands that train: an autoencoder, its priors, its progressive decoder, a classifier; the demo; comparisons."""
+"""Commands that train: an autoencoder, its priors, its progressive decoder, a classifier; the demo;
+comparisons.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, print_json, set_field, whole
+from hrvqvae.cli.console import (
+    Arguments,
+    Group,
+    Option,
+    command,
+    flag,
+    option,
+    print_json,
+    set_field,
+    whole,
+)
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
@@ -19,13 +31,20 @@ if TYPE_CHECKING:
 
 
 def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
-    """Return the fields that the options set, by dotted name; `stage` is the section of the training's fields."""
+    """Return the fields that the options set, by dotted name; `stage` is the section of the
+    training's fields.
+    """
     fields = dict[str, str](arguments.fields)
-    of_stage = {name: f"{stage}.{name}" for name in ("max_steps", "max_minutes", "seed", "device", "init_from")}
+    of_stage = {
+        name: f"{stage}.{name}"
+        for name in ("max_steps", "max_minutes", "seed", "device", "init_from")
+    }
     for option_name, field in {"data": "data.root", "codes": "prior.codes", **of_stage}.items():
         if (value := getattr(arguments, option_name, None)) is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
-    return fields | {name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields}
+    return fields | {
+        name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields
+    }
 
 
 def _absolute(path: str | Path) -> str:
@@ -33,8 +52,12 @@ def _absolute(path: str | Path) -> str:
 
 
 def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
-    """Print `prefix` and how a training ended, then `suffix` if it is complete. Return the exit code."""
-    spent = f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
+    """Print `prefix` and how a training ended, then `suffix` if it is complete. Return the exit
+    code.
+    """
+    spent = (
+        f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
+    )
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
@@ -47,9 +70,15 @@ def _train(arguments: Arguments) -> int:
     from hrvqvae.config.parsing import base_config, override
 
     single = os.environ.get("WORLD_SIZE", "1") == "1"
-    with nullcontext() if single else importlib.import_module("hrvqvae.distributed.launch").process_group():
+    with (
+        nullcontext()
+        if single
+        else importlib.import_module("hrvqvae.distributed.launch").process_group()
+    ):
         fields = _collect_fields(arguments, "training")
-        config = override(base_config(arguments.preset), fields)  # a mistake is reported before torch is imported
+        config = override(
+            base_config(arguments.preset), fields
+        )  # a mistake is reported before torch is imported
         if arguments.print_config:
             import yaml
 
@@ -75,8 +104,13 @@ def _train_prior(arguments: Arguments) -> int:
         from hrvqvae.training.stages import train_missing_priors
 
         fields = _collect_fields(arguments, "prior.training")
-        outcomes = train_missing_priors(arguments.run, fields, level=arguments.level, resume=arguments.resume)
-        exit_codes = [_report_outcome(outcome, f"{level_names(levels)}: ", "") for levels, outcome in outcomes.items()]
+        outcomes = train_missing_priors(
+            arguments.run, fields, level=arguments.level, resume=arguments.resume
+        )
+        exit_codes = [
+            _report_outcome(outcome, f"{level_names(levels)}: ", "")
+            for levels, outcome in outcomes.items()
+        ]
         if not exit_codes[-1]:
             print(f"priors in {Path(arguments.run) / 'priors'}")
         return exit_codes[-1]
@@ -89,7 +123,8 @@ def _train_progressive(arguments: Arguments) -> int:
         from hrvqvae.checkpoints.folder import progressive_folder
         from hrvqvae.training.stages import train_progressive_decoder
 
-        fields, folder = _collect_fields(arguments, "progressive.training"), progressive_folder(arguments.run)
+        fields = _collect_fields(arguments, "progressive.training")
+        folder = progressive_folder(arguments.run)
         outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume)
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
@@ -105,7 +140,10 @@ def _refresh(arguments: Arguments) -> int:
         if signal is not None:
             print("stopped, saved; the same command continues")
             return 128 + signal
-        print(*(stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]), sep="\n")
+        print(
+            *(stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]),
+            sep="\n",
+        )
         return 0
 
 
@@ -118,29 +156,43 @@ def _train_classifier(arguments: Arguments) -> int:
     out = arguments.out
     check_output(out, force=None)
     root = arguments.data and _absolute(arguments.data)
-    trained = train_classifier(data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed)
+    trained = train_classifier(
+        data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_classifier(out, trained)
-    print(f"{out}: accuracy {trained.accuracy:.2%} on the test images, {out.stat().st_size / 1e6:.2f} MB")
+    print(
+        f"{out}: accuracy {trained.accuracy:.2%} on the test images,"
+        f" {out.stat().st_size / 1e6:.2f} MB"
+    )
     return 0
 
 
-# Demo overrides for PixelSNAIL priors: with the batch of Table 8, the training would take hours on a GPU.
+# Demo overrides for PixelSNAIL priors: with the batch of Table 8, the training would take hours on
+# a GPU.
 _DEMO_PRIOR = (
-    "--prior.network.residual_blocks=8", "--prior.training.batch_size=16", "--prior.training.learning_rate=2e-3",
-    "--prior.training.warmup_steps=20", "--prior.training.evaluate_every=100", "--prior.training.checkpoint_every=100",
+    "--prior.network.residual_blocks=8",
+    "--prior.training.batch_size=16",
+    "--prior.training.learning_rate=2e-3",
+    "--prior.training.warmup_steps=20",
+    "--prior.training.evaluate_every=100",
+    "--prior.training.checkpoint_every=100",
     "--prior.training.evaluation_images=300",
-)  # fmt: skip
+)
 _DEMO_SHARE = 0.45  # of the demo's training time, for the autoencoder; its priors share the rest
 
 
 def _demo(arguments: Arguments) -> int:
-    """Print and run the commands of the demo, as a newcomer would type them; a second demo resumes the first."""
+    """Print and run the commands of the demo, as a newcomer would type them; a second demo resumes
+    the first.
+    """
     from hrvqvae.cli import run
     from hrvqvae.config.parsing import base_config
 
     config = base_config(arguments.preset)
-    importlib.import_module("hrvqvae.training.stages")  # report a missing package before any download
+    importlib.import_module(
+        "hrvqvae.training.stages"
+    )  # report a missing package before any download
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
@@ -148,7 +200,10 @@ def _demo(arguments: Arguments) -> int:
     data = ("--data", arguments.root) if arguments.root else ()
     steps = ("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()
     minutes = ("--max-minutes", f"{arguments.max_minutes * _DEMO_SHARE:.3g}")
-    prior_minutes = ("--max-minutes", f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}")
+    prior_minutes = (
+        "--max-minutes",
+        f"{arguments.max_minutes * (1 - _DEMO_SHARE) / len(config.prior_levels):.3g}",
+    )
     guided = ("--guidance", "1.5") if config.prior.class_dropout else ()
     smaller_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
     resume = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
@@ -158,32 +213,58 @@ def _demo(arguments: Arguments) -> int:
         ("train-prior", arguments.out, "--resume", *steps, *prior_minutes, *smaller_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
-        ("sample", "treevq-mnist", "--force", "-o", str(pictures / "samples-of-the-shipped-model.png")),
+        (
+            "sample",
+            "treevq-mnist",
+            "--force",
+            "-o",
+            str(pictures / "samples-of-the-shipped-model.png"),
+        ),
     ):
         print(f"\n$ hrvqvae {' '.join(words)}", flush=True)
         code = run(words)
         if code:
             return code
-    print(f"\npictures in {pictures}: {', '.join(sorted(path.name for path in pictures.glob('*.png')))}")
+    print(
+        f"\npictures in {pictures}:"
+        f" {', '.join(sorted(path.name for path in pictures.glob('*.png')))}"
+    )
     return 0
 
 
 def build_comparison(arguments: Arguments) -> Comparison:
-    """Return the comparison that the options of `compare` describe. Raises InputError as `Comparison`."""
+    """Return the comparison that the options of `compare` describe. Raises InputError as
+    `Comparison`.
+    """
     from hrvqvae.comparison.systems import Comparison, available_systems
 
-    names = ",".join(available_systems()) if arguments.systems is None else arguments.systems  # NAME or NAME=SYSTEM
-    parts = [[part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()]
-    options = ("dataset", "seeds", "first_seed", "max_steps", "max_minutes", "prior_steps", "fields")
+    names = (
+        ",".join(available_systems()) if arguments.systems is None else arguments.systems
+    )  # NAME or NAME=SYSTEM
+    parts = [
+        [part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()
+    ]
+    options = (
+        "dataset",
+        "seeds",
+        "first_seed",
+        "max_steps",
+        "max_minutes",
+        "prior_steps",
+        "fields",
+    )
     return Comparison(
-        systems=tuple(name for name, _, _ in parts), root=arguments.data and _absolute(arguments.data),
+        systems=tuple(name for name, _, _ in parts),
+        root=arguments.data and _absolute(arguments.data),
         variants={name: system for name, equals, system in parts if equals},
         **{name: getattr(arguments, name) for name in options},
-    )  # fmt: skip
+    )
 
 
 def _compare(arguments: Arguments) -> int:
-    importlib.import_module("hrvqvae.training.stages")  # a missing extra is reported as `train`, not as `figures`
+    importlib.import_module(
+        "hrvqvae.training.stages"
+    )  # a missing extra is reported as `train`, not as `figures`
     from hrvqvae.comparison.report import compare, table
 
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
@@ -194,22 +275,38 @@ def _compare(arguments: Arguments) -> int:
     if arguments.json:
         print_json(rows)
     else:
-        print(f"\n{table(rows)}\n{arguments.out / 'results.md'}, results.json, and pictures beside them")
+        print(
+            f"\n{table(rows)}\n{arguments.out / 'results.md'}, results.json, and pictures beside"
+            " them"
+        )
     return 0
 
 
 _DATA = option(
-    "--data", type=Path, metavar="DIR",
-    help="read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default: the run's, else "
-    "HRVQVAE_DATA, else the user's cache)",
-)  # fmt: skip
+    "--data",
+    type=Path,
+    metavar="DIR",
+    help=(
+        "read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default:"
+        " the run's, else HRVQVAE_DATA, else the user's cache)"
+    ),
+)
 _TRAINING: tuple[Option, ...] = (
     _DATA,
     option("--max-steps", metavar="N", help="stop after N steps (default: the preset's)"),
     option("--max-minutes", metavar="M", help="stop after M minutes (default: the preset's)"),
-    option("--seed", metavar="S", help="draw weights and the order of images from seed S (default: the preset's)"),
+    option(
+        "--seed",
+        metavar="S",
+        help="draw weights and the order of images from seed S (default: the preset's)",
+    ),
     option("--device", metavar="NAME", help="train on auto, cpu, cuda or cuda:N (default: auto)"),
-    option("--init-from", type=Path, metavar="MODEL", help="start from the weights of a run or model, such as cifar10"),
+    option(
+        "--init-from",
+        type=Path,
+        metavar="MODEL",
+        help="start from the weights of a run or model, such as cifar10",
+    ),
     flag("--resume", "continue from the newest good checkpoint"),
 )
 _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
@@ -218,53 +315,158 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 def add(commands: Group) -> None:
     """Add train, train-prior, train-progressive, refresh, train-classifier, demo and compare."""
     command(
-        commands, "train", "train an autoencoder by a preset, or by a YAML or JSON file", _train,
-        option("preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"),
-        option("--out", type=Path, metavar="RUN", help="write to the run folder RUN (default: runs/PRESET)"),
+        commands,
+        "train",
+        "train an autoencoder by a preset, or by a YAML or JSON file",
+        _train,
+        option(
+            "preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"
+        ),
+        option(
+            "--out",
+            type=Path,
+            metavar="RUN",
+            help="write to the run folder RUN (default: runs/PRESET)",
+        ),
         flag("--print-config", "print the resolved configuration and stop"),
-        *_TRAINING, fields=_FIELDS.format("--model.quantizer.codewords 8"),
-    )  # fmt: skip
+        *_TRAINING,
+        fields=_FIELDS.format("--model.quantizer.codewords 8"),
+    )
     level = "train the prior of level L only, 1 is the coarsest (default: all)"
     codes = "train from shards of codes (hrvqvae tokenize; default: the images of the run)"
     command(
-        commands, "train-prior", "train the priors of a run, which draw new images", _train_prior, "run",
+        commands,
+        "train-prior",
+        "train the priors of a run, which draw new images",
+        _train_prior,
+        "run",
         option("--level", type=int, metavar="L", help=level),
-        option("--codes", type=Path, metavar="SHARDS", help=codes), *_TRAINING,
+        option("--codes", type=Path, metavar="SHARDS", help=codes),
+        *_TRAINING,
         fields=_FIELDS.format("--prior.network.hidden_units 128"),
-    )  # fmt: skip
-    about, fields = "train a decoder for the first levels of a run", "--progressive.network.hidden_units 32"
-    command(commands, "train-progressive", about, _train_progressive, "run", *_TRAINING, fields=_FIELDS.format(fields))
-    about = "train again, or fit again, what no longer matches the model of a run, such as its priors"
+    )
+    about = "train a decoder for the first levels of a run"
+    fields = "--progressive.network.hidden_units 32"
+    command(
+        commands,
+        "train-progressive",
+        about,
+        _train_progressive,
+        "run",
+        *_TRAINING,
+        fields=_FIELDS.format(fields),
+    )
+    about = (
+        "train again, or fit again, what no longer matches the model of a run, such as its priors"
+    )
     command(commands, "refresh", about, _refresh, "run", "--data")
     command(
-        commands, "train-classifier", "train the classifier that measures samples", _train_classifier,
+        commands,
+        "train-classifier",
+        "train the classifier that measures samples",
+        _train_classifier,
         option("dataset", metavar="DATASET", help="data set, such as cifar10"),
-        option("--out", required=True, type=Path, metavar="FILE", help="write the classifier to FILE.safetensors"),
-        _DATA, option("--seed", type=whole(0, 2**31 - 1), default=1, metavar="S", help="of the weights (default: 1)"),
-    )  # fmt: skip
+        option(
+            "--out",
+            required=True,
+            type=Path,
+            metavar="FILE",
+            help="write the classifier to FILE.safetensors",
+        ),
+        _DATA,
+        option(
+            "--seed",
+            type=whole(0, 2**31 - 1),
+            default=1,
+            metavar="S",
+            help="of the weights (default: 1)",
+        ),
+    )
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
-        commands, "demo", "get MNIST, train, evaluate and draw, in a quarter of an hour", _demo,
+        commands,
+        "demo",
+        "get MNIST, train, evaluate and draw, in a quarter of an hour",
+        _demo,
         option("--preset", default="treevq-deep/mnist", help=preset),
-        option("--out", default="runs/demo", metavar="RUN", help="write to the run folder RUN (default: runs/demo)"),
-        option("--root", metavar="DIR", help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
-        option("--max-minutes", type=float, default=9.5, metavar="M", help="train M minutes in all (default: 9.5)"),
-        option("--max-steps", type=int, default=0, metavar="N", help="limit each stage to N steps (default: no limit)"),
-    )  # fmt: skip
-    systems = "compare these systems (default: all installed); NAME=SYSTEM adds a variant with fields of its own"
-    command(
-        commands, "compare", "train systems on the same data and budget, and measure them", _compare,
-        option("dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"),
-        option("--systems", metavar="A,B", help=systems),
-        option("--max-steps", type=int, default=0, metavar="N", help="train each autoencoder for N steps"),
-        option("--max-minutes", type=float, default=0.0, metavar="M", help="train each autoencoder for M minutes"),
-        option("--seeds", type=int, default=1, metavar="K", help="train each system with K seeds (default: 1)"),
-        option("--first-seed", type=int, default=0, metavar="S", help="begin with seed S (default: 0)"),
         option(
-            "--prior-steps", type=int, default=0, metavar="N",
+            "--out",
+            default="runs/demo",
+            metavar="RUN",
+            help="write to the run folder RUN (default: runs/demo)",
+        ),
+        option(
+            "--root",
+            metavar="DIR",
+            help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)",
+        ),
+        option(
+            "--max-minutes",
+            type=float,
+            default=9.5,
+            metavar="M",
+            help="train M minutes in all (default: 9.5)",
+        ),
+        option(
+            "--max-steps",
+            type=int,
+            default=0,
+            metavar="N",
+            help="limit each stage to N steps (default: no limit)",
+        ),
+    )
+    systems = (
+        "compare these systems (default: all installed); NAME=SYSTEM adds a variant with fields of"
+        " its own"
+    )
+    command(
+        commands,
+        "compare",
+        "train systems on the same data and budget, and measure them",
+        _compare,
+        option(
+            "dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"
+        ),
+        option("--systems", metavar="A,B", help=systems),
+        option(
+            "--max-steps",
+            type=int,
+            default=0,
+            metavar="N",
+            help="train each autoencoder for N steps",
+        ),
+        option(
+            "--max-minutes",
+            type=float,
+            default=0.0,
+            metavar="M",
+            help="train each autoencoder for M minutes",
+        ),
+        option(
+            "--seeds",
+            type=int,
+            default=1,
+            metavar="K",
+            help="train each system with K seeds (default: 1)",
+        ),
+        option(
+            "--first-seed", type=int, default=0, metavar="S", help="begin with seed S (default: 0)"
+        ),
+        option(
+            "--prior-steps",
+            type=int,
+            default=0,
+            metavar="N",
             help="train priors too, N steps per system in all (default: 0, none)",
         ),
-        _DATA, option("--out", required=True, type=Path, metavar="DIR", help="write runs and results to DIR"), "--json",
-        fields="--section.field VALUE sets a field of every system, such as --data.size 128; --SYSTEM.section.field "
-        "VALUE sets a model or training field of one system, such as --vqgan.model.adversarial_start 500",
-    )  # fmt: skip
+        _DATA,
+        option(
+            "--out", required=True, type=Path, metavar="DIR", help="write runs and results to DIR"
+        ),
+        "--json",
+        fields=(
+            "--section.field VALUE sets a field of every system, such as --data.size 128;"
+            " --SYSTEM.section.field VALUE sets a model or training field of one system, such as"
+            " --vqgan.model.adversarial_start 500"
+        ),
+    )

@@ -20,10 +20,17 @@ def _evaluate(arguments: Arguments) -> int:
     if (arguments.guidance or arguments.sample_levels) and not arguments.samples:
         raise InputError("--guidance and --sample-levels need samples: add --samples N")
     evaluated = evaluate_run(
-        arguments.run, arguments.split, arguments.data, arguments.device, arguments.samples,
-        guidance=arguments.guidance or (1.0,), limit=arguments.images, beam=arguments.beam,
-        lmbda=arguments.lmbda, sample_levels=arguments.sample_levels,
-    )  # fmt: skip
+        arguments.run,
+        arguments.split,
+        arguments.data,
+        arguments.device,
+        arguments.samples,
+        guidance=arguments.guidance or (1.0,),
+        limit=arguments.images,
+        beam=arguments.beam,
+        lmbda=arguments.lmbda,
+        sample_levels=arguments.sample_levels,
+    )
     report = evaluated.report
     if arguments.json:
         print_json(evaluated.to_dict())
@@ -31,11 +38,25 @@ def _evaluate(arguments: Arguments) -> int:
     ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
     print(f"{report.dataset} {report.split}: {counted(report.images, 'image')}")
     print(f"MSE {report.mse:.4e}   PSNR {report.psnr:.2f} dB   SSIM {ssim}")
-    print(f"{report.bits_per_image:,.0f} bits per image, compression factor {report.compression_ratio:.2f}\n")
-    rows: list[Sequence[object]] = [("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")]
+    print(
+        f"{report.bits_per_image:,.0f} bits per image, compression factor"
+        f" {report.compression_ratio:.2f}\n"
+    )
+    rows: list[Sequence[object]] = [
+        ("level", "codewords", "used", "usage", "perplexity", "MSE of levels 1..l")
+    ]
     for index, level in enumerate(report.levels, start=1):
         error = "-" if level.mse is None else f"{level.mse:.4e}"
-        rows.append((index, level.codewords, level.used, f"{level.usage:.1%}", f"{level.perplexity:.1f}", error))
+        rows.append(
+            (
+                index,
+                level.codewords,
+                level.used,
+                f"{level.usage:.1%}",
+                f"{level.perplexity:.1f}",
+                error,
+            )
+        )
     print_table(rows)
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
@@ -44,12 +65,17 @@ def _evaluate(arguments: Arguments) -> int:
     columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
     rows = [("bits per code", *columns)]
     for index, positions in enumerate(rate.positions, start=1):
-        rows.append((f"level {index}", *(f"{bits[index - 1] / positions:.4f}" for bits in columns.values())))
+        rows.append(
+            (f"level {index}", *(f"{bits[index - 1] / positions:.4f}" for bits in columns.values()))
+        )
     rows.append(("bits per image", *(f"{sum(bits):.1f}" for bits in columns.values())))
     print()
     print_table(rows)
     if rate.label:
-        print(f"the priors know the class; an unknown class takes {rate.label:.1f} bits more per image")
+        print(
+            f"the priors know the class; an unknown class takes {rate.label:.1f} bits more per"
+            " image"
+        )
     if evaluated.samples:
         _print_samples(evaluated.samples)
     return 0
@@ -58,17 +84,28 @@ def _evaluate(arguments: Arguments) -> int:
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
     by_title = {f"samples with guidance {quality.guidance:g}": quality for quality in qualities}
     for name, quality in by_title.items():
-        print(f"{name}: classification accuracy {quality.classification_accuracy:.1%} of {quality.samples:,}")
+        print(
+            f"{name}: classification accuracy {quality.classification_accuracy:.1%} of"
+            f" {quality.samples:,}"
+        )
     first = qualities[0]
     print(
-        f"classification accuracy of test images: {first.classifier_accuracy:.2%}, "
-        f"of reconstructions of {first.compared:,} test images: {first.reconstructions_accuracy:.2%}\n"
+        f"classification accuracy of test images: {first.classifier_accuracy:.2%}, of"
+        f" reconstructions of {first.compared:,} test images:"
+        f" {first.reconstructions_accuracy:.2%}\n"
     )
-    rows: list[Sequence[object]] = [("from test images", first.frechet, "kernel", "precision", "recall")]
-    distances = {name: quality.distances["samples"] for name, quality in by_title.items()} | dict(first.distances)
+    rows: list[Sequence[object]] = [
+        ("from test images", first.frechet, "kernel", "precision", "recall")
+    ]
+    distances = {name: quality.distances["samples"] for name, quality in by_title.items()} | dict(
+        first.distances
+    )
     del distances["samples"]
     for name, spreads in distances.items():
-        cells = (_format_spread(spread, places) for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True))
+        cells = (
+            _format_spread(spread, places)
+            for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True)
+        )
         rows.append((name, *cells))
     print_table(rows)
     floor = "the distance of test images from other test images is the floor"
@@ -86,9 +123,14 @@ def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
-        arguments.run, arguments.images, arguments.out, arguments.levels, arguments.beam, arguments.lmbda,
+        arguments.run,
+        arguments.images,
+        arguments.out,
+        arguments.levels,
+        arguments.beam,
+        arguments.lmbda,
         force=arguments.force,
-    )  # fmt: skip
+    )
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
     print(f"originals above reconstructions: {arguments.out}")
@@ -101,9 +143,16 @@ def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
     from hrvqvae.priors.sampling import SamplingParams
 
     options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
-    temperature, top_k, top_p = arguments.temperature, arguments.top_k or 0, arguments.top_p
+    temperature = arguments.temperature
+    top_k = arguments.top_k or 0
+    top_p = arguments.top_p
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
-    return {"seed": arguments.seed, "class_name": arguments.class_name, "params": params, "force": arguments.force}
+    return {
+        "seed": arguments.seed,
+        "class_name": arguments.class_name,
+        "params": params,
+        "force": arguments.force,
+    }
 
 
 def _sample(arguments: Arguments) -> int:
@@ -121,53 +170,124 @@ def _complete(arguments: Arguments) -> int:
     from hrvqvae.pictures import complete
 
     options = _collect_sampling_options(arguments)
-    complete(arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **options)
+    complete(
+        arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **options
+    )
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
     return 0
 
 
 def add(commands: Group) -> None:
     """Add evaluate, reconstruct, sample and complete."""
-    images, samples = "measure N images, evenly spread over the split (default: all)", "draw N images and measure them"
+    images = "measure N images, evenly spread over the split (default: all)"
+    samples = "draw N images and measure them"
     command(
-        commands, "evaluate", "measure distortion, rate and codeword usage of a run, and its samples", _evaluate,
-        "run", "--data", "--device", "--beam", "--lmbda", "--json",
-        option("--split", choices=("test", "train"), default="test", help="images to measure (default: test)"),
+        commands,
+        "evaluate",
+        "measure distortion, rate and codeword usage of a run, and its samples",
+        _evaluate,
+        "run",
+        "--data",
+        "--device",
+        "--beam",
+        "--lmbda",
+        "--json",
+        option(
+            "--split",
+            choices=("test", "train"),
+            default="test",
+            help="images to measure (default: test)",
+        ),
         option("--images", type=whole(1), metavar="N", help=images),
-        option("--samples", type=whole(0), default=0, metavar="N", help=f"{samples} too (default: 0)"),
-        option("--guidance", type=float, nargs="+", metavar="W", help=f"{samples} with each guidance W (default: 1)"),
-        option("--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"),
-    )  # fmt: skip
-    sheet = option("-o", "--out", required=True, metavar="SHEET.png", type=Path, help="write the picture to SHEET.png")
+        option(
+            "--samples", type=whole(0), default=0, metavar="N", help=f"{samples} too (default: 0)"
+        ),
+        option(
+            "--guidance",
+            type=float,
+            nargs="+",
+            metavar="W",
+            help=f"{samples} with each guidance W (default: 1)",
+        ),
+        option(
+            "--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"
+        ),
+    )
+    sheet = option(
+        "-o",
+        "--out",
+        required=True,
+        metavar="SHEET.png",
+        type=Path,
+        help="write the picture to SHEET.png",
+    )
     paths = option("images", nargs="+", metavar="IMAGE", type=Path, help="images of any sizes")
     options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--force")
-    command(commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options)
+    command(
+        commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options
+    )
 
-    guided = "above 1, draw images more typical of their class; 1: no guidance (default: the model's; with --levels, 1)"
+    guided = (
+        "above 1, draw images more typical of their class; 1: no guidance (default: the model's;"
+        " with --levels, 1)"
+    )
     label = "draw images of class C, a name or an index (default: any)"
     prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
         option("--class", dest="class_name", metavar="C", help=label),
-        option("--temperature", type=float, default=1.0, metavar="T", help="below 1, prefer likely codes (default: 1)"),
-        option("--top-k", type=whole(1), metavar="K", help="draw from the K likeliest codes only (default: all)"),
+        option(
+            "--temperature",
+            type=float,
+            default=1.0,
+            metavar="T",
+            help="below 1, prefer likely codes (default: 1)",
+        ),
+        option(
+            "--top-k",
+            type=whole(1),
+            metavar="K",
+            help="draw from the K likeliest codes only (default: all)",
+        ),
         option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
         option("--guidance", type=float, metavar="W", help=guided),
         option("--levels", type=int, metavar="K", help=prefix),
-        option("--seed", type=int, default=0, metavar="S", help="draw the images of seed S (default: 0)"),
-        sheet, "--force",
-    )  # fmt: skip
+        option(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="S",
+            help="draw the images of seed S (default: 0)",
+        ),
+        sheet,
+        "--force",
+    )
     count = {"dest": "count", "type": whole(1), "metavar": "N"}
     each = "write each image to DIR as well, as PNG named by class and number"
     command(
-        commands, "sample", "draw new images with the priors of a run", _sample,
-        "run", option("-n", default=64, help="draw N images (default: 64)", **count), *drawing,
+        commands,
+        "sample",
+        "draw new images with the priors of a run",
+        _sample,
+        "run",
+        option("-n", default=64, help="draw N images (default: 64)", **count),
+        *drawing,
         option("--save-dir", type=Path, metavar="DIR", help=each),
-    )  # fmt: skip
-    kept = "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file (default: top)"
+    )
+    kept = (
+        "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
+        " (default: top)"
+    )
     command(
-        commands, "complete", "keep a part of an image and draw the rest with the priors of a run", _complete,
-        "run", option("image", type=Path, metavar="IMAGE", help="image, cropped and resized as in training"),
+        commands,
+        "complete",
+        "keep a part of an image and draw the rest with the priors of a run",
+        _complete,
+        "run",
+        option(
+            "image", type=Path, metavar="IMAGE", help="image, cropped and resized as in training"
+        ),
         option("--keep", default="top", metavar="PART", help=kept),
-        option("-n", default=8, help="draw N completions (default: 8)", **count), *drawing,
-    )  # fmt: skip
+        option("-n", default=8, help="draw N completions (default: 8)", **count),
+        *drawing,
+    )

@@ -1,4 +1,5 @@
-"""The folder of a comparison. Its cases are trained and measured in turn; an interrupted case is resumed.
+"""The folder of a comparison. Its cases are trained and measured in turn; an interrupted case is
+resumed.
 
 DIR/comparison.json      what is compared; another comparison is refused
     runs/NAME/           a run folder per case
@@ -6,8 +7,8 @@ DIR/comparison.json      what is compared; another comparison is refused
     rows/NAME-KIND.png   a few reconstructions or samples side by side
     results.json, results.md, and pictures of all rows
 
-A case with a row is not measured again, so its run may be deleted.
-Several processes can share the cases: files of DIR are written under its lock, and runs under their locks.
+A case with a row is not measured again, so its run may be deleted. Several processes can share the
+cases: files of DIR are written under its lock, and runs under their locks.
 """
 
 from __future__ import annotations
@@ -39,9 +40,17 @@ from hrvqvae.utils.outputs import TEMPORARY, remove_temporaries, write_atomic
 from hrvqvae.utils.quantities import clock, counted
 
 _COLUMNS = (
-    "system", "seed", "prior", "prior_bits_per_image", "perceptual", "frechet", "kernel", "mse", "bits_per_image",
+    "system",
+    "seed",
+    "prior",
+    "prior_bits_per_image",
+    "perceptual",
+    "frechet",
+    "kernel",
+    "mse",
+    "bits_per_image",
     "test_errors",
-)  # fmt: skip
+)
 """The columns that every row has."""
 
 
@@ -50,7 +59,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text())) if path.is_file() else {}
     except (ValueError, TypeError, RecursionError, OSError) as error:
-        raise DamagedFileError(f"{path} is damaged ({error}); delete it to have it made again") from error
+        raise DamagedFileError(
+            f"{path} is damaged ({error}); delete it to have it made again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -59,10 +70,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Folder:
-    """The folder of a comparison, which may be missing. The methods that read it raise DamagedFileError."""
+    """The folder of a comparison, which may be missing. The methods that read it raise
+    DamagedFileError.
+    """
 
     def __init__(self, path: Path, columns: Collection[str] = _COLUMNS) -> None:
-        self.path, self.columns = path, columns
+        self.path = path
+        self.columns = columns
         self.rows_path = path / "rows"
 
     def run_folder(self, name: str) -> RunFolder:
@@ -70,18 +84,24 @@ class Folder:
         return RunFolder(self.path / "runs" / name)
 
     def merge_claim(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Return comparison.json with this comparison added: "about" describes it, "chosen" has its "auto" fields.
+        """Return comparison.json with this comparison added: "about" describes it, "chosen" has its
+        "auto" fields.
 
         Nothing is written. Raises InputError if the folder holds another comparison.
         """
         claim = self.read_claim() if (self.path / "comparison.json").is_file() else {"about": about}
-        new, stored = json.loads(json.dumps(about)), dict(claim["about"])
-        stored["priors"] = stored.get("priors") or new["priors"]  # priors may be added to autoencoders
+        new = json.loads(json.dumps(about))
+        stored = dict(claim["about"])
+        stored["priors"] = (
+            stored.get("priors") or new["priors"]
+        )  # priors may be added to autoencoders
         new["priors"] = new["priors"] or stored["priors"]
         for name in {**stored, **new}:
             if stored.get(name) != new.get(name):
                 values = f"{name} is {stored.get(name)} there, {new.get(name)} here"
-                raise InputError(f"{self.path} holds another comparison: {values}; choose another --out")
+                raise InputError(
+                    f"{self.path} holds another comparison: {values}; choose another --out"
+                )
         return {"about": stored, "chosen": dict(claim.get("chosen", {}))}
 
     def read_claim(self) -> dict[str, Any]:
@@ -89,8 +109,13 @@ class Folder:
         if not (self.path / "comparison.json").is_file():
             raise InputError(f"{self.path} holds no comparison")
         claim = _read(self.path / "comparison.json")
-        if not all(isinstance(claim.get(name, {}), dict) for name in ("about", "chosen")) or "about" not in claim:
-            raise DamagedFileError(f"{self.path / 'comparison.json'} does not say what is compared: it is damaged")
+        if (
+            not all(isinstance(claim.get(name, {}), dict) for name in ("about", "chosen"))
+            or "about" not in claim
+        ):
+            raise DamagedFileError(
+                f"{self.path / 'comparison.json'} does not say what is compared: it is damaged"
+            )
         return claim
 
     def begin(self, claim: Mapping[str, Any]) -> None:
@@ -111,14 +136,20 @@ class Folder:
             if not path.name.startswith(TEMPORARY):
                 rows.append(_read(path))
                 if missing := set(self.columns) - rows[-1].keys():
-                    raise DamagedFileError(f"{path} has no {min(missing)}; delete it to have it made again")
+                    raise DamagedFileError(
+                        f"{path} has no {min(missing)}; delete it to have it made again"
+                    )
         return rows
 
     def write_row(self, name: str, row: Measured, kind: str, images: Tensor) -> None:
         """Write the row of a case, and a few of its images (B, C, Y, X) in [0, 1], if any."""
         if images.numel():
-            write_image(to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png")
-        write_json(self.rows_path / f"{name}.json", row)  # last, so that a row never lacks its images
+            write_image(
+                to_pil(torch.cat(list(images), dim=2)), self.rows_path / f"{name}-{kind}.png"
+            )
+        write_json(
+            self.rows_path / f"{name}.json", row
+        )  # last, so that a row never lacks its images
 
     def read_images(self, name: str, kind: str) -> Sequence[Tensor]:
         """Return the stored images (3, Y, Y) uint8 of a case; () if no images are stored."""
@@ -135,17 +166,23 @@ def format_markdown(rows: Sequence[Sequence[object]]) -> str:
 
 
 def run_cases(
-    cases: Sequence[Case], about: Mapping[str, Any], folder: Folder, say: Say,
+    cases: Sequence[Case],
+    about: Mapping[str, Any],
+    folder: Folder,
+    say: Say,
     instruments_class: type[Instruments] = Instruments,
-) -> int:  # fmt: skip
-    """Train and measure every case that is not measured yet; return the signal that stopped the work, or 0.
+) -> int:
+    """Train and measure every case that is not measured yet; return the signal that stopped the
+    work, or 0.
 
-    A case that another process works on is skipped. If that process stops, the case is resumed here. `about` describes
-    the comparison, as `Comparison.about` does. Raises InputError if the data or a network is missing, or the folder
-    holds another comparison, runs with another configuration, or rows measured by other distances.
+    A case that another process works on is skipped. If that process stops, the case is resumed
+    here. `about` describes the comparison, as `Comparison.about` does. Raises InputError if the
+    data or a network is missing, or the folder holds another comparison, runs with another
+    configuration, or rows measured by other distances.
     """
     with lock_folder(folder.path, wait=say):
-        claim, rows = folder.merge_claim(about), folder.rows()
+        claim = folder.merge_claim(about)
+        rows = folder.rows()
         cases = [decide_case(case, claim["chosen"]) for case in cases]
         for case in cases:
             _require_same(case, folder, rows)
@@ -155,7 +192,8 @@ def run_cases(
         instruments = instruments_class(open_cases[0].config, folder.path)
         instruments.require_same(rows, folder.path)
         folder.begin(claim)
-    measured, skipped = len(cases) - len(open_cases), 0
+    measured = len(cases) - len(open_cases)
+    skipped = 0
     say(f"{counted(len(open_cases), 'case')} to train and measure; {measured:,} measured before")
     for case in open_cases:
         start = time.monotonic()
@@ -168,20 +206,34 @@ def run_cases(
         if signal:
             return signal
         measured += 1
-        say(f"{measured} of {counted(len(cases), 'case')} measured, this case in {clock(time.monotonic() - start)}")
+        say(
+            f"{measured} of {counted(len(cases), 'case')} measured, this case in"
+            f" {clock(time.monotonic() - start)}"
+        )
     if 0 < skipped < len(open_cases):
-        return run_cases(cases, about, folder, say, instruments_class)  # the other process may have stopped since
+        return run_cases(
+            cases, about, folder, say, instruments_class
+        )  # the other process may have stopped since
     if skipped:
-        say(f"still being made elsewhere: {skipped} of {len(cases)} cases; the last process to end completes the table")
+        say(
+            f"still being made elsewhere: {skipped} of {len(cases)} cases; the last process to end"
+            " completes the table"
+        )
     return 0
 
 
 def decide_case(case: Case, chosen: dict[str, str]) -> Case:
-    """Return the case with its "auto" fields decided, by `chosen` first. Adds this machine's decisions to `chosen`."""
+    """Return the case with its "auto" fields decided, by `chosen` first. Adds this machine's
+    decisions to `chosen`.
+    """
     before = dict(flatten(to_dict(case.config)))
-    config = case.config.replace(**{name: value for name, value in chosen.items() if before.get(name) == AUTO})
+    config = case.config.replace(
+        **{name: value for name, value in chosen.items() if before.get(name) == AUTO}
+    )
     config = schema.decide_auto(config, "model", "training", "prior")
-    chosen |= {name: value for name, value in flatten(to_dict(config)) if before[name] == AUTO != value}
+    chosen |= {
+        name: value for name, value in flatten(to_dict(config)) if before[name] == AUTO != value
+    }
     return dataclasses.replace(case, config=config)
 
 
@@ -191,8 +243,12 @@ def _is_open(case: Case, row: Measured) -> bool:
 
 
 def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
-    """Raise InputError if the run of a case, or a row that differs only in the seed, has another configuration."""
-    run, digests, sections = folder.run_folder(case.name), case.digests(), ("data", "model", "training")
+    """Raise InputError if the run of a case, or a row that differs only in the seed, has another
+    configuration.
+    """
+    run = folder.run_folder(case.name)
+    digests = case.digests()
+    sections = ("data", "model", "training")
     if run.begun() and digest_of(run.read_config(), *sections) != digest_of(case.config, *sections):
         raise InputError(f"{run.path} was trained with another configuration; choose another --out")
     for row in rows:
@@ -200,11 +256,15 @@ def _require_same(case: Case, folder: Folder, rows: Sequence[Measured]) -> None:
             for network, digest in row.get("digests", {}).items():
                 if digests.get(network, digest) != digest:
                     described = f"the row of seed {row['seed']} in {folder.path}"
-                    raise InputError(f"the {network} of {case.name} has another configuration than {described}")
+                    raise InputError(
+                        f"the {network} of {case.name} has another configuration than {described}"
+                    )
 
 
 def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say) -> int:
-    """Train and measure the missing stages of a case; return the signal that stopped it, or 0. Raises InUseError."""
+    """Train and measure the missing stages of a case; return the signal that stopped it, or 0.
+    Raises InUseError.
+    """
 
     def store(row: Measured, kind: str, images: Tensor) -> None:
         with lock_folder(folder.path, wait=say):
@@ -222,7 +282,9 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
             row = {**case.labels, "digests": {"autoencoder": digests["autoencoder"]}}
             try:
                 task = AutoencoderTask(case.config, run)
-                outcome = Trainer(task, resume=run.begun(), callbacks=[draw_training], say=say).train()
+                outcome = Trainer(
+                    task, resume=run.begun(), callbacks=[draw_training], say=say
+                ).train()
             except NonFiniteError:
                 if instruments.diverged is None:
                     raise
@@ -235,10 +297,14 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
             store(row, "reconstructions", shown)
         if case.prior:
             configs = resolve_priors(str(run.path), None, case.prior, resume=False)
-            outcomes = train_priors(run.path, configs, resume=True, callbacks=[draw_training], say=say).values()
+            outcomes = train_priors(
+                run.path, configs, resume=True, callbacks=[draw_training], say=say
+            ).values()
             for outcome in outcomes:
                 if outcome.signal is not None:
                     return outcome.signal
             measured, shown = instruments.measure_priors(run)
-            store(row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown)
+            store(
+                row | {"prior": dict(case.prior), **measured, "digests": digests}, "samples", shown
+            )
     return 0

@@ -1,18 +1,21 @@
 """Choose a leaf per position among a few candidates, by error and bits.
 
-A code costs bits, and as a context it changes the bits of the codes around. Positions are visited one after the other.
-With all other codes fixed, a position takes the candidate with the least
+A code costs bits, and as a context it changes the bits of the codes around. Positions are visited
+one after the other. With all other codes fixed, a position takes the candidate with the least
 
     error + lmbda * bits of all codes of the image
 
-Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on one grid.
+Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on
+one grid.
 
-The state holds, per image, network and position, the hidden units before the ReLU and the bits of the code. To compute
-the bits of the codes around takes most of the time. So candidates are tried in the order of error + lmbda * their own
-bits, up to a margin above the best. Threads work on strips of rows: first on every other strip, then on the strips
-between. A change reaches less far than a strip, so the choice does not depend on the number of threads.
+The state holds, per image, network and position, the hidden units before the ReLU and the bits of
+the code. To compute the bits of the codes around takes most of the time. So candidates are tried in
+the order of error + lmbda * their own bits, up to a margin above the best. Threads work on strips
+of rows: first on every other strip, then on the strips between. A change reaches less far than a
+strip, so the choice does not depend on the number of threads.
 
-Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the largest network.
+Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the
+    largest network.
 """
 
 from __future__ import annotations
@@ -33,17 +36,24 @@ CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _STAGES = (1, 9, 1 << 30)  # the first stage takes the nearest offsets, 1 to 8, the second the rest
-_MARGINS = (4.0, 2.0)  # bits per stage; a candidate this far above the best is dropped before the stage
+_MARGINS = (
+    4.0,
+    2.0,
+)  # bits per stage; a candidate this far above the best is dropped before the stage
 _STRIP_ROWS = 32  # per strip; more than twice the largest offset
-_FIRST_OFFSET, _ESTIMATE, _APPLY = np.int64(0), np.False_, np.True_  # numba compiles once more for Python literals
+# numba compiles once more for Python literals
+_FIRST_OFFSET = np.int64(0)
+_ESTIMATE = np.False_
+_APPLY = np.True_
 
 
 def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
     """Return the arrays of all networks, each padded and stacked (M, ...).
 
-    They are 8 numbers per network; table, bias, weights, offsets, groups and features of `EntropyNetwork.arrays`; the
-    distinct offsets (dy, dx) of the features, nearest first (offset 0 is the position itself); where each offset begins
-    among the members; and the members: the indices of the features, sorted by offset.
+    They are 8 numbers per network; table, bias, weights, offsets, groups and features of
+    `EntropyNetwork.arrays`; the distinct offsets (dy, dx) of the features, nearest first (offset 0
+    is the position itself); where each offset begins among the members; and the members: the
+    indices of the features, sorted by offset.
     """
     networks_arrays = []
     for network in networks:
@@ -51,19 +61,35 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
         by_offset: dict[tuple[int, int], list[int]] = {(0, 0): []}
         for feature, (_, dy, dx) in enumerate(contexts.features):
             by_offset.setdefault((dy, dx), []).append(feature)
-        by_offset = dict(sorted(by_offset.items(), key=lambda item: item[0][0] ** 2 + item[0][1] ** 2))
+        by_offset = dict(
+            sorted(by_offset.items(), key=lambda item: item[0][0] ** 2 + item[0][1] ** 2)
+        )
         numbers = (
-            contexts.level, contexts.symbols[-1], len(network.bias), network.shift, contexts.selecting,
-            len(contexts.groups), len(contexts.features) + 1, len(by_offset),
-        )  # fmt: skip
-        networks_arrays.append((
-            np.array(numbers, np.int64), *network.arrays[:6], np.array(list(by_offset), np.int64),
-            np.cumsum([0, *map(len, by_offset.values())]).astype(np.int64),
-            np.array([feature for features in by_offset.values() for feature in features], np.int64),
-        ))  # fmt: skip
+            contexts.level,
+            contexts.symbols[-1],
+            len(network.bias),
+            network.shift,
+            contexts.selecting,
+            len(contexts.groups),
+            len(contexts.features) + 1,
+            len(by_offset),
+        )
+        networks_arrays.append(
+            (
+                np.array(numbers, np.int64),
+                *network.arrays[:6],
+                np.array(list(by_offset), np.int64),
+                np.cumsum([0, *map(len, by_offset.values())]).astype(np.int64),
+                np.array(
+                    [feature for features in by_offset.values() for feature in features], np.int64
+                ),
+            )
+        )
     stacks = []
     for arrays in zip(*networks_arrays, strict=True):
-        stack = np.zeros((len(arrays), *np.max([array.shape for array in arrays], 0)), arrays[0].dtype)
+        stack = np.zeros(
+            (len(arrays), *np.max([array.shape for array in arrays], 0)), arrays[0].dtype
+        )
         for index, array in enumerate(arrays):
             stack[index][tuple(map(slice, array.shape))] = array
         stacks.append(stack)
@@ -71,7 +97,9 @@ def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], .
 
 
 @compiled(inline="always")
-def _compute_value(codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers) -> int:
+def _compute_value(
+    codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers
+) -> int:
     """Return the value of a group at a position, from codes (L, P)."""
     value = 0
     for level in range(groups[group, 0], groups[group, 1] + 1):
@@ -88,26 +116,40 @@ def _replace_row(sums: Any, table: Any, old: int, new: int, num_hidden: int) -> 
 
 @compiled()
 def _compute_state(
-    codes: CodeArray, begin: int, end: int, window: Any, layout: Any, networks: Any, state: Any, work: Any
+    codes: CodeArray,
+    begin: int,
+    end: int,
+    window: Any,
+    layout: Any,
+    networks: Any,
+    state: Any,
+    work: Any,
 ) -> int:
     """Write the state of the images with codes[begin:end] (N, L * P); see `Choice` for `window`."""
     begins, grids, symbols = layout
     numbers, tables, biases, all_weights, all_offsets, all_groups, all_features = networks[:7]
     all_sums, all_bits = state
     all_maps, all_rows, sums, frequencies = work
-    height, width = grids[0, 0], grids[0, 1]
+    height = grids[0, 0]
+    width = grids[0, 1]
     for network in range(len(numbers)):
         level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        maps, groups = all_maps[: numbers[network, 5]], all_groups[network, : numbers[network, 5]]
-        rows, features = all_rows[: numbers[network, 6]], all_features[network, : numbers[network, 6]]
-        table, bias = tables[network], biases[network, :num_hidden]
-        weights, offsets = all_weights[network], all_offsets[network]
+        maps = all_maps[: numbers[network, 5]]
+        groups = all_groups[network, : numbers[network, 5]]
+        rows = all_rows[: numbers[network, 6]]
+        features = all_features[network, : numbers[network, 6]]
+        table = tables[network]
+        bias = biases[network, :num_hidden]
+        weights = all_weights[network]
+        offsets = all_offsets[network]
         for image in range(begin, end):
             fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
             for position in range(height * width):
-                y, x = position // width, position % width
+                y = position // width
+                x = position % width
                 weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-                zone_row, zone_column = (y + window[0]) * ZONES // window[2], (x + window[1]) * ZONES // window[3]
+                zone_row = (y + window[0]) * ZONES // window[2]
+                zone_column = (x + window[1]) * ZONES // window[3]
                 rows[len(rows) - 1] = features[len(rows) - 1, 3] + zone_row * ZONES + zone_column
                 sum_rows(rows, table, bias, sums)
                 for h in range(num_hidden):
@@ -123,34 +165,60 @@ def _compute_state(
 
 @compiled()
 def _evaluate_leaf(
-    position: int, leaves: CodeArray, leaf: int, begin: int, end: int, apply: bool, codes: CodeArray, layout: Any,
-    networks: Any, sums: Any, bits: Any, work: Any,
-) -> float:  # fmt: skip
-    """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of `leaves` (L, n).
+    position: int,
+    leaves: CodeArray,
+    leaf: int,
+    begin: int,
+    end: int,
+    apply: bool,
+    codes: CodeArray,
+    layout: Any,
+    networks: Any,
+    sums: Any,
+    bits: Any,
+    work: Any,
+) -> float:
+    """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of
+    `leaves` (L, n).
 
-    Only the offsets `begin` to `end - 1` of each network are evaluated. With `apply`, the position gets the leaf and
-    the state is updated; this needs all offsets. Otherwise nothing changes.
+    Only the offsets `begin` to `end - 1` of each network are evaluated. With `apply`, the position
+    gets the leaf and the state is updated; this needs all offsets. Otherwise nothing changes.
     """
     _, grids, symbols = layout
-    numbers, tables, _, all_weights, all_offsets, all_groups, all_features, all_around, all_firsts, all_members = (
-        networks
-    )
+    (
+        numbers,
+        tables,
+        _,
+        all_weights,
+        all_offsets,
+        all_groups,
+        all_features,
+        all_around,
+        all_firsts,
+        all_members,
+    ) = networks
     new_sums, before, after, frequencies = work
-    height, width = grids[0, 0], grids[0, 1]
-    y, x = position // width, position % width
+    height = grids[0, 0]
+    width = grids[0, 1]
+    y = position // width
+    x = position % width
     growth = 0.0
     for network in range(len(numbers)):
         level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        table, groups = tables[network], all_groups[network]
-        weights, offsets = all_weights[network], all_offsets[network]
-        features, around, firsts, members = (
-            all_features[network], all_around[network], all_firsts[network], all_members[network],
-        )  # fmt: skip
+        table = tables[network]
+        groups = all_groups[network]
+        weights = all_weights[network]
+        offsets = all_offsets[network]
+        features = all_features[network]
+        around = all_around[network]
+        firsts = all_firsts[network]
+        members = all_members[network]
         for group in range(numbers[network, 5]):
             before[group] = _compute_value(codes, position, groups, group, symbols)
             after[group] = _compute_value(leaves, leaf, groups, group, symbols)
         for offset in range(begin, min(end, numbers[network, 7])):
-            row, column = y - around[offset, 0], x - around[offset, 1]
+            row = y - around[offset, 0]
+            column = x - around[offset, 1]
             if row < 0 or column < 0 or row >= height or column >= width:
                 continue
             affected = row * width + column
@@ -163,12 +231,16 @@ def _evaluate_leaf(
             for h in range(num_hidden):
                 new_sums[h] = sums[network, affected, h]
             for member in range(firsts[offset], firsts[offset + 1]):
-                group, start = features[members[member], 0], features[members[member], 3]
-                _replace_row(new_sums, table, start + before[group], start + after[group], num_hidden)
+                group = features[members[member], 0]
+                start = features[members[member], 3]
+                _replace_row(
+                    new_sums, table, start + before[group], start + after[group], num_hidden
+                )
             if apply:
                 for h in range(num_hidden):
                     sums[network, affected, h] = new_sums[h]
-            weight_set, code = 0, leaves[level, leaf]
+            weight_set = 0
+            code = leaves[level, leaf]
             if affected == position:
                 if selecting >= 0:
                     weight_set = after[selecting]
@@ -191,25 +263,52 @@ def _evaluate_leaf(
 
 @compiled(inline="always")
 def _count_own_bits(
-    position: int, candidates: CodeArray, leaves: CodeArray, codes: CodeArray, layout: Any, networks: Any, sums: Any,
-    work: Any, bits: Any,
-) -> None:  # fmt: skip
-    """Write the bits of each candidate's own codes to `bits` (K,); equal coarser codes share their frequencies."""
+    position: int,
+    candidates: CodeArray,
+    leaves: CodeArray,
+    codes: CodeArray,
+    layout: Any,
+    networks: Any,
+    sums: Any,
+    work: Any,
+    bits: Any,
+) -> None:
+    """Write the bits of each candidate's own codes to `bits` (K,); equal coarser codes share their
+    frequencies.
+    """
     symbols = layout[2]
-    numbers, tables, _, all_weights, all_offsets, all_groups, all_features, _, all_firsts, all_members = networks
+    (
+        numbers,
+        tables,
+        _,
+        all_weights,
+        all_offsets,
+        all_groups,
+        all_features,
+        _,
+        all_firsts,
+        all_members,
+    ) = networks
     new_sums, before, frequencies, totals = work
     for candidate in range(len(candidates)):
         bits[candidate] = 0.0
     for network in range(len(numbers)):
         level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        table, groups = tables[network], all_groups[network]
-        features, members = all_features[network], all_members[network]
-        weights, offsets = all_weights[network], all_offsets[network]
+        table = tables[network]
+        groups = all_groups[network]
+        features = all_features[network]
+        members = all_members[network]
+        weights = all_weights[network]
+        offsets = all_offsets[network]
         for group in range(numbers[network, 5]):
             before[group] = _compute_value(codes, position, groups, group, symbols)
         for candidate in range(len(candidates)):
-            leaf, twin, equal = candidates[candidate], 0, False
-            while twin < candidate and not equal:  # find the first candidate with the same coarser codes
+            leaf = candidates[candidate]
+            twin = 0
+            equal = False
+            while (
+                twin < candidate and not equal
+            ):  # find the first candidate with the same coarser codes
                 equal = True
                 for coarser in range(level):
                     equal = equal and leaves[coarser, candidates[twin]] == leaves[coarser, leaf]
@@ -218,24 +317,44 @@ def _count_own_bits(
                 for h in range(num_hidden):
                     new_sums[h] = sums[network, position, h]
                 for member in range(all_firsts[network, 1]):  # at the position itself
-                    group, start = features[members[member], 0], features[members[member], 3]
+                    group = features[members[member], 0]
+                    start = features[members[member], 3]
                     after = _compute_value(leaves, leaf, groups, group, symbols)
                     _replace_row(new_sums, table, start + before[group], start + after, num_hidden)
                 weight_set = 0
                 if selecting >= 0:
                     weight_set = _compute_value(leaves, leaf, groups, selecting, symbols)
                 totals[candidate] = compute_frequencies(
-                    new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies[candidate], num_symbols
+                    new_sums,
+                    num_hidden,
+                    weight_set,
+                    weights,
+                    offsets,
+                    shift,
+                    frequencies[candidate],
+                    num_symbols,
                 )
             bits[candidate] += math.log2(totals[twin] / frequencies[twin, leaves[level, leaf]])
 
 
 @compiled()
 def _update(
-    begin_unit: int, end_unit: int, strips: Integers, positions: Integers, images: CodeArray, candidates: CodeArray,
-    leaves: CodeArray, errors: Floats, chosen: CodeArray, lmbdas: Floats, margins: Any, layout: Any, networks: Any,
-    state: Any, work: Any,
-) -> int:  # fmt: skip
+    begin_unit: int,
+    end_unit: int,
+    strips: Integers,
+    positions: Integers,
+    images: CodeArray,
+    candidates: CodeArray,
+    leaves: CodeArray,
+    errors: Floats,
+    chosen: CodeArray,
+    lmbdas: Floats,
+    margins: Any,
+    layout: Any,
+    networks: Any,
+    state: Any,
+    work: Any,
+) -> int:
     """Give positions their best candidates. Unit i of the work is strip i % S of image i // S.
 
     `strips` (S, 2) are ranges of indices into `positions`; `images` are codes (N, L, P).
@@ -243,9 +362,12 @@ def _update(
     costs, bits, leaf_work, bits_work = work
     count = len(costs)
     for unit in range(begin_unit, end_unit):
-        image, strip = unit // len(strips), unit % len(strips)
-        codes, lmbda = images[image], lmbdas[image]
-        sums, image_bits = state[0][image], state[1][image]
+        image = unit // len(strips)
+        strip = unit % len(strips)
+        codes = images[image]
+        lmbda = lmbdas[image]
+        sums = state[0][image]
+        image_bits = state[1][image]
         for index in range(strips[strip, 0], strips[strip, 1]):
             position = positions[index]
             current = chosen[image, position]
@@ -253,12 +375,25 @@ def _update(
                 bits[k] = 0.0
             if lmbda > 0:
                 _count_own_bits(
-                    position, candidates[image, position], leaves, codes, layout, networks, sums, bits_work, bits
+                    position,
+                    candidates[image, position],
+                    leaves,
+                    codes,
+                    layout,
+                    networks,
+                    sums,
+                    bits_work,
+                    bits,
                 )
             for k in range(count):
-                costs[k] = errors[image, index, k] - errors[image, index, current] + lmbda * (bits[k] - bits[current])
+                costs[k] = (
+                    errors[image, index, k]
+                    - errors[image, index, current]
+                    + lmbda * (bits[k] - bits[current])
+                )
             costs[current] = np.inf
-            best, least = current, 0.0
+            best = current
+            least = 0.0
             for _ in range(count - 1):
                 k = 0
                 for other in range(1, count):
@@ -271,20 +406,42 @@ def _update(
                 leaf = candidates[image, position, k]
                 for stage in range(len(margins) if lmbda > 0 else 0):
                     if cost < least + lmbda * margins[stage]:
-                        begin, end = _STAGES[stage], _STAGES[stage + 1]
+                        begin = _STAGES[stage]
+                        end = _STAGES[stage + 1]
                         cost += lmbda * _evaluate_leaf(
-                            position, leaves, leaf, begin, end, _ESTIMATE, codes, layout, networks, sums, image_bits,
+                            position,
+                            leaves,
+                            leaf,
+                            begin,
+                            end,
+                            _ESTIMATE,
+                            codes,
+                            layout,
+                            networks,
+                            sums,
+                            image_bits,
                             leaf_work,
-                        )  # fmt: skip
+                        )
                 if cost < least:
-                    best, least = k, cost
+                    best = k
+                    least = cost
             if best != current:
                 chosen[image, position] = best
                 leaf = candidates[image, position, best]
                 _evaluate_leaf(
-                    position, leaves, leaf, _FIRST_OFFSET, _STAGES[2], _APPLY, codes, layout, networks, sums,
-                    image_bits, leaf_work,
-                )  # fmt: skip
+                    position,
+                    leaves,
+                    leaf,
+                    _FIRST_OFFSET,
+                    _STAGES[2],
+                    _APPLY,
+                    codes,
+                    layout,
+                    networks,
+                    sums,
+                    image_bits,
+                    leaf_work,
+                )
     return end_unit - begin_unit
 
 
@@ -292,26 +449,38 @@ class Choice:
     """The chosen candidate of each position (N, P), and the bits of the chosen codes."""
 
     def __init__(
-        self, layout: Layout, networks: Sequence[EntropyNetwork | None], leaves: CodeArray, candidates: CodeArray,
+        self,
+        layout: Layout,
+        networks: Sequence[EntropyNetwork | None],
+        leaves: CodeArray,
+        candidates: CodeArray,
         window: tuple[int, int, int, int] | None = None,
-    ) -> None:  # fmt: skip
-        """Choose the first candidate of each position. `candidates` (N, P, K) are indices of `leaves` (n, L).
+    ) -> None:
+        """Choose the first candidate of each position. `candidates` (N, P, K) are indices of
+        `leaves` (n, L).
 
         Args:
             layout: Grids of the levels, all of one size.
             networks: One per level; a level with None takes no bits.
-            window: For a tile of an image: the tile's first row and column, and the rows and columns of the whole grid.
+            window: For a tile of an image: the tile's first row and column, and the rows and
+                columns of the whole grid.
         """
-        self._layout, self._leaves, self._candidates = layout, leaves, candidates
+        self._layout = layout
+        self._leaves = leaves
+        self._candidates = candidates
         self.chosen = np.zeros((len(candidates), candidates.shape[1]), np.int32)
-        self._codes = np.ascontiguousarray(leaves[candidates[:, :, 0]].transpose(0, 2, 1))  # (N, L, P)
+        self._codes = np.ascontiguousarray(
+            leaves[candidates[:, :, 0]].transpose(0, 2, 1)
+        )  # (N, L, P)
         present = [network for network in networks if network is not None]
         self._state: Any = None
         if not present:
             return
         stacks = _stack_networks(present)
         self._arguments = layout.arrays, stacks
-        units, groups, features = stacks[2].shape[1], stacks[5].shape[1], stacks[6].shape[1]
+        units = stacks[2].shape[1]
+        groups = stacks[5].shape[1]
+        features = stacks[6].shape[1]
         self._buffer_sizes = units, groups, int(layout.symbols.max())
         shape = (len(candidates), len(present), candidates.shape[1])
         self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
@@ -320,9 +489,11 @@ class Choice:
 
         def compute_state(begin: int, end: int) -> None:
             work = (
-                np.empty((groups, height, width), np.int32), np.empty(features, np.int64), np.empty(units, np.int32),
+                np.empty((groups, height, width), np.int32),
+                np.empty(features, np.int64),
+                np.empty(units, np.int32),
                 np.empty(self._buffer_sizes[2], np.int64),
-            )  # fmt: skip
+            )
             _compute_state(self.codes, begin, end, window, *self._arguments, self._state, work)
 
         in_parts(len(candidates), compute_state)
@@ -345,33 +516,62 @@ class Choice:
         """The index of the chosen leaf of each position (N, P)."""
         return np.take_along_axis(self._candidates, self.chosen[:, :, None], 2)[:, :, 0]
 
-    def update(self, positions: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]) -> None:
-        """Choose the best candidates of P' positions (ascending), by errors (N, P', K) and lambdas (N,)."""
+    def update(
+        self, positions: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]
+    ) -> None:
+        """Choose the best candidates of P' positions (ascending), by errors (N, P', K) and lambdas
+        (N,).
+        """
         if self._state is None:  # by error alone; the current candidate wins a tie
-            current, least = self.chosen[:, positions], errors.argmin(-1)
-            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(errors, current[..., None], 2)
+            current = self.chosen[:, positions]
+            least = errors.argmin(-1)
+            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(
+                errors, current[..., None], 2
+            )
             self.chosen[:, positions] = np.where(better[..., 0], least, current)
-            self._codes[:, :, positions] = self._leaves[self.leaves[:, positions]].transpose(0, 2, 1)
+            self._codes[:, :, positions] = self._leaves[self.leaves[:, positions]].transpose(
+                0, 2, 1
+            )
             return
-        width, count = int(self._layout.grids[0, 1]), self._candidates.shape[2]
+        width = int(self._layout.grids[0, 1])
+        count = self._candidates.shape[2]
         ends = np.searchsorted(
-            positions, width * np.arange(0, self.chosen.shape[1] // width + _STRIP_ROWS, _STRIP_ROWS)
+            positions,
+            width * np.arange(0, self.chosen.shape[1] // width + _STRIP_ROWS, _STRIP_ROWS),
         )
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        leaves, lmbdas = np.ascontiguousarray(self._leaves.T), lmbdas.astype(np.float32)
+        leaves = np.ascontiguousarray(self._leaves.T)
+        lmbdas = lmbdas.astype(np.float32)
         units, groups, symbols = self._buffer_sizes
 
         def update_units(begin: int, end: int) -> None:
             sums, before, after = np.empty(units, np.int32), *np.empty((2, groups), np.int64)
-            frequencies, totals = np.empty((count, symbols), np.int64), np.empty(count, np.int64)
+            frequencies = np.empty((count, symbols), np.int64)
+            totals = np.empty(count, np.int64)
             work = (
-                *np.empty((2, count), np.float64), (sums, before, after, np.empty(symbols, np.int64)),
+                *np.empty((2, count), np.float64),
+                (sums, before, after, np.empty(symbols, np.int64)),
                 (sums, before, frequencies, totals),
-            )  # fmt: skip
+            )
             _update(
-                begin, end, half, positions, self._codes, self._candidates, leaves, errors, self.chosen, lmbdas,
-                np.array(_MARGINS), *self._arguments, self._state, work,
-            )  # fmt: skip
+                begin,
+                end,
+                half,
+                positions,
+                self._codes,
+                self._candidates,
+                leaves,
+                errors,
+                self.chosen,
+                lmbdas,
+                np.array(_MARGINS),
+                *self._arguments,
+                self._state,
+                work,
+            )
 
-        for half in (strips[::2].copy(), strips[1::2].copy()):  # the strips of one half are independent of each other
+        for half in (
+            strips[::2].copy(),
+            strips[1::2].copy(),
+        ):  # the strips of one half are independent of each other
             in_parts(len(self.codes) * len(half), update_units)

@@ -1,4 +1,6 @@
-"""The entropy model of a trained model, and the file of an entropy model, tables.hrvt (docs/format.md)."""
+"""The entropy model of a trained model, and the file of an entropy model, tables.hrvt
+(docs/format.md).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
-MOST_PIXELS, MOST_CODES = 1 << 26, 1 << 27  # per image
+# per image
+MOST_PIXELS = 1 << 26
+MOST_CODES = 1 << 27
 _MOST_BODY_BYTES = 1 << 28
-_MOST_BODY, _MOST_BODY_PER_BYTE = 1 << 22, 8  # bytes of the unpacked arrays, and more per byte of the file
+# bytes of the unpacked arrays, and more per byte of the file
+_MOST_BODY = 1 << 22
+_MOST_BODY_PER_BYTE = 8
 _CHECK_BYTES = 4
 FINGERPRINT_BYTES = 3
 _ARRAY_TYPES = (("table", "<i1"), ("bias", "<i4"), ("weights", "<i2"), ("offsets", "<i4"))
@@ -36,7 +42,9 @@ class EntropyModel:
     model: str  # hexadecimal digest of the trained model's weights
     geometry: Geometry  # computes the grids of the levels from the size of an image
     symbols: tuple[int, ...]  # values per code of each level, coarse first
-    networks: tuple[EntropyNetwork | None, ...] = ()  # None: equal frequencies; empty: none was fitted
+    networks: tuple[
+        EntropyNetwork | None, ...
+    ] = ()  # None: equal frequencies; empty: none was fitted
 
     @cached_property
     def content(self) -> bytes:
@@ -48,25 +56,43 @@ class EntropyModel:
         header = {
             "name": self.name,
             "model": self.model,
-            "geometry": {"unit": self.geometry.unit, "margin": self.geometry.margin, "times": self.geometry.times},
+            "geometry": {
+                "unit": self.geometry.unit,
+                "margin": self.geometry.margin,
+                "times": self.geometry.times,
+            },
             "symbols": self.symbols,
             "levels": [
-                network and {
-                    "groups": network.contexts.groups, "features": network.contexts.features,
-                    "selecting": network.contexts.selecting, "hidden": len(network.bias), "shift": network.shift,
+                network
+                and {
+                    "groups": network.contexts.groups,
+                    "features": network.contexts.features,
+                    "selecting": network.contexts.selecting,
+                    "hidden": len(network.bias),
+                    "shift": network.shift,
                 }
                 for network in networks
             ],
-        }  # fmt: skip
+        }
         text = json.dumps(header, separators=(",", ":")).encode()
-        parts = [getattr(network, name).astype(kind) for network in networks if network for name, kind in _ARRAY_TYPES]
+        parts = [
+            getattr(network, name).astype(kind)
+            for network in networks
+            if network
+            for name, kind in _ARRAY_TYPES
+        ]
         check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
         body = b"".join(part.tobytes() for part in parts) + check
         if len(body) > _MOST_BODY_BYTES:
             sizes = f"{len(body):,} bytes, more than {_MOST_BODY_BYTES:,}"
-            raise InputError(f"the entropy model of {self.name} has {sizes}: its levels or codewords are too many")
+            raise InputError(
+                f"the entropy model of {self.name} has {sizes}: its levels or codewords are too"
+                " many"
+            )
         packed = zlib.compress(body, 9)
-        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(packed):  # readers refuse what unpacks to so much more
+        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(
+            packed
+        ):  # readers refuse what unpacks to so much more
             packed = zlib.compress(body, 0)
         return MAGIC + len(text).to_bytes(4, "little") + text + packed
 
@@ -74,7 +100,11 @@ class EntropyModel:
         """Return whether both entropy models decode every file alike, for the same weights."""
         if any(self.networks) or any(other.networks):
             return self.content == other.content
-        return (self.model, self.geometry, self.symbols) == (other.model, other.geometry, other.symbols)
+        return (self.model, self.geometry, self.symbols) == (
+            other.model,
+            other.geometry,
+            other.symbols,
+        )
 
     @cached_property
     def bare(self) -> EntropyModel:
@@ -83,8 +113,12 @@ class EntropyModel:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """The first bytes of the digest of `content` or, without networks, of the digest of the weights."""
-        digest = hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
+        """The first bytes of the digest of `content` or, without networks, of the digest of the
+        weights.
+        """
+        digest = (
+            hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
+        )
         return digest[:FINGERPRINT_BYTES]
 
     def network(self, level: int) -> EntropyNetwork | None:
@@ -92,16 +126,22 @@ class EntropyModel:
         return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
-        """Return the layout of the codes of an image. Raises DamagedFileError if it has too many pixels or codes."""
+        """Return the layout of the codes of an image. Raises DamagedFileError if it has too many
+        pixels or codes.
+        """
         grids = self.geometry.grids(*size)
         for noun, shapes, most in (("pixels", [size], MOST_PIXELS), ("codes", grids, MOST_CODES)):
             if sum(height * width for height, width in shapes) > most:
-                raise DamagedFileError(f"an image of {size[0]}x{size[1]} pixels has more than {most} {noun}")
+                raise DamagedFileError(
+                    f"an image of {size[0]}x{size[1]} pixels has more than {most} {noun}"
+                )
         return Layout(grids, self.symbols)
 
 
 def read_entropy_model(content: bytes, name: str = "the entropy model") -> EntropyModel:
-    """Return the entropy model of a file's bytes. Raises DamagedFileError for another kind of file or a damaged one."""
+    """Return the entropy model of a file's bytes. Raises DamagedFileError for another kind of file
+    or a damaged one.
+    """
     try:
         if content[:8] != MAGIC:
             raise DamagedFileError(f"{name} is no entropy model (tables.hrvt) of this version")
@@ -109,7 +149,8 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         text = content[12 : 12 + length]
         unpack = zlib.decompressobj()
         body = unpack.decompress(
-            content[12 + length :], min(_MOST_BODY_BYTES, _MOST_BODY + _MOST_BODY_PER_BYTE * len(content))
+            content[12 + length :],
+            min(_MOST_BODY_BYTES, _MOST_BODY + _MOST_BODY_PER_BYTE * len(content)),
         )
         if not unpack.eof or unpack.unused_data:
             raise DamagedFileError(f"{name} is damaged: it ends too early, or too late")
@@ -118,16 +159,30 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         entropy_model = _parse(json.loads(text.decode()), body[:-_CHECK_BYTES])
     except DamagedFileError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError, zlib.error) as error:
-        raise DamagedFileError(f"{name} is damaged: {' '.join(str(error).split())[:100]}") from error
-    vars(entropy_model)["content"] = content  # its digest is the fingerprint; another zlib may compress differently
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        OverflowError,
+        RecursionError,
+        zlib.error,
+    ) as error:
+        raise DamagedFileError(
+            f"{name} is damaged: {' '.join(str(error).split())[:100]}"
+        ) from error
+    vars(entropy_model)["content"] = (
+        content  # its digest is the fingerprint; another zlib may compress differently
+    )
     return entropy_model
 
 
 def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
     symbols = tuple(int(value) for value in header["symbols"])
     fields = header["geometry"]
-    geometry = Geometry(int(fields["unit"]), int(fields["margin"]), tuple(int(value) for value in fields["times"]))
+    geometry = Geometry(
+        int(fields["unit"]), int(fields["margin"]), tuple(int(value) for value in fields["times"])
+    )
     levels = header["levels"]
     sound = (
         geometry.unit >= 1
@@ -137,9 +192,12 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
         and re.fullmatch("([0-9a-f]{2}){3,}", header["model"]) is not None
         and 1 <= len(symbols) == len(geometry.times) == len(levels) <= 255
     )
-    if not sound or any(entry and value > MOST_SYMBOLS for entry, value in zip(levels, symbols, strict=True)):
+    if not sound or any(
+        entry and value > MOST_SYMBOLS for entry, value in zip(levels, symbols, strict=True)
+    ):
         raise DamagedFileError("the header of the entropy model is not sound")
-    networks, offset = list[EntropyNetwork | None](), 0
+    networks = list[EntropyNetwork | None]()
+    offset = 0
     for level, entry in enumerate(levels):
         if entry is None:
             networks.append(None)
@@ -147,14 +205,26 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
         groups = tuple((int(first), int(last)) for first, last in entry["groups"])
         features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in entry["features"])
         contexts = Contexts(level, symbols[: level + 1], groups, features, int(entry["selecting"]))
-        hidden, sets = int(entry["hidden"]), contexts.sets
-        shapes = ((contexts.rows, hidden), (hidden,), (sets, symbols[level], hidden), (sets, symbols[level]))
+        hidden = int(entry["hidden"])
+        sets = contexts.sets
+        shapes = (
+            (contexts.rows, hidden),
+            (hidden,),
+            (sets, symbols[level], hidden),
+            (sets, symbols[level]),
+        )
         arrays = list[NDArray[Any]]()
         for shape, (_, dtype) in zip(shapes, _ARRAY_TYPES, strict=True):
             array = np.frombuffer(body, dtype, int(np.prod(shape)), offset)
             offset += array.nbytes
             arrays.append(np.array(array.reshape(shape), np.dtype(dtype).newbyteorder("=")))
-        networks.append(EntropyNetwork(contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(entry["shift"])))
+        networks.append(
+            EntropyNetwork(
+                contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(entry["shift"])
+            )
+        )
     if offset != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
-    return EntropyModel(printable(header["name"]), str(header["model"]), geometry, symbols, tuple(networks))
+    return EntropyModel(
+        printable(header["name"]), str(header["model"]), geometry, symbols, tuple(networks)
+    )

@@ -1,7 +1,8 @@
-"""Fit an entropy model: train a float network per level on the codes of images, then round the network to integers.
+"""Fit an entropy model: train a float network per level on the codes of images, then round the
+network to integers.
 
-Training is gradient descent on the bits, with one update per code. A code uses few rows of the table, so one update per
-batch would learn far less. The result depends on the codes alone.
+Training is gradient descent on the bits, with one update per code. A code uses few rows of the
+table, so one update per batch would learn far less. The result depends on the codes alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from numpy.typing import NDArray
 
 from hrvqvae.compression.entropy_model import MOST_SYMBOLS, EntropyModel
 from hrvqvae.compression.levels import Layout, fill_maps, find_rows
-from hrvqvae.compression.network import FRAME, STEPS_PER_OCTAVE, Contexts, EntropyNetwork, usual_contexts, web_contexts
+from hrvqvae.compression.network import (
+    FRAME,
+    STEPS_PER_OCTAVE,
+    Contexts,
+    EntropyNetwork,
+    usual_contexts,
+    web_contexts,
+)
 from hrvqvae.utils.compiled import compiled
 from hrvqvae.utils.errors import InputError
 
@@ -29,29 +37,52 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
 _SMALL_HIDDEN = 16
-_FIRST_RATE, _LAST_RATE = 0.02, 0.0002  # learning rate at the start and at the end; exponential decay
-_LARGEST_ENTRY, _LARGEST_WEIGHT = 31, 127  # after rounding; finer steps: 0.05% fewer bits, a 60% larger model
+# learning rate at the start and at the end; exponential decay
+_FIRST_RATE = 0.02
+_LAST_RATE = 0.0002
+# after rounding; finer steps: 0.05% fewer bits, a 60% larger model
+_LARGEST_ENTRY = 31
+_LARGEST_WEIGHT = 127
 _EVALUATIONS = 8  # on the held-out images; the best state is kept
 _MOST_HELD_OUT = 1000
-_MULTIPLY_ADDS, _LEAST_UPDATES = 1e11, 4_000_000  # budget per level; updates made even beyond it
+# budget per level; updates made even beyond it
+_MULTIPLY_ADDS = 1e11
+_LEAST_UPDATES = 4_000_000
 _MOST_PASSES = 12  # over all codes; limits the updates of small data sets
 
 
 @compiled(fastmath=True)
 def _train(
-    images: Any, order: Integers, positions: Integers, begins: Integers, grids: Integers, symbols: Integers,
-    groups: Integers, level: int, features: Integers, selecting: int, maps: Any, table: Floats, bias: Floats,
-    weights: Floats, offsets: Floats, rate: float, decay: float,
-) -> float:  # fmt: skip
-    """Train on codes (N, codes of all levels), and return the bits of the visited codes before their updates.
+    images: Any,
+    order: Integers,
+    positions: Integers,
+    begins: Integers,
+    grids: Integers,
+    symbols: Integers,
+    groups: Integers,
+    level: int,
+    features: Integers,
+    selecting: int,
+    maps: Any,
+    table: Floats,
+    bias: Floats,
+    weights: Floats,
+    offsets: Floats,
+    rate: float,
+    decay: float,
+) -> float:
+    """Train on codes (N, codes of all levels), and return the bits of the visited codes before
+    their updates.
 
-    Image `order[i]` is visited at each of `positions[i]`. The learning rate goes from `rate` to `rate * decay`; at 0
-    nothing is updated.
+    Image `order[i]` is visited at each of `positions[i]`. The learning rate goes from `rate` to
+    `rate * decay`; at 0 nothing is updated.
     """
-    num_hidden, num_symbols = len(bias), symbols[level]
+    num_hidden = len(bias)
+    num_symbols = symbols[level]
     width = grids[level, 1]
     rows = np.empty(len(features), np.int64)
-    hidden, gradient = np.empty(num_hidden, np.float32), np.empty(num_hidden, np.float32)
+    hidden = np.empty(num_hidden, np.float32)
+    gradient = np.empty(num_hidden, np.float32)
     scores = np.empty(num_symbols, np.float32)
     bits = 0.0
     for index in range(len(order)):
@@ -59,7 +90,8 @@ def _train(
         fill_maps(images, image, begins, grids, symbols, groups, level + 1, maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
-            y, x = position // width, position % width
+            y = position // width
+            x = position % width
             code = images[image, begins[level] + position]
             weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
             for h in range(num_hidden):
@@ -102,50 +134,68 @@ def _train(
 
 
 def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
-    """Return the network in integers. Each hidden unit is scaled up, and its output weights are scaled down."""
+    """Return the network in integers. Each hidden unit is scaled up, and its output weights are
+    scaled down.
+    """
     table, bias, weights, offsets = parameters
     scale = _LARGEST_ENTRY / np.maximum(np.abs(table).max(0), 1e-6).astype(np.float64)
     rounded_bias = np.rint(bias * scale).astype(np.int32)
     steps_per_nat = STEPS_PER_OCTAVE / math.log(2)
-    scaled_weights, scaled_offsets = weights / scale * steps_per_nat, offsets.astype(np.float64) * steps_per_nat
+    scaled_weights = weights / scale * steps_per_nat
+    scaled_offsets = offsets.astype(np.float64) * steps_per_nat
     largest_hidden = np.abs(rounded_bias) + float(_LARGEST_ENTRY) * (len(contexts.features) + 1)
-    largest_score = float((np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max()) + 1
+    largest_score = (
+        float((np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max()) + 1
+    )
     most_shift = max(0, math.floor(math.log2(_LARGEST_WEIGHT / np.abs(scaled_weights).max())))
     shift = min(24, math.floor(math.log2(2**29 / largest_score)), most_shift)
     return EntropyNetwork(
-        contexts, np.rint(table * scale).astype(np.int8), rounded_bias,
+        contexts,
+        np.rint(table * scale).astype(np.int8),
+        rounded_bias,
         np.rint(scaled_weights * 2.0**shift).astype(np.int16),
-        np.rint(scaled_offsets * 2.0**shift).astype(np.int32), shift,
-    )  # fmt: skip
+        np.rint(scaled_offsets * 2.0**shift).astype(np.int32),
+        shift,
+    )
 
 
 def learn_level(
-    levels: Sequence[NDArray[Any]], symbols: Sequence[int], effort: float = 1.0, copies: int = 1, small: bool = False
+    levels: Sequence[NDArray[Any]],
+    symbols: Sequence[int],
+    effort: float = 1.0,
+    copies: int = 1,
+    small: bool = False,
 ) -> tuple[EntropyNetwork, float]:
     """Fit the network of the finest of several levels.
 
-    A twentieth of the images, at most 1,000, is held out. Of all evaluated states the one with the fewest bits on
-    held-out images is kept.
+    A twentieth of the images, at most 1,000, is held out. Of all evaluated states the one with the
+    fewest bits on held-out images is kept.
 
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
         effort: multiplies the number of updates.
-        copies: variants per image, for example mirrored: all images in the first variant, then all in the next. A
-            held-out image is evaluated in its first variant, and none of its variants is trained on.
+        copies: variants per image, for example mirrored: all images in the first variant, then all
+            in the next. A held-out image is evaluated in its first variant, and none of its
+            variants is trained on.
         small: fit a network of some kilobytes, for web pages.
 
     Returns the network, and the bits per code of held-out images.
     """
-    level, num_images = len(levels) - 1, len(levels[0]) // copies
+    level = len(levels) - 1
+    num_images = len(levels[0]) // copies
     if num_images < 2:
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
     contexts = web_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
     layout = Layout(grids, symbols[: level + 1])
     dtype = np.min_scalar_type(max(symbols))
-    images = np.concatenate([level_codes.reshape(num_images * copies, -1) for level_codes in levels], 1).astype(dtype)
+    images = np.concatenate(
+        [level_codes.reshape(num_images * copies, -1) for level_codes in levels], 1
+    ).astype(dtype)
     rng = np.random.default_rng([0, level])
-    hidden = _SMALL_HIDDEN if small else next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    hidden = (
+        _SMALL_HIDDEN if small else next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    )
     parameters: Parameters = (  # small random numbers; all symbols are equally likely
         rng.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
         np.full(hidden, 0.1, np.float32),
@@ -157,36 +207,59 @@ def learn_level(
     decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)
 
     def train(order: Integers, positions: Integers, rate: float) -> float:
-        return float(_train(
-            images, order, positions, layout.begins, layout.grids, layout.symbols, groups, level, features,
-            contexts.selecting, maps, *parameters, rate, decay,
-        ))  # fmt: skip
+        return float(
+            _train(
+                images,
+                order,
+                positions,
+                layout.begins,
+                layout.grids,
+                layout.symbols,
+                groups,
+                level,
+                features,
+                contexts.selecting,
+                maps,
+                *parameters,
+                rate,
+                decay,
+            )
+        )
 
-    held_out, others = np.split(rng.permutation(num_images), [max(1, min(num_images // 20, _MOST_HELD_OUT))])
+    held_out, others = np.split(
+        rng.permutation(num_images), [max(1, min(num_images // 20, _MOST_HELD_OUT))]
+    )
     others = np.concatenate([others + num_images * variant for variant in range(copies)])
     num_positions = grids[level][0] * grids[level][1]
     all_positions = np.tile(np.arange(num_positions), (len(held_out), 1))
     visited = min(num_positions, _POSITIONS_PER_IMAGE)
     cost_per_update = hidden * (2 * len(features) + 3 * symbols[level])
     num_updates = effort * min(
-        max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES), _MOST_PASSES * num_positions * len(others)
+        max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
+        _MOST_PASSES * num_positions * len(others),
     )
     num_visits = max(1, int(num_updates / visited / _EVALUATIONS))
-    best, best_bits = copy.deepcopy(parameters), math.log2(symbols[level]) * all_positions.size
+    best = copy.deepcopy(parameters)
+    best_bits = math.log2(symbols[level]) * all_positions.size
     for evaluation in range(_EVALUATIONS):
         order = others[rng.integers(0, len(others), num_visits)]
         positions = rng.integers(0, num_positions, (num_visits, visited))
         train(order, positions, _FIRST_RATE * decay**evaluation)
         bits = train(held_out, all_positions, 0.0)  # at rate 0 nothing is updated
         if bits < best_bits:
-            best, best_bits = copy.deepcopy(parameters), bits
+            best = copy.deepcopy(parameters)
+            best_bits = bits
     return _round_parameters(best, contexts), best_bits / all_positions.size
 
 
 def fit(
-    bare: EntropyModel, levels: Sequence[NDArray[Any]], effort: float = 1.0,
-    say: Callable[[str], None] = print, copies: int = 1, small: bool = False,
-) -> EntropyModel:  # fmt: skip
+    bare: EntropyModel,
+    levels: Sequence[NDArray[Any]],
+    effort: float = 1.0,
+    say: Callable[[str], None] = print,
+    copies: int = 1,
+    small: bool = False,
+) -> EntropyModel:
     """Return the entropy model `bare` with networks fitted to codes (N, H_l, W_l) per level.
 
     `say` is called with a line of text per level; other arguments are as for `learn_level`.
@@ -194,10 +267,18 @@ def fit(
     networks = list[EntropyNetwork | None]()
     for level, count in enumerate(bare.symbols):
         if count > MOST_SYMBOLS:
-            say(f"level {level + 1} has {count} symbols, more than {MOST_SYMBOLS}: coded in log2 {count} bits a code")
+            say(
+                f"level {level + 1} has {count} symbols, more than {MOST_SYMBOLS}: coded in log2"
+                f" {count} bits a code"
+            )
             networks.append(None)
             continue
-        network, bits = learn_level(levels[: level + 1], bare.symbols[: level + 1], effort, copies, small)
-        say(f"level {level + 1}: {bits:.3f} bits per code on held-out images; without a network {math.log2(count):.3f}")
+        network, bits = learn_level(
+            levels[: level + 1], bare.symbols[: level + 1], effort, copies, small
+        )
+        say(
+            f"level {level + 1}: {bits:.3f} bits per code on held-out images; without a network"
+            f" {math.log2(count):.3f}"
+        )
         networks.append(network)
     return dataclasses.replace(bare, networks=tuple(networks))

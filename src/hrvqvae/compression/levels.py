@@ -1,10 +1,12 @@
 """Encode and decode the codes of one level, for many images of one size at once.
 
-docs/format.md defines the results. All numbers are integers, and the sums of an `EntropyNetwork` fit in 32 bits.
+docs/format.md defines the results. All numbers are integers, and the sums of an `EntropyNetwork`
+fit in 32 bits.
 
-To compile fast, a compiled function has a single signature, allocates no memory and assigns no slices. Arguments of
-several functions: `layout` is `Layout.arrays`; `network` is `EntropyNetwork.arrays` or `ABSENT`; `work` holds the
-buffers of a thread: coder state, maps of the groups, table rows, hidden units and frequencies.
+To compile fast, a compiled function has a single signature, allocates no memory and assigns no
+slices. Arguments of several functions: `layout` is `Layout.arrays`; `network` is
+`EntropyNetwork.arrays` or `ABSENT`; `work` holds the buffers of a thread: coder state, maps of the
+groups, table rows, hidden units and frequencies.
 """
 
 from __future__ import annotations
@@ -16,99 +18,155 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrvqvae.compression import range_coder as coder
-from hrvqvae.compression.network import ABSENT, FRAME, FREQUENCY_BITS, POWERS, STEPS_PER_OCTAVE, ZONES, EntropyNetwork
+from hrvqvae.compression.network import (
+    ABSENT,
+    FRAME,
+    FREQUENCY_BITS,
+    POWERS,
+    STEPS_PER_OCTAVE,
+    ZONES,
+    EntropyNetwork,
+)
 from hrvqvae.compression.range_coder import WIDTH, Bytes, Integers
 from hrvqvae.utils.compiled import compiled, in_parts
 
 CodeArray = NDArray[np.int32]
 
 NOT_WHOLE = -1  # the end of a stream that is cut short or damaged
-_MOST_CELLS, _CELLS_PER_BYTE = 1 << 24, 16  # 32-bit numbers in memory to decode an image, and more per byte of the file
+# 32-bit numbers in memory to decode an image, and more per byte of the file
+_MOST_CELLS = 1 << 24
+_CELLS_PER_BYTE = 16
 _MOST_CODE_BYTES = 5  # that one code adds to a stream
 _ONE_THREAD_IMAGES = 8  # up to so many images, one thread is as fast
 
 
 class Layout:
-    """The order of an image's codes, level after level: grids (levels, 2), values per code (levels,); coarse first.
+    """The order of an image's codes, level after level: grids (levels, 2), values per code
+    (levels,); coarse first.
 
     Attributes:
-        begins: The index of the first code of each level, then the number of all codes (levels + 1,).
+        begins: The index of the first code of each level, then the number of all codes (levels +
+            1,).
         arrays: begins, grids and symbols, for kernels.
     """
 
     def __init__(self, grids: Any, symbols: Any) -> None:
-        self.grids, self.symbols = np.array(grids, np.int64), np.array(symbols, np.int64)
+        self.grids = np.array(grids, np.int64)
+        self.symbols = np.array(symbols, np.int64)
         self.begins = np.cumsum([0, *self.grids.prod(1)]).astype(np.int64)
         self.arrays = self.begins, self.grids, self.symbols
 
     def split(self, codes: CodeArray, num_levels: int) -> tuple[CodeArray, ...]:
-        """Split the codes of an image (all codes,) into maps (H_l, W_l) of the first `num_levels` levels."""
+        """Split the codes of an image (all codes,) into maps (H_l, W_l) of the first `num_levels`
+        levels.
+        """
         ranges = pairwise(self.begins[: num_levels + 1])
-        return tuple(codes[slice(*ends)].reshape(grid) for ends, grid in zip(ranges, self.grids, strict=False))
+        return tuple(
+            codes[slice(*ends)].reshape(grid)
+            for ends, grid in zip(ranges, self.grids, strict=False)
+        )
 
 
 @compiled(inline="always")
 def fill_maps(
-    codes: CodeArray, image: int, begins: Integers, grids: Integers, symbols: Integers, groups: Integers,
-    num_levels: int, maps: CodeArray,
-) -> None:  # fmt: skip
-    """Write the value of each group at every position to `maps`, inside a frame with the value for outside.
+    codes: CodeArray,
+    image: int,
+    begins: Integers,
+    grids: Integers,
+    symbols: Integers,
+    groups: Integers,
+    num_levels: int,
+    maps: CodeArray,
+) -> None:
+    """Write the value of each group at every position to `maps`, inside a frame with the value for
+    outside.
 
-    The value is that of the first `num_levels` levels; `append_code` completes it by a further level.
+    The value is that of the first `num_levels` levels; `append_code` completes it by a further
+    level.
     """
     for group in range(len(groups)):
-        first, last = groups[group, 0], groups[group, 1]
+        first = groups[group, 0]
+        last = groups[group, 1]
         outside_value = 1
         for coarser in range(first, last + 1):
             outside_value *= symbols[coarser]
         for y in range(maps.shape[1]):
             for x in range(maps.shape[2]):
                 maps[group, y, x] = outside_value
-        height, width = grids[last, 0], grids[last, 1]
+        height = grids[last, 0]
+        width = grids[last, 1]
         for y in range(height):
             for x in range(width):
                 value = 0
                 for coarser in range(first, min(last + 1, num_levels)):
-                    row, column = y * grids[coarser, 0] // height, x * grids[coarser, 1] // width
-                    value = value * symbols[coarser] + codes[image, begins[coarser] + row * grids[coarser, 1] + column]
+                    row = y * grids[coarser, 0] // height
+                    column = x * grids[coarser, 1] // width
+                    value = (
+                        value * symbols[coarser]
+                        + codes[image, begins[coarser] + row * grids[coarser, 1] + column]
+                    )
                 maps[group, y + FRAME, x + FRAME] = value
 
 
 @compiled(inline="always")
-def append_code(maps: CodeArray, groups: Integers, level: int, num_symbols: int, y: int, x: int, code: int) -> None:
+def append_code(
+    maps: CodeArray, groups: Integers, level: int, num_symbols: int, y: int, x: int, code: int
+) -> None:
     """Append a code of the level to the values of the groups that include the level."""
     for group in range(len(groups)):
         if groups[group, 1] == level:
-            maps[group, y + FRAME, x + FRAME] = maps[group, y + FRAME, x + FRAME] * num_symbols + code
+            maps[group, y + FRAME, x + FRAME] = (
+                maps[group, y + FRAME, x + FRAME] * num_symbols + code
+            )
 
 
 @compiled(inline="always")
 def find_rows(
-    maps: CodeArray, groups: Integers, grids: Integers, level: int, features: Integers, selecting: int, y: int, x: int,
+    maps: CodeArray,
+    groups: Integers,
+    grids: Integers,
+    level: int,
+    features: Integers,
+    selecting: int,
+    y: int,
+    x: int,
     rows: Integers,
-) -> int:  # fmt: skip
-    """Write the table rows of the features and of the zone of a position to `rows` (F + 1,); return the weight set."""
-    height, width = grids[level, 0], grids[level, 1]
+) -> int:
+    """Write the table rows of the features and of the zone of a position to `rows` (F + 1,); return
+    the weight set.
+    """
+    height = grids[level, 0]
+    width = grids[level, 1]
     num_features = len(features) - 1
     for feature in range(num_features):
         group = features[feature, 0]
         last = groups[group, 1]
-        row, column = y, x
+        row = y
+        column = x
         if last != level:
-            row, column = y * grids[last, 0] // height, x * grids[last, 1] // width
-        value = maps[group, row + features[feature, 1] + FRAME, column + features[feature, 2] + FRAME]
+            row = y * grids[last, 0] // height
+            column = x * grids[last, 1] // width
+        value = maps[
+            group, row + features[feature, 1] + FRAME, column + features[feature, 2] + FRAME
+        ]
         rows[feature] = features[feature, 3] + value
-    rows[num_features] = features[num_features, 3] + y * ZONES // height * ZONES + x * ZONES // width
+    rows[num_features] = (
+        features[num_features, 3] + y * ZONES // height * ZONES + x * ZONES // width
+    )
     weight_set = 0
     if selecting >= 0:
         last = groups[selecting, 1]
-        weight_set = maps[selecting, y * grids[last, 0] // height + FRAME, x * grids[last, 1] // width + FRAME]
+        weight_set = maps[
+            selecting, y * grids[last, 0] // height + FRAME, x * grids[last, 1] // width + FRAME
+        ]
     return weight_set
 
 
 @compiled(inline="always")
 def sum_rows(rows: Integers, table: Any, bias: Any, hidden: Any) -> None:
-    """Write the hidden units before the ReLU to `hidden` (H,): the bias plus the rows of the table."""
+    """Write the hidden units before the ReLU to `hidden` (H,): the bias plus the rows of the
+    table.
+    """
     for h in range(len(bias)):
         hidden[h] = bias[h]
     for feature in range(len(rows)):
@@ -119,10 +177,18 @@ def sum_rows(rows: Integers, table: Any, bias: Any, hidden: Any) -> None:
 
 @compiled(inline="always")
 def compute_frequencies(
-    hidden: Any, num_hidden: int, weight_set: int, weights: Any, offsets: Any, shift: int, frequencies: Integers,
+    hidden: Any,
+    num_hidden: int,
+    weight_set: int,
+    weights: Any,
+    offsets: Any,
+    shift: int,
+    frequencies: Integers,
     num_symbols: int,
-) -> int:  # fmt: skip
-    """Write the frequency of each symbol and return the total. `hidden`, before the ReLU, is overwritten."""
+) -> int:
+    """Write the frequency of each symbol and return the total. `hidden`, before the ReLU, is
+    overwritten.
+    """
     for h in range(num_hidden):
         hidden[h] = max(hidden[h], np.int32(0))
     largest = np.int64(-(2**31))
@@ -136,21 +202,34 @@ def compute_frequencies(
     for k in range(num_symbols):
         drop = (largest - frequencies[k]) >> shift
         octaves = drop // STEPS_PER_OCTAVE
-        frequencies[k] = 1 + ((POWERS[drop % STEPS_PER_OCTAVE] >> octaves) if octaves <= FREQUENCY_BITS else 0)
+        frequencies[k] = 1 + (
+            (POWERS[drop % STEPS_PER_OCTAVE] >> octaves) if octaves <= FREQUENCY_BITS else 0
+        )
         total += frequencies[k]
     return total
 
 
 @compiled()
 def encode_streams(
-    codes: CodeArray, begin: int, end: int, level: int, layout: Any, network: Any, work: Any, out: Bytes,
+    codes: CodeArray,
+    begin: int,
+    end: int,
+    level: int,
+    layout: Any,
+    network: Any,
+    work: Any,
+    out: Bytes,
     lengths: Integers,
-) -> int:  # fmt: skip
-    """Encode codes[begin:end] (N, codes of all levels): write each stream to a row of `out`, its bytes to `lengths`."""
+) -> int:
+    """Encode codes[begin:end] (N, codes of all levels): write each stream to a row of `out`, its
+    bytes to `lengths`.
+    """
     begins, grids, symbols = layout
     table, bias, weights, offsets, groups, features, selecting, shift = network
     state, maps, rows, hidden, frequencies = work
-    num_symbols, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    num_symbols = symbols[level]
+    height = grids[level, 0]
+    width = grids[level, 1]
     for image in range(begin, end):
         coder.begin_encoding(state)
         if len(features):
@@ -158,14 +237,26 @@ def encode_streams(
         for y in range(height):
             for x in range(width):
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
-                before, frequency, total = code, 1, num_symbols
+                before = code
+                frequency = 1
+                total = num_symbols
                 if len(features):
-                    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
+                    weight_set = find_rows(
+                        maps, groups, grids, level, features, selecting, y, x, rows
+                    )
                     sum_rows(rows, table, bias, hidden)
                     total = compute_frequencies(
-                        hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
+                        hidden,
+                        len(bias),
+                        weight_set,
+                        weights,
+                        offsets,
+                        shift,
+                        frequencies,
+                        num_symbols,
                     )
-                    before, frequency = 0, frequencies[code]
+                    before = 0
+                    frequency = frequencies[code]
                     for k in range(code):
                         before += frequencies[k]
                     append_code(maps, groups, level, num_symbols, y, x, code)
@@ -176,25 +267,42 @@ def encode_streams(
 
 @compiled()
 def decode_streams(
-    content: Bytes, starts: Integers, stops: Integers, begin: int, end: int, codes: CodeArray, level: int, layout: Any,
-    network: Any, work: Any, ends: Integers,
-) -> int:  # fmt: skip
-    """Decode codes[begin:end] from content[start:stop] of each image, unless its stop is before its start.
+    content: Bytes,
+    starts: Integers,
+    stops: Integers,
+    begin: int,
+    end: int,
+    codes: CodeArray,
+    level: int,
+    layout: Any,
+    network: Any,
+    work: Any,
+    ends: Integers,
+) -> int:
+    """Decode codes[begin:end] from content[start:stop] of each image, unless its stop is before its
+    start.
 
-    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to `ends`.
+    The offset in `content` at which the stream of an image ends, or NOT_WHOLE, is written to
+    `ends`.
     """
     begins, grids, symbols = layout
     table, bias, weights, offsets, groups, features, selecting, shift = network
     state, maps, rows, hidden, frequencies = work
-    num_symbols, height, width = symbols[level], grids[level, 0], grids[level, 1]
+    num_symbols = symbols[level]
+    height = grids[level, 0]
+    width = grids[level, 1]
     for image in range(begin, end):
-        start, stop = starts[image], stops[image]
+        start = starts[image]
+        stop = stops[image]
         coder.begin_decoding(state, content, start, stop)
-        position, whole = 0, start <= stop
+        position = 0
+        whole = start <= stop
         if whole and len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         while whole and position < height * width:
-            y, x, total = position // width, position % width, num_symbols
+            y = position // width
+            x = position % width
+            total = num_symbols
             if len(features):
                 weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
                 sum_rows(rows, table, bias, hidden)
@@ -204,9 +312,12 @@ def decode_streams(
             target = coder.find_target(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
-                code, before, frequency = target, target, 1
+                code = target
+                before = target
+                frequency = 1
                 if len(features):
-                    code, before = 0, 0
+                    code = 0
+                    before = 0
                     while before + frequencies[code] <= target:
                         before += frequencies[code]
                         code += 1
@@ -220,21 +331,32 @@ def decode_streams(
     return end - begin
 
 
-def _kernel_arguments(layout: Layout, level: int, network: EntropyNetwork | None) -> tuple[Any, ...]:
+def _kernel_arguments(
+    layout: Layout, level: int, network: EntropyNetwork | None
+) -> tuple[Any, ...]:
     """Return level, layout, network and the buffers of a thread, as kernels take them."""
     arrays = ABSENT if network is None else network.arrays
     _, bias, _, _, groups, features, *_ = arrays
     height, width = layout.grids[: level + 1].max(0) + 2 * FRAME
     work = (
-        np.empty(4, np.int64), np.empty((len(groups), height, width), np.int32), np.empty(len(features), np.int64),
-        np.empty(len(bias), np.int32), np.empty(layout.symbols[level], np.int64),
-    )  # fmt: skip
+        np.empty(4, np.int64),
+        np.empty((len(groups), height, width), np.int32),
+        np.empty(len(features), np.int64),
+        np.empty(len(bias), np.int32),
+        np.empty(layout.symbols[level], np.int64),
+    )
     return level, layout.arrays, arrays, work
 
 
-def encode_level(codes: CodeArray, layout: Layout, level: int, network: EntropyNetwork | None) -> list[bytes]:
-    """Return the stream of each image for one level. `codes` (N, all codes) must be below `layout.symbols`."""
-    out = np.empty((len(codes), _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * WIDTH), np.uint8)
+def encode_level(
+    codes: CodeArray, layout: Layout, level: int, network: EntropyNetwork | None
+) -> list[bytes]:
+    """Return the stream of each image for one level. `codes` (N, all codes) must be below
+    `layout.symbols`.
+    """
+    out = np.empty(
+        (len(codes), _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * WIDTH), np.uint8
+    )
     lengths = np.zeros(len(codes), np.int64)
 
     def encode_range(begin: int, end: int) -> None:
@@ -245,31 +367,54 @@ def encode_level(codes: CodeArray, layout: Layout, level: int, network: EntropyN
 
 
 def count_required_bytes(layout: Layout, level: int, network: EntropyNetwork | None) -> int:
-    """Return how many bytes a file needs before a reader allocates the codes up to a level and the maps of groups."""
+    """Return how many bytes a file needs before a reader allocates the codes up to a level and the
+    maps of groups.
+    """
     largest_grid = int(layout.grids[: level + 1].prod(1).max())
-    cells = int(layout.begins[level + 1]) + (0 if network is None else len(network.contexts.groups) * largest_grid)
+    cells = int(layout.begins[level + 1]) + (
+        0 if network is None else len(network.contexts.groups) * largest_grid
+    )
     return max(0, -(-(cells - _MOST_CELLS) // _CELLS_PER_BYTE))
 
 
 def decode_level(
-    content: Bytes, starts: Integers, stops: Integers, codes: CodeArray, layout: Layout, level: int,
+    content: Bytes,
+    starts: Integers,
+    stops: Integers,
+    codes: CodeArray,
+    layout: Layout,
+    level: int,
     network: EntropyNetwork | None,
-) -> Integers:  # fmt: skip
+) -> Integers:
     """Decode one level of each image from content[start:stop] into `codes` (N, all codes).
 
     Returns:
         The offset in `content` at which each stream ends (N,), or NOT_WHOLE.
     """
-    num_codes, num_symbols = int(layout.grids[level].prod()), int(layout.symbols[level])
+    num_codes = int(layout.grids[level].prod())
+    num_symbols = int(layout.symbols[level])
     if network is None:
         least_bits = num_codes * (num_symbols.bit_length() - 1)
-    else:  # a frequency is at most 2^16 + 1, and the total is then at least 2^16 + m: (m - 1) / (2^16 + 1) bits
+    # a frequency is at most 2^16 + 1, and the total is then at least 2^16 + m: (m - 1) / (2^16 + 1)
+    # bits
+    else:
         least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
-    stops = np.where(least_bits <= 8 * (stops - starts), stops, starts - 1)  # too short: refused unread
+    stops = np.where(
+        least_bits <= 8 * (stops - starts), stops, starts - 1
+    )  # too short: refused unread
     ends = np.empty(len(codes), np.int64)
 
     def decode_range(begin: int, end: int) -> None:
-        decode_streams(content, starts, stops, begin, end, codes, *_kernel_arguments(layout, level, network), ends)
+        decode_streams(
+            content,
+            starts,
+            stops,
+            begin,
+            end,
+            codes,
+            *_kernel_arguments(layout, level, network),
+            ends,
+        )
 
     in_parts(len(codes), decode_range, one_thread_up_to=_ONE_THREAD_IMAGES)
     return ends

@@ -1,8 +1,10 @@
-"""The integer network of one level, which turns the codes around a position into the frequencies of the next code.
+"""The integer network of one level, which turns the codes around a position into the frequencies of
+the next code.
 
-A group is one or several consecutive levels, whose codes at a position form one number. A feature is a group at an
-offset. For coarser levels the offset points anywhere nearby; for the level itself it points to an earlier position in
-raster order. docs/format.md defines how frequencies follow from the features.
+A group is one or several consecutive levels, whose codes at a position form one number. A feature
+is a group at an offset. For coarser levels the offset points anywhere nearby; for the level itself
+it points to an earlier position in raster order. docs/format.md defines how frequencies follow from
+the features.
 """
 
 from __future__ import annotations
@@ -27,10 +29,14 @@ ZONES = 16  # per height and per width; the zone of a position is a feature
 STEPS_PER_OCTAVE = 64  # of a score; an octave halves the frequency
 FREQUENCY_BITS = 16  # the largest frequency is 2^16 + 1
 POWERS: Integers = np.array(
-    [round(2 ** (FREQUENCY_BITS - step / STEPS_PER_OCTAVE)) for step in range(STEPS_PER_OCTAVE)], np.int64
+    [round(2 ** (FREQUENCY_BITS - step / STEPS_PER_OCTAVE)) for step in range(STEPS_PER_OCTAVE)],
+    np.int64,
 )
 
-_FAMILY_VALUES, _GROUP_VALUES, _DISTANT_VALUES = 4096, 512, 64  # at most, per family, group and distant group
+# at most, per family, group and distant group
+_FAMILY_VALUES = 4096
+_GROUP_VALUES = 512
+_DISTANT_VALUES = 64
 _EARLIER_OFFSETS = sorted(
     ((dy, dx) for dy in range(-3, 1) for dx in range(-3, 4) if (dy, dx) < (0, 0)),
     key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
@@ -51,15 +57,23 @@ class Contexts:
     selecting: int  # the group whose value at the position selects the output weights, or -1
 
     def __post_init__(self) -> None:
-        """Check that each feature exists, is near and is decoded before the code. Raises DamagedFileError."""
+        """Check that each feature exists, is near and is decoded before the code. Raises
+        DamagedFileError.
+        """
         sound = len(self.symbols) == self.level + 1 and -1 <= self.selecting < len(self.groups) > 0
         sound = sound and all(0 <= first <= last <= self.level for first, last in self.groups)
         sound = sound and all(0 <= group < len(self.groups) for group, _, _ in self.features)
         if not sound or (self.selecting >= 0 and self.groups[self.selecting][1] == self.level):
-            raise DamagedFileError(f"contexts of level {self.level + 1} name levels or groups that are not there")
+            raise DamagedFileError(
+                f"contexts of level {self.level + 1} name levels or groups that are not there"
+            )
         for group, dy, dx in self.features:
-            if max(abs(dy), abs(dx)) > FRAME or (self.groups[group][1] == self.level and (dy, dx) >= (0, 0)):
-                raise DamagedFileError(f"a context of level {self.level + 1} lies at ({dy}, {dx}), which is not known")
+            if max(abs(dy), abs(dx)) > FRAME or (
+                self.groups[group][1] == self.level and (dy, dx) >= (0, 0)
+            ):
+                raise DamagedFileError(
+                    f"a context of level {self.level + 1} lies at ({dy}, {dx}), which is not known"
+                )
 
     def count_values(self, group: int) -> int:
         """Return the number of values of a group. Positions outside the grid have one more."""
@@ -69,7 +83,9 @@ class Contexts:
     @cached_property
     def first_rows(self) -> tuple[int, ...]:
         """The first table row of each feature, then the first row of the zones."""
-        return tuple(accumulate((self.count_values(group) + 1 for group, _, _ in self.features), initial=0))
+        return tuple(
+            accumulate((self.count_values(group) + 1 for group, _, _ in self.features), initial=0)
+        )
 
     @property
     def rows(self) -> int:
@@ -78,9 +94,16 @@ class Contexts:
 
     @cached_property
     def arrays(self) -> tuple[Integers, Integers]:
-        """Groups (G, 2); group, dy, dx and first row of each feature, and of the zones at the end (F + 1, 4)."""
-        rows = [(*feature, start) for feature, start in zip(self.features, self.first_rows, strict=False)]
-        return np.array(self.groups, np.int64), np.array([*rows, (0, 0, 0, self.first_rows[-1])], np.int64)
+        """Groups (G, 2); group, dy, dx and first row of each feature, and of the zones at the end
+        (F + 1, 4).
+        """
+        rows = [
+            (*feature, start)
+            for feature, start in zip(self.features, self.first_rows, strict=False)
+        ]
+        return np.array(self.groups, np.int64), np.array(
+            [*rows, (0, 0, 0, self.first_rows[-1])], np.int64
+        )
 
     @property
     def sets(self) -> int:
@@ -89,7 +112,9 @@ class Contexts:
 
 
 def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
-    """Divide levels into families, of at most `max_values` values each, and return the first level of each family."""
+    """Divide levels into families, of at most `max_values` values each, and return the first level
+    of each family.
+    """
     starts = [0]
     for level in range(1, len(symbols)):
         if math.prod(symbols[starts[-1] : level + 1]) > max_values:
@@ -98,18 +123,23 @@ def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
 
 
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
-    """Return the usual contexts of a level. A family is a run of levels that have at most 4,096 values together.
+    """Return the usual contexts of a level. A family is a run of levels that have at most 4,096
+    values together.
 
-    The features of earlier positions are the family at the two nearest, a group of up to 512 values at the next four,
-    and the code of the level alone at the next six (eighteen at the coarsest level). Coarser levels are seen at the
-    position and its neighbours, in groups of up to 512 values within the family and of up to 64 values beyond.
+    The features of earlier positions are the family at the two nearest, a group of up to 512 values
+    at the next four, and the code of the level alone at the next six (eighteen at the coarsest
+    level). Coarser levels are seen at the position and its neighbours, in groups of up to 512
+    values within the family and of up to 64 values beyond.
     """
     starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
     groups: list[tuple[int, int]] = []
 
     def add_group(last: int, max_values: int) -> int:
-        """Return the index of the longest group that ends at `last`, in one family and grid; add it if it is new."""
-        first, family = last, max(start for start in starts if start <= last)
+        """Return the index of the longest group that ends at `last`, in one family and grid; add it
+        if it is new.
+        """
+        first = last
+        family = max(start for start in starts if start <= last)
         while first > family and grids[first] == grids[first - 1]:
             if math.prod(symbols[first - 1 : last + 1]) > max_values:
                 break
@@ -119,14 +149,20 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
         return groups.index((first, last))
 
     limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
-    features = [(add_group(level, limit), *offset) for limit, offset in zip(limits, _EARLIER_OFFSETS, strict=False)]
-    last, selecting = level - 1, -1
+    features = [
+        (add_group(level, limit), *offset)
+        for limit, offset in zip(limits, _EARLIER_OFFSETS, strict=False)
+    ]
+    last = level - 1
+    selecting = -1
     while last >= 0:
         coarser = add_group(last, _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES)
         first = groups[coarser][0]
         values = math.prod(symbols[first : last + 1])
         reach = 2 if last == level - 1 and values <= _DISTANT_VALUES else 1
-        features += [(coarser, *offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach]
+        features += [
+            (coarser, *offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach
+        ]
         if last == level - 1 and level not in starts and values * symbols[level] <= _FAMILY_VALUES:
             selecting = coarser
         last = first - 1
@@ -134,24 +170,38 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
 
 
 def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
-    """Return few contexts, for an entropy model of some 15 kilobytes per level that a web page downloads.
+    """Return few contexts, for an entropy model of some 15 kilobytes per level that a web page
+    downloads.
 
-    A family has at most 512 values. The features are the group that ends at the level, at the four nearest earlier
-    positions, and the groups that end at the next coarser level of the family and at the last levels of the three
-    families before. The group of coarser levels of the family selects the output weights.
+    A family has at most 512 values. The features are the group that ends at the level, at the four
+    nearest earlier positions, and the groups that end at the next coarser level of the family and
+    at the last levels of the three families before. The group of coarser levels of the family
+    selects the output weights.
     """
     starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
     lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
 
     def find_group(last: int) -> tuple[int, int]:
         firsts = range(max(start for start in starts if start <= last), last)
-        return next((first for first in firsts if math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES), last), last
+        return (
+            next(
+                (
+                    first
+                    for first in firsts
+                    if math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES
+                ),
+                last,
+            ),
+            last,
+        )
 
     groups = [find_group(last) for last in (level, *lasts)]
     features = [(0, *offset) for offset in _EARLIER_OFFSETS[:4]]
     for index, (first, last) in enumerate(groups[1:], start=1):
         crossed = index <= 2 and math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES
-        features += [(index, *offset) for offset in (_CROSS_OFFSETS if crossed else _CROSS_OFFSETS[:1])]
+        features += [
+            (index, *offset) for offset in (_CROSS_OFFSETS if crossed else _CROSS_OFFSETS[:1])
+        ]
     selecting = 1 if level > starts[-1] else -1
     return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
 
@@ -168,31 +218,54 @@ class EntropyNetwork:
     shift: int  # fractional bits of a score, whose unit is 1/64 of an octave
 
     def __post_init__(self) -> None:
-        """Check the arrays. Raises DamagedFileError if a shape does not fit the contexts, or a sum could overflow."""
-        contexts, hidden = self.contexts, len(self.bias)
+        """Check the arrays. Raises DamagedFileError if a shape does not fit the contexts, or a sum
+        could overflow.
+        """
+        contexts = self.contexts
+        hidden = len(self.bias)
         symbols = contexts.symbols[-1]
         shapes = (self.table.shape, self.weights.shape, self.offsets.shape)
-        if shapes != ((contexts.rows, hidden), (contexts.sets, symbols, hidden), (contexts.sets, symbols)):
+        if shapes != (
+            (contexts.rows, hidden),
+            (contexts.sets, symbols, hidden),
+            (contexts.sets, symbols),
+        ):
             raise DamagedFileError(
-                f"the model of level {contexts.level + 1} does not have the shape that its contexts need"
+                f"the model of level {contexts.level + 1} does not have the shape that its contexts"
+                " need"
             )
-        bounds = [*contexts.first_rows, contexts.rows]  # of all scores and intermediate sums, an upper bound:
-        largest_entries = [np.abs(self.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)]
+        bounds = [
+            *contexts.first_rows,
+            contexts.rows,
+        ]  # of all scores and intermediate sums, an upper bound:
+        largest_entries = [
+            np.abs(self.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)
+        ]
         sums = np.abs(self.bias.astype(np.int64)) + np.sum(largest_entries, axis=0)
-        scores = np.abs(self.offsets.astype(np.int64)) + np.abs(self.weights.astype(np.int64)) @ sums
+        scores = (
+            np.abs(self.offsets.astype(np.int64)) + np.abs(self.weights.astype(np.int64)) @ sums
+        )
         largest = max(int(sums.max(initial=0)), int(scores.max(initial=0)))
         if not 0 <= self.shift < 31 or largest >= 1 << 30:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
 
     @property
     def arrays(self) -> tuple[Any, ...]:
-        """Table, bias, weights, offsets, groups, features, selecting group and shift, for kernels."""
+        """Table, bias, weights, offsets, groups, features, selecting group and shift, for
+        kernels.
+        """
         parameters = self.table, self.bias, self.weights, self.offsets
         return *parameters, *self.contexts.arrays, self.contexts.selecting, self.shift
 
 
 ABSENT: tuple[Any, ...] = (
-    np.zeros((0, 0), np.int8), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.int16), np.zeros((0, 0), np.int32),
-    np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64), -1, 0,
-)  # fmt: skip
+    np.zeros((0, 0), np.int8),
+    np.zeros(0, np.int32),
+    np.zeros((0, 0, 0), np.int16),
+    np.zeros((0, 0), np.int32),
+    np.zeros((0, 2), np.int64),
+    np.zeros((0, 4), np.int64),
+    -1,
+    0,
+)
 """The `arrays` of a level without a network."""

@@ -1,8 +1,9 @@
-"""An integer range coder, which turns symbols with frequencies into bytes (Martin 1979; docs/format.md defines it).
+"""An integer range coder, which turns symbols with frequencies into bytes (Martin 1979;
+docs/format.md defines it).
 
-`state` is an int64 array (4,): low, range, bytes written or consumed, and the decoder's value as on that page. All
-numbers stay below 2^53, so that JavaScript represents them exactly. A stream does not store its length: the encoder and
-the decoder both compute the length from the last interval.
+`state` is an int64 array (4,): low, range, bytes written or consumed, and the decoder's value as on
+that page. All numbers stay below 2^53, so that JavaScript represents them exactly. A stream does
+not store its length: the encoder and the decoder both compute the length from the last interval.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def _write_byte(state: Integers, out: Bytes, row: int) -> None:
 
 @compiled(inline="always")
 def encode(state: Integers, out: Bytes, row: int, before: int, frequency: int, total: int) -> None:
-    """Narrow the interval to a symbol. `before` is the sum of the frequencies of the lower symbols."""
+    """Narrow the interval to a symbol. `before` is the sum of the frequencies of the lower
+    symbols.
+    """
     part = state[1] // total
     state[0] += part * before
     state[1] = part * frequency
@@ -61,9 +64,11 @@ def encode(state: Integers, out: Bytes, row: int, before: int, frequency: int, t
 @compiled(inline="always")
 def _count_final_bytes(low: Any, width: Any) -> int:
     """Return how many bytes pin a number to [low, low + width), whatever bytes follow."""
-    count, step = 0, _FULL_RANGE
+    count = 0
+    step = _FULL_RANGE
     while count < WIDTH and (low + step - 1) // step * step + step > low + width:
-        count, step = count + 1, step >> 8
+        count = count + 1
+        step = step >> 8
     return count
 
 
@@ -97,12 +102,16 @@ def begin_decoding(state: Integers, content: Bytes, start: int, stop: int) -> No
 
 @compiled(inline="always")
 def find_target(state: Integers, total: int) -> int:
-    """Return the next symbol's point on the scale from 0 to `total`; `total` or more in a damaged stream."""
+    """Return the next symbol's point on the scale from 0 to `total`; `total` or more in a damaged
+    stream.
+    """
     return int(state[3] // (state[1] // total))
 
 
 @compiled(inline="always")
-def decode(state: Integers, content: Bytes, start: int, stop: int, before: int, frequency: int, total: int) -> None:
+def decode(
+    state: Integers, content: Bytes, start: int, stop: int, before: int, frequency: int, total: int
+) -> None:
     """Narrow the interval to a symbol, and consume bytes. `before` is as for `encode`."""
     part = state[1] // total
     state[3] -= part * before

@@ -1,17 +1,22 @@
-"""Search codes with a small error and few bits: rate-distortion optimization, which does not change the decoder.
+"""Search codes with a small error and few bits: rate-distortion optimization, which does not change
+the decoder.
 
-Each position has candidates: the leaves nearest to the latent. The position takes the candidate with the least
+Each position has candidates: the leaves nearest to the latent. The position takes the candidate
+    with the least
 
     squared error of the decoded image + lmbda * bits of the codes (`choice.py`)
 
-The change of the error is estimated as g d + 1.5 d^T J^T J d, where d is the change of the codeword, g the gradient at
-the current codes, and J the Jacobian of the decoder. J^T J is estimated by random projections and averaged over the
-positions of an image. Changes at neighbouring positions overlap in the image. So one gradient serves a quarter of the
-positions, no two of them adjacent. The factor 1.5, in place of 1, allows for the rest of the overlap.
+The change of the error is estimated as g d + 1.5 d^T J^T J d, where d is the change of the
+codeword, g the gradient at the current codes, and J the Jacobian of the decoder. J^T J is estimated
+by random projections and averaged over the positions of an image. Changes at neighbouring positions
+overlap in the image. So one gradient serves a quarter of the positions, no two of them adjacent.
+The factor 1.5, in place of 1, allows for the rest of the overlap.
 
-Finally the sum is measured with the true error. An image keeps the codes of the plain encoder unless the sum fell.
+Finally the sum is measured with the true error. An image keeps the codes of the plain encoder
+unless the sum fell.
 
-A large image is searched in tiles. The codes in the halo of a tile are discarded. The search takes some 0.7 GB.
+A large image is searched in tiles. The codes in the halo of a tile are discarded. The search takes
+some 0.7 GB.
 
 Shapes: B images, P positions, K candidates, L levels, D channels of the latents, n leaves.
 """
@@ -62,37 +67,55 @@ def explain_no_lambda(model: Autoencoder, levels: int) -> str:
 
 
 class RateDistortion:
-    """An encoder that minimizes error + lmbda * bits, where images are decoded from the first levels alone."""
+    """An encoder that minimizes error + lmbda * bits, where images are decoded from the first
+    levels alone.
+    """
 
-    def __init__(self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None) -> None:
-        """Prepare for the first `levels` levels (default: all). Raises InputError if `explain_no_lambda` objects."""
-        self.entropy_model, self.levels = entropy_model, levels or model.prefixes[-1]
+    def __init__(
+        self, model: Autoencoder, entropy_model: EntropyModel, levels: int | None = None
+    ) -> None:
+        """Prepare for the first `levels` levels (default: all). Raises InputError if
+        `explain_no_lambda` objects.
+        """
+        self.entropy_model = entropy_model
+        self.levels = levels or model.prefixes[-1]
         if why := explain_no_lambda(model, self.levels):
             raise InputError(why)
         self._model = cast(SingleGridAutoencoder, model)
         symbols = self._model.config.num_symbols[: self.levels]
-        leaves = torch.cartesian_prod(*(torch.arange(count) for count in symbols)).view(-1, len(symbols))
+        leaves = torch.cartesian_prod(*(torch.arange(count) for count in symbols)).view(
+            -1, len(symbols)
+        )
         leaves = leaves.to(next(model.parameters()).device)
         vectors = self._model.quantizer.lookup(tuple(level.view(1, 1, -1) for level in leaves.T))
-        self._leaves, self._vectors = leaves.int().cpu().numpy(), vectors[0, 0].detach().float()  # (n, L), (n, D)
+        # (n, L), (n, D)
+        self._leaves = leaves.int().cpu().numpy()
+        self._vectors = vectors[0, 0].detach().float()
 
     def encode(self, images: Tensor, lmbda: float | Tensor) -> tuple[Codes, Tensor]:
-        """Return the codes (B, H, W) per level, and the squared error of each image (B,), summed over values in [0, 1].
+        """Return the codes (B, H, W) per level, and the squared error of each image (B,), summed
+        over values in [0, 1].
 
-        `lmbda` is the weight of the bits; one number, or one per image (B,). Raises InputError as `Model.encode`.
+        `lmbda` is the weight of the bits; one number, or one per image (B,). Raises InputError as
+        `Model.encode`.
         """
         corner = images[..., :1, :1] if images.dim() == 4 else images
         to_unit_images(corner, self._model.channels)  # raises InputError for a wrong shape or type
-        count, stride = len(images), self._model.config.stride
+        count = len(images)
+        stride = self._model.config.stride
         grid = self._model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float64, device="cpu").expand(count)
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         errors = torch.zeros(count, dtype=torch.float64)
-        batch_size, tiles = max(1, _MOST_POSITIONS // math.prod(grid)), divide_grid(grid, _TILE_SIDE, _HALO)
+        batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
+        tiles = divide_grid(grid, _TILE_SIDE, _HALO)
         units = [*product(range(0, count, batch_size), tiles)]
-        progress = tracked(units, "search tiles", len(units), lambda _: 1) if len(tiles) > 1 else units
+        progress = (
+            tracked(units, "search tiles", len(units), lambda _: 1) if len(tiles) > 1 else units
+        )
         for begin, (core, with_halo, inside) in progress:
-            batch, window = slice(begin, begin + batch_size), (with_halo[0].start, with_halo[1].start, *grid)
+            batch = slice(begin, begin + batch_size)
+            window = (with_halo[0].start, with_halo[1].start, *grid)
             codes, squares = self._search_tile(
                 images[batch][index_pixels(with_halo, stride)], lmbdas[batch].numpy(), window
             )
@@ -105,7 +128,9 @@ class RateDistortion:
     def _search_tile(
         self, images: Tensor, lmbdas: NDArray[np.float64], window: tuple[int, int, int, int]
     ) -> tuple[NDArray[np.int32], Tensor]:
-        """Return the codes (L, B, H, W) of images, or tiles, and the squared errors of the pixels (B, Y, X)."""
+        """Return the codes (L, B, H, W) of images, or tiles, and the squared errors of the pixels
+        (B, Y, X).
+        """
         targets = to_unit_images(images, self._model.channels).clone()
         size = (targets.shape[-2], targets.shape[-1])
         all_levels = self.entropy_model.layout(size)
@@ -118,18 +143,26 @@ class RateDistortion:
         for code, symbols in zip(codes, self.entropy_model.symbols, strict=False):
             encoded_leaves = encoded_leaves * symbols + code
         nearest = self._find_nearest(latents.flatten(1, 2))
-        candidates = torch.cat([encoded_leaves.flatten(1).int().unsqueeze(-1), nearest], -1)  # (B, P, K)
+        candidates = torch.cat(
+            [encoded_leaves.flatten(1).int().unsqueeze(-1), nearest], -1
+        )  # (B, P, K)
         grid = (latents.shape[1], latents.shape[2])
         del latents
-        choice = Choice(layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window)
+        choice = Choice(
+            layout, networks, self._leaves, np.ascontiguousarray(candidates.cpu().numpy()), window
+        )
 
         def look_up_vectors() -> Tensor:
             """Return the currently chosen codewords (B, H, W, D)."""
-            return self._vectors[torch.from_numpy(choice.leaves).to(targets.device)].view(len(targets), *grid, -1)
+            return self._vectors[torch.from_numpy(choice.leaves).to(targets.device)].view(
+                len(targets), *grid, -1
+            )
 
         def measure() -> tuple[Tensor, NDArray[np.float64]]:
             """Return the squared errors (B, Y, X), and error + lmbda * bits of each image (B,)."""
-            squares = (self.decode(look_up_vectors(), size).clamp(0, 1) - targets).square().sum(1).cpu()
+            squares = (
+                (self.decode(look_up_vectors(), size).clamp(0, 1) - targets).square().sum(1).cpu()
+            )
             return squares, squares.sum((1, 2), dtype=torch.float64).numpy() + lmbdas * choice.bits
 
         best, (squares, sums) = choice.codes.copy(), measure()
@@ -145,7 +178,10 @@ class RateDistortion:
             choice.update(positions, errors, lmbdas)
         new_squares, new_sums = measure()
         better = new_sums < sums
-        best[better], squares[torch.from_numpy(better)] = choice.codes[better], new_squares[torch.from_numpy(better)]
+        best[better], squares[torch.from_numpy(better)] = (
+            choice.codes[better],
+            new_squares[torch.from_numpy(better)],
+        )
         return best.reshape(len(targets), self.levels, *grid).swapaxes(0, 1), squares
 
     def decode(self, vectors: Tensor, size: Grid) -> Tensor:
@@ -156,7 +192,9 @@ class RateDistortion:
 
     @torch.enable_grad()
     def compute_gradient(self, vectors: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient (B, H, W, D) of the squared error of images `targets` (B, C, Y, X) by the codewords."""
+        """Return the gradient (B, H, W, D) of the squared error of images `targets` (B, C, Y, X) by
+        the codewords.
+        """
         inputs, decoded = self._decode_with_gradient(vectors, targets)
         (gradient,) = torch.autograd.grad((decoded.clamp(0, 1) - targets).square().sum(), inputs)
         return gradient
@@ -168,36 +206,61 @@ class RateDistortion:
         total = torch.zeros((), device=vectors.device)
         generator = torch.Generator().manual_seed(0)
         for projection in range(_PROJECTIONS):
-            direction = torch.randn(decoded.shape[1:], generator=generator).to(inputs.device).expand_as(decoded)
-            (gradient,) = torch.autograd.grad(decoded, inputs, direction, retain_graph=projection < _PROJECTIONS - 1)
+            direction = (
+                torch.randn(decoded.shape[1:], generator=generator)
+                .to(inputs.device)
+                .expand_as(decoded)
+            )
+            (gradient,) = torch.autograd.grad(
+                decoded, inputs, direction, retain_graph=projection < _PROJECTIONS - 1
+            )
             rows = gradient.flatten(1, 2)
             total = total + rows.mT @ rows
         return total / (_PROJECTIONS * vectors.shape[1] * vectors.shape[2])
 
     def _decode_with_gradient(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codewords, detached and requiring gradients, and the images decoded from them."""
+        """Return the codewords, detached and requiring gradients, and the images decoded from
+        them.
+        """
         inputs = vectors.detach().requires_grad_()
-        # bfloat16 takes half of the time; its error of 2% in a gradient changes no choice that matters.
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=computes_bf16(inputs.device)):
+        # bfloat16 takes half of the time; its error of 2% in a gradient changes no choice that
+        # matters.
+        with torch.autocast(
+            inputs.device.type, torch.bfloat16, enabled=computes_bf16(inputs.device)
+        ):
             return inputs, self.decode(inputs, (targets.shape[-2], targets.shape[-1]))
 
     def _find_nearest(self, latents: Tensor) -> Tensor:
-        """Return the indices (B, P, K - 1) int32 of the leaves nearest to latents (B, P, D), nearest first."""
+        """Return the indices (B, P, K - 1) int32 of the leaves nearest to latents (B, P, D),
+        nearest first.
+        """
         count = min(_NEAREST, len(self._vectors))
         chunks = torch.split(latents.flatten(0, -2), max(1, _MOST_NUMBERS // len(self._vectors)))
-        nearest = [torch.cdist(chunk, self._vectors).topk(count, largest=False).indices.int() for chunk in chunks]
+        nearest = [
+            torch.cdist(chunk, self._vectors).topk(count, largest=False).indices.int()
+            for chunk in chunks
+        ]
         return torch.cat(nearest).view(*latents.shape[:-1], count)
 
     def _estimate_errors(
-        self, candidates: Tensor, positions: NDArray[np.int64], vectors: Tensor, gradients: Tensor, curvature: Tensor
+        self,
+        candidates: Tensor,
+        positions: NDArray[np.int64],
+        vectors: Tensor,
+        gradients: Tensor,
+        curvature: Tensor,
     ) -> NDArray[np.float32]:
-        """Estimate the change of the error (B, P', K) for each candidate (B, P, K) at positions (P',)."""
+        """Estimate the change of the error (B, P', K) for each candidate (B, P, K) at positions
+        (P',).
+        """
         count, _, num_candidates = candidates.shape
         errors = np.empty((count, len(positions), num_candidates), np.float32)
         chunk_size = max(1, _MOST_NUMBERS // (count * num_candidates * vectors.shape[-1]))
         for begin in range(0, len(positions), chunk_size):
             chunk = torch.from_numpy(positions[begin : begin + chunk_size]).to(vectors.device)
-            step = self._vectors[candidates[:, chunk]] - vectors[:, chunk].unsqueeze(2)  # (B, P'', K, D)
+            step = self._vectors[candidates[:, chunk]] - vectors[:, chunk].unsqueeze(
+                2
+            )  # (B, P'', K, D)
             second_order = (step.flatten(1, 2) @ curvature).view(step.shape) * _OVERLAP
             changes = (step * (gradients[:, chunk].unsqueeze(2) + second_order)).sum(-1)
             errors[:, begin : begin + chunk_size] = changes.cpu().numpy()

@@ -1,4 +1,6 @@
-"""Entries of the registries. They name classes and functions as text, "module:attribute", and so need no torch."""
+"""Entries of the registries. They name classes and functions as text, "module:attribute", and so
+need no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
     from hrvqvae.config.schema import PriorNetworkConfig
 
 Settings = Mapping[str, tuple[Any, str]]
-"""Values of presets: dotted name of a field -> (value, source). A list has a value per column (`systems.COLUMNS`).
+"""Values of presets: dotted name of a field -> (value, source). A list has a value per column
+(`systems.COLUMNS`).
 
 A field that a system lacks is ignored.
 """
@@ -23,20 +26,25 @@ A field that a system lacks is ignored.
 class Dataset:
     """A data set: how to get and read its files, and its settings for presets.
 
-    A data set that is a folder of images has no `files`, `ways` and `read`. The functions of `ways` are tried in order;
-    each fills an empty folder with the files, or raises.
+    A data set that is a folder of images has no `files`, `ways` and `read`. The functions of `ways`
+    are tried in order; each fills an empty folder with the files, or raises.
     """
 
     name: str  # also the name of its folder below the root folder
     about: str  # one line, for lists
     settings: Settings  # fields that the data decides
-    column: str = ""  # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
+    column: str = (
+        ""  # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
+    )
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
     how: str = ""  # how a person gets the data, if no command does
     files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
-    read: str = ""  # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
-    classifier: str = ""  # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
+    read: str = (
+        ""  # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
+    )
+    # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
+    classifier: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +65,9 @@ class System:
     name: str  # `model.system`, and the first part of the presets' names
     title: str
     config: ModelConfig  # with default values; its `system` is set to `name`
-    model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
+    model: str = (
+        "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
+    )
     objective: str = "hrvqvae.models.objective:SumOfLosses"  # a `models.objective.Objective`
     settings: Settings
     extras: tuple[ExtraPreset, ...] = ()
@@ -81,7 +91,8 @@ class PriorNetwork:
     title: str
     config: type[PriorNetworkConfig]  # its default `kind` is `name`
     network: str  # a `priors.base.Prior`, called with (config, *levels)
-    sampler: str = "hrvqvae.priors.sampling:sample_plain"  # the default computes the whole network per position
+    # the default computes the whole network per position
+    sampler: str = "hrvqvae.priors.sampling:sample_plain"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,18 @@ import operator
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
-from hrvqvae.config.section import AUTO, AtLeastTwo, Count, Odd, PerLevel, Positive, Range, Section, Share, Weight
+from hrvqvae.config.section import (
+    AUTO,
+    AtLeastTwo,
+    Count,
+    Odd,
+    PerLevel,
+    Positive,
+    Range,
+    Section,
+    Share,
+    Weight,
+)
 from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
@@ -15,16 +26,22 @@ Grid = tuple[int, int]
 
 
 class Geometry(NamedTuple):
-    """The latent grids: along a side, level l has times[l] * ceil((pixels + margin) / unit) positions."""
+    """The latent grids: along a side, level l has times[l] * ceil((pixels + margin) / unit)
+    positions.
+    """
 
     unit: int  #: in pixels; along a side, each level has a whole number of positions per unit
     margin: int  #: pixels that padding adds to the height, and to the width
     times: tuple[int, ...]  #: positions per unit of each level, coarse first
 
     def grids(self, height: int, width: int) -> tuple[Grid, ...]:
-        """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse first."""
+        """Return (H, W) of each level's codes for an image of `height` x `width` pixels, coarse
+        first.
+        """
         # -(-x // unit) would be wrong in a traced graph, whose division rounds towards zero.
-        rows, columns = ((side + self.margin + self.unit - 1) // self.unit for side in (height, width))
+        rows, columns = (
+            (side + self.margin + self.unit - 1) // self.unit for side in (height, width)
+        )
         return tuple((factor * rows, factor * columns) for factor in self.times)
 
 
@@ -45,7 +62,9 @@ class ModelConfig(Section, section="model"):
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Number of codewords of each level; more than `num_symbols` where a level has several codebooks."""
+        """Number of codewords of each level; more than `num_symbols` where a level has several
+        codebooks.
+        """
         return self.num_symbols
 
     @property
@@ -56,7 +75,9 @@ class ModelConfig(Section, section="model"):
 
     @property
     def start_vectors(self) -> int:
-        """Number of latent vectors of the finest grid that start the codewords (0: a random start)."""
+        """Number of latent vectors of the finest grid that start the codewords (0: a random
+        start).
+        """
         return 0
 
     @property
@@ -72,8 +93,12 @@ class NetworkConfig(ModelConfig):
     """Encoder and decoder, as in all built-in systems (docs/paper-tables.md, Tables 4, 6 and 7)."""
 
     #: Image pixels per position of the finest latent grid, along each side.
-    stride: Annotated[int, Range(lambda value: value >= 2 and value & (value - 1) == 0, "a power of two, from 2")] = 2
-    padding: Count = 0  #: pixels added on each side of an image before encoding, and cropped after decoding
+    stride: Annotated[
+        int, Range(lambda value: value >= 2 and value & (value - 1) == 0, "a power of two, from 2")
+    ] = 2
+    padding: Count = (
+        0  #: pixels added on each side of an image before encoding, and cropped after decoding
+    )
     hidden_units: AtLeastTwo = 64  #: channels of the convolutions
     residual_units: Positive = 64  #: channels inside a residual block
     residual_blocks: Count = 2  #: residual blocks in the encoder, and as many in the decoder
@@ -87,50 +112,90 @@ class NetworkConfig(ModelConfig):
 class QuantizerConfig(Section, section="model.quantizer"):
     """Residual quantization, from a flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
-    One level is VQ. Several levels are RQ with `linked` 1, HR-VQVAE with 0 (all linked), and in between with others.
+    One level is VQ. Several levels are RQ with `linked` 1, HR-VQVAE with 0 (all linked), and in
+    between with others.
     """
 
     levels: Positive = 1  #: L, number of levels
     codewords: AtLeastTwo = 512  #: m, codewords of each codebook
-    #: Number of levels per group. In a group, each codeword has a codebook of its own at the next level. Each group
-    #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels; 1: no links.
+    #: Number of levels per group. In a group, each codeword has a codebook of its own at the next
+    #: level. Each group
+    #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels;
+    #: 1: no links.
     linked: Count = 0
-    #: Number of coarser codes that choose a level's codebook: the last ones of the group. 0: all codes of the group.
+    #: Number of coarser codes that choose a level's codebook: the last ones of the group. 0: all
+    #: codes of the group.
     context: Count = 0
-    level_codewords: tuple[AtLeastTwo, ...] = ()  #: m of each level, coarse first (default: `codewords`)
+    level_codewords: tuple[
+        AtLeastTwo, ...
+    ] = ()  #: m of each level, coarse first (default: `codewords`)
     dim: Positive = 32  #: D, width of a codeword
     beta: Weight = 0.25  #: beta_0, weight of the commitment to the sum of the codewords
-    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels. Default: `beta` for
+    #: beta_l, weight of the commitment at each level, coarse first, or one value for all levels.
+    #: Default: `beta` for
     #: all, as in the paper; with a single level, no such term.
     level_betas: tuple[Weight, ...] = ()
-    update: Literal["ema", "gradient"] = "ema"  #: ema: moving averages of the latents; gradient: the codebook loss
+    update: Literal["ema", "gradient"] = (
+        "ema"  #: ema: moving averages of the latents; gradient: the codebook loss
+    )
     decay: Share = 0.99  #: of the moving averages
-    #: Each codeword is shrunk towards the mean of the level's codewords with the same code. The mean counts as this
-    #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords do not restart.
+    #: Each codeword is shrunk towards the mean of the level's codewords with the same code. The
+    #: mean counts as this
+    #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords
+    #: do not restart.
     shrinkage: Weight = 0.0
-    #: Most MiB of codewords per level with `shrinkage` and without `context`; other parents share one codebook.
+    #: Most MiB of codewords per level with `shrinkage` and without `context`; other parents share
+    #: one codebook.
     memory_mib: Positive = 64
-    init_vectors: Count = 131_072  #: latents for the k-means start (0: noise at the scale of the latents)
+    init_vectors: Count = (
+        131_072  #: latents for the k-means start (0: noise at the scale of the latents)
+    )
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
-    restart_below: Weight = 0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
+    restart_below: Weight = (
+        0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
+    )
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
-    joint_beam: bool = False  #: the beam decides after the last level, not after each group of linked levels
-    coarse_weight: Weight = 0.0  #: weight of the coarser levels' squared residuals in a beam's objective
+    joint_beam: bool = (
+        False  #: the beam decides after the last level, not after each group of linked levels
+    )
+    coarse_weight: Weight = (
+        0.0  #: weight of the coarser levels' squared residuals in a beam's objective
+    )
 
     def check(self) -> None:
         self.require(self.levels <= 255, "levels", "at most 255")
-        self.require(len(self.level_betas) in (0, 1, self.levels), "level_betas", f"none, one or {self.levels} values")
-        self.require(len(self.level_codewords) in (0, self.levels), "level_codewords", f"none or {self.levels} values")
-        self.require(not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient")
+        self.require(
+            len(self.level_betas) in (0, 1, self.levels),
+            "level_betas",
+            f"none, one or {self.levels} values",
+        )
+        self.require(
+            len(self.level_codewords) in (0, self.levels),
+            "level_codewords",
+            f"none or {self.levels} values",
+        )
+        self.require(
+            not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient"
+        )
         forbids_beam = self.levels > 1 and self.linked == 1 and not self.joint_beam
-        self.require(self.beam == 1 or not forbids_beam, "beam", "1 unless levels are linked or joint_beam is true")
+        self.require(
+            self.beam == 1 or not forbids_beam,
+            "beam",
+            "1 unless levels are linked or joint_beam is true",
+        )
         values = max(map(operator.mul, self.sizes, self.num_parents)) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
         sparse = self.shrinkage > 0 and not self.context
-        require(values <= 2**30 or sparse, "model.quantizer.codewords ** levels * dim", values, limit)
-        if self.shrinkage:  # a small file may stand for so much memory, since it holds only what was used
+        require(
+            values <= 2**30 or sparse, "model.quantizer.codewords ** levels * dim", values, limit
+        )
+        if (
+            self.shrinkage
+        ):  # a small file may stand for so much memory, since it holds only what was used
             fits = sum(self.num_codewords) * self.dim <= 2**28
-            self.require(fits, "memory_mib", "less: all levels together may have 1 GiB of codewords")
+            self.require(
+                fits, "memory_mib", "less: all levels together may have 1 GiB of codewords"
+            )
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -152,25 +217,38 @@ class QuantizerConfig(Section, section="model.quantizer"):
 
     @property
     def num_parents(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted from 0, or m^context.
+        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted
+        from 0, or m^context.
 
         The codebook below codeword i of the coarser level is i modulo this number.
         """
-        coarser = [min(level % self.group_size, self.context or self.levels) for level in range(self.levels)]
-        return tuple(math.prod(self.sizes[level - count : level]) for level, count in enumerate(coarser))
+        coarser = [
+            min(level % self.group_size, self.context or self.levels)
+            for level in range(self.levels)
+        ]
+        return tuple(
+            math.prod(self.sizes[level - count : level]) for level, count in enumerate(coarser)
+        )
 
     @property
     def num_codebooks(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in memory: as many as fit, if only used ones are kept."""
+        """Number of codebooks of each level in memory: as many as fit, if only used ones are
+        kept.
+        """
         if not self.shrinkage or self.context:
             return self.num_parents
         capacity = self.memory_mib * 2**18 // self.dim  # codewords per level
-        return tuple(min(books, max(2, capacity // m)) for books, m in zip(self.num_parents, self.sizes, strict=True))
+        return tuple(
+            min(books, max(2, capacity // m))
+            for books, m in zip(self.num_parents, self.sizes, strict=True)
+        )
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
         """Number of codewords of each level in memory: m for each codebook."""
-        return tuple(size * books for size, books in zip(self.sizes, self.num_codebooks, strict=True))
+        return tuple(
+            size * books for size, books in zip(self.sizes, self.num_codebooks, strict=True)
+        )
 
 
 class CodebookConfig(NetworkConfig):
@@ -195,7 +273,9 @@ class SingleGridConfig(CodebookConfig):
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
-    train_prefixes: bool = False  #: train the decoder on all prefixes of the levels, in place of a progressive decoder
+    train_prefixes: bool = (
+        False  #: train the decoder on all prefixes of the levels, in place of a progressive decoder
+    )
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -211,14 +291,18 @@ class SingleGridConfig(CodebookConfig):
 
 
 class VQGANConfig(SingleGridConfig):
-    """A latent grid with a flat codebook, trained with a perceptual and an adversarial loss (docs/method.md)."""
+    """A latent grid with a flat codebook, trained with a perceptual and an adversarial loss
+    (docs/method.md).
+    """
 
     system: str = "vqgan"
     quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
     #: auto: the best perceptual loss that this machine has when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
     perceptual_weight: Weight = 1.0  #: of the perceptual loss; the squared error has weight 1
-    adversarial_weight: Weight = 0.8  #: factor of the adaptive weight (Esser et al. 2021, equation 7)
+    adversarial_weight: Weight = (
+        0.8  #: factor of the adaptive weight (Esser et al. 2021, equation 7)
+    )
     adversarial_start: Count = 10_000  #: training steps before the discriminator begins
     discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
     discriminator_layers: Positive = 3  #: layers that halve the resolution
@@ -231,17 +315,29 @@ class VQGANConfig(SingleGridConfig):
         least = 3 * 2**self.discriminator_layers
         if size < least:
             layers = f"model.discriminator_layers {self.discriminator_layers}"
-            raise InputError(f"{layers} needs images of {least} pixels a side; these have {size}: take fewer layers")
+            raise InputError(
+                f"{layers} needs images of {least} pixels a side; these have {size}: take fewer"
+                " layers"
+            )
 
 
 class VQVAE2Config(CodebookConfig):
-    """Several latent grids, each half as wide as the next finer grid, with flat codebooks (docs/method.md)."""
+    """Several latent grids, each half as wide as the next finer grid, with flat codebooks
+    (docs/method.md).
+    """
 
     system: str = "vqvae2"
-    grids: Positive = 3  #: number of latent grids; the finest is `stride` times coarser than the image
+    grids: Positive = (
+        3  #: number of latent grids; the finest is `stride` times coarser than the image
+    )
 
     def check(self) -> None:
-        require(self.quantizer.levels == 1, "model.quantizer.levels", self.quantizer.levels, "1: a grid has one level")
+        require(
+            self.quantizer.levels == 1,
+            "model.quantizer.levels",
+            self.quantizer.levels,
+            "1: a grid has one level",
+        )
 
     @property
     def geometry(self) -> Geometry:
@@ -254,15 +350,22 @@ class VQVAE2Config(CodebookConfig):
 
 
 class FSQQuantizerConfig(Section, section="model.quantizer"):
-    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer et al. 2023)."""
+    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer
+    et al. 2023).
+    """
 
     #: L_i, values of each channel; their product is the number of codes.
-    channel_levels: PerLevel[Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]] = (8, 8, 8)
-    dim: Positive = 32  #: D, width of a latent; unless D is the number of channels, linear layers map between them
+    channel_levels: PerLevel[
+        Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]
+    ] = (8, 8, 8)
+    #: D, width of a latent; unless D is the number of channels, linear layers map between them
+    dim: Positive = 32
 
     def check(self) -> None:
         codes = math.prod(self.channel_levels)
-        require(codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24")
+        require(
+            codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24"
+        )
 
 
 class FSQConfig(NetworkConfig):
@@ -279,8 +382,9 @@ class FSQConfig(NetworkConfig):
 class LibraryQuantizerConfig(Section, section="model.quantizer"):
     """A quantizer of the library vector-quantize-pytorch, with its defaults.
 
-    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: a network shifts the codewords by the coarser
-    codes (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's k-means start and restart.
+    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: a network shifts the codewords by the
+    coarser codes (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's
+    k-means start and restart.
     """
 
     name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"

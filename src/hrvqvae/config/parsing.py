@@ -1,7 +1,8 @@
 """Build a configuration from a preset or a file, a stored run and options; the later win.
 
-The values of a file replace the defaults of its system and network of priors. A new run takes its values from a preset
-or a file, a resumed run from its stored configuration. An error message names the field, its value and valid values.
+The values of a file replace the defaults of its system and network of priors. A new run takes its
+values from a preset or a file, a resumed run from its stored configuration. An error message names
+the field, its value and valid values.
 """
 
 from __future__ import annotations
@@ -16,51 +17,75 @@ import yaml
 
 from hrvqvae.config import presets
 from hrvqvae.config.registry import PRIORS
-from hrvqvae.config.schema import BUDGET, DEFAULT_PRIOR, DEFAULT_SYSTEM, STAGES, Config, decide_auto, default_config
+from hrvqvae.config.schema import (
+    BUDGET,
+    DEFAULT_PRIOR,
+    DEFAULT_SYSTEM,
+    STAGES,
+    Config,
+    decide_auto,
+    default_config,
+)
 from hrvqvae.config.section import AUTO, flatten, to_dict
 from hrvqvae.utils.errors import InputError, one_line
 
-# Where a run computes, and how often it logs, evaluates and saves: fields that do not change its result.
+# Where a run computes, and how often it logs, evaluates and saves: fields that do not change its
+# result.
 _RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
 # Where and how a run reads its data: fields that may change when the run is resumed.
-_READING = frozenset(f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb"))
+_READING = frozenset(
+    f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")
+)
 
 
 def from_dict(tree: Any, where: str) -> Config:
     """Return a configuration from nested plain values; missing fields take their defaults.
 
-    Raises InputError, which begins with `where`, if a field is unknown or a value has the wrong type or range.
+    Raises InputError, which begins with `where`, if a field is unknown or a value has the wrong
+    type or range.
     """
     try:
         if not isinstance(tree, Mapping):
             raise InputError("a configuration is a mapping with data, model and training")
         values = dict(flatten(tree))
-        kinds = values.get("model.system", DEFAULT_SYSTEM), values.get("prior.network.kind", DEFAULT_PRIOR)
+        kinds = (
+            values.get("model.system", DEFAULT_SYSTEM),
+            values.get("prior.network.kind", DEFAULT_PRIOR),
+        )
         return override(default_config(*map(str, kinds)), values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
 
 def from_file(path: Path) -> Config:
-    """Read a configuration from a YAML or JSON file. Raises InputError as `from_dict`, or if it can't be read."""
+    """Read a configuration from a YAML or JSON file. Raises InputError as `from_dict`, or if it
+    can't be read.
+    """
     try:
         tree = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_bytes())
     except FileNotFoundError as error:
-        raise InputError(f"{path}: there is no such file; hrvqvae presets lists the presets") from error
+        raise InputError(
+            f"{path}: there is no such file; hrvqvae presets lists the presets"
+        ) from error
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path} can't be read as YAML or JSON ({one_line(error)})") from error
     return from_dict(tree, str(path))
 
 
 def override(base: Config, values: Mapping[str, Any]) -> Config:
-    """Return `base` with new values, plain or as text, by dotted name. Raises InputError as `Section.replace`.
+    """Return `base` with new values, plain or as text, by dotted name. Raises InputError as
+    `Section.replace`.
 
-    A new `prior.network.kind` replaces the whole section by the defaults of that network. A value for one field of a
-    default budget sets the other fields of the budget to 0.
+    A new `prior.network.kind` replaces the whole section by the defaults of that network. A value
+    for one field of a default budget sets the other fields of the budget to 0.
     """
-    system, kind = base.model.system, str(values.get("prior.network.kind", base.prior.network.kind))
+    system = base.model.system
+    kind = str(values.get("prior.network.kind", base.prior.network.kind))
     if values.get("model.system", system) != system:
-        raise InputError(f"--model.system can't change from {system}: give a preset of that system (hrvqvae presets)")
+        raise InputError(
+            f"--model.system can't change from {system}: give a preset of that system (hrvqvae"
+            " presets)"
+        )
     if kind != base.prior.network.kind:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
@@ -74,15 +99,25 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
 
 
 def base_config(name: str) -> Config:
-    """Return the configuration of a preset, a YAML or JSON file, or a run folder. Raises InputError for any other."""
+    """Return the configuration of a preset, a YAML or JSON file, or a run folder. Raises InputError
+    for any other.
+    """
     path = Path(name, "config.yaml") if Path(name, "config.yaml").is_file() else Path(name)
     if path.is_dir() and name not in presets.names():
-        raise InputError(f"{name} is a folder, not a preset; give a preset, and a folder of images as --data {name}")
-    return from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
+        raise InputError(
+            f"{name} is a folder, not a preset; give a preset, and a folder of images as --data"
+            f" {name}"
+        )
+    return (
+        from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
+    )
 
 
-def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | None = None) -> Config:
-    """Return the configuration of a new run from a preset or file with options, or of the `stored` run that resumes.
+def autoencoder_config(
+    name: str, options: Mapping[str, str], stored: Config | None = None
+) -> Config:
+    """Return the configuration of a new run from a preset or file with options, or of the `stored`
+    run that resumes.
 
     Raises InputError if a value is invalid, or preset, file or options contradict `stored`.
     """
@@ -94,54 +129,90 @@ def autoencoder_config(name: str, options: Mapping[str, str], stored: Config | N
     file = dict[str, Any]()
     if Path(name).is_file():
         # An option may have replaced a default when the run began, and need not be repeated.
-        default = dict(flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind))))
-        file = {field: value for field, value in flatten(to_dict(base)) if value not in (AUTO, default.get(field))}
+        default = dict(
+            flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind)))
+        )
+        file = {
+            field: value
+            for field, value in flatten(to_dict(base))
+            if value not in (AUTO, default.get(field))
+        }
     return decide_auto(_resumed(stored, options, "training", file), "model", "training")
 
 
-def stage_config(section: str, run: Config, options: Mapping[str, str], stored: Config | None = None) -> Config:
-    """Return the configuration of a later stage of a run, "prior" or "progressive": new, or `stored` if it resumes.
+def stage_config(
+    section: str, run: Config, options: Mapping[str, str], stored: Config | None = None
+) -> Config:
+    """Return the configuration of a later stage of a run, "prior" or "progressive": new, or
+    `stored` if it resumes.
 
-    Raises InputError if a value is invalid, a field belongs to another stage, or options contradict `stored`.
+    Raises InputError if a value is invalid, a field belongs to another stage, or options contradict
+    `stored`.
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
             stage = {"prior": "priors", "progressive": "progressive decoder"}[section]
             raise InputError(f"--{name} is no field of the {stage}: give --{section}.* and --data")
-    config = override(run, options) if stored is None else _resumed(stored, options, f"{section}.training", {})
+    config = (
+        override(run, options)
+        if stored is None
+        else _resumed(stored, options, f"{section}.training", {})
+    )
     levels = len(run.model.num_symbols)
     for name, values in flatten(to_dict(getattr(config, section)), f"{section}."):
         if isinstance(values, tuple) and len(values) not in (1, levels):
-            raise InputError(f"{name} has {len(values)} values; give one, or one for each of the {levels} levels")
+            raise InputError(
+                f"{name} has {len(values)} values; give one, or one for each of the {levels} levels"
+            )
     return decide_auto(config, section)
 
 
-def _resumed(stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any]) -> Config:
-    """Return a stored configuration with options. Raises InputError if options or file change the run's result."""
-    may_change = {*_READING, *(f"{stage}.{name}" for name in (*_RESULT_FREE, *BUDGET, "evaluation_images"))}
+def _resumed(
+    stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any]
+) -> Config:
+    """Return a stored configuration with options. Raises InputError if options or file change the
+    run's result.
+    """
+    may_change = {
+        *_READING,
+        *(f"{stage}.{name}" for name in (*_RESULT_FREE, *BUDGET, "evaluation_images")),
+    }
     may_change.discard("prior.training.evaluation_images")  # they choose the best state of a prior
     config = override(stored, options)
     before, after = (dict(flatten(to_dict(whole))) for whole in (stored, config))
-    for name, value in (after | {name: value for name, value in file.items() if name not in options}).items():
+    for name, value in (
+        after | {name: value for name, value in file.items() if name not in options}
+    ).items():
         if value != before.get(name) and name not in may_change:
             raise InputError(
-                f"--resume continues the same run: --{name} is {before.get(name)} there, {value} here; "
-                "give the same, or train anew in another folder"
+                f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
+                " here; give the same, or train anew in another folder"
             )
     return config
 
 
 def digest_of(config: Config, *sections: str) -> str:
-    """Return a hash, 16 hexadecimal digits, of the fields of `sections` that decide the result of a training.
+    """Return a hash, 16 hexadecimal digits, of the fields of `sections` that decide the result of a
+    training.
 
-    Fields at their defaults are left out, so that the digest stays the same when a later version adds fields.
+    Fields at their defaults are left out, so that the digest stays the same when a later version
+    adds fields.
     """
     kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
     default = dict(flatten(to_dict(default_config(*kinds.values()))))
-    left_out = {"data.root", "data.workers", *(f"{stage}.{name}" for stage in STAGES for name in _RESULT_FREE)}
-    left_out.remove("prior.training.evaluate_every")  # the best state of a prior is chosen among the evaluated states
+    left_out = {
+        "data.root",
+        "data.workers",
+        *(f"{stage}.{name}" for stage in STAGES for name in _RESULT_FREE),
+    }
+    left_out.remove(
+        "prior.training.evaluate_every"
+    )  # the best state of a prior is chosen among the evaluated states
     values = {
-        name: value for name, value in flatten(to_dict(config))
-        if name.split(".")[0] in sections and name not in left_out and (name in kinds or value != default[name])
-    }  # fmt: skip
+        name: value
+        for name, value in flatten(to_dict(config))
+        if name.split(".")[0] in sections
+        and name not in left_out
+        and (name in kinds or value != default[name])
+    }
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

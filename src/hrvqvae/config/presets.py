@@ -1,4 +1,6 @@
-"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and of a data set; extras have other names."""
+"""Presets: SYSTEM/DATASET joins settings of a system (`config.systems`) and of a data set; extras
+have other names.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from typing import Any
 
 from hrvqvae.config.entries import Dataset, Settings, System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
-from hrvqvae.config.schema import DEFAULT_PRIOR, Config, DataConfig, PriorConfig, bits_per_image, compression_ratio
+from hrvqvae.config.schema import (
+    DEFAULT_PRIOR,
+    Config,
+    DataConfig,
+    PriorConfig,
+    bits_per_image,
+    compression_ratio,
+)
 from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.config.systems import OURS, PRINTED, column
 from hrvqvae.utils.errors import InputError, near_names
@@ -30,10 +39,16 @@ class Preset:
     @property
     def printed(self) -> dict[str, int]:
         """Derived figures as the paper prints them: training steps, compression factor."""
-        return {figure: values[self.config.name] for figure, values in PRINTED.items() if self.config.name in values}
+        return {
+            figure: values[self.config.name]
+            for figure, values in PRINTED.items()
+            if self.config.name in values
+        }
 
 
-def _build_preset(name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]) -> Preset:
+def _build_preset(
+    name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]
+) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = Config(model=system.config, prior=PriorConfig(network=network))
@@ -46,21 +61,30 @@ def _build_preset(name: str, system: System, settings: Settings, about: str, not
 def _merge_settings(system: System, dataset: Dataset) -> Settings:
     """Return the settings of a system for a data set."""
     rows = column(system.settings, dataset.column)
-    if dataset.column != dataset.name:  # the paper has no column for the data set, which takes another's
+    if (
+        dataset.column != dataset.name
+    ):  # the paper has no column for the data set, which takes another's
         label = f" ({dataset.column})"
-        rows = {field: (value, source if source == OURS else source + label) for field, (value, source) in rows.items()}
+        rows = {
+            field: (value, source if source == OURS else source + label)
+            for field, (value, source) in rows.items()
+        }
     return {**rows, **dataset.settings}
 
 
 def combine(system: System, dataset: Dataset) -> Preset:
     """Return the preset of a system for a data set. Neither needs to be registered."""
     name = f"{system.name}/{dataset.name}"
-    return _build_preset(name, system, _merge_settings(system, dataset), dataset.about, dataset.notes + system.notes)
+    return _build_preset(
+        name, system, _merge_settings(system, dataset), dataset.about, dataset.notes + system.notes
+    )
 
 
 def data_config(dataset: Dataset) -> DataConfig:
     """Return the data section with the settings of a data set."""
-    values = {field: value for field, (value, _) in dataset.settings.items() if field.startswith("data.")}
+    values = {
+        field: value for field, (value, _) in dataset.settings.items() if field.startswith("data.")
+    }
     return Config().replace(**values).data
 
 
@@ -82,7 +106,9 @@ def get(name: str) -> Preset:
         for extra in system.extras:
             if extra.name == name:
                 base = _merge_settings(system, DATASETS.get(extra.dataset)) if extra.dataset else {}
-                return _build_preset(name, system, {**base, **extra.settings}, extra.about, extra.notes)
+                return _build_preset(
+                    name, system, {**base, **extra.settings}, extra.about, extra.notes
+                )
     presets = [*names()]
     with_part = " or ".join([preset for preset in presets if name in preset.split("/")][:3])
     near = with_part or near_names(name, presets, cutoff=0.4)
@@ -91,8 +117,12 @@ def get(name: str) -> Preset:
 
 
 def derive_figures(config: Config) -> dict[str, Any]:
-    """Return figures that follow from a configuration: grids, codewords, training steps, bits, compression factor."""
-    data, model, training = config.data, config.model, config.training
+    """Return figures that follow from a configuration: grids, codewords, training steps, bits,
+    compression factor.
+    """
+    data = config.data
+    model = config.model
+    training = config.training
     figures: dict[str, Any] = {
         "latent_grids": model.geometry.grids(data.size, data.size),
         "codewords": model.num_codewords,
@@ -106,13 +136,19 @@ def derive_figures(config: Config) -> dict[str, Any]:
 
 
 def describe(preset: Preset) -> dict[str, Any]:
-    """Return everything about a preset as plain values: values with sources, derived and printed figures, notes."""
+    """Return everything about a preset as plain values: values with sources, derived and printed
+    figures, notes.
+    """
     values = flatten(to_dict(preset.config))
     return {
         "name": preset.config.name,
         "about": preset.about,
         "system": preset.config.model.system,
-        "values": {name: {"value": value, "source": preset.source(name)} for name, value in values if name != "name"},
+        "values": {
+            name: {"value": value, "source": preset.source(name)}
+            for name, value in values
+            if name != "name"
+        },
         "derived": derive_figures(preset.config),
         "printed": preset.printed,
         "notes": list(preset.notes),

@@ -1,4 +1,5 @@
-"""Registries of systems, networks of priors, data sets and loggers, built in or from other packages.
+"""Registries of systems, networks of priors, data sets and loggers, built in or from other
+packages.
 
 An entry is imported at its first use.
 """
@@ -18,10 +19,15 @@ E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
 
 
 class Registry(Generic[E]):
-    """Entries by name. Built-in entries come first; the entry points of other packages can't replace them."""
+    """Entries by name. Built-in entries come first; the entry points of other packages can't
+    replace them.
+    """
 
     def __init__(self, kind: type[E], noun: str, group: str, built_in: Mapping[str, str]) -> None:
-        self.kind, self.noun, self.group, self.built_in = kind, noun, group, built_in
+        self.kind = kind
+        self.noun = noun
+        self.group = group
+        self.built_in = built_in
 
     @cached_property
     def _entries(self) -> dict[str, E | EntryPoint]:
@@ -45,18 +51,25 @@ class Registry(Generic[E]):
         return entry
 
     def get(self, name: str) -> E:
-        """Return the entry `name`. Raises InputError if there is no such entry, or its package is broken."""
+        """Return the entry `name`. Raises InputError if there is no such entry, or its package is
+        broken.
+        """
         if name not in self._entries:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
             raise InputError(f"unknown {self.noun} {name!r}: {hint}")
         entry = self._entries[name]
         if isinstance(entry, EntryPoint):
-            label = f"the {self.noun} {name!r} of the package {entry.dist.name if entry.dist else entry.module}"
+            label = (
+                f"the {self.noun} {name!r} of the package"
+                f" {entry.dist.name if entry.dist else entry.module}"
+            )
             try:
                 loaded = entry.load()
             except Exception as error:  # any error that the other package raises
-                raise InputError(f"{label} can't be imported ({type(error).__name__}: {one_line(error)})") from error
+                raise InputError(
+                    f"{label} can't be imported ({type(error).__name__}: {one_line(error)})"
+                ) from error
             if not isinstance(loaded, self.kind) or loaded.name != name:
                 raise InputError(f"{label} must be a {self.kind.__name__} of that name")
             entry = self._entries[name] = loaded
@@ -80,8 +93,12 @@ _DATASETS = {
     "data.sets.folders": "imagenet ffhq emoji32 photos",
 }
 SYSTEMS = Registry(System, "system", "hrvqvae.systems", _SYSTEMS)
-PRIORS = Registry(PriorNetwork, "network of priors", "hrvqvae.priors", {"priors.configs": "pixelsnail gpt"})
+PRIORS = Registry(
+    PriorNetwork, "network of priors", "hrvqvae.priors", {"priors.configs": "pixelsnail gpt"}
+)
 DATASETS = Registry(Dataset, "data set", "hrvqvae.datasets", _DATASETS)
 LOGGERS = Registry(Logger, "logger", "hrvqvae.loggers", {"training.loggers": "tensorboard wandb"})
-register_system, register_prior = SYSTEMS.register, PRIORS.register
-register_dataset, register_logger = DATASETS.register, LOGGERS.register
+register_system = SYSTEMS.register
+register_prior = PRIORS.register
+register_dataset = DATASETS.register
+register_logger = LOGGERS.register

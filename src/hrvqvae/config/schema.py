@@ -1,7 +1,7 @@
 """The whole configuration of a run, with its checks. No torch.
 
-The dotted name of a field is its option (`--model.quantizer.codewords 8`), its place in `config.yaml` and its name in
-presets.
+The dotted name of a field is its option (`--model.quantizer.codewords 8`), its place in
+`config.yaml` and its name in presets.
 """
 
 from __future__ import annotations
@@ -14,39 +14,66 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from hrvqvae.config.model import Grid, ModelConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
-from hrvqvae.config.section import AUTO, Count, Odd, OpenUnit, PerLevel, Positive, Range, Rate, Section, Share, Weight
+from hrvqvae.config.section import (
+    AUTO,
+    Count,
+    Odd,
+    OpenUnit,
+    PerLevel,
+    Positive,
+    Range,
+    Rate,
+    Section,
+    Share,
+    Weight,
+)
 from hrvqvae.utils.errors import InputError
 
 T = TypeVar("T")
 
-DEFAULT_SYSTEM, DEFAULT_PRIOR = "hrvqvae", "pixelsnail"
+DEFAULT_SYSTEM = "hrvqvae"
+DEFAULT_PRIOR = "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
 class DataConfig(Section, section="data"):
-    """Which images, and how they become the pixels that a model sees (Table 5 in docs/paper-tables.md)."""
+    """Which images, and how they become the pixels that a model sees (Table 5 in
+    docs/paper-tables.md).
+    """
 
-    dataset: str = "mnist"  #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
-    #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the user's cache).
+    #: a data set (mnist, fashion-mnist, cifar10), or the name of an image folder (photos, ...)
+    dataset: str = "mnist"
+    #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the
+    #: user's cache).
     root: str | None = None
-    size: Positive = 28  #: height and width in pixels, to which images of a folder are resized and cropped
+    size: Positive = (
+        28  #: height and width in pixels, to which images of a folder are resized and cropped
+    )
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = 0  #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
+    train_samples: Count = (
+        0  #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
+    )
     test_samples: Count = 0
-    #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name, where the first
+    #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name,
+    #: where the first
     #: `train_samples` images are for training (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
     test_fraction: OpenUnit = 0.1  #: share of test files in a split by hash
-    validation: Share = 0.0  #: share of the training images, evenly spaced, to test on instead of the test images
+    validation: Share = (
+        0.0  #: share of the training images, evenly spaced, to test on instead of the test images
+    )
     crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
     flip: bool = False  #: mirror half of the training images
     labels: bool = True  #: read the classes of images, such as the names of class folders
     on_error: Literal["stop", "skip"] = "stop"  #: what to do at a broken image
-    max_pixels: Annotated[int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")] = 64_000_000
+    max_pixels: Annotated[
+        int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")
+    ] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    memory_mb: Count = 512  #: keep decoded images in memory if all fit in this many MB (not to be cropped at random)
+    #: keep decoded images in memory if all fit in this many MB (not to be cropped at random)
+    memory_mb: Count = 512
 
     def check(self) -> None:
         has_count = self.split != "sorted" or self.train_samples > 0
@@ -56,37 +83,50 @@ class DataConfig(Section, section="data"):
 class StageConfig(Section, section="training"):
     """Training of any stage, without the batch size (docs/paper-tables.md, Tables 5 and 6).
 
-    The budget is `epochs`, `max_steps` and `max_minutes` (0: no limit); the first limit reached ends the training.
+    The budget is `epochs`, `max_steps` and `max_minutes` (0: no limit); the first limit reached
+    ends the training.
     """
 
     epochs: Count = 0
     max_steps: Count = 0
     max_minutes: Weight = 0.0
-    optimizer: Literal["adam", "muon"] = "adam"  #: muon: for matrices and filters, and Adam for the rest
+    optimizer: Literal["adam", "muon"] = (
+        "adam"  #: muon: for matrices and filters, and Adam for the rest
+    )
     learning_rate: Rate = 3e-3  #: highest rate, at the end of the warm-up
     adam_beta2: Share = 0.999  #: decay of Adam's second moment; the first moment's is 0.9
-    schedule: Literal["constant", "cosine"] = "cosine"  #: cosine: a linear warm-up, then a fall to zero
+    schedule: Literal["constant", "cosine"] = (
+        "cosine"  #: cosine: a linear warm-up, then a fall to zero
+    )
     warmup_steps: Count = 100
     polyak_decay: Share = 0.9  #: decay of the moving average of the network's weights
     device: str = AUTO  #: cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
-    precision: Literal["auto", "fp32", "bf16"] = AUTO  #: auto: bf16 if the device supports it when a run begins
+    precision: Literal["auto", "fp32", "bf16"] = (
+        AUTO  #: auto: bf16 if the device supports it when a run begins
+    )
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: Count = 0  #: CPU threads (0: torch decides)
     #: Seed of start weights, data order, augmentation, k-means and restarts.
     seed: Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")] = 0
-    init_from: str = ""  #: run folder, weights file or model of the package with the start weights (default: random)
-    loggers: str = ""  #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
+    #: run folder, weights file or model of the package with the start weights (default: random)
+    init_from: str = ""
+    #: names of further loggers beside metrics.jsonl, such as tensorboard, separated by commas
+    loggers: str = ""
     log_every: Positive = 50  #: in steps, as are the next two fields
     evaluate_every: Positive = 500
     checkpoint_every: Positive = 500
     evaluation_images: Positive = 1_000  #: test images of an evaluation during training
     decided_by: ClassVar = {
-        "device": "hrvqvae.utils.device:decide_device", "precision": "hrvqvae.utils.device:decide_precision",
-    }  # fmt: skip
+        "device": "hrvqvae.utils.device:decide_device",
+        "precision": "hrvqvae.utils.device:decide_precision",
+    }
 
     def check(self) -> None:
         if not (self.epochs or self.max_steps or self.max_minutes):
-            fields = f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or {self.section}.max_minutes"
+            fields = (
+                f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or"
+                f" {self.section}.max_minutes"
+            )
             raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
@@ -103,7 +143,9 @@ class TrainingConfig(StageConfig):
 class PriorTrainingConfig(StageConfig, section="prior.training"):
     """Training of each prior."""
 
-    batch_size: PerLevel[Positive] = (32,)  #: a prior of several levels takes the value of its coarsest level
+    batch_size: PerLevel[Positive] = (
+        32,
+    )  #: a prior of several levels takes the value of its coarsest level
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
@@ -125,25 +167,30 @@ Levels = range
 
 def level_names(levels: Levels) -> str:
     """Return levels in words, counted from 1: "level 2", or "levels 1 to 3"."""
-    first, last = levels.start + 1, levels.stop
+    first = levels.start + 1
+    last = levels.stop
     return f"level {first}" if first == last else f"levels {first} to {last}"
 
 
 def at_level(values: tuple[T, ...], level: int) -> T:
-    """Return the value of a level from a tuple with a single value for all levels, or a value per level."""
+    """Return the value of a level from a tuple with a single value for all levels, or a value per
+    level.
+    """
     return values[0] if len(values) == 1 else values[level]
 
 
 class PriorNetworkConfig(Section, section="prior.network"):
-    """The contract of every prior network's configuration. A field that differs by level is a `PerLevel`."""
+    """The contract of every prior network's configuration. A field that differs by level is a
+    `PerLevel`.
+    """
 
     kind: str = ""  #: name of the network in the registry
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         """Return the levels that each network covers, coarse first; by default a network per level.
 
-        `linked[level]` is true if each codeword of the coarser level has its own codebook at `level`. Raises
-        InputError if the network can't cover levels of these grids (H, W).
+        `linked[level]` is true if each codeword of the coarser level has its own codebook at
+        `level`. Raises InputError if the network can't cover levels of these grids (H, W).
         """
         return tuple(range(level, level + 1) for level in range(len(grids)))
 
@@ -153,11 +200,18 @@ class PriorConfig(Section, section="prior"):
 
     network: PriorNetworkConfig = field(default_factory=lambda: PRIORS.get(DEFAULT_PRIOR).config())
     training: PriorTrainingConfig = PriorTrainingConfig()
-    held_out: OpenUnit = 0.05  #: share of the images held out from training; the weights that suit them best are kept
-    codes: str | None = None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
-    class_dropout: Share = 0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
+    #: share of the images held out from training; the weights that suit them best are kept
+    held_out: OpenUnit = 0.05
+    codes: str | None = (
+        None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
+    )
+    class_dropout: Share = (
+        0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
+    )
     flip: bool = False  #: train also on the codes of mirror images
-    shifts: Count = 0  #: train also on this many copies of each image, shifted by up to an eighth of a side
+    shifts: Count = (
+        0  #: train also on this many copies of each image, shifted by up to an eighth of a side
+    )
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""
@@ -165,15 +219,21 @@ class PriorConfig(Section, section="prior"):
 
 
 class RefinerConfig(Section, section="progressive.network"):
-    """The refiner: first part of the progressive decoder, followed by a decoder like the model's (docs/method.md)."""
+    """The refiner: first part of the progressive decoder, followed by a decoder like the model's
+    (docs/method.md).
+    """
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
-    residual_blocks: Count = 4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
+    residual_blocks: Count = (
+        4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
+    )
     kernel: Odd = 3
 
 
 class ProgressiveConfig(Section, section="progressive"):
-    """The decoder of the first levels, and its training on a frozen autoencoder (`train-progressive`)."""
+    """The decoder of the first levels, and its training on a frozen autoencoder
+    (`train-progressive`).
+    """
 
     network: RefinerConfig = RefinerConfig()
     training: ProgressiveTrainingConfig = ProgressiveTrainingConfig()
@@ -191,7 +251,9 @@ class Config(Section):
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
-        """The levels that each prior covers, coarse first. Raises InputError if its network can't cover them."""
+        """The levels that each prior covers, coarse first. Raises InputError if its network can't
+        cover them.
+        """
         grids = self.model.geometry.grids(self.data.size, self.data.size)
         return self.prior.network.covers(grids, self.model.linked)
 
@@ -203,30 +265,48 @@ class Config(Section):
 def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
-    Raises InputError if this machine lacks a requested device, number format or network, or the model can't be trained
-    on images of `data.size`.
+    Raises InputError if this machine lacks a requested device, number format or network, or the
+    model can't be trained on images of `data.size`.
     """
     if "model" in sections:
         config.model.check_images(config.data.size)
-    queue, values = [getattr(config, name) for name in sections], dict[str, Any]()
+    queue = [getattr(config, name) for name in sections]
+    values = dict[str, Any]()
     for part in queue:  # inner sections are appended to the queue
         queue += [value for value in vars(part).values() if isinstance(value, Section)]
-        undecided = {name: function for name, function in part.decided_by.items() if getattr(part, name) == AUTO}
-        values |= {f"{part.section}.{name}": resolve_name(function)(part) for name, function in undecided.items()}
+        undecided = {
+            name: function
+            for name, function in part.decided_by.items()
+            if getattr(part, name) == AUTO
+        }
+        values |= {
+            f"{part.section}.{name}": resolve_name(function)(part)
+            for name, function in undecided.items()
+        }
     return config.replace(**values)
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:
-    """Return the defaults of a system and a network of priors. Raises InputError if either is unknown."""
-    return Config(model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config()))
+    """Return the defaults of a system and a network of priors. Raises InputError if either is
+    unknown.
+    """
+    return Config(
+        model=SYSTEMS.get(system).config, prior=PriorConfig(network=PRIORS.get(network).config())
+    )
 
 
 def bits_per_image(model: ModelConfig, height: int, width: int) -> float:
-    """Return the bits of an image's codes: positions * log2(symbols), summed over the levels (appendix A.1)."""
+    """Return the bits of an image's codes: positions * log2(symbols), summed over the levels
+    (appendix A.1).
+    """
     grids = model.geometry.grids(height, width)
-    return math.fsum(h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True))
+    return math.fsum(
+        h * w * math.log2(m) for (h, w), m in zip(grids, model.num_symbols, strict=True)
+    )
 
 
 def compression_ratio(model: ModelConfig, channels: int, height: int, width: int) -> float:
-    """Return the bits of an 8-bit image over the bits of its codes (appendix A.1: 170.67 for 256x256x3 and FFHQ)."""
+    """Return the bits of an 8-bit image over the bits of its codes (appendix A.1: 170.67 for
+    256x256x3 and FFHQ).
+    """
     return 8 * channels * height * width / bits_per_image(model, height, width)

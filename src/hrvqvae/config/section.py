@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """The valid values of a field, in its type: `Annotated[int, Range(lambda value: value >= 1, "at least 1")]`."""
+    """The valid values of a field, in its type: `Annotated[int, Range(lambda value: value >= 1, "at
+    least 1")]`.
+    """
 
     holds: Callable[[Any], bool]
     requirement: str  # completes the message "it must be ..."
@@ -37,13 +39,21 @@ Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
 PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
 """A value for all levels, or one per level, coarse first."""
 
-_TYPE_NAMES: Mapping[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
 _get_hints = cache(typing.get_type_hints)
 
 
 def _parse(value: Any, hint: Any) -> Any:
-    """Convert a value, or its text, to the type of a field. Raises ValueError, which names the valid values."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    """Convert a value, or its text, to the type of a field. Raises ValueError, which names the
+    valid values.
+    """
+    origin = typing.get_origin(hint)
+    parts = typing.get_args(hint)
     if origin is Annotated:
         parsed = _parse(value, parts[0])
         for limit in parts[1:]:
@@ -60,7 +70,10 @@ def _parse(value: Any, hint: Any) -> Any:
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.strip().strip("[]").split(",") if part.strip()]
-        return tuple(_parse(part, parts[0]) for part in (value if isinstance(value, (list, tuple)) else [value]))
+        return tuple(
+            _parse(part, parts[0])
+            for part in (value if isinstance(value, (list, tuple)) else [value])
+        )
     if origin is Literal:
         if value in parts:
             return value
@@ -76,17 +89,25 @@ def _parse(value: Any, hint: Any) -> Any:
     raise ValueError(_TYPE_NAMES.get(hint, "a mapping of fields"))
 
 
-@typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
+@typing.dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
+)
 class Section:
-    """A part of a configuration. A subclass is a frozen dataclass whose values are checked against their types.
+    """A part of a configuration. A subclass is a frozen dataclass whose values are checked against
+    their types.
 
-    The type of a field is int, float, str, bool, Literal, a tuple of these, any of these or None, or a section. A field
-    also takes text, from a file or the command line: "8", "4,1,0" for a tuple, "null" for None.
+    The type of a field is int, float, str, bool, Literal, a tuple of these, any of these or None,
+    or a section. A field also takes text, from a file or the command line: "8", "4,1,0" for a
+    tuple, "null" for None.
     """
 
-    section: ClassVar[str] = ""  # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
+    section: ClassVar[str] = (
+        ""  # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
+    )
     decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Fields that are "auto" until a run begins: name -> "module:function", which returns the value for the section."""
+    """Fields that are "auto" until a run begins: name -> "module:function", which returns the value
+    for the section.
+    """
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, section: str | None = None) -> None:
@@ -107,7 +128,9 @@ class Section:
         """Raise InputError if fields contradict each other."""
 
     def require(self, holds: bool, name: str, requirement: str) -> None:
-        """Raise InputError about the field `name` unless `holds`; `requirement` names the valid values."""
+        """Raise InputError about the field `name` unless `holds`; `requirement` names the valid
+        values.
+        """
         if not holds:
             require(False, self._qualify(name), getattr(self, name), requirement)
 
@@ -116,7 +139,9 @@ class Section:
 
         Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
-        fields, values, inner = vars(self), dict[str, Any](), dict[str, dict[str, Any]]()
+        fields = vars(self)
+        values = dict[str, Any]()
+        inner = dict[str, dict[str, Any]]()
         for name, value in changes.items():
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
@@ -140,11 +165,16 @@ class Section:
 
 def to_dict(section: Section) -> dict[str, Any]:
     """Return a configuration as nested plain values, for JSON and YAML."""
-    return {name: to_dict(value) if isinstance(value, Section) else value for name, value in vars(section).items()}
+    return {
+        name: to_dict(value) if isinstance(value, Section) else value
+        for name, value in vars(section).items()
+    }
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if it is too deep."""
+    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if
+    it is too deep.
+    """
     if prefix.count(".") > _MAX_DEPTH:
         raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
     for name, value in tree.items():

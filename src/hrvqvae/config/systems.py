@@ -1,8 +1,10 @@
-"""The values of the presets: the tables of the paper's appendix, and the systems that take values from these tables.
+"""The values of the presets: the tables of the paper's appendix, and the systems that take values
+from these tables.
 
-Each value has its source. docs/paper-tables.md shows the tables as printed: a column per data set. Here a list has a
-value per column, and a tuple a value per level, coarse first. Strides follow from the latent grids. Systems that are
-not in the paper take HR-VQVAE's values ("as Table 6"), so that all systems differ as little as possible.
+Each value has its source. docs/paper-tables.md shows the tables as printed: a column per data set.
+Here a list has a value per column, and a tuple a value per level, coarse first. Strides follow from
+the latent grids. Systems that are not in the paper take HR-VQVAE's values ("as Table 6"), so that
+all systems differ as little as possible.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrvqvae.config.entries import ExtraPreset, Settings, System
-from hrvqvae.config.model import FSQConfig, LibraryConfig, QuantizerConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
+from hrvqvae.config.model import (
+    FSQConfig,
+    LibraryConfig,
+    QuantizerConfig,
+    SingleGridConfig,
+    VQGANConfig,
+    VQVAE2Config,
+)
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
 
@@ -24,14 +33,20 @@ def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str
     return {name: (value, source) for name, value in flatten(values)}
 
 
-def column(rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS) -> dict[str, tuple[Any, str]]:
-    """Pick the values of column `name`. Raises InputError if it is not in `columns`, or a list has another length."""
+def column(
+    rows: Settings, name: str, columns: tuple[str, ...] = COLUMNS
+) -> dict[str, tuple[Any, str]]:
+    """Pick the values of column `name`. Raises InputError if it is not in `columns`, or a list has
+    another length.
+    """
     picked = {}
     for field, (value, source) in rows.items():
         if isinstance(value, list):
             if name not in columns or len(value) != len(columns):
                 setting = f"{field} ({source}) is {value}"
-                raise InputError(f"{setting}; it must have a value for each of {', '.join(columns)}")
+                raise InputError(
+                    f"{setting}; it must have a value for each of {', '.join(columns)}"
+                )
             value = value[columns.index(name)]
         picked[field] = (value, source)
     return picked
@@ -45,67 +60,108 @@ def mark_as_borrowed(table: Settings) -> dict[str, tuple[Any, str]]:
 def _printed(table: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Return the settings of a printed table, whose strides follow from the latent grids."""
     grids = f"{table} (latent grid)"
-    return {name: (value, grids if name == "model.stride" else table) for name, value in flatten(values)}
+    return {
+        name: (value, grids if name == "model.stride" else table) for name, value in flatten(values)
+    }
 
 
-# VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords of width 64.
+# VQVAE-2 as first published. The printed codebook sizes contradict each other; taken: 512 codewords
+# of width 64.
 TABLE_4_COLUMNS = ("ffhq1024", "imagenet256")
-TABLE_4 = _printed("Table 4", {
-    "model": {"stride": [8, 4], "grids": [3, 2], "hidden_units": 128, "residual_units": 64, "kernel": 3},
-    "model.quantizer": {"codewords": 512, "dim": 64, "beta": 0.25},
-    "training": {"max_steps": [304_741, 2_207_444], "polyak_decay": 0.9999, "learning_rate": 2e-4},
-})  # fmt: skip
+TABLE_4 = _printed(
+    "Table 4",
+    {
+        "model": {
+            "stride": [8, 4],
+            "grids": [3, 2],
+            "hidden_units": 128,
+            "residual_units": 64,
+            "kernel": 3,
+        },
+        "model.quantizer": {"codewords": 512, "dim": 64, "beta": 0.25},
+        "training": {
+            "max_steps": [304_741, 2_207_444],
+            "polyak_decay": 0.9999,
+            "learning_rate": 2e-4,
+        },
+    },
+)
 
 # The data of HR-VQVAE and of the retrained VQVAE-2.
-TABLE_5 = _printed("Table 5", {
-    "data.dataset": ["ffhq", "imagenet", "cifar10", "mnist"],
-    "data.train_samples": [60_000, 1_281_167, 50_000, 60_000],
-    "data.test_samples": [10_000, 100_000, 10_000, 10_000],
-    "data.size": [256, 128, 32, 28],
-    "data.channels": [3, 3, 3, 1],
-    "training.batch_size": [32, 64, 128, 128],
-    "training.epochs": [400, 400, 999, 999],
-})  # fmt: skip
+TABLE_5 = _printed(
+    "Table 5",
+    {
+        "data.dataset": ["ffhq", "imagenet", "cifar10", "mnist"],
+        "data.train_samples": [60_000, 1_281_167, 50_000, 60_000],
+        "data.test_samples": [10_000, 100_000, 10_000, 10_000],
+        "data.size": [256, 128, 32, 28],
+        "data.channels": [3, 3, 3, 1],
+        "training.batch_size": [32, 64, 128, 128],
+        "training.epochs": [400, 400, 999, 999],
+    },
+)
 
 # HR-VQVAE, and VQVAE-2 as retrained, with three levels each.
 _TABLES_6_AND_7 = {
-    "model": {"stride": [8, 4, 2, 2], "hidden_units": [128, 128, 64, 64], "residual_units": 64, "kernel": 3},
+    "model": {
+        "stride": [8, 4, 2, 2],
+        "hidden_units": [128, 128, 64, 64],
+        "residual_units": 64,
+        "kernel": 3,
+    },
     "model.quantizer": {"dim": [32, 32, 16, 8], "beta": 0.25},
     "training": {"polyak_decay": 0.9, "learning_rate": 3e-3},
-    "model.quantizer.codewords": [8, 8, 8, 4],  # not nested above, since Table 7 replaces this value alone
+    "model.quantizer.codewords": [
+        8,
+        8,
+        8,
+        4,
+    ],  # not nested above, since Table 7 replaces this value alone
 }
 TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
 _TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
 TABLE_7 = _printed("Table 7", _TABLES_6_AND_7 | _TABLE_7)
 
-# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0: there is no such field.
+# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0: there is no
+# such field.
 _TABLES_8_AND_9 = {
     "prior.network": {"hidden_units": [128, 128, 64, 64], "attention_heads": 8, "kernel": 5},
     "prior.training.polyak_decay": 0.99,
     "prior.network.residual_units": 64,
 }
-TABLE_8 = _printed("Table 8", {
-    **_TABLES_8_AND_9,
-    "prior.training.batch_size": [32, 128, 512, 512],
-    "prior.network.attention_layers": 4,
-    "prior.network.dropout": [0.15, 0.15, 0.1, 0.1],
-})  # fmt: skip
-TABLE_9 = _printed("Table 9", {
-    **_TABLES_8_AND_9,
-    "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), 512, 512],
-    "prior.network.residual_units": [64, 128, 64, 64],
-    "prior.network.attention_layers": (4, 1, 0),
-    "prior.network.dropout": (0.5, 0.3, 0.25),
-})  # fmt: skip
+TABLE_8 = _printed(
+    "Table 8",
+    {
+        **_TABLES_8_AND_9,
+        "prior.training.batch_size": [32, 128, 512, 512],
+        "prior.network.attention_layers": 4,
+        "prior.network.dropout": [0.15, 0.15, 0.1, 0.1],
+    },
+)
+TABLE_9 = _printed(
+    "Table 9",
+    {
+        **_TABLES_8_AND_9,
+        "prior.training.batch_size": [(128, 64, 32), (256, 128, 64), 512, 512],
+        "prior.network.residual_units": [64, 128, 64, 64],
+        "prior.network.attention_layers": (4, 1, 0),
+        "prior.network.dropout": (0.5, 0.3, 0.25),
+    },
+)
 
 _STEPS = dict(zip(COLUMNS, (875_000, 8_007_293, 390_234, 468_281), strict=True))
 PRINTED = {
-    "training_steps": {f"{system}/{data}": _STEPS[data] for data in COLUMNS for system in ("hrvqvae", "vqvae2")},
+    "training_steps": {
+        f"{system}/{data}": _STEPS[data] for data in COLUMNS for system in ("hrvqvae", "vqvae2")
+    },
     "compression_ratio": {"hrvqvae/ffhq": 171, "vqvae2/ffhq": 130},
 }
-"""Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the preset's values."""
+"""Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the
+preset's values.
+"""
 
-# Values that the paper does not print. The decays of the codewords and of Adam's second moment suit the printed
+# Values that the paper does not print. The decays of the codewords and of Adam's second moment suit
+# the printed
 # learning rate (docs/paper-tables.md).
 _CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 _PIXELSNAIL = {
@@ -114,7 +170,12 @@ _PIXELSNAIL = {
 }
 _NOT_PRINTED = settings(OURS, _CODEBOOKS | _PIXELSNAIL)
 
-HRVQVAE = System(name="hrvqvae", title="HR-VQVAE", config=SingleGridConfig(), settings=TABLE_6 | TABLE_8 | _NOT_PRINTED)
+HRVQVAE = System(
+    name="hrvqvae",
+    title="HR-VQVAE",
+    config=SingleGridConfig(),
+    settings=TABLE_6 | TABLE_8 | _NOT_PRINTED,
+)
 
 # HR-VQVAE's tree of codebooks, trained with our improvements (docs/what-we-changed.md).
 _TREEVQ = {
@@ -122,14 +183,21 @@ _TREEVQ = {
     "training.optimizer": "muon",
     "prior.network": {"kind": "gpt", "layers": [6, 6, 6, 4]},
     "prior.training": {
-        "optimizer": "muon", "adam_beta2": 0.99, "batch_size": 64, "epochs": 100, "learning_rate": 3e-3,
-        "warmup_steps": 100, "polyak_decay": 0.99,
+        "optimizer": "muon",
+        "adam_beta2": 0.99,
+        "batch_size": 64,
+        "epochs": 100,
+        "learning_rate": 3e-3,
+        "warmup_steps": 100,
+        "polyak_decay": 0.99,
     },
-}  # fmt: skip
+}
 
 
 def _make_deep(dataset: str, about: str, values: dict[str, Any]) -> ExtraPreset:
-    """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid against depth")."""
+    """Return a TreeVQ preset with fewer positions, each of more levels (docs/findings.md, "Grid
+    against depth").
+    """
     deep = settings(OURS, {"prior.class_dropout": 0.1} | values)
     return ExtraPreset(name=f"treevq-deep/{dataset}", about=about, settings=deep, dataset=dataset)
 
@@ -138,77 +206,129 @@ _DEEP = {
     "model": {"hidden_units": 128, "residual_blocks": 4},
     "model.quantizer": {"levels": 12, "linked": 4, "dim": 48},
 }
-_DEEP_CIFAR10 = {**_DEEP, "model.stride": 4, "prior.network": {"hidden_units": 160, "heads": 5}, "prior.flip": True}
+_DEEP_CIFAR10 = {
+    **_DEEP,
+    "model.stride": 4,
+    "prior.network": {"hidden_units": 160, "heads": 5},
+    "prior.flip": True,
+}
 _DEEP_MNIST = {
     "model": {"stride": 4, "padding": 2, "hidden_units": 96},
     "model.quantizer": {"levels": 5, "linked": 5, "dim": 24},
 }
-_DEEP_PHOTOS = {**_DEEP, "model.stride": 8, "training.learning_rate": 3e-3, "prior.class_dropout": 0.0}
+_DEEP_PHOTOS = {
+    **_DEEP,
+    "model.stride": 8,
+    "training.learning_rate": 3e-3,
+    "prior.class_dropout": 0.0,
+}
 TREEVQ = System(
-    name="treevq", title="TreeVQ", config=SingleGridConfig(),
+    name="treevq",
+    title="TreeVQ",
+    config=SingleGridConfig(),
     settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
     extras=(
         _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
         _make_deep("mnist", "MNIST as 8x8 positions of 5 levels, for samples", _DEEP_MNIST),
-        _make_deep("imagenet", "ImageNet, 128x128, as 16x16 positions of 12 levels", _DEEP | {"model.stride": 8}),
-        _make_deep("photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS),
+        _make_deep(
+            "imagenet",
+            "ImageNet, 128x128, as 16x16 positions of 12 levels",
+            _DEEP | {"model.stride": 8},
+        ),
+        _make_deep(
+            "photos", "photographs, 256x256 crops, as 32x32 positions of 12 levels", _DEEP_PHOTOS
+        ),
     ),
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
-)  # fmt: skip
+)
 
 _AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
-_LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})  # m^3, the leaves of HR-VQVAE
+_LEAVES = settings(
+    "as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}
+)  # m^3, the leaves of HR-VQVAE
 
 VQVAE = System(
-    name="vqvae", title="VQVAE", config=SingleGridConfig(quantizer=QuantizerConfig()),
+    name="vqvae",
+    title="VQVAE",
+    config=SingleGridConfig(quantizer=QuantizerConfig()),
     settings=_AS_HRVQVAE | _FLAT | _LEAVES,
     notes=(
-        "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same bits per position.",
+        (
+            "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same"
+            " bits per position."
+        ),
     ),
-)  # fmt: skip
+)
 
 RQVAE = System(
-    name="rqvae", title="RQ-VAE", settings=_AS_HRVQVAE,
+    name="rqvae",
+    title="RQ-VAE",
+    settings=_AS_HRVQVAE,
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
-    notes=("RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same bits per position.",),
-)  # fmt: skip
+    notes=(
+        (
+            "RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same"
+            " bits per position."
+        ),
+    ),
+)
 
 _VQGAN = {
     "model": {
-        "adversarial_weight": 0.1, "adversarial_start": [10_000, 10_000, 1_000, 1_000],
-        "discriminator_units": [64, 64, 32, 32], "discriminator_layers": [3, 3, 2, 2],
+        "adversarial_weight": 0.1,
+        "adversarial_start": [10_000, 10_000, 1_000, 1_000],
+        "discriminator_units": [64, 64, 32, 32],
+        "discriminator_layers": [3, 3, 2, 2],
     },
     "model.quantizer": {"beta": 0.25, "codewords": 1024, "decay": 0.95},
     "training.learning_rate": [3e-4, 3e-4, 1e-3, 1e-3],
     "prior.network": {
-        "kind": "gpt", "hidden_units": [512, 512, 128, 128], "layers": [12, 12, 6, 6], "heads": 8, "dropout": 0.1,
+        "kind": "gpt",
+        "hidden_units": [512, 512, 128, 128],
+        "layers": [12, 12, 6, 6],
+        "heads": 8,
+        "dropout": 0.1,
     },
     "prior.training": {
-        "batch_size": 32, "polyak_decay": 0.99, "epochs": 100, "learning_rate": 1e-3, "warmup_steps": 200,
+        "batch_size": 32,
+        "polyak_decay": 0.99,
+        "epochs": 100,
+        "learning_rate": 1e-3,
+        "warmup_steps": 200,
     },
-}  # fmt: skip
+}
 VQGAN = System(
-    name="vqgan", title="VQGAN", config=VQGANConfig(), objective="hrvqvae.models.vqgan:AdversarialObjective",
+    name="vqgan",
+    title="VQGAN",
+    config=VQGANConfig(),
+    objective="hrvqvae.models.vqgan:AdversarialObjective",
     settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
     notes=(
-        "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a transformer prior. Its "
-        "adversarial weight is 0.1: with the usual 0.8 and this learning rate, an untrained discriminator undoes the "
-        "decoder at once.",
+        (
+            "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a"
+            " transformer prior. Its adversarial weight is 0.1: with the usual 0.8 and this"
+            " learning rate, an untrained discriminator undoes the decoder at once."
+        ),
     ),
-)  # fmt: skip
+)
 
 
 def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) -> ExtraPreset:
-    """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not print."""
+    """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not
+    print.
+    """
     table_5 = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
     return ExtraPreset(
         name=f"vqvae2-original/{name}",
         about=about,
-        settings=column(TABLE_4, name, TABLE_4_COLUMNS) | settings(OURS, table_5 | _PIXELSNAIL | ours),
+        settings=column(TABLE_4, name, TABLE_4_COLUMNS)
+        | settings(OURS, table_5 | _PIXELSNAIL | ours),
         notes=(
-            "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts for two levels of "
-            "ImageNet: 512 codewords of dimension 64 per level are taken.",
+            (
+                "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts"
+                " for two levels of ImageNet: 512 codewords of dimension 64 per level are taken."
+            ),
         ),
     )
 
@@ -216,35 +336,57 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
 _FFHQ = {"size": 1024, "split": "sorted", "flip": True, "labels": False}
 _IMAGENET = {"size": 256, "crop": "random", "flip": True}
 VQVAE2 = System(
-    name="vqvae2", title="VQVAE-2", config=VQVAE2Config(), model="hrvqvae.models.vqvae2:VQVAE2",
+    name="vqvae2",
+    title="VQVAE-2",
+    config=VQVAE2Config(),
+    model="hrvqvae.models.vqvae2:VQVAE2",
     settings=TABLE_7 | TABLE_9 | _NOT_PRINTED,
     extras=(
         _make_original(
-            "ffhq1024", "VQVAE-2 as first published, ffhq at 1024 pixels", "ffhq",
+            "ffhq1024",
+            "VQVAE-2 as first published, ffhq at 1024 pixels",
+            "ffhq",
             {"data": _FFHQ, "training": {"epochs": 0, "batch_size": 8}},
         ),
         _make_original(
-            "imagenet256", "VQVAE-2 as first published, imagenet at 256 pixels", "imagenet",
+            "imagenet256",
+            "VQVAE-2 as first published, imagenet at 256 pixels",
+            "imagenet",
             {"data": _IMAGENET, "training.epochs": 0},
         ),
     ),
     notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),
-)  # fmt: skip
+)
 
 _LIBRARY_MODEL = "hrvqvae.models.vqpytorch:LibraryAutoencoder"
 _NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
 _CHANNELS = {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]}
 FSQ = System(
-    name="fsq", title="FSQ", config=FSQConfig(), model=_LIBRARY_MODEL, needs=_NEEDS_LIBRARY,
+    name="fsq",
+    title="FSQ",
+    config=FSQConfig(),
+    model=_LIBRARY_MODEL,
+    needs=_NEEDS_LIBRARY,
     settings=_AS_HRVQVAE | settings("FSQ's own for 512 and 64 codes", _CHANNELS),
-    notes=("FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves: the same bits.",),
-)  # fmt: skip
+    notes=(
+        (
+            "FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves: the"
+            " same bits."
+        ),
+    ),
+)
 
 VQPYTORCH = System(
-    name="vqpytorch", title="Library quantizer", config=LibraryConfig(), model=_LIBRARY_MODEL, needs=_NEEDS_LIBRARY,
+    name="vqpytorch",
+    title="Library quantizer",
+    config=LibraryConfig(),
+    model=_LIBRARY_MODEL,
+    needs=_NEEDS_LIBRARY,
     settings=_AS_HRVQVAE | _FLAT | _LEAVES | settings(OURS, {"model.quantizer.beta": None}),
     notes=(
-        "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE row with as many "
-        "codewords as the tree has leaves: the same bits.",
+        (
+            "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE"
+            " row with as many codewords as the tree has leaves: the same bits."
+        ),
     ),
-)  # fmt: skip
+)

@@ -1,8 +1,9 @@
-"""The images of a split, and batches of them. Worker processes decode them; the seed alone decides their order.
+"""The images of a split, and batches of them. Worker processes decode them; the seed alone decides
+their order.
 
-The training images form an endless stream, epoch after epoch. Step s takes samples s * batch_size to
-(s + 1) * batch_size - 1 of the stream. So a run can resume at step s without further state. Every random draw depends
-on its purpose, the seed, the epoch and the index of the image alone.
+The training images form an endless stream, epoch after epoch. Step s takes samples s * batch_size
+to (s + 1) * batch_size - 1 of the stream. So a run can resume at step s without further state.
+Every random draw depends on its purpose, the seed, the epoch and the index of the image alone.
 """
 
 from __future__ import annotations
@@ -41,17 +42,20 @@ T = TypeVar("T")
 
 def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
     """Return a generator that depends on its purpose and numbers alone."""
-    # The count is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same generator.
+    # The count is part of the seed, since numpy gives (seed, epoch) and (seed, epoch, 0) the same
+    # generator.
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
 def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
     """Yield the items in order, in lists of at most `most` total size; a larger item is alone."""
-    run, filled = list[T](), 0
+    run = list[T]()
+    filled = 0
     for item in items:
         if run and filled + size(item) > most:
             yield run
-            run, filled = [], 0
+            run = []
+            filled = 0
         run.append(item)
         filled += size(item)
     if run:
@@ -61,8 +65,8 @@ def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> It
 def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator[list[int]]:
     """Yield the indices of images of equal size, in groups of at most `max_pixels` pixels.
 
-    An image with more pixels is a group of its own. `sizes` holds the height and width of each image, and any further
-    values that must be equal in a group.
+    An image with more pixels is a group of its own. `sizes` holds the height and width of each
+    image, and any further values that must be equal in a group.
     """
     by_size: dict[tuple[Any, ...], list[int]] = {}
     for index, size in enumerate(sizes):
@@ -95,10 +99,16 @@ class ImageSet:
 
     def digest(self) -> str:
         """Return a digest of names, labels, classes and content; of a source by `Source.digest`."""
-        state = hashlib.blake2b(repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16)
+        state = hashlib.blake2b(
+            repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16
+        )
         if self.source:
             state.update(self.source.digest(self.rows).encode())
-            labels = self.source.labels[self.rows].tolist() if self.classes and self.source.labels is not None else []
+            labels = (
+                self.source.labels[self.rows].tolist()
+                if self.classes and self.source.labels is not None
+                else []
+            )
             state.update(repr(labels).encode("utf-8", "surrogateescape"))
         else:
             assert self.pixels is not None
@@ -108,7 +118,9 @@ class ImageSet:
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
-        config, place, lost = self.config, (0.5, 0.5), ""
+        config = self.config
+        place = (0.5, 0.5)
+        lost = ""
         rng = make_rng("augmentation", *augmentation) if augmentation is not None else None
         if self.pixels is not None:
             pixels = self.pixels[index]
@@ -117,8 +129,11 @@ class ImageSet:
             if rng and config.crop == "random":
                 place = (rng.random(), rng.random())
             row = int(self.rows[index])
-            open_row, where = partial(self.source.open, row), self.source.where(row)
-            pixels, lost = decode_image(open_row, config.channels, config.max_pixels, config.size, place, where)
+            open_row = partial(self.source.open, row)
+            where = self.source.where(row)
+            pixels, lost = decode_image(
+                open_row, config.channels, config.max_pixels, config.size, place, where
+            )
         if rng and config.flip and rng.random() < 0.5:
             pixels = pixels[..., ::-1].copy()
         return Decoded(pixels, lost)
@@ -143,53 +158,77 @@ class Batch:
 
 
 def sample_stream(
-    num_images: int, batch_size: int, seed: int, first_step: int = 0, rank_slice: RankSlice = WHOLE,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    rank_slice: RankSlice = WHOLE,
     order: Order | None = None,
-) -> Iterator[list[Sample]]:  # fmt: skip
-    """Yield the samples of each step without end, from `first_step` on; with `rank_slice` a slice of each step.
+) -> Iterator[list[Sample]]:
+    """Yield the samples of each step without end, from `first_step` on; with `rank_slice` a slice
+    of each step.
 
     `order` returns the permutation of an epoch (default: uniformly random).
     """
-    permuted_epoch, permutation = -1, np.empty(0, np.int64)
+    permuted_epoch = -1
+    permutation = np.empty(0, np.int64)
     for step in itertools.count(first_step):
         samples: list[Sample] = []
         for offset in rank_slice.of(batch_size):
             epoch, position = divmod(step * batch_size + offset, num_images)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
-                permutation = order(seed, epoch) if order else make_rng("order", seed, epoch).permutation(num_images)
+                permutation = (
+                    order(seed, epoch)
+                    if order
+                    else make_rng("order", seed, epoch).permutation(num_images)
+                )
             index = int(permutation[position])
             samples.append((index, (seed, epoch, index)))
         yield samples
 
 
 def batches(
-    images: ImageSet, *, batch_size: int, seed: int, first_step: int = 0, workers: int = 0,
+    images: ImageSet,
+    *,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    workers: int = 0,
     rank_slice: RankSlice = WHOLE,
-) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield augmented training batches without end, from step `first_step` on; with `rank_slice` a slice of each batch.
+) -> Generator[Batch, None, None]:
+    """Yield augmented training batches without end, from step `first_step` on; with `rank_slice` a
+    slice of each batch.
 
     Close the generator to end its worker processes.
 
     Raises:
-        BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image replaces it instead.
+        BrokenImageError: an image can't be decoded; with `data.on_error` "skip" the next image
+            replaces it instead.
         InputError: every image is broken, or a worker process was killed.
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
     for batch in read_batches(images, samples, workers):
         if not len(batch.images):
-            raise InputError(f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}")
+            raise InputError(
+                f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}"
+            )
         yield batch
 
 
 def evaluation_batches(
-    images: ImageSet, *, batch_size: int, limit: int | None = None, workers: int = 0,
+    images: ImageSet,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
     rank_slice: RankSlice = WHOLE,
-) -> Generator[Batch, None, None]:  # fmt: skip
-    """Yield batches of the images in order, without augmentation; with `rank_slice` a slice of the images.
+) -> Generator[Batch, None, None]:
+    """Yield batches of the images in order, without augmentation; with `rank_slice` a slice of the
+    images.
 
-    With `limit`, take so many images, evenly spread over the set, since folders are sorted by class. Broken images are
-    left out with `data.on_error` "skip". Raises as `read_batches`.
+    With `limit`, take so many images, evenly spread over the set, since folders are sorted by
+    class. Broken images are left out with `data.on_error` "skip". Raises as `read_batches`.
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [position * len(images) // count for position in rank_slice.of(count)]
@@ -204,7 +243,9 @@ def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Samp
         yield [(index, None) for index in indices[start : start + batch_size]]
 
 
-def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int) -> Generator[Batch, None, None]:
+def read_batches(
+    images: ImageSet, samples: Iterable[list[Sample]], workers: int
+) -> Generator[Batch, None, None]:
     """Yield a batch per list of samples; the batch is empty if all its images are broken.
 
     Raises:
@@ -217,21 +258,27 @@ def read_batches(images: ImageSet, samples: Iterable[list[Sample]], workers: int
             if batch.fatal:
                 raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
-                raise BrokenImageError(f"{batch.broken[0]}; delete it, or train with --data.on_error skip")
+                raise BrokenImageError(
+                    f"{batch.broken[0]}; delete it, or train with --data.on_error skip"
+                )
             if batch.lost:
                 told_once(f"images are converted ({batch.lost[0]}); this is told once")
             yield batch
 
 
 class _BatchReader(Dataset[Batch]):
-    """Decodes lists of samples. The next image replaces a broken image that would be augmented: batches stay full."""
+    """Decodes lists of samples. The next image replaces a broken image that would be augmented:
+    batches stay full.
+    """
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
-        pixels, labels = list[NDArray[np.uint8]](), list[int]()
-        broken, losses = list[str](), list[str]()
+        pixels = list[NDArray[np.uint8]]()
+        labels = list[int]()
+        broken = list[str]()
+        losses = list[str]()
         for index, augmentation in samples:
             for _ in range(1 if augmentation is None else len(self.images)):
                 try:
@@ -255,14 +302,21 @@ def open_loader(
 ) -> DataLoader[T]:
     """Return a loader that yields `dataset[sample]` for each sample, in order.
 
-    The number of worker processes is limited to the number of cores; with 0 this process reads. With `keep_workers`
-    they stay for the next iteration over the loader.
+    The number of worker processes is limited to the number of cores; with 0 this process reads.
+    With `keep_workers` they stay for the next iteration over the loader.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return DataLoader(
-        dataset, batch_size=None, sampler=samples, collate_fn=_return_unchanged, worker_init_fn=_ignore_signals,
-        num_workers=min(workers, cores), persistent_workers=keep_workers and workers > 0,
-    )  # fmt: skip
+        dataset,
+        batch_size=None,
+        sampler=samples,
+        collate_fn=_return_unchanged,
+        worker_init_fn=_ignore_signals,
+        num_workers=min(workers, cores),
+        persistent_workers=keep_workers and workers > 0,
+    )
 
 
 def _return_unchanged(value: Any) -> Any:
@@ -270,7 +324,9 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Ignore SIGINT, and SIGTERM and SIGHUP once: the main process saves first, and ends its workers then."""
+    """Ignore SIGINT, and SIGTERM and SIGHUP once: the main process saves first, and ends its
+    workers then.
+    """
 
     def ignore_once(signum: int, _: FrameType | None) -> None:
         signal.signal(signum, signal.SIG_DFL)
@@ -289,5 +345,7 @@ def explain_worker_errors() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        fault = "a process that decodes images was ended from outside, perhaps because memory ran out"
+        fault = (
+            "a process that decodes images was ended from outside, perhaps because memory ran out"
+        )
         raise InputError(f"{fault}; decode without such processes: --data.workers 0") from error

@@ -1,4 +1,6 @@
-"""Download the published data sets from several sources, check them, and store them whole or not at all."""
+"""Download the published data sets from several sources, check them, and store them whole or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,29 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0
-_MOST_UNPACKED, _MOST_UNPACKED_PER_BYTE = 1 << 26, 50
+_MOST_UNPACKED = 1 << 26
+_MOST_UNPACKED_PER_BYTE = 50
 
 
 def check(dataset: Dataset, folder: Path) -> None:
-    """Raise DamagedFileError if a file of the set is missing or has another checksum than published."""
+    """Raise DamagedFileError if a file of the set is missing or has another checksum than
+    published.
+    """
     for file, expected in (dataset.files or {}).items():
         path = folder / file
         if not path.is_file():
             raise DamagedFileError(f"{path} is missing")
-        md5 = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest() if expected else ""
+        md5 = (
+            hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest() if expected else ""
+        )
         if md5 != expected:
             raise DamagedFileError(f"{path} has MD5 {md5}, published is {expected}")
 
 
 def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
-    """Download a published set, unless it is complete, and return its folder. Raises InputError if that fails."""
+    """Download a published set, unless it is complete, and return its folder. Raises InputError if
+    that fails.
+    """
     dataset = DATASETS.get(name)
     if not dataset.ways:
         raise InputError(f"{name} can't be got by command: it is {dataset.how}")
@@ -63,7 +72,10 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
             for file in dataset.files or ():
                 target = folder / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if target.is_file() and (content := target.read_bytes()) != (download / file).read_bytes():
+                if (
+                    target.is_file()
+                    and (content := target.read_bytes()) != (download / file).read_bytes()
+                ):
                     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
                     kept = target.replace(target.with_name(f"{target.name}.replaced-{digest[:8]}"))
                     say(f"{name}: the old file is kept as {kept}")
@@ -74,7 +86,9 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
 
 
 def read_unpacked(path: Path) -> bytes:
-    """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError if that fails."""
+    """Read a file, and decompress it if its name ends in .gz. Raises DamagedFileError if that
+    fails.
+    """
     try:
         if path.suffix != ".gz":
             return path.read_bytes()
@@ -101,7 +115,9 @@ def quiet_network() -> Iterator[None]:
 
 
 def run_program(*command: str, folder: str) -> None:
-    """Run a program in a folder. Raises OSError, with its standard error, if it is missing or fails."""
+    """Run a program in a folder. Raises OSError, with its standard error, if it is missing or
+    fails.
+    """
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if finished.returncode:
         raise OSError(f"{command[0]} failed: {finished.stderr}")

@@ -24,7 +24,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 64_000_000
 Pixels = NDArray[np.uint8]
 OpenImage = Callable[[], Image.Image]
-"""Opens an image without decoding its pixels; may raise any error of the decoder or the file system."""
+"""Opens an image without decoding its pixels; may raise any error of the decoder or the file
+system.
+"""
 open_image_file = partial(Image.open, formats=FORMATS)
 
 
@@ -40,25 +42,33 @@ class Decoded(NamedTuple):
 
 
 def remove_image_suffix(name: str) -> str:
-    """Return the name of an image without .png, .jpg, .jpeg or .webp; return any other name unchanged."""
+    """Return the name of an image without .png, .jpg, .jpeg or .webp; return any other name
+    unchanged.
+    """
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def decode_image(
-    image: Path | OpenImage, channels: int, max_pixels: int = MAX_PIXELS, size: int | None = None,
-    position: tuple[float, float] = (0.5, 0.5), name: str = "",
-) -> Decoded:  # fmt: skip
+    image: Path | OpenImage,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    size: int | None = None,
+    position: tuple[float, float] = (0.5, 0.5),
+    name: str = "",
+) -> Decoded:
     """Decode an image, turn it upright, and convert it to 8 bits and `channels` channels.
 
-    Colours become Pillow's luminance ("L") for 1 channel. Transparent parts become white, CMYK becomes RGB. An
-    animation is reduced to its first frame. `Decoded.lost` lists the losses.
+    Colours become Pillow's luminance ("L") for 1 channel. Transparent parts become white, CMYK
+    becomes RGB. An animation is reduced to its first frame. `Decoded.lost` lists the losses.
 
     Args:
-        size: crop the largest square and resize it to `size` pixels per side; None keeps the image's size.
+        size: crop the largest square and resize it to `size` pixels per side; None keeps the
+            image's size.
         position: position of the square, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
         name: name of the image in messages (default: its path).
 
-    Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than `max_pixels`.
+    Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than
+    `max_pixels`.
     """
     name = name or str(image)
     try:
@@ -70,17 +80,29 @@ def decode_image(
     except FileNotFoundError as error:
         raise InputError(f"{name}: there is no such image") from error
     except IsADirectoryError as error:
-        raise InputError(f"{name} is a folder; name the images in it, such as {name}/*.png") from error
+        raise InputError(
+            f"{name} is a folder; name the images in it, such as {name}/*.png"
+        ) from error
     except InputError as error:  # of an item of a data set
         raise BrokenImageError(f"{name} is not an image ({error})") from error
     except Exception as error:  # decoders of damaged files raise any error
-        raise BrokenImageError(f"{name} is not a readable PNG, JPEG or WebP image ({error})") from error
+        raise BrokenImageError(
+            f"{name} is not a readable PNG, JPEG or WebP image ({error})"
+        ) from error
     if size is not None:
         side = min(picture.size)
-        left, top = (round(share * (length - side)) for share, length in zip(position, picture.size, strict=True))
-        picture = picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+        left, top = (
+            round(share * (length - side))
+            for share, length in zip(position, picture.size, strict=True)
+        )
+        picture = picture.resize(
+            (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+        )
     array = np.array(picture, np.uint8)
-    return Decoded(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)), ", ".join(lost))
+    return Decoded(
+        array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)),
+        ", ".join(lost),
+    )
 
 
 def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
@@ -88,8 +110,12 @@ def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixel
     return decode_image(path, channels, max_pixels).pixels
 
 
-def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    """Return the first frame of an image, upright, in mode L (1 channel) or RGB (3), and what was lost."""
+def _load(
+    source: Path | OpenImage, name: str, channels: int, max_pixels: int
+) -> tuple[Image.Image, list[str]]:
+    """Return the first frame of an image, upright, in mode L (1 channel) or RGB (3), and what was
+    lost.
+    """
     with open_image_file(source) if isinstance(source, Path) else source() as opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
@@ -104,7 +130,8 @@ def _load(source: Path | OpenImage, name: str, channels: int, max_pixels: int) -
             image = opened.copy()
             lost.append("orientation")
     if image.mode.startswith("I"):
-        values, transparent = np.asarray(image, np.float32), image.info.get("transparency")
+        values = np.asarray(image, np.float32)
+        transparent = image.info.get("transparency")
         image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
         if transparent is not None:
             image.putalpha(Image.fromarray(values != transparent))
@@ -129,22 +156,31 @@ def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
     losing = {name: loss for name, loss in lost.items() if loss}
     if losing:
         kinds = "; ".join(sorted(set(losing.values())))
-        note(f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is {next(iter(losing))}")
+        note(
+            f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is"
+            f" {next(iter(losing))}"
+        )
 
 
 def to_pil(image: Any) -> Image.Image:
-    """Convert an array or tensor (C, Y, X), uint8 or float in [0, 1], to a greyscale or RGB image."""
+    """Convert an array or tensor (C, Y, X), uint8 or float in [0, 1], to a greyscale or RGB
+    image.
+    """
     pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image).transpose(1, 2, 0)
     if pixels.dtype != np.uint8:  # by rows, to save memory
-        pixels = np.stack([np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels])
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+        pixels = np.stack(
+            [np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels]
+        )
+    return Image.fromarray(
+        pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+    )
 
 
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
     """Write a PNG file and make its folder; replace an existing file.
 
-    `optimize` makes the file smaller, in several times the time. The file is not flushed to disk, which saves 7 ms.
-    Raises InputError if the path does not end in .png or can't be written.
+    `optimize` makes the file smaller, in several times the time. The file is not flushed to disk,
+    which saves 7 ms. Raises InputError if the path does not end in .png or can't be written.
     """
     if path.suffix.lower() != ".png":
         raise InputError(f"{path} must end in .png")

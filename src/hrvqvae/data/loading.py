@@ -1,7 +1,8 @@
 """Open the images of a split, as a configuration describes them.
 
-`data.dataset` names a published set of the registry, or a folder below `find_data_root(None)`. `data.root`, if set, is
-the folder of the published set, or the path of other images: a folder, tars, Parquet files or arrays.
+`data.dataset` names a published set of the registry, or a folder below `find_data_root(None)`.
+`data.root`, if set, is the folder of the published set, or the path of other images: a folder,
+tars, Parquet files or arrays.
 """
 
 from __future__ import annotations
@@ -23,30 +24,48 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, chunk_samples, read_batches
 from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
-from hrvqvae.data.sources import SPLIT_NAMES, Shard, Source, arrays, datasets, files, find_user_cache, parquet, tars
+from hrvqvae.data.sources import (
+    SPLIT_NAMES,
+    Shard,
+    Source,
+    arrays,
+    datasets,
+    files,
+    find_user_cache,
+    parquet,
+    tars,
+)
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.progress import note, told_once
 from hrvqvae.utils.quantities import counted
 
 _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
-    ".tar": tars.TarSource, ".parquet": parquet.ParquetSource, ".npy": arrays.ArraySource, ".npz": arrays.ArraySource,
-}  # fmt: skip
+    ".tar": tars.TarSource,
+    ".parquet": parquet.ParquetSource,
+    ".npy": arrays.ArraySource,
+    ".npz": arrays.ArraySource,
+}
 _PATTERN_CHARACTERS = re.compile(r"[*?{\[]")
 _BATCH = 64  # images per batch while decoding into memory
 
 
 def find_data_root(root: str | None) -> Path:
-    """Return the folder of the data: `root`, else the variable HRVQVAE_DATA, else the user's cache folder.
+    """Return the folder of the data: `root`, else the variable HRVQVAE_DATA, else the user's cache
+    folder.
 
-    Raises InputError if the path begins with ~, or is the cache folder, and the user has no home folder.
+    Raises InputError if the path begins with ~, or is the cache folder, and the user has no home
+    folder.
     """
     folder = root or os.environ.get("HRVQVAE_DATA")
     return expand_home(folder) if folder else find_user_cache()
 
 
 def find_published(dataset: Dataset, root: Path) -> Path:
-    """Return the folder of a published set: below `root`, or `root` itself, unless it is named like another set."""
-    below, is_other = root / dataset.name, root.name != dataset.name and root.name in DATASETS
+    """Return the folder of a published set: below `root`, or `root` itself, unless it is named like
+    another set.
+    """
+    below = root / dataset.name
+    is_other = root.name != dataset.name and root.name in DATASETS
     return below if is_other or below.is_dir() else root
 
 
@@ -57,16 +76,23 @@ def list_missing_files(dataset: Dataset, root: Path) -> list[Path]:
 
 
 def load_images(config: DataConfig, split: str) -> ImageSet:
-    """Return the images of the split "train" or "test", in memory if they fit and are not cropped at random.
+    """Return the images of the split "train" or "test", in memory if they fit and are not cropped
+    at random.
 
-    Raises InputError as `open_images`, and BrokenImageError if an image can't be decoded and `on_error` is "stop".
+    Raises InputError as `open_images`, and BrokenImageError if an image can't be decoded and
+    `on_error` is "stop".
     """
     images = open_images(config, split)
     num_bytes = len(images) * config.channels * config.size**2
-    if images.source is None or (split == "train" and config.crop == "random") or num_bytes > config.memory_mb * 2**20:
+    if (
+        images.source is None
+        or (split == "train" and config.crop == "random")
+        or num_bytes > config.memory_mb * 2**20
+    ):
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
-    labels, count = np.empty(len(images), np.int64), 0
+    labels = np.empty(len(images), np.int64)
+    count = 0
     broken = list[str]()
     for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), config.workers):
         end = count + len(batch.images)
@@ -78,7 +104,8 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
         raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
     if broken:
         note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
-    images.pixels, images.labels = pixels[:count], labels[:count]
+    images.pixels = pixels[:count]
+    images.labels = labels[:count]
     return images
 
 
@@ -87,32 +114,43 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
-    docs/own-data.md says which names of folders and files divide the images into splits. Without such names,
-    `data.split` divides them. The images have classes if every image of both splits has a label.
+    docs/own-data.md says which names of folders and files divide the images into splits. Without
+    such names, `data.split` divides them. The images have classes if every image of both splits has
+    a label.
 
     Raises:
-        InputError: the data is missing or damaged, a published set has other channels or another size, or a split would
-            be empty.
+        InputError: the data is missing or damaged, a published set has other channels or another
+            size, or a split would be empty.
     """
     if config.validation:
         images = open_images(dataclasses.replace(config, validation=0.0), "train")
-        counts = np.floor(np.arange(len(images) + 1) * config.validation)  # validation images among the first n
+        counts = np.floor(
+            np.arange(len(images) + 1) * config.validation
+        )  # validation images among the first n
         selected = (counts[1:] > counts[:-1]) == (split == "test")
         if not selected.any():
             share = f"data.validation {config.validation} of {len(images):,} training images"
             raise InputError(f"{share} leaves a split empty")
         rows = images.rows[selected] if images.source else images.rows
         pixels = None if images.pixels is None else images.pixels[selected]
-        return dataclasses.replace(images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels)
+        return dataclasses.replace(
+            images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels
+        )
     if (config.root or "").startswith(datasets.PREFIX):
-        return _select_split(datasets.open_registered(str(config.root), config.labels), "the data set", split, config)
+        return _select_split(
+            datasets.open_registered(str(config.root), config.labels), "the data set", split, config
+        )
     root = find_data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
     if dataset is not None and dataset.read:
         return _read_published(dataset, root, config, split)
     path = root / config.dataset if config.root is None else root
     if config.root is None and not path.is_dir():
-        hint = f": {config.dataset} is {dataset.how}" if dataset else f", or take one of {', '.join(DATASETS)}"
+        hint = (
+            f": {config.dataset} is {dataset.how}"
+            if dataset
+            else f", or take one of {', '.join(DATASETS)}"
+        )
         raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
@@ -124,52 +162,75 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
 
 def _note_shards_beside(folder: Path) -> None:
     for kind in sorted({file.suffix.lower() for file in folder.iterdir()} & {*_SOURCES}):
-        told_once(f"{folder}: its images are read and its {kind} files are not; to read these: '{folder}/*{kind}'")
+        told_once(
+            f"{folder}: its images are read and its {kind} files are not; to read these:"
+            f" '{folder}/*{kind}'"
+        )
 
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     if missing := list_missing_files(dataset, root):
-        advice = f"hrvqvae data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
-        raise InputError(f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}")
+        advice = (
+            f"hrvqvae data get {dataset.name} ({dataset.how}), or train on other data:"
+            " --data.dataset mine"
+        )
+        raise InputError(
+            f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}"
+        )
     folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
         expected = f"data.channels is {config.channels}, data.size is {config.size}"
-        raise InputError(f"{dataset.name} has {channels} channels of {height}x{width} pixels; {expected}")
+        raise InputError(
+            f"{dataset.name} has {channels} channels of {height}x{width} pixels; {expected}"
+        )
     return ImageSet(config, data.labels, data.classes, pixels=data.images)
 
 
-def _select_split(sources: Mapping[str, Source], where: str, split: str, config: DataConfig) -> ImageSet:
-    """Return the images of a split. `sources` has one per split name, or one under "" that `data.split` divides."""
+def _select_split(
+    sources: Mapping[str, Source], where: str, split: str, config: DataConfig
+) -> ImageSet:
+    """Return the images of a split. `sources` has one per split name, or one under "" that
+    `data.split` divides.
+    """
     if "" in sources:
         source = sources[""]
         rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
     else:
-        name = "train" if split == "train" else next(name for name in sources if name != "train")  # test, val, ...
+        name = (
+            "train" if split == "train" else next(name for name in sources if name != "train")
+        )  # test, val, ...
         source = sources[name]
         rows = np.arange(len(source))
     if not len(rows):
         images = counted(len(source), "image")
-        raise InputError(f"{where} has {images}, none in the {split} split; add images, or change --data.split")
+        raise InputError(
+            f"{where} has {images}, none in the {split} split; add images, or change --data.split"
+        )
     classes, labels = _number_classes(where, sources) if config.labels else ((), {})
     source_labels = labels[source] if classes else np.zeros(len(source), np.int64)
     return ImageSet(config, source_labels[rows], classes, source, rows)
 
 
 def is_shard_path(path: Path) -> bool:
-    """Return whether a path is a pattern, or has the suffix of a tar, a Parquet file or an array."""
+    """Return whether a path is a pattern, or has the suffix of a tar, a Parquet file or an
+    array.
+    """
     return path.suffix.lower() in _SOURCES or _PATTERN_CHARACTERS.search(str(path)) is not None
 
 
 def open_whole(path: Path, labels: bool = True) -> Source:
-    """Return all images of a folder, a list, tars, Parquet files or arrays, with labels if any. Raises InputError.
+    """Return all images of a folder, a list, tars, Parquet files or arrays, with labels if any.
+    Raises InputError.
 
     Without `labels`, those of Parquet files and arrays are not read, and may be of any type.
     """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         _note_shards_beside(path)
-        top_folders = {name.split("/")[0] for name in names}  # the class folders may lie in split folders
+        top_folders = {
+            name.split("/")[0] for name in names
+        }  # the class folders may lie in split folders
         return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
         return files.read_list(path)
@@ -178,49 +239,70 @@ def open_whole(path: Path, labels: bool = True) -> Source:
 
 
 def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source], list[Shard]]:
-    """Return the shards at a path (tars, Parquet files or arrays of one kind) and the source class that opens them."""
+    """Return the shards at a path (tars, Parquet files or arrays of one kind) and the source class
+    that opens them.
+    """
     if path.is_dir():
-        base, paths = path, sorted(path / name for name in files.find_names(path, tuple(_SOURCES)))
+        base = path
+        paths = sorted(path / name for name in files.find_names(path, tuple(_SOURCES)))
         if not paths:
-            raise InputError(f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays")
+            raise InputError(
+                f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays"
+            )
     elif is_shard_path(path):
         paths = files.match_files(path)
         base = Path(os.path.commonpath([file.parent for file in paths]))
     elif not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
     else:
-        raise InputError(f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files")
+        raise InputError(
+            f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files"
+        )
     kinds = sorted({file.suffix.lower() for file in paths})
     source_class = _SOURCES.get(kinds[0])
     if source_class is None:
         raise InputError(f"{path} names {kinds[0]} files; for images give their folder: {base}")
     if any(_SOURCES.get(kind) is not source_class for kind in kinds):
-        raise InputError(f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind")
+        raise InputError(
+            f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind"
+        )
     if source_class is arrays.ArraySource:
         return source_class, arrays.list_arrays(paths, base)
     return source_class, [Shard(file.relative_to(base).as_posix(), file) for file in paths]
 
 
 def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
-    """Return the images of tars, Parquet files or arrays by split name; all under "" if `data.split` divides them."""
+    """Return the images of tars, Parquet files or arrays by split name; all under "" if
+    `data.split` divides them.
+    """
     source_class, shards = _list_shards(path)
     by_name: dict[str, list[Shard]] = {}
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
-        by_name.setdefault(next((word for word in reversed(words) if word in SPLIT_NAMES), ""), []).append(shard)
+        by_name.setdefault(
+            next((word for word in reversed(words) if word in SPLIT_NAMES), ""), []
+        ).append(shard)
     names = by_name if path.is_dir() else {*by_name, ""}  # a pattern may match one split
-    splits = files.find_split(names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'")
+    splits = files.find_split(
+        names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'"
+    )
     if splits is None:
         return {"": source_class(shards, labels)}
     if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
-        left_out = f"{counted(len(outside), 'shard')} outside of {splits[0]} and {splits[1]} left out"
+        left_out = (
+            f"{counted(len(outside), 'shard')} outside of {splits[0]} and {splits[1]} left out"
+        )
         told_once(f"{path}: {left_out}, such as {outside[0].name}")
-    needed = splits if labels else (splits[0 if split == "train" else 1],)  # both splits decide the classes
+    needed = (
+        splits if labels else (splits[0 if split == "train" else 1],)
+    )  # both splits decide the classes
     return {name: source_class(by_name[name], labels) for name in needed}
 
 
 def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
-    """Return a mask (N,) of the test images, as `data.split` decides: by position, or by a hash of each name."""
+    """Return a mask (N,) of the test images, as `data.split` decides: by position, or by a hash of
+    each name.
+    """
     if config.split == "sorted":
         return np.arange(len(source)) >= config.train_samples
     names = (source.name(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
@@ -235,36 +317,53 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
 
 
 def check_labels(source: Source) -> None:
-    """Raise InputError if a source has class names and one of its labels is not the index of a class name."""
+    """Raise InputError if a source has class names and one of its labels is not the index of a
+    class name.
+    """
     if source.labels is None or not source.class_names:
         return
     wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
     if len(wrong):
-        fault = f"label {source.labels[wrong[0]]}, but there are {counted(len(source.class_names), 'class name')}"
+        fault = (
+            f"label {source.labels[wrong[0]]}, but there are"
+            f" {counted(len(source.class_names), 'class name')}"
+        )
         where = source.where(int(wrong[0]))
-        raise InputError(f"{where} has {fault}; correct the labels, or train with --data.labels false")
+        raise InputError(
+            f"{where} has {fault}; correct the labels, or train with --data.labels false"
+        )
 
 
 def _number_classes(
     where: str, sources: Mapping[str, Source]
 ) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
-    """Return the names of the classes, and the class numbers of each source; both are empty without labels."""
+    """Return the names of the classes, and the class numbers of each source; both are empty without
+    labels.
+    """
     for source in sources.values():
         if isinstance(source, files.FolderSource) and 0 < source.outside < len(source):
-            told_once(f"{source.folder}: no classes: {counted(source.outside, 'image')} outside of class folders")
+            told_once(
+                f"{source.folder}: no classes: {counted(source.outside, 'image')} outside of class"
+                " folders"
+            )
     labelled = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labelled:
         return (), {}
     if len(labelled) < len(sources):
         unlabelled = next(name for name, source in sources.items() if source not in labelled)
-        raise InputError(f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels false")
+        raise InputError(
+            f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels"
+            " false"
+        )
     classes = next(iter(labelled)).class_names
     kinds = {array.dtype.kind in "iu" for array in labelled.values()}
     if len(kinds) > 1 or any(source.class_names != classes for source in labelled):
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
     if not classes:
         values = np.unique(np.concatenate([np.unique(array) for array in labelled.values()]))
-        return tuple(map(str, values)), {source: np.searchsorted(values, array) for source, array in labelled.items()}
+        return tuple(map(str, values)), {
+            source: np.searchsorted(values, array) for source, array in labelled.items()
+        }
     for source in labelled:
         check_labels(source)
     return classes, {source: array.astype(np.int64) for source, array in labelled.items()}

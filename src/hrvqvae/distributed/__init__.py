@@ -1,7 +1,7 @@
 """Ranks and collectives of the processes that train together.
 
-In a single process every collective is the identity. Several processes must call it at the same point. Only rank 0
-writes and prints.
+In a single process every collective is the identity. Several processes must call it at the same
+point. Only rank 0 writes and prints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ T = TypeVar("T")
 
 
 class GroupHandle:
-    """Holds a process group, or None for all processes, so that its owner can be copied and pickled."""
+    """Holds a process group, or None for all processes, so that its owner can be copied and
+    pickled.
+    """
 
     def __init__(self, group: Any = None) -> None:
         self.group = group
@@ -42,13 +44,21 @@ def is_distributed(group: Any = None) -> bool:
 
 
 def _group_on(device: torch.device, group: Any) -> Any:
-    """Return the group, or a gloo group of the same processes if the group has no backend for the device."""
-    return group if device.type in str(dist.get_backend_config(group)) else _gloo_group(group or dist.group.WORLD)
+    """Return the group, or a gloo group of the same processes if the group has no backend for the
+    device.
+    """
+    return (
+        group
+        if device.type in str(dist.get_backend_config(group))
+        else _gloo_group(group or dist.group.WORLD)
+    )
 
 
 @cache
 def _gloo_group(group: Any) -> Any:
-    return dist.new_group(dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True)
+    return dist.new_group(
+        dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True
+    )
 
 
 def rank() -> int:
@@ -74,7 +84,9 @@ class RankSlice:
     count: int = 1
 
     def of(self, total: int) -> range:
-        """Return the positions of this slice in `total`. Slices are disjoint, and their lengths differ by at most 1."""
+        """Return the positions of this slice in `total`. Slices are disjoint, and their lengths
+        differ by at most 1.
+        """
         return range(total * self.rank // self.count, total * (self.rank + 1) // self.count)
 
 
@@ -87,7 +99,9 @@ def rank_slice() -> RankSlice:
 
 
 def gather_object(value: T) -> list[T]:
-    """Return the values of all processes, by rank, in rank 0; other processes get only their value."""
+    """Return the values of all processes, by rank, in rank 0; other processes get only their
+    value.
+    """
     if not is_distributed():
         return [value]
     gathered: list[Any] | None = [None] * world_size() if is_rank_zero() else None
@@ -130,7 +144,9 @@ def lock_on_rank_zero(folder: Path, wait: Callable[[str], None] | None = None) -
 
 
 def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
-    """Return the sum of each tensor over the processes, by one all-reduce of tensors of the same dtype."""
+    """Return the sum of each tensor over the processes, by one all-reduce of tensors of the same
+    dtype.
+    """
     if not tensors or not is_distributed(group):
         return list(tensors)
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -141,7 +157,11 @@ def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the mean of each tensor over the processes, by one all-reduce."""
-    return [summed / world_size() for summed in all_reduce(tensors)] if is_distributed() else list(tensors)
+    return (
+        [summed / world_size() for summed in all_reduce(tensors)]
+        if is_distributed()
+        else list(tensors)
+    )
 
 
 class _Sum(torch.autograd.Function):
@@ -164,10 +184,13 @@ def all_reduce_with_gradient(value: Tensor) -> Tensor:
 
 
 def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
-    """Return the rows of all processes in order of rank: (n, ...), with any n per process, becomes (N, ...)."""
+    """Return the rows of all processes in order of rank: (n, ...), with any n per process, becomes
+    (N, ...).
+    """
     if not is_distributed(group):
         return vectors
-    size, members = dist.get_world_size(group), _group_on(vectors.device, group)
+    size = dist.get_world_size(group)
+    members = _group_on(vectors.device, group)
     counts = [torch.zeros(1, dtype=torch.long, device=vectors.device) for _ in range(size)]
     dist.all_gather(counts, torch.full_like(counts[0], len(vectors)), group=members)
     lengths = torch.cat(counts).tolist()
@@ -179,7 +202,9 @@ def all_gather(vectors: Tensor, group: Any = None) -> Tensor:
 
 
 def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
-    """Overwrite tensors with those of the first process, because sums on a GPU may differ in the last bits."""
+    """Overwrite tensors with those of the first process, because sums on a GPU may differ in the
+    last bits.
+    """
     if is_distributed(group):
         first = dist.get_process_group_ranks(group)[0]
         for tensor in tensors:
@@ -189,12 +214,21 @@ def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
-    """Raise InputError if a tensor differs between processes. `when` completes the message, as in "at step 50"."""
+    """Raise InputError if a tensor differs between processes. `when` completes the message, as in
+    "at step 50".
+    """
     if not is_distributed():
         return
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # whose sum does not round
+    integers = {
+        1: torch.uint8,
+        2: torch.int16,
+        4: torch.int32,
+        8: torch.int64,
+    }  # whose sum does not round
     flat = [tensor.detach().reshape(-1) for tensor in named.values()]
-    sums = torch.stack([values.view(integers[values.element_size()]).sum(dtype=torch.int64) for values in flat]).cpu()
+    sums = torch.stack(
+        [values.view(integers[values.element_size()]).sum(dtype=torch.int64) for values in flat]
+    ).cpu()
     both = torch.cat([sums, ~sums])  # the largest complement is the complement of the smallest sum
     dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
     differs = both[: len(sums)] != ~both[len(sums) :]

@@ -28,8 +28,9 @@ TIMEOUT = timedelta(minutes=30)  # longest wait for another process; its end is 
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, if any, and leave them at the end.
 
-    The backend is NCCL if each process of this machine has a GPU, chosen by LOCAL_RANK; otherwise it is gloo. Only rank
-    0 prints. A single process reports an error, such as the end of another; the others exit with code 2.
+    The backend is NCCL if each process of this machine has a GPU, chosen by LOCAL_RANK; otherwise
+    it is gloo. Only rank 0 prints. A single process reports an error, such as the end of another;
+    the others exit with code 2.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ or dist.is_initialized():
@@ -37,9 +38,14 @@ def process_group() -> Iterator[None]:
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        devices, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        devices = torch.cuda.device_count()
+        local = int(os.environ.get("LOCAL_RANK", "0"))
         torch.cuda.set_device(local % devices)
-        backend = "cpu:gloo,cuda:nccl" if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices else backend
+        backend = (
+            "cpu:gloo,cuda:nccl"
+            if int(os.environ.get("LOCAL_WORLD_SIZE", size)) <= devices
+            else backend
+        )
     store = None
     try:
         common, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
@@ -51,11 +57,14 @@ def process_group() -> Iterator[None]:
                 stack.enter_context(redirect_stdout(devnull))
                 stack.enter_context(redirect_stderr(devnull))
             yield
-        dist.barrier()  # rank 0 evaluates and plots last; gloo would abort the other processes if they left earlier
+        # rank 0 evaluates and plots last; gloo would abort the other processes if they left earlier
+        dist.barrier()
         _wait_for_all(store, size)
         dist.destroy_process_group()
     except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends the other processes; report first
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # torchrun ends the other processes; report first
         reports = 0
         with suppress(Exception):  # the machine that keeps the store is gone
             reports = 0 if store is None else store.add("told", 1)
@@ -71,7 +80,8 @@ def process_group() -> Iterator[None]:
 
 def _agree_on_name(store: Any, rank: int, size: int) -> str:
     """Return a new name that all processes of this start share."""
-    # The store of torchrun outlives a restart, with the keys of earlier processes. So every other process asks with a
+    # The store of torchrun outlives a restart, with the keys of earlier processes. So every other
+    # process asks with a
     # random word, and rank 0 answers until all have the name.
     word = uuid.uuid4().hex
     if rank:
@@ -79,20 +89,25 @@ def _agree_on_name(store: Any, rank: int, size: int) -> str:
         name: str = store.get(f"answer/{word}").decode()
         store.set(f"heard/{name}/{rank}", "")
         return name
-    missing, deadline = set(range(1, size)), time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, size))
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
     while missing:
         for peer in sorted(missing):
             if store.check([f"asks/{peer}"]):
                 store.set(f"answer/{store.get(f'asks/{peer}').decode()}", word)
         missing = {peer for peer in missing if not store.check([f"heard/{word}/{peer}"])}
         if time.monotonic() > deadline:
-            raise InputError(f"{len(missing)} of {size} processes have not come; start the training again")
+            raise InputError(
+                f"{len(missing)} of {size} processes have not come; start the training again"
+            )
         time.sleep(0.01)
     return word
 
 
 def _wait_for_all(store: Any, size: int) -> None:
-    """Wait until all processes have left the barrier: gloo aborts a process in it when another process closes."""
+    """Wait until all processes have left the barrier: gloo aborts a process in it when another
+    process closes.
+    """
     deadline = time.monotonic() + 10
     with suppress(Exception):  # the machine that keeps the store is gone
         left = store.add("left", 1)
@@ -103,15 +118,18 @@ def _wait_for_all(store: Any, size: int) -> None:
 
 def _is_lost(error: Exception) -> bool:
     """Return whether an error of torch means that a process has ended."""
-    named = isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "peer", "NCCL"))
+    named = isinstance(error, RuntimeError) and any(
+        name in str(error) for name in ("gloo", "peer", "NCCL")
+    )
     return named or isinstance(error, dist.DistError)
 
 
 def is_restarted(began: Callable[[], bool]) -> bool:
     """Return whether torchrun restarted these processes, so that they should resume.
 
-    torchrun does not count restarts when machines join or leave; the name of the job (--rdzv-id) shows them instead.
-    `began` is called in rank 0, and returns whether the run bears the mark of this job (`job_id`).
+    torchrun does not count restarts when machines join or leave; the name of the job (--rdzv-id)
+    shows them instead. `began` is called in rank 0, and returns whether the run bears the mark of
+    this job (`job_id`).
     """
     named = os.environ.get("TORCHELASTIC_RUN_ID", "none") != "none"
     count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -120,6 +138,8 @@ def is_restarted(began: Callable[[], bool]) -> bool:
 
 
 def job_id() -> str:
-    """Return a mark of this job that outlives torchrun's restarts: --rdzv-id or a process ID; "" without torchrun."""
+    """Return a mark of this job that outlives torchrun's restarts: --rdzv-id or a process ID; ""
+    without torchrun.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{platform.node()} {os.getppid()}" if name == "none" else name

@@ -1,7 +1,9 @@
-"""Classifiers of data sets: they check the classes of samples, and give features for distances between images.
+"""Classifiers of data sets: they check the classes of samples, and give features for distances
+between images.
 
-A classifier trains on the training split, by the recipe in the data set's registry entry or else by `SMALL`. The
-package holds trained classifiers for some data sets; others are trained when they are needed.
+A classifier trains on the training split, by the recipe in the data set's registry entry or else by
+`SMALL`. The package holds trained classifiers for some data sets; others are trained when they are
+needed.
 
 Shapes: images (B, C, Y, X) float32 in [0, 1], at least 8 pixels per side; labels (B,) int64.
 """
@@ -33,11 +35,14 @@ _BATCH = 128
 
 
 class Classifier(nn.Module):
-    """A body that maps images to features (B, width), and a linear head that maps features to logits (B, classes)."""
+    """A body that maps images to features (B, width), and a linear head that maps features to
+    logits (B, classes).
+    """
 
     def __init__(self, body: nn.Module, width: int, classes: int) -> None:
         super().__init__()
-        self.body, self.head = body, nn.Linear(width, classes)
+        self.body = body
+        self.head = nn.Linear(width, classes)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, width) of images."""
@@ -51,15 +56,28 @@ class Classifier(nn.Module):
 
 def _convolution(inputs: int, outputs: int, *, halve: bool = False) -> list[nn.Module]:
     pooling = [nn.MaxPool2d(2)] if halve else []
-    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *pooling, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        *pooling,
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
 
 
 def small_classifier(channels: int, classes: int) -> Classifier:
     """Return an untrained network with 128 features for digits."""
     body = nn.Sequential(
-        *_convolution(channels, 16), *_convolution(16, 16), nn.MaxPool2d(2), *_convolution(16, 32),
-        *_convolution(32, 32), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(),
-    )  # fmt: skip
+        *_convolution(channels, 16),
+        *_convolution(16, 16),
+        nn.MaxPool2d(2),
+        *_convolution(16, 32),
+        *_convolution(32, 32),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(512, 128),
+        nn.ReLU(),
+    )
     return Classifier(body, 128, classes)
 
 
@@ -78,14 +96,21 @@ class _Residual(nn.Module):
 def natural_classifier(channels: int, classes: int) -> Classifier:
     """Return an untrained network with 192 features for natural images of about 32x32 pixels.
 
-    The network is a narrow form of fast classifiers of CIFAR10 (D. Page, "How to train your ResNet", 2018; K. Jordan,
-    "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
+    The network is a narrow form of fast classifiers of CIFAR10 (D. Page, "How to train your
+    ResNet", 2018; K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024).
     """
     body = nn.Sequential(
-        nn.Conv2d(channels, 16, 2), nn.ReLU(), *_convolution(16, 32, halve=True), *_convolution(32, 32),
-        *_convolution(32, 96, halve=True), *_convolution(96, 96), *_convolution(96, 192, halve=True), _Residual(192),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv2d(channels, 16, 2),
+        nn.ReLU(),
+        *_convolution(16, 32, halve=True),
+        *_convolution(32, 32),
+        *_convolution(32, 96, halve=True),
+        *_convolution(96, 96),
+        *_convolution(96, 192, halve=True),
+        _Residual(192),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+    )
     return Classifier(body, 192, classes)
 
 
@@ -93,12 +118,18 @@ def turn_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
     """Rotate each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
     turn = (torch.rand(len(images), generator=rng) * 2 - 1) * 0.15
     shift = (torch.rand(len(images), 2, generator=rng) * 2 - 1) * 0.08 * 2
-    affine = torch.stack([turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1).view(-1, 2, 3)
-    return grid_sample(images, affine_grid(affine, list(images.shape), align_corners=False), align_corners=False)
+    affine = torch.stack(
+        [turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1
+    ).view(-1, 2, 3)
+    return grid_sample(
+        images, affine_grid(affine, list(images.shape), align_corners=False), align_corners=False
+    )
 
 
 def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Shift each image by up to an eighth of a side with mirrored borders, and flip half of the images, at random."""
+    """Shift each image by up to an eighth of a side with mirrored borders, and flip half of the
+    images, at random.
+    """
     count, _, height, width = images.shape
     reach = height // 8
     padded = pad(images, (reach, reach, reach, reach), mode="reflect")
@@ -107,7 +138,9 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     order = torch.arange(width)
     columns = right[:, None] + torch.where(flipped[:, None], width - 1 - order, order)
     rows = down[:, None] + torch.arange(height)
-    return padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[
+        torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +159,13 @@ SMALL = Recipe(network=small_classifier, augment=turn_and_shift, epochs=4)
 """For digits and similar images; trains in a minute."""
 
 NATURAL = Recipe(
-    network=natural_classifier, augment=shift_and_flip, epochs=8, learning_rate=5e-3, weight_decay=0.05,
+    network=natural_classifier,
+    augment=shift_and_flip,
+    epochs=8,
+    learning_rate=5e-3,
+    weight_decay=0.05,
     label_smoothing=0.1,
-)  # fmt: skip
+)
 """For natural images of about 32x32 pixels; trains in half an hour to an hour on two CPU cores."""
 
 
@@ -154,20 +191,27 @@ class TrainedClassifier:
 
 
 def find_recipe(config: DataConfig) -> Recipe | None:
-    """Return the recipe in the data set's registry entry, or None if there is no entry or no recipe."""
+    """Return the recipe in the data set's registry entry, or None if there is no entry or no
+    recipe.
+    """
     reference = DATASETS.get(config.dataset).classifier if config.dataset in DATASETS else ""
     return resolve_name(reference) if reference else None
 
 
 def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
-    """Return the classifier of a data set: from the package, else from the file `path`, else newly trained.
+    """Return the classifier of a data set: from the package, else from the file `path`, else newly
+    trained.
 
-    A newly trained classifier is written to `path`, also if the file there is of other images. Raises as
-    `train_classifier` and `read_classifier`.
+    A newly trained classifier is written to `path`, also if the file there is of other images.
+    Raises as `train_classifier` and `read_classifier`.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
     standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
-    if shipped.is_file() and standard and (standard.size, standard.channels) == (config.size, config.channels):
+    if (
+        shipped.is_file()
+        and standard
+        and (standard.size, standard.channels) == (config.size, config.channels)
+    ):
         return read_classifier(shipped, config)
     kept = read_classifier(path, config) if path.is_file() else None
     if kept and kept.images == describe_images(config):
@@ -178,32 +222,41 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
     try:
         write_classifier(path, trained)
     except OSError as error:
-        note(f"{path} can't be written ({error.strerror}): the classifier is trained again next time")
+        note(
+            f"{path} can't be written ({error.strerror}): the classifier is trained again next time"
+        )
         return trained
     return read_classifier(path, config)  # with weights in half precision, as in later calls
 
 
 def describe_images(config: DataConfig) -> str:
-    """Return the size of a data set's images and a digest of both splits. Raises InputError if they are missing."""
+    """Return the size of a data set's images and a digest of both splits. Raises InputError if they
+    are missing.
+    """
     digests = (open_images(config, split).digest() for split in ("train", "test"))
     return f"{config.size}x{config.size}x{config.channels} {' '.join(digests)}"
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:
-    """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be written."""
+    """Write a classifier to a file, with weights in half precision. Raises OSError if it can't be
+    written.
+    """
     half = storage.compacted(trained.classifier.state_dict(), matrices=False)
     meta = {"accuracy": trained.accuracy, "classes": trained.classes, "images": trained.images}
     storage.write(path, half, {"kind": "classifier", **meta})
 
 
 def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
-    """Read a classifier of a data set from a file. Raises DamagedFileError if the file is damaged or does not fit."""
+    """Read a classifier of a data set from a file. Raises DamagedFileError if the file is damaged
+    or does not fit.
+    """
     weights, meta = storage.read(path)
     try:
         classes = tuple(meta["classes"])
         classifier = (find_recipe(config) or SMALL).network(config.channels, len(classes))
         classifier.load_state_dict(weights)
-        accuracy, images = float(meta["accuracy"]), str(meta.get("images", ""))
+        accuracy = float(meta["accuracy"])
+        images = str(meta.get("images", ""))
         return TrainedClassifier(classifier.eval().requires_grad_(False), accuracy, classes, images)
     except (KeyError, TypeError, RuntimeError) as error:
         raise DamagedFileError(
@@ -212,29 +265,39 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 
 
 @torch.random.fork_rng(devices=())
-def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 1) -> TrainedClassifier:
-    """Train a classifier on the training split of a data set, and measure its accuracy on the test split.
+def train_classifier(
+    config: DataConfig, epochs: int | None = None, seed: int = 1
+) -> TrainedClassifier:
+    """Train a classifier on the training split of a data set, and measure its accuracy on the test
+    split.
 
-    `epochs` replaces the recipe's number of epochs. Raises InputError if the data is missing or has no classes.
+    `epochs` replaces the recipe's number of epochs. Raises InputError if the data is missing or has
+    no classes.
     """
     images, test_images = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = find_recipe(config) or SMALL
     torch.manual_seed(seed)
-    classifier = recipe.network(config.channels, len(images.classes)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = recipe.network(config.channels, len(images.classes)).to(
+        memory_format=torch.channels_last
+    )  # type: ignore[call-overload]
     steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
     note(f"training the classifier of {config.dataset}: {steps:,} steps")
-    rate, decay = recipe.learning_rate, recipe.weight_decay
+    rate = recipe.learning_rate
+    decay = recipe.weight_decay
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
-    rng, bf16 = torch.Generator().manual_seed(seed), computes_bf16(torch.device("cpu"))
+    rng = torch.Generator().manual_seed(seed)
+    bf16 = computes_bf16(torch.device("cpu"))
     with closing(batches(images, batch_size=_BATCH, seed=seed)) as train_batches:
         for step, batch in zip(range(1, steps + 1), train_batches, strict=False):
             augmented = recipe.augment(batch.images.float() / 255, rng)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits = classifier(augmented.contiguous(memory_format=torch.channels_last))
-            loss = cross_entropy(logits.float(), batch.labels, label_smoothing=recipe.label_smoothing)
+            loss = cross_entropy(
+                logits.float(), batch.labels, label_smoothing=recipe.label_smoothing
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -242,7 +305,11 @@ def train_classifier(config: DataConfig, epochs: int | None = None, seed: int = 
             if step % 500 == 0:
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
     digests = describe_images(config)
-    trained = TrainedClassifier(classifier.eval().requires_grad_(False), 0.0, images.classes, digests)
+    trained = TrainedClassifier(
+        classifier.eval().requires_grad_(False), 0.0, images.classes, digests
+    )
     test_batches = evaluation_batches(test_images, batch_size=_BATCH)
-    correct = torch.cat([trained.classify(batch.images.float() / 255) == batch.labels for batch in test_batches])
+    correct = torch.cat(
+        [trained.classify(batch.images.float() / 255) == batch.labels for batch in test_batches]
+    )
     return replace(trained, accuracy=float(correct.double().mean()))

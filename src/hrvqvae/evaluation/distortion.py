@@ -30,7 +30,11 @@ class LevelReport:
     used: int  #: number of codewords chosen at least once on the split
     usage: float  #: share of the codewords that are used
     perplexity: float  #: effective number of codewords, exp of the entropy of the choices; 1 to K_l
-    mse: float | None  #: error of images decoded from the levels up to this level; None if they can't be decoded alone
+    mse: (
+        float | None
+        #: error of images decoded from the levels up to this level; None if they can't be decoded
+        #: alone
+    )
     counts: Tensor  #: (K_l,) int64, how often each codeword was chosen
 
 
@@ -43,7 +47,9 @@ class Report:
     images: int  #: number of images
     mse: float  #: mean squared error of pixel values in [0, 1]
     psnr: float  #: peak signal-to-noise ratio of that error, in dB
-    ssim: float | None  #: mean structural similarity; None for images of fewer than 11 pixels per side
+    ssim: (
+        float | None
+    )  #: mean structural similarity; None for images of fewer than 11 pixels per side
     bits_per_image: float  #: bits of the codes, without entropy coding
     compression_ratio: float  #: bits of the 8-bit pixels per bit of the codes
     levels: tuple[LevelReport, ...]
@@ -51,21 +57,30 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without the counts."""
         plain = dict(vars(self))
-        plain["levels"] = [{k: v for k, v in vars(level).items() if k != "counts"} for level in self.levels]
+        plain["levels"] = [
+            {k: v for k, v in vars(level).items() if k != "counts"} for level in self.levels
+        ]
         return plain
 
     def captions(self) -> list[str]:
         """Return a line per prefix of the levels that the system decodes, with its error."""
-        mse = {level_names(range(count)): level.mse for count, level in enumerate(self.levels, start=1)}
+        mse = {
+            level_names(range(count)): level.mse for count, level in enumerate(self.levels, start=1)
+        }
         return [f"{name}: MSE {error:.2e}" for name, error in mse.items() if error is not None]
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Autoencoder, config: Config, batches: Iterable[Batch], split: str, device: torch.device,
+    model: Autoencoder,
+    config: Config,
+    batches: Iterable[Batch],
+    split: str,
+    device: torch.device,
     encode: Encode | None = None,
-) -> Report:  # fmt: skip
-    """Measure a model in evaluation mode on every image of all processes. Raises InputError if there is no image.
+) -> Report:
+    """Measure a model in evaluation mode on every image of all processes. Raises InputError if
+    there is no image.
 
     `encode` encodes images on the device (None: `model.encode`).
     """
@@ -85,7 +100,9 @@ def evaluate(
             decoded = model.decode(codes, levels=levels, size=size)
             errors[levels] += float((decoded - original).double().square().sum())
         if has_ssim:
-            per_image = structural_similarity_index_measure(decoded, original, data_range=1.0, reduction="none")
+            per_image = structural_similarity_index_measure(
+                decoded, original, data_range=1.0, reduction="none"
+            )
             ssim += float(per_image.double().sum())  # type: ignore[union-attr]
         images += len(original)
         values += original.numel()
@@ -98,15 +115,24 @@ def evaluate(
     total = mse[model.prefixes[-1]]
     reports = tuple(
         LevelReport(
-            codewords=size, used=int((count > 0).sum()), usage=float((count > 0).double().mean()),
-            perplexity=vq.perplexity(count), mse=mse.get(level), counts=count,
+            codewords=size,
+            used=int((count > 0).sum()),
+            usage=float((count > 0).double().mean()),
+            perplexity=vq.perplexity(count),
+            mse=mse.get(level),
+            counts=count,
         )
         for level, (size, count) in enumerate(zip(codewords, counts, strict=True), start=1)
-    )  # fmt: skip
+    )
     data = config.data
     return Report(
-        dataset=data.dataset, split=split, images=int(images), mse=total, psnr=psnr(total),
+        dataset=data.dataset,
+        split=split,
+        images=int(images),
+        mse=total,
+        psnr=psnr(total),
         ssim=ssim / images if has_ssim else None,
         bits_per_image=bits_per_image(config.model, data.size, data.size),
-        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size), levels=reports,
-    )  # fmt: skip
+        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size),
+        levels=reports,
+    )

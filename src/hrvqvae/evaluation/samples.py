@@ -1,7 +1,8 @@
-"""Measure samples: classification accuracy, and distances from real images with their standard deviations.
+"""Measure samples: classification accuracy, and distances from real images with their standard
+deviations.
 
-Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Frechet and kernel distances are named FID and KID
-only if the features are Inception's.
+Images are batches (B, C, Y, X) float32 in [0, 1]; C is 1 or 3. Frechet and kernel distances are
+named FID and KID only if the features are Inception's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
 DRAWS = 5  # number of sets of samples that are compared with test images
-_BLOCK, _BATCH = 1_024, 128
+_BLOCK = 1_024
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,24 @@ class Features:
 def choose_features(config: DataConfig, classifier_path: Path) -> Features:
     """Choose the feature extractor for a data set, the same for every command on this machine.
 
-    Inception is chosen if its weights are here. Otherwise a classifier is chosen for images that have classes, and are
-    grey or have a recipe in their registry entry; it is trained and written to `classifier_path` if need be. All other
-    images take efficientnet-lite0. Raises InputError if efficientnet-lite0 is not installed, or the data is missing.
+    Inception is chosen if its weights are here. Otherwise a classifier is chosen for images that
+    have classes, and are grey or have a recipe in their registry entry; it is trained and written
+    to `classifier_path` if need be. All other images take efficientnet-lite0. Raises InputError if
+    efficientnet-lite0 is not installed, or the data is missing.
     """
     if published.INCEPTION.available:
         with published.INCEPTION.read():
             inception = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
-        return Features("", lambda images: inception(to_three_channels((images * 255).round().byte())))
+        return Features(
+            "", lambda images: inception(to_three_channels((images * 255).round().byte()))
+        )
     if (config.channels == 1 or find_recipe(config)) and load_images(config, "test").classes:
         trained = obtain_classifier(config, classifier_path)
         return Features(f"a classifier of {config.dataset}", trained.classifier.features)
     if not has_efficientnet():
         raise InputError(
-            f"colour images, and images without classes, are compared by {EfficientNetDistance.name} or Inception: "
-            "pip install 'hrvqvae[perceptual]'"
+            "colour images, and images without classes, are compared by"
+            f" {EfficientNetDistance.name} or Inception: pip install 'hrvqvae[perceptual]'"
         )
     network = EfficientNetDistance()
     return Features(network.name, network.pooled)
@@ -73,24 +78,31 @@ def choose_features(config: DataConfig, classifier_path: Path) -> Features:
 class SetDistances:
     """Distances of a set of images from a set of real images."""
 
-    #: Frechet distance between normal distributions with the sets' means and covariances (Heusel et al. 2017, equation
+    #: Frechet distance between normal distributions with the sets' means and covariances (Heusel et
+    #: al. 2017, equation
     #: 6); None if there are fewer images than features, since the covariance is then singular.
     frechet: float | None
-    kernel: float  #: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018)
-    precision: float  #: share of the images inside the balls around real images, see `measure_share_inside`
+    #: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al.
+    #: 2018)
+    kernel: float
+    #: share of the images inside the balls around real images, see `measure_share_inside`
+    precision: float
     recall: float  #: share of the real images inside the balls around the images of the set
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over sets of images; the deviation is None if there is a single set."""
+    """Mean and standard deviation over sets of images; the deviation is None if there is a single
+    set.
+    """
 
     mean: float
     deviation: float | None
 
 
 Spreads = dict[str, Spread | None]
-"""Spread of each field of SetDistances by name, or None if the sets are too small for the distance."""
+"""Spread of each field of SetDistances by name, or None if the sets are too small for the distance.
+"""
 
 
 def summarize(distances: Sequence[SetDistances]) -> Spreads:
@@ -106,7 +118,8 @@ def summarize(distances: Sequence[SetDistances]) -> Spreads:
 class RealImages:
     """A set of at least two real images and their features, with which other sets are compared.
 
-    Frechet distances, precision and recall depend on the number of images, so only sets of the same size are compared.
+    Frechet distances, precision and recall depend on the number of images, so only sets of the same
+    size are compared.
     """
 
     def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
@@ -114,29 +127,39 @@ class RealImages:
         self._real = self._extract(real)
         self.count, self.width = self._real.shape
         if self.count < 2:
-            raise InputError(f"a Frechet distance needs two test images at least; there is {self.count}")
+            raise InputError(
+                f"a Frechet distance needs two test images at least; there is {self.count}"
+            )
         names = ("Frechet distance", "kernel distance") if features.source else ("FID", "KID")
         suffix = f", features of {features.source}" if features.source else ""
-        self.frechet_name, self.kernel_name = (f"{name} of {self.count:,} images{suffix}" for name in names)
+        self.frechet_name, self.kernel_name = (
+            f"{name} of {self.count:,} images{suffix}" for name in names
+        )
 
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._extractor(images) for images in batches])
 
     def compare(self, batches: Iterable[Tensor]) -> SetDistances:
-        """Measure the distances of a set of images. Raises InputError if it is larger or smaller than the real set."""
+        """Measure the distances of a set of images. Raises InputError if it is larger or smaller
+        than the real set.
+        """
         features = self._extract(batches)
         if len(features) != self.count:
             raise InputError(
-                f"{len(features):,} images can't be compared with {self.count:,} real images: give as many"
+                f"{len(features):,} images can't be compared with {self.count:,} real images: give"
+                " as many"
             )
         return SetDistances(
             frechet=self._measure_frechet(features) if self.count > self.width else None,
             kernel=measure_kernel_distance(self._real, features),
-            precision=measure_share_inside(features, self._real), recall=measure_share_inside(self._real, features),
-        )  # fmt: skip
+            precision=measure_share_inside(features, self._real),
+            recall=measure_share_inside(self._real, features),
+        )
 
     def _measure_frechet(self, features: Tensor) -> float:
-        network = torch.nn.Identity()  # in place of Inception, because the metric gets features, not images
+        network = (
+            torch.nn.Identity()
+        )  # in place of Inception, because the metric gets features, not images
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
         metric.update(self._real, real=True)
@@ -145,7 +168,9 @@ class RealImages:
 
 
 def measure_kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Return `SetDistances.kernel` of two sets of features (N, D), without their N x N products in memory."""
+    """Return `SetDistances.kernel` of two sets of features (N, D), without their N x N products in
+    memory.
+    """
 
     def total(a: Tensor, b: Tensor) -> float:
         blocks = torch.split(a, _BLOCK)
@@ -161,12 +186,18 @@ def measure_kernel_distance(first: Tensor, second: Tensor) -> float:
 def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) -> float:
     """Return the share of points (N, D) inside a ball around any of the centres (M, D).
 
-    A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al. 2019, equation 1).
+    A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al.
+    2019, equation 1).
     """
     rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
     blocks = torch.split(centres, _BLOCK)
-    radii = torch.cat([torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in blocks])
-    inside = sum(int((torch.cdist(block, centres) <= radii).any(dim=1).sum()) for block in torch.split(points, _BLOCK))
+    radii = torch.cat(
+        [torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in blocks]
+    )
+    inside = sum(
+        int((torch.cdist(block, centres) <= radii).any(dim=1).sum())
+        for block in torch.split(points, _BLOCK)
+    )
     return inside / len(points)
 
 
@@ -174,46 +205,70 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
 class SampleQuality:
     """Accuracy of the samples' classes, and distances of the samples from test images."""
 
-    samples: int  #: number of samples that are classified; their classes are requested equally often
+    samples: (
+        int  #: number of samples that are classified; their classes are requested equally often
+    )
     guidance: float  #: guidance weight of the samples
-    classification_accuracy: float  #: share of the samples whose predicted class is the requested class
+    classification_accuracy: (
+        float  #: share of the samples whose predicted class is the requested class
+    )
     classifier_accuracy: float  #: accuracy of the classifier on the test split
-    reconstructions_accuracy: float  #: the classifier's accuracy on reconstructions, the most that samples can reach
-    compared: int  #: number of images per set, and number of test images with which a set is compared
+    reconstructions_accuracy: (
+        float  #: the classifier's accuracy on reconstructions, the most that samples can reach
+    )
+    compared: (
+        int  #: number of images per set, and number of test images with which a set is compared
+    )
     frechet: str  #: name of the Frechet distance
-    #: Distances from the `compared` test images, by key: "samples" (DRAWS sets, whose classes are drawn by their
-    #: frequency in training), "reconstructions" (of the `compared` test images), "training images", and "test images"
+    #: Distances from the `compared` test images, by key: "samples" (DRAWS sets, whose classes are
+    #: drawn by their
+    #: frequency in training), "reconstructions" (of the `compared` test images), "training images",
+    #: and "test images"
     #: (sets of other test images). Samples can't do better than "test images".
     distances: dict[str, Spreads]
 
 
 def measure_samples(
-    model: Model, config: DataConfig, count: int, *, guidance: Sequence[float] = (1.0,),
-    lmbda: float | None = None, levels: int | None = None,
-) -> tuple[SampleQuality, ...]:  # fmt: skip
+    model: Model,
+    config: DataConfig,
+    count: int,
+    *,
+    guidance: Sequence[float] = (1.0,),
+    lmbda: float | None = None,
+    levels: int | None = None,
+) -> tuple[SampleQuality, ...]:
     """Draw samples, classify them, and compare them with test images.
 
-    Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of samples, whose classes
-    are drawn by their frequency in training, with test images. A set has `count` images, but at most half of the test
-    split or all of the train split. Return a `SampleQuality` per guidance weight. `lmbda` is for reconstructions,
-    `levels` for samples.
+    Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of
+    samples, whose classes are drawn by their frequency in training, with test images. A set has
+    `count` images, but at most half of the test split or all of the train split. Return a
+    `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples.
 
-    The model has classes. Raises InputError if the data or a prior is missing, or a prior does not support guidance.
+    The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
+    support guidance.
     """
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
     tests, train = (load_images(config, split) for split in ("test", "train"))
     if trained.classes != tests.classes:
-        raise InputError(f"{classifier_path} knows other classes than the images; delete it to train a new classifier")
+        raise InputError(
+            f"{classifier_path} knows other classes than the images; delete it to train a new"
+            " classifier"
+        )
     size = min(count, len(tests) // 2, len(train))
     if size < 2:
-        raise InputError(f"{count} samples and {len(tests)} test images are too few to compare: take at least 2 and 4")
+        raise InputError(
+            f"{count} samples and {len(tests)} test images are too few to compare: take at least 2"
+            " and 4"
+        )
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
-    decoded = torch.cat([
-        model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
-        for images in read_images_at(tests, reference)
-    ])  # fmt: skip
+    decoded = torch.cat(
+        [
+            model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
+            for images in read_images_at(tests, reference)
+        ]
+    )
     labels = torch.from_numpy(tests.labels[reference])
 
     def compare_subsets(images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
@@ -227,35 +282,50 @@ def measure_samples(
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
-        samples, requested = [], []
+        samples = []
+        requested = []
         for index, name in enumerate(model.classes):
             share = count // len(model.classes) + (index < count % len(model.classes))
             if share:
                 samples.append(model.draw(share, seed=index, class_name=name, params=params).images)
                 requested += [index] * share
-        draws = [model.draw(size, seed=len(model.classes) + draw, params=params).images for draw in range(DRAWS)]
-        sample_distances = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
+        draws = [
+            model.draw(size, seed=len(model.classes) + draw, params=params).images
+            for draw in range(DRAWS)
+        ]
+        sample_distances = summarize(
+            [real.compare(torch.split(images, _BATCH)) for images in draws]
+        )
         qualities.append(
             SampleQuality(
-                samples=count, guidance=weight, compared=size, frechet=real.frechet_name,
-                classification_accuracy=_measure_accuracy(trained, torch.cat(samples), torch.tensor(requested)),
+                samples=count,
+                guidance=weight,
+                compared=size,
+                frechet=real.frechet_name,
+                classification_accuracy=_measure_accuracy(
+                    trained, torch.cat(samples), torch.tensor(requested)
+                ),
                 classifier_accuracy=trained.accuracy,
                 reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
                 distances={"samples": sample_distances, **distances},
             )
-        )  # fmt: skip
+        )
     return tuple(qualities)
 
 
 def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int64]]:
-    """Return the indices of up to `count` disjoint random subsets of `size` images, the same in every call."""
+    """Return the indices of up to `count` disjoint random subsets of `size` images, the same in
+    every call.
+    """
     order = make_rng("subsets", 0).permutation(len(images))
     return [order[start : start + size] for start in range(0, len(order) - size + 1, size)][:count]
 
 
 def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
     """Yield the images at the indices as batches (B, C, Y, X) in [0, 1]."""
-    for batch in read_batches(images, chunk_samples(indices.tolist(), _BATCH), images.config.workers):
+    for batch in read_batches(
+        images, chunk_samples(indices.tolist(), _BATCH), images.config.workers
+    ):
         yield batch.images.float() / 255
 
 

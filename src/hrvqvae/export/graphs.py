@@ -1,10 +1,13 @@
 """A run's autoencoder as two ONNX graphs (docs/graphs.md).
 
-encoder: from images (B, C, Y, X) float32 in [0, 1] to the codes (B, H_l, W_l) int64 of each level, coarse first
-decoder: from the codes of every level and `levels`, () int64, to images (B, C, Y', X') float32 in [0, 1]
+encoder: from images (B, C, Y, X) float32 in [0, 1] to the codes (B, H_l, W_l) int64 of each level,
+    coarse first
+decoder: from the codes of every level and `levels`, () int64, to images (B, C, Y', X') float32 in
+    [0, 1]
 
-B, Y and X are free. The encoder pads an image to its grid; the decoder returns the whole grid, whose part
-`[..., :Y, :X]` is the image. The graphs check no values. Codes equal those of the model, except at ties.
+B, Y and X are free. The encoder pads an image to its grid; the decoder returns the whole grid,
+whose part `[..., :Y, :X]` is the image. The graphs check no values. Codes equal those of the model,
+except at ties.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ from hrvqvae.utils.quantities import counted
 TOLERANCE = 1e-4
 """Largest difference that rounding may make to an image, whose values are in [0, 1]."""
 
-_METADATA = "hrvqvae"  # key of a file's metadata: JSON with the configuration and the prefixes that can be decoded
+# key of a file's metadata: JSON with the configuration and the prefixes that can be decoded
+_METADATA = "hrvqvae"
 _GRAPHS = ("encoder", "decoder")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _NUM_NEIGHBOURS = 32  # noisy copies of the images that tell ties from errors
-_EXAMPLE = 3  # batch size and coarsest grid of the traced example: torch.export takes a size of 1 for a constant
+# batch size and coarsest grid of the traced example: torch.export takes a size of 1 for a constant
+_EXAMPLE = 3
 
 
 class _Encoder(nn.Module):
@@ -57,17 +62,20 @@ class _Encoder(nn.Module):
 class _Decoder(_Encoder):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__(autoencoder)
-        self.progressive = getattr(autoencoder, "progressive_decoder", None)  # registers its weights
+        self.progressive = getattr(
+            autoencoder, "progressive_decoder", None
+        )  # registers its weights
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:  # type: ignore[override]
         return self.autoencoder.decode_prefix(codes, levels)
 
 
 def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
-    """Trace a model, in evaluation mode on the CPU, into encoder and decoder. Raises InputError if it can't be traced.
+    """Trace a model, in evaluation mode on the CPU, into encoder and decoder. Raises InputError if
+    it can't be traced.
 
-    The third value is the smallest side of an image that is traced. It has two positions on the coarsest grid, because
-    torch.export takes a single position for a constant.
+    The third value is the smallest side of an image that is traced. It has two positions on the
+    coarsest grid, because torch.export takes a single position for a constant.
     """
 
     def coarsest_side(size: int) -> int:
@@ -76,19 +84,28 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     smallest = next(size for size in itertools.count(1) if coarsest_side(size) >= 2)
     size = next(size for size in itertools.count(smallest + 1) if coarsest_side(size) >= _EXAMPLE)
     names = tuple(f"codes_{level}" for level in range(1, len(config.model.num_symbols) + 1))
-    batch, height, width = Dim("batch", min=1), Dim("height", min=smallest), Dim("width", min=smallest)
+    batch = Dim("batch", min=1)
+    height = Dim("height", min=smallest)
+    width = Dim("width", min=smallest)
     images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + smallest)
     metadata = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
     with torch.no_grad(), _silence_torch():
         codes = autoencoder.encode(images)
         free = ({0: batch, 2: height, 3: width},)
         encoder = _build_graph(_Encoder(autoencoder), (images,), free, ("images",), names, metadata)
-        rows, columns = Dim("rows", min=coarsest_side(smallest)), Dim("columns", min=coarsest_side(smallest))
-        factors = [len(code[0]) // len(codes[0][0]) for code in codes]  # each grid is a multiple of the coarsest
+        rows = Dim("rows", min=coarsest_side(smallest))
+        columns = Dim("columns", min=coarsest_side(smallest))
+        factors = [
+            len(code[0]) // len(codes[0][0]) for code in codes
+        ]  # each grid is a multiple of the coarsest
         sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in factors]
-        grids = tuple({0: batch, 1: grid_height, 2: grid_width} for grid_height, grid_width in sides)
+        grids = tuple(
+            {0: batch, 1: grid_height, 2: grid_width} for grid_height, grid_width in sides
+        )
         example = (codes, torch.tensor(1))
-        decoder = _build_graph(_Decoder(autoencoder), example, (grids, None), (*names, "levels"), ("images",), metadata)
+        decoder = _build_graph(
+            _Decoder(autoencoder), example, (grids, None), (*names, "levels"), ("images",), metadata
+        )
     return encoder, decoder, smallest
 
 
@@ -106,19 +123,33 @@ def _silence_torch() -> Iterator[None]:
 
 
 def _build_graph(
-    module: nn.Module, arguments: tuple[Any, ...], dynamic_shapes: tuple[Any, ...], inputs: tuple[str, ...],
-    outputs: tuple[str, ...], metadata: dict[str, Any],
-) -> bytes:  # fmt: skip
-    """Trace a module with example arguments into an ONNX file's content, with names and metadata."""
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    dynamic_shapes: tuple[Any, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    metadata: dict[str, Any],
+) -> bytes:
+    """Trace a module with example arguments into an ONNX file's content, with names and
+    metadata.
+    """
     try:
-        program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes, strict=False)
+        program = torch.export.export(
+            module, arguments, dynamic_shapes=dynamic_shapes, strict=False
+        )
     except Exception as error:  # torch raises errors of many types
-        reason, system = " ".join(str(error).split())[:160], metadata["config"]["model"]["system"]
+        reason = " ".join(str(error).split())[:160]
+        system = metadata["config"]["model"]["system"]
         raise InputError(f"torch.export can't trace the system {system} ({reason})") from error
     exported = torch.onnx.export(
-        program, dynamo=True, verbose=False, external_data=False, input_names=inputs, output_names=outputs,
+        program,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        input_names=inputs,
+        output_names=outputs,
         dynamic_shapes=dynamic_shapes,
-    )  # fmt: skip
+    )
     assert exported is not None
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()  # paths of this machine
@@ -127,7 +158,9 @@ def _build_graph(
 
 
 class OnnxModel:
-    """The encoder and the decoder in a folder, run by onnxruntime on the CPU with torch's number of threads."""
+    """The encoder and the decoder in a folder, run by onnxruntime on the CPU with torch's number of
+    threads.
+    """
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime
@@ -135,20 +168,30 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # fatal only: errors are raised too
-        files, run = (folder / f"{name}.onnx" for name in _GRAPHS), onnxruntime.InferenceSession
-        self._encoder, self._decoder = (run(file, options, ["CPUExecutionProvider"]) for file in files)
+        files = (folder / f"{name}.onnx" for name in _GRAPHS)
+        run = onnxruntime.InferenceSession
+        self._encoder, self._decoder = (
+            run(file, options, ["CPUExecutionProvider"]) for file in files
+        )
 
     def encode(self, images: Tensor) -> Codes:
-        """Return the codes of images (B, C, Y, X) float32 in [0, 1]: (B, H_l, W_l) int64 per level, coarse first."""
+        """Return the codes of images (B, C, Y, X) float32 in [0, 1]: (B, H_l, W_l) int64 per level,
+        coarse first.
+        """
         return self._run(self._encoder, images)
 
     def decode(self, codes: Codes, levels: int) -> Tensor:
-        """Return images (B, C, Y', X') float32 in [0, 1] from the codes of all levels, of which `levels` are used."""
+        """Return images (B, C, Y', X') float32 in [0, 1] from the codes of all levels, of which
+        `levels` are used.
+        """
         return self._run(self._decoder, *codes, torch.tensor(levels))[0]
 
     @staticmethod
     def _run(session: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
-        feed = {node.name: tensor.numpy() for node, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        feed = {
+            node.name: tensor.numpy()
+            for node, tensor in zip(session.get_inputs(), inputs, strict=True)
+        }
         return tuple(torch.from_numpy(output) for output in session.run(None, feed))
 
 
@@ -166,8 +209,8 @@ class Agreement:
         tied = self.codes - self.equal - self.errors
         wrong = f", {self.errors:,} wrong" if self.errors else ""
         return (
-            f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal, {tied:,} tied{wrong}; "
-            f"decoded images differ by at most {self.difference:.1e}"
+            f"{counted(self.images, 'image')}: {self.equal:,} of {self.codes:,} codes equal,"
+            f" {tied:,} tied{wrong}; decoded images differ by at most {self.difference:.1e}"
         )
 
 
@@ -176,16 +219,23 @@ def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tens
     """Compare graphs with their model on batches of images (B, C, Y, X), float32 in [0, 1]."""
     agreement = Agreement()
     for images in batches:
-        expected, codes = model.encode(images), graphs.encode(images)
+        expected = model.encode(images)
+        codes = graphs.encode(images)
         agreement.images += len(images)
         agreement.codes += sum(code.numel() for code in expected)
         if [code.shape for code in expected] != [code.shape for code in codes]:
-            agreement.errors, agreement.difference = agreement.codes, torch.inf
+            agreement.errors = agreement.codes
+            agreement.difference = torch.inf
             break
         for levels in model.prefixes:
-            right, decoded = model.decode(expected[:levels], levels), graphs.decode(expected, levels)
-            difference = float((right - decoded).abs().max()) if right.shape == decoded.shape else torch.inf
-            agreement.difference = max(agreement.difference, torch.inf if math.isnan(difference) else difference)
+            right = model.decode(expected[:levels], levels)
+            decoded = graphs.decode(expected, levels)
+            difference = (
+                float((right - decoded).abs().max()) if right.shape == decoded.shape else torch.inf
+            )
+            agreement.difference = max(
+                agreement.difference, torch.inf if math.isnan(difference) else difference
+            )
         agreement.equal += sum(int((a == b).sum()) for a, b in zip(expected, codes, strict=True))
         agreement.errors += count_errors(model, images, expected, codes)
     return agreement
@@ -207,14 +257,18 @@ def count_errors(model: Autoencoder, images: Tensor, expected: Codes, codes: Cod
     return sum(int(error.sum()) for error in errors)
 
 
-def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[list[Path], Agreement]:
-    """Write the encoder and the decoder of a run into the new folder `out`, or nothing if they differ from the model.
+def export_graphs(
+    run: str | Path, out: Path, beam: int | None = None
+) -> tuple[list[Path], Agreement]:
+    """Write the encoder and the decoder of a run into the new folder `out`, or nothing if they
+    differ from the model.
 
     Return the files and the outcome of the comparison. `beam` is as for `hrvqvae.load`.
 
     Raises:
-        InputError: The run has no model, or no linked codebooks for a beam; the system can't be traced; the graphs fail
-            or do not agree with the model; `out` exists or can't be written.
+        InputError: The run has no model, or no linked codebooks for a beam; the system can't be
+            traced; the graphs fail or do not agree with the model; `out` exists or can't be
+            written.
         ModuleNotFoundError: A package is missing.
     """
     with create_folder(out) as folder:
@@ -224,14 +278,23 @@ def export_graphs(run: str | Path, out: Path, beam: int | None = None) -> tuple[
         encoder, decoder, smallest = trace(model, config)
         for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
             (folder / f"{name}.onnx").write_bytes(content)
-        generator, size = torch.Generator().manual_seed(0), max(config.data.size, smallest)
-        shapes = (3, size, size), (1, size + 3, size + size // 2 + 1)  # the second need not fill the grid
-        batches = [torch.rand(count, model.channels, *sides, generator=generator) for count, *sides in shapes]
+        generator = torch.Generator().manual_seed(0)
+        size = max(config.data.size, smallest)
+        shapes = (
+            (3, size, size),
+            (1, size + 3, size + size // 2 + 1),
+        )  # the second need not fill the grid
+        batches = [
+            torch.rand(count, model.channels, *sides, generator=generator)
+            for count, *sides in shapes
+        ]
         try:
             agreement = compare_graphs(model, OnnxModel(folder), batches)
         except Exception as error:  # from the runtime, if tracing took a size for a constant
             reason = " ".join(str(error).split())[-200:]
-            raise InputError(f"the graphs fail on images of another number or size ({reason})") from error
+            raise InputError(
+                f"the graphs fail on images of another number or size ({reason})"
+            ) from error
         if agreement.errors or agreement.difference > TOLERANCE:
             raise InputError(f"the graphs of {run} do not agree with the model ({agreement})")
     return sorted(out.iterdir()), agreement

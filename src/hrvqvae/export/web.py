@@ -1,4 +1,6 @@
-"""Bundles for the web module: codebooks, networks and entropy model of a model in one file (docs/web.md)."""
+"""Bundles for the web module: codebooks, networks and entropy model of a model in one file
+(docs/web.md).
+"""
 
 from __future__ import annotations
 
@@ -30,44 +32,71 @@ _KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}
 def export_web(run: str | Path, out: Path) -> list[Path]:
     """Write the bundle of a model into a new folder.
 
-    Matrices and codebooks are stored in 8 bits with one scale per row, transposed convolutions in 16 bits, all other
-    tensors in float32. The folder `out` gets one file, NAME.hrvw. Raises InputError if the model has several latent
-    grids or another quantizer, or `out` can't be written.
+    Matrices and codebooks are stored in 8 bits with one scale per row, transposed convolutions in
+    16 bits, all other tensors in float32. The folder `out` gets one file, NAME.hrvw. Raises
+    InputError if the model has several latent grids or another quantizer, or `out` can't be
+    written.
     """
     loaded = Run(run)
     model, config = loaded.load()
-    if not isinstance(model, SingleGridAutoencoder) or not isinstance(model.quantizer, ResidualQuantizer):
-        raise InputError(f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of residuals")
+    if not isinstance(model, SingleGridAutoencoder) or not isinstance(
+        model.quantizer, ResidualQuantizer
+    ):
+        raise InputError(
+            f"{run} can't be decoded by a page: it has several latent grids, or no codebooks of"
+            " residuals"
+        )
     if model.quantizer.config.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
     if any(codebooks.table is not None for codebooks in model.quantizer.levels):
-        raise InputError(f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)")
+        raise InputError(
+            f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)"
+        )
     name = base_name(run)
-    weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)}
+    weights = {
+        key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)
+    }
     progressive = model.progressive_decoder
-    weights |= {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()} if progressive else {}
+    weights |= (
+        {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()}
+        if progressive
+        else {}
+    )
     parts = [("", model), *([(_PREFIX, progressive)] if progressive else [])]
     fine = {
-        f"{prefix}{key}.weight" for prefix, part in parts for key, layer in part.named_modules()
+        f"{prefix}{key}.weight"
+        for prefix, part in parts
+        for key, layer in part.named_modules()
         if isinstance(layer, nn.ConvTranspose2d)
-    }  # fmt: skip
+    }
     compact = storage.compacted(weights, matrices=True, fine=fine)
-    arrays = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in compact.items()}
+    arrays = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in compact.items()
+    }
     entropy_model = loaded.entropy_model.load()
     header = {
         "name": name,
         "config": to_dict(without_paths(config)),
         "progressive": progressive is not None,
         "tables": len(entropy_model.content),
-        "fingerprint": list(entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)),
+        "fingerprint": list(
+            entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)
+        ),
         "arrays": [[key, _KINDS[array.dtype], list(array.shape)] for key, array in arrays.items()],
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     stored = b"".join(array.contiguous().numpy().tobytes() for array in arrays.values())
     body = entropy_model.content + stored + zlib.crc32(text).to_bytes(4, "little")
     if len(body) > _MOST_BODY:
-        raise InputError(f"{name} takes {len(body):,} bytes in a page, more than {_MOST_BODY:,}: train a smaller model")
+        raise InputError(
+            f"{name} takes {len(body):,} bytes in a page, more than {_MOST_BODY:,}: train a smaller"
+            " model"
+        )
     path = out / f"{name}{SUFFIX}"
     with create_folder(out) as folder:
-        write_atomic(folder / path.name, _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9))
+        write_atomic(
+            folder / path.name,
+            _MAGIC + len(text).to_bytes(4, "little") + text + zlib.compress(body, 9),
+        )
     return [path]

@@ -1,7 +1,7 @@
 """The interface of every system, which encodes images to codes and decodes codes to images.
 
-Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] outside a model, and float32 in [-1, 1] inside. Codes are a
-tuple of int64 tensors (B, H_l, W_l), one per level, coarse first.
+Images (B, C, Y, X) are uint8 (0..255) or float32 in [0, 1] outside a model, and float32 in [-1, 1]
+inside. Codes are a tuple of int64 tensors (B, H_l, W_l), one per level, coarse first.
 """
 
 from __future__ import annotations
@@ -28,22 +28,27 @@ class Reconstructed:
 
     images: Tensor  #: reconstructions (B, C, Y, X) float32, not clamped to [0, 1], with gradient
     codes: Codes
-    #: Scalars by name; training minimizes their sum. "reconstruction" is the mean squared error over pixel values in
+    #: Scalars by name; training minimizes their sum. "reconstruction" is the mean squared error
+    #: over pixel values in
     #: [-1, 1], without padding; the other losses are on the same scale.
     losses: Mapping[str, Tensor]
 
 
 def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> Tensor:
-    """Return images as float32 in [0, 1]. Raises InputError for a wrong shape, channel count, type or value.
+    """Return images as float32 in [0, 1]. Raises InputError for a wrong shape, channel count, type
+    or value.
 
-    Values are not checked in a traced graph, nor in training on a GPU, where the check would wait for the GPU.
+    Values are not checked in a traced graph, nor in training on a GPU, where the check would wait
+    for the GPU.
     """
     if images.dim() != 4:
         raise InputError(f"images have {images.dim()} dimensions; expected 4: (B, C, Y, X)")
     if images.shape[1] != channels:
         raise InputError(f"images have {images.shape[1]} channels; this model takes {channels}")
     if images.shape[2] < 1 or images.shape[3] < 1:
-        raise InputError(f"images are {images.shape[2]}x{images.shape[3]} pixels; at least 1x1 is needed")
+        raise InputError(
+            f"images are {images.shape[2]}x{images.shape[3]} pixels; at least 1x1 is needed"
+        )
     if images.dtype == torch.uint8:
         return images.float() / 255
     if not images.is_floating_point():
@@ -52,33 +57,44 @@ def to_unit_images(images: Tensor, channels: int, *, training: bool = False) -> 
     if images.numel() and not skip and not torch.compiler.is_compiling():
         low, high = (float(value) for value in images.aminmax())
         if not (low >= 0 and high <= 1):  # NaN fails both comparisons
-            raise InputError(f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as uint8")
+            raise InputError(
+                f"images have values from {low:g} to {high:g}; expected [0, 1] as float, 0..255 as"
+                " uint8"
+            )
     return images.float()
 
 
 def pad_to_grid(images: Tensor, padding: int, height: int, width: int) -> Tensor:
-    """Scale images (B, C, Y, X) from [0, 1] to [-1, 1], and pad them to (B, C, height, width) with their border pixels.
+    """Scale images (B, C, Y, X) from [0, 1] to [-1, 1], and pad them to (B, C, height, width) with
+    their border pixels.
 
-    Above and to the left `padding` pixels are added, below and to the right the rest. `crop_padding` is the inverse.
+    Above and to the left `padding` pixels are added, below and to the right the rest.
+    `crop_padding` is the inverse.
     """
-    below, right = height - images.shape[-2] - padding, width - images.shape[-1] - padding
+    below = height - images.shape[-2] - padding
+    right = width - images.shape[-1] - padding
     return pad(images * 2 - 1, (padding, right, padding, below), mode="replicate")
 
 
 def resolve_size(size: Grid | None, height: int, width: int, padding: int) -> Grid:
     """Return the size of a decoded image (None: the largest size that fits).
 
-    Raises InputError if the size does not fit into the decoder's output of height x width pixels without the padding.
+    Raises InputError if the size does not fit into the decoder's output of height x width pixels
+    without the padding.
     """
     largest = (height - 2 * padding, width - 2 * padding)
     height, width = size or largest
     if not (1 <= height <= largest[0] and 1 <= width <= largest[1]):
-        raise InputError(f"size {height}x{width} does not fit these codes; at most {largest[0]}x{largest[1]}")
+        raise InputError(
+            f"size {height}x{width} does not fit these codes; at most {largest[0]}x{largest[1]}"
+        )
     return height, width
 
 
 def crop_padding(decoded: Tensor, padding: int, size: Grid | None) -> Tensor:
-    """Return a decoder's output without the padding, in float32; arguments and errors as in `resolve_size`."""
+    """Return a decoder's output without the padding, in float32; arguments and errors as in
+    `resolve_size`.
+    """
     height, width = resolve_size(size, decoded.shape[-2], decoded.shape[-1], padding)
     return decoded[..., padding : padding + height, padding : padding + width].float()
 
@@ -88,19 +104,26 @@ class Autoencoder(nn.Module, ABC):
 
     def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
-        self.config, self.channels = config, channels
+        self.config = config
+        self.channels = channels
 
     @property
     def prefixes(self) -> tuple[int, ...]:
-        """The level counts that `decode` accepts, in ascending order; the last count is all levels."""
+        """The level counts that `decode` accepts, in ascending order; the last count is all
+        levels.
+        """
         return tuple(range(1, len(self.config.num_symbols) + 1))
 
     def check_levels(self, levels: int | None) -> int:
-        """Return the level count to decode (None: all levels). Raises InputError if `prefixes` does not contain it."""
+        """Return the level count to decode (None: all levels). Raises InputError if `prefixes` does
+        not contain it.
+        """
         if levels is None:
             return self.prefixes[-1]
         if levels not in self.prefixes:
-            raise InputError(f"levels is {levels}; this model decodes {', '.join(map(str, self.prefixes))}")
+            raise InputError(
+                f"levels is {levels}; this model decodes {', '.join(map(str, self.prefixes))}"
+            )
         return levels
 
     def take_prefix(self, codes: Codes, levels: int | None) -> Codes:
@@ -110,20 +133,27 @@ class Autoencoder(nn.Module, ABC):
         """
         count = self.check_levels(len(codes) if levels is None else levels)
         if len(codes) < count:
-            raise InputError(f"levels is {count}, and the codes have {counted(len(codes), 'level')}")
+            raise InputError(
+                f"levels is {count}, and the codes have {counted(len(codes), 'level')}"
+            )
         return codes[:count]
 
     @abstractmethod
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode images, with the loss terms. Raises InputError as `to_unit_images`."""
+        """Encode, quantize and decode images, with the loss terms. Raises InputError as
+        `to_unit_images`.
+        """
 
     @abstractmethod
     def encode(self, images: Tensor) -> Codes:
-        """Return the codes of images, uint8 or float32 in [0, 1]. Raises InputError for any others."""
+        """Return the codes of images, uint8 or float32 in [0, 1]. Raises InputError for any
+        others.
+        """
 
     @abstractmethod
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        """Return images (B, C, Y, X) float32 in [0, 1] from codes. Raises InputError if a value is out of range.
+        """Return images (B, C, Y, X) float32 in [0, 1] from codes. Raises InputError if a value is
+        out of range.
 
         Args:
             levels: number of levels to decode, coarse first (None: all levels of the codes).
@@ -131,9 +161,11 @@ class Autoencoder(nn.Module, ABC):
         """
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode the first levels of all codes to the largest size, with the level count as a tensor () for graphs.
+        """Decode the first levels of all codes to the largest size, with the level count as a
+        tensor () for graphs.
 
-        A system with several prefixes should override this default, which decodes all. Raises as `select_prefix`.
+        A system with several prefixes should override this default, which decodes all. Raises as
+        `select_prefix`.
         """
         decoded = torch.stack([self.decode(codes, prefix) for prefix in self.prefixes])
         return select_prefix(decoded, self.prefixes, levels)
@@ -142,8 +174,12 @@ class Autoencoder(nn.Module, ABC):
         """Return the index of each code's codeword in its level, in the same shapes."""
         return codes
 
-    def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
-        """Initialize codebooks from training images; usage counts are scaled to `batch_size` (None: to the images)."""
+    def initialize(
+        self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
+    ) -> None:
+        """Initialize codebooks from training images; usage counts are scaled to `batch_size` (None:
+        to the images).
+        """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         """Restart dead codewords from a training batch; return how many were restarted."""
@@ -156,7 +192,8 @@ class Autoencoder(nn.Module, ABC):
 def select_prefix(values: Tensor, prefixes: Sequence[int], levels: Tensor) -> Tensor:
     """Select the entry of a level count () from values (P, ...) with an entry per prefix.
 
-    Raises IndexError if no prefix has this level count; the runtime of an exported graph raises its own error.
+    Raises IndexError if no prefix has this level count; the runtime of an exported graph raises its
+    own error.
     """
     position = torch.full_like(levels, len(prefixes))  # out of range
     for index, prefix in enumerate(prefixes):

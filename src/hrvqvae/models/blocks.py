@@ -1,7 +1,8 @@
-"""Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019, appendix).
+"""Convolutional encoders and decoders (van den Oord et al. 2017, section 4.1; Razavi et al. 2019,
+appendix).
 
-Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. In a progressive decoder the case is the level
-count - 1 of the decoded prefix.
+Shapes: (B, C, Y, X) images, (B, hidden, H, W) features, H = Y / stride. In a progressive decoder
+the case is the level count - 1 of the decoded prefix.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from hrvqvae.config.schema import RefinerConfig
 class ResidualBlock(nn.Module):
     """x + conv1x1(relu(conv(relu(x + bias)))), with a learned bias per case (0 cases: no bias)."""
 
-    def __init__(self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0) -> None:
+    def __init__(
+        self, hidden: int, inner: int, kernel: int, dilation: int = 1, cases: int = 0
+    ) -> None:
         super().__init__()
         if cases:
             self.case = nn.Embedding(cases, hidden)
             nn.init.zeros_(self.case.weight)
-        self.spatial = nn.Conv2d(hidden, inner, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        self.spatial = nn.Conv2d(
+            hidden, inner, kernel, padding=dilation * (kernel // 2), dilation=dilation
+        )
         self.pointwise = nn.Conv2d(inner, hidden, 1)
 
     def forward(self, features: Tensor, case: Tensor | None = None) -> Tensor:
@@ -38,14 +43,18 @@ class ResidualStack(nn.Sequential):
 
 
 class Encoder(nn.Sequential):
-    """Images (B, C, Y, X) to latents (B, D, Y / stride, X / stride); the stride is a power of two, at least 2.
+    """Images (B, C, Y, X) to latents (B, D, Y / stride, X / stride); the stride is a power of two,
+    at least 2.
 
-    image -> [conv 4x4, stride 2, relu] x log2(stride) -> conv -> residual stack -> conv 1x1 -> latents
+    image -> [conv 4x4, stride 2, relu] x log2(stride) -> conv -> residual stack -> conv 1x1 ->
+    latents
     """
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
         layers: list[nn.Module] = []
-        width, hidden, kernel = channels, config.hidden_units, config.kernel
+        width = channels
+        hidden = config.hidden_units
+        kernel = config.kernel
         for step in range(stride.bit_length() - 1):  # log2(stride)
             next_width = hidden // 2 if step == 0 else hidden
             layers += [nn.Conv2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
@@ -65,8 +74,12 @@ class Decoder(nn.Sequential):
 
     def __init__(self, config: NetworkConfig, channels: int, dim: int, stride: int) -> None:
         width = hidden = config.hidden_units
-        layers: list[nn.Module] = [nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)]
-        layers.append(ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks))
+        layers: list[nn.Module] = [
+            nn.Conv2d(dim, hidden, config.kernel, padding=config.kernel // 2)
+        ]
+        layers.append(
+            ResidualStack(hidden, config.residual_units, config.kernel, config.residual_blocks)
+        )
         for step in reversed(range(1, stride.bit_length() - 1)):
             next_width = hidden // 2 if step == 1 else hidden
             layers += [nn.ConvTranspose2d(width, next_width, 4, stride=2, padding=1), nn.ReLU()]
@@ -76,23 +89,31 @@ class Decoder(nn.Sequential):
 
 
 class Refiner(nn.Module):
-    """latents + conv1x1(relu(blocks(conv(latents)))), with latents (B, D, H, W); initialized as the identity.
+    """latents + conv1x1(relu(blocks(conv(latents)))), with latents (B, D, H, W); initialized as the
+    identity.
 
-    The convolutions of the blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block has a bias per case.
+    The convolutions of the blocks are dilated by 1, 1, 2, 2, 4, 4, ...; each block has a bias per
+    case.
     """
 
     def __init__(self, config: RefinerConfig, dim: int, cases: int) -> None:
         super().__init__()
-        hidden, inner, kernel = config.hidden_units, max(1, config.hidden_units // 2), config.kernel
+        hidden = config.hidden_units
+        inner = max(1, config.hidden_units // 2)
+        kernel = config.kernel
         self.inward = nn.Conv2d(dim, hidden, kernel, padding=kernel // 2)
         dilations = [2 ** (index // 2) for index in range(config.residual_blocks)]
-        self.blocks = nn.ModuleList(ResidualBlock(hidden, inner, kernel, dilation, cases) for dilation in dilations)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(hidden, inner, kernel, dilation, cases) for dilation in dilations
+        )
         self.outward = nn.Conv2d(hidden, dim, 1)
         for parameter in self.outward.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
-        """Refine latents. The case, an int64 index from 0, is () for the whole batch or (B,) with a case per image."""
+        """Refine latents. The case, an int64 index from 0, is () for the whole batch or (B,) with a
+        case per image.
+        """
         features = self.inward(latents)
         for block in self.blocks:
             features = block(features, case)
@@ -105,7 +126,8 @@ class ProgressiveDecoder(nn.Module):
 
     def __init__(self, refiner: Refiner, decoder: nn.Module) -> None:
         super().__init__()
-        self.refiner, self.decoder = refiner, decoder
+        self.refiner = refiner
+        self.decoder = decoder
 
     def forward(self, latents: Tensor, case: Tensor) -> Tensor:
         decoded: Tensor = self.decoder(self.refiner(latents, case))

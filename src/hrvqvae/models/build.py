@@ -17,7 +17,9 @@ from hrvqvae.utils.errors import InputError
 
 
 def get_system(config: Config) -> System:
-    """Return the system of a configuration. Raises InputError if the system or a package that it needs is missing."""
+    """Return the system of a configuration. Raises InputError if the system or a package that it
+    needs is missing.
+    """
     system = SYSTEMS.get(config.model.system)
     if not system.available:
         raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
@@ -25,26 +27,38 @@ def get_system(config: Config) -> System:
 
 
 def build(config: Config) -> Autoencoder:
-    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as `get_system`."""
+    """Build the untrained model of a configuration, on the CPU, in float32. Raises InputError as
+    `get_system`.
+    """
     model = resolve_name(get_system(config).model)
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
 def build_objective(model: Autoencoder, config: Config, move: MoveNetwork) -> Objective:
-    """Build the objective of a configuration. Raises InputError as `get_system` and the objective's constructor."""
+    """Build the objective of a configuration. Raises InputError as `get_system` and the objective's
+    constructor.
+    """
     return cast(Objective, resolve_name(get_system(config).objective)(model, config, move))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:
-    """Return the model. Raises InputError unless it has several levels on one grid, as progressive decoders need."""
+    """Return the model. Raises InputError unless it has several levels on one grid, as progressive
+    decoders need.
+    """
     if not isinstance(model, SingleGridAutoencoder) or len(model.prefixes) < 2:
         title = get_system(config).title
-        raise InputError(f"{title} has no progressive decoder: that takes several levels on one grid")
+        raise InputError(
+            f"{title} has no progressive decoder: that takes several levels on one grid"
+        )
     return model
 
 
 def build_progressive_decoder(model: SingleGridAutoencoder, config: Config) -> ProgressiveDecoder:
-    """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of the decoder."""
-    refiner = Refiner(config.progressive.network, model.quantizer.config.dim, cases=len(model.prefixes) - 1)
+    """Build the untrained progressive decoder of a model, on its device: a refiner, then a copy of
+    the decoder.
+    """
+    refiner = Refiner(
+        config.progressive.network, model.quantizer.config.dim, cases=len(model.prefixes) - 1
+    )
     device = next(model.decoder.parameters()).device
     return ProgressiveDecoder(refiner.to(device), copy.deepcopy(model.decoder)).requires_grad_(True)

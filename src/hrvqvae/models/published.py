@@ -1,6 +1,7 @@
 """Find and download weights of published networks, for distances between images.
 
-The weights are stored in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look for them.
+The weights are stored in torch's cache (`$TORCH_HOME/hub/checkpoints`), where the libraries look
+for them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Published:
     about: str
     package: str  # the library that reads the weights
     extra: str  # the extra of hrvqvae that installs the library
-    url: str  # "module:attribute", the library's URL; a file name may end in the first digits of the SHA-256
+    # "module:attribute", the library's URL; a file name may end in the first digits of the SHA-256
+    url: str
 
     @property
     def how(self) -> str:
@@ -39,12 +41,18 @@ class Published:
 
     @property
     def path(self) -> Path:
-        """The path of the weights, downloaded or not. Raises InputError if the library is not installed."""
+        """The path of the weights, downloaded or not. Raises InputError if the library is not
+        installed.
+        """
         import torch
 
         if not self._has_library():
             raise InputError(f"{self.name} needs {self.package}: {self.how}")
-        return Path(torch.hub.get_dir()) / "checkpoints" / str(resolve_name(self.url)).rsplit("/", 1)[-1]
+        return (
+            Path(torch.hub.get_dir())
+            / "checkpoints"
+            / str(resolve_name(self.url)).rsplit("/", 1)[-1]
+        )
 
     @property
     def available(self) -> bool:
@@ -53,31 +61,42 @@ class Published:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Return a context for code that reads the weights. Raises InputError if the weights are missing or damaged."""
+        """Return a context for code that reads the weights. Raises InputError if the weights are
+        missing or damaged.
+        """
         if not self.available:
             raise InputError(f"{self.name} is not on this machine: {self.how}")
         try:
             yield
         except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(f"{self.path} is damaged ({one_line(error)}); delete it, then {self.how}") from error
+            raise InputError(
+                f"{self.path} is damaged ({one_line(error)}); delete it, then {self.how}"
+            ) from error
 
 
 LPIPS = Published(
-    "lpips-vgg16", "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss", "torchvision", "train",
+    "lpips-vgg16",
+    "LPIPS: VGG16's weights, 528 MB; a VQGAN's perceptual loss",
+    "torchvision",
+    "train",
     "torchvision.models:VGG16_Weights.DEFAULT.url",
-)  # fmt: skip
+)
 INCEPTION = Published(
-    "inception", "FID: Inception's weights, 91 MB", "torch_fidelity", "perceptual",
+    "inception",
+    "FID: Inception's weights, 91 MB",
+    "torch_fidelity",
+    "perceptual",
     "torch_fidelity.feature_extractor_inceptionv3:URL_INCEPTION_V3",
-)  # fmt: skip
+)
 NETWORKS: Mapping[str, Published] = {network.name: network for network in (LPIPS, INCEPTION)}
 
 
 def download(name: str, report: Callable[[str], None]) -> Path:
-    """Download a network's weights unless they are on this machine, and return the path of the weights.
+    """Download a network's weights unless they are on this machine, and return the path of the
+    weights.
 
-    Raises InputError if the network is unknown, its library is not installed, or the download fails. `report` is called
-    with a line on the outcome.
+    Raises InputError if the network is unknown, its library is not installed, or the download
+    fails. `report` is called with a line on the outcome.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
@@ -93,8 +112,12 @@ def download(name: str, report: Callable[[str], None]) -> Path:
     digest = re.search(r"-([0-9a-f]{8,})\.[a-z]+$", path.name)
     try:
         with quiet_network():  # torch writes a temporary file, checks it and renames it
-            torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None, progress=False)
+            torch.hub.download_url_to_file(
+                url, str(path), digest[1] if digest else None, progress=False
+            )
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{name} could not be downloaded: {one_line(error)}; put {url} at {path}") from error
+        raise InputError(
+            f"{name} could not be downloaded: {one_line(error)}; put {url} at {path}"
+        ) from error
     report(f"{name}: from its publisher, checked, in {path}")
     return path

@@ -1,7 +1,9 @@
-"""Encode and decode large images in tiles: the same results, with memory that does not grow with the image.
+"""Encode and decode large images in tiles: the same results, with memory that does not grow with
+the image.
 
-A tile has a core and a halo, the surroundings on which the core's codes or pixels depend. Both are computed, and the
-core is kept. Lengths are positions of the coarsest grid unless a line says pixels; a position has `stride` pixels.
+A tile has a core and a halo, the surroundings on which the core's codes or pixels depend. Both are
+computed, and the core is kept. Lengths are positions of the coarsest grid unless a line says
+pixels; a position has `stride` pixels.
 """
 
 from __future__ import annotations
@@ -23,66 +25,106 @@ _MAX_UNDIVIDED = 2 * _TILE**2  # pixels of the largest image that is not divided
 
 Area = tuple[slice, ...]  # rows and columns
 Tile = tuple[Area, Area, Area]
-"""The core in the grid, the core with its halo in the grid, and the core in the core with its halo."""
+"""The core in the grid, the core with its halo in the grid, and the core in the core with its halo.
+"""
 
 
 def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
-    """Return the width of the halo: an upper bound of the distance over which codes or pixels depend on others.
+    """Return the width of the halo: an upper bound of the distance over which codes or pixels
+    depend on others.
 
-    The bound is the sum of the reach of every convolution, as if each convolution ran on the coarsest grid.
+    The bound is the sum of the reach of every convolution, as if each convolution ran on the
+    coarsest grid.
     """
-    convolutions = (layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    convolutions = (
+        layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    )
     reach = sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions)
-    return max(reach + -(-padding // stride), -(-2 * padding // stride))  # a tile's edge is cropped on both sides
+    return max(
+        reach + -(-padding // stride), -(-2 * padding // stride)
+    )  # a tile's edge is cropped on both sides
 
 
 def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
-    """Divide a grid into tiles of about the same size, at most `side` positions per side, with halos of `margin`."""
+    """Divide a grid into tiles of about the same size, at most `side` positions per side, with
+    halos of `margin`.
+    """
 
     def divide_axis(length: int) -> Iterator[Area]:
         count = -(-length // side)
         for tile in range(count):
-            first, last = length * tile // count, length * (tile + 1) // count
-            begin, end = max(0, first - margin), min(length, last + margin)
+            first = length * tile // count
+            last = length * (tile + 1) // count
+            begin = max(0, first - margin)
+            end = min(length, last + margin)
             yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
     return [tuple(zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]  # type: ignore[misc]
 
 
 def index_pixels(area: Area, factor: int = 1) -> Any:
-    """Return the index of an area in a tensor (..., Y, X) whose grid is `factor` times as fine as the area's."""
+    """Return the index of an area in a tensor (..., Y, X) whose grid is `factor` times as fine as
+    the area's.
+    """
     return ..., *(slice(factor * side.start, factor * side.stop) for side in area)
 
 
-def _track_tiles(grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str) -> Iterator[Tile]:
-    tiles = divide_grid(grid, max(1, _TILE // stride), compute_halo(networks, config.padding, stride))
+def _track_tiles(
+    grid: Grid, stride: int, networks: nn.Module, config: NetworkConfig, action: str
+) -> Iterator[Tile]:
+    tiles = divide_grid(
+        grid, max(1, _TILE // stride), compute_halo(networks, config.padding, stride)
+    )
     return tracked(tiles, f"{action} tiles", len(tiles), lambda _: 1)
 
 
-def encode(encode_tile: Callable[[Tensor], Codes], images: Tensor, config: NetworkConfig, networks: nn.Module) -> Codes:
-    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile by the convolutions of `networks`."""
+def encode(
+    encode_tile: Callable[[Tensor], Codes],
+    images: Tensor,
+    config: NetworkConfig,
+    networks: nn.Module,
+) -> Codes:
+    """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile by the convolutions of
+    `networks`.
+    """
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
         return encode_tile(images)
     grids = config.geometry.grids(images.shape[-2], images.shape[-1])
-    factors = [grid[0] // grids[0][0] for grid in grids]  # positions per position of the coarsest grid
+    factors = [
+        grid[0] // grids[0][0] for grid in grids
+    ]  # positions per position of the coarsest grid
     stride = config.stride * factors[-1]
-    codes = [torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids]
-    for core, extended, core_in_extended in _track_tiles(grids[0], stride, networks, config, "encode"):
+    codes = [
+        torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids
+    ]
+    for core, extended, core_in_extended in _track_tiles(
+        grids[0], stride, networks, config, "encode"
+    ):
         tile_codes = encode_tile(images[index_pixels(extended, stride)])
         for level_codes, level_tile, factor in zip(codes, tile_codes, factors, strict=True):
-            level_codes[index_pixels(core, factor)] = level_tile[index_pixels(core_in_extended, factor)]
+            level_codes[index_pixels(core, factor)] = level_tile[
+                index_pixels(core_in_extended, factor)
+            ]
     return tuple(codes)
 
 
 def decode(
-    decode_tile: Callable[[Codes, Grid | None], Tensor], codes: Codes, size: Grid | None, config: NetworkConfig,
+    decode_tile: Callable[[Codes, Grid | None], Tensor],
+    codes: Codes,
+    size: Grid | None,
+    config: NetworkConfig,
     networks: nn.Module,
-) -> Tensor:  # fmt: skip
-    """Return the images (B, C, Y, X) of codes; `decode_tile` decodes codes to a size by convolutions of `networks`.
+) -> Tensor:
+    """Return the images (B, C, Y, X) of codes; `decode_tile` decodes codes to a size by
+    convolutions of `networks`.
 
     Raises InputError if the size does not fit; None is the largest size.
     """
-    if torch.compiler.is_compiling() or not codes or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED:
+    if (
+        torch.compiler.is_compiling()
+        or not codes
+        or codes[-1].shape[1:].numel() * config.stride**2 <= _MAX_UNDIVIDED
+    ):
         return decode_tile(codes, size)
     grid = (codes[0].shape[1], codes[0].shape[2])
     factors = [level_codes.shape[1] // grid[0] for level_codes in codes]
@@ -93,10 +135,15 @@ def decode(
         if any(kept.start * stride >= side for kept, side in zip(core, size, strict=True)):
             continue  # the tile lies outside an image of this size
         pairs = zip(codes, factors, strict=True)
-        tile_codes = tuple(level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs)
-        # Without the padding, pixels are shifted up and left by `config.padding`; the halo is wider by that much.
+        tile_codes = tuple(
+            level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs
+        )
+        # Without the padding, pixels are shifted up and left by `config.padding`; the halo is wider
+        # by that much.
         axes = zip(core, extended, size, strict=True)
-        height, width = (min(kept.stop * stride, side) - computed.start * stride for kept, computed, side in axes)
+        height, width = (
+            min(kept.stop * stride, side) - computed.start * stride for kept, computed, side in axes
+        )
         decoded = decode_tile(tile_codes, (height, width))
         images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images
         images[index_pixels(core, stride)] = decoded[index_pixels(core_in_extended, stride)]

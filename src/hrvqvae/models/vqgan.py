@@ -1,8 +1,11 @@
-"""The objective of a VQGAN (Esser et al. 2021): squared error, perceptual distance, and a patch discriminator.
+"""The objective of a VQGAN (Esser et al. 2021): squared error, perceptual distance, and a patch
+discriminator.
 
-Unlike the paper, this VQGAN has the encoder and decoder of the other systems, so that only the objective differs.
+Unlike the paper, this VQGAN has the encoder and decoder of the other systems, so that only the
+objective differs.
 
-Shapes: images (B, C, Y, X), in [-1, 1] for the discriminator; its scores (B, 1, h, w), a score per patch.
+Shapes: images (B, C, Y, X), in [-1, 1] for the discriminator; its scores (B, 1, h, w), a score per
+    patch.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ DISCRIMINATOR = "discriminator"
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization with the statistics of all processes. torch's SyncBatchNorm does not run on a CPU."""
+    """Batch normalization with the statistics of all processes. torch's SyncBatchNorm does not run
+    on a CPU.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
         if not (self.training and distributed.is_distributed()):
@@ -35,8 +40,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         running_mean, running_var, tracked = (buffer for buffer in buffers if buffer is not None)
         momentum = self.momentum or 0.0
         values = features.float()
-        axes, shape = (0, 2, 3), (1, -1, 1, 1)
-        count = distributed.all_reduce_with_gradient(values.new_tensor([values.numel() / self.num_features]))
+        axes = (0, 2, 3)
+        shape = (1, -1, 1, 1)
+        count = distributed.all_reduce_with_gradient(
+            values.new_tensor([values.numel() / self.num_features])
+        )
         mean = distributed.all_reduce_with_gradient(values.sum(axes)) / count
         centred = values - mean.view(shape)
         variance = distributed.all_reduce_with_gradient(centred.square().sum(axes)) / count
@@ -51,16 +59,24 @@ class BatchNorm2d(nn.BatchNorm2d):
 class PatchDiscriminator(nn.Sequential):
     """Scores (B, 1, h, w) of the patches of images; a positive score means "real".
 
-    image -> conv 4x4, stride 2 -> leaky relu -> [conv 4x4, stride 2 -> norm -> leaky relu] x (layers - 1)
+    image -> conv 4x4, stride 2 -> leaky relu -> [conv 4x4, stride 2 -> norm -> leaky relu] x
+    (layers - 1)
           -> conv 4x4 -> norm -> leaky relu -> conv 4x4 -> scores
     """
 
     def __init__(self, channels: int, units: int, layers: int) -> None:
-        modules: list[nn.Module] = [nn.Conv2d(channels, units, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        modules: list[nn.Module] = [
+            nn.Conv2d(channels, units, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         width = units
         for layer in range(1, layers + 1):
-            next_width, stride = units * min(2**layer, 8), 2 if layer < layers else 1
-            modules += [nn.Conv2d(width, next_width, 4, stride=stride, padding=1, bias=False), BatchNorm2d(next_width)]
+            next_width = units * min(2**layer, 8)
+            stride = 2 if layer < layers else 1
+            modules += [
+                nn.Conv2d(width, next_width, 4, stride=stride, padding=1, bias=False),
+                BatchNorm2d(next_width),
+            ]
             modules += [nn.LeakyReLU(0.2)]
             width = next_width
         modules.append(nn.Conv2d(width, 1, 4, padding=1))
@@ -72,36 +88,48 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
 
 
-def compute_adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """Return |grad reconstruction| / (|grad adversarial| + 1e-6) at the decoder's last weights (equation 7).
+def compute_adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor
+) -> Tensor:
+    """Return |grad reconstruction| / (|grad adversarial| + 1e-6) at the decoder's last weights
+    (equation 7).
 
     The weight is at most 1e4, and has no gradient. The gradients are averaged over all processes.
     """
-    gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
-    reconstruction_norm, adversarial_norm = (gradient.norm() for gradient in distributed.all_reduce_mean(gradients))
+    gradients = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0]
+        for loss in (reconstruction, adversarial)
+    ]
+    reconstruction_norm, adversarial_norm = (
+        gradient.norm() for gradient in distributed.all_reduce_mean(gradients)
+    )
     weight: Tensor = reconstruction_norm / (adversarial_norm + 1e-6)
     return weight.clamp(max=1e4).detach()
 
 
 def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """Compute the gradient of a scalar loss with respect to `at`, and return the loss with this fixed gradient.
+    """Compute the gradient of a scalar loss with respect to `at`, and return the loss with this
+    fixed gradient.
 
-    The adaptive weight and the update both differentiate the loss. With the fixed gradient, the loss's network runs
-    backward only once.
+    The adaptive weight and the update both differentiate the loss. With the fixed gradient, the
+    loss's network runs backward only once.
     """
     (gradient,) = torch.autograd.grad(loss, at)
     return loss.detach() + (gradient * (at - at.detach())).sum()
 
 
 class AdversarialObjective(Objective):
-    """Updates a VQGAN and, after `adversarial_start` steps, its discriminator (Esser et al. 2021, equations 5 to 7).
+    """Updates a VQGAN and, after `adversarial_start` steps, its discriminator (Esser et al. 2021,
+    equations 5 to 7).
 
     Raises InputError if the network of the perceptual loss is not on this machine.
     """
 
     def __init__(self, model: Autoencoder, config: Config, move: MoveNetwork) -> None:
-        self.model, self.settings = cast(SingleGridAutoencoder, model), cast(VQGANConfig, config.model)
-        units, layers = self.settings.discriminator_units, self.settings.discriminator_layers
+        self.model = cast(SingleGridAutoencoder, model)
+        self.settings = cast(VQGANConfig, config.model)
+        units = self.settings.discriminator_units
+        layers = self.settings.discriminator_layers
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = perceptual_distance(self.settings.perceptual)
@@ -115,7 +143,8 @@ class AdversarialObjective(Objective):
         real = images.float() / 255
         with learner.autocast():
             result = self.model(images)
-        fake, losses = result.images, dict(result.losses)
+        fake = result.images
+        losses = dict(result.losses)
         reconstruction = losses["reconstruction"]
         if self.distance is not None:
             with learner.autocast():
@@ -128,11 +157,20 @@ class AdversarialObjective(Objective):
             learner.update(MODEL)
             return metrics, result.codes
         with learner.autocast():
-            scores, *compared = (self.discriminator(seen * 2 - 1).float() for seen in (fake, real, fake.detach()))
-        adversarial, last_layer = fix_gradient(-scores.mean(), fake), cast(nn.ConvTranspose2d, self.model.decoder[-1])
+            scores, *compared = (
+                self.discriminator(seen * 2 - 1).float() for seen in (fake, real, fake.detach())
+            )
+        adversarial = fix_gradient(-scores.mean(), fake)
+        last_layer = cast(nn.ConvTranspose2d, self.model.decoder[-1])
         weight = compute_adaptive_weight(reconstruction, adversarial, last_layer.weight)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
         metrics = learner.take_gradient(losses)
-        discriminator_metrics = learner.take_gradient({DISCRIMINATOR: hinge_loss(*compared)}, of=DISCRIMINATOR)
+        discriminator_metrics = learner.take_gradient(
+            {DISCRIMINATOR: hinge_loss(*compared)}, of=DISCRIMINATOR
+        )
         learner.update(MODEL, DISCRIMINATOR)  # on a CPU both gradients are known to be finite here
-        return {**metrics, "adaptive_weight": weight, DISCRIMINATOR: discriminator_metrics["loss"]}, result.codes
+        return {
+            **metrics,
+            "adaptive_weight": weight,
+            DISCRIMINATOR: discriminator_metrics["loss"],
+        }, result.codes

@@ -1,4 +1,5 @@
-"""Adapt the quantizers of vector-quantize-pytorch to the interface of this package (docs/method.md).
+"""Adapt the quantizers of vector-quantize-pytorch to the interface of this package
+(docs/method.md).
 
 Shapes: (B, H, W, D) latents, L levels; the library takes vectors (1, N, D) with N = B * H * W.
 """
@@ -14,20 +15,29 @@ import vector_quantize_pytorch as library
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.config.model import FSQConfig, FSQQuantizerConfig, LibraryConfig, LibraryQuantizerConfig
+from hrvqvae.config.model import (
+    FSQConfig,
+    FSQQuantizerConfig,
+    LibraryConfig,
+    LibraryQuantizerConfig,
+)
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 
 
 class Adapter(Quantizer):
-    """A quantizer of the library, in float32. In training the library draws from torch's global generator."""
+    """A quantizer of the library, in float32. In training the library draws from torch's global
+    generator.
+    """
 
     config: FSQQuantizerConfig | LibraryQuantizerConfig
     sizes: tuple[int, ...]  # number of possible codes of each level
 
     @abstractmethod
     def _quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return quantized vectors (1, N, D), codes (1, N, L), and losses averaged over the N * D elements."""
+        """Return quantized vectors (1, N, D), codes (1, N, L), and losses averaged over the N * D
+        elements.
+        """
 
     @abstractmethod
     def _look_up(self, codes: Tensor) -> Tensor:
@@ -35,13 +45,17 @@ class Adapter(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
-        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():  # the check would wait for a GPU
+        if (
+            vectors.device.type == "cpu" and not torch.compiler.is_compiling()
+        ):  # the check would wait for a GPU
             require_finite(vectors, ())
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)
         return Quantized(
             quantized.view(latents.shape),
-            tuple(level_codes.reshape(latents.shape[:-1]).long() for level_codes in codes.unbind(-1)),
+            tuple(
+                level_codes.reshape(latents.shape[:-1]).long() for level_codes in codes.unbind(-1)
+            ),
             {name: loss * latents.numel() for name, loss in losses.items()},
         )
 
@@ -59,20 +73,26 @@ class Adapter(Quantizer):
         if check:
             check_codes(codes, self.sizes)
         with torch.autocast(codes[0].device.type, enabled=False):
-            return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(*codes[0].shape, -1)
+            return self._look_up(torch.stack(codes, -1).view(1, -1, len(codes))).view(
+                *codes[0].shape, -1
+            )
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Encode latents (..., D) once: some quantizers of the library initialize themselves from their first input."""
+        """Encode latents (..., D) once: some quantizers of the library initialize themselves from
+        their first input.
+        """
         with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             self.encode(latents)
 
 
 class FSQQuantizer(Adapter):
-    """Finite scalar quantization, which bounds and rounds each channel (Mentzer et al. 2023). It has no losses.
+    """Finite scalar quantization, which bounds and rounds each channel (Mentzer et al. 2023). It
+    has no losses.
 
-        z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B, H, W, D)
+        z (B, H, W, D) -> linear -> tanh, round -> grid points (B, H, W, channels) -> linear -> (B,
+        H, W, D)
 
     The code is the index of the grid point; it changes fastest along the first channel.
     """
@@ -82,8 +102,11 @@ class FSQQuantizer(Adapter):
     def __init__(self, config: FSQQuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        # With `return_indices` the library would build a table of all codes: large, and impossible on the meta device.
-        self.fsq: Any = library.FSQ(levels=list(config.channel_levels), dim=config.dim, return_indices=False)
+        # With `return_indices` the library would build a table of all codes: large, and impossible
+        # on the meta device.
+        self.fsq: Any = library.FSQ(
+            levels=list(config.channel_levels), dim=config.dim, return_indices=False
+        )
         self.fsq.return_indices = True
         self.sizes = (math.prod(config.channel_levels),)
 
@@ -100,7 +123,11 @@ class FSQQuantizer(Adapter):
 _RESIDUAL: dict[str, tuple[str, str, dict[str, Any]]] = {
     "simvq": ("ResidualSimVQ", "input_to_quantize_commit_loss_weight", {}),
     "lfq": ("ResidualLFQ", "commitment_loss_weight", {}),
-    "qinco": ("ResidualVQ", "commitment_weight", {"implicit_neural_codebook": True, "kmeans_init": True}),
+    "qinco": (
+        "ResidualVQ",
+        "commitment_weight",
+        {"implicit_neural_codebook": True, "kmeans_init": True},
+    ),
     "vq": ("ResidualVQ", "commitment_weight", {"kmeans_init": True, "threshold_ema_dead_code": 2}),
 }
 
@@ -129,9 +156,15 @@ class LibraryQuantizer(Adapter):
 
 
 class LibraryAutoencoder(SingleGridAutoencoder):
-    """An autoencoder with a single grid and a quantizer of the library: SimVQ, LFQ, QINCo, VectorQuantize or FSQ."""
+    """An autoencoder with a single grid and a quantizer of the library: SimVQ, LFQ, QINCo,
+    VectorQuantize or FSQ.
+    """
 
     def __init__(self, config: FSQConfig | LibraryConfig, channels: int) -> None:
         settings = config.quantizer
-        quantizer = FSQQuantizer(settings) if isinstance(settings, FSQQuantizerConfig) else LibraryQuantizer(settings)
+        quantizer = (
+            FSQQuantizer(settings)
+            if isinstance(settings, FSQQuantizerConfig)
+            else LibraryQuantizer(settings)
+        )
         super().__init__(config, channels, quantizer)

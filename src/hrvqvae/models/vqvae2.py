@@ -11,18 +11,26 @@ from torch import Tensor, nn
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder, Reconstructed, crop_padding, pad_to_grid, to_unit_images
+from hrvqvae.models.base import (
+    Autoencoder,
+    Reconstructed,
+    crop_padding,
+    pad_to_grid,
+    to_unit_images,
+)
 from hrvqvae.models.blocks import Decoder, Encoder
 from hrvqvae.quantize import Codes, Quantized, ResidualQuantizer, check_codes
 
 
 class VQVAE2(Autoencoder):
-    """Several latent grids, each with a flat codebook. Each grid is encoded given the codewords of the next coarser.
+    """Several latent grids, each with a flat codebook. Each grid is encoded given the codewords of
+    the next coarser.
 
-        image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features of the coarsest grid
+        image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features
+        of the coarsest grid
         coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
-        next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 -> code 2
-        ...
+        next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 ->
+        code 2 ...
         all e -> transposed convs to the finest grid -> concatenated -> decoder -> image
 
     Codes are coarse first. Decoding needs all grids.
@@ -32,14 +40,24 @@ class VQVAE2(Autoencoder):
 
     def __init__(self, config: VQVAE2Config, channels: int) -> None:
         super().__init__(config, channels)
-        grids, hidden, dim, stride = config.grids, config.hidden_units, config.quantizer.dim, config.stride
+        grids = config.grids
+        hidden = config.hidden_units
+        dim = config.quantizer.dim
+        stride = config.stride
         self.encoders = nn.ModuleList([Encoder(config, channels, hidden, stride)])
         self.encoders.extend(Encoder(config, hidden, hidden, 2) for _ in range(grids - 1))
-        self.projections = nn.ModuleList(nn.Conv2d(2 * hidden if level else hidden, dim, 1) for level in range(grids))
-        self.quantizers: Any = nn.ModuleList(ResidualQuantizer(config.quantizer) for _ in range(grids))
+        self.projections = nn.ModuleList(
+            nn.Conv2d(2 * hidden if level else hidden, dim, 1) for level in range(grids)
+        )
+        self.quantizers: Any = nn.ModuleList(
+            ResidualQuantizer(config.quantizer) for _ in range(grids)
+        )
         self.conditions = nn.ModuleList(Decoder(config, hidden, dim, 2) for _ in range(grids - 1))
         doublings = [range(grids - 1 - level) for level in range(grids)]
-        stacks = ([nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in times] for times in doublings)
+        stacks = (
+            [nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in times]
+            for times in doublings
+        )
         self.upsamplings = nn.ModuleList(nn.Sequential(*stack) for stack in stacks)
         self.decoder = Decoder(config, channels, dim * grids, stride)
 
@@ -47,44 +65,63 @@ class VQVAE2(Autoencoder):
     def prefixes(self) -> tuple[int, ...]:
         return (self.config.grids,)
 
-    def _iterate_grids(self, images: Tensor, codewords: list[Tensor]) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
+    def _iterate_grids(
+        self, images: Tensor, codewords: list[Tensor]
+    ) -> Iterator[tuple[ResidualQuantizer, Tensor]]:
         """Yield the quantizer and the latents z of each grid, coarse first, for images in [0, 1].
 
-        Before the next grid, the caller appends the codewords (B, H, W, D) of the current grid to `codewords`.
+        Before the next grid, the caller appends the codewords (B, H, W, D) of the current grid to
+        `codewords`.
         """
         rows, columns = self.config.geometry.grids(images.shape[-2], images.shape[-1])[-1]
         stride = self.config.stride
         features = [pad_to_grid(images, self.config.padding, rows * stride, columns * stride)]
         for encoder in self.encoders:
             features.append(encoder(features[-1]))
-        for level, (quantizer, inputs) in enumerate(zip(self.quantizers, features[:0:-1], strict=True)):
+        for level, (quantizer, inputs) in enumerate(
+            zip(self.quantizers, features[:0:-1], strict=True)
+        ):
             if level:
-                inputs = torch.cat([inputs, self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))], dim=1)
+                inputs = torch.cat(
+                    [inputs, self.conditions[level - 1](codewords[-1].permute(0, 3, 1, 2))], dim=1
+                )
             yield quantizer, self.projections[level](inputs).permute(0, 2, 3, 1).float()
 
     def _decode_codewords(self, codewords: list[Tensor], size: Grid | None) -> Tensor:
-        """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of each grid."""
+        """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from the codewords of
+        each grid.
+        """
         pairs = zip(self.upsamplings, codewords, strict=True)
-        upsampled = [upsample(grid_codewords.permute(0, 3, 1, 2)) for upsample, grid_codewords in pairs]
+        upsampled = [
+            upsample(grid_codewords.permute(0, 3, 1, 2)) for upsample, grid_codewords in pairs
+        ]
         return crop_padding(self.decoder(torch.cat(upsampled, dim=1)), self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
-        """Encode, quantize and decode, with the losses of each grid divided by the number of pixel values."""
+        """Encode, quantize and decode, with the losses of each grid divided by the number of pixel
+        values.
+        """
         unit = to_unit_images(images, self.channels, training=self.training)
-        results, codewords = list[Quantized](), list[Tensor]()
+        results = list[Quantized]()
+        codewords = list[Tensor]()
         for quantizer, latents in self._iterate_grids(unit, codewords):
             results.append(quantizer(latents))
             codewords.append(results[-1].latents)
         output = self._decode_codewords(codewords, (unit.shape[-2], unit.shape[-1]))
         losses = {"reconstruction": (output - (unit * 2 - 1)).square().mean()}
         for level, result in enumerate(results, start=1):
-            losses |= {f"{name}_{level}": loss / unit.numel() for name, loss in result.losses.items()}
+            losses |= {
+                f"{name}_{level}": loss / unit.numel() for name, loss in result.losses.items()
+            }
         return Reconstructed((output + 1) / 2, tuple(result.codes[0] for result in results), losses)
 
     def encode(self, images: Tensor) -> Codes:
         def encode_tile(tile: Tensor) -> Codes:
-            codes, codewords = list[Tensor](), list[Tensor]()
-            for quantizer, latents in self._iterate_grids(to_unit_images(tile, self.channels), codewords):
+            codes = list[Tensor]()
+            codewords = list[Tensor]()
+            for quantizer, latents in self._iterate_grids(
+                to_unit_images(tile, self.channels), codewords
+            ):
                 codes += quantizer.encode(latents)
                 codewords.append(quantizer.lookup((codes[-1],), check=False))
             return tuple(codes)
@@ -97,22 +134,33 @@ class VQVAE2(Autoencoder):
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
             pairs = zip(self.quantizers, tile, strict=True)
-            codewords = [quantizer.lookup((grid_codes,), check=False) for quantizer, grid_codes in pairs]
+            codewords = [
+                quantizer.lookup((grid_codes,), check=False) for quantizer, grid_codes in pairs
+            ]
             return ((self._decode_codewords(codewords, size) + 1) / 2).clamp(0, 1)
 
         return tiles.decode(decode_tile, codes, size, self.config, self)
 
     @torch.no_grad()
-    def initialize(self, images: Tensor, rng: torch.Generator, batch_size: int | None = None) -> None:
+    def initialize(
+        self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
+    ) -> None:
         codewords = list[Tensor]()
-        for quantizer, latents in self._iterate_grids(to_unit_images(images, self.channels), codewords):
+        for quantizer, latents in self._iterate_grids(
+            to_unit_images(images, self.channels), codewords
+        ):
             quantizer.initialize(latents, rng, (batch_size or len(images)) / len(images))
             codewords.append(quantizer.lookup(quantizer.encode(latents)))
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        restarted, codewords = 0, list[Tensor]()
-        for quantizer, latents in self._iterate_grids(to_unit_images(images, self.channels), codewords):
-            codewords.append(quantizer.lookup(quantizer.encode(latents)))  # before any codeword moves
+        restarted = 0
+        codewords = list[Tensor]()
+        for quantizer, latents in self._iterate_grids(
+            to_unit_images(images, self.channels), codewords
+        ):
+            codewords.append(
+                quantizer.lookup(quantizer.encode(latents))
+            )  # before any codeword moves
             restarted += quantizer.restart_dead_codes(latents, rng)
         return restarted

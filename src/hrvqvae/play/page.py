@@ -1,4 +1,6 @@
-"""The page (Gradio): its widgets and their callbacks, and how it is served. `tasks` computes what is shown."""
+"""The page (Gradio): its widgets and their callbacks, and how it is served. `tasks` computes what
+is shown.
+"""
 
 from __future__ import annotations
 
@@ -43,34 +45,60 @@ _HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity 
 
 
 class Page:
-    """The page of one model, which serves one request at a time; it takes images up to these sizes."""
+    """The page of one model, which serves one request at a time; it takes images up to these
+    sizes.
+    """
 
     def __init__(self, model: Model, most_bytes: int, most_pixels: int) -> None:
-        self.model, self.limits, self.size = model, (most_bytes, most_pixels), model.config.data.size
+        self.model = model
+        self.limits = (most_bytes, most_pixels)
+        self.size = model.config.data.size
         self.sampling: dict[str, Any] = {"guidance": 1.0, "levels": None}
         try:
             self.sampling = model.run.sampling_options()
-            self.classes, self.missing = model.classes, ""
+            self.classes = model.classes
+            self.missing = ""
             self.guided = all(prior.level.unconditional for prior in model.priors.networks)
         except InputError as error:
-            self.classes, self.missing, self.guided = (), str(error), False
+            self.classes = ()
+            self.missing = str(error)
+            self.guided = False
 
     def show(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
         """Return the contents of all widgets that show an image."""
         rows = [
-            [level, codewords, used, *("-" if value is None else f"{value:.1f}" for value in perplexities)]
-            for level, (codewords, used, *perplexities) in enumerate(tasks.measure_usage(self.model, picture.square), 1)
+            [
+                level,
+                codewords,
+                used,
+                *("-" if value is None else f"{value:.1f}" for value in perplexities),
+            ]
+            for level, (codewords, used, *perplexities) in enumerate(
+                tasks.measure_usage(self.model, picture.square), 1
+            )
         ]
-        reconstruction, square = self.reconstruct(picture, levels, whole), _enlarge(picture.square)
+        reconstruction = self.reconstruct(picture, levels, whole)
+        square = _enlarge(picture.square)
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
         canvas = json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
-        return picture, _enlarge(picture.whole), picture.note, *reconstruction, canvas, square, rows, None
+        return (
+            picture,
+            _enlarge(picture.whole),
+            picture.note,
+            *reconstruction,
+            canvas,
+            square,
+            rows,
+            None,
+        )
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
         """Show an uploaded image file."""
-        picture = tasks.read_upload(Path(_require(file)), self.model.autoencoder.channels, self.size, *self.limits)
+        picture = tasks.read_upload(
+            Path(_require(file)), self.model.autoencoder.channels, self.size, *self.limits
+        )
         return self.show(picture, levels, whole)
 
     def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
@@ -79,13 +107,18 @@ class Page:
         picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
         return int(seed) + 1, *self.show(picture, levels, whole)
 
-    def reconstruct(self, picture: Picture | None, levels: int, whole: bool) -> tuple[Image.Image, str]:
+    def reconstruct(
+        self, picture: Picture | None, levels: int, whole: bool
+    ) -> tuple[Image.Image, str]:
         """Return an image from the chosen levels, and a line about it."""
         image = _require(picture).whole if whole else _require(picture).square
         decoded, length, psnr = tasks.reconstruct(self.model, image, int(levels))
         error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
         (height, width), pixels = image.shape[-2:], image.numel()
-        line = f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels; {error}"
+        line = (
+            f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels;"
+            f" {error}"
+        )
         return _enlarge(decoded), line
 
     def draw(self, *options: Any) -> Image.Image:
@@ -96,8 +129,11 @@ class Page:
         self, picture: Picture | None, painted: str | None, *options: Any
     ) -> tuple[Image.Image, str, Image.Image]:
         """Draw images that keep what is painted over."""
-        image, marks = _require(picture).square, tasks.parse_marks(painted)
-        kept, share, images = tasks.complete(self.model, image, marks, **self._parse_options(*options))
+        image = _require(picture).square
+        marks = tasks.parse_marks(painted)
+        kept, share, images = tasks.complete(
+            self.model, image, marks, **self._parse_options(*options)
+        )
         return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
 
     def draw_hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
@@ -110,46 +146,70 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Build the widgets and connect them."""
-        config, prefixes, can_draw = self.model.config, self.model.autoencoder.prefixes, not self.missing
+        config = self.model.config
+        prefixes = self.model.autoencoder.prefixes
+        can_draw = not self.missing
         about = (
-            f"## {config.name}\n{config.model.system}, codewords by level: "
-            f"{', '.join(f'{count:,}' for count in config.model.num_codewords)}; trained on {config.data.dataset} at "
-            f"{self.size}x{self.size} pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
+            f"## {config.name}\n{config.model.system}, codewords by level:"
+            f" {', '.join(f'{count:,}' for count in config.model.num_codewords)}; trained on"
+            f" {config.data.dataset} at {self.size}x{self.size}"
+            f" pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
         )
         most = self.limits[0] / (1 << 20)
         deletion = (600, _KEPT_SECONDS)
-        with gr.Blocks(title=f"hrvqvae: {config.name}", analytics_enabled=False, delete_cache=deletion) as page:
+        with gr.Blocks(
+            title=f"hrvqvae: {config.name}", analytics_enabled=False, delete_cache=deletion
+        ) as page:
             gr.Markdown(about)
-            picture, next_seed = gr.State(None, time_to_live=_KEPT_SECONDS), gr.State(1)
+            picture = gr.State(None, time_to_live=_KEPT_SECONDS)
+            next_seed = gr.State(1)
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
-                    file = gr.File(label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=150)
-                    file.async_move_resource_to_block_cache = _refuse_addresses(file.async_move_resource_to_block_cache)
-                    borrow = gr.Button("Let the model draw one", interactive=can_draw, elem_id="borrow")
+                    file = gr.File(
+                        label=f"An image: PNG, JPEG, WebP; at most {most:.3g} MB", height=150
+                    )
+                    file.async_move_resource_to_block_cache = _refuse_addresses(
+                        file.async_move_resource_to_block_cache
+                    )
+                    borrow = gr.Button(
+                        "Let the model draw one", interactive=can_draw, elem_id="borrow"
+                    )
                     original = _make_image("Original", "original")
                     note = gr.Markdown()
                 with gr.Column(scale=2):
                     with gr.Tab("Reconstruct"):
                         levels = gr.Slider(
-                            prefixes[0], max(prefixes[-1], prefixes[0] + 1), value=prefixes[-1], step=1,
-                            label=f"Levels of {prefixes[-1]}", interactive=len(prefixes) > 1, elem_id="levels",
-                        )  # fmt: skip
+                            prefixes[0],
+                            max(prefixes[-1], prefixes[0] + 1),
+                            value=prefixes[-1],
+                            step=1,
+                            label=f"Levels of {prefixes[-1]}",
+                            interactive=len(prefixes) > 1,
+                            elem_id="levels",
+                        )
                         own_size = f"at its own size (else as in training, {self.size}x{self.size})"
                         whole = gr.Checkbox(True, label=own_size)
                         line = gr.Markdown(elem_id="line")
                         decoded = _make_image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
                         sample_options = self._make_options(16)
-                        go_draw = gr.Button("Draw", variant="primary", interactive=can_draw, elem_id="draw")
+                        go_draw = gr.Button(
+                            "Draw", variant="primary", interactive=can_draw, elem_id="draw"
+                        )
                         drawn = _make_image("New images", "drawn")
                     with gr.Tab("Complete"):
                         gr.Markdown("Paint over what should stay; the rest is drawn anew.")
                         painter = gr.HTML(
-                            "", html_template=_CANVAS, css_template=_CANVAS_STYLE, js_on_load=_PAINTER.read_text(),
+                            "",
+                            html_template=_CANVAS,
+                            css_template=_CANVAS_STYLE,
+                            js_on_load=_PAINTER.read_text(),
                             elem_id="painter",
-                        )  # fmt: skip
+                        )
                         completion_options = self._make_options(8)
-                        go_complete = gr.Button("Complete", variant="primary", interactive=can_draw, elem_id="complete")
+                        go_complete = gr.Button(
+                            "Complete", variant="primary", interactive=can_draw, elem_id="complete"
+                        )
                         kept_line = gr.Markdown(elem_id="kept-line")
                         with gr.Row():
                             kept = _make_image("What is kept", "kept")
@@ -159,48 +219,88 @@ class Page:
                         clicked = _make_image("Click on a position", "clicked")
                         reach = _make_image("The codebooks within its reach (Figure 10)", "reach")
             views = [picture, original, note, decoded, line, painter, clicked, table, reach]
-            on = partial(gr.on, concurrency_id="model", concurrency_limit=1)  # one request at a time
+            on = partial(
+                gr.on, concurrency_id="model", concurrency_limit=1
+            )  # one request at a time
             modes = [levels, whole]
             on(file.upload, _report(self.upload), [file, *modes], views, api_name="upload")
-            on(borrow.click, _report(self.borrow), [next_seed, *modes], [next_seed, *views], api_name="borrow")
             on(
-                [levels.change, whole.change], _report(self.reconstruct), [picture, *modes], [decoded, line],
-                trigger_mode="always_last", api_name="reconstruct",
-            )  # fmt: skip
+                borrow.click,
+                _report(self.borrow),
+                [next_seed, *modes],
+                [next_seed, *views],
+                api_name="borrow",
+            )
+            on(
+                [levels.change, whole.change],
+                _report(self.reconstruct),
+                [picture, *modes],
+                [decoded, line],
+                trigger_mode="always_last",
+                api_name="reconstruct",
+            )
             on(go_draw.click, _report(self.draw), sample_options, drawn, api_name="draw")
             on(
-                go_complete.click, _report(self.complete), [picture, painter, *completion_options],
-                [kept, kept_line, completed], api_name="complete",
-            )  # fmt: skip
-            on(clicked.select, _report(self.draw_hierarchy), picture, reach, api_visibility="private")
+                go_complete.click,
+                _report(self.complete),
+                [picture, painter, *completion_options],
+                [kept, kept_line, completed],
+                api_name="complete",
+            )
+            on(
+                clicked.select,
+                _report(self.draw_hierarchy),
+                picture,
+                reach,
+                api_visibility="private",
+            )
         page.queue(max_size=MOST_IMAGES, default_concurrency_limit=1)
         return page
 
     def _make_options(self, count: int) -> list[Any]:
-        """Return the widgets of a sampling: number of images, class, temperature, seed, guidance."""
+        """Return the widgets of a sampling: number of images, class, temperature, seed,
+        guidance.
+        """
         guidance = self.sampling["guidance"]
         with gr.Row():
             return [
                 gr.Slider(1, MOST_IMAGES, value=count, step=1, label="Images"),
-                gr.Dropdown([_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)),
+                gr.Dropdown(
+                    [_ANY, *self.classes], value=_ANY, label="Class", interactive=bool(self.classes)
+                ),
                 gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
-                gr.Slider(0, max(4, guidance), value=guidance, step=0.1, label="Guidance", visible=self.guided),
+                gr.Slider(
+                    0,
+                    max(4, guidance),
+                    value=guidance,
+                    step=0.1,
+                    label="Guidance",
+                    visible=self.guided,
+                ),
             ]
 
     def _parse_options(
         self, count: int, name: str, temperature: float, seed: int | None, guidance: float
     ) -> dict[str, Any]:
-        """Return the values of the widgets of a sampling by name. Raises InputError if one is out of range or empty."""
+        """Return the values of the widgets of a sampling by name. Raises InputError if one is out
+        of range or empty.
+        """
         if not 1 <= count <= MOST_IMAGES:
-            raise InputError(f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once")
+            raise InputError(
+                f"{count} images are asked for; 1 to {MOST_IMAGES} can be drawn at once"
+            )
         if seed is None:
             raise InputError("there is no seed; give a whole number")
         class_name = None if name == _ANY else name
         return {
-            "count": int(count), "class_name": class_name, "temperature": float(temperature), "seed": int(seed),
-            "guidance": float(guidance), "levels": self.sampling["levels"],
-        }  # fmt: skip
+            "count": int(count),
+            "class_name": class_name,
+            "temperature": float(temperature),
+            "seed": int(seed),
+            "guidance": float(guidance),
+            "levels": self.sampling["levels"],
+        }
 
 
 def _report(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -243,7 +343,8 @@ def _choose_zoom(image: Tensor) -> int:
 
 def _enlarge(image: Tensor) -> Image.Image:
     """Return an image whose pixels can be seen."""
-    picture, zoom = to_pil(image), _choose_zoom(image)
+    picture = to_pil(image)
+    zoom = _choose_zoom(image)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
@@ -256,13 +357,18 @@ _POLICY = (
 
 
 class Guard:
-    """Middleware that limits who may ask, the size of a request and of all uploads, and what a browser may load.
+    """Middleware that limits who may ask, the size of a request and of all uploads, and what a
+    browser may load.
 
-    A request with another host name (`is_admitted`), or with another origin than the host, comes from another site.
+    A request with another host name (`is_admitted`), or with another origin than the host, comes
+    from another site.
     """
 
     def __init__(self, app: ASGIApp, most_bytes: int, hosts: tuple[str, ...], folder: Path) -> None:
-        self.app, self.most_bytes, self.hosts, self.folder = app, most_bytes, hosts, folder
+        self.app = app
+        self.most_bytes = most_bytes
+        self.hosts = hosts
+        self.folder = folder
 
     def check(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if the head of a request is refused, else None."""
@@ -300,36 +406,63 @@ class Guard:
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", _POLICY.encode()),
+                ]
             await send(message)
 
         await self.app(scope, receive_limited, send_with_policy)
 
 
 def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixels: int) -> None:
-    """Serve the page of a model until the process is interrupted or ended; uploads lie in a temporary folder.
+    """Serve the page of a model until the process is interrupted or ended; uploads lie in a
+    temporary folder.
 
-    `port` None takes a free port from 7860 on. Raises InputError if the page can't be served at the address.
+    `port` None takes a free port from 7860 on. Raises InputError if the page can't be served at the
+    address.
     """
     if host not in LOOPBACK:
         note("everyone who reaches this machine can use the page")
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
-        guard = Middleware(Guard, most_bytes=most_bytes + (1 << 16), hosts=list_hosts(host), folder=Path(folder))
+        guard = Middleware(
+            Guard, most_bytes=most_bytes + (1 << 16), hosts=list_hosts(host), folder=Path(folder)
+        )
         page = Page(model, most_bytes, most_pixels).build()
-        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        theme = gr.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+        )
         for name in ("no_proxy", "NO_PROXY"):  # Gradio asks the page whether it is there
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
         try:
             _, address, _ = page.launch(
-                server_name=f"[{host}]" if ":" in host else host, server_port=port, max_file_size=most_bytes,
-                share=False, ssr_mode=False, mcp_server=False, pwa=False, enable_monitoring=False, run_history=False,
-                footer_links=[], quiet=True, prevent_thread_lock=True, inbrowser=False,
-                state_session_capacity=_MOST_SESSIONS, theme=theme,
-                app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
-            )  # fmt: skip
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                max_file_size=most_bytes,
+                share=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+                quiet=True,
+                prevent_thread_lock=True,
+                inbrowser=False,
+                state_session_capacity=_MOST_SESSIONS,
+                theme=theme,
+                app_kwargs={
+                    "middleware": [guard],
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                },
+            )
         except Exception as error:  # of the socket, or of Gradio's request to the page
-            raise InputError(f"the page can't be served at {host}, port {port or '7860 and on'} ({error})") from error
+            raise InputError(
+                f"the page can't be served at {host}, port {port or '7860 and on'} ({error})"
+            ) from error
         note(f"{model.run}: {address}   (Ctrl-C ends it)")
         try:
             while True:

@@ -36,7 +36,9 @@ class Picture(NamedTuple):
 
 
 def read_upload(path: Path, channels: int, size: int, most_bytes: int, most_pixels: int) -> Picture:
-    """Read an image file for a model with this number of channels and size of images. Raises InputError."""
+    """Read an image file for a model with this number of channels and size of images. Raises
+    InputError.
+    """
     length = path.stat().st_size
     if length > most_bytes:
         raise InputError(f"{path.name} has {length:,} bytes; at most {most_bytes:,} are admitted")
@@ -50,7 +52,9 @@ def read_upload(path: Path, channels: int, size: int, most_bytes: int, most_pixe
 
 
 def _reduce(image: Tensor, pixels: int) -> tuple[Tensor, str]:
-    """Return the image (C, Y, X) uint8 with at most so many pixels, and a note if it was reduced."""
+    """Return the image (C, Y, X) uint8 with at most so many pixels, and a note if it was
+    reduced.
+    """
     height, width = image.shape[-2:]
     if height * width <= pixels:
         return image, ""
@@ -58,15 +62,21 @@ def _reduce(image: Tensor, pixels: int) -> tuple[Tensor, str]:
     rows = min(pixels, max(1, int(height * share)))
     size = (rows, max(1, min(int(width * share), pixels // rows)))
     small = interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return small.round().clamp(0, 255).to(torch.uint8), f"{width}x{height} pixels reduced to {size[1]}x{size[0]}"
+    return (
+        small.round().clamp(0, 255).to(torch.uint8),
+        f"{width}x{height} pixels reduced to {size[1]}x{size[0]}",
+    )
 
 
 def parse_marks(text: str | None) -> Tensor:
     """Return the painter's JSON as marks (side, side) bool. Raises InputError."""
     try:
         painted = json.loads(text or "{}")
-        side, marks = painted.get("side", 1), painted.get("marks") or "0"
-        if not (isinstance(side, int) and 1 <= side <= MOST_MARKS and len(marks) in (1, side * side)):
+        side = painted.get("side", 1)
+        marks = painted.get("marks") or "0"
+        if not (
+            isinstance(side, int) and 1 <= side <= MOST_MARKS and len(marks) in (1, side * side)
+        ):
             raise ValueError("the marks are not those of a square")
         return torch.tensor([mark == "1" for mark in marks]).expand(side * side).view(side, side)
     except (ValueError, TypeError, AttributeError) as error:
@@ -74,7 +84,9 @@ def parse_marks(text: str | None) -> Tensor:
 
 
 def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, float]:
-    """Return what a file of codes of an image (C, Y, X) uint8 decodes to, its bytes and its PSNR in dB."""
+    """Return what a file of codes of an image (C, Y, X) uint8 decodes to, its bytes and its PSNR in
+    dB.
+    """
     # `Model.compress` would keep a copy of the model, so that the file stays readable
     (file,) = compress(model.autoencoder, model.entropy_model, [image], model.device, levels)
     (decoded,) = model.decompress([file])
@@ -82,23 +94,38 @@ def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, 
 
 
 def complete(
-    model: Model, image: Tensor, marks: Tensor, count: int, class_name: str | None, temperature: float,
-    seed: int, guidance: float = 1.0, levels: int | None = None,
-) -> tuple[Tensor, float, Tensor]:  # fmt: skip
-    """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C, size, size)."""
+    model: Model,
+    image: Tensor,
+    marks: Tensor,
+    count: int,
+    class_name: str | None,
+    temperature: float,
+    seed: int,
+    guidance: float = 1.0,
+    levels: int | None = None,
+) -> tuple[Tensor, float, Tensor]:
+    """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C,
+    size, size).
+    """
     size = model.config.data.size
     mask = interpolate(marks[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
     params = SamplingParams(temperature=temperature, guidance=guidance, levels=levels)
-    return draw_completions(model, image, mask, count, seed=seed, class_name=class_name, params=params)
+    return draw_completions(
+        model, image, mask, count, seed=seed, class_name=class_name, params=params
+    )
 
 
 def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
-    """Return per level: codewords, how many an image uses, its perplexity, and that of training (None if unknown)."""
+    """Return per level: codewords, how many an image uses, its perplexity, and that of training
+    (None if unknown).
+    """
     level_indices = model.autoencoder.codeword_indices(model.encode(image[None]))
     quantizer = getattr(model.autoencoder, "quantizer", None)
     codebooks = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
     rows = []
-    for level, (indices, codewords) in enumerate(zip(level_indices, model.config.model.num_codewords, strict=True)):
+    for level, (indices, codewords) in enumerate(
+        zip(level_indices, model.config.model.num_codewords, strict=True)
+    ):
         counts = vq.counts(indices.cpu(), codewords)
         trained = None
         if codebooks:
@@ -111,8 +138,13 @@ def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, fl
 
 
 def draw_hierarchy(model: Model, image: Tensor, x: int, y: int) -> Figure:
-    """Draw Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't be drawn."""
+    """Draw Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't
+    be drawn.
+    """
     geometry = model.config.model.geometry
-    position = ((y + geometry.margin // 2) // geometry.unit, (x + geometry.margin // 2) // geometry.unit)
+    position = (
+        (y + geometry.margin // 2) // geometry.unit,
+        (x + geometry.margin // 2) // geometry.unit,
+    )
     name = f"{model.config.name}, position ({position[0]}, {position[1]})"
     return hierarchy.draw(hierarchy.make_tree(model.autoencoder, image, position, name))

@@ -18,7 +18,14 @@ from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
-_TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")  # none is below 0
+_TERMS = (
+    "loss",
+    "reconstruction",
+    "commitment",
+    "codebook",
+    "perceptual",
+    "discriminator",
+)  # none is below 0
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -32,12 +39,18 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot loss terms, test MSE and codeword usage against steps, from the records of metrics.jsonl."""
+    """Plot loss terms, test MSE and codeword usage against steps, from the records of
+    metrics.jsonl.
+    """
     steps = [record for record in records if record.get("kind") == "train"]
     tests = [record for record in records if record.get("kind") == "evaluation"]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, errors, usage = figure.subplots(1, 3)
-    terms = [name for name in dict.fromkeys(key for record in steps for key in record) if name.startswith(_TERMS)]
+    terms = [
+        name
+        for name in dict.fromkeys(key for record in steps for key in record)
+        if name.startswith(_TERMS)
+    ]
     for name, style in zip(terms, cycle(_LINES), strict=False):
         _plot_field(losses, steps, name, style, label=name)
     losses.set(title="training loss", xlabel="step", yscale="log" if steps else "linear")
@@ -49,7 +62,12 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             if tests[0]["level_mse"][level] is not None:
                 mse = [record["level_mse"][level] for record in tests]
                 errors.plot(at_steps, mse, ".-", label=level_names(range(level + 1)))
-            usage.plot(at_steps, [record["usage"][level] * 100 for record in tests], ".-", label=f"level {level + 1}")
+            usage.plot(
+                at_steps,
+                [record["usage"][level] * 100 for record in tests],
+                ".-",
+                label=f"level {level + 1}",
+            )
         errors.legend(frameon=False)
         usage.legend(frameon=False)
     errors.set(title="test MSE of each prefix", xlabel="step", yscale="log" if tests else "linear")
@@ -57,8 +75,12 @@ def plot_training(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _plot_field(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str) -> None:
-    """Plot a field of the records that have it against steps; a single point gets a marker, to be visible."""
+def _plot_field(
+    axes: Axes, records: Sequence[Mapping[str, Any]], name: str, style: str, label: str
+) -> None:
+    """Plot a field of the records that have it against steps; a single point gets a marker, to be
+    visible.
+    """
     points = [(record["step"], record[name]) for record in records if name in record]
     if points:
         (line,) = axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2)
@@ -67,24 +89,41 @@ def _plot_field(axes: Axes, records: Sequence[Mapping[str, Any]], name: str, sty
 
 
 def plot_prior(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plot bits per code, in training and on held-out codes, against steps, from the records of metrics.jsonl."""
+    """Plot bits per code, in training and on held-out codes, against steps, from the records of
+    metrics.jsonl.
+    """
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for kind, label, style in (("train", "training, with dropout", "-"), ("evaluation", "held out", ".-")):
-        _plot_field(axes, [record for record in records if record.get("kind") == kind], "bits_per_code", style, label)
+    for kind, label, style in (
+        ("train", "training, with dropout", "-"),
+        ("evaluation", "held out", ".-"),
+    ):
+        _plot_field(
+            axes,
+            [record for record in records if record.get("kind") == kind],
+            "bits_per_code",
+            style,
+            label,
+        )
     axes.set(title="bits per code", xlabel="step", yscale="log")
     axes.legend(frameon=False)
     save_figure(figure, path)
 
 
 def plot_usage(counts: Sequence[Tensor], path: Path) -> None:
-    """Plot how often each codeword is chosen, most used first, in a panel per level; counts are (K_l,) per level."""
+    """Plot how often each codeword is chosen, most used first, in a panel per level; counts are
+    (K_l,) per level.
+    """
     figure = Figure(figsize=(4 * len(counts), 3), layout="constrained")
-    for level, (axes, count) in enumerate(zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True)):
+    for level, (axes, count) in enumerate(
+        zip(figure.subplots(1, len(counts), squeeze=False)[0], counts, strict=True)
+    ):
         share = torch.sort(count.double() / count.sum().clamp(min=1), descending=True).values * 100
         axes.stairs(share.tolist(), fill=True, color="#4477aa")
         used = int((count > 0).sum())
-        axes.set(title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank")
+        axes.set(
+            title=f"level {level + 1}: {used} of {len(share)} used", xlabel="codeword, by rank"
+        )
         axes.set_ylabel("% of positions")
         axes.set_yscale("symlog", linthresh=0.1)
     save_figure(figure, path)

@@ -15,8 +15,12 @@ from torch import Tensor
 from hrvqvae.data.images import to_pil
 from hrvqvae.utils.errors import InputError
 
-_GAP, _BACKGROUND, _INK = 4, (255, 255, 255), (40, 40, 40)
-_MOST_PIXELS, _MOST_PER_PIXEL = 1 << 24, 16  # of a sheet, and more per pixel of its images
+_GAP = 4
+_BACKGROUND = (255, 255, 255)
+_INK = (40, 40, 40)
+# of a sheet, and more per pixel of its images
+_MOST_PIXELS = 1 << 24
+_MOST_PER_PIXEL = 16
 
 
 class SheetRow(NamedTuple):
@@ -27,24 +31,35 @@ class SheetRow(NamedTuple):
 
 
 def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
-    """Return a picture of the rows, each below its caption. Captions take no space if all are empty.
+    """Return a picture of the rows, each below its caption. Captions take no space if all are
+    empty.
 
-    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels. Raises InputError if nearly
-    all of the picture would be empty, as for a very wide image beside a very tall one.
+    Each pixel is repeated `zoom` times; None enlarges the largest side to about 64 pixels. Raises
+    InputError if nearly all of the picture would be empty, as for a very wide image beside a very
+    tall one.
     """
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     factor = zoom or max(1, round(64 / largest))
     columns = max(len(row) for row in pictures)
-    widths = [max((row[i].width for row in pictures if i < len(row)), default=0) * factor for i in range(columns)]
+    widths = [
+        max((row[i].width for row in pictures if i < len(row)), default=0) * factor
+        for i in range(columns)
+    ]
     heights = [max(picture.height for picture in row) * factor for row in pictures]
     font = ImageFont.load_default(size=13)
     caption = 20 if any(row.caption for row in rows) else 0
-    width = max(sum(widths) + _GAP * (columns + 1), *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows))
+    width = max(
+        sum(widths) + _GAP * (columns + 1),
+        *(int(font.getlength(row.caption)) + 2 * _GAP for row in rows),
+    )
     height = sum(heights) + len(rows) * (caption + _GAP) + _GAP
     pixels = sum(picture.width * picture.height for row in pictures for picture in row) * factor**2
     if width * height > _MOST_PIXELS + _MOST_PER_PIXEL * pixels:
-        raise InputError(f"a sheet of these images has {width}x{height} pixels, most of them empty: draw them apart")
+        raise InputError(
+            f"a sheet of these images has {width}x{height} pixels, most of them empty: draw them"
+            " apart"
+        )
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     top = _GAP
@@ -60,7 +75,11 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
 
 
 def draw_grid(images: Sequence[Tensor]) -> Image.Image:
-    """Return a picture of images of one size in a grid without captions, about as many per row as there are rows."""
+    """Return a picture of images of one size in a grid without captions, about as many per row as
+    there are rows.
+    """
     columns = math.ceil(math.sqrt(len(images)))
-    rows = [SheetRow("", images[first : first + columns]) for first in range(0, len(images), columns)]
+    rows = [
+        SheetRow("", images[first : first + columns]) for first in range(0, len(images), columns)
+    ]
     return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))

@@ -1,1 +1,3 @@
-"""Autoregressive priors: their interface, networks and samplers. This module does not import torch."""
+"""Autoregressive priors: their interface, networks and samplers. This module does not import
+torch.
+"""

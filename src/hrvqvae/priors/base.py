@@ -1,7 +1,8 @@
-"""The interface of the priors. A prior gives the distribution of the codes of its levels, position by position.
+"""The interface of the priors. A prior gives the distribution of the codes of its levels, position
+by position.
 
-Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices of coarser level j (B, H_j, W_j);
-labels (B,). Lists of levels begin with the coarsest.
+Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices of coarser level j
+(B, H_j, W_j); labels (B,). Lists of levels begin with the coarsest.
 """
 
 from __future__ import annotations
@@ -28,11 +29,17 @@ class Level:
 
     grid: Grid  #: (H, W) of the codes
     symbols: int  #: m, the number of values of a code
-    coarser: tuple[int, ...] = ()  #: number of codewords of each coarser level of the model, coarse first
+    coarser: tuple[
+        int, ...
+    ] = ()  #: number of codewords of each coarser level of the model, coarse first
     codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
-    linked: bool = False  #: whether each codeword of the next coarser level has a codebook of its own
+    linked: bool = (
+        False  #: whether each codeword of the next coarser level has a codebook of its own
+    )
     classes: int = 0  #: number of class labels, 0 if there are none
-    unconditional: bool = False  #: whether the prior also learns a label for "no class"; its value is `classes`
+    unconditional: bool = (
+        False  #: whether the prior also learns a label for "no class"; its value is `classes`
+    )
 
     @property
     def index(self) -> int:
@@ -41,26 +48,41 @@ class Level:
 
     @property
     def labels(self) -> int:
-        """The number of labels: one per class, and one for "no class" if the prior is also trained without classes."""
+        """The number of labels: one per class, and one for "no class" if the prior is also trained
+        without classes.
+        """
         return self.classes + self.unconditional
 
-    def check(self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False) -> None:
+    def check(
+        self, coarser: Sequence[Tensor], label: Tensor | None, *, training: bool = False
+    ) -> None:
         """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
 
-        With `training` on a GPU the values are not checked, because the check would wait for the GPU.
+        With `training` on a GPU the values are not checked, because the check would wait for the
+        GPU.
         """
 
         def exceeds_range(values: Tensor, end: int) -> bool:
             skip = training and values.device.type != "cpu"
-            return not skip and values.numel() > 0 and (int(values.min()) < 0 or int(values.max()) >= end)
+            return (
+                not skip
+                and values.numel() > 0
+                and (int(values.min()) < 0 or int(values.max()) >= end)
+            )
 
         if len(coarser) != len(self.coarser):
-            raise InputError(f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}")
-        for level, (indices, codewords) in enumerate(zip(coarser, self.coarser, strict=True), start=1):
+            raise InputError(
+                f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}"
+            )
+        for level, (indices, codewords) in enumerate(
+            zip(coarser, self.coarser, strict=True), start=1
+        ):
             if exceeds_range(indices, codewords):
                 raise InputError(f"coarser level {level} has an index outside 0..{codewords - 1}")
         if self.classes and label is None:
-            raise InputError(f"this prior is class-conditional: give a label, 0..{self.classes - 1}")
+            raise InputError(
+                f"this prior is class-conditional: give a label, 0..{self.classes - 1}"
+            )
         if label is not None and not self.classes:
             raise InputError("this prior has no classes: leave the label out")
         if label is not None and exceeds_range(label, self.labels):
@@ -68,11 +90,14 @@ class Level:
 
 
 class Prior(nn.Module, ABC):
-    """A network for the codes of consecutive `levels` of one grid, conditioned on the coarser levels and the class."""
+    """A network for the codes of consecutive `levels` of one grid, conditioned on the coarser
+    levels and the class.
+    """
 
     def __init__(self, config: PriorNetworkConfig, *levels: Level) -> None:
         super().__init__()
-        self.config, self.levels = config, levels
+        self.config = config
+        self.levels = levels
 
     @property
     def level(self) -> Level:
@@ -80,21 +105,29 @@ class Prior(nn.Module, ABC):
         return self.levels[0]
 
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the codeword indices (B, H, W) of each level of the prior; its first level counts as not linked."""
+        """Return the codeword indices (B, H, W) of each level of the prior; its first level counts
+        as not linked.
+        """
         indices = list[Tensor]()
         for level, level_codes in zip(self.levels, codes, strict=True):
-            indices.append(indices[-1] * level.symbols + level_codes if indices and level.linked else level_codes)
+            indices.append(
+                indices[-1] * level.symbols + level_codes
+                if indices and level.linked
+                else level_codes
+            )
         return indices
 
     @abstractmethod
     def level_logits(
         self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as `Level.check`.
+        """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as
+        `Level.check`.
 
-        At a position, the logits of a level depend on the codes (B, H, W) of all levels of the prior at earlier
-        positions in raster order, and on the codes of the coarser of these levels at the same position, but on no
-        others. `coarser` are the codeword indices of all levels coarser than these; `label` is None without classes.
+        At a position, the logits of a level depend on the codes (B, H, W) of all levels of the
+        prior at earlier positions in raster order, and on the codes of the coarser of these levels
+        at the same position, but on no others. `coarser` are the codeword indices of all levels
+        coarser than these; `label` is None without classes.
         """
 
 
@@ -102,12 +135,16 @@ class Prior(nn.Module, ABC):
 class Priors:
     """The priors of a run."""
 
-    networks: tuple[Prior, ...]  #: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32
+    networks: tuple[
+        Prior, ...
+    ]  #: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32
     classes: tuple[str, ...]  #: names of the class labels, empty if there are none
     class_counts: tuple[int, ...]  #: number of training images of each class
 
     def class_index(self, name: str | int) -> int:
-        """Return the index of a class from its name or index. Raises InputError if there is no such class."""
+        """Return the index of a class from its name or index. Raises InputError if there is no such
+        class.
+        """
         if not self.classes:
             raise InputError("the priors know no classes; leave the class out")
         name = str(name)
@@ -115,7 +152,10 @@ class Priors:
             return self.classes.index(name)
         if name.isdecimal() and int(name) < len(self.classes):
             return int(name)
-        raise InputError(f"class {name!r} is not one of {', '.join(self.classes)} (or 0..{len(self.classes) - 1})")
+        raise InputError(
+            f"class {name!r} is not one of {', '.join(self.classes)} (or"
+            f" 0..{len(self.classes) - 1})"
+        )
 
 
 def compute_nats(
@@ -123,31 +163,49 @@ def compute_nats(
 ) -> list[Tensor]:
     """Return the mean negative log-likelihood per code of each level of a prior, in nats."""
     level_logits = prior.level_logits(codes, coarser, label)
-    return [cross_entropy(logits.float(), level_codes) for logits, level_codes in zip(level_logits, codes, strict=True)]
+    return [
+        cross_entropy(logits.float(), level_codes)
+        for logits, level_codes in zip(level_logits, codes, strict=True)
+    ]
 
 
-def compute_loss(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+def compute_loss(
+    prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+) -> Tensor:
     """Return the mean of `compute_nats` over the levels."""
     return torch.stack(compute_nats(prior, codes, coarser, label)).mean()
 
 
 @torch.inference_mode()
-def measure_bits(prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None) -> list[float]:
+def measure_bits(
+    prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+) -> list[float]:
     """Return the total bits of a batch's codes under a prior, for each level of the prior."""
     pairs = zip(compute_nats(prior, codes, coarser, label), codes, strict=True)
     return [float(nats.double()) * level_codes.numel() / math.log(2) for nats, level_codes in pairs]
 
 
 def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
-    """Build the untrained prior of the given levels for images of the configured size, on the CPU, in float32."""
-    model, size, network = config.model, config.data.size, config.prior.network
+    """Build the untrained prior of the given levels for images of the configured size, on the CPU,
+    in float32.
+    """
+    model = config.model
+    size = config.data.size
+    network = config.prior.network
     prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
     unconditional = classes > 0 and config.prior.class_dropout > 0
-    return prior_class(network, *(
-        Level(
-            grid=model.geometry.grids(size, size)[index], symbols=model.num_symbols[index],
-            coarser=model.num_codewords[:index], codewords=model.num_codewords[index], linked=model.linked[index],
-            classes=classes, unconditional=unconditional,
-        )
-        for index in levels
-    ))  # fmt: skip
+    return prior_class(
+        network,
+        *(
+            Level(
+                grid=model.geometry.grids(size, size)[index],
+                symbols=model.num_symbols[index],
+                coarser=model.num_codewords[:index],
+                codewords=model.num_codewords[index],
+                linked=model.linked[index],
+                classes=classes,
+                unconditional=unconditional,
+            )
+            for index in levels
+        ),
+    )

@@ -1,6 +1,7 @@
 """Blocks of autoregressive networks: causal convolutions, gated residual blocks, attention.
 
-Shapes: (B, C, H, W) features. The output of a causal layer at a position depends on no later position in raster order.
+Shapes: (B, C, H, W) features. The output of a causal layer at a position depends on no later
+    position in raster order.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from torch.nn.functional import conv2d, dropout, elu, pad, scaled_dot_product_at
 
 
 class CausalConv2d(nn.Module):
-    """A causal convolution. Only the causal part of its k x k filter is stored, so the filter needs no mask.
+    """A causal convolution. Only the causal part of its k x k filter is stored, so the filter needs
+    no mask.
 
-        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 + 1), or k // 2 columns if strict
+        above  (out, in, k // 2, k)            left  (out, in, 1, k // 2 + 1), or k // 2 columns if
+        strict
 
     Args:
-        strict: exclude the position itself, as a first layer must (mask "A" of van den Oord et al. 2016).
+        strict: exclude the position itself, as a first layer must (mask "A" of van den Oord et al.
+            2016).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, strict: bool = False) -> None:
@@ -27,14 +31,18 @@ class CausalConv2d(nn.Module):
         self.reach = kernel // 2
         across = self.reach + (0 if strict else 1)
         bound = 1 / math.sqrt(inputs * (self.reach * kernel + across))
-        self.above = nn.Parameter(torch.empty(outputs, inputs, self.reach, kernel).uniform_(-bound, bound))
+        self.above = nn.Parameter(
+            torch.empty(outputs, inputs, self.reach, kernel).uniform_(-bound, bound)
+        )
         self.left = nn.Parameter(torch.empty(outputs, inputs, 1, across).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, in, H, W) to (B, out, H, W)."""
         reach = self.reach
-        missing = self.above.shape[3] - self.left.shape[3]  # columns to the right, whose weights are 0
+        missing = (
+            self.above.shape[3] - self.left.shape[3]
+        )  # columns to the right, whose weights are 0
         kernel = torch.cat([self.above, pad(self.left, (0, missing))], dim=2)
         return conv2d(pad(features, (reach, reach, reach, 0)), kernel, self.bias)
 
@@ -42,8 +50,9 @@ class CausalConv2d(nn.Module):
 def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
     """Apply dropout to a share of the elements, and keep shape and memory format.
 
-    On a CPU the share is rounded to a multiple of 1/256, at most 255/256. torch's dropout draws a random number per
-    element there, which takes a tenth of a training step. This function draws a random byte per element.
+    On a CPU the share is rounded to a multiple of 1/256, at most 255/256. torch's dropout draws a
+    random number per element there, which takes a tenth of a training step. This function draws a
+    random byte per element.
     """
     threshold = min(round(share * 256), 255)
     if not training or threshold == 0:
@@ -53,12 +62,18 @@ def cheap_dropout(features: Tensor, share: float, training: bool) -> Tensor:
     count = features.numel()
     words = torch.empty(-(-count // 8), dtype=torch.long).random_(-(2**63), None)
     kept = words.view(torch.uint8)[:count] >= threshold
-    mask = kept.to(features.dtype).mul_(256 / (256 - threshold)).as_strided(features.shape, features.stride())
+    mask = (
+        kept.to(features.dtype)
+        .mul_(256 / (256 - threshold))
+        .as_strided(features.shape, features.stride())
+    )
     return features * mask
 
 
 class GatedResidualBlock(nn.Module):
-    """A block x + a * sigmoid(b), where (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) + condition."""
+    """A block x + a * sigmoid(b), where (a, b) = conv1x1(dropout(elu(causal conv(elu(x))))) +
+    condition.
+    """
 
     def __init__(self, hidden: int, inner: int, kernel: int, dropout_share: float) -> None:
         super().__init__()
@@ -67,25 +82,29 @@ class GatedResidualBlock(nn.Module):
         self.dropout_share = dropout_share
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """Map features (B, hidden, H, W) to the same shape; the condition is (B, 2 * hidden, H, W)."""
+        """Map features (B, hidden, H, W) to the same shape; the condition is (B, 2 * hidden, H,
+        W).
+        """
         inner = cheap_dropout(elu(self.spatial(elu(features))), self.dropout_share, self.training)
         value, gate = (self.pointwise(inner) + condition).chunk(2, dim=1)
         gated: Tensor = value * gate.sigmoid()
         return features + gated
 
 
-_BLOCK = 32  # queries per block on a CPU: scores stay in cache, and blocks of later keys are never computed
+# queries per block on a CPU: scores stay in cache, and blocks of later keys are never computed
+_BLOCK = 32
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
     """Return softmax(queries keys^T / sqrt(d)) values; arguments and result are (B, heads, N, d).
 
-    With `causal`, a position attends to itself and to earlier positions. On a CPU the queries are processed in blocks,
-    because torch's fused attention is slow for narrow heads.
+    With `causal`, a position attends to itself and to earlier positions. On a CPU the queries are
+    processed in blocks, because torch's fused attention is slow for narrow heads.
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-    shape, scaled = queries.shape, queries / math.sqrt(queries.shape[-1])
+    shape = queries.shape
+    scaled = queries / math.sqrt(queries.shape[-1])
     queries, keys, values = (tensor.reshape(-1, *shape[-2:]) for tensor in (scaled, keys, values))
     blocks = []
     for start in range(0, shape[-2], _BLOCK):
@@ -93,7 +112,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
         num_keys = start + block.shape[1] if causal else shape[-2]
         block_keys = keys[:, :num_keys].transpose(-1, -2)
         if causal:
-            mask = torch.full((block.shape[1], num_keys), -math.inf, dtype=block.dtype).triu(start + 1)
+            mask = torch.full((block.shape[1], num_keys), -math.inf, dtype=block.dtype).triu(
+                start + 1
+            )
             scores = torch.baddbmm(mask.expand(len(block), -1, -1), block, block_keys)
         else:
             scores = block @ block_keys
@@ -101,11 +122,19 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     return torch.cat(blocks, dim=1).view(shape)
 
 
-def self_attention(projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend) -> Tensor:
-    """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention (B, N, C)."""
+def self_attention(
+    projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend
+) -> Tensor:
+    """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention
+    (B, N, C).
+    """
     batch, count, width = projected.shape
-    queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(2, 0, 3, 1, 4)
-    return form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
+    queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(
+        2, 0, 3, 1, 4
+    )
+    return (
+        form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
+    )
 
 
 class Attention(nn.Module):
@@ -113,7 +142,8 @@ class Attention(nn.Module):
 
     def __init__(self, hidden: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads = heads
+        self.causal = causal
         self.norm = nn.LayerNorm(hidden)
         self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
         self.output = nn.Linear(hidden, hidden)

@@ -1,4 +1,6 @@
-"""Configurations and registry entries of the priors' networks. This module does not import torch."""
+"""Configurations and registry entries of the priors' networks. This module does not import
+torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class PixelSNAILConfig(PriorNetworkConfig):
     kind: Literal["pixelsnail"] = "pixelsnail"
     hidden_units: Positive = 64  #: channels of the features
     residual_units: Positive = 64  #: channels inside a gated residual block
-    residual_blocks: Positive = 12  #: gated residual blocks, with the attention layers spread evenly among them
+    residual_blocks: Positive = (
+        12  #: gated residual blocks, with the attention layers spread evenly among them
+    )
     attention_heads: Positive = 8  #: heads per attention layer, a divisor of `hidden_units`
     #: Filter size of the causal convolutions.
     kernel: Annotated[int, Range(lambda size: size >= 3 and size % 2 == 1, "odd, at least 3")] = 5
@@ -33,7 +37,9 @@ class PixelSNAILConfig(PriorNetworkConfig):
 
 
 class GPTConfig(PriorNetworkConfig):
-    """A transformer for each group of linked levels, with a head for each level (docs/method.md)."""
+    """A transformer for each group of linked levels, with a head for each level
+    (docs/method.md).
+    """
 
     kind: Literal["gpt"] = "gpt"
     hidden_units: Positive = 128  #: width of the features
@@ -41,11 +47,16 @@ class GPTConfig(PriorNetworkConfig):
     heads: Positive = 4  #: heads per attention, a divisor of `hidden_units`
     dropout: Share = 0.0  #: dropout probability of the terms that layers and heads add
     path_units: Positive = 48  #: width of the embeddings of codewords
-    #: Most embeddings per level; codewords whose indices are equal modulo this value share an embedding.
+    #: Most embeddings per level; codewords whose indices are equal modulo this value share an
+    #: embedding.
     most_paths: Positive = 4096
 
     def check(self) -> None:
-        self.require(self.hidden_units % self.heads == 0, "heads", f"a divisor of hidden_units ({self.hidden_units})")
+        self.require(
+            self.hidden_units % self.heads == 0,
+            "heads",
+            f"a divisor of hidden_units ({self.hidden_units})",
+        )
 
     def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
         starts = [level for level, is_linked in enumerate(linked) if not is_linked]
@@ -53,10 +64,16 @@ class GPTConfig(PriorNetworkConfig):
 
 
 PIXELSNAIL = PriorNetwork(
-    name="pixelsnail", title="PixelSNAIL", config=PixelSNAILConfig, network="hrvqvae.priors.pixelsnail:PixelSNAIL",
+    name="pixelsnail",
+    title="PixelSNAIL",
+    config=PixelSNAILConfig,
+    network="hrvqvae.priors.pixelsnail:PixelSNAIL",
     sampler="hrvqvae.priors.pixelsnail_sampler:sample_pixelsnail",
-)  # fmt: skip
+)
 GPT = PriorNetwork(
-    name="gpt", title="transformer with a head for each level", config=GPTConfig, network="hrvqvae.priors.gpt:GPT",
+    name="gpt",
+    title="transformer with a head for each level",
+    config=GPTConfig,
+    network="hrvqvae.priors.gpt:GPT",
     sampler="hrvqvae.priors.gpt_sampler:sample_gpt",
-)  # fmt: skip
+)

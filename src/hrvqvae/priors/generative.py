@@ -1,7 +1,8 @@
-"""Draw images from an autoencoder and its priors, on the CPU, in float32: samples, and completions of an image.
+"""Draw images from an autoencoder and its priors, on the CPU, in float32: samples, and completions
+of an image.
 
-Each prior draws its levels given the codes of the coarser levels, from the coarsest to the finest level. Then the
-autoencoder decodes the codes.
+Each prior draws its levels given the codes of the coarser levels, from the coarsest to the finest
+level. Then the autoencoder decodes the codes.
 """
 
 from __future__ import annotations
@@ -41,12 +42,16 @@ class KeptCodes:
 
     def take(self, images: range) -> KeptCodes:
         """Return the codes of some of the images."""
-        codes = tuple(level if len(level) == 1 else level[images.start : images.stop] for level in self.codes)
+        codes = tuple(
+            level if len(level) == 1 else level[images.start : images.stop] for level in self.codes
+        )
         return KeptCodes(codes, self.masks)
 
 
 def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Draw the classes (B,) int64 of samples, with the frequencies of the classes among the training images."""
+    """Draw the classes (B,) int64 of samples, with the frequencies of the classes among the
+    training images.
+    """
     cumulative = np.cumsum(class_counts) / np.sum(class_counts)
     uniforms = [np.random.default_rng((seed, index)).random() for index in indices]
     return torch.from_numpy(np.searchsorted(cumulative, uniforms, side="right"))
@@ -60,15 +65,23 @@ def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> No
 
 
 def sample_codes(
-    priors: Sequence[Prior], codeword_indices: Callable[[Codes], tuple[Tensor, ...]], indices: Sequence[int], *,
-    seed: int, label: Tensor | None, params: SamplingParams, kept: KeptCodes | None = None,
+    priors: Sequence[Prior],
+    codeword_indices: Callable[[Codes], tuple[Tensor, ...]],
+    indices: Sequence[int],
+    *,
+    seed: int,
+    label: Tensor | None,
+    params: SamplingParams,
+    kept: KeptCodes | None = None,
     sampler: Sampler = sample_cached,
-) -> Codes:  # fmt: skip
-    """Draw the codes (B, H_l, W_l) int64 of all levels of the priors on the CPU, the coarsest level first.
+) -> Codes:
+    """Draw the codes (B, H_l, W_l) int64 of all levels of the priors on the CPU, the coarsest level
+    first.
 
-    A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the priors have no classes.
-    Kept codes of levels without a prior are ignored. Raises InputError if a parameter or a label is out of range, a
-    label is missing, or kept codes have another shape or are out of range.
+    A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the
+    priors have no classes. Kept codes of levels without a prior are ignored. Raises InputError if a
+    parameter or a label is out of range, a label is missing, or kept codes have another shape or
+    are out of range.
     """
     check_sampling_params(priors, params)
     levels = [level for prior in priors for level in prior.levels]
@@ -80,24 +93,45 @@ def sample_codes(
         draws.append(rng.random(sum(positions)))
     uniforms = torch.from_numpy(np.stack(draws)).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
-    codes, masks = ([torch.zeros(shape, dtype=dtype) for shape in shapes] for dtype in (torch.long, torch.bool))
+    codes, masks = (
+        [torch.zeros(shape, dtype=dtype) for shape in shapes] for dtype in (torch.long, torch.bool)
+    )
     if kept is not None:
         by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
         for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
-            name, shape = f"kept codes of level {level.index + 1}", tuple(kept_codes.shape)
+            name = f"kept codes of level {level.index + 1}"
+            shape = tuple(kept_codes.shape)
             if shape[1:] != level.grid or shape[0] not in (1, len(indices)):
-                raise InputError(f"{name} have shape {shape}; expected {(len(indices), *level.grid)}")
+                raise InputError(
+                    f"{name} have shape {shape}; expected {(len(indices), *level.grid)}"
+                )
             if kept_codes.min() < 0 or kept_codes.max() >= level.symbols:
                 raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
             level_codes.copy_(kept_codes)
             level_mask.copy_(kept_mask)
-    level_uniforms = [values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)]
+    level_uniforms = [
+        values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)
+    ]
     for prior in priors:
         first = prior.level.index
         covered = slice(first, first + len(prior.levels))
-        labels, mixing = expand_labels(prior.level, label, params.guidance)  # mixing weighs the labels' logits
-        coarser = [level_indices.repeat(len(mixing), 1, 1) for level_indices in codeword_indices(tuple(codes[:first]))]
-        sampler(prior, codes[covered], masks[covered], coarser, labels, level_uniforms[covered], mixing, params)
+        labels, mixing = expand_labels(
+            prior.level, label, params.guidance
+        )  # mixing weighs the labels' logits
+        coarser = [
+            level_indices.repeat(len(mixing), 1, 1)
+            for level_indices in codeword_indices(tuple(codes[:first]))
+        ]
+        sampler(
+            prior,
+            codes[covered],
+            masks[covered],
+            coarser,
+            labels,
+            level_uniforms[covered],
+            mixing,
+            params,
+        )
     return tuple(codes)
 
 
@@ -113,12 +147,14 @@ class Sampled:
 def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, ...]:
     """Return the masks (H_l, W_l) of the codes that are kept on each grid.
 
-    All codes of a position of the coarsest grid are kept or drawn together, so a kept code never has a drawn parent.
-    `keep` is `top`, `left`, a fraction of the rows from the top, or a mask (Y, X) bool; a code is kept if the
-    mask is true at all its pixels. Raises InputError if `keep` has another form, or keeps nothing or everything.
+    All codes of a position of the coarsest grid are kept or drawn together, so a kept code never
+    has a drawn parent. `keep` is `top`, `left`, a fraction of the rows from the top, or a mask (Y,
+    X) bool; a code is kept if the mask is true at all its pixels. Raises InputError if `keep` has
+    another form, or keeps nothing or everything.
     """
     rows, columns = min(grids)
-    mask, option = torch.zeros(rows, columns, dtype=torch.bool), f"--keep {keep}"
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    option = f"--keep {keep}"
     if isinstance(keep, Tensor):
         mask = adaptive_max_pool2d((~keep)[None].float(), (rows, columns))[0] == 0
         option = "the mask"
@@ -135,6 +171,9 @@ def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, 
         mask[: round(rows * fraction)] = True
     if mask.all() or not mask.any():
         raise InputError(
-            f"{option} keeps {int(mask.sum())} of {mask.numel()} codes of a grid of {rows} rows; keep some, not all"
+            f"{option} keeps {int(mask.sum())} of {mask.numel()} codes of a grid of {rows} rows;"
+            " keep some, not all"
         )
-    return tuple(mask.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids)
+    return tuple(
+        mask.repeat_interleave(h // rows, 0).repeat_interleave(w // columns, 1) for h, w in grids
+    )

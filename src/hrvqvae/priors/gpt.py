@@ -1,7 +1,7 @@
 """A transformer over the positions of a grid, with a head for each of its levels (docs/method.md).
 
-Shapes: (B, N, C) features of N = H * W positions in raster order; codes (B, H, W) of each level; E is `path_units`, the
-width of the codewords' embeddings.
+Shapes: (B, N, C) features of N = H * W positions in raster order; codes (B, H, W) of each level; E
+is `path_units`, the width of the codewords' embeddings.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from hrvqvae.priors.configs import GPTConfig
 
 
 class TransformerLayer(nn.Module):
-    """x + attention(norm(x)), then x + two-layer network(norm(x)), with dropout on both added terms; x is (B, N, C)."""
+    """x + attention(norm(x)), then x + two-layer network(norm(x)), with dropout on both added
+    terms; x is (B, N, C).
+    """
 
     def __init__(self, hidden: int, heads: int, dropout_share: float) -> None:
         super().__init__()
-        self.heads, self.dropout_share = heads, dropout_share
-        self.attention_norm, self.network_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.heads = heads
+        self.dropout_share = dropout_share
+        self.attention_norm = nn.LayerNorm(hidden)
+        self.network_norm = nn.LayerNorm(hidden)
         self.inputs = nn.Linear(hidden, 3 * hidden)  # queries, keys, values
         self.output = nn.Linear(hidden, hidden)
-        self.widen, self.narrow = nn.Linear(hidden, 4 * hidden), nn.Linear(4 * hidden, hidden)
+        self.widen = nn.Linear(hidden, 4 * hidden)
+        self.narrow = nn.Linear(4 * hidden, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         projected = self.inputs(self.attention_norm(features))
@@ -37,7 +42,8 @@ class TransformerLayer(nn.Module):
 
 
 class Head(nn.Module):
-    """Compute a level's logits from the features of a position and the codewords of the coarser levels there.
+    """Compute a level's logits from the features of a position and the codewords of the coarser
+    levels there.
 
     features + linear(sum of the embeddings of the coarser levels) -> x
     x + two-layer network(norm(x)) -> norm -> linear -> logits (..., m)
@@ -47,21 +53,29 @@ class Head(nn.Module):
         super().__init__()
         hidden = config.hidden_units
         self.before = nn.Linear(config.path_units, hidden, bias=False)
-        self.norm, self.last_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.widen, self.narrow = nn.Linear(hidden, 2 * hidden), nn.Linear(2 * hidden, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.last_norm = nn.LayerNorm(hidden)
+        self.widen = nn.Linear(hidden, 2 * hidden)
+        self.narrow = nn.Linear(2 * hidden, hidden)
         self.output = nn.Linear(hidden, symbols)
         self.dropout_share = config.dropout
 
     def forward(self, features: Tensor, before: Tensor) -> Tensor:
-        """Return logits (..., m) from features (..., C) and the sum of the coarser levels' embeddings (..., E)."""
+        """Return logits (..., m) from features (..., C) and the sum of the coarser levels'
+        embeddings (..., E).
+        """
         x = features + self.before(before)
         added = self.narrow(gelu(self.widen(self.norm(x))))
-        logits: Tensor = self.output(self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training)))
+        logits: Tensor = self.output(
+            self.last_norm(x + cheap_dropout(added, self.dropout_share, self.training))
+        )
         return logits
 
 
 class CodewordEmbeddings(nn.Module):
-    """An embedding per codeword of each level. Codewords whose indices are equal modulo `most_paths` share one."""
+    """An embedding per codeword of each level. Codewords whose indices are equal modulo
+    `most_paths` share one.
+    """
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
         super().__init__()
@@ -71,7 +85,9 @@ class CodewordEmbeddings(nn.Module):
             nn.init.normal_(table.weight, std=0.1)  # type: ignore[arg-type]
 
     def look_up(self, level: int, indices: Tensor) -> Tensor:
-        """Return the embeddings (..., E) of the codeword indices (...) of a level, counted from 0."""
+        """Return the embeddings (..., E) of the codeword indices (...) of a level, counted from
+        0.
+        """
         embeddings: Tensor = self.tables[level](indices % self.sizes[level])
         return embeddings
 
@@ -81,26 +97,35 @@ class GPT(Prior):
 
     coarser levels -> embeddings -> two convolutions (not causal) --+
     row, column, class -> embeddings ------------------------------+--> base (B, N, C)
-    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, + base
+    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, +
+    base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
-    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H, W)
+    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H,
+    W)
     """
 
     def __init__(self, config: GPTConfig, *levels: Level) -> None:
         super().__init__(config, *levels)
         self.config: GPTConfig = config
         hidden, inner, (height, width) = config.hidden_units, config.path_units, self.level.grid
-        self.embeddings = CodewordEmbeddings(config, [level.codewords or level.symbols for level in levels])
-        self.left, self.above = nn.Linear(inner, hidden), nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
+        self.embeddings = CodewordEmbeddings(
+            config, [level.codewords or level.symbols for level in levels]
+        )
+        self.left = nn.Linear(inner, hidden)
+        self.above = nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
         self.classes = nn.Embedding(self.level.labels, hidden) if self.level.classes else None
         if self.level.coarser:
             self.coarser = CodewordEmbeddings(config, self.level.coarser)
             self.context = nn.Sequential(
-                nn.Conv2d(inner, hidden, 3, padding=1), nn.GELU(), nn.Conv2d(hidden, hidden, 3, padding=1)
+                nn.Conv2d(inner, hidden, 3, padding=1),
+                nn.GELU(),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
             )
-        layers = [TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)]
+        layers = [
+            TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)
+        ]
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(hidden)
         self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
@@ -109,15 +134,22 @@ class GPT(Prior):
             nn.init.zeros_(layer.narrow.weight)
 
     def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return the features (B, N, C) of position, class and coarser levels. Raises InputError as `Level.check`."""
+        """Return the features (B, N, C) of position, class and coarser levels. Raises InputError as
+        `Level.check`.
+        """
         self.level.check(coarser, label, training=self.training)
         positions = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         features = positions.expand(batch, -1, -1)
         if self.classes is not None:
             features = features + self.classes(label)[:, None]
         if coarser:
-            maps = [self.coarser.look_up(level, indices).permute(0, 3, 1, 2) for level, indices in enumerate(coarser)]
-            summed = torch.stack([interpolate(embeddings, self.level.grid) for embeddings in maps]).sum(0)
+            maps = [
+                self.coarser.look_up(level, indices).permute(0, 3, 1, 2)
+                for level, indices in enumerate(coarser)
+            ]
+            summed = torch.stack(
+                [interpolate(embeddings, self.level.grid) for embeddings in maps]
+            ).sum(0)
             features = features + self.context(summed).flatten(2).transpose(1, 2)
         return features
 
@@ -128,12 +160,15 @@ class GPT(Prior):
         all_indices = enumerate(self.codeword_indices(codes))
         embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
         summed = torch.stack(embedded).sum(0)
-        above = self.above(pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
+        above = (
+            self.above(pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
+        )
         features = self.left(pad(summed.flatten(1, 2), (0, 0, 1, -1))) + above + base
         for layer in self.layers:
             features = layer(features)
         features = self.norm(features).unflatten(1, self.level.grid)
-        before, logits = torch.zeros_like(embedded[0]), []
+        before = torch.zeros_like(embedded[0])
+        logits = []
         for head, embeddings in zip(self.heads, embedded, strict=True):
             logits.append(head(features, before).permute(0, 3, 1, 2))
             before = before + embeddings

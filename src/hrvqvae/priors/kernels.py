@@ -1,7 +1,9 @@
-"""Compiled functions of both cached samplers: products, normalization, attention, and the draw of a code.
+"""Compiled functions of both cached samplers: products, normalization, attention, and the draw of a
+code.
 
-Features are 2-D arrays with one row per image. Each function is called with one signature and assigns elements in
-loops, because a second signature or the assignment of a slice takes longer to compile.
+Features are 2-D arrays with one row per image. Each function is called with one signature and
+assigns elements in loops, because a second signature or the assignment of a slice takes longer to
+compile.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from hrvqvae.utils.compiled import compiled
 Floats = NDArray[np.float32]
 
 FAST: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}}
-INTERNAL: dict[str, Any] = {"no_cpython_wrapper": True}  # for functions that only compiled functions call
+INTERNAL: dict[str, Any] = {
+    "no_cpython_wrapper": True
+}  # for functions that only compiled functions call
 NO_CODE = -1  # the result of `draw` if there is no distribution
 FIRST = np.int64(0)  # index of the first row; a literal 0 would compile a second signature
 _EPSILON = 1e-5  # torch's default for layer normalization
@@ -34,9 +38,17 @@ def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
     rows, columns = matrix.shape
     whole = rows - rows % 4
     for i in range(0, whole, 4):
-        a, b, c, d = vector[i], vector[i + 1], vector[i + 2], vector[i + 3]
+        a = vector[i]
+        b = vector[i + 1]
+        c = vector[i + 2]
+        d = vector[i + 3]
         for j in range(columns):
-            out[j] += a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+            out[j] += (
+                a * matrix[i, j]
+                + b * matrix[i + 1, j]
+                + c * matrix[i + 2, j]
+                + d * matrix[i + 3, j]
+            )
     for i in range(whole, rows):
         a = vector[i]
         for j in range(columns):
@@ -45,15 +57,23 @@ def add_product(vector: Floats, matrix: Floats, out: Floats) -> None:
 
 @compiled(**FAST, **INTERNAL)
 def add_products(vectors: Floats, matrix: Floats, out: Floats, begin: int) -> None:
-    """Add vectors (R, n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a time."""
+    """Add vectors (R, n) @ matrix (n, m) to out[begin:] (., m), four rows of the matrix at a
+    time.
+    """
     count, (rows, columns) = len(vectors), matrix.shape
     whole = rows - rows % 4
     for i in range(0, whole, 4):
         for r in range(count):
-            a, b, c, d = vectors[r, i], vectors[r, i + 1], vectors[r, i + 2], vectors[r, i + 3]
+            a = vectors[r, i]
+            b = vectors[r, i + 1]
+            c = vectors[r, i + 2]
+            d = vectors[r, i + 3]
             for j in range(columns):
                 out[begin + r, j] += (
-                    a * matrix[i, j] + b * matrix[i + 1, j] + c * matrix[i + 2, j] + d * matrix[i + 3, j]
+                    a * matrix[i, j]
+                    + b * matrix[i + 1, j]
+                    + c * matrix[i + 2, j]
+                    + d * matrix[i + 3, j]
                 )
     for i in range(whole, rows):
         for r in range(count):
@@ -80,7 +100,9 @@ def add_rows(values: Floats, out: Floats) -> None:
 
 @compiled(**FAST, **INTERNAL)
 def normalize(features: Floats, norm: Floats, out: Floats) -> None:
-    """Write the layer normalization of each row of features (R, C) to out (R, C); norm (2, C) holds weight and bias."""
+    """Write the layer normalization of each row of features (R, C) to out (R, C); norm (2, C) holds
+    weight and bias.
+    """
     hidden = features.shape[1]
     for r in range(len(features)):
         mean: Any = np.float32(0.0)
@@ -97,12 +119,20 @@ def normalize(features: Floats, norm: Floats, out: Floats) -> None:
 
 @compiled(**FAST, **INTERNAL)
 def attend(
-    projected: Floats, row: int, position: int, heads: int, keys: Floats, values: Floats, attended: Floats,
+    projected: Floats,
+    row: int,
+    position: int,
+    heads: int,
+    keys: Floats,
+    values: Floats,
+    attended: Floats,
     scores: Floats,
-) -> None:  # fmt: skip
-    """Write the output of attention to attended[row] (C,); `position` attends to positions 0..position.
+) -> None:
+    """Write the output of attention to attended[row] (C,); `position` attends to positions
+    0..position.
 
-    A row of projected (R, 3C) holds query, key and value of `position`, which are added to keys and values (C, H * W).
+    A row of projected (R, 3C) holds query, key and value of `position`, which are added to keys and
+    values (C, H * W).
     """
     hidden = attended.shape[1]
     for c in range(hidden):
@@ -135,17 +165,22 @@ def attend(
 
 @compiled(**INTERNAL)
 def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int64]) -> int:
-    """Sort the codes 0..count - 1 by descending weight, then by code; return the row of `order` that holds them.
+    """Sort the codes 0..count - 1 by descending weight, then by code; return the row of `order`
+    that holds them.
 
-    This is a merge sort between the two rows of `order` (2, m), because numba's sort takes 1.5 s to compile.
+    This is a merge sort between the two rows of `order` (2, m), because numba's sort takes 1.5 s to
+    compile.
     """
     for k in range(count):
         order[0, k] = k
-    row, length = 0, 1
+    row = 0
+    length = 1
     while length < count:
         for start in range(0, count, 2 * length):
-            left, right = start, min(start + length, count)
-            middle, stop = right, min(start + 2 * length, count)
+            left = start
+            right = min(start + length, count)
+            middle = right
+            stop = min(start + 2 * length, count)
             for k in range(start, stop):
                 take_left = right == stop
                 if left < middle and right < stop:
@@ -156,7 +191,8 @@ def _sort_codes(weights: NDArray[np.float64], count: int, order: NDArray[np.int6
                 else:
                     order[1 - row, k] = order[row, right]
                     right += 1
-        row, length = 1 - row, 2 * length
+        row = 1 - row
+        length = 2 * length
     return row
 
 
@@ -166,12 +202,21 @@ def allocate_workspace(symbols: int) -> tuple[NDArray[np.float64], NDArray[np.in
 
 
 @compiled()
-def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k: int, top_p: float, work: Any) -> int:
-    """Return the code at which the cumulative distribution exceeds `uniform`, a draw from [0, 1), in float64.
+def draw(
+    logits: Floats,
+    symbols: int,
+    uniform: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    work: Any,
+) -> int:
+    """Return the code at which the cumulative distribution exceeds `uniform`, a draw from [0, 1),
+    in float64.
 
-    Temperature, top-k and top-p are as in `sampling.SamplingParams`; of equally likely codes, top-k and top-p prefer
-    the smaller. Logits are (symbols,) or longer; `allocate_workspace` returns `work`. Return `NO_CODE` if a logit is
-    NaN or +inf, or all logits are -inf.
+    Temperature, top-k and top-p are as in `sampling.SamplingParams`; of equally likely codes, top-k
+    and top-p prefer the smaller. Logits are (symbols,) or longer; `allocate_workspace` returns
+    `work`. Return `NO_CODE` if a logit is NaN or +inf, or all logits are -inf.
     """
     weights, order = work
     largest: Any = -np.inf
@@ -191,7 +236,8 @@ def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k
         for rank in range(kept):
             mass += weights[order[row, rank]]
         if top_p < 1:
-            reached, rank = 0.0, 0
+            reached = 0.0
+            rank = 0
             while rank < kept and reached < top_p * mass:
                 reached += weights[order[row, rank]]
                 rank += 1
@@ -201,7 +247,9 @@ def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k
     total = 0.0
     for k in range(symbols):
         total += weights[k]
-    target, below, last = uniform * total, 0.0, 0
+    target = uniform * total
+    below = 0.0
+    last = 0
     for k in range(symbols):
         if weights[k] > 0:
             below += weights[k]
@@ -212,6 +260,8 @@ def draw(logits: Floats, symbols: int, uniform: float, temperature: float, top_k
 
 
 def stack(tensors: Sequence[Tensor], shape: tuple[int, ...] = ()) -> Floats:
-    """Return tensors of the same shape, stacked in an array; the shape is only needed if there are no tensors."""
+    """Return tensors of the same shape, stacked in an array; the shape is only needed if there are
+    no tensors.
+    """
     stacked = torch.stack(list(tensors)) if len(tensors) else torch.empty(0, *shape)
     return stacked.contiguous().numpy()

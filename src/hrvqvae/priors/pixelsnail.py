@@ -1,6 +1,7 @@
 """PixelSNAIL, a prior for a single level (docs/paper-tables.md, Tables 8 and 9; Chen et al. 2018).
 
-Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual blocks, A attention layers.
+Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual blocks, A attention
+    layers.
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ from hrvqvae.priors.configs import PixelSNAILConfig
 
 
 class PixelSNAIL(Prior):
-    """Causal convolutions, gated residual blocks and causal attention, conditioned on coarser levels and class.
+    """Causal convolutions, gated residual blocks and causal attention, conditioned on coarser
+    levels and class.
 
         coarser levels -> embeddings -> conv, residual stack, attention -+   (not causal)
         row, column, class -> embeddings --------------------------------+--> base (B, C, H, W)
-                                                                         |      -> 1x1 conv -> a condition per block
+                                                                         |      -> 1x1 conv -> a
+                                                                         condition per block
         codes -> embedding -> strict causal conv ------------------------+
-              -> [gated residual blocks, attention after every R / A blocks] -> elu -> 1x1 conv -> logits (B, m, H, W)
+              -> [gated residual blocks, attention after every R / A blocks] -> elu -> 1x1 conv ->
+              logits (B, m, H, W)
 
-    With 0 attention layers, there is no attention over the coarser levels either. The paper states neither the number
-    of blocks between two attention layers nor the normalization. Here layer normalization precedes each attention, and
-    there is no weight normalization.
+    With 0 attention layers, there is no attention over the coarser levels either. The paper states
+    neither the number of blocks between two attention layers nor the normalization. Here layer
+    normalization precedes each attention, and there is no weight normalization.
     """
 
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
@@ -40,7 +44,8 @@ class PixelSNAIL(Prior):
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
         self.classes = nn.Embedding(level.labels, hidden) if level.classes else None
-        attentions, heads = at_level(config.attention_layers, index), config.attention_heads
+        attentions = at_level(config.attention_layers, index)
+        heads = config.attention_heads
         self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
         if level.coarser:
             self.context = nn.Sequential(
@@ -52,12 +57,18 @@ class PixelSNAIL(Prior):
         self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
         self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
         sizes = (hidden, config.residual_units, config.kernel, at_level(config.dropout, index))
-        self.blocks = nn.ModuleList(GatedResidualBlock(*sizes) for _ in range(config.residual_blocks))
-        self.attentions = nn.ModuleList(Attention(hidden, heads, causal=True) for _ in range(attentions))
+        self.blocks = nn.ModuleList(
+            GatedResidualBlock(*sizes) for _ in range(config.residual_blocks)
+        )
+        self.attentions = nn.ModuleList(
+            Attention(hidden, heads, causal=True) for _ in range(attentions)
+        )
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
     def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return features (B, C, H, W) of position, class and coarser levels. Raises InputError as `Level.check`."""
+        """Return features (B, C, H, W) of position, class and coarser levels. Raises InputError as
+        `Level.check`.
+        """
         self.level.check(coarser, label, training=self.training)
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
@@ -66,13 +77,17 @@ class PixelSNAIL(Prior):
         if self.coarser:
             summed = torch.zeros((), device=features.device)
             for embedding, indices in zip(self.coarser, coarser, strict=True):
-                summed = summed + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
+                summed = summed + interpolate(
+                    embedding(indices).permute(0, 3, 1, 2), self.level.grid
+                )
             features = features + self.context(summed)
         return features
 
     @property
     def attention_after(self) -> tuple[int, ...]:
-        """The number of blocks before each attention layer. The last attention layer follows the last block."""
+        """The number of blocks before each attention layer. The last attention layer follows the
+        last block.
+        """
         count = len(self.attentions)
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
@@ -83,7 +98,9 @@ class PixelSNAIL(Prior):
         features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)
-        for index, (block, condition) in enumerate(zip(self.blocks, conditions, strict=True), start=1):
+        for index, (block, condition) in enumerate(
+            zip(self.blocks, conditions, strict=True), start=1
+        ):
             features = block(features, condition)
             if index in after:
                 features = self.attentions[after.index(index)](features)

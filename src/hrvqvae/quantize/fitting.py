@@ -19,42 +19,64 @@ from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
-_ENOUGH_PER_CODEWORD = 8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
+_ENOUGH_PER_CODEWORD = (
+    8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
+)
 MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
 _SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
-    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several; raise InputError for others and NaN."""
+    """Yield float32 batches, of at most 64 MiB, of an array (N, D) or several; raise InputError for
+    others and NaN.
+    """
     require(batch >= 1, "batch", batch, "at least 1")
     batch = min(batch, max(1, MOST_VALUES // dim))
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
     for array in arrays:
-        shape, kind = tuple(np.shape(array)), str(getattr(array, "dtype", type(array).__name__))
+        shape = tuple(np.shape(array))
+        kind = str(getattr(array, "dtype", type(array).__name__))
         if len(shape) != 2 or shape[1] != dim or "float" not in kind:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
             rows = array[first : first + batch]
-            rows = rows.detach().float() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows, np.float32))
+            rows = (
+                rows.detach().float()
+                if isinstance(rows, Tensor)
+                else torch.from_numpy(np.array(rows, np.float32))
+            )
             require_finite(rows, ())
             yield rows
 
 
 @torch.no_grad()
 def fit(
-    quantizer: ResidualQuantizer, batches: Callable[[], Iterator[Tensor]], start: int, passes: int, seed: int
+    quantizer: ResidualQuantizer,
+    batches: Callable[[], Iterator[Tensor]],
+    start: int,
+    passes: int,
+    seed: int,
 ) -> None:
     """Fit all levels to the vectors of `batches()`, after a k-means start on `start` of them.
 
-    Each pass is a step of Lloyd's algorithm with the quantizer's own search, followed by `_split_fullest`.
+    Each pass is a step of Lloyd's algorithm with the quantizer's own search, followed by
+    `_split_fullest`.
     """
-    rng, device = torch.Generator().manual_seed(seed), quantizer.levels[0].count.device
-    sample, keys, num_vectors, largest_batch = torch.empty(0), torch.empty(0, dtype=torch.float64), 0, 1
+    rng = torch.Generator().manual_seed(seed)
+    device = quantizer.levels[0].count.device
+    sample = torch.empty(0)
+    keys = torch.empty(0, dtype=torch.float64)
+    num_vectors = 0
+    largest_batch = 1
     for batch in batches():
         keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
         sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
-        keys, kept = keys.topk(min(start, len(keys)))  # vectors with the largest random keys: a uniform sample
-        sample, num_vectors, largest_batch = sample[kept], num_vectors + len(batch), max(largest_batch, len(batch))
+        keys, kept = keys.topk(
+            min(start, len(keys))
+        )  # vectors with the largest random keys: a uniform sample
+        sample = sample[kept]
+        num_vectors = num_vectors + len(batch)
+        largest_batch = max(largest_batch, len(batch))
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
@@ -66,7 +88,9 @@ def fit(
             totals = [torch.zeros_like(level.codewords) for level in quantizer.levels]
             for batch in batches():
                 chosen, residuals = quantizer.descend(batch.to(device))
-                for (index, _), residual, count, total in zip(chosen, residuals, counts, totals, strict=False):
+                for (index, _), residual, count, total in zip(
+                    chosen, residuals, counts, totals, strict=False
+                ):
                     count += vq.counts(index, count.numel()).view_as(count)
                     total.flatten(0, 1).index_add_(0, index, residual)
                 advance(len(batch))
@@ -79,12 +103,20 @@ def fit(
             _split_fullest(quantizer, rng, num_vectors, weight)
 
 
-def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: Sequence[Tensor], weight: float) -> None:
-    """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and sums (num_books, m, D).
+def _refit(
+    levels: Sequence[LevelCodebooks],
+    counts: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    weight: float,
+) -> None:
+    """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and
+    sums (num_books, m, D).
 
-    Levels of several codebooks use `vq.shrink`. Each vector adds `weight` to the count of its codeword.
+    Levels of several codebooks use `vq.shrink`. Each vector adds `weight` to the count of its
+    codeword.
     """
-    # (K, D), move of the sum of codewords from level 1 to each codeword of the coarser level; (K,), its vectors
+    # (K, D), move of the sum of codewords from level 1 to each codeword of the coarser level; (K,),
+    # its vectors
     shift = before = totals[0].new_zeros(0)
     for level, count, total in zip(levels, counts, totals, strict=True):
         parent_shift = total.new_zeros(level.num_books, 1, total.shape[-1])
@@ -104,32 +136,44 @@ def _refit(levels: Sequence[LevelCodebooks], counts: Sequence[Tensor], totals: S
             level.shared.copy_(shared)
         if level.table is not None:
             codewords[0], count[0] = shared, count.sum(0)
-        shift, before = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1), count
+        shift = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1)
+        before = count
         level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
 
 
-def _split_fullest(quantizer: ResidualQuantizer, rng: torch.Generator, num_vectors: int, weight: float) -> None:
-    """Split the fullest codewords of each codebook in two, as long as the codebook has unused codewords.
+def _split_fullest(
+    quantizer: ResidualQuantizer, rng: torch.Generator, num_vectors: int, weight: float
+) -> None:
+    """Split the fullest codewords of each codebook in two, as long as the codebook has unused
+    codewords.
 
-    A codeword is split if it has more vectors than leaves below it, or at least two where the level has many vectors
-    per codeword. With `shrinkage` only leaves are split.
+    A codeword is split if it has more vectors than leaves below it, or at least two where the level
+    has many vectors per codeword. With `shrinkage` only leaves are split.
     """
     leaves = math.prod(quantizer.config.sizes)  # below a codeword of the level
     for index, level in enumerate(quantizer.levels):
         leaves //= level.size
         if level.shrinkage and leaves > 1:
             continue
-        enough = weight * ((1 if num_vectors >= _ENOUGH_PER_CODEWORD * level.num_codewords else leaves) + 0.5)
+        enough = weight * (
+            (1 if num_vectors >= _ENOUGH_PER_CODEWORD * level.num_codewords else leaves) + 0.5
+        )
         unused = level.count == 0
         if level.table is not None:
             unused[0] = False
-        rank = (unused.cumsum(1) - 1).clamp(min=0)  # the first unused codeword splits the fullest one, and so on
+        rank = (unused.cumsum(1) - 1).clamp(
+            min=0
+        )  # the first unused codeword splits the fullest one, and so on
         fullest = level.count.argsort(dim=1, descending=True, stable=True).gather(1, rank)
         book, child = (unused & (level.count.gather(1, fullest) > enough)).nonzero(as_tuple=True)
         if len(book):
-            target, source = book * level.size + child, book * level.size + fullest[book, child]
-            codewords, half = level.lookup(source).detach(), level.count.view(-1)[source] / 2
-            noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(codewords.device)
+            target = book * level.size + child
+            source = book * level.size + fullest[book, child]
+            codewords = level.lookup(source).detach()
+            half = level.count.view(-1)[source] / 2
+            noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(
+                codewords.device
+            )
             offset = noise * level.codewords.detach().std(correction=0) / 20
             level.set_codewords(target, codewords + offset, half)
             quantizer.copy_subtrees(index, source, target)

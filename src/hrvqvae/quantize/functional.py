@@ -1,7 +1,7 @@
 """The equations of vector quantization, as functions of tensors.
 
-Shapes: N vectors of width D; the codebooks of a level are (num_books, m, D), and the index of a codeword in its level
-is book * m + child.
+Shapes: N vectors of width D; the codebooks of a level are (num_books, m, D), and the index of a
+codeword in its level is book * m + child.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ _CHUNK_VALUES = 2**24  # most exchange costs in memory at once
 
 
 def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
-    """Return the means total (..., m, D) / count (..., m) (appendix A.1 of VQVAE, equations 6 to 8).
+    """Return the means total (..., m, D) / count (..., m) (appendix A.1 of VQVAE, equations 6 to
+    8).
 
     A codeword whose count has decayed to zero stays as it is in `codewords` (..., m, D).
     """
     present = count > 1e-5
     means = total / torch.where(present, count, 1.0).unsqueeze(-1)
-    return means.lerp_(codewords, (~present).to(means.dtype).unsqueeze(-1))  # up to 30 times faster than `where`
+    return means.lerp_(
+        codewords, (~present).to(means.dtype).unsqueeze(-1)
+    )  # up to 30 times faster than `where`
 
 
 def shrink(count: Tensor, total: Tensor, shared: Tensor, shrinkage: float) -> Tensor:
-    """Return the means total (num_books, m, D) / count (num_books, m), with `shrinkage` more vectors at `shared`."""
+    """Return the means total (num_books, m, D) / count (num_books, m), with `shrinkage` more
+    vectors at `shared`.
+    """
     return (total + shrinkage * shared) / (count + shrinkage).unsqueeze(-1)
 
 
@@ -42,16 +47,20 @@ def sums(vectors: Tensor, index: Tensor, num_codewords: int) -> Tensor:
 
 
 def perplexity(count: Tensor) -> float:
-    """Return exp(entropy) of the distribution of the counts, between 1 and the number of codewords."""
+    """Return exp(entropy) of the distribution of the counts, between 1 and the number of
+    codewords.
+    """
     share = count.double() / count.sum().clamp(min=1)
     return float(torch.exp(torch.special.entr(share).sum()))
 
 
 def alignment(codewords: Tensor, count: Tensor) -> Tensor:
-    """Return the order (num_books, m) that makes codewords (num_books, m, D) at the same position similar.
+    """Return the order (num_books, m) that makes codewords (num_books, m, D) at the same position
+    similar.
 
-    Two codewords of a codebook are exchanged as long as this brings them nearer to the mean codewords of their
-    positions, weighted by the counts (num_books, m). Aligned codebooks keep their order.
+    Two codewords of a codebook are exchanged as long as this brings them nearer to the mean
+    codewords of their positions, weighted by the counts (num_books, m). Aligned codebooks keep
+    their order.
     """
     books, size = count.shape
     order = torch.arange(size, device=count.device).repeat(books, 1)
@@ -60,12 +69,20 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
         used = count.gather(1, order)[..., None]
         means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
         before = order.clone()
-        chunks = (torch.split(values, max(1, _CHUNK_VALUES // size**2)) for values in (order, codewords, count))
-        for arranged, vectors, weights in zip(*chunks, strict=True):  # `arranged` is a view of `order`
-            cost = torch.cdist(vectors, means).square() * weights[..., None]  # (books, codeword, position)
+        chunks = (
+            torch.split(values, max(1, _CHUNK_VALUES // size**2))
+            for values in (order, codewords, count)
+        )
+        for arranged, vectors, weights in zip(
+            *chunks, strict=True
+        ):  # `arranged` is a view of `order`
+            cost = (
+                torch.cdist(vectors, means).square() * weights[..., None]
+            )  # (books, codeword, position)
             book = torch.arange(len(arranged), device=arranged.device)[:, None]
             for left, right in _pairings(size, arranged.device):
-                first, second = arranged[:, left], arranged[:, right]
+                first = arranged[:, left]
+                second = arranged[:, right]
                 kept = cost[book, first, left] + cost[book, second, right]
                 exchange = cost[book, second, left] + cost[book, first, right] < kept
                 arranged[:, left] = torch.where(exchange, second, first)
@@ -76,7 +93,9 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
 
 
 def _pairings(size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield rounds of disjoint pairs of positions (2, k), in which every pair occurs once (the circle method)."""
+    """Yield rounds of disjoint pairs of positions (2, k), in which every pair occurs once (the
+    circle method).
+    """
     last = size + size % 2 - 1
     for turn in range(last):
         circle = torch.arange(last + 1, device=device)

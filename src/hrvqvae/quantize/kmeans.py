@@ -9,16 +9,20 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.search import search
 
 _MANY = 512  # with more clusters, there are few iterations, and seeds are drawn many at once
-_ITERATIONS, _ITERATIONS_OF_MANY, _ROUNDS = 20, 5, 64
+_ITERATIONS = 20
+_ITERATIONS_OF_MANY = 5
+_ROUNDS = 64
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
     """Draw k-means++ seeds (num_clusters, D) from vectors (N, D) (Arthur and Vassilvitskii 2007).
 
-    More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there are duplicates.
+    More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there
+    are duplicates.
     """
     first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
-    centers, new = vectors[first], vectors[first]
+    centers = vectors[first]
+    new = vectors[first]
     distance = torch.full_like(vectors[:, 0], torch.inf)
     squares = vectors.square().sum(-1)
     most = num_clusters // _ROUNDS if num_clusters > _MANY else 1
@@ -26,10 +30,14 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         if len(new) == 1:
             nearer = (vectors - new[0]).square().sum(-1)
         else:
-            nearer = (torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2).amin(1) + squares).clamp(min=0)
+            nearer = (
+                torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2).amin(1) + squares
+            ).clamp(min=0)
         distance = torch.minimum(distance, nearer)
         mass = distance.double().cumsum(0)
-        if len(centers) == num_clusters or mass[-1] <= 0:  # each vector is a center: fill up with the first one
+        if (
+            len(centers) == num_clusters or mass[-1] <= 0
+        ):  # each vector is a center: fill up with the first one
             return torch.cat([centers, vectors[first].expand(num_clusters - len(centers), -1)])
         count = max(1, min(most, len(centers) // 2, num_clusters - len(centers)))
         draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
@@ -37,24 +45,32 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
         centers = torch.cat([centers, new])
 
 
-def kmeans(vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False) -> tuple[Tensor, Tensor]:
-    """Run Lloyd's algorithm on vectors (N, D) from k-means++ seeds, without N x num_clusters distances in memory.
+def kmeans(
+    vectors: Tensor, num_clusters: int, rng: torch.Generator, even: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Run Lloyd's algorithm on vectors (N, D) from k-means++ seeds, without N x num_clusters
+    distances in memory.
 
-    With `even`, clusters get about equally many vectors: a center has a price, added to its squared distances, which
-    rises while its cluster is larger than the mean. Return centers (num_clusters, D) and the sizes (num_clusters,)
-    float32 of their clusters, to which vectors belong by distance and price.
+    With `even`, clusters get about equally many vectors: a center has a price, added to its squared
+    distances, which rises while its cluster is larger than the mean. Return centers (num_clusters,
+    D) and the sizes (num_clusters,) float32 of their clusters, to which vectors belong by distance
+    and price.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         centers = seed_clusters(vectors, num_clusters, rng)
     if even:  # one more dimension: 0 for vectors, the root of the price for centers
-        vectors, centers = (torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers))
+        vectors, centers = (
+            torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
+        )
     prices = centers.new_zeros(num_clusters)
     iterations = _ITERATIONS_OF_MANY if num_clusters > _MANY else _ITERATIONS
     for iteration in range(iterations + 1):
         (nearest,) = search(vectors, [centers.unsqueeze(0)])
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
         if iteration < iterations:
-            means = vq.moving_average_codewords(sizes, vq.sums(vectors, nearest, num_clusters), centers)
+            means = vq.moving_average_codewords(
+                sizes, vq.sums(vectors, nearest, num_clusters), centers
+            )
             if even:
                 error = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
                 prices = prices + 0.3 * error * (sizes / sizes.mean() - 1).clamp(max=3)

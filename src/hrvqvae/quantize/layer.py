@@ -1,10 +1,13 @@
-"""The tree of linked codebooks as a layer for any model; it starts and updates its own codebooks (docs/layer.md).
+"""The tree of linked codebooks as a layer for any model; it starts and updates its own codebooks
+(docs/layer.md).
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
->>> quantized, indices, loss = quantize(features)  # features and quantized (B, N, 256), indices (B, N, 4), a scalar
+>>> quantized, indices, loss = quantize(features)  # features and quantized (B, N, 256), indices (B,
+N, 4), a scalar
 >>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), from two levels
 
-Shapes: D channels, L levels, m codewords per codebook; positions are all other dimensions, such as (B, N) or (B, H, W).
+Shapes: D channels, L levels, m codewords per codebook; positions are all other dimensions, such as
+    (B, N) or (B, H, W).
 """
 
 from __future__ import annotations
@@ -27,48 +30,74 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.utils.errors import InputError, near_names, require
 
 PADDING = -1  # index at masked positions
-_VECTORS_PER_CODEWORD, _MIN_VECTORS, _MAX_VECTORS = 8, 4_096, 65_536  # default size of the k-means start
+# default size of the k-means start
+_VECTORS_PER_CODEWORD = 8
+_MIN_VECTORS = 4_096
+_MAX_VECTORS = 65_536
 _ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
-    "num_quantizers": "levels", "n_q": "levels", "codebook_size": "codewords", "bins": "codewords", "n_e": "codewords",
-    "num_embeddings": "codewords", "n_embed": "codewords", "codebook_dim": "dim", "e_dim": "dim",
-    "embedding_dim": "dim", "commitment_weight": "beta", "commitment_cost": "beta", "accept_image_fmap": "channel_last",
-    "channel_first": "channel_last", "ema_update": "update", "threshold_ema_dead_code": "restart_below",
-    "kmeans_init": "start_vectors", "beam_size": "beam",
-}  # fmt: skip
+    "num_quantizers": "levels",
+    "n_q": "levels",
+    "codebook_size": "codewords",
+    "bins": "codewords",
+    "n_e": "codewords",
+    "num_embeddings": "codewords",
+    "n_embed": "codewords",
+    "codebook_dim": "dim",
+    "e_dim": "dim",
+    "embedding_dim": "dim",
+    "commitment_weight": "beta",
+    "commitment_cost": "beta",
+    "accept_image_fmap": "channel_last",
+    "channel_first": "channel_last",
+    "ema_update": "update",
+    "threshold_ema_dead_code": "restart_below",
+    "kmeans_init": "start_vectors",
+    "beam_size": "beam",
+}
 
 
 class TreeVQ(nn.Module):
-    """Residual quantization with linked codebooks (docs/method.md) between any encoder and any decoder.
+    """Residual quantization with linked codebooks (docs/method.md) between any encoder and any
+    decoder.
 
-    A position becomes L indices in [0, m), coarse first. The codeword of one level decides which codebook the next
-    level searches, so a greedy search computes L * m distances for m^L leaves.
+    A position becomes L indices in [0, m), coarse first. The codeword of one level decides which
+    codebook the next level searches, so a greedy search computes L * m distances for m^L leaves.
 
-    In training mode each call updates the codebooks; the first calls also fit them by k-means, from a fixed seed. After
-    `freeze` and in evaluation mode no call updates them; `fit` and `align` always do. Codebooks stay in float32, and
-    are the same in all processes of torch.distributed.
+    In training mode each call updates the codebooks; the first calls also fit them by k-means, from
+    a fixed seed. After `freeze` and in evaluation mode no call updates them; `fit` and `align`
+    always do. Codebooks stay in float32, and are the same in all processes of torch.distributed.
 
     Args:
         dim: D, number of channels.
         codewords: m, codewords per codebook: a number, or one per level, coarse first.
         levels: L. Indices take L * log2(m) bits per position.
-        linked: number of levels in a group of linked levels; 0 links all, 1 none (residual quantization).
-        context: number of coarser indices of the group that choose a level's codebook: the last ones; 0 is all.
-        channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D, H, W).
+        linked: number of levels in a group of linked levels; 0 links all, 1 none (residual
+            quantization).
+        context: number of coarser indices of the group that choose a level's codebook: the last
+            ones; 0 is all.
+        channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D,
+            H, W).
         beta: weight of the commitment to the sum of the codewords.
-        level_betas: weight of each level's commitment: a number, or one per level, coarse first. Empty means `beta`. A
-            single level has only the commitment with weight `beta`.
-        beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows with the beam.
-        coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost; improves coarse outputs.
-        update: codewords follow moving averages of their vectors ("ema") or the gradient of the loss ("gradient").
-        decay: decay of all moving averages; 0.99 suits codewords that get only a few vectors per batch.
-        shrinkage: pull of each child towards the mean of all children with its index, in vectors per batch (0: none).
-            0.05 suits many linked levels. Above 0, dead codewords do not restart.
-        memory_mib: with `shrinkage` and no `context`, limit of a level's codewords in MiB. Beyond it, the least used
-            parents share one codebook.
-        start_vectors: vectors in the k-means start; None for eight per codeword of the largest level, at most 65,536 or
-            64 MiB, at least 4,096.
+        level_betas: weight of each level's commitment: a number, or one per level, coarse first.
+            Empty means `beta`. A single level has only the commitment with weight `beta`.
+        beam: candidates that the search keeps at each level; 1 is the greedy search. The time grows
+            with the beam.
+        coarse_weight: weight of the coarser levels' squared residuals in a candidate's cost;
+            improves coarse outputs.
+        update: codewords follow moving averages of their vectors ("ema") or the gradient of the
+            loss ("gradient").
+        decay: decay of all moving averages; 0.99 suits codewords that get only a few vectors per
+            batch.
+        shrinkage: pull of each child towards the mean of all children with its index, in vectors
+            per batch (0: none). 0.05 suits many linked levels. Above 0, dead codewords do not
+            restart.
+        memory_mib: with `shrinkage` and no `context`, limit of a level's codewords in MiB. Beyond
+            it, the least used parents share one codebook.
+        start_vectors: vectors in the k-means start; None for eight per codeword of the largest
+            level, at most 65,536 or 64 MiB, at least 4,096.
         restart_every: training steps between restarts of dead codewords; 0 for none.
-        restart_below: a codeword is dead when its share of its codebook's vectors is below this / m.
+        restart_below: a codeword is dead when its share of its codebook's vectors is below this /
+            m.
         total_steps: steps of the whole training, if known; nothing restarts in the last tenth.
         process_group: processes that train this layer together; None for all.
 
@@ -78,12 +107,29 @@ class TreeVQ(nn.Module):
 
     @torch.inference_mode(False)
     def __init__(
-        self, dim: int, codewords: int | Sequence[int] = 8, levels: int = 3, *, linked: int = 0, context: int = 0,
-        channel_last: bool = True, beta: float = 0.25, level_betas: float | Sequence[float] = 0.05, beam: int = 4,
-        coarse_weight: float = 0.1, update: Literal["ema", "gradient"] = "ema", decay: float = 0.95,
-        shrinkage: float = 0.0, memory_mib: int = 64, start_vectors: int | None = None, restart_every: int = 100,
-        restart_below: float = 0.03, total_steps: int | None = None, process_group: Any = None, **unknown: Any,
-    ) -> None:  # fmt: skip
+        self,
+        dim: int,
+        codewords: int | Sequence[int] = 8,
+        levels: int = 3,
+        *,
+        linked: int = 0,
+        context: int = 0,
+        channel_last: bool = True,
+        beta: float = 0.25,
+        level_betas: float | Sequence[float] = 0.05,
+        beam: int = 4,
+        coarse_weight: float = 0.1,
+        update: Literal["ema", "gradient"] = "ema",
+        decay: float = 0.95,
+        shrinkage: float = 0.0,
+        memory_mib: int = 64,
+        start_vectors: int | None = None,
+        restart_every: int = 100,
+        restart_below: float = 0.03,
+        total_steps: int | None = None,
+        process_group: Any = None,
+        **unknown: Any,
+    ) -> None:
         super().__init__()
         for name in unknown:
             near = near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
@@ -92,55 +138,90 @@ class TreeVQ(nn.Module):
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
-            require(value is None or (isinstance(value, Integral) and value >= 1), name, value, "a whole number from 1")
+            require(
+                value is None or (isinstance(value, Integral) and value >= 1),
+                name,
+                value,
+                "a whole number from 1",
+            )
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
         betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
             config = QuantizerConfig(
-                dim=dim, codewords=max(sizes) if sizes else codewords, level_codewords=sizes,  # type: ignore[arg-type]
-                levels=levels, linked=linked, context=context, beam=beam, joint_beam=linked not in (0, levels),
-                beta=beta, level_betas=() if levels == 1 else betas, coarse_weight=coarse_weight, update=update,
-                decay=decay, shrinkage=shrinkage, memory_mib=memory_mib, restart_every=restart_every,
+                dim=dim,
+                codewords=max(sizes) if sizes else codewords,  # type: ignore[arg-type]
+                level_codewords=sizes,
+                levels=levels,
+                linked=linked,
+                context=context,
+                beam=beam,
+                joint_beam=linked not in (0, levels),
+                beta=beta,
+                level_betas=() if levels == 1 else betas,
+                coarse_weight=coarse_weight,
+                update=update,
+                decay=decay,
+                shrinkage=shrinkage,
+                memory_mib=memory_mib,
+                restart_every=restart_every,
                 restart_below=restart_below,
-            )  # fmt: skip
+            )
         except InputError as error:
-            line = str(error).replace("model.quantizer.", "").replace("level_codewords", "codewords")
+            line = (
+                str(error).replace("model.quantizer.", "").replace("level_codewords", "codewords")
+            )
             raise InputError(line) from None
         self.channel_last = channel_last
         group = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, group)
         most = min(_MAX_VECTORS, max(_MIN_VECTORS, MOST_VALUES // dim))
-        start = start_vectors or min(max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most)
-        self.schedule = CodebookSchedule(0 if shrinkage else restart_every, total_steps, start, dim, group)
+        start = start_vectors or min(
+            max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most
+        )
+        self.schedule = CodebookSchedule(
+            0 if shrinkage else restart_every, total_steps, start, dim, group
+        )
 
-    def forward(self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False) -> Any:
+    def forward(
+        self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False
+    ) -> Any:
         """Quantize features; in training mode, update the codebooks.
 
         Args:
             features: (B, ..., D) of any floating type, or (B, D, ...) without `channel_last`.
-            mask: bool (B, ...). Positions with False are left out of the codebooks and the loss. Their output is zero
-                and their indices are -1.
+            mask: bool (B, ...). Positions with False are left out of the codebooks and the loss.
+                Their output is zero and their indices are -1.
             return_losses: also return the loss of each level.
 
         Returns:
-            Quantized features in the shape and type of the input, with a straight-through gradient; indices (B, ..., L)
-            int64; and the loss, a float32 scalar: the commitment terms plus, with "gradient", the codebook terms. Each
-            term is a mean over all unmasked values. With `return_losses` also the loss of each level (L,). The last
-            level's loss includes the terms of the sum of the codewords.
+            Quantized features in the shape and type of the input, with a straight-through gradient;
+            indices (B, ..., L) int64; and the loss, a float32 scalar: the commitment terms plus,
+            with "gradient", the codebook terms. Each term is a mean over all unmasked values. With
+            `return_losses` also the loss of each level (L,). The last level's loss includes the
+            terms of the sum of the codewords.
 
         Raises:
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        inputs = features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)  # (B, ..., D)
+        inputs = (
+            features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
+        )  # (B, ..., D)
         dim = self.quantizer.config.dim
         if features.ndim < 2 or inputs.shape[-1] != dim or not features.is_floating_point():
             shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
-            problem = f"features are {features.dtype} {tuple(features.shape)}; they must be floating-point {shape}"
-            raise InputError(f"{problem} (channel_last={not self.channel_last} is for channels elsewhere)")
+            problem = (
+                f"features are {features.dtype} {tuple(features.shape)}; they must be"
+                f" floating-point {shape}"
+            )
+            raise InputError(
+                f"{problem} (channel_last={not self.channel_last} is for channels elsewhere)"
+            )
         positions = inputs.shape[:-1]
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
-            raise InputError(f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}")
+            raise InputError(
+                f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
+            )
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
         quantize: Callable[[Tensor], Quantized] = self.quantizer
         if self.training and not self.quantizer.frozen:
@@ -149,9 +230,11 @@ class TreeVQ(nn.Module):
                 quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
         result = quantize(vectors)
         losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
-        quantized, indices = result.latents.to(features.dtype), torch.stack(result.codes, -1)
+        quantized = result.latents.to(features.dtype)
+        indices = torch.stack(result.codes, -1)
         if mask is None:
-            quantized, indices = quantized.reshape(inputs.shape), indices.reshape(*positions, indices.shape[-1])
+            quantized = quantized.reshape(inputs.shape)
+            indices = indices.reshape(*positions, indices.shape[-1])
         else:
             quantized = torch.zeros_like(inputs).masked_scatter(mask.unsqueeze(-1), quantized)
             padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
@@ -160,21 +243,33 @@ class TreeVQ(nn.Module):
         if not return_losses:
             return quantized, indices, torch.stack(list(losses.values())).sum()
         level_losses = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
-        for name, loss in losses.items():  # names: "commitment_2" at level 2, "commitment" for the sum
+        for (
+            name,
+            loss,
+        ) in losses.items():  # names: "commitment_2" at level 2, "commitment" for the sum
             level = int(name.partition("_")[2] or len(level_losses)) - 1
             level_losses[level] = level_losses[level] + loss
         return quantized, indices, torch.stack(level_losses).sum(), torch.stack(level_losses)
 
     def _learn(self, vectors: Tensor) -> Quantized:
-        """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead codewords last, if due."""
-        schedule, quantizer = self.schedule, self.quantizer
-        if torch._C._current_graph_task_id() != -1:  # in backward: activation checkpointing repeats a forward pass
+        """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
+        codewords last, if due.
+        """
+        schedule = self.schedule
+        quantizer = self.quantizer
+        if (
+            torch._C._current_graph_task_id() != -1
+        ):  # in backward: activation checkpointing repeats a forward pass
             return quantizer(vectors, schedule.recall(vectors), learn=False)  # type: ignore[no-any-return]
         if torch.is_inference_mode_enabled():
-            raise InputError("a TreeVQ in training mode can't run under torch.inference_mode: call eval() first")
+            raise InputError(
+                "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
+            )
         steps = schedule.steps
         if steps == 0:
-            quantizer.encode(vectors)  # raises what the search raises, before the start changes anything
+            quantizer.encode(
+                vectors
+            )  # raises what the search raises, before the start changes anything
         if steps == 0 and (start := schedule.collect(vectors.detach().float())) is not None:
             sample, weight = start
             with torch.device("cpu"), schedule.track_moves(quantizer):
@@ -207,95 +302,139 @@ class TreeVQ(nn.Module):
             module.reset_parameters()
 
     def align(self) -> TreeVQ:
-        """Renumber children so that an index means about the same below every parent; return the layer.
+        """Renumber children so that an index means about the same below every parent; return the
+        layer.
 
-        Codebooks of more than 1,024 codewords stay as they are, and so do all codebooks with `context`, which children
-        share, or with `shrinkage`, which aligns them from the start. The state of an optimizer is not renumbered.
+        Codebooks of more than 1,024 codewords stay as they are, and so do all codebooks with
+        `context`, which children share, or with `shrinkage`, which aligns them from the start. The
+        state of an optimizer is not renumbered.
         """
         self.quantizer.align()
         return self
 
     @torch.inference_mode(False)
     def fit(
-        self, vectors: Vectors, *, passes: int = 10, batch: int = 65_536, seed: int = 0, align: bool = False
+        self,
+        vectors: Vectors,
+        *,
+        passes: int = 10,
+        batch: int = 65_536,
+        seed: int = 0,
+        align: bool = False,
     ) -> TreeVQ:
         """Fit the codebooks to an array or to batches, in any mode; return the layer.
 
-        First, k-means fits the codebooks to `start_vectors` random vectors. Each pass over all vectors is then a step
-        of Lloyd's algorithm with the layer's own search. On a CPU, equal batches and seeds give equal codebooks.
+        First, k-means fits the codebooks to `start_vectors` random vectors. Each pass over all
+        vectors is then a step of Lloyd's algorithm with the layer's own search. On a CPU, equal
+        batches and seeds give equal codebooks.
 
         Args:
-            vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a collection of them
-                that can be iterated several times.
+            vectors: array or tensor (N, D) of a floating type, which may be memory-mapped, or a
+                collection of them that can be iterated several times.
             passes: number of passes over all vectors.
             batch: most vectors read at once, if they fit into 64 MiB.
             seed: random seed.
             align: call `align` at the end.
 
         Raises:
-            InputError: There are no vectors, they have a wrong shape or type, or they are an iterator.
+            InputError: There are no vectors, they have a wrong shape or type, or they are an
+                iterator.
             NonFiniteError: A value is NaN or infinite.
         """
         require(passes >= 1, "passes", passes, "at least 1")
         with torch.device("cpu"):  # whatever the default is
-            fit(self.quantizer, self._repeatable(vectors, batch), self.schedule.start_vectors, passes, seed)
+            fit(
+                self.quantizer,
+                self._repeatable(vectors, batch),
+                self.schedule.start_vectors,
+                passes,
+                seed,
+            )
         self.schedule.finish_start()
         return self.align() if align else self
 
     def _repeatable(self, vectors: Vectors, batch: int) -> Callable[[], Iterator[Tensor]]:
-        """Return a function that starts a new iteration over all vectors, in batches, at each call."""
+        """Return a function that starts a new iteration over all vectors, in batches, at each
+        call.
+        """
         if isinstance(vectors, Iterator):
-            raise InputError("vectors are an iterator, which ends after one pass; give an array or a list of batches")
+            raise InputError(
+                "vectors are an iterator, which ends after one pass; give an array or a list of"
+                " batches"
+            )
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
-        """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also as an iterator."""
+        """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also
+        as an iterator.
+        """
         device = self.quantizer.levels[0].count.device
         batches = batches_of(vectors, batch, self.quantizer.config.dim)
-        indices = [torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches]
-        return torch.cat(indices) if indices else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
+        indices = [
+            torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches
+        ]
+        return (
+            torch.cat(indices)
+            if indices
+            else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
+        )
 
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
 
-        A leaf is a choice of one codeword at every level. Items alone in their leaf keep it. The others get free leaves
-        near them; the sum of all squared errors is nearly as small as possible. Takes what `fit` takes, and an empty
-        array too. Raises as `fit` does, and InputError for more vectors than leaves.
+        A leaf is a choice of one codeword at every level. Items alone in their leaf keep it. The
+        others get free leaves near them; the sum of all squared errors is nearly as small as
+        possible. Takes what `fit` takes, and an empty array too. Raises as `fit` does, and
+        InputError for more vectors than leaves.
         """
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after prefixes (..., l).
+        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after
+        prefixes (..., l).
 
         Raises InputError for a wrong number of levels.
         """
-        sizes, length = self.quantizer.config.sizes, prefixes.shape[-1]
+        sizes = self.quantizer.config.sizes
+        length = prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
-            problem = f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes"
-            raise InputError(f"{problem} of fewer than {len(sizes)} levels, and indices of all {len(sizes)}")
+            problem = (
+                f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes"
+            )
+            raise InputError(
+                f"{problem} of fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
+            )
         existing = torch.unique(leaf_of(indices[..., : length + 1], sizes[: length + 1]))
         parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
-        inside = ((prefixes >= 0) & (prefixes < prefixes.new_tensor(sizes[:length]))).all(-1, keepdim=True)
+        inside = ((prefixes >= 0) & (prefixes < prefixes.new_tensor(sizes[:length]))).all(
+            -1, keepdim=True
+        )
         return torch.isin(children, existing.to(children.device)) & inside
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
-        """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero where all are -1.
+        """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero
+        where all are -1.
 
         Raises InputError if the number of levels is wrong, or another index is not in [0, m).
         """
         indices = indices if indices.is_floating_point() else indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
-        summed = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1)).masked_fill(padding, 0)
+        summed = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1)).masked_fill(
+            padding, 0
+        )
         return summed if self.channel_last or summed.ndim < 2 else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
-        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its level; -1 for -1.
+        """Return, for indices (B, ..., l), the index of each codeword among all codewords of its
+        level; -1 for -1.
 
         Values are not checked.
         """
-        codewords = torch.stack(self.quantizer.codeword_indices(indices.long().clamp(min=0).unbind(-1)), -1)
+        codewords = torch.stack(
+            self.quantizer.codeword_indices(indices.long().clamp(min=0).unbind(-1)), -1
+        )
         return codewords.masked_fill(indices == PADDING, PADDING)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:
@@ -311,5 +450,7 @@ class TreeVQ(nn.Module):
     def extra_repr(self) -> str:
         config = self.quantizer.config
         sizes = list(config.sizes) if config.level_codewords else config.codewords
-        about = f"dim={config.dim}, codewords={sizes}, levels={config.levels}, update={config.update!r}"
+        about = (
+            f"dim={config.dim}, codewords={sizes}, levels={config.levels}, update={config.update!r}"
+        )
         return about if self.channel_last else f"{about}, channel_last=False"

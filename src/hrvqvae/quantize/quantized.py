@@ -27,13 +27,17 @@ class Quantized:
 
 
 class Quantizer(nn.Module, ABC):
-    """Base class of quantizers: latents (B, H, W, D) become codes (B, H, W) of each level, and latents again."""
+    """Base class of quantizers: latents (B, H, W, D) become codes (B, H, W) of each level, and
+    latents again.
+    """
 
     config: Any  # its field `dim` is D
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize; in training mode, update the codewords. Raise NonFiniteError if a latent is not finite."""
+        """Quantize; in training mode, update the codewords. Raise NonFiniteError if a latent is not
+        finite.
+        """
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Codes:
@@ -41,14 +45,20 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
-        """Return latents (B, H, W, D) for codes of the first levels. `check` raises InputError, and waits for a GPU."""
+        """Return latents (B, H, W, D) for codes of the first levels. `check` raises InputError, and
+        waits for a GPU.
+        """
 
     def codeword_indices(self, codes: Codes) -> Codes:
-        """Return, in the shapes of the codes, the index of each codeword among all codewords of its level."""
+        """Return, in the shapes of the codes, the index of each codeword among all codewords of its
+        level.
+        """
         return codes
 
     def initialize(self, latents: Tensor, rng: torch.Generator, weight: float = 1.0) -> None:
-        """Start the codewords from latents (..., D); each latent adds `weight` to the count of its codeword."""
+        """Start the codewords from latents (..., D); each latent adds `weight` to the count of its
+        codeword.
+        """
 
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
         """Move dead codewords to latents (..., D) of a training batch; return how many moved."""
@@ -56,24 +66,34 @@ class Quantizer(nn.Module, ABC):
 
 
 def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
-    """Raise InputError unless codes are int64 (B, H_l, W_l) of the first levels, less than the `sizes` of the levels.
+    """Raise InputError unless codes are int64 (B, H_l, W_l) of the first levels, less than the
+    `sizes` of the levels.
 
-    Each level has `scale` times the rows and columns of the coarser one. Values are not checked in graphs.
+    Each level has `scale` times the rows and columns of the coarser one. Values are not checked in
+    graphs.
     """
     if not 1 <= len(codes) <= len(sizes):
         raise InputError(f"{len(codes)} levels of codes given; this model has 1 to {len(sizes)}")
     for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
         shape = (*codes[0].shape[:1], *(side * scale ** (level - 1) for side in codes[0].shape[1:]))
         if code.shape != shape or code.dtype != torch.long:
-            raise InputError(f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}")
-        if not torch.compiler.is_compiling() and code.numel() and (code.min() < 0 or code.max() >= size):
+            raise InputError(
+                f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}"
+            )
+        if (
+            not torch.compiler.is_compiling()
+            and code.numel()
+            and (code.min() < 0 or code.max() >= size)
+        ):
             worst = int(code.min()) if code.min() < 0 else int(code.max())
             raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
     """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
-    tensors = {"latents": latents} | {f"codebook of level {i}": book for i, book in enumerate(codebooks, start=1)}
+    tensors = {"latents": latents} | {
+        f"codebook of level {i}": book for i, book in enumerate(codebooks, start=1)
+    }
     for name, values in tensors.items():
         if wrong := int(torch.isfinite(values).logical_not().sum()):
             raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

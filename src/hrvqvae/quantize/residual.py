@@ -1,13 +1,16 @@
 """Residual quantization, from one flat codebook to the tree of HR-VQVAE (docs/method.md).
 
-Shapes: (B, H, W, D) latents, L levels, m codewords per codebook; N = B * H * W. With three levels, all linked:
+Shapes: (B, H, W, D) latents, L levels, m codewords per codebook; N = B * H * W. With three levels,
+    all linked:
 
     z = r_0 --+--> level 1: nearest of m in the one codebook --> e_1 --+
-              |                                                        | i_1 is the codebook of level 2
+              |                                                        | i_1 is the codebook of
+              level 2
     r_1 = r_0 - e_1 --> level 2: nearest of m in codebook i_1 --> e_2 --+
     r_2 = r_1 - e_2 --> level 3: nearest of m in codebook i_2 --> e_3 --+--> z_q = e_1 + e_2 + e_3
 
-Without links each level has one codebook. With groups of linked levels the first level of each group has one codebook.
+Without links each level has one codebook. With groups of linked levels the first level of each
+group has one codebook.
 """
 
 from __future__ import annotations
@@ -24,45 +27,69 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
-from hrvqvae.quantize.quantized import Chosen, Codes, Quantized, Quantizer, check_codes, require_finite
+from hrvqvae.quantize.quantized import (
+    Chosen,
+    Codes,
+    Quantized,
+    Quantizer,
+    check_codes,
+    require_finite,
+)
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
 
-_MAX_DENSE_BOOKS = 4096  # with `shrinkage`, levels of more codebooks have a table: a step updates only some books
+_MAX_DENSE_BOOKS = (
+    4096  # with `shrinkage`, levels of more codebooks have a table: a step updates only some books
+)
 _MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
 class ResidualQuantizer(Quantizer):
-    """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all are.
+    """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all
+    are.
 
-    Level l = 0, 1, ... of a group has codebooks (m^l, m, D). Codewords change only in training mode, and not while
-    `frozen`. Everything is computed in float32, also under autocast. `group`: processes that train together.
+    Level l = 0, 1, ... of a group has codebooks (m^l, m, D). Codewords change only in training
+    mode, and not while `frozen`. Everything is computed in float32, also under autocast. `group`:
+    processes that train together.
     """
 
     config: QuantizerConfig
 
     def __init__(self, config: QuantizerConfig, group: GroupHandle | None = None) -> None:
         super().__init__()
-        self.config, self.group, self.frozen = config, group or GroupHandle(), False
-        self.search: Callable[..., Tensor] = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        self.config = config
+        self.group = group or GroupHandle()
+        self.frozen = False
+        self.search: Callable[..., Tensor] = partial(
+            search, width=config.beam, coarse_weight=config.coarse_weight
+        )
         books = nn.ModuleList()
-        for num_books, num_parents, size in zip(config.num_codebooks, config.num_parents, config.sizes, strict=True):
+        for num_books, num_parents, size in zip(
+            config.num_codebooks, config.num_parents, config.sizes, strict=True
+        ):
             is_large = config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS and not config.context
-            coarser: Any = books[-1] if num_books < num_parents or is_large else None  # with a table
+            coarser: Any = (
+                books[-1] if num_books < num_parents or is_large else None
+            )  # with a table
             books.append(LevelCodebooks(config, num_books, size, coarser))
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
             self.codebooks = books
         self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
-        levels, step = range(config.levels), config.levels if config.joint_beam else config.group_size
-        self._searches = [levels[first : first + step] for first in levels[::step]]  # levels of each search
+        levels = range(config.levels)
+        step = config.levels if config.joint_beam else config.group_size
+        self._searches = [
+            levels[first : first + step] for first in levels[::step]
+        ]  # levels of each search
 
-    def forward(self, latents: Tensor, recalled: Chosen | None = None, learn: bool = True) -> Quantized:
+    def forward(
+        self, latents: Tensor, recalled: Chosen | None = None, learn: bool = True
+    ) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode and with `learn`, update the codewords.
 
-        With `recalled`, the indices and codewords of an earlier pass, there is no search. If a latent is not finite,
-        raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
+        With `recalled`, the indices and codewords of an earlier pass, there is no search. If a
+        latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
         """
         with torch.autocast(latents.device.type, enabled=False):
             flat = latents.reshape(-1, latents.shape[-1]).float()
@@ -82,10 +109,16 @@ class ResidualQuantizer(Quantizer):
         residuals: list[Tensor] = [flat]
         chosen: list[tuple[Tensor, Tensor]] = []
         for levels in self._searches:
-            indices = self._search(residuals[-1], levels) if recalled is None else [recalled[i][0] for i in levels]
+            indices = (
+                self._search(residuals[-1], levels)
+                if recalled is None
+                else [recalled[i][0] for i in levels]
+            )
             for level, index in zip(levels, indices, strict=True):
                 codeword = self.levels[level].lookup(index)
-                if recalled is not None:  # the value of the earlier pass, with the gradient to the codebook
+                if (
+                    recalled is not None
+                ):  # the value of the earlier pass, with the gradient to the codebook
                     codeword = codeword + (recalled[level][1] - codeword).detach()
                 chosen.append((index, codeword))
                 residuals.append(residuals[-1] - codeword.detach())
@@ -97,23 +130,35 @@ class ResidualQuantizer(Quantizer):
             searched = [self.levels[level] for level in levels]
             books = [book.codewords.detach() for book in searched]
             return self.search(residual.detach(), books, tables=[book.table for book in searched])
-        except NonFiniteError:  # its message numbers the levels of this search: name the level of the model
+        except (
+            NonFiniteError
+        ):  # its message numbers the levels of this search: name the level of the model
             require_finite(residual, [book.codewords for book in self.levels])
             raise
 
-    def _losses(self, chosen: Chosen, residuals: Sequence[Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed over all vectors.
+    def _losses(
+        self, chosen: Chosen, residuals: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed
+        over all vectors.
 
-        Residuals carry no gradient to codewords, so the commitment of every level reaches the encoder alone.
+        Residuals carry no gradient to codewords, so the commitment of every level reaches the
+        encoder alone.
         """
         losses: dict[str, Tensor] = {}
-        betas, flat, quantized = self.config.beta_of_levels, residuals[0], torch.zeros_like(residuals[0])
+        betas = self.config.beta_of_levels
+        flat = residuals[0]
+        quantized = torch.zeros_like(residuals[0])
         for level, (_, codeword) in enumerate(chosen):
             if self.config.update == "gradient" and betas:
-                losses[f"codebook_{level + 1}"] = (residuals[level].detach() - codeword).square().sum()
+                losses[f"codebook_{level + 1}"] = (
+                    (residuals[level].detach() - codeword).square().sum()
+                )
             quantized = quantized + codeword
             if betas and betas[level]:
-                losses[f"commitment_{level + 1}"] = betas[level] * residuals[level + 1].square().sum()
+                losses[f"commitment_{level + 1}"] = (
+                    betas[level] * residuals[level + 1].square().sum()
+                )
         if self.config.update == "gradient":
             losses["codebook"] = (flat.detach() - quantized).square().sum()
         losses["commitment"] = self.config.beta * (flat - quantized.detach()).square().sum()
@@ -138,76 +183,122 @@ class ResidualQuantizer(Quantizer):
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []
         for code, book in zip(codes, self.levels, strict=False):
-            indices.append(code if book.num_books == 1 else book.books_below(indices[-1]) * book.size + code)
+            indices.append(
+                code if book.num_books == 1 else book.books_below(indices[-1]) * book.size + code
+            )
         return tuple(indices)
 
     def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
-        return tuple((index % book.size).view(shape) for index, book in zip(indices, self.levels, strict=True))
+        return tuple(
+            (index % book.size).view(shape)
+            for index, book in zip(indices, self.levels, strict=True)
+        )
 
     @torch.no_grad()
     def initialize(
-        self, latents: Tensor, rng: torch.Generator, weight: float = 1.0, even: bool = False, least: int = 0
+        self,
+        latents: Tensor,
+        rng: torch.Generator,
+        weight: float = 1.0,
+        even: bool = False,
+        least: int = 0,
     ) -> None:
-        """Start by k-means on the residuals, level by level, with the options of `LevelCodebooks.initialize`.
+        """Start by k-means on the residuals, level by level, with the options of
+        `LevelCodebooks.initialize`.
 
-        A level with fewer than `least` latents per codeword has one k-means for all its codebooks. If `init_vectors`
-        is 0 in the configuration, k-means runs on noise with the mean and the standard deviation of the latents.
+        A level with fewer than `least` latents per codeword has one k-means for all its codebooks.
+        If `init_vectors` is 0 in the configuration, k-means runs on noise with the mean and the
+        standard deviation of the latents.
         """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         if not self.config.init_vectors:
-            count, weight = max(1024, 4 * max(self.config.num_codewords)), 1.0
+            count = max(1024, 4 * max(self.config.num_codewords))
+            weight = 1.0
             noise = torch.randn(count, flat.shape[-1], generator=rng, dtype=torch.float32)
             flat = noise.to(flat.device) * flat.std(0, correction=0) + flat.mean(0)
         for levels in self._searches:
-            residual, parent = flat, flat.new_zeros(len(flat), dtype=torch.long)
+            residual = flat
+            parent = flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
                 book = self.levels[level]
-                book.initialize(residual, parent, rng, weight, even, len(flat) < least * book.num_codewords)
-                indices = self._search(flat, range(levels.start, level + 1))  # a beam may change coarser levels too
-                codewords = [self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)]
-                residual, parent = flat - torch.stack(codewords).sum(0), indices[-1]
+                book.initialize(
+                    residual, parent, rng, weight, even, len(flat) < least * book.num_codewords
+                )
+                indices = self._search(
+                    flat, range(levels.start, level + 1)
+                )  # a beam may change coarser levels too
+                codewords = [
+                    self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)
+                ]
+                residual = flat - torch.stack(codewords).sum(0)
+                parent = indices[-1]
             flat = residual
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
-        """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how many moved."""
+        """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how
+        many moved.
+        """
         flat = latents.reshape(-1, latents.shape[-1]).float()
         chosen, residuals = self.descend(flat)  # before any codeword moves
         kept = flat.square().sum(1).isfinite()  # on a GPU the search refuses nothing
         restarted = 0
-        for level, (book, residual, (index, _)) in enumerate(zip(self.levels, residuals, chosen, strict=False)):
-            moved, source = book.restart_dead_codes(residual[kept], index[kept], self.config.restart_below, rng)
+        for level, (book, residual, (index, _)) in enumerate(
+            zip(self.levels, residuals, chosen, strict=False)
+        ):
+            moved, source = book.restart_dead_codes(
+                residual[kept], index[kept], self.config.restart_below, rng
+            )
             self.copy_subtrees(level, source, moved)
             kept &= ~torch.isin(index, moved)  # drop the vectors of moved codewords
             restarted += len(moved)
         return restarted
 
     def _linked_below(self, level: int) -> list[LevelCodebooks]:
-        """Return the finer levels that have a codebook for each codeword, down to the first that has fewer."""
+        """Return the finer levels that have a codebook for each codeword, down to the first that
+        has fewer.
+        """
         pairs = zip(self.levels[level:], self.levels[level + 1 :], strict=False)
-        return [finer for _, finer in takewhile(lambda pair: pair[1].num_books == pair[0].num_codewords, pairs)]
+        return [
+            finer
+            for _, finer in takewhile(
+                lambda pair: pair[1].num_books == pair[0].num_codewords, pairs
+            )
+        ]
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
-        """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in proportion."""
+        """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in
+        proportion.
+        """
         count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]  # a source is alive, so its count is not zero
         for book in self._linked_below(level):
-            source, target = book.codewords_of(source), book.codewords_of(target)
+            source = book.codewords_of(source)
+            target = book.codewords_of(target)
             weight = weight.repeat_interleave(book.size)
             book.set_codewords(target, book.lookup(source), book.count.view(-1)[source] * weight)
 
     @torch.no_grad()
     def align(self) -> None:
-        """Renumber children, with their subtrees, so that an index means about the same below every parent.
+        """Renumber children, with their subtrees, so that an index means about the same below every
+        parent.
 
-        Codebooks of more than 1,024 codewords stay as they are, and all do with `context`, since codewords that share a
-        codebook can't be renumbered apart. With `shrinkage` codebooks are aligned from the start.
+        Codebooks of more than 1,024 codewords stay as they are, and all do with `context`, since
+        codewords that share a codebook can't be renumbered apart. With `shrinkage` codebooks are
+        aligned from the start.
         """
         for level, book in enumerate(self.levels):
-            if self.config.context or book.num_books == 1 or book.shared is not None or book.size > _MAX_ALIGNED_SIZE:
+            if (
+                self.config.context
+                or book.num_books == 1
+                or book.shared is not None
+                or book.size > _MAX_ALIGNED_SIZE
+            ):
                 continue
             order = vq.alignment(book.codewords, book.count)
-            index = (torch.arange(book.num_books, device=order.device)[:, None] * book.size + order).flatten()
+            index = (
+                torch.arange(book.num_books, device=order.device)[:, None] * book.size + order
+            ).flatten()
             book.reorder(index)
             for finer in self._linked_below(level):
                 index = finer.codewords_of(index)

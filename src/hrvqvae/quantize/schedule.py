@@ -1,4 +1,6 @@
-"""When codebooks start, when dead codewords restart, and what an optimizer must forget after a restart."""
+"""When codebooks start, when dead codewords restart, and what an optimizer must forget after a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +18,42 @@ from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.quantized import Chosen
 
-RESTART_SHARE = 0.9  # share of a training after which nothing restarts: codewords would have no time to adapt
+RESTART_SHARE = (
+    0.9  # share of a training after which nothing restarts: codewords would have no time to adapt
+)
 _PENDING = 8  # most forward passes that wait for their backward pass under activation checkpointing
 
 
 class CodebookSchedule(nn.Module):
     """The start and the restarts of codebooks; `state_dict` holds all that later steps depend on.
 
-    The arguments are those of `TreeVQ`. All buffers are floats, so that averages of models (`AveragedModel`, timm) can
-    hold them.
+    The arguments are those of `TreeVQ`. All buffers are floats, so that averages of models
+    (`AveragedModel`, timm) can hold them.
     """
 
     progress: Tensor  # (2,): `steps`, and number of vectors in `waiting`
     waiting: Tensor  # (start_vectors, D), vectors for the start; (1, 1) after it
 
     def __init__(
-        self, restart_every: int, total_steps: int | None = None, start_vectors: int = 1, dim: int = 1,
+        self,
+        restart_every: int,
+        total_steps: int | None = None,
+        start_vectors: int = 1,
+        dim: int = 1,
         group: distributed.GroupHandle | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.restart_every, self.total_steps, self.start_vectors = restart_every, total_steps, start_vectors
+        self.restart_every = restart_every
+        self.total_steps = total_steps
+        self.start_vectors = start_vectors
         self.group = group or distributed.GroupHandle()
         self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
         self._moved: dict[str, tuple[LevelCodebooks, Tensor]] = {}
         self._pending: deque[tuple[Tensor, Chosen]] = deque(maxlen=_PENDING)
-        self._copy: tuple[Tensor, int, int, int] | None = None  # `progress`, its version and its two values
+        self._copy: tuple[Tensor, int, int, int] | None = (
+            None  # `progress`, its version and its two values
+        )
 
     def reset_parameters(self) -> None:
         """Reset to the state before the first step."""
@@ -69,15 +81,20 @@ class CodebookSchedule(nn.Module):
     def collect(self, vectors: Tensor) -> tuple[Tensor, float] | None:
         """Add a batch (N, D) to the waiting vectors.
 
-        Return the vectors for a fit of the codebooks and the weight of each in the counts, or None. There are two fits:
-        to the first batch, and at the end to a sample of `start_vectors` of all waiting vectors.
+        Return the vectors for a fit of the codebooks and the weight of each in the counts, or None.
+        There are two fits: to the first batch, and at the end to a sample of `start_vectors` of all
+        waiting vectors.
         """
         batch = distributed.all_gather(vectors, self.group.group)
-        batch = batch[batch.square().sum(1).isfinite()]  # the search refuses the others, and k-means would keep them
+        batch = batch[
+            batch.square().sum(1).isfinite()
+        ]  # the search refuses the others, and k-means would keep them
         _, count = self._progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
         if len(collected) < self.start_vectors:
-            self.waiting = nn.functional.pad(collected, (0, 0, 0, self.start_vectors - len(collected)))
+            self.waiting = nn.functional.pad(
+                collected, (0, 0, 0, self.start_vectors - len(collected))
+            )
             self.set_progress(0, len(collected))
             if count or not len(collected):
                 return None
@@ -91,15 +108,23 @@ class CodebookSchedule(nn.Module):
         self.set_progress(1)
 
     def restart_due(self, step: int, share: float | None = None) -> bool:
-        """Return whether dead codewords restart at this step, when `share` of the training is done."""
+        """Return whether dead codewords restart at this step, when `share` of the training is
+        done.
+        """
         if share is None:
             share = step / self.total_steps if self.total_steps else 0.0
         return self.restart_every > 0 and step % self.restart_every == 0 and share < RESTART_SHARE
 
     @contextmanager
     def track_moves(self, module: nn.Module) -> Iterator[None]:
-        """Record for `forget` which codewords the block moves, and copy the codebooks of rank 0 to all ranks."""
-        books = [(name, book) for name, book in module.named_modules() if isinstance(book, LevelCodebooks)]
+        """Record for `forget` which codewords the block moves, and copy the codebooks of rank 0 to
+        all ranks.
+        """
+        books = [
+            (name, book)
+            for name, book in module.named_modules()
+            if isinstance(book, LevelCodebooks)
+        ]
         before = [book.codewords.detach().clone() for _, book in books]
         yield
         values = (value for _, book in books for value in (*book.parameters(), *book.buffers()))
@@ -112,7 +137,8 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Update an optimizer and an average of the module for codewords that have moved since the last call.
+        """Update an optimizer and an average of the module for codewords that have moved since the
+        last call.
 
         The optimizer's moments of these codewords become zero. The average copies their new values.
         """
@@ -130,26 +156,43 @@ class CodebookSchedule(nn.Module):
         self._moved.clear()
 
     def remember(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass after the update."""
+        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass
+        after the update.
+        """
         non_reentrant = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        if non_reentrant or not torch.is_grad_enabled():  # the two kinds of activation checkpointing
-            self._pending.append((vectors.detach().sum(0), [(index, codeword.detach()) for index, codeword in chosen]))
+        if (
+            non_reentrant or not torch.is_grad_enabled()
+        ):  # the two kinds of activation checkpointing
+            self._pending.append(
+                (
+                    vectors.detach().sum(0),
+                    [(index, codeword.detach()) for index, codeword in chosen],
+                )
+            )
 
     def recall(self, vectors: Tensor) -> Chosen | None:
         """Return, once, what `remember` kept for vectors (N, D)."""
         total = vectors.detach().sum(0)
-        for position, (pending_total, chosen) in reversed(list(enumerate(self._pending))):  # the order of backward
-            if len(chosen[0][0]) == len(vectors) and (len(self._pending) == 1 or torch.equal(total, pending_total)):
+        for position, (pending_total, chosen) in reversed(
+            list(enumerate(self._pending))
+        ):  # the order of backward
+            if len(chosen[0][0]) == len(vectors) and (
+                len(self._pending) == 1 or torch.equal(total, pending_total)
+            ):
                 del self._pending[position]
                 return chosen
         return None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Give `waiting` the shape that it has in the state, and load."""
-        if (waiting := state_dict.get(f"{prefix}waiting")) is not None and waiting.shape != self.waiting.shape:
+        if (
+            waiting := state_dict.get(f"{prefix}waiting")
+        ) is not None and waiting.shape != self.waiting.shape:
             self.waiting = self.waiting.new_zeros(waiting.shape)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this module alone. In an average, `_copy` would miss new values of `progress`."""
+        """Leave out what belongs to this module alone. In an average, `_copy` would miss new values
+        of `progress`.
+        """
         return {**self.__dict__, "_copy": None, "_pending": deque(maxlen=_PENDING), "_moved": {}}

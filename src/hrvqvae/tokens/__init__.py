@@ -1,1 +1,3 @@
-"""Codes of many images as Parquet files (docs/tokens.md): made in shards, read back, trained from."""
+"""Codes of many images as Parquet files (docs/tokens.md): made in shards, read back, trained
+from.
+"""

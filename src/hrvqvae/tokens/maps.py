@@ -1,7 +1,8 @@
 """Copy the codes of shards to code maps, from which priors are trained.
 
-Training reads images in random order, which is slow in compressed row groups. So the codes are copied once to arrays
-beside the run, which are mapped into memory like those of the run's images (`checkpoints.codemaps`).
+Training reads images in random order, which is slow in compressed row groups. So the codes are
+copied once to arrays beside the run, which are mapped into memory like those of the run's images
+(`checkpoints.codemaps`).
 """
 
 from __future__ import annotations
@@ -33,21 +34,28 @@ _NAME = "shards"
 def load_shard_maps(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
 ) -> CodeMaps:
-    """Return the code maps of a folder of shards, or of a shard, from the folder of a run's codes; write them first.
+    """Return the code maps of a folder of shards, or of a shard, from the folder of a run's codes;
+    write them first.
 
     Raises:
-        InputError: the shards do not fit the run, only some images have labels, or the folder can't be written.
+        InputError: the shards do not fit the run, only some images have labels, or the folder can't
+            be written.
         DamagedFileError: a shard is damaged.
     """
     from hrvqvae.tokens.shards import find_shards
 
     def open_source() -> tuple[Shards, dict[str, Any]]:
-        shards, digest = find_shards(path), weights_digest(model.state_dict())
+        shards = find_shards(path)
+        digest = weights_digest(model.state_dict())
         if shards.model != digest:
             raise InputError(f"{path} holds codes of another model than this run's")
         if not shards.count:
-            raise InputError(f"{path} holds codes of no image; make shards of images that can be read")
-        states = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards.paths]
+            raise InputError(
+                f"{path} holds codes of no image; make shards of images that can be read"
+            )
+        states = [
+            [file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards.paths
+        ]
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
 
     shards, source = distributed.on_rank_zero(open_source)
@@ -56,13 +64,17 @@ def load_shard_maps(
 
 
 def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequence[str]:
-    """Write the codes of each level and the labels to files (.npy), and return the names of the classes."""
-    symbols, size = config.model.num_symbols, config.data.size
+    """Write the codes of each level and the labels to files (.npy), and return the names of the
+    classes.
+    """
+    symbols = config.model.num_symbols
+    size = config.data.size
     grids = config.model.geometry.grids(size, size)
     labels = list[str | int | None]()
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
-        streams, dtypes = [], [np.min_scalar_type(count - 1) for count in symbols]
+        streams = []
+        dtypes = [np.min_scalar_type(count - 1) for count in symbols]
         for path, grid, dtype in zip(paths, grids, dtypes, strict=False):
             temporary = stack.enter_context(replace_file(path))
             streams.append(stack.enter_context(temporary.open("xb")))
@@ -75,31 +87,54 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
             labels += rows.labels if config.data.labels else [None] * len(rows)
             advance(len(rows))
         if len(labels) != shards.count:
-            raise DamagedFileError(f"the shards have {len(labels):,} rows, not {shards.count:,} as their ends say")
+            raise DamagedFileError(
+                f"the shards have {len(labels):,} rows, not {shards.count:,} as their ends say"
+            )
         missing = labels.count(None)
         if 0 < missing < len(labels):
-            raise InputError(f"{missing:,} of {len(labels):,} images have no label; label all of them, or none")
-    classes, indices = ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
+            raise InputError(
+                f"{missing:,} of {len(labels):,} images have no label; label all of them, or none"
+            )
+    classes, indices = (
+        ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
+    )
     write_array(paths[-1], indices)
     return classes
 
 
-def _stack_codes(rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int) -> NDArray[Any]:
-    """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the model."""
-    for key, (height, width) in zip(rows.keys, (codes.shape for codes in rows.codes[level]), strict=True):
+def _stack_codes(
+    rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int
+) -> NDArray[Any]:
+    """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the
+    model.
+    """
+    for key, (height, width) in zip(
+        rows.keys, (codes.shape for codes in rows.codes[level]), strict=True
+    ):
         if (height, width) != tuple(grid):
-            expected = f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without --full-size"
+            expected = (
+                f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without"
+                " --full-size"
+            )
             raise InputError(
-                f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on {expected}"
+                f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on"
+                f" {expected}"
             )
     codes = np.stack(rows.codes[level])
     if int(codes.max()) >= symbols or int(codes.min()) < 0:
-        raise InputError(f"a code of level {level + 1} is out of range; this model has codes 0 to {symbols - 1} there")
+        raise InputError(
+            f"a code of level {level + 1} is out of range; this model has codes 0 to {symbols - 1}"
+            " there"
+        )
     return codes
 
 
-def _index_classes(labels: Sequence[Any], classes: tuple[str, ...]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Return the names of the classes and the class of each label; whole numbers index `classes` if they fit."""
+def _index_classes(
+    labels: Sequence[Any], classes: tuple[str, ...]
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the names of the classes and the class of each label; whole numbers index `classes` if
+    they fit.
+    """
     values, indices = np.unique(labels, return_inverse=True)
     if classes and values.dtype.kind == "i" and values[0] >= 0 and values[-1] < len(classes):
         return classes, np.array(labels)

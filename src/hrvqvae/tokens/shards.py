@@ -1,6 +1,7 @@
 """Read shards of codes, which are Parquet files, and decode them to PNG files.
 
-docs/tokens.md describes the format. In the order of their keys, shard i of shards of S images holds the images i * S to
+docs/tokens.md describes the format. In the order of their keys, shard i of shards of S images holds
+the images i * S to
 (i + 1) * S - 1. A folder OUT of shards has these files:
 
 OUT/_manifest.json        the plan
@@ -42,10 +43,14 @@ from hrvqvae.utils.progress import task
 
 FORMAT = "1"
 SUFFIX = ".parquet"
-MANIFEST = "_manifest.json"  # readers of folders of Parquet files skip names with a leading underscore
+MANIFEST = (  # readers of folders of Parquet files skip names with a leading underscore
+    "_manifest.json"
+)
 PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
-MOST_VALUES, _VALUES_PER_BYTE = 1 << 26, 64  # limit of a row group's values: a few bytes can stand for billions
+# limit of a row group's values: a few bytes can stand for billions
+MOST_VALUES = 1 << 26
+_VALUES_PER_BYTE = 64
 
 
 def _shard_name(index: int) -> str:
@@ -57,22 +62,30 @@ class Plan:
     """The model, images and options of a folder of shards, as stored in the manifest."""
 
     model: str  # digest of the weights
-    image_size: int | None  # height and width that every image is resized to; None keeps the size of each image
+    image_size: (
+        int | None
+    )  # height and width that every image is resized to; None keeps the size of each image
     keys: int  # number of images
     keys_digest: str  # digest of all keys and labels, in order
     shard_size: int  # images per shard
-    beam: int | None = None  # paths that the search keeps at each level; None keeps as many as in training
+    beam: int | None = (
+        None  # paths that the search keeps at each level; None keeps as many as in training
+    )
 
     @property
     def shards(self) -> dict[str, range]:
         """The file name of each shard, and the indices of its images in the order of the keys."""
         indices = range(self.keys)
         starts = enumerate(range(0, self.keys, self.shard_size))
-        return {_shard_name(index): indices[start : start + self.shard_size] for index, start in starts}
+        return {
+            _shard_name(index): indices[start : start + self.shard_size] for index, start in starts
+        }
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
-        """Return the plan of a folder, or None without a manifest. Raises DamagedFileError for a damaged manifest."""
+        """Return the plan of a folder, or None without a manifest. Raises DamagedFileError for a
+        damaged manifest.
+        """
         path = folder / MANIFEST
         if not path.is_file():
             return None
@@ -82,21 +95,32 @@ class Plan:
                 raise ValueError("its numbers of images are wrong")
             return plan
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DamagedFileError(f"{path} is damaged ({error}); begin anew in another folder") from error
+            raise DamagedFileError(
+                f"{path} is damaged ({error}); begin anew in another folder"
+            ) from error
 
     def write_or_compare(self, folder: Path) -> None:
-        """Write the plan to a new folder; raise InputError if the folder has another plan, or shards without a plan."""
+        """Write the plan to a new folder; raise InputError if the folder has another plan, or
+        shards without a plan.
+        """
         existing = Plan.read(folder)
         if existing is None:
             if any(folder.glob(f"*{SUFFIX}")):
-                raise InputError(f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder")
-            write_atomic(folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode())
+                raise InputError(
+                    f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder"
+                )
+            write_atomic(
+                folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode()
+            )
             return
         titles = {"keys": "number of images", "keys_digest": "digest of names and labels"}
         for name, value in dataclasses.asdict(self).items():
             if (old := getattr(existing, name)) != value:
                 title = titles.get(name, name)
-                raise InputError(f"{folder} was begun with another {title}: {old}, not {value}; choose another folder")
+                raise InputError(
+                    f"{folder} was begun with another {title}: {old}, not {value}; choose another"
+                    " folder"
+                )
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,9 @@ class Rows:
     """Rows of a shard, one per image."""
 
     keys: Sequence[str]
-    labels: Sequence[str | int | None]  # a class name or a whole number; None for an image without a label
+    labels: Sequence[
+        str | int | None
+    ]  # a class name or a whole number; None for an image without a label
     sizes: Sequence[Grid]  # (height, width) in pixels, as encoded
     codes: Sequence[Sequence[NDArray[Any]]]  # codes[level][image]: (H_l, W_l)
 
@@ -130,7 +156,8 @@ class Shards:
     def read_rows(self, num_levels: int) -> Iterator[Rows]:
         """Yield the rows of each row group, with the codes of the first `num_levels` levels.
 
-        Raises DamagedFileError if a file is damaged or lacks columns, or if a number of codes differs from its grid.
+        Raises DamagedFileError if a file is damaged or lacks columns, or if a number of codes
+        differs from its grid.
         """
         types = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
         for level in range(1, num_levels + 1):
@@ -141,7 +168,9 @@ class Shards:
             if values is None:
                 raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")
             if values > limit:
-                raise DamagedFileError(f"{path}: a row group has {values:,} values, too many for its size")
+                raise DamagedFileError(
+                    f"{path}: a row group has {values:,} values, too many for its size"
+                )
             with open_parquet(path) as file:
                 texts = [name for name in ("key", "label") if name in file.schema.names]
             with open_parquet(path, read_dictionary=texts) as file:
@@ -159,115 +188,173 @@ import json, sys, pyarrow.parquet
 for path in json.load(sys.stdin):
     metadata = pyarrow.parquet.read_metadata(path)
     groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-    counts = (sum(group.column(index).num_values for index in range(group.num_columns)) for group in groups)
+    counts = (
+        sum(group.column(index).num_values for index in range(group.num_columns))
+        for group in groups
+    )
     print(max(counts, default=0), flush=True)
 """
 
 
 def _count_values(paths: Sequence[Path]) -> list[int | None]:
-    """Return the number of values in the largest row group of each file; None from a damaged file on."""
+    """Return the number of values in the largest row group of each file; None from a damaged file
+    on.
+    """
     if not paths:
         return []
     counted = subprocess.run(
         [sys.executable, "-P", "-c", _COUNT_VALUES],  # -P: no modules of the current folder
-        input=json.dumps([*map(str, paths)]), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        input=json.dumps([*map(str, paths)]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     values = [int(line) for line in counted.stdout.split()]
     return [*values, *[None] * (len(paths) - len(values))]
 
 
 def _count_text_bytes(column: pa.ChunkedArray) -> int:
-    """Return the number of bytes of the texts of a column that is read as a dictionary; 0 for other columns."""
+    """Return the number of bytes of the texts of a column that is read as a dictionary; 0 for other
+    columns.
+    """
     if not pa.types.is_dictionary(column.type):
         return 0
     lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
     return sum(pc.sum(values).as_py() or 0 for values in lengths)
 
 
-def _parse_rows(table: pa.Table, path: Path, types: Mapping[str, pa.DataType], num_levels: int) -> Rows:
+def _parse_rows(
+    table: pa.Table, path: Path, types: Mapping[str, pa.DataType], num_levels: int
+) -> Rows:
     try:
         labels = table.column("label").to_pylist()
         if not all(label is None or isinstance(label, str | int) for label in labels):
             raise KeyError("label")
         table = table.select([*types]).cast(pa.schema(types))
     except (KeyError, pa.ArrowException) as error:
-        raise DamagedFileError(f"{path} has other columns than docs/tokens.md says ({one_line(error)})") from error
+        raise DamagedFileError(
+            f"{path} has other columns than docs/tokens.md says ({one_line(error)})"
+        ) from error
     columns = {name: table.column(name).combine_chunks() for name in types}
     lists = [columns.pop(f"codes_{level}") for level in range(1, num_levels + 1)]
-    if any(column.null_count for column in (*columns.values(), *lists, *(column.values for column in lists))):
+    if any(
+        column.null_count
+        for column in (*columns.values(), *lists, *(column.values for column in lists))
+    ):
         raise DamagedFileError(f"{path} has nulls; only labels may be null")
-    values, codes = {name: column.to_pylist() for name, column in columns.items()}, list[list[NDArray[Any]]]()
+    values = {name: column.to_pylist() for name, column in columns.items()}
+    codes = list[list[NDArray[Any]]]()
     for level, column in enumerate(lists, start=1):
         codes.append([])
         level_codes = column.values.to_numpy()
         grids = zip(values["key"], values[f"height_{level}"], values[f"width_{level}"], strict=True)
-        for (key, height, width), (start, end) in zip(grids, pairwise(column.offsets.to_numpy()), strict=True):
+        for (key, height, width), (start, end) in zip(
+            grids, pairwise(column.offsets.to_numpy()), strict=True
+        ):
             if min(height, width) < 1 or end - start != height * width:
-                raise DamagedFileError(f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}")
+                raise DamagedFileError(
+                    f"{path}: {key} has {end - start} codes of level {level} for {height}x{width}"
+                )
             codes[-1].append(level_codes[start:end].reshape(height, width))
-    return Rows(values["key"], labels, list(zip(values["height"], values["width"], strict=True)), codes)
+    return Rows(
+        values["key"], labels, list(zip(values["height"], values["width"], strict=True)), codes
+    )
 
 
 def open_shards(paths: Sequence[Path]) -> Shards:
-    """Open files as shards of one model. Raises InputError if a file is no shard, or the versions or models differ."""
-    count, models, classes, broken, digests = 0, list[str](), list[tuple[str, ...]](), dict[str, str](), list[str]()
+    """Open files as shards of one model. Raises InputError if a file is no shard, or the versions
+    or models differ.
+    """
+    count = 0
+    models = list[str]()
+    classes = list[tuple[str, ...]]()
+    broken = dict[str, str]()
+    digests = list[str]()
     for path in paths:
         with open_parquet(path) as file:
-            metadata, count = file.metadata.metadata or {}, count + file.metadata.num_rows
+            metadata = file.metadata.metadata or {}
+            count = count + file.metadata.num_rows
         texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
-        values = {name.removeprefix(PREFIX): text for name, text in texts if name.startswith(PREFIX)}
+        values = {
+            name.removeprefix(PREFIX): text for name, text in texts if name.startswith(PREFIX)
+        }
         if "format" not in values or "model" not in values:
-            raise InputError(f"{path} is no shard of codes: its metadata has no {PREFIX}format and {PREFIX}model")
+            raise InputError(
+                f"{path} is no shard of codes: its metadata has no {PREFIX}format and {PREFIX}model"
+            )
         if values["format"] != FORMAT:
-            raise InputError(f"{path} is of version {values['format']} of the format; only {FORMAT} is read")
+            raise InputError(
+                f"{path} is of version {values['format']} of the format; only {FORMAT} is read"
+            )
         try:
-            broken |= {str(image["key"]): str(image["error"]) for image in json.loads(values.get("broken", "[]"))}
+            broken |= {
+                str(image["key"]): str(image["error"])
+                for image in json.loads(values.get("broken", "[]"))
+            }
             classes.append(tuple(map(str, json.loads(values.get("classes", "[]")))))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
         models.append(values["model"])
         digests.append(values.get("content", ""))
         if models[-1] != models[0]:
-            raise InputError(f"{path} and {paths[0].name} are of two models; name shards of one model")
+            raise InputError(
+                f"{path} and {paths[0].name} are of two models; name shards of one model"
+            )
     return Shards(tuple(paths), models[0], classes[0], count, broken, tuple(digests))
 
 
 def find_shards(path: Path) -> Shards:
-    """Open the shards of a folder, which `tokenize` must have finished, or a single file. Raises as `open_shards`."""
+    """Open the shards of a folder, which `tokenize` must have finished, or a single file. Raises as
+    `open_shards`.
+    """
     if path.is_file():
         return open_shards([path])
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file")
-    plan, files = Plan.read(path), sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
-    planned, names = -(-plan.keys // plan.shard_size) if plan else 0, {file.name for file in files}
+    plan = Plan.read(path)
+    files = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
+    planned = -(-plan.keys // plan.shard_size) if plan else 0
+    names = {file.name for file in files}
     for name in map(_shard_name, range(planned)):
         if name not in names:  # soon, also if a damaged plan has billions
             raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
     if not files:
-        raise InputError(f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}")
+        raise InputError(
+            f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}"
+        )
     return open_shards(files)
 
 
 def detokenize(
-    shards: Path, out: Path, *, model: str | None = None, levels: int | None = None, device: str = "cpu",
+    shards: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    levels: int | None = None,
+    device: str = "cpu",
     force: bool = False,
-) -> int:  # fmt: skip
-    """Decode each row of a folder of shards, or of a shard, to a file `out/KEY.png`; return the number of files.
+) -> int:
+    """Decode each row of a folder of shards, or of a shard, to a file `out/KEY.png`; return the
+    number of files.
 
     Args:
         model: the model that encoded the shards; None finds the model in the package.
         levels: number of levels to decode, coarse first; None decodes all.
 
     Raises:
-        InputError: the model did not encode the shards, `levels` is out of range, or a file exists or can't be written.
+        InputError: the model did not encode the shards, `levels` is out of range, or a file exists
+            or can't be written.
         DamagedFileError: a shard is damaged.
     """
     opened = find_shards(shards)
     autoencoder = _load_model(opened.model, shards, model, device)
     num_levels = autoencoder.check_levels(levels)
-    outputs, count = Outputs(out, force=force), 0
+    outputs = Outputs(out, force=force)
+    count = 0
     keys = (key for rows in opened.read_rows(0) for key in rows.keys)
-    paths = [str(outputs.reserve(remove_image_suffix(key), ".png")) for key in keys]  # before the first is written
+    paths = [
+        str(outputs.reserve(remove_image_suffix(key), ".png")) for key in keys
+    ]  # before the first is written
     with task("detokenize", opened.count) as advance:
         for rows in opened.read_rows(num_levels):
             for index, image in _decode_rows(autoencoder, rows, num_levels, shards):
@@ -278,27 +365,45 @@ def detokenize(
 
 
 def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
-    """Load the state of `model` (default: of a model of the package) whose weights have the expected digest."""
+    """Load the state of `model` (default: of a model of the package) whose weights have the
+    expected digest.
+    """
     for run in map(Run, [model] if model is not None else list_models()):
         for state in (run, *run.earlier_states()):
             if state.weights_digest == expected:
                 return state.load(device)[0]
         if model is not None:
             digest = run.weights_digest
-            raise InputError(f"{path} was made by another model ({expected[:12]}) than {model} ({digest[:12]})")
-    raise InputError(f"{path} was made by no model inside the package ({expected[:12]}): name it with --model RUN")
+            raise InputError(
+                f"{path} was made by another model ({expected[:12]}) than {model} ({digest[:12]})"
+            )
+    raise InputError(
+        f"{path} was made by no model inside the package ({expected[:12]}): name it with"
+        " --model RUN"
+    )
 
 
 @torch.inference_mode()
-def _decode_rows(model: Autoencoder, rows: Rows, num_levels: int, path: Path) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index and image (C, Y, X) of every row; rows with equal sizes and grids are decoded together."""
+def _decode_rows(
+    model: Autoencoder, rows: Rows, num_levels: int, path: Path
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index and image (C, Y, X) of every row; rows with equal sizes and grids are decoded
+    together.
+    """
     device = next(model.parameters()).device
-    sizes = [(*size, *(grid.shape for grid in codes)) for size, *codes in zip(rows.sizes, *rows.codes, strict=True)]
+    sizes = [
+        (*size, *(grid.shape for grid in codes))
+        for size, *codes in zip(rows.sizes, *rows.codes, strict=True)
+    ]
     for group in group_by_size(sizes, _MAX_PIXELS):
-        stacked = (np.stack([level[index] for index in group]).astype(np.int64) for level in rows.codes)
+        stacked = (
+            np.stack([level[index] for index in group]).astype(np.int64) for level in rows.codes
+        )
         codes = tuple(torch.from_numpy(level).to(device) for level in stacked)
         try:
             images = model.decode(codes, num_levels, rows.sizes[group[0]]).cpu()
         except InputError as error:
-            raise DamagedFileError(f"{path}: the codes of {rows.keys[group[0]]} fit no image ({error})") from error
+            raise DamagedFileError(
+                f"{path}: the codes of {rows.keys[group[0]]} fit no image ({error})"
+            ) from error
         yield from zip(group, images, strict=True)

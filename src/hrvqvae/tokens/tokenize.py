@@ -1,7 +1,7 @@
 """Encode images to a folder of shards of codes; a second call continues a stopped call.
 
-The order of the images decides which images a shard holds, so one machine and a Ray cluster write the same files.
-A finished shard is never written again; an unfinished shard is started over.
+The order of the images decides which images a shard holds, so one machine and a Ray cluster write
+the same files. A finished shard is never written again; an unfinished shard is started over.
 """
 
 from __future__ import annotations
@@ -43,21 +43,36 @@ from hrvqvae.utils.progress import Advance, note, task
 
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000
-_GROUP_ROWS, _GROUP_CODES = 1_000, 1 << 24  # rows of a row group at most; codes that end a row group sooner
-_MAX_CHUNK, _MAX_CHUNK_PIXELS = 256, 1 << 20  # images and pixels of a chunk, which a worker decodes at a time
-_MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}  # per call of the model; few on a CPU: activations stay in its cache
-Row = tuple[int, Grid, list[NDArray[np.int64]]]  # index of an image, its height and width, its codes per level
-Chunk = tuple[dict[int, Pixels], dict[str, str], list[str]]  # images by index, errors by key, losses of conversions
+# rows of a row group at most; codes that end a row group sooner
+_GROUP_ROWS = 1_000
+_GROUP_CODES = 1 << 24
+# images and pixels of a chunk, which a worker decodes at a time
+_MAX_CHUNK = 256
+_MAX_CHUNK_PIXELS = 1 << 20
+_MAX_PIXELS = {
+    "cpu": 1 << 14,
+    "cuda": 1 << 22,
+}  # per call of the model; few on a CPU: activations stay in its cache
+Row = tuple[
+    int, Grid, list[NDArray[np.int64]]
+]  # index of an image, its height and width, its codes per level
+Chunk = tuple[
+    dict[int, Pixels], dict[str, str], list[str]
+]  # images by index, errors by key, losses of conversions
 
 
 @dataclass(frozen=True)
 class KeyedImages:
-    """Images by their keys, which are their names in the source: sorted, but in row order if they are of Parquet."""
+    """Images by their keys, which are their names in the source: sorted, but in row order if they
+    are of Parquet.
+    """
 
     source: Source
     keys: NDArray[np.bytes_]  # (N,) unique
     rows: NDArray[np.int64]  # (N,) rows of the images in the source
-    labels: pa.Array  # class names, or numbers where classes have no names; null for an image without a label
+    labels: (
+        pa.Array
+    )  # class names, or numbers where classes have no names; null for an image without a label
     classes: tuple[str, ...]  # names of the classes, in order
 
     def key(self, index: int) -> str:
@@ -73,17 +88,23 @@ class KeyedImages:
 
     def content_digest(self, indices: Sequence[int], broken: Collection[str]) -> str:
         """Return a digest of the contents of images, except images whose keys are in `broken`."""
-        return self.source.digest(self.rows[[index for index in indices if self.key(index) not in broken]])
+        return self.source.digest(
+            self.rows[[index for index in indices if self.key(index) not in broken]]
+        )
 
 
 def load_keyed_images(path: Path) -> KeyedImages:
-    """Return all images of a path (`open_whole`), with their names as keys; bytes that are not UTF-8 are escaped.
+    """Return all images of a path (`open_whole`), with their names as keys; bytes that are not
+    UTF-8 are escaped.
 
-    Raises InputError if there is no image, two images have the same key, or a label is the index of no class name.
+    Raises InputError if there is no image, two images have the same key, or a label is the index of
+    no class name.
     """
     source = open_whole(path.absolute())
     check_labels(source)
-    names = [source.name(row).encode(errors="backslashreplace").decode() for row in range(len(source))]
+    names = [
+        source.name(row).encode(errors="backslashreplace").decode() for row in range(len(source))
+    ]
     classes = source.class_names
     stored: Sequence[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
     labels = [classes[label] if classes else label for label in stored]
@@ -91,32 +112,49 @@ def load_keyed_images(path: Path) -> KeyedImages:
     rows = sorted(range(len(names)), key=names.__getitem__)
     for row, next_row in itertools.pairwise(rows):
         if names[row] == names[next_row]:
-            raise InputError(f"{path} has two images named {names[row]}; give every image a different name")
-    if isinstance(source, ParquetSource):  # a row group is read as a whole, so its images stay together
+            raise InputError(
+                f"{path} has two images named {names[row]}; give every image a different name"
+            )
+    if isinstance(
+        source, ParquetSource
+    ):  # a row group is read as a whole, so its images stay together
         rows.sort()
     labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
     sorted_labels = pa.array([labels[row] for row in rows], labels_type)
-    return KeyedImages(source, encode_names(names[row] for row in rows), np.array(rows), sorted_labels, classes)
+    return KeyedImages(
+        source, encode_names(names[row] for row in rows), np.array(rows), sorted_labels, classes
+    )
 
 
 class _ChunkReader(Dataset[Chunk]):
     """Decodes chunks of images, which are lists of indices."""
 
-    def __init__(self, images: KeyedImages, channels: int, size: int | None, max_pixels: int) -> None:
-        self.images, self.channels, self.size, self.max_pixels = images, channels, size, max_pixels
+    def __init__(
+        self, images: KeyedImages, channels: int, size: int | None, max_pixels: int
+    ) -> None:
+        self.images = images
+        self.channels = channels
+        self.size = size
+        self.max_pixels = max_pixels
 
     def __getitem__(self, indices: Sequence[int]) -> Chunk:
-        decoded, broken, losses = dict[int, Pixels](), dict[str, str](), list[str]()
+        decoded = dict[int, Pixels]()
+        broken = dict[str, str]()
+        losses = list[str]()
         source = self.images.source
         for index in indices:
             row = int(self.images.rows[index])
             where = source.where(row)
             try:
                 open_row = partial(source.open, row)
-                decoded[index], lost = decode_image(open_row, self.channels, self.max_pixels, self.size, name=where)
+                decoded[index], lost = decode_image(
+                    open_row, self.channels, self.max_pixels, self.size, name=where
+                )
                 losses += [lost] if lost else []
             except InputError as error:  # drop paths and addresses, which differ by machine
-                broken[self.images.key(index)] = str(error).removeprefix(where).partition(" (")[0].strip(" :")
+                broken[self.images.key(index)] = (
+                    str(error).removeprefix(where).partition(" (")[0].strip(" :")
+                )
         return decoded, broken, losses
 
 
@@ -124,25 +162,48 @@ class Tokenizer:
     """Encodes images with a model, and writes shards of their codes."""
 
     def __init__(
-        self, model: str, images: KeyedImages, full_size: bool, workers: int | None, device: str, beam: int | None
+        self,
+        model: str,
+        images: KeyedImages,
+        full_size: bool,
+        workers: int | None,
+        device: str,
+        beam: int | None,
     ) -> None:
-        """Load the model; the arguments are those of `tokenize`. Raises InputError as `Run.load`."""
+        """Load the model; the arguments are those of `tokenize`. Raises InputError as
+        `Run.load`.
+        """
         self.options = model, full_size, beam
         self.run = run = Run(model)
         self.model, config = run.load(device, beam)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.images, self.device = images, next(self.model.parameters()).device
+        self.images = images
+        self.device = next(self.model.parameters()).device
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
         self._metadata = {
-            "format": FORMAT, "model": self.digest, "image_size": json.dumps(self.size), "version": __version__,
+            "format": FORMAT,
+            "model": self.digest,
+            "image_size": json.dumps(self.size),
+            "version": __version__,
             "config": json.dumps(to_dict(without_paths(run.folder_config)), sort_keys=True),
             "classes": json.dumps(list(images.classes)),
-        }  # fmt: skip
-        columns = [("key", pa.string()), ("label", images.labels.type), ("height", pa.int32()), ("width", pa.int32())]
-        for level, count in enumerate(config.model.num_symbols, start=1):  # the smallest type that fits the codes
+        }
+        columns = [
+            ("key", pa.string()),
+            ("label", images.labels.type),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+        ]
+        for level, count in enumerate(
+            config.model.num_symbols, start=1
+        ):  # the smallest type that fits the codes
             codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
-            columns += [(f"height_{level}", pa.int32()), (f"width_{level}", pa.int32()), (f"codes_{level}", codes)]
+            columns += [
+                (f"height_{level}", pa.int32()),
+                (f"width_{level}", pa.int32()),
+                (f"codes_{level}", codes),
+            ]
         self._schema = pa.schema(columns)
         self.workers = config.data.workers if workers is None else workers
         self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
@@ -157,25 +218,36 @@ class Tokenizer:
         return [indices[start : start + count] for start in range(0, len(indices), count)]
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
-        """Yield the decoded chunks of shards, in order. The worker processes stay for the next call."""
+        """Yield the decoded chunks of shards, in order. The worker processes stay for the next
+        call.
+        """
         self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
         with explain_worker_errors():
             yield from self._loader
 
     def write(
-        self, path: Path, indices: Sequence[int], chunks: Iterator[Chunk] | None = None,
+        self,
+        path: Path,
+        indices: Sequence[int],
+        chunks: Iterator[Chunk] | None = None,
         advance: Advance = lambda _: None,
-    ) -> tuple[int, list[str]]:  # fmt: skip
-        """Write a complete shard or none; return its number of images, broken ones included, and conversion losses.
+    ) -> tuple[int, list[str]]:
+        """Write a complete shard or none; return its number of images, broken ones included, and
+        conversion losses.
 
-        `chunks` yields the decoded chunks of this shard and later shards (default: this shard is decoded here).
-        `advance` is called with the number of images of each chunk. Raises OSError if the disk is full.
+        `chunks` yields the decoded chunks of this shard and later shards (default: this shard is
+        decoded here). `advance` is called with the number of images of each chunk. Raises OSError
+        if the disk is full.
         """
         chunks = self.read([indices]) if chunks is None else chunks
-        rows, broken, losses = list[Row](), dict[str, str](), list[str]()
+        rows = list[Row]()
+        broken = dict[str, str]()
+        losses = list[str]()
         with (
             replace_file(path) as temporary,
-            pq.ParquetWriter(temporary, self._schema, compression="zstd", write_page_checksum=True) as file,
+            pq.ParquetWriter(
+                temporary, self._schema, compression="zstd", write_page_checksum=True
+            ) as file,
         ):
             for images, errors, lost in itertools.islice(chunks, len(self._split(indices))):
                 rows += self._encode(images)
@@ -189,16 +261,21 @@ class Tokenizer:
             if rows:
                 self._append_group(file, rows)
             metadata = self._metadata | {
-                "broken": json.dumps([{"key": key, "error": error} for key, error in broken.items()]),
+                "broken": json.dumps(
+                    [{"key": key, "error": error} for key, error in broken.items()]
+                ),
                 "content": self.images.content_digest(indices, broken),
             }
-            file.add_key_value_metadata({f"{PREFIX}{name}": value for name, value in metadata.items()})
+            file.add_key_value_metadata(
+                {f"{PREFIX}{name}": value for name, value in metadata.items()}
+            )
         return len(indices), losses
 
     @torch.inference_mode()
     def _encode(self, images: dict[int, Pixels]) -> list[Row]:
         """Encode images, given by index; return their rows, sorted by index."""
-        rows, indices = list[Row](), list(images)
+        rows = list[Row]()
+        indices = list(images)
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in images.values()]
         for group in group_by_size(sizes, _MAX_PIXELS.get(self.device.type, _MAX_PIXELS["cpu"])):
             batch = torch.from_numpy(np.stack([images[indices[position]] for position in group]))
@@ -209,15 +286,23 @@ class Tokenizer:
 
     def _append_group(self, file: pq.ParquetWriter, rows: Sequence[Row]) -> None:
         indices, sizes, codes = zip(*rows, strict=True)
-        keys, labels = [self.images.key(index) for index in indices], self.images.labels.take(pa.array(indices))
+        keys = [self.images.key(index) for index in indices]
+        labels = self.images.labels.take(pa.array(indices))
         values = [keys, labels.to_pylist(), *(list(side) for side in zip(*sizes, strict=True))]
         for level in zip(*codes, strict=True):
             values += [list(side) for side in zip(*(grid.shape for grid in level), strict=True)]
             values.append([grid.ravel() for grid in level])
         if (most := sum(grid.size for image in codes for grid in image)) > MOST_VALUES:
-            raise InputError(f"{keys[0]} and what is read with it have {most:,} codes, too many for a shard: shrink it")
-        arrays = [pa.array(column, field.type) for column, field in zip(values, self._schema, strict=True)]
-        file.write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(rows))
+            raise InputError(
+                f"{keys[0]} and what is read with it have {most:,} codes, too many for a shard:"
+                " shrink it"
+            )
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(values, self._schema, strict=True)
+        ]
+        file.write_table(
+            pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(rows)
+        )
 
 
 @dataclass(frozen=True)
@@ -231,24 +316,35 @@ class Tokenized:
 
 
 def tokenize(
-    model: str, source: Path, out: Path, *, shard_size: int | None = None, full_size: bool = False,
-    workers: int | None = None, device: str = "cpu", engine: Literal["local", "ray"] = "local",
-    retry_broken: bool = False, beam: int | None = None,
-) -> Tokenized:  # fmt: skip
+    model: str,
+    source: Path,
+    out: Path,
+    *,
+    shard_size: int | None = None,
+    full_size: bool = False,
+    workers: int | None = None,
+    device: str = "cpu",
+    engine: Literal["local", "ray"] = "local",
+    retry_broken: bool = False,
+    beam: int | None = None,
+) -> Tokenized:
     """Write the codes of images to a folder of shards; continue if an earlier call was stopped.
 
     Args:
         model: a run, or the name of a model inside the package.
-        source: a folder of images, a list of images, tars, Parquet files or arrays (`load_keyed_images`).
+        source: a folder of images, a list of images, tars, Parquet files or arrays
+            (`load_keyed_images`).
         shard_size: images per shard; None takes the size that the folder was begun with, or 10,000.
-        full_size: encode images at their own size (default: crop to a square and resize as in training).
+        full_size: encode images at their own size (default: crop to a square and resize as in
+            training).
         workers: processes per model that decode images; None takes `data.workers` of the model.
-        engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all see the same paths.
+        engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all
+            see the same paths.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
 
     Raises:
-        InputError: the model, source or images are missing; `out` is in use, can't be written, or was begun with
-            another model, other images or other options.
+        InputError: the model, source or images are missing; `out` is in use, can't be written, or
+            was begun with another model, other images or other options.
         DamagedFileError: a shard of the folder is damaged.
     """
     if run_folder(model) == Path(model):
@@ -260,23 +356,39 @@ def tokenize(
             remove_temporaries(out)
             existing = Plan.read(out)
             plan = Plan(
-                model=tokenizer.digest, image_size=tokenizer.size, keys=len(images.keys), keys_digest=images.digest(),
-                shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE), beam=beam,
-            )  # fmt: skip
+                model=tokenizer.digest,
+                image_size=tokenizer.size,
+                keys=len(images.keys),
+                keys_digest=images.digest(),
+                shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE),
+                beam=beam,
+            )
             plan.write_or_compare(out)
             tokenizer.run.keep_state()  # the shards stay readable after further training
             return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{out} can't be written ({reason}); run the same command again to go on") from error
+        raise InputError(
+            f"{out} can't be written ({reason}); run the same command again to go on"
+        ) from error
 
 
-def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool) -> Tokenized:
-    """Write the missing shards, and with `retry` further shards of the images that were broken before."""
+def _write_missing(
+    tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry: bool
+) -> Tokenized:
+    """Write the missing shards, and with `retry` further shards of the images that were broken
+    before.
+    """
     _, count_before, broken = _read_existing(out, plan, tokenizer.images)
     planned = {out / name: indices for name, indices in plan.shards.items()}
-    missing: dict[Path, Sequence[int]] = {path: indices for path, indices in planned.items() if not path.is_file()}
-    retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken] if retry else []
+    missing: dict[Path, Sequence[int]] = {
+        path: indices for path, indices in planned.items() if not path.is_file()
+    }
+    retried = (
+        [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
+        if retry
+        else []
+    )
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
     for start in range(0, len(retried), plan.shard_size):
@@ -284,7 +396,9 @@ def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry
     losses = list[str]()
     with task("tokenize", plan.keys, done=count_before + len(broken) - len(retried)) as advance:
         chunks = tokenizer.read(missing.values())
-        written = (tokenizer.write(path, indices, chunks, advance) for path, indices in missing.items())
+        written = (
+            tokenizer.write(path, indices, chunks, advance) for path, indices in missing.items()
+        )
         for _, losses_of_shard in _write_on_ray(tokenizer, missing, advance) if ray else written:
             losses += losses_of_shard
     for path in missing.keys() - planned.keys():
@@ -292,9 +406,15 @@ def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry
             path.unlink()
     shards, count, broken = _read_existing(out, plan, tokenizer.images)
     if broken:
-        lines = [json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n" for key in sorted(broken)]
+        lines = [
+            json.dumps({"key": key, "error": broken[key]}, ensure_ascii=False) + "\n"
+            for key in sorted(broken)
+        ]
         write_atomic(out / BROKEN, "".join(lines).encode())
-        note(f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}: {lines[0].strip()}")
+        note(
+            f"broken images left out: {len(broken):,} of {plan.keys:,}, listed in {out / BROKEN}:"
+            f" {lines[0].strip()}"
+        )
     else:
         (out / BROKEN).unlink(missing_ok=True)
     if losses:
@@ -303,9 +423,13 @@ def _write_missing(tokenizer: Tokenizer, plan: Plan, out: Path, ray: bool, retry
 
 
 def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int, dict[str, str]]:
-    """Return the number of shards in a folder, the number of their images, and the errors of broken images by key."""
+    """Return the number of shards in a folder, the number of their images, and the errors of broken
+    images by key.
+    """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
-    planned = {path: indices for name, indices in plan.shards.items() if (path := out / name).is_file()}
+    planned = {
+        path: indices for name, indices in plan.shards.items() if (path := out / name).is_file()
+    }
     if not (planned or retries):
         return 0, 0, {}
     shards = open_shards([*planned, *retries])
@@ -314,9 +438,12 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
     for content, (path, indices) in zip(shards.content_digests, planned.items(), strict=False):
         if content != images.content_digest(indices, shards.broken):
             raise InputError(
-                f"{path} was made of other images of the same names; choose another folder, or delete the file"
+                f"{path} was made of other images of the same names; choose another folder, or"
+                " delete the file"
             )
-    repaired = {key for rows in replace(shards, paths=tuple(retries)).read_rows(0) for key in rows.keys}
+    repaired = {
+        key for rows in replace(shards, paths=tuple(retries)).read_rows(0) for key in rows.keys
+    }
     broken = {key: error for key, error in shards.broken.items() if key not in repaired}
     return len(shards.paths), shards.count, broken
 
@@ -324,7 +451,9 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
 def _write_on_ray(
     tokenizer: Tokenizer, shards: dict[Path, Sequence[int]], advance: Advance
 ) -> Iterator[tuple[int, list[str]]]:
-    """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of `Tokenizer.write`."""
+    """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of
+    `Tokenizer.write`.
+    """
     if not shards:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reads both when it is imported
@@ -341,20 +470,30 @@ def _write_on_ray(
         cpus, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
         on_gpu = tokenizer.device.type == "cuda" and gpus > 0
         workers = max(0, min(tokenizer.workers, cpus // gpus - 1)) if on_gpu else 0
-        max_actors = max(1, min(gpus, cpus // (1 + workers)) if on_gpu else cpus)  # more would wait for each other
+        max_actors = max(
+            1, min(gpus, cpus // (1 + workers)) if on_gpu else cpus
+        )  # more would wait for each other
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
-        images, device, (model, full_size, beam) = ray.put(tokenizer.images), tokenizer.device.type, tokenizer.options
+        images, device, (model, full_size, beam) = (
+            ray.put(tokenizer.images),
+            tokenizer.device.type,
+            tokenizer.options,
+        )
         actors = [
-            actor.remote(model, images, full_size, workers, device, beam) for _ in range(min(max_actors, len(shards)))
+            actor.remote(model, images, full_size, workers, device, beam)
+            for _ in range(min(max_actors, len(shards)))
         ]
         written = ActorPool(actors).map_unordered(
-            lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]), list(shards.items())
+            lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]),
+            list(shards.items()),
         )
         for count, losses in written:
             advance(count)
             yield count, losses
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]  # the reason is at the end
+        reason = " ".join(str(getattr(error, "cause", error)).split())[
+            -200:
+        ]  # the reason is at the end
         raise InputError(
             f"Ray stopped ({reason}); finished shards stay; run the same command again to go on"
         ) from error

@@ -44,23 +44,33 @@ class ImageTask(Task[Batch]):
     def open(self, say: Say) -> None:
         waiting("reading the images")
         data = self.config.data
-        self.images, self.test_images = load_images(data, "train"), load_images(data, "test")
+        self.images = load_images(data, "train")
+        self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
 
     def describe(self) -> str:
-        return f"{self.config.name}{self.name_suffix}: {counted(self.num_samples, 'training image')}"
+        return (
+            f"{self.config.name}{self.name_suffix}: {counted(self.num_samples, 'training image')}"
+        )
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return batches(
-            self.images, batch_size=self.training.batch_size, seed=self.training.seed, first_step=first_step,
-            workers=self.config.data.workers, rank_slice=distributed.rank_slice(),
-        )  # fmt: skip
+            self.images,
+            batch_size=self.training.batch_size,
+            seed=self.training.seed,
+            first_step=first_step,
+            workers=self.config.data.workers,
+            rank_slice=distributed.rank_slice(),
+        )
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        model, limit = self.averaged_model(state), self.training.evaluation_images
+        model = self.averaged_model(state)
+        limit = self.training.evaluation_images
         read = partial(evaluation_batches, self.test_images, batch_size=self.training.batch_size)
-        test_batches = read(limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice())
+        test_batches = read(
+            limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
+        )
         report = evaluate(model, self.config, test_batches, "test", self.compute.device)
         levels = report.levels
 
@@ -68,10 +78,14 @@ class ImageTask(Task[Batch]):
             return self.compute.place_images(next(read(limit=_NUM_PLOTTED)).images).float() / 255
 
         record = {
-            "images": report.images, "mse": report.mse, "psnr": report.psnr, "ssim": report.ssim,
-            "level_mse": [level.mse for level in levels], "usage": [level.usage for level in levels],
+            "images": report.images,
+            "mse": report.mse,
+            "psnr": report.psnr,
+            "ssim": report.ssim,
+            "level_mse": [level.mse for level in levels],
+            "usage": [level.usage for level in levels],
             "perplexity": [level.perplexity for level in levels],
-        }  # fmt: skip
+        }
         return Evaluation(record, f"test {self.format_report(report)}", report, model, read_images)
 
     def format_report(self, report: Report) -> str:
@@ -81,7 +95,9 @@ class ImageTask(Task[Batch]):
 
 
 class AutoencoderTask(ImageTask):
-    """Train an autoencoder; dead codewords restart every `restart_every` steps, up to 90% of the training."""
+    """Train an autoencoder; dead codewords restart every `restart_every` steps, up to 90% of the
+    training.
+    """
 
     few_steps = 100
 
@@ -101,10 +117,15 @@ class AutoencoderTask(ImageTask):
     def initialize(self, model: nn.Module) -> None:
         assert isinstance(model, Autoencoder)
         waiting("fitting the first codewords to images")
-        config, size, seed = self.config, self.training.batch_size, self.training.seed
+        config = self.config
+        size = self.training.batch_size
+        seed = self.training.seed
         rows, columns = config.model.geometry.grids(config.data.size, config.data.size)[-1]
         num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
-        chunks = islice(batches(self.images, batch_size=min(num_images, size), seed=seed), -(-num_images // size))
+        chunks = islice(
+            batches(self.images, batch_size=min(num_images, size), seed=seed),
+            -(-num_images // size),
+        )
         images = torch.cat([batch.images for batch in chunks])[:num_images]
         with self.compute.autocast():
             model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), size)
@@ -115,21 +136,32 @@ class AutoencoderTask(ImageTask):
         return self.objective.auxiliary
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
-        images, model = state.compute.place_images(batch.images), state.model
+        images = state.compute.place_images(batch.images)
+        model = state.model
         assert isinstance(model, Autoencoder)
         state.broken.update(batch.broken)
         logged, codes = self.objective(images, state)  # updates the weights
         metrics = dict(logged)
         if self.schedule.restart_due(state.step + 1, state.fraction):
-            every_image = state.compute.place_images(distributed.all_gather(images))  # same restarts in all ranks
+            every_image = state.compute.place_images(
+                distributed.all_gather(images)
+            )  # same restarts in all ranks
             with state.autocast(), self.schedule.track_moves(model):
-                restarted = model.restart_dead_codes(every_image, make_step_rng(self.training.seed, state.step))
+                restarted = model.restart_dead_codes(
+                    every_image, make_step_rng(self.training.seed, state.step)
+                )
             metrics["restarted"] = float(restarted)
         state.averaged.update_parameters(model)
-        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)  # moments of moved codewords
+        self.schedule.forget(
+            state.networks[MODEL].optimizer, state.averaged.module
+        )  # moments of moved codewords
         if (state.step + 1) % self.training.log_every == 0:
-            counts = vq.counts(model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1])
-            metrics["usage"] = (distributed.all_reduce([counts])[0] > 0).double().mean()  # of the finest level
+            counts = vq.counts(
+                model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1]
+            )
+            metrics["usage"] = (
+                (distributed.all_reduce([counts])[0] > 0).double().mean()
+            )  # of the finest level
         return metrics
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -138,6 +170,8 @@ class AutoencoderTask(ImageTask):
         return model.eval()
 
     def save(self, state: TrainState) -> None:
-        model = copy.deepcopy(self.averaged_model(state))  # so that `align` renumbers only the saved codewords
+        model = copy.deepcopy(
+            self.averaged_model(state)
+        )  # so that `align` renumbers only the saved codewords
         model.align()
         save_model(self.run.model, self.config, model.state_dict(), state.step)

@@ -1,4 +1,6 @@
-"""Draw the pictures in a run folder: curves, and for an autoencoder also reconstructions and codeword usage."""
+"""Draw the pictures in a run folder: curves, and for an autoencoder also reconstructions and
+codeword usage.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ from hrvqvae.training.trainer import Evaluation
 @torch.inference_mode()
 def draw_training(run: RunFolder, records: Sequence[Record], evaluation: Evaluation) -> None:
     """Draw the pictures of a training after an evaluation; a `trainer.Callback`."""
-    report, model = evaluation.report, evaluation.model
+    report = evaluation.report
+    model = evaluation.model
     if report is None or model is None or evaluation.read_images is None:
         curves.plot_prior(records, run.pictures / "curves.png")
         return
     images = evaluation.read_images()
-    codes, rows = model.encode(images), [sheets.SheetRow("original", list(images))]
+    codes = model.encode(images)
+    rows = [sheets.SheetRow("original", list(images))]
     for num_levels, caption in zip(model.prefixes, report.captions(), strict=True):
         decoded = model.decode(codes, levels=num_levels, size=(images.shape[-2], images.shape[-1]))
         rows.append(sheets.SheetRow(caption, list(decoded)))

@@ -17,10 +17,12 @@ from hrvqvae.utils.locks import is_locked
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return a row per run in a folder or below it, sorted by path. Raises InputError if there is no such folder.
+    """Return a row per run in a folder or below it, sorted by path. Raises InputError if there is
+    no such folder.
 
-    A row has run (the path), system, preset, step, budget, mse (of the last evaluation on test images), priors and
-    stale (lists), in_use (another process trains there) and fault (why the run can't be read, or "").
+    A row has run (the path), system, preset, step, budget, mse (of the last evaluation on test
+    images), priors and stale (lists), in_use (another process trains there) and fault (why the run
+    can't be read, or "").
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder")
@@ -34,11 +36,16 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe(run: RunFolder) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {"priors": [], "stale": []}
+    row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {
+        "priors": [],
+        "stale": [],
+    }
     row = {"run": str(run.path), **row, "in_use": is_locked(run.path), "fault": ""}
     try:
         meta = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
-        config = run.read_config() if run.config.is_file() else from_dict(meta["config"], str(run.model))
+        config = (
+            run.read_config() if run.config.is_file() else from_dict(meta["config"], str(run.model))
+        )
         limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
         minutes = config.training.max_minutes
         budget = [f"{limit:,} {unit}s" for unit, limit in limits.items() if limit]
@@ -46,12 +53,21 @@ def _describe(run: RunFolder) -> dict[str, Any]:
         folders = prior_folders(run.path).items()
         errors = [float(record["mse"]) for record in read_records(run.metrics) if "mse" in record]
         row |= {
-            "system": config.model.system, "preset": config.name,
-            "step": max([meta.get("step"), *(int(path.stem[5:]) for path in run.saved())], key=lambda step: step or 0),
-            "budget": ", ".join(budget), "mse": errors[-1] if errors else None,
+            "system": config.model.system,
+            "preset": config.name,
+            "step": max(
+                [meta.get("step"), *(int(path.stem[5:]) for path in run.saved())],
+                key=lambda step: step or 0,
+            ),
+            "budget": ", ".join(budget),
+            "mse": errors[-1] if errors else None,
             "priors": [level_names(levels) for levels, folder in folders if folder.model.is_file()],
-            "stale": [str(part) for part in Run(run.path).stale_artifacts()] if run.model.is_file() else [],
-        }  # fmt: skip
+            "stale": (
+                [str(part) for part in Run(run.path).stale_artifacts()]
+                if run.model.is_file()
+                else []
+            ),
+        }
     except (OSError, InputError, KeyError, ValueError, TypeError) as error:
         row["fault"] = str(error)
     return row

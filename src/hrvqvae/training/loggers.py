@@ -30,7 +30,9 @@ class Sink(Protocol):
     """Receives the records of a training."""
 
     def write(self, record: Record) -> None:
-        """Write a record, which has `kind` and `step`. Called between two steps, so it must be fast."""
+        """Write a record, which has `kind` and `step`. Called between two steps, so it must be
+        fast.
+        """
 
     def close(self) -> None:
         """Finish writing."""
@@ -39,24 +41,37 @@ class Sink(Protocol):
 class MetricsLog:
     """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step.
 
-    Rank 0 writes the file; every process has the records. Records after `first_step`, the checkpoint's, were written
-    by a killed run and are dropped. `window` holds the metrics of the steps since the last means.
+    Rank 0 writes the file; every process has the records. Records after `first_step`, the
+    checkpoint's, were written by a killed run and are dropped. `window` holds the metrics of the
+    steps since the last means.
     """
 
     def __init__(
-        self, path: Path, first_step: int, sinks: Sequence[Sink] = (), window: list[Metrics] | None = None
+        self,
+        path: Path,
+        first_step: int,
+        sinks: Sequence[Sink] = (),
+        window: list[Metrics] | None = None,
     ) -> None:
-        self.path, self.sinks, self.window = path, sinks, [] if window is None else window
+        self.path = path
+        self.sinks = sinks
+        self.window = [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        if any(record["kind"] == "train" and record["step"] == first_step for record in self.records):
+        if any(
+            record["kind"] == "train" and record["step"] == first_step for record in self.records
+        ):
             self.window.clear()  # logged after the checkpoint was saved
         if distributed.is_rank_zero():
-            write_atomic(path, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+            write_atomic(
+                path, "".join(json.dumps(record) + "\n" for record in self.records).encode()
+            )
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether a step has an evaluation."""
-        return any(record["kind"] == "evaluation" and record["step"] == step for record in self.records)
+        return any(
+            record["kind"] == "evaluation" and record["step"] == step for record in self.records
+        )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append a record. Raises OSError if the disk is full."""
@@ -77,7 +92,10 @@ class MetricsLog:
                 columns.setdefault(name, []).append(value)
         if not columns:
             return {}
-        mean = {name: sum(values) if name == "restarted" else fmean(values) for name, values in columns.items()}
+        mean = {
+            name: sum(values) if name == "restarted" else fmean(values)
+            for name, values in columns.items()
+        }
         mean |= {"broken_images": float(broken_images)} if broken_images else {}
         mean["images_per_second"] = batch_size / max(mean.pop("step_seconds"), 1e-6)
         self.write("train", step, mean)
@@ -91,31 +109,45 @@ def read_metrics(window: Sequence[Metrics]) -> list[dict[str, float]]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a metrics file; damaged lines, such as a line cut short by a kill, are left out."""
+    """Read the records of a metrics file; damaged lines, such as a line cut short by a kill, are
+    left out.
+    """
     records = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
             with suppress(ValueError, RecursionError):
                 record = json.loads(line)
-                if isinstance(record, dict) and type(record.get("step")) is int and "kind" in record:
+                if (
+                    isinstance(record, dict)
+                    and type(record.get("step")) is int
+                    and "kind" in record
+                ):
                     records.append(record)
     return records
 
 
 def flatten_record(record: Record) -> dict[str, float]:
-    """Return the values of a record by chart names such as "train/loss" and "evaluation/usage/level-1"."""
+    """Return the values of a record by chart names such as "train/loss" and
+    "evaluation/usage/level-1".
+    """
     flat: dict[str, Any] = {}
     for name, value in record.items():
         full_name = f"{record['kind']}/{name}"
         if isinstance(value, Sequence) and not isinstance(value, str):
-            flat |= {f"{full_name}/level-{level}": entry for level, entry in enumerate(value, start=1)}
+            flat |= {
+                f"{full_name}/level-{level}": entry for level, entry in enumerate(value, start=1)
+            }
         elif name not in ("kind", "step"):
             flat[full_name] = value
-    return {name: float(value) for name, value in flat.items() if value is not None}  # None: not measurable
+    return {
+        name: float(value) for name, value in flat.items() if value is not None
+    }  # None: not measurable
 
 
 def find_loggers(names: str) -> list[Logger]:
-    """Return loggers. Raises InputError if a logger is unknown, ModuleNotFoundError if its package is missing."""
+    """Return loggers. Raises InputError if a logger is unknown, ModuleNotFoundError if its package
+    is missing.
+    """
     entries = [LOGGERS.get(name.strip()) for name in names.split(",") if name.strip()]
     for logger in entries:
         importlib.import_module(logger.needs)
@@ -124,14 +156,18 @@ def find_loggers(names: str) -> list[Logger]:
 
 @contextmanager
 def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
-    """Open the sinks of loggers in rank 0, and close them at the end. They receive records after `first_step`."""
+    """Open the sinks of loggers in rank 0, and close them at the end. They receive records after
+    `first_step`.
+    """
     with ExitStack() as stack:
         sinks: list[Sink] = []
         for logger in find_loggers(names) if distributed.is_rank_zero() else ():
             try:
                 sinks.append(resolve_name(logger.sink)(run, first_step))
             except Exception as error:  # of the logger's library
-                raise InputError(f"the logger {logger.name} can't begin: {one_line(error)}") from error
+                raise InputError(
+                    f"the logger {logger.name} can't begin: {one_line(error)}"
+                ) from error
             stack.callback(sinks[-1].close)
         yield sinks
 
@@ -155,9 +191,9 @@ class TensorBoardSink:
 class WandbSink:
     """Log to a run of Weights & Biases, with the configuration.
 
-    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run. After a kill some
-    steps are logged again; Weights & Biases keeps the first values of a step. Environment variables of the library set
-    entity, mode and project (default: "hrvqvae").
+    The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run.
+    After a kill some steps are logged again; Weights & Biases keeps the first values of a step.
+    Environment variables of the library set entity, mode and project (default: "hrvqvae").
     """
 
     def __init__(self, run: Path, first_step: int) -> None:
@@ -169,10 +205,15 @@ class WandbSink:
             write_atomic(id_file, secrets.token_hex(8).encode())
         config = to_dict(without_paths(RunFolder(run).read_config()))
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "hrvqvae"), name=run.resolve().name, id=id_file.read_text(),
-            resume="allow", dir=str(run), config=config, allow_val_change=True,
+            project=os.environ.get("WANDB_PROJECT", "hrvqvae"),
+            name=run.resolve().name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(run),
+            config=config,
+            allow_val_change=True,
             settings=wandb.Settings(quiet=True, console="off", disable_git=True, disable_code=True),
-        )  # fmt: skip
+        )
 
     def write(self, record: Record) -> None:
         self._run.log(flatten_record(record), step=record["step"])
@@ -182,4 +223,6 @@ class WandbSink:
 
 
 WANDB = Logger(name="wandb", sink="hrvqvae.training.loggers:WandbSink", needs="wandb")
-TENSORBOARD = Logger(name="tensorboard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard")
+TENSORBOARD = Logger(
+    name="tensorboard", sink="hrvqvae.training.loggers:TensorBoardSink", needs="tensorboard"
+)

@@ -1,4 +1,6 @@
-"""Optimizers and the learning rate: Adam alone, or Muon for matrices and Adam for the other parameters."""
+"""Optimizers and the learning rate: Adam alone, or Muon for matrices and Adam for the other
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from hrvqvae.config import StageConfig
 _ITERATION = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 _ITERATIONS = 5
 _MOMENTUM = 0.95
-_ADAM_STEP = 0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
+_ADAM_STEP = (
+    0.2  # root mean square of the entries of Adam's usual step, in learning rates (Liu et al. 2025)
+)
 _MIN_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write pixels have fewer
 
 
@@ -27,7 +31,9 @@ def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
 
 
 def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> float:
-    """Return the learning rate of a step after `fraction` of the budget: constant, or a warm-up and a cosine to 0."""
+    """Return the learning rate of a step after `fraction` of the budget: constant, or a warm-up and
+    a cosine to 0.
+    """
     if config.schedule == "constant":
         return config.learning_rate
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
@@ -37,7 +43,8 @@ def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> fl
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Return approximately U V^T of a matrix U S V^T (n, k); a zero matrix stays zero.
 
-    Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2 (Jordan et al. 2024).
+    Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2
+    (Jordan et al. 2024).
     """
     first, third, fifth = _ITERATION
     tall = matrix.shape[0] > matrix.shape[1]
@@ -50,7 +57,8 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 def select_matrices(module: nn.Module) -> list[Tensor]:
-    """Return the weights that Muon treats as matrices: filters of convolutions and weights of linear layers.
+    """Return the weights that Muon treats as matrices: filters of convolutions and weights of
+    linear layers.
 
     Layers that read or write pixels, embeddings, codewords, biases and scales are not among them.
     """
@@ -60,12 +68,14 @@ def select_matrices(module: nn.Module) -> list[Tensor]:
 
 
 class Muon(Adam):
-    """Muon for matrices: momentum that is orthogonalized before the step (Jordan et al. 2024). Adam for the rest.
+    """Muon for matrices: momentum that is orthogonalized before the step (Jordan et al. 2024). Adam
+    for the rest.
 
-    A filter is flattened to a matrix (outputs, inputs * rows * columns), a filter of a transposed convolution to
-    (inputs, outputs * rows * columns). The step is the learning rate times 0.2 * sqrt(longer side) times the
-    orthogonal matrix. Its entries are about as large as those of Adam's steps, so both use the same learning rate (Liu
-    et al. 2025). `torch.optim.Muon` takes no filters and includes no Adam. `betas` are the decays of Adam's moments.
+    A filter is flattened to a matrix (outputs, inputs * rows * columns), a filter of a transposed
+    convolution to (inputs, outputs * rows * columns). The step is the learning rate times 0.2 *
+    sqrt(longer side) times the orthogonal matrix. Its entries are about as large as those of Adam's
+    steps, so both use the same learning rate (Liu et al. 2025). `torch.optim.Muon` takes no filters
+    and includes no Adam. `betas` are the decays of Adam's moments.
     """
 
     def __init__(self, module: nn.Module, learning_rate: float, betas: tuple[float, float]) -> None:
@@ -73,10 +83,17 @@ class Muon(Adam):
         matrix_ids = {id(weight) for weight in orthogonal}
         rest = [parameter for parameter in module.parameters() if id(parameter) not in matrix_ids]
         groups = [{"params": orthogonal, "orthogonal": True}, {"params": rest, "orthogonal": False}]
-        super().__init__([group for group in groups if group["params"]], lr=learning_rate, betas=betas, fused=True)
+        super().__init__(
+            [group for group in groups if group["params"]],
+            lr=learning_rate,
+            betas=betas,
+            fused=True,
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        Optimizer.__setstate__(self, state)  # Adam's __setstate__ expects a step count for every parameter
+        Optimizer.__setstate__(
+            self, state
+        )  # Adam's __setstate__ expects a step count for every parameter
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -92,7 +109,9 @@ class Muon(Adam):
                 momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
                 ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
                 scale = _ADAM_STEP * math.sqrt(max(ahead.shape))
-                parameter.add_(orthogonalize(ahead).view(parameter.shape), alpha=-group["lr"] * scale)
+                parameter.add_(
+                    orthogonalize(ahead).view(parameter.shape), alpha=-group["lr"] * scale
+                )
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         super().step()
         self.param_groups = groups

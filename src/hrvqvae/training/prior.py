@@ -29,7 +29,15 @@ from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights
-from hrvqvae.training.trainer import Callback, Evaluation, Outcome, Say, Task, Trainer, explain_save_errors
+from hrvqvae.training.trainer import (
+    Callback,
+    Evaluation,
+    Outcome,
+    Say,
+    Task,
+    Trainer,
+    explain_save_errors,
+)
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
@@ -43,25 +51,42 @@ class CodeBatch(NamedTuple):
     label: Tensor | None  # (B,) int64
 
     def to(self, device: torch.device) -> CodeBatch:
-        codes, coarser = (tuple(level.to(device, non_blocking=True) for level in maps) for maps in self[:2])
-        return CodeBatch(codes, coarser, None if self.label is None else self.label.to(device, non_blocking=True))
+        codes, coarser = (
+            tuple(level.to(device, non_blocking=True) for level in maps) for maps in self[:2]
+        )
+        return CodeBatch(
+            codes, coarser, None if self.label is None else self.label.to(device, non_blocking=True)
+        )
 
 
-def read_codes(maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]) -> CodeBatch:
-    """Read the codes of images for the prior of `levels`. Index i is row i % len(maps[0]) of map i // len(maps[0])."""
+def read_codes(
+    maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
+) -> CodeBatch:
+    """Read the codes of images for the prior of `levels`. Index i is row i % len(maps[0]) of map i
+    // len(maps[0]).
+    """
     map_indices, rows = np.divmod(indices, len(maps[0]))
     reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
-    order = torch.from_numpy(np.argsort(np.argsort(map_indices, kind="stable")))  # restores the order of `indices`
-    codes = tuple(torch.cat(level)[order] for level in zip(*(codes for codes, _ in reads), strict=True))
+    order = torch.from_numpy(
+        np.argsort(np.argsort(map_indices, kind="stable"))
+    )  # restores the order of `indices`
+    codes = tuple(
+        torch.cat(level)[order] for level in zip(*(codes for codes, _ in reads), strict=True)
+    )
     label = torch.cat([labels for _, labels in reads])[order] if maps[0].classes else None
-    return CodeBatch(codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label)
+    return CodeBatch(
+        codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label
+    )
 
 
-def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Divide images into training images and held-out images, `share` of all; each part has at least one image.
+def split_held_out(
+    images: int, share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide images into training images and held-out images, `share` of all; each part has at
+    least one image.
 
-    Returns the sorted indices of the training images and the shuffled indices of the held-out images. Raises InputError
-    if there is only one image.
+    Returns the sorted indices of the training images and the shuffled indices of the held-out
+    images. Raises InputError if there is only one image.
     """
     if images < 2:
         raise InputError("a prior needs at least 2 training images: one is held out")
@@ -70,60 +95,100 @@ def split_held_out(images: int, share: float, seed: int) -> tuple[NDArray[np.int
     return np.sort(order[count:]), order[:count]
 
 
-def drop_classes(label: Tensor | None, level: Level, share: float, seed: int, step: int) -> Tensor | None:
+def drop_classes(
+    label: Tensor | None, level: Level, share: float, seed: int, step: int
+) -> Tensor | None:
     """Replace about `share` of the labels (B,) by `level.classes`, the label of "no class".
 
-    This enables guidance (Ho and Salimans 2022). Which labels go depends on seed and step, not on the number of ranks.
+    This enables guidance (Ho and Salimans 2022). Which labels go depends on seed and step, not on
+    the number of ranks.
     """
     if label is None or not share:
         return label
     rank_slice = distributed.rank_slice()
     batch_size = len(label) * rank_slice.count
     positions = rank_slice.of(batch_size)
-    uniform = make_rng("class dropout", seed, step).random(batch_size)[positions.start : positions.stop]
-    return torch.where(torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.classes, label)
+    uniform = make_rng("class dropout", seed, step).random(batch_size)[
+        positions.start : positions.stop
+    ]
+    return torch.where(
+        torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.classes, label
+    )
 
 
 class PriorTask(Task[CodeBatch]):
-    """Train the prior of consecutive levels; save the averaged weights that need the fewest bits for held-out images.
+    """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
+    for held-out images.
 
     Args:
         path: the run folder.
-        autoencoder: the run's autoencoder, the autoencoder's configuration, and the digest of its weights file.
+        autoencoder: the run's autoencoder, the autoencoder's configuration, and the digest of its
+            weights file.
     """
 
     parent_run: Path
 
     def __init__(
-        self, path: str | Path, levels: Levels, config: Config, autoencoder: tuple[Autoencoder, Config, str]
+        self,
+        path: str | Path,
+        levels: Levels,
+        config: Config,
+        autoencoder: tuple[Autoencoder, Config, str],
     ) -> None:
-        super().__init__(prior_folder(path, *levels), config, config.prior.training_of(levels.start))
-        self.parent_run, self.levels = Path(path), levels
+        super().__init__(
+            prior_folder(path, *levels), config, config.prior.training_of(levels.start)
+        )
+        self.parent_run = Path(path)
+        self.levels = levels
         self.model, self.model_config, self.autoencoder_digest = autoencoder
 
     def check(self) -> None:
         folders = prior_folders(self.parent_run)
-        overlapping = [levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)]
+        overlapping = [
+            levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)
+        ]
         if overlapping:
             names = ", ".join(map(level_names, overlapping))
             paths = ", ".join(str(folders[levels].path) for levels in overlapping)
-            raise InputError(f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}")
+            raise InputError(
+                f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}"
+            )
 
     def open(self, say: Say) -> None:
-        prior, codes_folder = self.config.prior, RunFolder(self.parent_run).codes
+        prior = self.config.prior
+        codes_folder = RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
-            arguments = (self.model, self.autoencoder_digest, config, "train", self.compute.device, say)
+            arguments = (
+                self.model,
+                self.autoencoder_digest,
+                config,
+                "train",
+                self.compute.device,
+                say,
+            )
             copies = list_copies(prior.flip, prior.shifts)
-            self.maps = [load_or_extract(codes_folder.with_name(name), *arguments, augment) for name, augment in copies]
+            self.maps = [
+                load_or_extract(codes_folder.with_name(name), *arguments, augment)
+                for name, augment in copies
+            ]
         elif prior.flip or prior.shifts:
-            raise InputError("prior.flip and prior.shifts need the run's own images: leave out both, or prior.codes")
+            raise InputError(
+                "prior.flip and prior.shifts need the run's own images: leave out both, or"
+                " prior.codes"
+            )
         else:
             self.maps = [load_shard_maps(codes_folder, Path(prior.codes), self.model, config, say)]
-        self.labels, self.classes = self.maps[0].labels, self.maps[0].classes
+        self.labels = self.maps[0].labels
+        self.classes = self.maps[0].classes
         if prior.class_dropout and not self.classes:
-            raise InputError(f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without classes")
-        self.train_indices, self.held_out = split_held_out(len(self.labels), prior.held_out, self.training.seed)
+            raise InputError(
+                f"prior.class_dropout is {prior.class_dropout:g}; it must be 0 for images without"
+                " classes"
+            )
+        self.train_indices, self.held_out = split_held_out(
+            len(self.labels), prior.held_out, self.training.seed
+        )
         self.num_samples = len(self.train_indices) * len(self.maps)
         digest = hashlib.blake2b(self.labels.tobytes(), digest_size=8)
         digest.update(np.ascontiguousarray(self.maps[0].levels[0]).data)
@@ -139,42 +204,63 @@ class PriorTask(Task[CodeBatch]):
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
-        If the classes differ, the weights that depend on classes keep their new values. If only the copied prior has a
-        row for "no class", this row is left out. If only the new prior has such a row, it is the mean of the classes.
+        If the classes differ, the weights that depend on classes keep their new values. If only the
+        copied prior has a row for "no class", this row is left out. If only the new prior has such
+        a row, it is the mean of the classes.
         """
         assert isinstance(model, Prior)
-        name, initial = self.training.init_from, model.state_dict()
+        name = self.training.init_from
+        initial = model.state_dict()
         prior = Run(name).priors.get(self.levels)
         if prior is None or not prior.file.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = prior.read()
         not_copied = list[str]()
-        with torch.device("meta"):  # the tensors of classes are those whose shapes depend on the number of classes
-            one_class, two_classes = (build_prior(self.config, self.levels, count).state_dict() for count in (1, 2))
+        with torch.device(
+            "meta"
+        ):  # the tensors of classes are those whose shapes depend on the number of classes
+            one_class, two_classes = (
+                build_prior(self.config, self.levels, count).state_dict() for count in (1, 2)
+            )
         for tensor_name, tensor in two_classes.items():
             if tensor.shape == one_class[tensor_name].shape:
                 continue
             if self.classes != tuple(meta["classes"]):
                 not_copied.append(tensor_name)
-            elif tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape:
-                rows, num_labels = weights[tensor_name], model.level.labels
+            elif (
+                tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape
+            ):
+                rows = weights[tensor_name]
+                num_labels = model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
-        return message + (f", {', '.join(sorted(not_copied))} anew: other classes" if not_copied else "")
+        return message + (
+            f", {', '.join(sorted(not_copied))} anew: other classes" if not_copied else ""
+        )
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
-        size, seed = self.training.batch_size, self.training.seed
-        for samples in sample_stream(self.num_samples, size, seed, first_step, distributed.rank_slice()):
+        size = self.training.batch_size
+        seed = self.training.seed
+        for samples in sample_stream(
+            self.num_samples, size, seed, first_step, distributed.rank_slice()
+        ):
             map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = map_indices * len(self.labels) + self.train_indices[rows]
             yield read_codes(self.maps, self.model, self.levels, indices)
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
-        model, batch = state.model, batch.to(state.compute.device)
+        model = state.model
+        batch = batch.to(state.compute.device)
         assert isinstance(model, Prior)
-        label = drop_classes(batch.label, model.level, self.config.prior.class_dropout, self.training.seed, state.step)
+        label = drop_classes(
+            batch.label,
+            model.level,
+            self.config.prior.class_dropout,
+            self.training.seed,
+            state.step,
+        )
         with state.autocast():
             loss = compute_loss(model, batch.codes, batch.coarser, label)
         metrics = state.take_gradient({"nats_per_code": loss})
@@ -183,15 +269,21 @@ class PriorTask(Task[CodeBatch]):
         return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
 
     def evaluate(self, state: TrainState, records: Sequence[Record]) -> Evaluation:
-        """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior needed fewer."""
+        """Measure the bits of held-out codes under the averaged prior; save it if no earlier prior
+        needed fewer.
+        """
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
-        bits, images = torch.zeros(len(prior.levels), dtype=torch.float64), 0
-        held_out, size = self.held_out[: self.training.evaluation_images], self.training.batch_size
+        bits = torch.zeros(len(prior.levels), dtype=torch.float64)
+        images = 0
+        held_out = self.held_out[: self.training.evaluation_images]
+        size = self.training.batch_size
         held_out = held_out[distributed.rank_slice().of(len(held_out))]
         for start in range(0, len(held_out), size):
             indices = held_out[start : start + size]
-            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(self.compute.device)
+            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(
+                self.compute.device
+            )
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch))
             images += len(indices)
@@ -208,13 +300,29 @@ class PriorTask(Task[CodeBatch]):
             counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
                 save_model(
-                    self.run.model, self.config, prior.state_dict(), state.step, "prior", level=self.levels.start,
-                    autoencoder=self.autoencoder_digest, classes=list(self.classes), class_counts=counts.tolist(),
-                    bits_per_code=bits_per_code, **({"levels": len(level_bits)} if per_level else {}), **per_level,
-                )  # fmt: skip
-        record = {"bits_per_code": bits_per_code, "bits_per_image": sum(bits_per_image), **per_level}
+                    self.run.model,
+                    self.config,
+                    prior.state_dict(),
+                    state.step,
+                    "prior",
+                    level=self.levels.start,
+                    autoencoder=self.autoencoder_digest,
+                    classes=list(self.classes),
+                    class_counts=counts.tolist(),
+                    bits_per_code=bits_per_code,
+                    **({"levels": len(level_bits)} if per_level else {}),
+                    **per_level,
+                )
+        record = {
+            "bits_per_code": bits_per_code,
+            "bits_per_image": sum(bits_per_image),
+            **per_level,
+        }
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
-        line = f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image  ({comparison})"
+        line = (
+            f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image"
+            f"  ({comparison})"
+        )
         return Evaluation(record, line)
 
     def save(self, state: TrainState) -> None:
@@ -222,17 +330,23 @@ class PriorTask(Task[CodeBatch]):
 
 
 def train_priors(
-    path: str | Path, configs: Mapping[Levels, Config], *, resume: bool = False, callbacks: Sequence[Callback] = (),
+    path: str | Path,
+    configs: Mapping[Levels, Config],
+    *,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     say: Say = progress.say,
-) -> dict[Levels, Outcome]:  # fmt: skip
-    """Train priors of a run one after another, until a signal stops a training; return how each training ended.
+) -> dict[Levels, Outcome]:
+    """Train priors of a run one after another, until a signal stops a training; return how each
+    training ended.
 
-    The options are passed to `Trainer`. Raises as `Trainer.train`, and InputError if the run has no trained
-    autoencoder. Errors that can be found early are raised before the first training.
+    The options are passed to `Trainer`. Raises as `Trainer.train`, and InputError if the run has no
+    trained autoencoder. Errors that can be found early are raised before the first training.
     """
     run = Run(path)
     autoencoder = (*run.load(progressive=False), run.digest)
-    trainers, outcomes = dict[Levels, Trainer[CodeBatch]](), dict[Levels, Outcome]()
+    trainers = dict[Levels, Trainer[CodeBatch]]()
+    outcomes = dict[Levels, Outcome]()
     for levels, config in configs.items():
         task = PriorTask(path, levels, config, autoencoder)
         trainers[levels] = Trainer(task, resume=resume, callbacks=callbacks, say=say)
@@ -241,8 +355,12 @@ def train_priors(
             locks.enter_context(distributed.lock_on_rank_zero(trainer.task.run.path))
         for trainer in trainers.values():
             trainer.check()
-        next(iter(trainers.values())).task.open(say)  # reports bad data before a configuration is written
-        for trainer in trainers.values():  # so that a later --resume knows the options of priors that have not begun
+        next(iter(trainers.values())).task.open(
+            say
+        )  # reports bad data before a configuration is written
+        for trainer in (
+            trainers.values()
+        ):  # so that a later --resume knows the options of priors that have not begun
             distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
         for levels, trainer in trainers.items():
             outcomes[levels] = trainer.train()
@@ -254,11 +372,12 @@ def train_priors(
 def resolve_priors(
     path: str | Path, level: int | None, fields: Mapping[str, str], *, resume: bool
 ) -> dict[Levels, Config]:
-    """Return the configurations of a run's priors, coarse first; each key is the levels of its prior.
+    """Return the configurations of a run's priors, coarse first; each key is the levels of its
+    prior.
 
-    With `resume`, priors that have begun keep their configurations except for changed `fields`; the remaining levels
-    get new priors. With `level`, counted from 1, only the prior that covers this level is returned. Raises InputError
-    if there is no such run or level, or as `stage_config`.
+    With `resume`, priors that have begun keep their configurations except for changed `fields`; the
+    remaining levels get new priors. With `level`, counted from 1, only the prior that covers this
+    level is returned. Raises InputError if there is no such run or level, or as `stage_config`.
     """
     require_trainable(path)
     stored = Run(path).folder_config
@@ -276,5 +395,7 @@ def resolve_priors(
         new = stage_config("prior", stored, fields)
         configs |= {levels: new for levels in new.prior_levels if requested & {*levels} - covered}
     if len({config.prior.codes for config in configs.values()}) > 1:
-        raise InputError("the priors were begun with different --prior.codes: resume each alone, with --level L")
+        raise InputError(
+            "the priors were begun with different --prior.codes: resume each alone, with --level L"
+        )
     return dict(sorted(configs.items(), key=lambda item: item[0].start))

@@ -27,10 +27,12 @@ from hrvqvae.utils.errors import InputError
 
 
 class ProgressiveTask(ImageTask):
-    """Train a progressive decoder: the images of a batch are decoded from the prefixes of the levels in turn.
+    """Train a progressive decoder: the images of a batch are decoded from the prefixes of the
+    levels in turn.
 
-    The error of each prefix is divided by its value, so that all prefixes weigh the same: this raises their mean PSNR.
-    Raises InputError if the run folder `path` has no trained autoencoder, or it has no prefixes.
+    The error of each prefix is divided by its value, so that all prefixes weigh the same: this
+    raises their mean PSNR. Raises InputError if the run folder `path` has no trained autoencoder,
+    or it has no prefixes.
     """
 
     name_suffix = ", prefixes"
@@ -39,7 +41,8 @@ class ProgressiveTask(ImageTask):
         run = Run(path)
         model, stored = run.load(progressive=False)
         self.autoencoder_digest = run.digest
-        self.model, self.parent_run = require_several_levels(model, stored), Path(path)
+        self.model = require_several_levels(model, stored)
+        self.parent_run = Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
         super().__init__(progressive_folder(path), config, training)
 
@@ -54,7 +57,9 @@ class ProgressiveTask(ImageTask):
         name = self.training.init_from
         source = getattr(Run(name).load()[0], "progressive_decoder", None)
         if source is None:
-            raise InputError(f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}")
+            raise InputError(
+                f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}"
+            )
         copy_weights(model, source.state_dict(), f"the progressive decoder of {name}")
         return f"beginning with the progressive decoder of {name}"
 
@@ -64,25 +69,38 @@ class ProgressiveTask(ImageTask):
         self.model.use_progressive_decoder(decoder)
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
-        prefixes, part = self.model.prefixes[:-1], distributed.rank_slice()
+        prefixes = self.model.prefixes[:-1]
+        part = distributed.rank_slice()
         first = part.of(len(images) * part.count).start  # position in the batch of all processes
-        assigned = (torch.arange(first, first + len(images), device=images.device) + state.step) % len(prefixes)
+        assigned = (
+            torch.arange(first, first + len(images), device=images.device) + state.step
+        ) % len(prefixes)
         with state.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, torch.arange(len(images), device=images.device)]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
         chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
-        sums, counts = (chosen * errors).sum(1), chosen.sum(1).to(errors)
+        sums = (chosen * errors).sum(1)
+        counts = chosen.sum(1).to(errors)
         mean_sums, mean_counts = distributed.all_reduce_mean([sums.detach(), counts])
         relative = sums / mean_sums.clamp(min=1e-12)
-        losses = {f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)}
+        losses = {
+            f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)
+        }
         norm = state.take_gradient(losses)["gradient_norm"]
         state.update(MODEL)
         state.averaged.update_parameters(decoder)
-        errors_of_prefixes, batch_size = mean_sums / mean_counts, len(images) * part.count
-        present = {(position + state.step) % len(prefixes) for position in range(min(len(prefixes), batch_size))}
-        reconstruction = {f"reconstruction_{prefixes[index]}": errors_of_prefixes[index] for index in sorted(present)}
+        errors_of_prefixes = mean_sums / mean_counts
+        batch_size = len(images) * part.count
+        present = {
+            (position + state.step) % len(prefixes)
+            for position in range(min(len(prefixes), batch_size))
+        }
+        reconstruction = {
+            f"reconstruction_{prefixes[index]}": errors_of_prefixes[index]
+            for index in sorted(present)
+        }
         return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -96,4 +114,11 @@ class ProgressiveTask(ImageTask):
 
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
-        save_model(self.run.model, self.config, weights, state.step, "prefixes", autoencoder=self.autoencoder_digest)
+        save_model(
+            self.run.model,
+            self.config,
+            weights,
+            state.step,
+            "prefixes",
+            autoencoder=self.autoencoder_digest,
+        )

@@ -1,4 +1,5 @@
-"""Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive decoder.
+"""Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive
+decoder.
 
 Processes that torchrun restarted always resume, also with `resume=False`.
 """
@@ -11,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder, require_trainable
+from hrvqvae.checkpoints.folder import (
+    RunFolder,
+    prior_folder,
+    progressive_folder,
+    require_trainable,
+)
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config, Levels
 from hrvqvae.config.parsing import autoencoder_config, stage_config
@@ -26,47 +32,76 @@ from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError, expand_home
 
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
-_SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")  # fields named without their section
+_SHORT_NAMES = (
+    "max_steps",
+    "max_minutes",
+    "seed",
+    "device",
+    "init_from",
+)  # fields named without their section
 Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as on the command line."""
 
 
-def collect_fields(section: str, options: Fields, run: str | Path, data: Any, test_data: Any = None) -> dict[str, Any]:
-    """Return the options of `hrvqvae.train` by dotted name; short names such as "seed" are fields of `section`.
+def collect_fields(
+    section: str, options: Fields, run: str | Path, data: Any, test_data: Any = None
+) -> dict[str, Any]:
+    """Return the options of `hrvqvae.train` by dotted name; short names such as "seed" are fields
+    of `section`.
 
-    Torch data sets are registered under the name of the run folder. Raises InputError if only `test_data` is one.
+    Torch data sets are registered under the name of the run folder. Raises InputError if only
+    `test_data` is one.
     """
-    fields = {f"{section}.{name}" if name in _SHORT_NAMES else name: value for name, value in options.items()}
+    fields = {
+        f"{section}.{name}" if name in _SHORT_NAMES else name: value
+        for name, value in options.items()
+    }
     if data is not None and not isinstance(data, str | Path):
         return fields | {"data.root": register_datasets(str(Path(run).absolute()), data, test_data)}
     if test_data is not None:
-        raise InputError("test_data needs a data set as data; a folder has its test images in a folder named test")
+        raise InputError(
+            "test_data needs a data set as data; a folder has its test images in a folder named"
+            " test"
+        )
     fields |= {} if data is None else {"data.root": data}
-    paths = {name: fields[name] for name in ("data.root", "prior.codes") if fields.get(name) is not None}
+    paths = {
+        name: fields[name] for name in ("data.root", "prior.codes") if fields.get(name) is not None
+    }
     return fields | {name: str(expand_home(path).absolute()) for name, path in paths.items()}
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
-    """Return the folder to train into: `out`; else `preset`, if this is a run folder; else runs/PRESET."""
+    """Return the folder to train into: `out`; else `preset`, if this is a run folder; else
+    runs/PRESET.
+    """
     is_run = RunFolder(Path(preset)).config.is_file()
     return RunFolder(Path(out or (preset if is_run else f"runs/{preset.replace('/', '-')}")))
 
 
-def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bool = False) -> Outcome:
+def train_autoencoder(
+    preset: str, run: RunFolder, fields: Fields, *, resume: bool = False
+) -> Outcome:
     """Train the autoencoder of `preset`, which is a preset, a configuration file or a run folder.
 
     Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
     """
-    was_used = (run.path / ".lock").is_file() or run.config.is_file()  # the lock is the first file of a run
+    was_used = (
+        run.path / ".lock"
+    ).is_file() or run.config.is_file()  # the lock is the first file of a run
     is_empty = run.path.is_dir() and not any(run.path.iterdir())  # killed before the first file
     if resume and not (was_used or is_empty):
-        raise InputError(f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin a run")
+        raise InputError(
+            f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin"
+            " a run"
+        )
     if run.config.is_file() and not (run.path / ".lock").is_file() and not run.begun():
         raise InputError(f"{run.config} exists, but there is no run; choose another --out")
     resume = resume or is_restarted(run.belongs_to_this_job)
 
     def resolve() -> Config:
-        return autoencoder_config(preset, fields, run.read_config() if resume and run.config.is_file() else None)
+        return autoencoder_config(
+            preset, fields, run.read_config() if resume and run.config.is_file() else None
+        )
 
     task = AutoencoderTask(distributed.on_rank_zero(resolve), run)
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()
@@ -75,7 +110,9 @@ def train_autoencoder(preset: str, run: RunFolder, fields: Fields, *, resume: bo
 def train_missing_priors(
     run: str | Path, fields: Fields, *, level: int | None = None, resume: bool = False
 ) -> dict[Levels, Outcome]:
-    """Train the priors of a run, or only the prior that covers a level (counted from 1). Raises as `train_priors`."""
+    """Train the priors of a run, or only the prior that covers a level (counted from 1). Raises as
+    `train_priors`.
+    """
 
     def resolve(resume: bool) -> dict[Levels, Config]:
         return resolve_priors(run, level, fields, resume=resume)
@@ -104,10 +141,12 @@ def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool =
 
 
 def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> int | None:
-    """Retrain the stale networks of a run with their own configurations, and refit the entropy model if stale.
+    """Retrain the stale networks of a run with their own configurations, and refit the entropy
+    model if stale.
 
-    Returns the signal that stopped a training, or None if all is done; another call resumes. Raises InputError as
-    `Trainer.train` and `EntropyModelArtifact.fit`. `root` is the folder of the data, if it has moved.
+    Returns the signal that stopped a training, or None if all is done; another call resumes. Raises
+    InputError as `Trainer.train` and `EntropyModelArtifact.fit`. `root` is the folder of the data,
+    if it has moved.
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
@@ -121,8 +160,12 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         if network.levels is None:
             task = ProgressiveTask(name, config)
         else:
-            task = PriorTask(name, network.levels, config, (*run.load(progressive=False), run.digest))
-        outcome = Trainer[Any](task, resume=True, renew=True, callbacks=[draw_training], say=say).train()
+            task = PriorTask(
+                name, network.levels, config, (*run.load(progressive=False), run.digest)
+            )
+        outcome = Trainer[Any](
+            task, resume=True, renew=True, callbacks=[draw_training], say=say
+        ).train()
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)

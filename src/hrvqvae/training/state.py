@@ -1,4 +1,5 @@
-"""The state of a training between two steps: weights, moving average, optimizer, step, and seconds spent.
+"""The state of a training between two steps: weights, moving average, optimizer, step, and seconds
+spent.
 
 The state holds no random generator: every draw depends on (seed, step) alone.
 """
@@ -33,20 +34,31 @@ def make_step_rng(seed: int, step: int) -> torch.Generator:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Count the trained values of a model: parameters, and codewords that follow moving averages."""
-    codewords = (buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords")
+    """Count the trained values of a model: parameters, and codewords that follow moving
+    averages.
+    """
+    codewords = (
+        buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords"
+    )
     return sum(values.numel() for values in (*model.parameters(), *codewords))
 
 
-def copy_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: Collection[str] = ()) -> None:
+def copy_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], source: str, skipped: Collection[str] = ()
+) -> None:
     """Copy weights into a model, except the `skipped` names.
 
-    Raises InputError, which names the `source`, if a weight is missing, unknown or of another shape.
+    Raises InputError, which names the `source`, if a weight is missing, unknown or of another
+    shape.
     """
     copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
-    current, copied = pad_codebooks(model, model.state_dict()), pad_codebooks(model, copied)
+    current = pad_codebooks(model, model.state_dict())
+    copied = pad_codebooks(model, copied)
     for name in sorted({*current, *copied} - set(skipped)):
-        expected, actual = (str(list(state[name].shape)) if name in state else "absent" for state in (current, copied))
+        expected, actual = (
+            str(list(state[name].shape)) if name in state else "absent"
+            for state in (current, copied)
+        )
         if expected != actual:
             shapes = f"{name} is {actual} there, {expected} here"
             raise InputError(f"{source} does not fit: {shapes}; choose the same shapes")
@@ -91,27 +103,41 @@ class TrainState:
     """The networks and the progress of a training; implements `models.objective.Learner`."""
 
     networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
-    averaged: AveragedModel  #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
+    #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
+    averaged: AveragedModel
     compute: Compute
     autocast: Callable[[], AbstractContextManager[None]]
     budget: Budget
     step: int = 0  #: steps taken
-    seconds: float = 0.0  #: wall-clock time spent in training, evaluation included, over all resumptions
+    seconds: float = (
+        0.0  #: wall-clock time spent in training, evaluation included, over all resumptions
+    )
     window: list[Metrics] = field(default_factory=list)  #: metrics of the steps since the last log
     broken: set[str] = field(default_factory=set)  #: messages about broken images that were skipped
 
     @staticmethod
     def start(
-        model: nn.Module, config: TrainingConfig, auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
+        model: nn.Module,
+        config: TrainingConfig,
+        auxiliary: Mapping[str, nn.Module] = MappingProxyType({}),
         budget: Budget = _NO_LIMIT,
-    ) -> TrainState:  # fmt: skip
-        """Return the state before the first step; `model` and `auxiliary` are on the device of the training."""
-        averaged = AveragedModel(model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True)
+    ) -> TrainState:
+        """Return the state before the first step; `model` and `auxiliary` are on the device of the
+        training.
+        """
+        averaged = AveragedModel(
+            model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True
+        )
         for name, book in model.named_modules():
-            if isinstance(book, LevelCodebooks) and book.table is not None:  # reassigned codebooks have no average
+            if (
+                isinstance(book, LevelCodebooks) and book.table is not None
+            ):  # reassigned codebooks have no average
                 averaged.module.get_submodule(name)._buffers.update(book._buffers)
         modules = {MODEL: model, **auxiliary}
-        networks = {name: TrainedNetwork(module, make_optimizer(module, config)) for name, module in modules.items()}
+        networks = {
+            name: TrainedNetwork(module, make_optimizer(module, config))
+            for name, module in modules.items()
+        }
         compute = Compute(config)
         return TrainState(networks, averaged, compute, compute.autocast, budget)
 
@@ -126,22 +152,30 @@ class TrainState:
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute the gradient of a network as `Learner.take_gradient`, with the means over all processes.
+        """Compute the gradient of a network as `Learner.take_gradient`, with the means over all
+        processes.
 
-        On a GPU the returned values stay on the device, and the trainer calls `require_finite` when it logs.
+        On a GPU the returned values stay on the device, and the trainer calls `require_finite` when
+        it logs.
         """
         network = self.networks[of]
         terms = torch.stack(list(losses.values()))
         network.optimizer.zero_grad(set_to_none=True)
         terms.sum().backward()  # type: ignore[no-untyped-call]
         terms = terms.detach()
-        gradients = [weight.grad for weight in network.module.parameters() if weight.grad is not None]
+        gradients = [
+            weight.grad for weight in network.module.parameters() if weight.grad is not None
+        ]
         tensors = [terms, *gradients]
         for tensor, mean in zip(tensors, distributed.all_reduce_mean(tensors), strict=True):
             tensor.copy_(mean)  # keeps the memory format of the tensor
         norm = torch.nn.utils.get_total_norm(gradients)
         if terms.device.type != "cpu":
-            return {**dict(zip(losses, terms, strict=True)), "loss": terms.sum(), "gradient_norm": norm}
+            return {
+                **dict(zip(losses, terms, strict=True)),
+                "loss": terms.sum(),
+                "gradient_norm": norm,
+            }
         values = dict(zip(losses, terms.tolist(), strict=True))
         metrics = {**values, "loss": math.fsum(values.values()), "gradient_norm": float(norm)}
         require_finite(metrics)
@@ -155,13 +189,20 @@ class TrainState:
         """Return the tensors of the state by their names in a checkpoint."""
         named = {f"averaged.{name}": tensor for name, tensor in self._averaged_tensors().items()}
         for prefix, network in self._prefixed_networks():
-            named |= {f"{prefix}model.{name}": tensor for name, tensor in network.module.state_dict().items()}
+            named |= {
+                f"{prefix}model.{name}": tensor
+                for name, tensor in network.module.state_dict().items()
+            }
             for index, values in network.optimizer.state_dict()["state"].items():
-                named |= {f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()}
+                named |= {
+                    f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()
+                }
         return named
 
     def whole_tensors(self) -> Iterator[Tensor]:
-        """Yield all tensors of the state; those of `tensors` may have other shapes in other processes."""
+        """Yield all tensors of the state; those of `tensors` may have other shapes in other
+        processes.
+        """
         for network in self.networks.values():
             for values in network.optimizer.state_dict()["state"].values():
                 yield from values.values()
@@ -171,15 +212,24 @@ class TrainState:
     def meta(self) -> dict[str, Any]:
         """Return the rest of the state, which a checkpoint keeps as plain values."""
         return {
-            "step": self.step, "seconds": self.seconds, "device": self.compute.device.type,
-            "window": read_metrics(self.window), "broken": sorted(self.broken),
-        }  # fmt: skip
+            "step": self.step,
+            "seconds": self.seconds,
+            "device": self.compute.device.type,
+            "window": read_metrics(self.window),
+            "broken": sorted(self.broken),
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """Restore a saved state bit for bit. Raises DamagedFileError if it does not fit the networks."""
+        """Restore a saved state bit for bit. Raises DamagedFileError if it does not fit the
+        networks.
+        """
 
         def select(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            return {
+                name[len(prefix) :]: tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
 
         try:
             for prefix, network in self._prefixed_networks():
@@ -187,30 +237,46 @@ class TrainState:
                 _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
             averaged = {name: tensors[f"averaged.{name}"] for name in self._averaged_tensors()}
             self.averaged.load_state_dict({**self.averaged.state_dict(), **averaged})
-            self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
-            self.window, self.broken = list(meta["window"]), set(meta["broken"])
+            self.step = int(meta["step"])
+            self.seconds = float(meta["seconds"])
+            self.window = list(meta["window"])
+            self.broken = set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
 
     def _averaged_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the average, without those that are the model's own (`start`)."""
-        weights, averaged = self.model.state_dict(), self.averaged.state_dict()
-        shared = {f"module.{name}" for name in weights if averaged[f"module.{name}"].is_set_to(weights[name])}
+        weights = self.model.state_dict()
+        averaged = self.averaged.state_dict()
+        shared = {
+            f"module.{name}"
+            for name in weights
+            if averaged[f"module.{name}"].is_set_to(weights[name])
+        }
         return {name: tensor for name, tensor in averaged.items() if name not in shared}
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """Return each network with the prefix of its names in a checkpoint."""
-        return [("" if name == MODEL else f"{name}_", network) for name, network in self.networks.items()]
+        return [
+            ("" if name == MODEL else f"{name}_", network)
+            for name, network in self.networks.items()
+        ]
 
 
 def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return a `multi_avg_fn` for AveragedModel: an exponential moving average of floats, a copy of integers."""
+    """Return a `multi_avg_fn` for AveragedModel: an exponential moving average of floats, a copy of
+    integers.
+    """
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        separate = [pair for pair in zip(averaged, current, strict=True) if not pair[0].is_set_to(pair[1])]
-        floats = [pair for pair in separate if pair[0].is_floating_point()]  # all of a call, or none
+        separate = [
+            pair for pair in zip(averaged, current, strict=True) if not pair[0].is_set_to(pair[1])
+        ]
+        floats = [
+            pair for pair in separate if pair[0].is_floating_point()
+        ]  # all of a call, or none
         if floats:
             average(*(list(tensors) for tensors in zip(*floats, strict=True)), steps)
         else:
@@ -221,8 +287,12 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _restore_moments(optimizer: Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Restore moments from names such as "3.exp_avg": parameter index and key. KeyError: of another optimizer."""
-    groups = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    """Restore moments from names such as "3.exp_avg": parameter index and key. KeyError: of another
+    optimizer.
+    """
+    groups = [
+        (parameter, group) for group in optimizer.param_groups for parameter in group["params"]
+    ]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in moments.items():
         index, key = name.split(".", 1)

@@ -1,7 +1,7 @@
 """The trainer: begin or resume a task, take its steps, log, save checkpoints and evaluate.
 
-The trainer writes a checkpoint before it evaluates. So no step is lost if the evaluation fails or is killed, and a
-resumed run repeats the evaluation.
+The trainer writes a checkpoint before it evaluates. So no step is lost if the evaluation fails or
+is killed, and a resumed run repeats the evaluation.
 """
 
 from __future__ import annotations
@@ -55,11 +55,15 @@ class Evaluation:
     line: str  #: a summary in one line
     report: Report | None = None  #: measures on test images
     model: Autoencoder | None = None  #: the averaged autoencoder in evaluation mode, on its device
-    read_images: Callable[[], Tensor] | None = None  #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
+    read_images: Callable[[], Tensor] | None = (
+        None  #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
+    )
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
-"""Called in rank 0 with the run folder, all records and the newest evaluation, for example to draw plots."""
+"""Called in rank 0 with the run folder, all records and the newest evaluation, for example to draw
+plots.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,16 @@ class Task(ABC, Generic[B]):
 
     num_samples: int  #: number of samples in an epoch; set by `open`
     data_digest: str  #: digest of the samples; set by `open`
-    parent_run: Path | None = None  #: the autoencoder's run, if the network is a prior or a progressive decoder
+    parent_run: Path | None = (
+        None  #: the autoencoder's run, if the network is a prior or a progressive decoder
+    )
     autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
     few_steps = 0  #: a training of fewer steps prints a hint that it learns little
 
     def __init__(self, run: RunFolder, config: Config, training: TrainingConfig) -> None:
-        self.run, self.config, self.training = run, config, training
+        self.run = run
+        self.config = config
+        self.training = training
         self.compute = Compute(training)
 
     def check(self) -> None:
@@ -101,17 +109,25 @@ class Task(ABC, Generic[B]):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the untrained network on the CPU, with weights drawn from torch's global generator."""
+        """Return the untrained network on the CPU, with weights drawn from torch's global
+        generator.
+        """
 
     @abstractmethod
     def init_from(self, model: nn.Module) -> str:
-        """Load the weights of the model that `training.init_from` names; return a message. Raises InputError."""
+        """Load the weights of the model that `training.init_from` names; return a message. Raises
+        InputError.
+        """
 
     def initialize(self, model: nn.Module) -> None:
-        """Initialize parts of an untrained network, such as codebooks, from the data. The network is on its device."""
+        """Initialize parts of an untrained network, such as codebooks, from the data. The network
+        is on its device.
+        """
 
     def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """Build the objective; return its auxiliary networks (a discriminator) by name, on the model's device."""
+        """Build the objective; return its auxiliary networks (a discriminator) by name, on the
+        model's device.
+        """
         return MappingProxyType({})
 
     @abstractmethod
@@ -122,7 +138,8 @@ class Task(ABC, Generic[B]):
     def step(self, state: TrainState, batch: B) -> Metrics:
         """Update the networks and the moving average; return the values to log, by name.
 
-        Raises NonFiniteError on a CPU, before a weight is updated. On a GPU the trainer checks the logged values.
+        Raises NonFiniteError on a CPU, before a weight is updated. On a GPU the trainer checks the
+        logged values.
         """
 
     @abstractmethod
@@ -137,7 +154,8 @@ class Task(ABC, Generic[B]):
 class Trainer(Generic[B]):
     """Trains a task into its run folder, in one process or in several that train together.
 
-    A run resumes from its newest intact checkpoint, and ends with the same weights as an uninterrupted run.
+    A run resumes from its newest intact checkpoint, and ends with the same weights as an
+    uninterrupted run.
 
     Args:
         resume: continue a training that has begun; if False, such a training raises InputError.
@@ -147,21 +165,33 @@ class Trainer(Generic[B]):
     """
 
     def __init__(
-        self, task: Task[B], *, resume: bool = False, renew: bool = False, callbacks: Sequence[Callback] = (),
+        self,
+        task: Task[B],
+        *,
+        resume: bool = False,
+        renew: bool = False,
+        callbacks: Sequence[Callback] = (),
         say: Say = progress.say,
-    ) -> None:  # fmt: skip
-        self.task, self.resume, self.renew, self.callbacks, self.say = task, resume, renew, callbacks, say
+    ) -> None:
+        self.task = task
+        self.resume = resume
+        self.renew = renew
+        self.callbacks = callbacks
+        self.say = say
 
     def train(self) -> Outcome:
-        """Train until the budget is spent or a signal asks to stop; then save a checkpoint and evaluate.
+        """Train until the budget is spent or a signal asks to stop; then save a checkpoint and
+        evaluate.
 
         Raises:
-            InputError: the data is bad, the folder can't be written, is in use or holds another training, the disk is
-                full, or the weights or codebooks of the processes differ.
-            NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks in memory may have
-                changed if their update is "ema".
+            InputError: the data is bad, the folder can't be written, is in use or holds another
+                training, the disk is full, or the weights or codebooks of the processes differ.
+            NonFiniteError: a loss or gradient is not finite. The step is not saved, but codebooks
+                in memory may have changed if their update is "ema".
         """
-        task, run, training = self.task, self.task.run, self.task.training
+        task = self.task
+        run = self.task.run
+        training = self.task.training
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -174,12 +204,18 @@ class Trainer(Generic[B]):
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            saved, rank = (state.step or -1, state.fraction >= 1), distributed.rank()  # -1: nothing is saved yet
+            # -1: nothing is saved yet
+            saved = (state.step or -1, state.fraction >= 1)
+            rank = distributed.rank()
 
             def is_due(every: int) -> bool:
                 return state.step % every == 0
 
-            if state.step and is_due(training.evaluate_every) and not self.log.has_evaluation(state.step):
+            if (
+                state.step
+                and is_due(training.evaluate_every)
+                and not self.log.has_evaluation(state.step)
+            ):
                 self._evaluate(state)
             processes.sync()  # starts the clock: the time so far does not count
             while state.fraction < 1 and processes.signal is None:
@@ -187,10 +223,14 @@ class Trainer(Generic[B]):
                 for network in state.networks.values():
                     for group in network.optimizer.param_groups:
                         group["lr"] = rate
-                batch = next(batches)  # before the seed: a new DataLoader draws from torch's generator
+                batch = next(
+                    batches
+                )  # before the seed: a new DataLoader draws from torch's generator
                 # seed torch's global generators, for dropout, differently in each rank
                 rng = make_rng("step", training.seed, state.step, rank)
-                torch.manual_seed(int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step)
+                torch.manual_seed(
+                    int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step
+                )
                 state.model.train()
                 try:
                     metrics = task.step(state, batch)
@@ -200,7 +240,8 @@ class Trainer(Generic[B]):
                 seconds = processes.sync()
                 state.seconds += seconds
                 state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
-                log_due, evaluation_due = is_due(training.log_every), is_due(training.evaluate_every)
+                log_due = is_due(training.log_every)
+                evaluation_due = is_due(training.evaluate_every)
                 save_due = evaluation_due or is_due(training.checkpoint_every)
                 if log_due or save_due:
                     distributed.require_same(state.tensors(), f"at step {state.step}")
@@ -213,23 +254,35 @@ class Trainer(Generic[B]):
                     self._evaluate(state)
                 state.seconds += processes.sync()
             self._log(state)
-            if saved < (state.step, state.fraction >= 1):  # the time may have run out after the last save
+            if saved < (
+                state.step,
+                state.fraction >= 1,
+            ):  # the time may have run out after the last save
                 self._save(state)
             if processes.signal is None and not self.log.has_evaluation(state.step):
                 self._evaluate(state)
                 state.seconds += processes.sync()
-        was_hinted = state.budget.steps is not None and state.budget.steps < task.few_steps  # in _prepare_state
+        was_hinted = (
+            state.budget.steps is not None and state.budget.steps < task.few_steps
+        )  # in _prepare_state
         if processes.signal is None and state.step < task.few_steps and not was_hinted:
             steps = counted(state.step, "step")
-            self.say(f"hint: {steps} fitted into the time: little is learned; go on with more minutes and --resume")
+            self.say(
+                f"hint: {steps} fitted into the time: little is learned; go on with more minutes"
+                " and --resume"
+            )
         return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
 
     def check(self) -> bool:
-        """Return whether the network in the folder is stale: it was trained for another state of the autoencoder.
+        """Return whether the network in the folder is stale: it was trained for another state of
+        the autoencoder.
 
-        Raises InputError if the task can't be trained as configured, or the folder must not be overwritten.
+        Raises InputError if the task can't be trained as configured, or the folder must not be
+        overwritten.
         """
-        task, run, training = self.task, self.task.run, self.task.training
+        task = self.task
+        run = self.task.run
+        training = self.task.training
         if training.batch_size % (processes := distributed.world_size()):
             raise InputError(
                 f"{processes} processes can't share a batch of {training.batch_size} equally; "
@@ -237,7 +290,10 @@ class Trainer(Generic[B]):
             )
         loggers.find_loggers(training.loggers)
         if distributed.is_distributed() and task.compute.device.index is not None:
-            raise InputError(f"device is {training.device!r}, one GPU for all; --device cuda gives each rank its own")
+            raise InputError(
+                f"device is {training.device!r}, one GPU for all; --device cuda gives each rank"
+                " its own"
+            )
 
         def check_folder() -> bool:
             task.check()
@@ -245,9 +301,15 @@ class Trainer(Generic[B]):
                 if not self.renew:
                     raise InputError(f"{run.path} was {renewal_advice(task.parent_run)}")
                 return True
-            alternative = "choose another --out" if task.parent_run is None else "delete that folder to train it anew"
+            alternative = (
+                "choose another --out"
+                if task.parent_run is None
+                else "delete that folder to train it anew"
+            )
             if run.begun() and not self.resume:
-                raise InputError(f"{run.path} holds a run already: continue it with --resume, or {alternative}")
+                raise InputError(
+                    f"{run.path} holds a run already: continue it with --resume, or {alternative}"
+                )
             if run.model.is_file() and not run.saved():
                 raise InputError(
                     f"{run.path} holds a model, and no checkpoint to go on from: {alternative}, "
@@ -261,8 +323,12 @@ class Trainer(Generic[B]):
         return distributed.on_rank_zero(check_folder)
 
     def _prepare_state(self) -> TrainState:
-        """Prepare the folder; return the state of the newest intact checkpoint, or that of a new training."""
-        task, run, training = self.task, self.task.run, self.task.training
+        """Prepare the folder; return the state of the newest intact checkpoint, or that of a new
+        training.
+        """
+        task = self.task
+        run = self.task.run
+        training = self.task.training
         stale = self.check()
         if training.threads:
             torch.set_num_threads(training.threads)
@@ -298,50 +364,84 @@ class Trainer(Generic[B]):
         distributed.broadcast(state.whole_tensors())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
-            self.say(f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16 and keeps it")
+            self.say(
+                f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16"
+                " and keeps it"
+            )
         if not state.step and budget.steps is not None and budget.steps < task.few_steps:
-            self.say(f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the start")
-        self.say(f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}")
+            self.say(
+                f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the"
+                " start"
+            )
+        self.say(
+            f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}"
+        )
         return state
 
-    def _restore(self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        task, run = self.task, self.task.run
+    def _restore(
+        self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    ) -> None:
+        task = self.task
+        run = self.task.run
         if meta["data"] != task.data_digest:
             raise InputError(
-                f"{run.path} was trained on other images: give those images, or begin another run with its weights, "
-                "by --init-from"
+                f"{run.path} was trained on other images: give those images, or begin another run"
+                " with its weights, by --init-from"
             )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
-            self.say("its budget is spent; to train further, raise its epochs, --max-steps or --max-minutes")
-        if task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction:  # new budget
+            self.say(
+                "its budget is spent; to train further, raise its epochs, --max-steps or"
+                " --max-minutes"
+            )
+        if (
+            task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction
+        ):  # new budget
             rate = compute_learning_rate(task.training, state.step, state.fraction)
-            self.say(f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at first")
+            self.say(
+                f"the learning rate had come down to 0 and is {rate:.1e} again: the error grows at"
+                " first"
+            )
         device_type = task.compute.device.type
         if (previous := meta.get("device", device_type)) != device_type:
-            self.say(f"trained on {previous} so far, and on {device_type} from here on, where sums round differently")
+            self.say(
+                f"trained on {previous} so far, and on {device_type} from here on, where sums round"
+                " differently"
+            )
         model_step = None
         with suppress(InputError, OSError, KeyError):
             model_step = storage.read_meta(run.model)["step"]
-        if distributed.is_rank_zero() and model_step != state.step:  # killed before the model file was written
+        if (
+            distributed.is_rank_zero() and model_step != state.step
+        ):  # killed before the model file was written
             with explain_save_errors(run, state.step):
                 task.save(state)
 
     def _log(self, state: TrainState) -> None:
-        """Log and show the mean metrics since the last log. Raises NonFiniteError as `_sync_metrics`."""
+        """Log and show the mean metrics since the last log. Raises NonFiniteError as
+        `_sync_metrics`.
+        """
         self._sync_metrics(state)
         with explain_save_errors(self.task.run, state.step, "logged"):
-            mean = self.log.write_means(state.step, self.task.training.batch_size, len(state.broken))
+            mean = self.log.write_means(
+                state.step, self.task.training.batch_size, len(state.broken)
+            )
         if not mean:
             return
         usage = f"  usage {mean['usage']:.0%}" if "usage" in mean else ""
-        remaining = clock(state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0)
-        summary = f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s  {remaining} left"
+        remaining = clock(
+            state.seconds * (1 - state.fraction) / state.fraction if state.fraction else 0
+        )
+        summary = (
+            f"loss {mean['loss']:.5f}{usage}  {mean['images_per_second']:,.0f} images/s "
+            f" {remaining} left"
+        )
         self.meter.show(f"step {state.step}", state.fraction, summary, last=state.fraction >= 1)
 
     def _sync_metrics(self, state: TrainState) -> None:
-        """Check the metrics since the last log, and gather all processes' messages about broken images.
+        """Check the metrics since the last log, and gather all processes' messages about broken
+        images.
 
         Raises NonFiniteError with the first step whose loss or gradient is not finite.
         """
@@ -354,7 +454,9 @@ class Trainer(Generic[B]):
         state.broken.update(*distributed.gather_object(state.broken))
 
     def _save(self, state: TrainState) -> None:
-        """Write a checkpoint and then the model file. Raises NonFiniteError as `_sync_metrics`, before writing."""
+        """Write a checkpoint and then the model file. Raises NonFiniteError as `_sync_metrics`,
+        before writing.
+        """
         self._sync_metrics(state)
         if distributed.is_rank_zero():
             with explain_save_errors(self.task.run, state.step):
@@ -367,7 +469,10 @@ class Trainer(Generic[B]):
             evaluation = self.task.evaluate(state, self.log.records)
             self.meter.say(f"step {state.step}  {evaluation.line}")
             if distributed.is_rank_zero():
-                records = [*self.log.records, {"kind": "evaluation", "step": state.step, **evaluation.record}]
+                records = [
+                    *self.log.records,
+                    {"kind": "evaluation", "step": state.step, **evaluation.record},
+                ]
                 for callback in self.callbacks:
                     callback(self.task.run, records, evaluation)
             # log last: a resumed run repeats an evaluation that is missing from the log
@@ -377,11 +482,13 @@ class Trainer(Generic[B]):
 class ProcessSync:
     """Shares the time spent and the signal to stop among the processes that train together.
 
-    All processes then use the same learning rate and end at the same step. A first SIGINT, SIGTERM or SIGHUP ends the
-    training after the current step; a second signal ends the process at once.
+    All processes then use the same learning rate and end at the same step. A first SIGINT, SIGTERM
+    or SIGHUP ends the training after the current step; a second signal ends the process at once.
     """
 
-    signal: int | None = None  #: a signal that some process received before the last `sync`, or None
+    signal: int | None = (
+        None  #: a signal that some process received before the last `sync`, or None
+    )
     _received: int | None = None
 
     def __enter__(self) -> ProcessSync:
@@ -391,7 +498,9 @@ class ProcessSync:
             # a script's background job ignores SIGINT; handle it there too
             signals = [signal.SIGINT, signal.SIGTERM]
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-            if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup ignores it
+            if (
+                hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+            ):  # nohup ignores it
                 signals.append(hangup)
             self._handlers = {signum: signal.signal(signum, self._receive) for signum in signals}
         return self
@@ -401,7 +510,9 @@ class ProcessSync:
             signal.signal(signum, handler)
 
     def sync(self) -> float:
-        """Exchange signals and the times since the last `sync` with all processes; return the longest time."""
+        """Exchange signals and the times since the last `sync` with all processes; return the
+        longest time.
+        """
         now = time.monotonic()
         gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
         self._last = now
@@ -417,25 +528,30 @@ class ProcessSync:
 
 @contextmanager
 def explain_save_errors(run: RunFolder, step: int, action: str = "saved") -> Iterator[None]:
-    """Turn an OSError, or an InputError due to a full disk, into an InputError that names step and checkpoint."""
+    """Turn an OSError, or an InputError due to a full disk, into an InputError that names step and
+    checkpoint.
+    """
     try:
         yield
     except (OSError, InputError) as error:
-        code = error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
+        code = (
+            error.errno if isinstance(error, OSError) else getattr(error.__cause__, "errno", None)
+        )
         disk_full = code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if not disk_full and not isinstance(error, OSError):
             raise
         reason = os.strerror(code) if code and isinstance(error, OSError) else error
         advice = "make room" if disk_full else "mend that"
         raise InputError(
-            f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice} and continue with "
-            "--resume"
+            f"step {step} could not be {action} ({reason}); {_describe_checkpoint(run)}: {advice}"
+            " and continue with --resume"
         ) from error
 
 
 def _non_finite_error(run: RunFolder, step: int, error: NonFiniteError) -> NonFiniteError:
     return NonFiniteError(
-        f"step {step}: {error}; it was not saved, {_describe_checkpoint(run)}; try a lower learning rate in a new run"
+        f"step {step}: {error}; it was not saved, {_describe_checkpoint(run)}; try a lower learning"
+        " rate in a new run"
     )
 
 

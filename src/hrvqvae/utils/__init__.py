@@ -1,1 +1,3 @@
-"""Helpers of all packages: errors, output files, locks, progress, numbers as text, devices, extras, compiled code."""
+"""Helpers of all packages: errors, output files, locks, progress, numbers as text, devices, extras,
+compiled code.
+"""

@@ -1,11 +1,14 @@
-"""Compile functions with numba, keep the code on disk until its source changes, and run it on torch's threads.
+"""Compile functions with numba, keep the code on disk until its source changes, and run it on
+torch's threads.
 
-The compiled code of a function includes the functions that it calls and the constants that it reads. Yet numba's own
-cache watches a single source file per function. Here the name of a cached file holds a digest of all source files in
-the function's folder. So **a compiled function uses only functions and constants of its own folder**.
+The compiled code of a function includes the functions that it calls and the constants that it
+reads. Yet numba's own cache watches a single source file per function. Here the name of a cached
+file holds a digest of all source files in the function's folder. So **a compiled function uses only
+functions and constants of its own folder**.
 
-numba's cache also keeps an index of numbered files. Two processes can take the same number, and a damaged index or a
-full disk raises an error. So the two methods that read and write the cache are replaced here.
+numba's cache also keeps an index of numbered files. Two processes can take the same number, and a
+damaged index or a full disk raises an error. So the two methods that read and write the cache are
+replaced here.
 """
 
 from __future__ import annotations
@@ -47,17 +50,24 @@ def _digest_sources(folder: Path) -> str:
 
 
 class _Cache(FunctionCache):
-    """Cache with one file per signature of a function. Without a readable file, the function is compiled."""
+    """Cache with one file per signature of a function. Without a readable file, the function is
+    compiled.
+    """
 
     def __init__(self, function: Function) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         name = re.sub(r"[<>]", "", f"{function.__module__}.{function.__qualname__}")
         self._prefix = f"{name}-{sys.implementation.cache_tag}"
-        self._current_prefix = f"{self._prefix}-{_digest_sources(Path(inspect.getfile(function)).parent)}"
+        self._current_prefix = (
+            f"{self._prefix}-{_digest_sources(Path(inspect.getfile(function)).parent)}"
+        )
 
     def _path(self, signature: Any, codegen: Any) -> Path:
         key = repr(self._index_key(signature, codegen))  # type: ignore[no-untyped-call]
-        return Path(self.cache_path, f"{self._current_prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc")
+        return Path(
+            self.cache_path,
+            f"{self._current_prefix}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc",
+        )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code of a signature, or None."""
@@ -66,16 +76,22 @@ class _Cache(FunctionCache):
             content = self._path(sig, target_context.codegen()).read_bytes()
             if hashlib.sha256(content[32:]).digest() == content[:32]:
                 return self._impl.rebuild(target_context, pickle.loads(content[32:]))
-        told_once("compiling for this processor (some seconds; later runs find the code on disk) ...")
+        told_once(
+            "compiling for this processor (some seconds; later runs find the code on disk) ..."
+        )
         return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Write the compiled code of a signature, and remove code compiled from other versions of the source."""
+        """Write the compiled code of a signature, and remove code compiled from other versions of
+        the source.
+        """
         content = dumps(self._impl.reduce(data))  # type: ignore[no-untyped-call]
         with suppress(OSError):  # a full disk, or a folder that was removed
             path = self._path(sig, data.codegen)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache_file._open_for_write(str(path)) as stream:  # renamed once it is complete
+            with self._cache_file._open_for_write(
+                str(path)
+            ) as stream:  # renamed once it is complete
                 stream.write(hashlib.sha256(content).digest() + content)
             for old in path.parent.glob(f"{self._prefix}-*.nbc"):
                 if not old.name.startswith(self._current_prefix):
@@ -85,14 +101,17 @@ class _Cache(FunctionCache):
 def compiled(**options: Any) -> Callable[[Function], Any]:
     """Return a decorator that compiles a function with numba at its first call.
 
-    The compiled code releases the interpreter's lock, raises nothing on division by zero, and does not check indices.
-    For functions that only compiled functions call, the option `inline="always"` halves the time of compilation.
+    The compiled code releases the interpreter's lock, raises nothing on division by zero, and does
+    not check indices. For functions that only compiled functions call, the option `inline="always"`
+    halves the time of compilation.
     """
 
     def compile_function(function: Function) -> Any:
         defaults = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
         dispatcher: Any = numba.njit(**{**defaults, **options})(function)
-        with suppress(RuntimeError):  # no folder can be written, so each process compiles the function
+        with suppress(
+            RuntimeError
+        ):  # no folder can be written, so each process compiles the function
             dispatcher._cache = _Cache(function)
         return dispatcher
 
@@ -101,9 +120,13 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
 
 @cache
 def _thread_team() -> Any:
-    """Return the function of torch's OpenMP runtime that runs a callback on each of torch's threads, or None."""
-    # Threads of another pool would find no free core: torch's threads spin for milliseconds after each operation.
-    # numba's threading layers can't be called from two threads at once, or end a process that forks afterwards.
+    """Return the function of torch's OpenMP runtime that runs a callback on each of torch's
+    threads, or None.
+    """
+    # Threads of another pool would find no free core: torch's threads spin for milliseconds after
+    # each operation.
+    # numba's threading layers can't be called from two threads at once, or end a process that forks
+    # afterwards.
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         try:
             call = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name)).GOMP_parallel
@@ -120,7 +143,9 @@ _is_child = False
 
 
 def _mark_child() -> None:
-    """Record that this process was forked. It has no copy of torch's threads, and would wait for them forever."""
+    """Record that this process was forked. It has no copy of torch's threads, and would wait for
+    them forever.
+    """
     global _is_child
     _is_child = True
 
@@ -130,7 +155,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int = 1) -> list[T]:
-    """Call run(first, last) for equal ranges of `count` items on torch's threads, and return the results in order.
+    """Call run(first, last) for equal ranges of `count` items on torch's threads, and return the
+    results in order.
 
     For counts up to `one_thread_up_to`, run(0, count) is called on the calling thread alone.
     """
@@ -147,7 +173,9 @@ def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int 
         for index in indices:  # shared by the threads
             try:
                 results[index] = run(*ranges[index])
-            except BaseException as error:  # also Ctrl-C: no exception can pass through the OpenMP runtime
+            except (
+                BaseException
+            ) as error:  # also Ctrl-C: no exception can pass through the OpenMP runtime
                 errors.append(error)
 
     run_on_team(_CALLBACK(work), None, threads, 0)

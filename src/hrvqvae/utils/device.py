@@ -16,7 +16,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return a device by name; auto is a GPU if there is one, else the CPU. Raises InputError if it does not exist."""
+    """Return a device by name; auto is a GPU if there is one, else the CPU. Raises InputError if it
+    does not exist.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -26,7 +28,10 @@ def resolve_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use --device cpu")
+        raise InputError(
+            f"device is {name!r}, but there are {torch.cuda.device_count()} GPUs here; use"
+            " --device cpu"
+        )
     return device
 
 
@@ -36,12 +41,16 @@ def decide_device(config: Any) -> str:
 
 
 def decide_precision(config: Any) -> str:
-    """Return the precision, bf16 or fp32, that "auto" stands for on the device of a `config.StageConfig`."""
+    """Return the precision, bf16 or fp32, that "auto" stands for on the device of a
+    `config.StageConfig`.
+    """
     return "bf16" if computes_bf16(resolve_device(config.device)) else "fp32"
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Return whether a device multiplies bfloat16 in hardware: a CPU with AVX-512 BF16 or AMX, a GPU from Ampere on."""
+    """Return whether a device multiplies bfloat16 in hardware: a CPU with AVX-512 BF16 or AMX, a
+    GPU from Ampere on.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -50,14 +59,21 @@ def computes_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Turn TF32 off, to which a GPU may round the float32 inputs of convolutions and matrix products."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    convolution, previous = getattr(cudnn, "conv", None), list[tuple[Any, str, Any, Any]]()
+    """Turn TF32 off, to which a GPU may round the float32 inputs of convolutions and matrix
+    products.
+    """
+    matmul = torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
+    convolution = getattr(cudnn, "conv", None)
+    previous = list[tuple[Any, str, Any, Any]]()
     for name, targets, exact in (
-        ("allow_tf32", (matmul, cudnn), False), ("fp32_precision", (matmul, convolution), "ieee"),
-    ):  # fmt: skip
+        ("allow_tf32", (matmul, cudnn), False),
+        ("fp32_precision", (matmul, convolution), "ieee"),
+    ):
         for target in targets:
-            with suppress(AttributeError, RuntimeError):  # fp32_precision is of torch 2.9; once set, allow_tf32 raises
+            with suppress(
+                AttributeError, RuntimeError
+            ):  # fp32_precision is of torch 2.9; once set, allow_tf32 raises
                 previous.append((target, name, getattr(target, name), exact))
     precision = ""
     with suppress(RuntimeError):  # it raises if fp32_precision has been set
@@ -74,12 +90,20 @@ def exact_float32() -> Iterator[None]:
 
 
 class Compute:
-    """Device, precision and memory format of a `config.StageConfig`, with "auto" fields resolved for this machine."""
+    """Device, precision and memory format of a `config.StageConfig`, with "auto" fields resolved
+    for this machine.
+    """
 
     def __init__(self, config: Any) -> None:
         self.device = resolve_device(config.device)
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_bf16(self.device))
-        self._format = torch.channels_last if config.memory_format == "channels_last" else torch.contiguous_format
+        self.bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and computes_bf16(self.device)
+        )
+        self._format = (
+            torch.channels_last
+            if config.memory_format == "channels_last"
+            else torch.contiguous_format
+        )
 
     @property
     def precision(self) -> str:
@@ -87,7 +111,9 @@ class Compute:
 
     @property
     def emulates_bf16(self) -> bool:
-        """Whether the precision is bfloat16 on a device that does not multiply bfloat16 in hardware."""
+        """Whether the precision is bfloat16 on a device that does not multiply bfloat16 in
+        hardware.
+        """
         return self.bf16 and not computes_bf16(self.device)
 
     def place_model(self, model: M) -> M:
@@ -99,7 +125,9 @@ class Compute:
         return images.to(self.device, memory_format=self._format, non_blocking=True)
 
     def peak_bytes(self) -> int:
-        """Return the peak memory in bytes: of the tensors on a GPU, or of the process on the CPU (0 on Windows)."""
+        """Return the peak memory in bytes: of the tensors on a GPU, or of the process on the CPU (0
+        on Windows).
+        """
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
@@ -110,5 +138,7 @@ class Compute:
         return peak if sys.platform == "darwin" else peak * 1024
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute convolutions in bfloat16, if this is the precision; losses and quantizers stay in float32."""
+        """Compute convolutions in bfloat16, if this is the precision; losses and quantizers stay in
+        float32.
+        """
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)

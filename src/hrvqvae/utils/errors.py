@@ -1,4 +1,6 @@
-"""Errors that a user can cause: each is one clear line, and the command line turns it into exit code 2."""
+"""Errors that a user can cause: each is one clear line, and the command line turns it into exit
+code 2.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """A request can't be fulfilled; one line says what is wrong and what to do. Base of the other errors."""
+    """A request can't be fulfilled; one line says what is wrong and what to do. Base of the other
+    errors.
+    """
 
 
 class NonFiniteError(InputError):
@@ -22,22 +26,30 @@ class DamagedFileError(InputError):
 
 
 def require(holds: bool, name: str, value: object, requirement: str) -> None:
-    """Raise InputError unless `holds`; the message gives the value of `name` and the requirement in words."""
+    """Raise InputError unless `holds`; the message gives the value of `name` and the requirement in
+    words.
+    """
     if not holds:
         raise InputError(f"{name} is {reprlib.repr(value)}; it must be {requirement}")
 
 
 @contextmanager
 def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
-    """Turn an OSError into an InputError with the target that can't be written, the reason and advice."""
+    """Turn an OSError into an InputError with the target that can't be written, the reason and
+    advice.
+    """
     try:
         yield
     except OSError as error:
-        raise InputError(f"{target} can't be written ({error.strerror or error}){advice}") from error
+        raise InputError(
+            f"{target} can't be written ({error.strerror or error}){advice}"
+        ) from error
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path with the home folder in place of ~. Raises InputError if there is no such folder."""
+    """Return a path with the home folder in place of ~. Raises InputError if there is no such
+    folder.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -45,7 +57,9 @@ def expand_home(path: str | Path) -> Path:
 
 
 def printable(text: object) -> str:
-    """Escape unprintable characters, such as control codes of a terminal and bytes of a name that is not UTF-8."""
+    """Escape unprintable characters, such as control codes of a terminal and bytes of a name that
+    is not UTF-8.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 

@@ -1,4 +1,6 @@
-"""Extras: optional groups of packages, such as hrvqvae[hub], read from the metadata of the installed hrvqvae."""
+"""Extras: optional groups of packages, such as hrvqvae[hub], read from the metadata of the
+installed hrvqvae.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def _normalize(name: str) -> str:
 
 @cache
 def packages() -> Mapping[str, tuple[str, ...]]:
-    """Return the packages by extra, "" for those always required; no entry if hrvqvae is not installed."""
+    """Return the packages by extra, "" for those always required; no entry if hrvqvae is not
+    installed.
+    """
     extras: dict[str, tuple[str, ...]] = {}
     try:
         requirements = metadata.requires("hrvqvae") or []
@@ -29,6 +33,8 @@ def packages() -> Mapping[str, tuple[str, ...]]:
 
 
 def extra_of(module: str) -> str:
-    """Return the extra that installs a module, such as "figures" for "matplotlib.figure"; "" if no extra does."""
+    """Return the extra that installs a module, such as "figures" for "matplotlib.figure"; "" if no
+    extra does.
+    """
     package = _normalize(module.partition(".")[0])
     return next((extra for extra, names in packages().items() if package in names), "")

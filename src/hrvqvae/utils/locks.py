@@ -1,8 +1,8 @@
 """Locks that keep other processes out of a folder or from a file.
 
-The operating system holds the lock, and releases it when the process ends, even by a kill. The lock of a folder is on
-the file FOLDER/.lock, which stays there when nobody holds the lock. The lock of a file X is on .X.lock beside the file,
-which is removed with the lock.
+The operating system holds the lock, and releases it when the process ends, even by a kill. The lock
+of a folder is on the file FOLDER/.lock, which stays there when nobody holds the lock. The lock of a
+file X is on .X.lock beside the file, which is removed with the lock.
 """
 
 from __future__ import annotations
@@ -39,13 +39,18 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
-    """Keep other processes out of a folder, which is created if need be. The holder of the lock may acquire it again.
+def lock_folder(
+    folder: Path, wait: Callable[[str], None] | None = None
+) -> AbstractContextManager[None]:
+    """Keep other processes out of a folder, which is created if need be. The holder of the lock may
+    acquire it again.
 
-    If another process holds the lock, `wait` is called with a line before waiting; without `wait` it is an error.
+    If another process holds the lock, `wait` is called with a line before waiting; without `wait`
+    it is an error.
 
     Raises:
-        InUseError: Another process holds the lock, and `wait` is not given. The message names the process id.
+        InUseError: Another process holds the lock, and `wait` is not given. The message names the
+            process id.
         InputError: The folder can't be created or written.
     """
     if folder.is_file():
@@ -54,7 +59,9 @@ def lock_folder(folder: Path, wait: Callable[[str], None] | None = None) -> Abst
 
 
 def lock_file(file: Path) -> AbstractContextManager[None]:
-    """Keep other processes from a file, which need not exist. Raises InUseError and InputError as `lock_folder`."""
+    """Keep other processes from a file, which need not exist. Raises InUseError and InputError as
+    `lock_folder`.
+    """
     path = file.resolve()  # one lock for all names of the file
     name = path.name
     if len(os.fsencode(name)) > _LONGEST:
@@ -66,7 +73,8 @@ def lock_file(file: Path) -> AbstractContextManager[None]:
 def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -> Iterator[None]:
     with explain_write_errors(target, "; choose another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock, holder = FileLock(path, is_singleton=True), path.with_name(f"{path.name}-holder")
+        lock = FileLock(path, is_singleton=True)
+        holder = path.with_name(f"{path.name}-holder")
         outermost = not lock.is_locked
         try:
             lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
@@ -81,7 +89,9 @@ def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -
             lock.acquire()
     try:
         if outermost:
-            with suppress(OSError):  # only `is_locked` and messages read this file, so a full disk does no harm
+            with suppress(
+                OSError
+            ):  # only `is_locked` and messages read this file, so a full disk does no harm
                 holder.write_text(str(os.getpid()))
         yield
     finally:

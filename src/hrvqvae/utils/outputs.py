@@ -18,18 +18,26 @@ from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.progress import note
 
 TEMPORARY = ".writing-"
-_LONGEST_PART, _LONGEST_NAME = 180, 800  # bytes of one part of a relative path, and of the path, without suffix
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE)
+# bytes of one part of a relative path, and of the path, without suffix
+_LONGEST_PART = 180
+_LONGEST_NAME = 800
+_RESERVED = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])\s*(\.|$)", re.IGNORECASE
+)
 _UNSAFE = re.compile(r'[\\:*?"<>|\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]')
 
 
 def base_name(run: str | Path) -> str:
-    """Return the last part of a run's name, without .safetensors; for "." and ".." the name of that folder."""
+    """Return the last part of a run's name, without .safetensors; for "." and ".." the name of that
+    folder.
+    """
     return (Path(run).name.strip(".") or Path(run).resolve().name).removesuffix(".safetensors")
 
 
 def safe_name(name: str) -> str:
-    """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b", "_NUL" for "NUL"."""
+    """Return a relative path, separated by /, that is valid on every system: "a_b" for "../a:b",
+    "_NUL" for "NUL".
+    """
     parts = [_safe_part(part) for part in name.split("/") if part not in ("", ".", "..")]
     safe = "/".join(parts) or "unnamed"
     return _shorten(safe.rpartition("/")[2], safe) if len(safe.encode()) > _LONGEST_NAME else safe
@@ -47,13 +55,17 @@ def _safe_part(part: str) -> str:
 
 
 def _shorten(safe: str, original: str) -> str:
-    """Cut a safe name, and append a digest of the original name so that different names stay different."""
+    """Cut a safe name, and append a digest of the original name so that different names stay
+    different.
+    """
     digest = hashlib.blake2b(original.encode(errors="surrogatepass"), digest_size=6).hexdigest()
     return f"{safe.encode()[: _LONGEST_PART - 13].decode(errors='ignore')}-{digest}"
 
 
 def _fold(name: str) -> str:
-    """Return a key that is equal for names of the same file on macOS or Windows, by case or Unicode form."""
+    """Return a key that is equal for names of the same file on macOS or Windows, by case or Unicode
+    form.
+    """
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
 
 
@@ -62,12 +74,14 @@ def _folder_keys(name: str) -> list[str]:
     return list(accumulate(_fold(name).split("/")[:-1], "{}/{}".format))
 
 
-def check_output(path: Path, *, force: bool | None = False, inputs: Iterable[Path] = (), suffix: str = "") -> None:
+def check_output(
+    path: Path, *, force: bool | None = False, inputs: Iterable[Path] = (), suffix: str = ""
+) -> None:
     """Check that a file may be written, before anything is computed for it.
 
     Raises:
-        InputError: The path has another suffix, is a folder, is one of the inputs, can't be written, or exists and
-            `force` is not given (None: the command has no such option).
+        InputError: The path has another suffix, is a folder, is one of the inputs, can't be
+            written, or exists and `force` is not given (None: the command has no such option).
     """
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
@@ -78,7 +92,9 @@ def check_output(path: Path, *, force: bool | None = False, inputs: Iterable[Pat
 
 
 def identify(path: str | Path) -> tuple[int, int]:
-    """Return the device and inode of a path, which are equal for two names of the same file. Raises OSError."""
+    """Return the device and inode of a path, which are equal for two names of the same file. Raises
+    OSError.
+    """
     status = Path(path).stat()
     return status.st_dev, status.st_ino
 
@@ -99,19 +115,28 @@ class Outputs:
     """The files that a command writes: one file, or files below a folder.
 
     Args:
-        out: The file, if its name ends in one of the suffixes; else the folder, which need not exist.
+        out: The file, if its name ends in one of the suffixes; else the folder, which need not
+            exist.
         suffixes: Suffixes of a single file, such as [".png"]; empty if `out` is always a folder.
         inputs: Files that are never replaced.
     """
 
     def __init__(
-        self, out: Path, suffixes: Sequence[str] = (), *, force: bool = False, inputs: Iterable[Path] = ()
+        self,
+        out: Path,
+        suffixes: Sequence[str] = (),
+        *,
+        force: bool = False,
+        inputs: Iterable[Path] = (),
     ) -> None:
         suffix = out.suffix.lower()
         if suffixes and suffix and suffix not in suffixes and not out.is_dir():
-            raise InputError(f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists")
+            raise InputError(
+                f"{out} must end in {' or '.join(suffixes)}, or be a folder that exists"
+            )
         self._single = suffix in suffixes and bool(suffix)
-        self._out, self._force = out, force
+        self._out = out
+        self._force = force
         self._inputs = {identify(path) for path in inputs if path.exists()}
         self._root = out.resolve()
         self._counts = dict[str, int]()  # number of files of the same name, by key (see `_fold`)
@@ -119,13 +144,14 @@ class Outputs:
         self._has_noted = False
 
     def reserve(self, name: str, suffix: str) -> Path:
-        """Return the path of an output: the file, or `safe_name(name)` and the suffix below the folder.
+        """Return the path of an output: the file, or `safe_name(name)` and the suffix below the
+        folder.
 
         Names that stand for the same file on some system (see `_fold`) are numbered: x, x-2, x-3.
 
         Raises:
-            InputError: The path can't be written (see `check_output`), a symbolic link leads out of the folder, or a
-                single file is reserved twice.
+            InputError: The path can't be written (see `check_output`), a symbolic link leads out of
+                the folder, or a single file is reserved twice.
         """
         if self._single:
             if self._counts:
@@ -147,7 +173,9 @@ class Outputs:
         if unique != f"{name}{suffix}" and not self._has_noted:
             self._has_noted = True
             example = f"{printable(name)} is {unique}"
-            note(f"names are changed so that they differ, and every system can write them: {example}")
+            note(
+                f"names are changed so that they differ, and every system can write them: {example}"
+            )
         path = self._out / unique
         if not path.resolve().is_relative_to(self._root):
             raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")
@@ -157,14 +185,17 @@ class Outputs:
 
 @contextmanager
 def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
-    """Yield a temporary path to write to, and replace the file by it at the end. After an error the file is unchanged.
+    """Yield a temporary path to write to, and replace the file by it at the end. After an error the
+    file is unchanged.
 
-    A file that is replaced keeps its permissions. If the path is a symbolic link, its target is replaced. Without
-    `flush`, both the old and the new file may be lost when the machine loses power. Raises OSError if the disk is full
-    or the folder can't be written.
+    A file that is replaced keeps its permissions. If the path is a symbolic link, its target is
+    replaced. Without `flush`, both the old and the new file may be lost when the machine loses
+    power. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
-    suffix = path.suffix if len(path.suffix) <= 12 else ""  # some libraries choose the format by the suffix
+    suffix = (
+        path.suffix if len(path.suffix) <= 12 else ""
+    )  # some libraries choose the format by the suffix
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
@@ -193,7 +224,9 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Create the folder of a file, and write the file whole or not at all. Raises InputError if that fails."""
+    """Create the folder of a file, and write the file whole or not at all. Raises InputError if
+    that fails.
+    """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
@@ -201,7 +234,8 @@ def write_output(path: Path, content: bytes) -> None:
 
 @contextmanager
 def create_folder(path: Path) -> Iterator[Path]:
-    """Yield a new, empty folder to write to, and rename it to `path` at the end. After an error it is removed.
+    """Yield a new, empty folder to write to, and rename it to `path` at the end. After an error it
+    is removed.
 
     Raises:
         InputError: The folder exists already, or can't be written.
@@ -210,7 +244,9 @@ def create_folder(path: Path) -> Iterator[Path]:
     if path.exists():  # among them . and /, which have no name
         raise InputError(f"{path} exists already; choose another folder")
     path = path.resolve()
-    temporary = path.with_name(f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}")
+    temporary = path.with_name(
+        f"{TEMPORARY}{hashlib.blake2b(os.fsencode(path.name), digest_size=4).hexdigest()}"
+    )
     with lock_file(path):
         try:
             with explain_write_errors(path):
@@ -223,7 +259,9 @@ def create_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove the temporary files and folders that killed processes left. The caller must hold the folder's lock."""
+    """Remove the temporary files and folders that killed processes left. The caller must hold the
+    folder's lock.
+    """
     for path in folder.glob(f"{TEMPORARY}*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Progress of long tasks: a bar on a terminal, otherwise a line every 15 seconds, with the rate and the time left.
+"""Progress of long tasks: a bar on a terminal, otherwise a line every 15 seconds, with the rate and
+the time left.
 
-Notices go to the logger "hrvqvae". If its level is INFO, as in the command line, progress is shown on standard error.
-Standard output is for results alone.
+Notices go to the logger "hrvqvae". If its level is INFO, as in the command line, progress is shown
+on standard error. Standard output is for results alone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG = logging.getLogger("hrvqvae")
-LINE_SECONDS, SAY_AFTER_SECONDS = 15.0, 3.0
+LINE_SECONDS = 15.0
+SAY_AFTER_SECONDS = 3.0
 _REFRESH_SECONDS = 0.1
 _running: list[str] = []  # title of the task that is shown now, if any
 
@@ -54,18 +56,27 @@ def told_once(line: str) -> None:
 
 
 class Meter:
-    """Progress as a bar of rich (the extra `train`) or lines every `LINE_SECONDS`; what can't be written is lost."""
+    """Progress as a bar of rich (the extra `train`) or lines every `LINE_SECONDS`; what can't be
+    written is lost.
+    """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._last_line_at = stream, time.monotonic()
+        self._stream = stream
+        self._last_line_at = time.monotonic()
         self._bar: Progress | None = None
         if stream.isatty() and importlib.util.find_spec("rich"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
             # No automatic refresh: its thread would take time from the threads that compute.
-            self._bar = Progress(*columns, console=Console(file=stream), transient=True, auto_refresh=False)
+            self._bar = Progress(
+                *columns, console=Console(file=stream), transient=True, auto_refresh=False
+            )
             self._bar.add_task("", total=1.0, text="")
             self._bar.start()
 
@@ -80,7 +91,13 @@ class Meter:
         now = time.monotonic()
         if self._bar:
             with suppress(OSError):
-                self._bar.update(self._bar.task_ids[0], description=head, completed=fraction, text=text, refresh=True)
+                self._bar.update(
+                    self._bar.task_ids[0],
+                    description=head,
+                    completed=fraction,
+                    text=text,
+                    refresh=True,
+                )
         elif now - self._last_line_at >= LINE_SECONDS or last:
             self._last_line_at = now
             self.say(f"{head}  {text}")
@@ -103,7 +120,9 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
     if _running or not LOG.isEnabledFor(logging.INFO):
         yield lambda parts: None
         return
-    started_at, shown_at, count = time.monotonic(), 0.0, 0
+    started_at = time.monotonic()
+    shown_at = 0.0
+    count = 0
     with closing(Meter(sys.stderr)) as meter:
 
         def advance(parts: int) -> None:
@@ -113,7 +132,8 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             if now - shown_at < _REFRESH_SECONDS:
                 return
             shown_at = now
-            rate, finished = count / max(now - started_at, 1e-9), done + count
+            rate = count / max(now - started_at, 1e-9)
+            finished = done + count
             left = f"{clock((total - finished) / rate)} left" if count else ""
             speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
             text = f"{finished:,} of {total:,} {unit}  {speed} {unit}/s  {left}"
@@ -135,7 +155,9 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
 
 
 def tracked(items: Iterable[T], title: str, total: int, size: Callable[[T], int]) -> Iterator[T]:
-    """Yield the items, and show the progress. An item of `size(item)` images is done when the next is requested."""
+    """Yield the items, and show the progress. An item of `size(item)` images is done when the next
+    is requested.
+    """
     with task(title, total) as advance:
         for item in items:
             yield item

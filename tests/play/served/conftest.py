@@ -1,4 +1,6 @@
-"""A page that is served by the command line, in a process of its own, and a Chromium to look at it."""
+"""A page that is served by the command line, in a process of its own, and a Chromium to look at
+it.
+"""
 
 import os
 import re
@@ -30,9 +32,19 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with (tmp_path_factory.mktemp("served") / "log").open("w+") as log:
-        command = [sys.executable, "-c", "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))"]
-        environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}  # a proxy that is not there
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=log, text=True, env=environment)
+        command = [
+            sys.executable,
+            "-c",
+            "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))",
+        ]
+        environment = {
+            **os.environ,
+            "HTTP_PROXY": "http://127.0.0.1:9",
+            "NO_PROXY": "",
+        }  # a proxy that is not there
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=log, text=True, env=environment
+        )
         assert process.stderr is not None
         line = process.stderr.readline()
         address = re.search(r"mnist: (http://127\.0\.0\.1:\S+)", line)
@@ -47,7 +59,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     options = webdriver.ChromeOptions()
-    for option in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1100,900"):
+    for option in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1100,900",
+    ):
         options.add_argument(option)
     options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

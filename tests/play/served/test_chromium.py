@@ -21,7 +21,8 @@ from tests.play.served.conftest import Server
 
 class Person:
     def __init__(self, browser: Chrome, address: str) -> None:
-        self.browser, self.address = browser, address
+        self.browser = browser
+        self.address = address
         browser.get(address)
         self.find("#borrow")
 
@@ -69,9 +70,13 @@ class Person:
     def finish(self, name: str) -> None:
         """Take a screenshot, and check that everything was loaded from this machine."""
         self.screenshot(name)
-        names = self.browser.execute_script("return performance.getEntriesByType('resource').map((item) => item.name)")
+        names = self.browser.execute_script(
+            "return performance.getEntriesByType('resource').map((item) => item.name)"
+        )
         assert len(names) > 5
-        assert [name for name in names if not name.startswith((self.address, "data:", "blob:"))] == []
+        assert [
+            name for name in names if not name.startswith((self.address, "data:", "blob:"))
+        ] == []
         lines = [entry["message"] for entry in self.browser.get_log("browser")]
         assert [line for line in lines if "Content Security Policy" in line] == []
 

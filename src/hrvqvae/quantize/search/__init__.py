@@ -1,17 +1,19 @@
 """Find the nearest codewords through several levels, by a greedy search or by a beam.
 
-The greedy search of the paper takes the nearest child at each level. It need not find the nearest sum, since a farther
-codeword may have better children. A beam keeps the `width` branches of least cost at each level. A branch is a choice
-of one codeword per level so far, and its cost after level l is
+The greedy search of the paper takes the nearest child at each level. It need not find the nearest
+sum, since a farther codeword may have better children. A beam keeps the `width` branches of least
+cost at each level. A branch is a choice of one codeword per level so far, and its cost after level
+l is
 
     ||r_l||^2 + coarse_weight * (||r_1||^2 + ... + ||r_{l-1}||^2)
 
-A beam of width 1 is the greedy search, and a beam as wide as there are branches before the last level finds the least
-cost of all sums. Of equal costs the branch with the cheaper parent wins, then the branch with the lower child. Two
-forms give the same results up to rounding: `compiled` runs on a CPU, `tensors` on a GPU and in graphs.
+A beam of width 1 is the greedy search, and a beam as wide as there are branches before the last
+level finds the least cost of all sums. Of equal costs the branch with the cheaper parent wins, then
+the branch with the lower child. Two forms give the same results up to rounding: `compiled` runs on
+a CPU, `tensors` on a GPU and in graphs.
 
-Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). Codeword i of the coarser level
-has the codebook i modulo num_books, or the one that a table (K,) int64 gives.
+Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). Codeword i
+of the coarser level has the codebook i modulo num_books, or the one that a table (K,) int64 gives.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from torch import Tensor
 
 
 def search(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
+    latents: Tensor,
+    codebooks: Sequence[Tensor],
+    width: int = 1,
+    coarse_weight: float = 0.0,
     tables: Sequence[Tensor | None] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Search on the vectors' device; return indices (L, N).
 
     Args:
@@ -36,7 +41,8 @@ def search(
         tables: the table of each level, or None; () for none at all.
 
     Raises:
-        NonFiniteError: On a CPU, a latent or codeword is NaN or infinite. Elsewhere such a latent makes the loss NaN.
+        NonFiniteError: On a CPU, a latent or codeword is NaN or infinite. Elsewhere such a latent
+            makes the loss NaN.
     """
     if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
         from hrvqvae.quantize.search.tensors import search_tensors

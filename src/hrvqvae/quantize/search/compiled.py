@@ -1,16 +1,19 @@
 """The search as loops that numba compiles, for a CPU, around the innermost loops of `vectors.py`.
 
-One pass over the vectors searches all levels. A residual (D floats) and the m codewords of one codebook stay in the
-innermost cache, no array has the size (N, m, D), and only the indices are written. The work is N * L * m * D
-subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m * D with a beam. Distances are sums of (r - c)^2, which
-are accurate far from the origin.
+One pass over the vectors searches all levels. A residual (D floats) and the m codewords of one
+codebook stay in the innermost cache, no array has the size (N, m, D), and only the indices are
+written. The work is N * L * m * D subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m *
+D with a beam. Distances are sums of (r - c)^2, which are accurate far from the origin.
 
-The functions `_search_*` search latents[first:last] (N, D) and return the sum of the final squared residuals. They
-write indices (L, N) and overwrite the arrays in `work`. They take codebooks by address, so that one compilation fits
+The functions `_search_*` search latents[first:last] (N, D) and return the sum of the final squared
+residuals. They write indices (L, N) and overwrite the arrays in `work`. They take codebooks by
+address, so that one compilation fits
 every number of levels:
 
-    books    (L,), addresses of the codebooks of each level, (num_books, G, W) floats: m and D padded to G and W
-    shapes   (L, 4), m, G, num_books and where the table of each level begins in `tables` (-1 for no table)
+    books    (L,), addresses of the codebooks of each level, (num_books, G, W) floats: m and D
+    padded to G and W
+    shapes   (L, 4), m, G, num_books and where the table of each level begins in `tables` (-1 for no
+    table)
     tables   the tables of all levels, one after the other
 """
 
@@ -36,7 +39,8 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
-_TOGETHER = 64  # vectors that descend together: the codebook of a later one is fetched while another is searched
+# vectors that descend together: the codebook of a later one is fetched while another is searched
+_TOGETHER = 64
 _AHEAD = 4  # vectors between the fetch of a codebook and its use
 _NEAR_BYTES = 2**16  # levels up to this size stay in the innermost caches and need no fetch ahead
 _BLOCK = 128  # vectors that share one pass over a flat codebook
@@ -53,13 +57,23 @@ def _book_below(index: int, num_books: int, table_start: int, tables: Integers) 
 
 @compiled()
 def _search_greedy(
-    latents: Floats, books: Integers, shapes: Integers, tables: Integers, indices: Integers, work: Any,
-    first: int, last: int,
-) -> float:  # fmt: skip
-    """Take the nearest child at each level. Work: residuals (`_TOGETHER`, W), zero from D on, and their indices."""
+    latents: Floats,
+    books: Integers,
+    shapes: Integers,
+    tables: Integers,
+    indices: Integers,
+    work: Any,
+    first: int,
+    last: int,
+) -> float:
+    """Take the nearest child at each level. Work: residuals (`_TOGETHER`, W), zero from D on, and
+    their indices.
+    """
     residual, index = work
     width = residual.shape[1]
-    row, squares = 4 * width, 0.0  # bytes
+    # bytes
+    row = 4 * width
+    squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
@@ -67,8 +81,11 @@ def _search_greedy(
             for d in range(latents.shape[1]):
                 residual[i, d] = latents[start + i, d]
         for level in range(len(books)):
-            address, residual_at = books[level], np.int64(residual.ctypes.data)
-            size, padded, num_books = shapes[level, 0], shapes[level, 1], shapes[level, 2]
+            address = books[level]
+            residual_at = np.int64(residual.ctypes.data)
+            size = shapes[level, 0]
+            padded = shapes[level, 1]
+            num_books = shapes[level, 2]
             book_bytes = row * padded
             far = num_books > 1 and num_books * book_bytes > _NEAR_BYTES
             for i in range(count):
@@ -81,7 +98,9 @@ def _search_greedy(
                 key = simd.key_of_nearest(residual_at, codebook, width)
                 for k in range(SIDE_BY_SIDE, padded, SIDE_BY_SIDE):
                     key = min(key, simd.key_of_nearest(residual_at, codebook + k * row, width) + k)
-                child = min(key & 0xFFFFFFFF, size - 1)  # padding is nearest if the latent is not finite
+                child = min(
+                    key & 0xFFFFFFFF, size - 1
+                )  # padding is nearest if the latent is not finite
                 index[i] = index[i] * size + child
                 indices[level, start + i] = index[i]
                 if level == len(books) - 1:
@@ -94,18 +113,32 @@ def _search_greedy(
 
 @compiled()
 def _search_beam(
-    latents: Floats, books: Integers, shapes: Integers, tables: Integers, indices: Integers, work: Any, beam: int,
-    weight: np.float32, first: int, last: int,
-) -> float:  # fmt: skip
-    """Keep the `beam` branches of least cost at each level; `weight` is the weight of the coarser levels.
+    latents: Floats,
+    books: Integers,
+    shapes: Integers,
+    tables: Integers,
+    indices: Integers,
+    work: Any,
+    beam: int,
+    weight: np.float32,
+    first: int,
+    last: int,
+) -> float:
+    """Keep the `beam` branches of least cost at each level; `weight` is the weight of the coarser
+    levels.
 
-    Work: residuals (2, beam, W), zero from D on, and costs (2, beam) of the branches before and after a level; their
-    indices (L + 1, beam), zero at first; the branches (L, beam) that they come from; distances and keys (beam * G,).
+    Work: residuals (2, beam, W), zero from D on, and costs (2, beam) of the branches before and
+    after a level; their indices (L + 1, beam), zero at first; the branches (L, beam) that they come
+    from; distances and keys (beam * G,).
     """
     residual, cost, index, parent, distances, keys = work
-    levels, width = len(books), residual.shape[2]
-    row, squares = 4 * width, 0.0  # bytes
-    residual_at, distances_at = np.int64(residual.ctypes.data), np.int64(distances.ctypes.data)
+    levels = len(books)
+    width = residual.shape[2]
+    # bytes
+    row = 4 * width
+    squares = 0.0
+    residual_at = np.int64(residual.ctypes.data)
+    distances_at = np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     for i in range(first, last):
         old = 0
@@ -113,14 +146,22 @@ def _search_beam(
             residual[0, 0, d] = latents[i, d]
         cost[0, 0], count = np.float32(0), 1
         for level in range(levels):
-            address, new, finest = books[level], 1 - old, level == levels - 1
-            size, padded, book_bytes = shapes[level, 0], shapes[level, 1], row * shapes[level, 1]
-            old_at, new_at = residual_at + old * beam * row, residual_at + new * beam * row
+            address = books[level]
+            new = 1 - old
+            finest = level == levels - 1
+            size = shapes[level, 0]
+            padded = shapes[level, 1]
+            book_bytes = row * shapes[level, 1]
+            old_at = residual_at + old * beam * row
+            new_at = residual_at + new * beam * row
             for branch in range(count):
                 book = _book_below(index[level, branch], shapes[level, 2], shapes[level, 3], tables)
-                codewords, vector = address + book * book_bytes, old_at + branch * row
+                codewords = address + book * book_bytes
+                vector = old_at + branch * row
                 for place in range(branch * padded, (branch + 1) * padded, SIDE_BY_SIDE):
-                    simd.measure_eight(vector, codewords, width, cost[old, branch], place, distances_at, keys_at)
+                    simd.measure_eight(
+                        vector, codewords, width, cost[old, branch], place, distances_at, keys_at
+                    )
                     codewords += row * SIDE_BY_SIDE
             kept = 1 if finest else min(beam, count * size)
             for k in range(kept):
@@ -130,7 +171,9 @@ def _search_beam(
                 place = key & 0xFFFFFFFF
                 keys[place] = _LARGEST_KEY
                 branch = place // padded
-                child = min(place - branch * padded, size - 1)  # padding is nearest if the latent is not finite
+                child = min(
+                    place - branch * padded, size - 1
+                )  # padding is nearest if the latent is not finite
                 book = _book_below(index[level, branch], shapes[level, 2], shapes[level, 3], tables)
                 index[level + 1, k], parent[level, k] = book * size + child, branch
                 if finest:
@@ -139,7 +182,8 @@ def _search_beam(
                     cost[new, k] = weight * distances[place] + cost[old, branch]
                     codeword = address + book * book_bytes + child * row
                     simd.subtract(old_at + branch * row, codeword, new_at + k * row, width)
-            count, old = kept, new
+            count = kept
+            old = new
         branch = 0
         for level in range(levels - 1, -1, -1):
             indices[level, i] = index[level + 1, branch]
@@ -148,15 +192,21 @@ def _search_beam(
 
 
 @compiled()
-def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, first: int, last: int) -> float:
-    """Write the nearest codewords (N,) of one level, in blocks of vectors that read each codeword once.
+def _search_flat(
+    latents: Floats, book: Floats, nearest: Integers, work: Any, first: int, last: int
+) -> float:
+    """Write the nearest codewords (N,) of one level, in blocks of vectors that read each codeword
+    once.
 
-    `book` (K / `GROUP`, D, `GROUP`) has the codewords of a group side by side, infinity in the padding. Work: vectors
-    (`_BLOCK`, D); for each lane of a group, the least distance and the group that has it (`_BLOCK`, `GROUP`).
+    `book` (K / `GROUP`, D, `GROUP`) has the codewords of a group side by side, infinity in the
+    padding. Work: vectors (`_BLOCK`, D); for each lane of a group, the least distance and the group
+    that has it (`_BLOCK`, `GROUP`).
     """
-    dim, squares = latents.shape[1], 0.0
+    dim = latents.shape[1]
+    squares = 0.0
     vectors, least, groups = work
-    vectors_at, least_at = np.int64(vectors.ctypes.data), np.int64(least.ctypes.data)
+    vectors_at = np.int64(vectors.ctypes.data)
+    least_at = np.int64(least.ctypes.data)
     groups_at = np.int64(groups.ctypes.data)
     for start in range(first, last, _BLOCK):
         count = min(_BLOCK, last - start)
@@ -170,7 +220,14 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
         for group in range(len(book)):
             for i in range(0, count, ROWS):
                 lane = 4 * GROUP * i
-                simd.update_nearest(vectors_at + 4 * dim * i, codewords, dim, least_at + lane, groups_at + lane, group)
+                simd.update_nearest(
+                    vectors_at + 4 * dim * i,
+                    codewords,
+                    dim,
+                    least_at + lane,
+                    groups_at + lane,
+                    group,
+                )
             codewords += 4 * dim * GROUP
         for i in range(count):
             key: Any = _LARGEST_KEY  # distance and codeword, as in `key_of_nearest`
@@ -183,37 +240,68 @@ def _search_flat(latents: Floats, book: Floats, nearest: Integers, work: Any, fi
 
 
 def search_compiled(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
+    latents: Tensor,
+    codebooks: Sequence[Tensor],
+    width: int = 1,
+    coarse_weight: float = 0.0,
     tables: Sequence[Tensor | None] = (),
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Search as `search`, for tensors on the CPU.
 
-    Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be squared.
+    Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be
+    squared.
     """
-    beam, levels = min(width, math.prod(book.shape[1] for book in codebooks[:-1])), len(codebooks)
+    beam = min(width, math.prod(book.shape[1] for book in codebooks[:-1]))
+    levels = len(codebooks)
     indices = torch.empty(levels, len(latents), dtype=torch.long, device="cpu")
-    vectors, out, one_thread_up_to = latents.detach().float().contiguous().numpy(), indices.numpy(), ONE_THREAD_UP_TO
+    vectors = latents.detach().float().contiguous().numpy()
+    out = indices.numpy()
+    one_thread_up_to = ONE_THREAD_UP_TO
     if levels == 1:
-        codewords = pad(codebooks[0][0].detach().float(), (0, 0, 0, -codebooks[0].shape[1] % GROUP), value=torch.inf)
+        codewords = pad(
+            codebooks[0][0].detach().float(),
+            (0, 0, 0, -codebooks[0].shape[1] % GROUP),
+            value=torch.inf,
+        )
         book = codewords.reshape(-1, GROUP, codewords.shape[1]).transpose(1, 2).contiguous().numpy()
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
         padded = list[Tensor]()  # keeps the codebooks at the addresses in `books` alive
-        shapes, joined = np.zeros((levels, 4), np.int64), [torch.zeros(1, dtype=torch.long, device="cpu")]
-        for shape, codebook, table in zip(shapes, codebooks, tables or [None] * levels, strict=True):
+        shapes = np.zeros((levels, 4), np.int64)
+        joined = [torch.zeros(1, dtype=torch.long, device="cpu")]
+        for shape, codebook, table in zip(
+            shapes, codebooks, tables or [None] * levels, strict=True
+        ):
             (num_books, size, dim), rows = codebook.shape, codebook.detach().float()
-            rows = pad(rows, (0, -dim % LANES)) if dim % LANES else rows  # `pad` copies even if nothing is missing
-            rows = pad(rows, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf) if size % SIDE_BY_SIDE else rows
+            rows = (
+                pad(rows, (0, -dim % LANES)) if dim % LANES else rows
+            )  # `pad` copies even if nothing is missing
+            rows = (
+                pad(rows, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf)
+                if size % SIDE_BY_SIDE
+                else rows
+            )
             padded.append(rows.contiguous())
-            shape[:] = size, rows.shape[1], num_books, -1 if table is None else sum(map(len, joined))
+            shape[:] = (
+                size,
+                rows.shape[1],
+                num_books,
+                -1 if table is None else sum(map(len, joined)),
+            )
             joined += [] if table is None else [table]
-        books, padded_dim = np.array([rows.data_ptr() for rows in padded]), padded[0].shape[2]
+        books = np.array([rows.data_ptr() for rows in padded])
+        padded_dim = padded[0].shape[2]
         all_tables = torch.cat(joined).numpy()
 
     def run(first: int, last: int) -> float:
         if levels == 1:
-            least, least_groups = np.empty((_BLOCK, GROUP), np.float32), np.empty((_BLOCK, GROUP), np.int32)
-            work: tuple[Any, ...] = np.zeros((_BLOCK, vectors.shape[1]), np.float32), least, least_groups
+            least = np.empty((_BLOCK, GROUP), np.float32)
+            least_groups = np.empty((_BLOCK, GROUP), np.int32)
+            work: tuple[Any, ...] = (
+                np.zeros((_BLOCK, vectors.shape[1]), np.float32),
+                least,
+                least_groups,
+            )
             return float(_search_flat(vectors, book, out[0], work, first, last))
         if beam == 1:
             work = np.zeros((_TOGETHER, padded_dim), np.float32), np.empty(_TOGETHER, np.int64)
@@ -223,10 +311,16 @@ def search_compiled(
         paths = np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64)
         work = *branches, *paths, np.empty(candidates, np.float32), np.empty(candidates, np.int64)
         weight = np.float32(coarse_weight)
-        return float(_search_beam(vectors, books, shapes, all_tables, out, work, beam, weight, first, last))
+        return float(
+            _search_beam(vectors, books, shapes, all_tables, out, work, beam, weight, first, last)
+        )
 
     squares = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
-    if not np.isfinite(squares):  # least distances are finite if all latents and codewords are, and are not too large
+    if not np.isfinite(
+        squares
+    ):  # least distances are finite if all latents and codewords are, and are not too large
         require_finite(latents, codebooks)
-        raise NonFiniteError("latents or codewords are too large for their distances to be squared in float32")
+        raise NonFiniteError(
+            "latents or codewords are too large for their distances to be squared in float32"
+        )
     return indices

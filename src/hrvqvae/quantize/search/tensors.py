@@ -1,4 +1,6 @@
-"""The search in a few large tensor operations, for a GPU and for graphs. NaN is not an error here."""
+"""The search in a few large tensor operations, for a GPU and for graphs. NaN is not an error
+here.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,21 @@ _DIRECT = 64  # largest single codebook for which differences are computed inste
 
 
 def search_tensors(
-    latents: Tensor, codebooks: Sequence[Tensor], width: int = 1, coarse_weight: float = 0.0,
-    tables: Sequence[Tensor | None] = (), leaves: int = 1,
-) -> Tensor:  # fmt: skip
-    """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as (L, N, leaves)."""
+    latents: Tensor,
+    codebooks: Sequence[Tensor],
+    width: int = 1,
+    coarse_weight: float = 0.0,
+    tables: Sequence[Tensor | None] = (),
+    leaves: int = 1,
+) -> Tensor:
+    """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as
+    (L, N, leaves).
+    """
     branches = 1  # before the last level
     for book in codebooks[:-1]:
         branches *= book.shape[1]
-    width, leaves = min(width, branches), min(leaves, branches * codebooks[-1].shape[1])
+    width = min(width, branches)
+    leaves = min(leaves, branches * codebooks[-1].shape[1])
     levels = list(zip(codebooks, tables or [None] * len(codebooks), strict=True))
     if torch.compiler.is_compiling():  # `ResidualQuantizer` has ended autocast
         return _beam(latents, levels, width, coarse_weight, leaves)
@@ -27,11 +36,17 @@ def search_tensors(
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
     with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
-        return torch.cat([_beam(chunk, levels, width, coarse_weight, leaves) for chunk in chunks], 1)
+        return torch.cat(
+            [_beam(chunk, levels, width, coarse_weight, leaves) for chunk in chunks], 1
+        )
 
 
 def _beam(
-    latents: Tensor, levels: Sequence[tuple[Tensor, Tensor | None]], width: int, coarse_weight: float, leaves: int
+    latents: Tensor,
+    levels: Sequence[tuple[Tensor, Tensor | None]],
+    width: int,
+    coarse_weight: float,
+    leaves: int,
 ) -> Tensor:
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
     index = torch.zeros_like(residual[..., 0], dtype=torch.long)
@@ -49,23 +64,29 @@ def _beam(
         index = book.gather(1, parent) * size + kept % size
         indices = [*(earlier.gather(1, parent) for earlier in indices), index]
         if not finest:
-            coarser_cost = (coarse_weight * distance + coarser_cost).flatten(1).gather(1, kept).unsqueeze(-1)
+            coarser_cost = (
+                (coarse_weight * distance + coarser_cost).flatten(1).gather(1, kept).unsqueeze(-1)
+            )
             codeword = codebook.flatten(0, 1)[index]
             residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
     return torch.stack(indices).squeeze(-1)  # without the dimension of a single leaf
 
 
 def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
-    """Return squared distances (n, w, m) of residuals (n, w, D) to the codewords of their books (n, w).
+    """Return squared distances (n, w, m) of residuals (n, w, D) to the codewords of their books (n,
+    w).
 
-    With a single small codebook these are sums of squared differences, and otherwise matrix products. A small level is
-    multiplied whole, so that no codebook is copied per residual.
+    With a single small codebook these are sums of squared differences, and otherwise matrix
+    products. A small level is multiplied whole, so that no codebook is copied per residual.
     """
     if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
-    if len(codebook) == 1 and codebook.shape[1] > _DIRECT:  # far from the origin products lose the differences
+    if (
+        len(codebook) == 1 and codebook.shape[1] > _DIRECT
+    ):  # far from the origin products lose the differences
         center = codebook.nan_to_num(0.0, 0.0, 0.0).mean(1)
-        residual, codebook = residual - center, codebook - center
+        residual = residual - center
+        codebook = codebook - center
     squares = codebook.square().sum(-1)  # (books, m)
     if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
@@ -76,7 +97,9 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
 
 
 def _least(cost: Tensor, count: int) -> Tensor:
-    """Return the positions (n, count) of the least values of each row (n, k), in order, the first of equals."""
+    """Return the positions (n, count) of the least values of each row (n, k), in order, the first
+    of equals.
+    """
     if count == 1:
         return cost.argmin(1, keepdim=True)
     if torch.compiler.is_compiling():  # graphs have no stable sort: any of equals
