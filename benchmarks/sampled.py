@@ -198,8 +198,7 @@ class Study:
         pictures = {f"{system}, guidance {weight:g}": picture_of(run, weight) for weight in weights}
         if all(path.is_file() for path in pictures.values()):  # rows may have come without pictures
             strips = [
-                sheets.SheetRow(name, [torch.from_numpy(read_image(path, 3))])
-                for name, path in pictures.items()
+                sheets.SheetRow(name, [read_image(path, 3)]) for name, path in pictures.items()
             ]
             write_image(sheets.draw(strips, 2), self.folder / f"{system}.png")
         return shown

@@ -172,7 +172,7 @@ def complete(
     array, conversion = decode_image(path, data.channels, data.max_pixels, data.size)
     note_conversions({path: conversion})
     pixels = torch.from_numpy(array)
-    mask = torch.from_numpy(read_image(Path(keep), 1))[0] > 127 if Path(keep).is_file() else keep
+    mask = read_image(Path(keep), 1)[0] > 127 if Path(keep).is_file() else keep
     kept_image, _, completions = draw_completions(
         model, pixels, mask, count, seed=seed, class_name=class_name, params=params
     )

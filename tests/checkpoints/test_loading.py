@@ -183,7 +183,7 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(
         np.asarray(draw_grid(list(images))).transpose(2, 0, 1),
     )
     for number, image in enumerate(images):
-        written = torch.from_numpy(read_image(tmp_path / "single" / f"7-{number:04d}.png", 1))
+        written = read_image(tmp_path / "single" / f"7-{number:04d}.png", 1)
         assert torch.equal(written, (image * 255).round().byte())
 
 

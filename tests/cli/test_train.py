@@ -166,7 +166,7 @@ def test_a_beam_encodes_whatever_the_model_was_trained_with(run: Path, tmp_path:
     for number in range(3):
         write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
     paths = sorted((tmp_path / "images").iterdir())
-    images = torch.stack([torch.from_numpy(read_image(path, 1)) for path in paths])
+    images = torch.stack([read_image(path, 1) for path in paths])
     codes = wide.encode(images)
     assert not same(codes, greedy.encode(images))
     decoded = greedy.decode(codes, size=(12, 12))

@@ -161,7 +161,7 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     kept = shown[:, side + gap :: zoom]
     assert np.array_equal(kept[:7], image[0, :7]), "four of the seven rows of codes"
     assert (kept[7:] == 128).all()
-    completed = hrvqvae.load(run).complete(torch.from_numpy(image), 3, class_name="1")
+    completed = hrvqvae.load(run).complete(image, 3, class_name="1")
     below = sheet[0, 2 * top + side : 2 * top + 2 * side : zoom]
     for number, one in enumerate(completed):
         left = gap + number * (side + gap)

@@ -154,7 +154,7 @@ class Folder:
     def read_images(self, name: str, kind: str) -> Sequence[Tensor]:
         """Return the stored images (3, Y, Y) uint8 of a case; () if no images are stored."""
         path = self.rows_path / f"{name}-{kind}.png"
-        pixels = torch.from_numpy(read_image(path, 3)) if path.is_file() else torch.zeros(3, 1, 0)
+        pixels = read_image(path, 3) if path.is_file() else torch.zeros(3, 1, 0)
         return pixels.split(pixels.shape[1], dim=2) if pixels.numel() else ()  # type: ignore[no-untyped-call]
 
 

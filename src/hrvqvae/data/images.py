@@ -1,19 +1,23 @@
-"""Read PNG, JPEG and WebP files, and write PNG files.
+"""Read images of files and of Python objects, and write PNG files.
 
 Pixels are (C, Y, X) uint8, C = 1 (greyscale) or 3 (RGB).
 """
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
 
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import replace_file
@@ -42,15 +46,13 @@ class Decoded(NamedTuple):
 
 
 def remove_image_suffix(name: str) -> str:
-    """Return the name of an image without .png, .jpg, .jpeg or .webp; return any other name
-    unchanged.
-    """
+    """Return a name without .png, .jpg, .jpeg or .webp; return any other name unchanged."""
     return name.rpartition(".")[0] if name.lower().endswith(SUFFIXES) else name
 
 
 def decode_image(
     image: Path | OpenImage,
-    channels: int,
+    channels: int | None,
     max_pixels: int = MAX_PIXELS,
     size: int | None = None,
     position: tuple[float, float] = (0.5, 0.5),
@@ -58,10 +60,12 @@ def decode_image(
 ) -> Decoded:
     """Decode an image, turn it upright, and convert it to 8 bits and `channels` channels.
 
-    Colours become Pillow's luminance ("L") for 1 channel. Transparent parts become white, CMYK
-    becomes RGB. An animation is reduced to its first frame. `Decoded.lost` lists the losses.
+    Colours are those of sRGB, also of an image with another colour profile. For 1 channel they
+    become Pillow's luminance ("L"). Transparent parts become white, CMYK becomes RGB. An animation
+    is reduced to its first frame. `Decoded.lost` lists the losses.
 
     Args:
+        channels: 1 (greyscale), 3 (RGB), or None: 1 for a greyscale image, else 3.
         size: crop the largest square and resize it to `size` pixels per side; None keeps the
             image's size.
         position: position of the square, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
@@ -83,7 +87,7 @@ def decode_image(
         raise InputError(
             f"{name} is a folder; name the images in it, such as {name}/*.png"
         ) from error
-    except InputError as error:  # of an item of a data set
+    except InputError as error:  # pixels that are no image
         raise BrokenImageError(f"{name} is not an image ({error})") from error
     except Exception as error:  # decoders of damaged files raise any error
         raise BrokenImageError(
@@ -99,19 +103,12 @@ def decode_image(
             (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
         )
     array = np.array(picture, np.uint8)
-    return Decoded(
-        array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)),
-        ", ".join(lost),
-    )
-
-
-def read_image(path: Path, channels: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Return the pixels (C, Y, X) uint8 of an image file. Raises as `decode_image`."""
-    return decode_image(path, channels, max_pixels).pixels
+    array = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+    return Decoded(array, ", ".join(lost))
 
 
 def _load(
-    source: Path | OpenImage, name: str, channels: int, max_pixels: int
+    source: Path | OpenImage, name: str, channels: int | None, max_pixels: int
 ) -> tuple[Image.Image, list[str]]:
     """Return the first frame of an image, upright, in mode L (1 channel) or RGB (3), and what was
     lost.
@@ -121,7 +118,8 @@ def _load(
             size = f"{opened.width}x{opened.height} pixels"
             raise BrokenImageError(f"{name} has {size}; data.max_pixels admits {max_pixels}")
         lost = ["further frames"] if getattr(opened, "is_animated", False) else []
-        if any("16" in str(tile[3]) for tile in getattr(opened, "tile", ())):
+        has_16_bits = any("16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
+        if has_16_bits:
             lost.append("16 bits to 8")
         opened.load()
         try:
@@ -129,26 +127,209 @@ def _load(
         except Exception:  # Pillow raises any error for a damaged block of EXIF
             image = opened.copy()
             lost.append("orientation")
-    if image.mode.startswith("I"):
-        values = np.asarray(image, np.float32)
-        transparent = image.info.get("transparency")
-        image = Image.fromarray(np.rint(values / 257).clip(0, 255).astype(np.uint8))
-        if transparent is not None:
-            image.putalpha(Image.fromarray(values != transparent))
+
+    if image.mode[0] in "IF":  # I, I;16, F
+        image = _round_to_8_bits(image, has_16_bits, lost)
+    if image.mode not in ("1", "L", "LA") and image.info.get("icc_profile"):
+        image = _convert_to_srgb(image, lost)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         if layer.getchannel("A").getextrema() != (255, 255):
             lost.append("transparency to white")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        mode = "L" if image.mode == "LA" else "RGB"
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert(mode)
     if image.mode == "CMYK":
         lost.append("CMYK to RGB")
-    if channels == 1 and image.mode not in ("L", "1"):
+
+    is_grey = image.mode in ("L", "1")
+    if channels == 1 and not is_grey:
         image = image.convert("RGB")
         pixels = np.asarray(image)
         if (pixels != pixels[..., :1]).any():
             lost.append("colour to greyscale")
-    mode = "RGB" if channels == 3 else "L"
+    mode = "L" if channels == 1 or (channels is None and is_grey) else "RGB"
     return image if image.mode == mode else image.convert(mode), lost  # `convert` always copies
+
+
+def _round_to_8_bits(image: Image.Image, has_16_bits: bool, lost: list[str]) -> Image.Image:
+    """Return an image of whole numbers or floats in mode L or LA; its range tells its scale.
+
+    Whole numbers have 8 bits if all are below 256, unless the mode or the file says 16; floats may
+    also be in [0, 1]. Raises InputError if values are negative, or of more than 16 bits.
+    """
+    values = np.asarray(image, np.float32)
+    low = float(values.min())
+    high = float(values.max())
+    if not (low >= 0 and high <= 65_535):
+        raise InputError(f"its values are {low:g} to {high:g}; images have 8 or 16 bits")
+    scale = 1.0
+    if has_16_bits or image.mode.startswith("I;16") or high > 255:
+        scale = 257.0
+        if not has_16_bits:
+            lost.append("16 bits to 8")
+    elif image.mode == "F" and high <= 1:
+        scale = 1 / 255
+    grey = Image.fromarray(np.rint(values / scale).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(values != transparent))
+    return grey
+
+
+def _convert_to_srgb(image: Image.Image, lost: list[str]) -> Image.Image:
+    """Return a colour image in the colours of sRGB, as its profile says; a damaged profile is
+    ignored.
+    """
+    profile = image.info["icc_profile"]
+    if image.mode != "CMYK":
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    try:
+        transform = _find_transform(profile, image.mode)
+        if transform is not None:
+            image = transform.apply(image)
+            lost.append("colour profile to sRGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, ImportError):
+        lost.append("damaged colour profile ignored")
+    return image
+
+
+@lru_cache(maxsize=16)
+def _find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the transform of images of a mode to sRGB; None if the profile is sRGB."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "sRGB" in ImageCms.getProfileDescription(source):
+        return None
+    to_mode = "RGBA" if mode == "RGBA" else "RGB"
+    target = ImageCms.createProfile("sRGB")
+    transform = ImageCms.buildTransform(source, target, mode, to_mode)
+    assert isinstance(transform, ImageCms.ImageCmsTransform)
+    return transform
+
+
+def open_any(image: Any) -> Image.Image:
+    """Return what Python code has as an image: a PIL image, a path, an array or a tensor.
+
+    A tensor is (C, Y, X). An array is (Y, X), (Y, X, C), or (C, Y, X) if its last dimension can't
+    be channels. C is 1, 3 or 4 (with transparency). Both are uint8 or float in [0, 1]. Raises
+    InputError for other objects, and any error of the decoder for a path.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | os.PathLike):
+        return open_image_file(image)
+    pixels = _find_planes(image)
+    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError(
+            f"its values are {pixels.min():g} to {pixels.max():g}; float images are in [0, 1]"
+        )
+    return to_pil(pixels)
+
+
+def _find_planes(image: Any) -> NDArray[Any]:
+    """Return an array or a tensor as (C, Y, X), uint8 or float. Raises InputError."""
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        # numpy has no bfloat16
+        pixels = (image.float() if image.is_floating_point() else image).numpy()
+    elif isinstance(image, np.ndarray):
+        pixels = image[..., None] if image.ndim == 2 else image
+        if pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4):
+            pixels = pixels.transpose(2, 0, 1)
+    else:
+        kind = type(image).__name__
+        raise InputError(f"it is a {kind}; images are paths, PIL images, arrays or tensors")
+    if pixels.ndim != 3 or len(pixels) not in (1, 3, 4) or 0 in pixels.shape:
+        forms = "tensors (C, Y, X) and arrays (Y, X, C) have C = 1, 3 or 4"
+        raise InputError(f"its shape is {image.shape}; {forms}")
+    if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
+        raise InputError(f"its type is {pixels.dtype}; images are uint8, or float in [0, 1]")
+    return pixels
+
+
+def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> list[Tensor]:
+    """Return what Python code has as images: each (C, Y, X), of any sizes.
+
+    `images` is a tensor or an array of one image or of several, a PIL image, a path, or a sequence
+    of these; arrays are (B, Y, X, C). Tensors and float arrays are returned as they are. Others are
+    converted to `channels` as files are, with a notice if they lose something. Raises InputError.
+    """
+    if isinstance(images, Tensor | np.ndarray):
+        single = images.ndim == 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
+    else:
+        single = not isinstance(images, Sequence) or isinstance(images, str)
+    converted = list[Tensor]()
+    lost = dict[str, str]()
+    for index, image in enumerate([images] if single else images, 1):
+        if isinstance(image, Tensor):
+            converted.append(image)
+        elif isinstance(image, np.ndarray) and image.dtype.kind == "f":
+            converted.append(torch.from_numpy(_find_planes(image).astype(np.float32)))
+        else:
+            name = str(image) if isinstance(image, str | Path) else f"image {index}"
+            pixels, lost[name] = decode_image(
+                partial(open_any, image), channels, max_pixels, name=name
+            )
+            converted.append(torch.from_numpy(pixels))
+    note_conversions(lost)
+    return converted
+
+
+def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Return what Python code has as images in a batch (B, C, Y, X); see `list_images`.
+
+    Raises InputError as `list_images`, or if the images have several sizes or types.
+    """
+    if isinstance(images, Tensor) and images.ndim != 3:
+        return images
+    listed = list_images(images, channels, max_pixels)
+    if not listed:
+        raise InputError("there is no image")
+    kinds = {(*image.shape, image.dtype): image for image in listed}
+    if len(kinds) > 1:
+        first, second = list(kinds.values())[:2]
+        raise InputError(
+            f"the images of a batch have one size and type; here are {_describe(first)} and"
+            f" {_describe(second)}: give them in several calls"
+        )
+    return torch.stack(listed)
+
+
+def _describe(image: Tensor) -> str:
+    return f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
+
+
+def read_image(
+    path: str | Path, channels: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """Return the pixels (C, Y, X) uint8 of an image file: PNG, JPEG or WebP.
+
+    Args:
+        path: the image file.
+        channels: 1 (greyscale), 3 (RGB), or None: 1 for a greyscale image, else 3.
+        max_pixels: larger images are refused.
+
+    Raises BrokenImageError if the image can't be decoded or is too large, and InputError if there
+    is no such file.
+    """
+    return torch.from_numpy(decode_image(Path(path), channels, max_pixels).pixels)
+
+
+def to_pil(image: Any) -> Image.Image:
+    """Convert an array or a tensor (C, Y, X), uint8 or float in [0, 1], to a PIL image.
+
+    C is 1 (greyscale), 3 (RGB) or 4 (RGBA). Raises InputError for another shape.
+    """
+    array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
+    if array.ndim != 3 or len(array) not in (1, 3, 4):
+        raise InputError(f"the image has shape {array.shape}; expected (C, Y, X), C = 1, 3 or 4")
+    pixels = array.transpose(1, 2, 0)
+    if pixels.dtype != np.uint8:  # by rows, to save memory
+        pixels = np.stack(
+            [np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels]
+        )
+    return Image.fromarray(
+        pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+    )
 
 
 def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
@@ -160,20 +341,6 @@ def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
             f"images converted: {len(losing)} of {len(lost)} ({kinds}), the first is"
             f" {next(iter(losing))}"
         )
-
-
-def to_pil(image: Any) -> Image.Image:
-    """Convert an array or tensor (C, Y, X), uint8 or float in [0, 1], to a greyscale or RGB
-    image.
-    """
-    pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image).transpose(1, 2, 0)
-    if pixels.dtype != np.uint8:  # by rows, to save memory
-        pixels = np.stack(
-            [np.rint(row.astype(np.float32).clip(0, 1) * 255).astype(np.uint8) for row in pixels]
-        )
-    return Image.fromarray(
-        pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
-    )
 
 
 def write_image(image: Image.Image, path: Path, *, optimize: bool = True) -> None:
