@@ -24,7 +24,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
     shape: tuple[int, int], size: float
 ) -> None:
     matrix = size * filled(shape, 0)
-    result = orthogonalize(matrix)
+    result = orthogonalize(matrix[None])[0]
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     along = left.T @ result.double() @ right.T  # in the matrix's own directions: a diagonal
     values = along.diagonal()
@@ -32,7 +32,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
     kept = sizes > 0.02 * sizes.norm()
     assert float(values[kept].min()) > 0.6
     assert float(values.max()) < 1.3
-    assert not orthogonalize(0 * matrix).any()
+    assert not orthogonalize(0 * matrix[None]).any()
 
 
 def test_matrices_are_the_weights_between_layers() -> None:
@@ -104,7 +104,7 @@ def test_a_step_is_that_of_the_paper() -> None:
         gradient = weight.grad.clone()
         momentum = 0.95 * momentum + 0.05 * gradient
         ahead = (0.05 * gradient + 0.95 * momentum).reshape(6, 72)
-        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalize(ahead).reshape(
+        expected = expected - rate * 0.2 * math.sqrt(72) * orthogonalize(ahead[None]).reshape(
             weight.shape
         )
         optimizer.step()

@@ -5,19 +5,18 @@ symbols of the level
                  train-labels.npy    (N,) int64
                  train.json          source of the codes, class names, array digests
 
-These are the codes of the images without augmentation. The codes of each flipped or shifted copy
-have a folder beside `codes`. Codes are extracted again if the model, the data configuration or the
-images have changed.
+These are the codes of the images without augmentation. The codes of each augmented copy
+(`data.copies`) have a folder beside `codes`. Codes are extracted again if the model, the data
+configuration or the images have changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
-from hrvqvae.data.batches import evaluation_batches, make_rng
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.copies import Augment
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
@@ -38,7 +37,6 @@ from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import note, tracked
 
-Augment = Callable[[Tensor], Tensor]
 WriteArrays = Callable[[Sequence[Path]], Sequence[str]]
 """Writes an .npy file per level, coarse first, and one of the labels; returns the names of the
 classes.
@@ -63,38 +61,6 @@ class CodeMaps:
         """
         codes = tuple(torch.from_numpy(level[indices].astype(np.int64)) for level in self.levels)
         return codes, torch.from_numpy(self.labels[indices])
-
-
-def list_copies(flip: bool, shifts: int) -> Iterator[tuple[str, Augment | None]]:
-    """Yield, for each copy of the images, the name of its folder of codes and its augmentation, if
-    any.
-
-    The first copy is the images themselves. Each of the `shifts` further copies has one random
-    offset of at most an eighth of a side, with the border mirrored. With `flip`, each copy is
-    followed by its mirror images.
-    """
-
-    def augment(images: Tensor, copy: int, flipped: bool) -> Tensor:
-        images = images.flip(3) if flipped else images
-        if copy == 0:
-            return images
-        border = [size // 8 for size in images.shape[2:]]
-        corners = (
-            make_rng("shift", copy)
-            .integers(0, [2 * width + 1 for width in border], (100, 2))
-            .tolist()
-        )
-        top, left = next(
-            (corner for corner in corners if corner != border), border
-        )  # the first that shifts
-        padded = pad(images, (border[1], border[1], border[0], border[0]), mode="reflect")
-        return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
-
-    for copy in range(shifts + 1):
-        name = f"codes-shifted-{copy}" if copy else "codes"
-        yield name, partial(augment, copy=copy, flipped=False) if copy else None
-        if flip:
-            yield f"{name}-flipped", partial(augment, copy=copy, flipped=True)
 
 
 @exact_float32()

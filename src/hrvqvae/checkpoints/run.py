@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, list_copies, load_or_extract
+from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, load_or_extract
 from hrvqvae.checkpoints.folder import (
     RunFolder,
     locate,
@@ -40,6 +40,7 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
 from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
+from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
@@ -473,9 +474,10 @@ class EntropyModelArtifact(Artifact):
             config = config.with_root(root)
             folder = self.run.folder
             maps = list[CodeMaps]()
-            for name, augment in list_copies(config.data.flip, shifts):
+            for copy in list_copies(config.data.flip, shifts):
+                augment = copy.augment
                 if folder.config.is_file():
-                    path = folder.codes.with_name(name)
+                    path = folder.codes.with_name(copy.folder)
                     maps.append(
                         load_or_extract(
                             path, model, self.run.digest, config, "train", device, say, augment

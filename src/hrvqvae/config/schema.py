@@ -212,6 +212,9 @@ class PriorConfig(Section, section="prior"):
     shifts: Count = (
         0  #: train also on this many copies of each image, shifted by up to an eighth of a side
     )
+    #: Train also on this many copies of each image, enlarged and in other colours in turn.
+    #: The prior is told which copy it sees, shifted copies too (DistAug, Jun et al. 2020).
+    variants: Count = 0
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""

@@ -2,7 +2,7 @@
 by position.
 
 Shapes, all int64: codes of a level (B, H, W), values 0..m - 1; codeword indices of coarser level j
-(B, H_j, W_j); labels (B,). Lists of levels begin with the coarsest.
+(B, H_j, W_j); labels of classes and of copies (B,). Lists of levels begin with the coarsest.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class Level:
     unconditional: bool = (
         False  #: whether the prior also learns a label for "no class"; its value is `classes`
     )
+    copies: int = 0  #: number of augmented copies that the prior is told apart; label 0 is none
 
     @property
     def index(self) -> int:
@@ -98,6 +99,8 @@ class Prior(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.levels = levels
+        self.classes: nn.Embedding | None = None
+        self.copies: nn.Embedding | None = None
 
     @property
     def level(self) -> Level:
@@ -117,9 +120,46 @@ class Prior(nn.Module, ABC):
             )
         return indices
 
+    def make_label_embeddings(self, hidden: int) -> None:
+        """Add the embeddings of classes and copies. The rows of the copies begin at 0."""
+        if self.level.classes:
+            self.classes = nn.Embedding(self.level.labels, hidden)
+        if self.level.copies:
+            self.copies = nn.Embedding(self.level.copies + 1, hidden, padding_idx=0)
+            nn.init.zeros_(self.copies.weight)
+
+    def embed_labels(self, label: Tensor | None, copies: Tensor | None) -> Tensor | None:
+        """Return the summed embeddings (B, C) of class and copy, or None if there are none."""
+        features: Tensor | None = None
+        if self.classes is not None:
+            features = self.classes(label)
+        if self.copies is not None and copies is not None:
+            embedded = self.copies(copies)
+            features = embedded if features is None else features + embedded
+        return features
+
+    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
+        """Make the weights of a similar prior fit by parts that change no logit; name these parts.
+
+        Labels of copies begin at 0. They are left out if this prior has none.
+        """
+        name = "copies.weight"
+        current = None if self.copies is None else self.copies.weight
+        before = weights.get(name)
+        if current is None:
+            return ["without labels of copies"] if weights.pop(name, None) is not None else []
+        if before is not None and before.shape == current.shape:
+            return []
+        weights[name] = torch.zeros_like(current)
+        return ["labels of copies begin at 0"]
+
     @abstractmethod
     def level_logits(
-        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+        self,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as
         `Level.check`.
@@ -127,7 +167,9 @@ class Prior(nn.Module, ABC):
         At a position, the logits of a level depend on the codes (B, H, W) of all levels of the
         prior at earlier positions in raster order, and on the codes of the coarser of these levels
         at the same position, but on no others. `coarser` are the codeword indices of all levels
-        coarser than these; `label` is None without classes.
+        coarser than these; `label` is None without classes. `copies` are the labels of augmented
+        copies, None for images without augmentation. Only a network that calls
+        `make_label_embeddings` has to take them.
         """
 
 
@@ -158,22 +200,21 @@ class Priors:
         )
 
 
-def compute_nats(
-    prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
-) -> list[Tensor]:
-    """Return the mean negative log-likelihood per code of each level of a prior, in nats."""
-    level_logits = prior.level_logits(codes, coarser, label)
+def compute_nats(prior: Prior, codes: Sequence[Tensor], *conditions: Any) -> list[Tensor]:
+    """Return the mean negative log-likelihood per code of each level of a prior, in nats.
+
+    `conditions` are the further arguments of `Prior.level_logits`.
+    """
+    level_logits = prior.level_logits(codes, *conditions)
     return [
         cross_entropy(logits.float(), level_codes)
         for logits, level_codes in zip(level_logits, codes, strict=True)
     ]
 
 
-def compute_loss(
-    prior: Prior, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
-) -> Tensor:
+def compute_loss(prior: Prior, codes: Sequence[Tensor], *conditions: Any) -> Tensor:
     """Return the mean of `compute_nats` over the levels."""
-    return torch.stack(compute_nats(prior, codes, coarser, label)).mean()
+    return torch.stack(compute_nats(prior, codes, *conditions)).mean()
 
 
 @torch.inference_mode()
@@ -192,6 +233,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     model = config.model
     size = config.data.size
     network = config.prior.network
+    copies = config.prior.shifts + config.prior.variants if config.prior.variants else 0
     prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
     unconditional = classes > 0 and config.prior.class_dropout > 0
     return prior_class(
@@ -205,6 +247,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
                 linked=model.linked[index],
                 classes=classes,
                 unconditional=unconditional,
+                copies=copies,
             )
             for index in levels
         ),

@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, interpolate, pad
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import cheap_dropout, self_attention
 from hrvqvae.priors.configs import GPTConfig
+from hrvqvae.utils.quantities import counted
 
 
 class TransformerLayer(nn.Module):
@@ -115,7 +116,7 @@ class GPT(Prior):
         self.above = nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.classes = nn.Embedding(self.level.labels, hidden) if self.level.classes else None
+        self.make_label_embeddings(hidden)
         if self.level.coarser:
             self.coarser = CodewordEmbeddings(config, self.level.coarser)
             self.context = nn.Sequential(
@@ -133,15 +134,38 @@ class GPT(Prior):
             nn.init.zeros_(layer.output.weight)
             nn.init.zeros_(layer.narrow.weight)
 
-    def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return the features (B, N, C) of position, class and coarser levels. Raises InputError as
-        `Level.check`.
+    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
+        """Also add the layers that the weights lack; they begin as the identity."""
+        parts = super().fill_missing(weights)
+        before = sum(
+            name.startswith("layers.") and name.endswith("output.bias") for name in weights
+        )
+        new_layers = self.layers[before:]
+        for index, layer in enumerate(new_layers, start=before):
+            for name, tensor in layer.state_dict().items():
+                adds = name.startswith(("output.", "narrow."))
+                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if adds else tensor
+        if len(new_layers):
+            parts.append(f"{counted(len(new_layers), 'further layer')} as the identity")
+        return parts
+
+    def compute_base(
+        self,
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        batch: int,
+        copies: Tensor | None = None,
+    ) -> Tensor:
+        """Return the features (B, N, C) of position, class, copy and coarser levels.
+
+        Raises InputError as `Level.check`.
         """
         self.level.check(coarser, label, training=self.training)
         positions = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
         features = positions.expand(batch, -1, -1)
-        if self.classes is not None:
-            features = features + self.classes(label)[:, None]
+        labels = self.embed_labels(label, copies)
+        if labels is not None:
+            features = features + labels[:, None]
         if coarser:
             maps = [
                 self.coarser.look_up(level, indices).permute(0, 3, 1, 2)
@@ -154,9 +178,13 @@ class GPT(Prior):
         return features
 
     def level_logits(
-        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+        self,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        base = self.compute_base(coarser, label, len(codes[0]))
+        base = self.compute_base(coarser, label, len(codes[0]), copies)
         all_indices = enumerate(self.codeword_indices(codes))
         embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
         summed = torch.stack(embedded).sum(0)

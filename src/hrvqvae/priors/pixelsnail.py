@@ -43,7 +43,7 @@ class PixelSNAIL(Prior):
         self.embedding = nn.Embedding(level.symbols, hidden)
         self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
         self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.classes = nn.Embedding(level.labels, hidden) if level.classes else None
+        self.make_label_embeddings(hidden)
         attentions = at_level(config.attention_layers, index)
         heads = config.attention_heads
         self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
@@ -65,15 +65,23 @@ class PixelSNAIL(Prior):
         )
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
-    def compute_base(self, coarser: Sequence[Tensor], label: Tensor | None, batch: int) -> Tensor:
-        """Return features (B, C, H, W) of position, class and coarser levels. Raises InputError as
-        `Level.check`.
+    def compute_base(
+        self,
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        batch: int,
+        copies: Tensor | None = None,
+    ) -> Tensor:
+        """Return features (B, C, H, W) of position, class, copy and coarser levels.
+
+        Raises InputError as `Level.check`.
         """
         self.level.check(coarser, label, training=self.training)
         positions = self.rows[:, None] + self.columns[None]
         features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
-        if self.classes is not None:
-            features = features + self.classes(label)[:, :, None, None]
+        labels = self.embed_labels(label, copies)
+        if labels is not None:
+            features = features + labels[:, :, None, None]
         if self.coarser:
             summed = torch.zeros((), device=features.device)
             for embedding, indices in zip(self.coarser, coarser, strict=True):
@@ -92,9 +100,13 @@ class PixelSNAIL(Prior):
         return tuple(round((layer + 1) * len(self.blocks) / count) for layer in range(count))
 
     def level_logits(
-        self, codes: Sequence[Tensor], coarser: Sequence[Tensor], label: Tensor | None
+        self,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        base = self.compute_base(coarser, label, len(codes[0]))
+        base = self.compute_base(coarser, label, len(codes[0]), copies)
         features: Tensor = self.first(self.embedding(codes[0]).permute(0, 3, 1, 2)) + base
         after = self.attention_after
         conditions = self.conditions(base).chunk(len(self.blocks), dim=1)

@@ -5,6 +5,7 @@ parameters.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -40,20 +41,21 @@ def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> fl
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def orthogonalize(matrix: Tensor) -> Tensor:
-    """Return approximately U V^T of a matrix U S V^T (n, k); a zero matrix stays zero.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Return approximately U V^T of each matrix U S V^T of a batch (B, n, k).
 
     Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2
-    (Jordan et al. 2024).
+    (Jordan et al. 2024). A zero matrix stays zero.
     """
     first, third, fifth = _ITERATION
-    tall = matrix.shape[0] > matrix.shape[1]
-    wide: Tensor = matrix.T if tall else matrix
-    wide = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if tall else matrices
+    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
-        square = wide @ wide.T
-        wide = first * wide + (third * square + fifth * square @ square) @ wide
-    return wide.T if tall else wide
+        square = wide @ wide.mT
+        polynomial = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=first)
+    return wide.mT if tall else wide
 
 
 def select_matrices(module: nn.Module) -> list[Tensor]:
@@ -100,18 +102,32 @@ class Muon(Adam):
         """Update every parameter that has a gradient."""
         groups = self.param_groups
         for group in groups:
-            for parameter in group["params"] if group["orthogonal"] else ():
-                if (gradient := parameter.grad) is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-                ahead = gradient.lerp(momentum, _MOMENTUM).flatten(1).float()
-                scale = _ADAM_STEP * math.sqrt(max(ahead.shape))
-                parameter.add_(
-                    orthogonalize(ahead).view(parameter.shape), alpha=-group["lr"] * scale
-                )
+            if group["orthogonal"]:
+                self._update_matrices(group["params"], group["lr"])
         self.param_groups = [group for group in groups if not group["orthogonal"]]
         super().step()
         self.param_groups = groups
+
+    def _update_matrices(self, parameters: list[Tensor], learning_rate: float) -> None:
+        # the momentum, and Nesterov's look ahead
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        ahead = torch._foreach_lerp(gradients, momenta, _MOMENTUM)
+
+        # matrices of equal shape as one batch
+        by_shape = defaultdict[torch.Size, list[int]](list)
+        matrices = [tensor.flatten(1).float() for tensor in ahead]
+        for index, matrix in enumerate(matrices):
+            by_shape[matrix.shape].append(index)
+        for shape, indices in by_shape.items():
+            updates = orthogonalize(torch.stack([matrices[index] for index in indices]))
+            updates *= -learning_rate * _ADAM_STEP * math.sqrt(max(shape))
+            for index, update in zip(indices, updates, strict=True):
+                parameters[index].add_(update.view(parameters[index].shape))

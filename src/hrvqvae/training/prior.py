@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.codemaps import CodeMaps, list_copies, load_or_extract
+from hrvqvae.checkpoints.codemaps import CodeMaps, load_or_extract
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders, require_trainable
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
+from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
@@ -49,14 +50,16 @@ class CodeBatch(NamedTuple):
     codes: tuple[Tensor, ...]  # of each level of the prior, (B, H, W) int64
     coarser: tuple[Tensor, ...]  # codeword indices of the coarser levels, (B, H_j, W_j) int64
     label: Tensor | None  # (B,) int64
+    copies: Tensor | None = None  # (B,) int64, labels of the augmented copies
 
     def to(self, device: torch.device) -> CodeBatch:
         codes, coarser = (
             tuple(level.to(device, non_blocking=True) for level in maps) for maps in self[:2]
         )
-        return CodeBatch(
-            codes, coarser, None if self.label is None else self.label.to(device, non_blocking=True)
+        label, copies = (
+            None if labels is None else labels.to(device, non_blocking=True) for labels in self[2:]
         )
+        return CodeBatch(codes, coarser, label, copies)
 
 
 def read_codes(
@@ -167,15 +170,16 @@ class PriorTask(Task[CodeBatch]):
                 self.compute.device,
                 say,
             )
-            copies = list_copies(prior.flip, prior.shifts)
+            copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
             self.maps = [
-                load_or_extract(codes_folder.with_name(name), *arguments, augment)
-                for name, augment in copies
+                load_or_extract(codes_folder.with_name(copy.folder), *arguments, copy.augment)
+                for copy in copies
             ]
-        elif prior.flip or prior.shifts:
+            self.copy_labels = torch.tensor([copy.index for copy in copies])
+        elif prior.flip or prior.shifts or prior.variants:
             raise InputError(
-                "prior.flip and prior.shifts need the run's own images: leave out both, or"
-                " prior.codes"
+                "prior.flip, prior.shifts and prior.variants need the run's own images: leave out"
+                " all three, or prior.codes"
             )
         else:
             self.maps = [load_shard_maps(codes_folder, Path(prior.codes), self.model, config, say)]
@@ -199,14 +203,19 @@ class PriorTask(Task[CodeBatch]):
         return f"{self.config.name}, prior of {level_names(self.levels)}: {images}"
 
     def build(self) -> Prior:
-        return build_prior(self.config, self.levels, len(self.classes))
+        prior = build_prior(self.config, self.levels, len(self.classes))
+        if self.config.prior.variants and prior.copies is None:
+            kind = self.config.prior.network.kind
+            raise InputError(f"prior.variants must be 0: {kind} has no labels of copies")
+        return prior
 
     def init_from(self, model: nn.Module) -> str:
         """Copy the weights of the prior of the same levels in the run `training.init_from`.
 
         If the classes differ, the weights that depend on classes keep their new values. If only the
         copied prior has a row for "no class", this row is left out. If only the new prior has such
-        a row, it is the mean of the classes.
+        a row, it is the mean of the classes. Layers and labels of copies that only the new prior
+        has change no logit yet.
         """
         assert isinstance(model, Prior)
         name = self.training.init_from
@@ -234,11 +243,12 @@ class PriorTask(Task[CodeBatch]):
                 num_labels = model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
+        parts = model.fill_missing(weights)
         copy_weights(model, weights, f"{name}, {level_names(self.levels)},", not_copied)
+        if not_copied:
+            parts.append(f"{', '.join(sorted(not_copied))} anew: other classes")
         message = f"beginning with the prior of {level_names(self.levels)} of {name}"
-        return message + (
-            f", {', '.join(sorted(not_copied))} anew: other classes" if not_copied else ""
-        )
+        return ", ".join([message, *parts])
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
         size = self.training.batch_size
@@ -248,7 +258,10 @@ class PriorTask(Task[CodeBatch]):
         ):
             map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = map_indices * len(self.labels) + self.train_indices[rows]
-            yield read_codes(self.maps, self.model, self.levels, indices)
+            batch = read_codes(self.maps, self.model, self.levels, indices)
+            if self.config.prior.variants:
+                batch = batch._replace(copies=self.copy_labels[map_indices])
+            yield batch
 
     def step(self, state: TrainState, batch: CodeBatch) -> Metrics:
         model = state.model
@@ -261,8 +274,11 @@ class PriorTask(Task[CodeBatch]):
             self.training.seed,
             state.step,
         )
+        conditions = [batch.coarser, label]
+        if batch.copies is not None:
+            conditions.append(batch.copies)
         with state.autocast():
-            loss = compute_loss(model, batch.codes, batch.coarser, label)
+            loss = compute_loss(model, batch.codes, *conditions)
         metrics = state.take_gradient({"nats_per_code": loss})
         state.update(MODEL)
         state.averaged.update_parameters(model)
@@ -285,7 +301,7 @@ class PriorTask(Task[CodeBatch]):
                 self.compute.device
             )
             with self.compute.autocast():
-                bits += torch.tensor(measure_bits(prior, *batch))
+                bits += torch.tensor(measure_bits(prior, *batch[:3]))
             images += len(indices)
         gathered = distributed.all_gather_numbers(*bits.tolist(), images)
         *level_totals, total_images = (sum(column) for column in zip(*gathered, strict=True))
