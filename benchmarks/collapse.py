@@ -3,9 +3,9 @@ from several starts.
 
 python -m benchmarks.collapse mnist --max-steps 200 --out DIR writes rows.json and collapse.png, and
 goes on where it stopped. A leaf is the sum of the codewords of a path: there are m^L in a tree of L
-levels and in unlinked codebooks, m in a flat codebook. A leaning tree is one with shrinkage, which
-never restarts. `N(0, s)` draws codewords apart from the data; "latents" draws them at the scale of
-the latents of the untrained encoder, the default without k-means.
+levels and in unlinked codebooks, m in a flat codebook. `N(0, s)` draws codewords apart from the
+data; "latents" draws them at the scale of the latents of the untrained encoder, the default without
+k-means.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.outputs import write_atomic
 
-KINDS = {"tree": (3, 3, 0), "leaning": (3, 3, 0.05), "flat": (1, 1, 0), "unlinked": (3, 1, 0)}
-"""Levels, linked levels and shrinkage."""
+KINDS = {"tree": (3, 3), "flat": (1, 1), "unlinked": (3, 1)}
+"""Levels and linked levels."""
 SCALES = {"N(0, 1)": 1.0, "N(0, 0.1)": 0.1, "N(0, 0.01)": 0.01}
 STARTS = (*SCALES, "latents", "k-means")
 SHOWN = {"kind": ("tree", "flat"), "start": ("N(0, 1)", "latents"), "leaves": (512,)}
@@ -53,12 +53,11 @@ def configure(
     base: Config, kind: str, leaves: int, start: str, restarts: bool, seed: int
 ) -> Config:
     """Return the preset with as many leaves in codebooks of that kind."""
-    levels, linked, shrinkage = KINDS[kind]
+    levels, linked = KINDS[kind]
     fields = {
         "model.quantizer.levels": levels,
         "model.quantizer.codewords": round(leaves ** (1 / levels)),
         "model.quantizer.linked": linked,
-        "model.quantizer.shrinkage": shrinkage,
         "training.seed": seed,
         **({} if start == "k-means" else {"model.quantizer.init_vectors": 0}),
         **({} if restarts else {"model.quantizer.restart_every": 0}),
@@ -82,11 +81,8 @@ class CollapseTask(AutoencoderTask):
             assert isinstance(model, SingleGridAutoencoder)
             assert isinstance(model.quantizer, ResidualQuantizer)
             for book in model.quantizer.levels:
-                count = book.num_codewords if book.shared is None else book.size
+                count = book.num_codewords
                 drawn = SCALES[self.start] * torch.randn(count, book.codewords.shape[-1])
-                if book.shared is not None:
-                    book.shared.copy_(drawn)
-                drawn = drawn.repeat(book.num_codewords // count, 1)
                 book.set_codewords(torch.arange(len(drawn)), drawn, torch.ones(len(drawn)))
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
@@ -218,12 +214,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(arguments.seeds):
         for leaves in arguments.leaves:
             for kind in arguments.kinds:
-                restarted = (
-                    [] if KINDS[kind][2] else ["latents", "k-means"]
-                )  # with shrinkage nothing restarts
                 for start, restarts in [
                     *((start, False) for start in STARTS),
-                    *((start, True) for start in restarted),
+                    *((start, True) for start in ("latents", "k-means")),
                 ]:
                     case: Row = {
                         "kind": kind,

@@ -74,9 +74,7 @@ def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
     return float(nats / np.log(2) / new.size)
 
 
-def bench_ids(
-    vectors: Floats, codewords: int, levels: int, passes: int, seed: int, shrinkage: float = 0.0
-) -> list[Row]:
+def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: int) -> list[Row]:
     """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2,
     seconds and bytes.
     """
@@ -97,7 +95,7 @@ def bench_ids(
             )
         return total / len(vectors)
 
-    tree = TreeVQ(vectors.shape[1], codewords, levels, shrinkage=shrinkage)
+    tree = TreeVQ(vectors.shape[1], codewords, levels)
     timed("fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed))
     not_aligned = bits_per_code(tree.encode(vectors).numpy(), codewords)
     tree.align()
@@ -187,9 +185,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)"
     )
     parser.add_argument(
-        "--shrinkage", type=float, default=0.0, metavar="X", help="of the tree (default: 0)"
-    )
-    parser.add_argument(
         "--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)"
     )
     given = parser.parse_args(argv)
@@ -200,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
     (codewords, levels), rows = given.size, list[Row]()
     for seed in given.seeds:
-        measured = bench_ids(vectors, codewords, levels, given.passes, seed, given.shrinkage)
+        measured = bench_ids(vectors, codewords, levels, given.passes, seed)
         rows += [{**row, "seed": seed} for row in measured]
     finish(rows, COLUMNS, given.json)
 

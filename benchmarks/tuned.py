@@ -9,7 +9,7 @@ most N trials of the same budget, on a tenth of the training images. --tuned-in 
 settings of an earlier search. All other options are those of `hrvqvae compare`. Systems and
 variants: hrvqvae, treevq, vqvae, rqvae, fsq, vqvae2, printed, links2, links1, simvq, qinco; of 36
 bits per position, with only rate and decay searched: rq12x8, rq6x64, rq4x512, rq3x4096, groups3,
-groups4, groups6, joint4, lean4, lean6, lean12, context3.
+groups4, groups6, joint4.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ _SEARCHED = (
 
 
 _RQ = {"linked": 1, "beam": 1}
-_LEAN = {"shrinkage": 0.05}
 DEEP: Mapping[str, Mapping[str, Any]] = {
     "rq12x8": _RQ,
     "rq6x64": _RQ | {"levels": 6, "codewords": 64},
@@ -49,10 +48,6 @@ DEEP: Mapping[str, Mapping[str, Any]] = {
     "groups4": {},
     "groups6": {"linked": 6},
     "joint4": {"joint_beam": "true"},
-    "lean4": _LEAN,
-    "lean6": _LEAN | {"linked": 6},
-    "lean12": _LEAN | {"linked": 12},
-    "context3": _LEAN | {"linked": 12, "context": 3},
 }
 """Quantizers of 36 bits for each of few positions: what differs from 12 levels of 8 codewords in
 groups of 4.

@@ -45,11 +45,8 @@ TREES = {
         for bits in (64, 96, 128)
     },
 }
-"""Codewords per codebook, levels, beam and linked levels (default: all) of trees; long codes have
-shrinkage.
-"""
+"""Codewords per codebook, levels, beam and linked levels (default: all) of trees."""
 _LONG_CODES = 64
-_SHRINKAGE = 0.05
 _ALL_POINTS = 10**9  # per codeword; faiss's default is 256
 
 
@@ -144,7 +141,7 @@ def flat(clusters: int, seed: int) -> Fit:
     return fit
 
 
-def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed: int) -> Fit:
+def tree(size: int, levels: int, beam: int, linked: int, seed: int) -> Fit:
     """TreeVQ."""
 
     def fit(vectors: Floats) -> Callable[[Floats], Coded]:
@@ -155,7 +152,6 @@ def tree(size: int, levels: int, beam: int, linked: int, shrinkage: float, seed:
             linked=linked,
             beam=beam,
             coarse_weight=0.0,
-            shrinkage=shrinkage,
         ).fit(vectors, seed=seed)
 
         def encode(some: Floats) -> Coded:
@@ -182,9 +178,7 @@ def sides(bits: int, seed: int) -> dict[str, Fit]:
     for size, levels, beam, *groups in TREES[bits]:
         linked = groups[0] if groups else 0
         name = f"TreeVQ {size}^{levels}, beam {beam}" + f", groups of {linked}" * (linked > 0)
-        found[name] = tree(
-            size, levels, beam, linked, _SHRINKAGE * (bits >= _LONG_CODES and linked != 1), seed
-        )
+        found[name] = tree(size, levels, beam, linked, seed)
     return found
 
 

@@ -182,7 +182,7 @@ export function buildEncoder(kernel, weights, name, { stride, residual_blocks: b
   ]);
 }
 
-/** Codewords and codes: codeword i of a level has, at the next level, the codebook i modulo the number of codebooks. */
+/** Codewords and codes: codeword i of a level has, at the next level, the codebook i, or the only one. */
 export class Codebooks {
   constructor(weights, { levels, codewords, linked, dim, beam, joint_beam: joint, coarse_weight: coarseWeight }) {
     Object.assign(this, { levels, size: codewords, dim, beam, coarseWeight });

@@ -29,10 +29,6 @@ SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22))
 
 def config_of(system: str) -> Config:
     """The tiny system without what only makes graphs longer; "treevq" searches with a beam."""
-    if system == "context":
-        return override(
-            config_of("hrvqvae"), {"model.quantizer.levels": "3", "model.quantizer.context": "1"}
-        )
     shorter = {"model.quantizer.levels": "2"} if system in ("hrvqvae", "treevq") else {}
     return override(tiny_systems(Path())[system], {"model.residual_blocks": "0"} | shorter)
 
@@ -81,7 +77,7 @@ def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
             graphs.decode(codes, levels)
 
 
-@pytest.mark.parametrize("system", ["treevq", "vqvae2", "fsq", "hrvqvae", "context"])
+@pytest.mark.parametrize("system", ["treevq", "vqvae2", "fsq", "hrvqvae"])
 def test_graphs_do_what_the_model_does(system: str, tmp_path: Path) -> None:
     run = saved(system, tmp_path)
     beam = 4 if system == "hrvqvae" else None

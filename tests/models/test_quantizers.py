@@ -152,7 +152,6 @@ QUANTIZERS: dict[str, QuantizerConfig | FSQQuantizerConfig | LibraryQuantizerCon
     "linked": QuantizerConfig(levels=3, codewords=4, dim=6),
     "groups": QuantizerConfig(levels=5, codewords=3, linked=2, dim=6),
     "joint": QuantizerConfig(levels=3, codewords=4, linked=1, beam=4, joint_beam=True, dim=6),
-    "context": QuantizerConfig(levels=4, codewords=3, dim=6, context=1, beam=2, shrinkage=0.05),
     "gradient": QuantizerConfig(levels=2, codewords=4, dim=6, update="gradient"),
     "fsq": FSQQuantizerConfig(channel_levels=(5, 3, 4), dim=6),
     **{

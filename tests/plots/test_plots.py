@@ -14,7 +14,6 @@ from PIL import Image
 
 import hrvqvae
 from hrvqvae.cli import main
-from hrvqvae.config import QuantizerConfig
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, hierarchy, sheets
@@ -112,11 +111,6 @@ def test_figure_10_shows_the_codes_of_every_search_and_size() -> None:
             assert tree.codes == [int(code[0, row, column]) for code in codes]
         title = hierarchy.draw(tree).axes[2].get_title()
         assert f"{config.quantizer.sizes[2]} of {config.num_codewords[2]} codewords" in title
-    shared = QuantizerConfig(levels=5, codewords=4, dim=500, shrinkage=1.0, memory_mib=1)
-    with pytest.raises(InputError, match="no linked codebooks"):
-        hierarchy.make_tree(
-            model_of(config_of("hrvqvae", quantizer=shared)), image, (0, 0), "model"
-        )
 
 
 def test_paths_out_of_range() -> None:

@@ -1,7 +1,5 @@
 """The transformer: causality, and its logits by hand."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,6 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import Level, build_prior, compute_loss, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same
 from tests.priors.test_pixelsnail import random_prior
@@ -164,29 +161,6 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     prior = build_prior(config, range(3, 6), 10)
     assert [level.linked for level in prior.levels] == [False, True, True]
     assert [level.index for level in prior.levels] == [3, 4, 5]
-    fields = {
-        "model.quantizer.linked": "0",
-        "model.quantizer.shrinkage": "0.05",
-        "model.quantizer.memory_mib": "1",
-    }
-    with_tables = override(config, fields)
-    assert with_tables.model.num_codewords[-1] < 8**7
-    assert with_tables.prior_levels == (range(7),)
-    assert [level.linked for level in build_prior(with_tables, range(7), 10).levels] == [
-        False,
-        *[True] * 6,
-    ]
-    with_context = override(config, {"model.quantizer.linked": "0", "model.quantizer.context": "2"})
-    assert with_context.model.num_codewords == (8, 64, *[512] * 5)
-    quantizer = ResidualQuantizer(with_context.model.quantizer)
-    prior: Any = build_prior(with_context, range(7), 10)
-    codes = [torch.randint(8, (2, 3, 4)) for _ in range(7)]
-    paths = prior.codeword_indices(codes)
-    own = quantizer.codeword_indices(tuple(codes))
-    for level, (path, index) in enumerate(zip(paths, own, strict=True)):
-        assert torch.equal(
-            prior.embeddings.look_up(level, path), prior.embeddings.tables[level](index)
-        )
     each = override(get("vqvae2/mnist").config, {"prior.network.kind": "gpt"})
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 

@@ -2,7 +2,6 @@
 not from the code.
 
 books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew.
-The last `context` codes of the group (0: all) choose a codebook. `groups` is (linked, context).
 """
 
 from fractions import Fraction
@@ -10,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 
-def search(vector, books, linked, context=0):
+def search(vector, books, linked):
     """(path of each level, residuals r_0 to r_L)."""
     codes = []
     paths = []
@@ -18,7 +17,7 @@ def search(vector, books, linked, context=0):
     for level, book in enumerate(books):
         codes = [] if level % linked == 0 else codes
         path = 0
-        for code, size in codes[-context:]:
+        for code, size in codes:
             path = path * size + code
         distances = [
             float(((residuals[-1] - codeword) ** 2).sum())
@@ -31,13 +30,13 @@ def search(vector, books, linked, context=0):
     return paths, residuals
 
 
-def losses(vectors, books, groups, beta, level_betas):
+def losses(vectors, books, linked, beta, level_betas):
     """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's
     without level_betas.
     """
     terms = {}
     for vector in vectors:
-        _, residuals = search(vector, books, *groups)
+        _, residuals = search(vector, books, linked)
         errors = [float((residual**2).sum()) for residual in residuals[1:]]
         named = [("", errors[-1], beta)]
         if level_betas:
@@ -52,14 +51,14 @@ def losses(vectors, books, groups, beta, level_betas):
     return terms
 
 
-def gradients(vectors, books, groups, beta, level_betas):
+def gradients(vectors, books, linked, beta, level_betas):
     """Of all terms: by the vectors (through the commitments), and by the codewords of each level
     (through the rest).
     """
     of_vectors = np.zeros(np.shape(vectors))
     of_books = [np.zeros(book.shape) for book in books]
     for row, vector in enumerate(vectors):
-        paths, residuals = search(vector, books, *groups)
+        paths, residuals = search(vector, books, linked)
         of_vectors[row] += 2 * beta * residuals[-1]
         for level, path in enumerate(paths):
             own = of_books[level].reshape(-1, len(vector))[path]
@@ -70,14 +69,14 @@ def gradients(vectors, books, groups, beta, level_betas):
     return of_vectors, of_books
 
 
-def batch_sums(vectors, books, groups):
+def batch_sums(vectors, books, linked):
     """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m),
     (number, m, D).
     """
     counts = [np.zeros(book.shape[:2]) for book in books]
     totals = [np.zeros(book.shape) for book in books]
     for vector in vectors:
-        paths, residuals = search(vector, books, *groups)
+        paths, residuals = search(vector, books, linked)
         for level, path in enumerate(paths):
             counts[level].reshape(-1)[path] += 1
             totals[level].reshape(-1, len(vector))[path] += residuals[level]

@@ -16,7 +16,6 @@ from hrvqvae import InputError, TreeVQ
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer, fitting, identifiers
 from hrvqvae.quantize import kmeans as module
-from hrvqvae.quantize import residual as residual_module
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.kmeans import kmeans, seed_clusters
 from hrvqvae.quantize.search import search
@@ -59,23 +58,6 @@ def equal(one: TreeVQ, other: TreeVQ) -> bool:
     return same(one.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize("context", [1, 2, 3])
-def test_codewords_that_share_a_codebook_are_fitted(context: int) -> None:
-    vectors = vectors_of(4_000)
-    other = vectors_of(4_000, seed=1)
-    once, often = (
-        TreeVQ(DIM, SIZE, 5, context=context, start_vectors=300).fit(vectors, passes=n)
-        for n in (1, 10)
-    )
-    for given in (vectors, other):
-        assert error(often, given) < error(once, given)
-    assert often.quantizer.config.num_codebooks[-1] == SIZE**context
-    codes = often.encode(other)
-    assert torch.equal(often.align().encode(other), codes), (
-        "codewords that share a codebook are not renumbered"
-    )
-
-
 @pytest.mark.parametrize("beam", [1, 4])
 def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = vectors_of(2_000)
@@ -104,10 +86,9 @@ def test_clusters_are_the_same_under_autocast() -> None:
         assert same(kmeans(vectors, 600, zero()), expected)
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 0.5])
-def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> None:
-    """A count of 1 in training stands for two vectors of the fit here, also in the shrinkage."""
-    one = layer(beam=4, shrinkage=shrinkage)
+def test_a_refit_is_the_mean_of_what_codewords_stand_for() -> None:
+    """Of linked levels with two vectors more, at the mean of all codewords with the same code."""
+    one = layer(beam=4)
     vectors = vectors_of(400).double()
     leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
     counts = []
@@ -131,7 +112,7 @@ def test_a_refit_is_the_mean_of_what_codewords_stand_for(shrinkage: float) -> No
         means = [residual[path % SIZE == child].mean(0) for child in range(SIZE)]
         for number, word in enumerate(book.codewords.flatten(0, 1)):
             own = residual[path == number]
-            lean = (2 * shrinkage or 2) if level else 0
+            lean = 2 if level else 0
             expected = (own.sum(0) + lean * means[number % SIZE]) / (len(own) + lean)
             np.testing.assert_allclose(word.numpy(), expected.numpy(), atol=1e-5)
             assert float(book.count.view(-1)[number]) == len(own) / 2
@@ -166,10 +147,9 @@ def test_arrays_files_and_batches_are_alike(tmp_path: Path) -> None:
     assert expected.encode(vectors[:0]).shape == (0, LEVELS)
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 0.5])
-def test_training_goes_on_from_there(shrinkage: float) -> None:
+def test_training_goes_on_from_there() -> None:
     vectors = vectors_of(2_000)
-    one = layer(restart_every=0, shrinkage=shrinkage)
+    one = layer(restart_every=0)
     with torch.device("meta"):  # a default for new tensors
         one.fit(vectors, batch=500, align=True)
     fitted = copy.deepcopy(one)
@@ -239,21 +219,6 @@ def test_of_duplicates_one_gets_all_vectors() -> None:
 def test_one_channel_has_clusters_too() -> None:
     vectors = torch.tensor([0.0, 1, 2]).repeat(20)[:, None]
     assert error(TreeVQ(1, 4, 1).fit(vectors, passes=2), vectors) < 1e-3
-
-
-def test_codebooks_beyond_the_start_go_to_parents_with_many_vectors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(residual_module, "_MAX_DENSE_BOOKS", 1)
-    monkeypatch.setattr(
-        QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13))
-    )  # one for each parent
-    one = layer(shrinkage=0.5, start_vectors=4).fit(vectors_of(2_000), passes=5)
-    for coarser, book in zip(one.quantizer.levels, one.quantizer.levels[1:], strict=False):
-        used = coarser.count.flatten() > 0
-        if coarser.table is not None:
-            used[:SIZE] = False  # below the shared codebook all parents share one
-        assert (book.table[used] > 0).all()
 
 
 def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
@@ -401,8 +366,7 @@ def test_equal_items_get_leaves_from_one_search(monkeypatch: pytest.MonkeyPatch)
     assert len(unique.unique(dim=0)) == 200
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 2.0])
-def test_a_fit_to_few_vectors_leaves_few_of_them_to_move(shrinkage: float) -> None:
+def test_a_fit_to_few_vectors_leaves_few_of_them_to_move() -> None:
     """Leaves, and branches with more leaves than vectors, split those with more vectors than
     leaves.
     """
@@ -410,15 +374,15 @@ def test_a_fit_to_few_vectors_leaves_few_of_them_to_move(shrinkage: float) -> No
     centres = torch.randn(30, 64, generator=rng)
     noise = torch.randn(600, 64, generator=rng)
     vectors = centres.repeat_interleave(20, 0) + 0.2 * noise
-    tree = TreeVQ(64, 16, 3, shrinkage=shrinkage).fit(vectors)
+    tree = TreeVQ(64, 16, 3).fit(vectors)
     usual = tree.encode(vectors)
     unique = tree.unique_indices(vectors)
-    assert (usual != unique).any(-1).double().mean() < (0.3 if shrinkage else 0.01)
+    assert (usual != unique).any(-1).double().mean() < 0.01
     errors = [
         (tree.get_output_from_indices(indices) - vectors).square().mean()
         for indices in (usual, unique)
     ]
-    assert shrinkage or errors[1] < 1.01 * errors[0]
+    assert errors[1] < 1.01 * errors[0]
 
 
 def test_what_may_come_next_is_what_items_have() -> None:

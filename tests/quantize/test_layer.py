@@ -102,8 +102,6 @@ def test_options_of_the_quantizer_arrive() -> None:
         "restart_every": 7,
         "restart_below": 0.1,
     }
-    assert layer(shrinkage=0.2).quantizer.config.shrinkage == 0.2
-    assert layer(shrinkage=0.2).schedule.restart_every == 0
     assert layer(level_betas=0.3).quantizer.config.level_betas == (0.3,)
     expected = QuantizerConfig(dim=DIM, codewords=SIZE, levels=LEVELS, **fields)  # type: ignore[arg-type]
     assert layer(**fields).quantizer.config == expected
@@ -237,7 +235,7 @@ def test_a_batch_that_is_refused_does_not_harm_the_start(bad: float) -> None:
     assert one.schedule.steps == 1
 
 
-@pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}, {"shrinkage": 0.1}])
+@pytest.mark.parametrize("fields", [{"update": "ema"}, {"update": "gradient"}])
 def test_it_goes_on_from_its_state_after_every_step(
     tmp_path: Path, fields: dict[str, object]
 ) -> None:

@@ -11,16 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrvqvae.config import QuantizerConfig, TrainingConfig
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer
-from hrvqvae.quantize import codebook as codebooks
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.search.tensors import search_tensors
-from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import needs_gpu, same
+from tests.conftest import needs_gpu
 from tests.quantize import oracle
 
 DIM = 5
@@ -41,9 +39,6 @@ VARIANTS = {
         levels=5, codewords=3, linked=2, level_betas=(0.3,), **_COMMON
     ),  # the last is shorter
     "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
-    "context": QuantizerConfig(
-        levels=5, codewords=3, linked=4, context=2, level_betas=(0.3,), **_COMMON
-    ),
 }
 every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
@@ -79,10 +74,6 @@ def books_of(quantizer: ResidualQuantizer) -> list[np.ndarray]:
     return [book.codewords.detach().numpy().copy() for book in quantizer.levels]
 
 
-def groups_of(config: QuantizerConfig) -> tuple[int, int]:
-    return config.group_size, config.context
-
-
 def flat(tensor: Tensor) -> np.ndarray:
     return tensor.reshape(-1, tensor.shape[-1]).detach().numpy().astype(np.float64)
 
@@ -93,15 +84,14 @@ def flat(tensor: Tensor) -> np.ndarray:
     sizes=st.lists(st.integers(2, 5), min_size=5, max_size=5),
     dim=st.integers(1, 7),
     linked=st.integers(0, 5),
-    context=st.integers(0, 4),
     joint=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_codes_and_paths_agree_with_the_oracle(
-    levels: int, sizes: list[int], dim: int, linked: int, context: int, joint: bool, seed: int
+    levels: int, sizes: list[int], dim: int, linked: int, joint: bool, seed: int
 ) -> None:
     own = tuple(sizes[:levels])
-    links = {"linked": linked, "context": context, "joint_beam": joint}
+    links = {"linked": linked, "joint_beam": joint}
     config = QuantizerConfig(levels=levels, level_codewords=own, dim=dim, **links)  # type: ignore[arg-type]
     quantizer = random_quantizer(config, seed)
     z = latents(2, 2, 3, seed=seed + 1, dim=dim)
@@ -110,7 +100,7 @@ def test_codes_and_paths_agree_with_the_oracle(
         ((2, 2, 3), torch.int64)
     ] * levels
     expected = [
-        oracle.search(vector, books_of(quantizer), *groups_of(config))[0] for vector in flat(z)
+        oracle.search(vector, books_of(quantizer), config.group_size)[0] for vector in flat(z)
     ]
     paths = torch.stack([path.flatten() for path in quantizer.codeword_indices(codes)], -1)
     assert paths.tolist() == expected
@@ -129,7 +119,7 @@ def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through
     quantizer = random_quantizer(config).eval()
     z = latents(2, 3, 4).requires_grad_()
     codes = quantizer.encode(z)
-    found = [oracle.search(one, books_of(quantizer), *groups_of(config)) for one in flat(z)]
+    found = [oracle.search(one, books_of(quantizer), config.group_size) for one in flat(z)]
     for levels in range(1, config.levels + 1):
         expected = np.stack([residuals[0] - residuals[levels] for _, residuals in found])
         np.testing.assert_allclose(flat(quantizer.lookup(codes[:levels])), expected, atol=1e-5)
@@ -145,7 +135,7 @@ def test_codes_of_a_prefix_give_its_sum_and_the_gradient_passes_straight_through
 def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, update: str) -> None:
     quantizer = random_quantizer(config, update=update).eval()
     z = latents(2, 3, 4).requires_grad_()
-    about = flat(z), books_of(quantizer), groups_of(config), config.beta, config.beta_of_levels
+    about = flat(z), books_of(quantizer), config.group_size, config.beta, config.beta_of_levels
     losses = quantizer(z).losses
     expected = oracle.losses(*about)
     if update == "ema":
@@ -169,7 +159,7 @@ def test_losses_and_gradients_agree_with_the_oracle(config: QuantizerConfig, upd
 def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
     quantizer = random_quantizer(config)
     z = latents(2, 5, 6)
-    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), groups_of(config))
+    counts, totals = oracle.batch_sums(flat(z), books_of(quantizer), config.group_size)
     expected = [
         (
             0.9 * book.count.double().numpy() + 0.1 * count,
@@ -186,154 +176,6 @@ def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
         np.testing.assert_allclose(
             book.codewords.numpy(), total / count[..., None], rtol=1e-4, atol=1e-5
         )
-
-
-@pytest.mark.parametrize("linked", [0, 2])
-def test_children_are_shrunk_towards_the_shared_child(linked: int) -> None:
-    """All parents start alike; a child without vectors is the shared child, and stays it when that
-    one moves.
-    """
-    z = latents(2, 5, 6)
-    quantizer = started(TREE, z, levels=4, linked=linked, shrinkage=0.5, decay=0.8)
-    for book, codes in zip(
-        quantizer.levels, quantizer.codeword_indices(quantizer.encode(z)), strict=True
-    ):
-        assert torch.equal(book.codewords, book.codewords[:1].expand_as(book.codewords))
-        assert torch.equal(
-            book.count.view(-1),
-            torch.bincount(codes.flatten(), minlength=book.num_codewords).float(),
-        )
-    moved = z + 0.5
-    before = [
-        (book.count.double().numpy(), book.total.double().numpy()) for book in quantizer.levels
-    ]
-    counts, totals = oracle.batch_sums(
-        flat(moved), books_of(quantizer), groups_of(quantizer.config)
-    )
-    quantizer.train()(moved)
-    for book, (count, total), new_count, new_total in zip(
-        quantizer.levels, before, counts, totals, strict=True
-    ):
-        count = 0.8 * count + 0.2 * new_count
-        total = 0.8 * total + 0.2 * new_total
-        shared = total.sum(0) / count.sum(0)[:, None]
-        expected = (
-            (total + 0.5 * shared) / (count + 0.5)[..., None]
-            if len(count) > 1
-            else total / count[..., None]
-        )
-        np.testing.assert_allclose(book.codewords.numpy(), expected, rtol=1e-4, atol=1e-5)
-        if book.shared is not None:
-            shared = book.shared.expand_as(book.codewords)
-            torch.testing.assert_close(book.codewords[book.count == 0], shared[book.count == 0])
-    assert linked or (book.count == 0).any()
-    aligned = copy.deepcopy(quantizer)
-    aligned.align()
-    assert same(aligned.state_dict(), quantizer.state_dict())
-
-
-def sparse(**fields: Any) -> ResidualQuantizer:
-    config = dataclasses.replace(TREE, levels=4, shrinkage=0.5, beam=2, coarse_weight=0.1, **fields)
-    return ResidualQuantizer(config)
-
-
-@pytest.fixture
-def _few_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 13, 30)))
-
-
-def test_children_in_memory_only_when_reached_are_those_of_the_whole_tree(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As long as all that are reached have room and none waits; an unreached one is the shared
-    codebook in both.
-    """
-    monkeypatch.setattr(codebooks, "_LONGEST_WAIT", 1)
-    monkeypatch.setattr(codebooks, "_CACHED_VALUES", 1)
-    z = latents(1, 5, 4)
-    whole = sparse()
-    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 4, 15, 40)))
-    few = sparse()
-    assert [book.table is not None for book in few.levels] == [False, False, True, True]
-    for quantizer in (whole, few):
-        quantizer.initialize(z, generator())
-    for seed in range(5):
-        moved = z + 0.1 * latents(1, 5, 4, seed=seed)
-        expected = whole.train()(moved)
-        found = few.train()(moved)
-        torch.testing.assert_close(found.latents, expected.latents)
-        assert all(
-            torch.equal(one, other) for one, other in zip(found.codes, expected.codes, strict=True)
-        )
-
-
-@pytest.mark.usefixtures("_few_values")
-def test_the_least_used_codebooks_make_room_and_files_hold_those_that_exist() -> None:
-    quantizer = sparse(decay=0.5)
-    quantizer.initialize(latents(1, 4, 4), generator())
-    stored = quantizer.state_dict()
-    assert len(stored["codebooks.3.codewords"]) == len(stored["codebooks.3.count"]) < 30
-    for seed in range(12):
-        z = latents(1, 8, 8, seed=seed) + seed // 4
-        quantizer.train()(z)
-        other = sparse(decay=0.5)
-        other.load_state_dict(quantizer.state_dict())
-        for one in (quantizer, other):
-            one.train()(z)
-        assert same(quantizer.state_dict(), other.state_dict())
-        codes = other.encode(z)
-        torch.testing.assert_close(other.lookup(codes), other.eval()(z).latents)
-        for coarser, book in zip(quantizer.levels[1:], quantizer.levels[2:], strict=False):
-            assert book.table is not None
-            taken = book.table[book.table > 0]
-            assert len(taken.unique()) == len(taken), "a codebook has one parent"
-            if coarser.table is not None:
-                assert not book.table[:4].any(), "children of the shared codebook share one"
-    assert (quantizer.levels[3].table > 0).sum() >= 28  # type: ignore[operator]
-
-
-@pytest.mark.usefixtures("_few_values")
-def test_processes_with_other_codebooks_in_use_exchange_tensors_of_equal_shapes() -> None:
-    one, other = models = [nn.Sequential(sparse(), nn.Linear(1, 1)) for _ in range(2)]
-    one[0].initialize(latents(1, 4, 4), generator())
-    assert len(one.state_dict()["0.codebooks.3.count"]) != len(
-        other.state_dict()["0.codebooks.3.count"]
-    )
-    shapes = [
-        [
-            tensor.shape
-            for tensor in TrainState.start(model, TrainingConfig(epochs=1)).whole_tensors()
-        ]
-        for model in models
-    ]
-    assert shapes[0] == shapes[1]
-
-
-@pytest.mark.usefixtures("_few_values")
-def test_a_damaged_table_is_refused() -> None:
-    state = sparse().state_dict()
-    for wrong in (-1, 30):
-        with pytest.raises(
-            RuntimeError, match=r"codebooks.3.table names codebooks that are missing"
-        ):
-            sparse().load_state_dict(
-                state | {"codebooks.3.table": torch.full_like(state["codebooks.3.table"], wrong)}
-            )
-    with pytest.raises(RuntimeError, match="size mismatch"):  # without memory for 30 such codebooks
-        sparse().load_state_dict(
-            state | {"codebooks.3.codewords": torch.zeros(1, 9, 10**7).expand(1, 9, 10**7)}
-        )
-
-
-def test_a_tree_too_large_for_memory_is_fitted() -> None:
-    """12 linked levels of 8, of which all but a few codebooks are shared."""
-    config = QuantizerConfig(levels=12, codewords=8, dim=2, shrinkage=0.05, memory_mib=1)
-    assert config.num_parents[-1] == 8**11
-    assert max(config.num_codebooks) <= 2**18 // 16
-    quantizer = started(config, latents(1, 20, 20, dim=2))
-    z = latents(1, 20, 20, dim=2)
-    assert (quantizer.lookup(quantizer.encode(z)) - z).square().mean() < 1e-3
-    quantizer.train()(z)
 
 
 def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
@@ -359,7 +201,7 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
-    book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3, None)
+    book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
     vectors = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]])
     index = torch.tensor([0, 0, 1, 1])
@@ -403,22 +245,26 @@ def test_configurations_that_are_refused() -> None:
         ({"level_codewords": (2, 3)}, "level_codewords is .*none or 3 values"),
         ({"linked": 1, "beam": 2}, "beam"),
         ({"levels": 14}, r"2\^30"),
-        ({"shrinkage": -1.0}, "shrinkage is .*at least 0"),
         ({"levels": 10**12}, "levels is 1000000000000; it must be at most 255"),
-        (
-            {"shrinkage": 0.1, "levels": 17, "memory_mib": 4096},
-            "memory_mib is 4096; it must be less",
-        ),
         ({"update": "adam"}, "update is 'adam'; it must be ema or gradient"),
-        (
-            {"shrinkage": 0.1, "update": "gradient"},
-            "shrinkage is 0.1; it must be 0 with update gradient",
-        ),
     ):
         with pytest.raises(
             InputError, match=f"^model.quantizer.{message}" if "30" not in message else message
         ):
             dataclasses.replace(TREE, **fields)  # type: ignore[arg-type]
+
+
+def test_fields_of_earlier_versions_are_read_at_their_defaults() -> None:
+    earlier = {"context": 0, "shrinkage": 0.0, "memory_mib": 64}
+    assert TREE.replace(**earlier, beam=2) == dataclasses.replace(TREE, beam=2)
+    for name, value in (("context", 2), ("shrinkage", "0.05"), ("memory_mib", 16)):
+        line = f"model.quantizer.{name} is {value}; only {earlier[name]:g} is left.* 620d44e0"
+        with pytest.raises(InputError, match=line):
+            TREE.replace(**{name: value})
+    state = random_quantizer(TREE).state_dict()
+    state["codebooks.1.shared"] = torch.zeros(4, DIM)
+    with pytest.raises(RuntimeError, match=r"codebooks.1.shared: trees with `shrinkage` load in"):
+        random_quantizer(TREE).load_state_dict(state)
 
 
 @every_variant

@@ -135,35 +135,6 @@ def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
         assert form(*arguments, width, weight).T.tolist() == expected, form
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_a_table_stands_for_the_codebooks_that_it_names(data: st.DataObject) -> None:
-    """The search through tables is the search of the tree in which each parent has a copy of its
-    codebook.
-    """
-    width = data.draw(st.integers(1, 5))
-    size = data.draw(st.integers(2, 9))
-    rng = torch.Generator().manual_seed(0)
-    books = [torch.randn(1, size, 6, generator=rng)]
-    tables = [None]
-    whole = [torch.arange(size)]
-    for level in range(1, 4):
-        count = data.draw(st.integers(2, 5))
-        tables.append(torch.randint(count, (books[-1][..., 0].numel(),), generator=rng))  # type: ignore[arg-type]
-        books.append(torch.randn(count, size, 6, generator=rng) * 0.6**level)
-        whole.append((tables[-1][whole[-1]][:, None] * size + torch.arange(size)).flatten())  # type: ignore[index]
-    dense = [
-        book.flatten(0, 1)[row].view(-1, size, 6) for book, row in zip(books, whole, strict=True)
-    ]
-    vectors = vectors_of(30, 6)
-    for form in FORMS.values():
-        found = form(vectors, books, width, 0.1, tables)
-        expected = form(vectors, dense, width, 0.1)
-        assert torch.equal(
-            found, torch.stack([row[index] for row, index in zip(whole, expected, strict=True)])
-        )
-
-
 @every_form
 def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(
     form: Callable[..., Tensor],

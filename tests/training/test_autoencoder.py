@@ -11,7 +11,6 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
-from hrvqvae.config.model import QuantizerConfig
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -90,39 +89,6 @@ def test_budgets_and_learning_rates(tiny: Config) -> None:
         )
         == 1.0
     )
-
-
-def test_a_tree_with_a_table_goes_on_as_it_stopped(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its averaged weights come with the codebooks of the last step, whose parents change."""
-    monkeypatch.setattr(QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 5, 8)))
-    config = with_quantizer(tiny, levels=4, shrinkage=0.1, decay=0.5)
-    whole = trained(config, tmp_path / "whole", 12)
-    resumed = trained(config, tmp_path / "resumed", 5, 9, 12)
-    assert same(whole, resumed)
-    assert whole["model.quantizer.codebooks.3.table"].any()
-    for name in ("codewords", "table", "age"):
-        name = f"quantizer.codebooks.3.{name}"
-        assert torch.equal(whole[f"file.{name}"], whole[f"model.{name}"])
-
-
-def test_a_tree_that_has_not_used_all_its_memory_is_read(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        QuantizerConfig, "num_codebooks", property(lambda self: (1, 3, 9, 27, 81, 242))
-    )
-    config = with_quantizer(tiny, levels=6, shrinkage=0.1, decay=0.5)
-    stored = trained(config, tmp_path / "run", 2)["file.quantizer.codebooks.5.codewords"]
-    assert len(stored) < 242, "the file leaves codebooks out"
-    model = Run(tmp_path / "run").load()[0]
-    codewords, shared = (
-        model.state_dict()[f"quantizer.codebooks.5.{name}"] for name in ("codewords", "shared")
-    )
-    assert torch.equal(codewords, stored)
-    assert torch.equal(model.get_buffer("quantizer.codebooks.5.codewords")[241], shared)
-    trained(with_training(config, init_from=str(tmp_path / "run")), tmp_path / "second", 1)
 
 
 class Started:

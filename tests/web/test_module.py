@@ -300,24 +300,10 @@ def test_the_command_writes_a_bundle_of_the_model(
     assert "exists already" in refused(["export", "--web", MODEL, tmp_path / "out"])
 
 
-def test_a_table_of_codebooks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrvqvae.quantize.residual._MAX_DENSE_BOOKS", 2)
-    config = override(test_graphs.config_of("hrvqvae"), {"model.quantizer.shrinkage": "1"})
-    monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
-    assert "a level has a table" in refused(
-        ["export", "--web", test_graphs.saved("hrvqvae", tmp_path)]
-    )
-
-
-@pytest.mark.parametrize("fields", [{"context": "1"}, {"linked": "2", "joint_beam": "true"}])
 @torch.inference_mode()
-def test_a_model_with_a_context_or_a_joint_beam(
-    fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fields = {
-        f"model.quantizer.{name}": value
-        for name, value in {"levels": "5", "beam": "3", **fields}.items()
-    }
+def test_a_model_with_a_joint_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"levels": "5", "beam": "3", "linked": "2", "joint_beam": "true"}
+    fields = {f"model.quantizer.{name}": value for name, value in options.items()}
     config = override(test_graphs.config_of("hrvqvae"), fields)
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
     bundle = export_web(test_graphs.saved("hrvqvae", tmp_path), tmp_path / "web")[0]

@@ -45,7 +45,6 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.priors.base import Priors, build_prior
-from hrvqvae.quantize.codebook import pad_codebooks
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, one_line
 from hrvqvae.utils.locks import lock_file
@@ -569,10 +568,6 @@ def _build_with_weights(
         raise misfit from error
     finally:
         hook.remove()
-    with suppress(
-        RuntimeError, TypeError
-    ):  # the comparison below refuses codebooks of another shape
-        weights = pad_codebooks(hollow, weights)
     states = weights, hollow.state_dict()
     stored, expected = ({name: tensor.shape for name, tensor in state.items()} for state in states)
     if stored != expected:

@@ -151,11 +151,7 @@ def compacted(
     compact = dict[str, Tensor]()
     for name, tensor in weights.items():
         prefix = name.removesuffix("total")
-        if (
-            name.endswith(".total")
-            and f"{prefix}count" in weights
-            and f"{prefix}shared" not in weights
-        ):
+        if name.endswith(".total") and f"{prefix}count" in weights:
             compact[name + _PRODUCT] = torch.zeros(1, dtype=torch.int8)
         elif (
             matrices

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from hrvqvae.config.section import (
     AUTO,
@@ -109,6 +108,9 @@ class NetworkConfig(ModelConfig):
         return Geometry(self.stride, 2 * self.padding, (1,) * len(self.num_symbols))
 
 
+_REMOVED = {"context": 0, "shrinkage": 0, "memory_mib": 64}  # fields of earlier versions
+
+
 class QuantizerConfig(Section, section="model.quantizer"):
     """Residual quantization, from a flat codebook to a tree (docs/method.md, Tables 4, 6 and 7).
 
@@ -123,9 +125,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: begins with a single codebook, and the last group may be shorter. 0: one group of all levels;
     #: 1: no links.
     linked: Count = 0
-    #: Number of coarser codes that choose a level's codebook: the last ones of the group. 0: all
-    #: codes of the group.
-    context: Count = 0
     level_codewords: tuple[
         AtLeastTwo, ...
     ] = ()  #: m of each level, coarse first (default: `codewords`)
@@ -139,14 +138,6 @@ class QuantizerConfig(Section, section="model.quantizer"):
         "ema"  #: ema: moving averages of the latents; gradient: the codebook loss
     )
     decay: Share = 0.99  #: of the moving averages
-    #: Each codeword is shrunk towards the mean of the level's codewords with the same code. The
-    #: mean counts as this
-    #: many vectors per batch. Above 0, all parents start with the same codebook, and dead codewords
-    #: do not restart.
-    shrinkage: Weight = 0.0
-    #: Most MiB of codewords per level with `shrinkage` and without `context`; other parents share
-    #: one codebook.
-    memory_mib: Positive = 64
     init_vectors: Count = (
         131_072  #: latents for the k-means start (0: noise at the scale of the latents)
     )
@@ -174,28 +165,26 @@ class QuantizerConfig(Section, section="model.quantizer"):
             "level_codewords",
             f"none or {self.levels} values",
         )
-        self.require(
-            not self.shrinkage or self.update == "ema", "shrinkage", "0 with update gradient"
-        )
         forbids_beam = self.levels > 1 and self.linked == 1 and not self.joint_beam
         self.require(
             self.beam == 1 or not forbids_beam,
             "beam",
             "1 unless levels are linked or joint_beam is true",
         )
-        values = max(map(operator.mul, self.sizes, self.num_parents)) * self.dim
+        values = max(self.num_codewords) * self.dim
         limit = "at most 2^30 (4 GiB of leaves) per group of linked levels"
-        sparse = self.shrinkage > 0 and not self.context
-        require(
-            values <= 2**30 or sparse, "model.quantizer.codewords ** levels * dim", values, limit
-        )
-        if (
-            self.shrinkage
-        ):  # a small file may stand for so much memory, since it holds only what was used
-            fits = sum(self.num_codewords) * self.dim <= 2**28
-            self.require(
-                fits, "memory_mib", "less: all levels together may have 1 GiB of codewords"
-            )
+        require(values <= 2**30, "model.quantizer.codewords ** levels * dim", values, limit)
+
+    def replace(self, /, **changes: Any) -> Self:
+        """As `Section.replace`, also with fields of earlier versions at their defaults."""
+        for name, default in _REMOVED.items():
+            value = changes.pop(name, default)
+            if str(value) not in (str(default), f"{default}.0"):
+                raise InputError(
+                    f"{self.section}.{name} is {value}; only {default} is left, since it did not"
+                    " pay (docs/findings.md); commit 620d44e0 is the last that has it"
+                )
+        return super().replace(**changes)
 
     @property
     def beta_of_levels(self) -> tuple[float, ...]:
@@ -216,36 +205,16 @@ class QuantizerConfig(Section, section="model.quantizer"):
         return min(self.linked or self.levels, self.levels)
 
     @property
-    def num_parents(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in the whole tree: m^l at level l of a group, counted
-        from 0, or m^context.
-
-        The codebook below codeword i of the coarser level is i modulo this number.
-        """
-        coarser = [
-            min(level % self.group_size, self.context or self.levels)
-            for level in range(self.levels)
-        ]
-        return tuple(
-            math.prod(self.sizes[level - count : level]) for level, count in enumerate(coarser)
-        )
-
-    @property
     def num_codebooks(self) -> tuple[int, ...]:
-        """Number of codebooks of each level in memory: as many as fit, if only used ones are
-        kept.
+        """Number of codebooks of each level: 1 at the first level of a group, and one per codeword
+        of the coarser level at the others.
         """
-        if not self.shrinkage or self.context:
-            return self.num_parents
-        capacity = self.memory_mib * 2**18 // self.dim  # codewords per level
-        return tuple(
-            min(books, max(2, capacity // m))
-            for books, m in zip(self.num_parents, self.sizes, strict=True)
-        )
+        starts = [level - level % self.group_size for level in range(self.levels)]
+        return tuple(math.prod(self.sizes[start:level]) for level, start in enumerate(starts))
 
     @property
     def num_codewords(self) -> tuple[int, ...]:
-        """Number of codewords of each level in memory: m for each codebook."""
+        """Number of codewords of each level: m for each codebook."""
         return tuple(
             size * books for size, books in zip(self.sizes, self.num_codebooks, strict=True)
         )
@@ -262,7 +231,7 @@ class CodebookConfig(NetworkConfig):
 
     @property
     def restart_every(self) -> int:
-        return 0 if self.quantizer.shrinkage else self.quantizer.restart_every
+        return self.quantizer.restart_every
 
 
 class SingleGridConfig(CodebookConfig):
@@ -287,7 +256,7 @@ class SingleGridConfig(CodebookConfig):
 
     @property
     def linked(self) -> tuple[bool, ...]:
-        return tuple(parents > 1 for parents in self.quantizer.num_parents)
+        return tuple(parents > 1 for parents in self.quantizer.num_codebooks)
 
 
 class VQGANConfig(SingleGridConfig):

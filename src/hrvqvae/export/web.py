@@ -25,7 +25,7 @@ SUFFIX = ".hrvw"
 _MAGIC = b"HRVQWEB1"
 _MOST_BODY = 1 << 26  # MAX_BUNDLE in web/hrvqvae.js
 _PREFIX = "progressive."
-_STATISTICS = (".count", ".total", ".shared")  # of codewords, for training only
+_STATISTICS = (".count", ".total")  # of codewords, for training only
 _KINDS = {torch.int8: "i1", torch.int16: "i2", torch.float32: "f4"}
 
 
@@ -48,10 +48,6 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         )
     if model.quantizer.config.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
-    if any(codebooks.table is not None for codebooks in model.quantizer.levels):
-        raise InputError(
-            f"{run} can't be decoded by a page: a level has a table of its codebooks (shrinkage)"
-        )
     name = base_name(run)
     weights = {
         key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)

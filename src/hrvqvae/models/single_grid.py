@@ -51,18 +51,11 @@ class SingleGridAutoencoder(Autoencoder):
     def linked_codebooks(self) -> tuple[Tensor, ...]:
         """The codebooks (m^l, m, D) of levels l = 0, 1, ... if there are several levels, all
         linked, else ().
-
-        () also if a level has a table of codebooks (`shrinkage`).
         """
         quantizer = self.quantizer
-        if not isinstance(quantizer, ResidualQuantizer) or any(
-            book.table is not None for book in quantizer.levels
-        ):
+        if not isinstance(quantizer, ResidualQuantizer):
             return ()
-        is_tree = (
-            1 < quantizer.config.group_size == quantizer.config.levels
-            and not quantizer.config.context
-        )
+        is_tree = 1 < quantizer.config.group_size == quantizer.config.levels
         return tuple(codebook.codewords.detach() for codebook in quantizer.levels if is_tree)
 
     def latents(self, images: Tensor) -> Tensor:

@@ -129,10 +129,7 @@ def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, fl
         counts = vq.counts(indices.cpu(), codewords)
         trained = None
         if codebooks:
-            counted = codebooks[level].count.cpu().clone()
-            if codebooks[level].table is not None:  # the shared codebook counts the vectors of all
-                counted[0] = (counted[0] - counted[1:].sum(0)).clamp(min=0)
-            trained = vq.perplexity(counted.flatten())
+            trained = vq.perplexity(codebooks[level].count.flatten())
         rows.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
     return rows
 

@@ -23,7 +23,8 @@ _ENOUGH_PER_CODEWORD = (
     8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
 )
 MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
-_SHRINKAGE = 2.0  # default, if the configuration has no `shrinkage`
+# vectors at the mean of a level's codewords with the same code, added to each codeword
+_SHARED_VECTORS = 2.0
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
@@ -96,10 +97,6 @@ def fit(
                 advance(len(batch))
             weight = largest_batch / num_vectors
             _refit(quantizer.levels, counts, totals, weight)
-            reassigned = torch.empty(0, dtype=torch.long, device=device)
-            for level, coarser in zip(quantizer.levels[1:], counts, strict=False):
-                if level.table is not None:
-                    reassigned = level.reassign_books(coarser.flatten() * weight, reassigned)
             _split_fullest(quantizer, rng, num_vectors, weight)
 
 
@@ -112,32 +109,23 @@ def _refit(
     """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and
     sums (num_books, m, D).
 
-    Levels of several codebooks use `vq.shrink`. Each vector adds `weight` to the count of its
-    codeword.
+    In levels of several codebooks a mean includes `_SHARED_VECTORS` vectors at the mean of all
+    codewords with the same code. Each vector adds `weight` to the count of its codeword.
     """
-    # (K, D), move of the sum of codewords from level 1 to each codeword of the coarser level; (K,),
-    # its vectors
-    shift = before = totals[0].new_zeros(0)
+    # move of the sum of codewords from level 1 to each codeword of the coarser level, (K, D)
+    shift = totals[0].new_zeros(0)
     for level, count, total in zip(levels, counts, totals, strict=True):
-        parent_shift = total.new_zeros(level.num_books, 1, total.shape[-1])
-        if level.table is not None:
-            parent_shift[level.table, 0] = shift
-            parent_shift[0] = 0  # parents that share codebook 0 moved in many directions
-        elif level.num_books > 1:  # the mean of the parents that share a codebook
-            vectors = before.view(-1, level.num_books, 1)
-            shifts = shift.view(*vectors.shape[:2], -1)
-            parent_shift[:, 0] = (vectors * shifts).sum(0) / vectors.sum(0).clamp(min=1)
+        is_linked = level.num_books > 1
+        parent_shift = shift.unsqueeze(1) if is_linked else total.new_zeros(1, 1, total.shape[-1])
+
+        # the residuals were taken before the coarser codewords moved
         total = total - count.unsqueeze(-1) * parent_shift
         shared = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
-        codewords = shared[None]
-        if level.num_books > 1:
-            codewords = vq.shrink(count, total, shared, level.shrinkage / weight or _SHRINKAGE)
-        if level.shared is not None:
-            level.shared.copy_(shared)
-        if level.table is not None:
-            codewords[0], count[0] = shared, count.sum(0)
+        codewords = shared.unsqueeze(0)
+        if is_linked:
+            denominator = (count + _SHARED_VECTORS).unsqueeze(-1)
+            codewords = (total + _SHARED_VECTORS * shared) / denominator
         shift = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1)
-        before = count
         level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
 
 
@@ -148,19 +136,15 @@ def _split_fullest(
     codewords.
 
     A codeword is split if it has more vectors than leaves below it, or at least two where the level
-    has many vectors per codeword. With `shrinkage` only leaves are split.
+    has many vectors per codeword.
     """
     leaves = math.prod(quantizer.config.sizes)  # below a codeword of the level
     for index, level in enumerate(quantizer.levels):
         leaves //= level.size
-        if level.shrinkage and leaves > 1:
-            continue
         enough = weight * (
             (1 if num_vectors >= _ENOUGH_PER_CODEWORD * level.num_codewords else leaves) + 0.5
         )
         unused = level.count == 0
-        if level.table is not None:
-            unused[0] = False
         rank = (unused.cumsum(1) - 1).clamp(
             min=0
         )  # the first unused codeword splits the fullest one, and so on

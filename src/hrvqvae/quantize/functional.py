@@ -28,13 +28,6 @@ def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) ->
     )  # up to 30 times faster than `where`
 
 
-def shrink(count: Tensor, total: Tensor, shared: Tensor, shrinkage: float) -> Tensor:
-    """Return the means total (num_books, m, D) / count (num_books, m), with `shrinkage` more
-    vectors at `shared`.
-    """
-    return (total + shrinkage * shared) / (count + shrinkage).unsqueeze(-1)
-
-
 def counts(index: Tensor, num_codewords: int) -> Tensor:
     """Count how often each codeword occurs in `index` (N,) int64: (num_codewords,) int64."""
     flat = index.reshape(-1)  # not `bincount`, which waits for the device

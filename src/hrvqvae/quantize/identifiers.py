@@ -145,9 +145,8 @@ def _nearest_leaves(
     books = [book.codewords.detach() for book in quantizer.levels]
     leaves = []
     distances = []
-    tables = [book.table for book in quantizer.levels]
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
-        indices = search_tensors(chunk, books, count, config.coarse_weight, tables, count)
+        indices = search_tensors(chunk, books, count, config.coarse_weight, count)
         codewords = [book.flatten(0, 1)[index] for book, index in zip(books, indices, strict=True)]
         codes = torch.stack(
             [index % size for index, size in zip(indices, config.sizes, strict=True)], -1

@@ -73,8 +73,6 @@ class TreeVQ(nn.Module):
         levels: L. Indices take L * log2(m) bits per position.
         linked: number of levels in a group of linked levels; 0 links all, 1 none (residual
             quantization).
-        context: number of coarser indices of the group that choose a level's codebook: the last
-            ones; 0 is all.
         channel_last: input is (B, ..., D), such as (B, N, D); otherwise (B, D, ...), such as (B, D,
             H, W).
         beta: weight of the commitment to the sum of the codewords.
@@ -88,11 +86,6 @@ class TreeVQ(nn.Module):
             loss ("gradient").
         decay: decay of all moving averages; 0.99 suits codewords that get only a few vectors per
             batch.
-        shrinkage: pull of each child towards the mean of all children with its index, in vectors
-            per batch (0: none). 0.05 suits many linked levels. Above 0, dead codewords do not
-            restart.
-        memory_mib: with `shrinkage` and no `context`, limit of a level's codewords in MiB. Beyond
-            it, the least used parents share one codebook.
         start_vectors: vectors in the k-means start; None for eight per codeword of the largest
             level, at most 65,536 or 64 MiB, at least 4,096.
         restart_every: training steps between restarts of dead codewords; 0 for none.
@@ -113,7 +106,6 @@ class TreeVQ(nn.Module):
         levels: int = 3,
         *,
         linked: int = 0,
-        context: int = 0,
         channel_last: bool = True,
         beta: float = 0.25,
         level_betas: float | Sequence[float] = 0.05,
@@ -121,8 +113,6 @@ class TreeVQ(nn.Module):
         coarse_weight: float = 0.1,
         update: Literal["ema", "gradient"] = "ema",
         decay: float = 0.95,
-        shrinkage: float = 0.0,
-        memory_mib: int = 64,
         start_vectors: int | None = None,
         restart_every: int = 100,
         restart_below: float = 0.03,
@@ -153,7 +143,6 @@ class TreeVQ(nn.Module):
                 level_codewords=sizes,
                 levels=levels,
                 linked=linked,
-                context=context,
                 beam=beam,
                 joint_beam=linked not in (0, levels),
                 beta=beta,
@@ -161,8 +150,6 @@ class TreeVQ(nn.Module):
                 coarse_weight=coarse_weight,
                 update=update,
                 decay=decay,
-                shrinkage=shrinkage,
-                memory_mib=memory_mib,
                 restart_every=restart_every,
                 restart_below=restart_below,
             )
@@ -178,9 +165,7 @@ class TreeVQ(nn.Module):
         start = start_vectors or min(
             max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most
         )
-        self.schedule = CodebookSchedule(
-            0 if shrinkage else restart_every, total_steps, start, dim, group
-        )
+        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, group)
 
     def forward(
         self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False
@@ -305,9 +290,8 @@ class TreeVQ(nn.Module):
         """Renumber children so that an index means about the same below every parent; return the
         layer.
 
-        Codebooks of more than 1,024 codewords stay as they are, and so do all codebooks with
-        `context`, which children share, or with `shrinkage`, which aligns them from the start. The
-        state of an optimizer is not renumbered.
+        Codebooks of more than 1,024 codewords stay as they are. The state of an optimizer is not
+        renumbered.
         """
         self.quantizer.align()
         return self

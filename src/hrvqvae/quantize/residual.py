@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -38,9 +37,6 @@ from hrvqvae.quantize.quantized import (
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
 
-_MAX_DENSE_BOOKS = (
-    4096  # with `shrinkage`, levels of more codebooks have a table: a step updates only some books
-)
 _MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
 
@@ -64,14 +60,8 @@ class ResidualQuantizer(Quantizer):
             search, width=config.beam, coarse_weight=config.coarse_weight
         )
         books = nn.ModuleList()
-        for num_books, num_parents, size in zip(
-            config.num_codebooks, config.num_parents, config.sizes, strict=True
-        ):
-            is_large = config.shrinkage > 0 and num_books > _MAX_DENSE_BOOKS and not config.context
-            coarser: Any = (
-                books[-1] if num_books < num_parents or is_large else None
-            )  # with a table
-            books.append(LevelCodebooks(config, num_books, size, coarser))
+        for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
+            books.append(LevelCodebooks(config, num_books, size))
         if config.levels == 1:
             self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
         else:
@@ -129,7 +119,7 @@ class ResidualQuantizer(Quantizer):
         try:
             searched = [self.levels[level] for level in levels]
             books = [book.codewords.detach() for book in searched]
-            return self.search(residual.detach(), books, tables=[book.table for book in searched])
+            return self.search(residual.detach(), books)
         except (
             NonFiniteError
         ):  # its message numbers the levels of this search: name the level of the model
@@ -255,16 +245,10 @@ class ResidualQuantizer(Quantizer):
         return restarted
 
     def _linked_below(self, level: int) -> list[LevelCodebooks]:
-        """Return the finer levels that have a codebook for each codeword, down to the first that
-        has fewer.
-        """
-        pairs = zip(self.levels[level:], self.levels[level + 1 :], strict=False)
-        return [
-            finer
-            for _, finer in takewhile(
-                lambda pair: pair[1].num_books == pair[0].num_codewords, pairs
-            )
-        ]
+        """Return the finer levels of the same group of linked levels."""
+        group_size = self.config.group_size
+        next_group = (level // group_size + 1) * group_size
+        return self.levels[level + 1 : next_group]
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in
@@ -283,17 +267,10 @@ class ResidualQuantizer(Quantizer):
         """Renumber children, with their subtrees, so that an index means about the same below every
         parent.
 
-        Codebooks of more than 1,024 codewords stay as they are, and all do with `context`, since
-        codewords that share a codebook can't be renumbered apart. With `shrinkage` codebooks are
-        aligned from the start.
+        Codebooks of more than 1,024 codewords stay as they are.
         """
         for level, book in enumerate(self.levels):
-            if (
-                self.config.context
-                or book.num_books == 1
-                or book.shared is not None
-                or book.size > _MAX_ALIGNED_SIZE
-            ):
+            if book.num_books == 1 or book.size > _MAX_ALIGNED_SIZE:
                 continue
             order = vq.alignment(book.codewords, book.count)
             index = (

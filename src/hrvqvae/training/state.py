@@ -21,7 +21,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hrvqvae import distributed
 from hrvqvae.config import TrainingConfig
 from hrvqvae.models.objective import MODEL, Metrics
-from hrvqvae.quantize.codebook import LevelCodebooks, pad_codebooks
 from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
@@ -52,8 +51,7 @@ def copy_weights(
     shape.
     """
     copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
-    current = pad_codebooks(model, model.state_dict())
-    copied = pad_codebooks(model, copied)
+    current = model.state_dict()
     for name in sorted({*current, *copied} - set(skipped)):
         expected, actual = (
             str(list(state[name].shape)) if name in state else "absent"
@@ -128,11 +126,6 @@ class TrainState:
         averaged = AveragedModel(
             model, multi_avg_fn=_make_average(config.polyak_decay), use_buffers=True
         )
-        for name, book in model.named_modules():
-            if (
-                isinstance(book, LevelCodebooks) and book.table is not None
-            ):  # reassigned codebooks have no average
-                averaged.module.get_submodule(name)._buffers.update(book._buffers)
         modules = {MODEL: model, **auxiliary}
         networks = {
             name: TrainedNetwork(module, make_optimizer(module, config))

@@ -13,7 +13,7 @@ the branch with the lower child. Two forms give the same results up to rounding:
 a CPU, `tensors` on a GPU and in graphs.
 
 Shapes: N vectors of width D, L levels; the codebooks of a level are (num_books, m, D). Codeword i
-of the coarser level has the codebook i modulo num_books, or the one that a table (K,) int64 gives.
+of the coarser level has the codebook i modulo num_books: its own, or the only one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ def search(
     codebooks: Sequence[Tensor],
     width: int = 1,
     coarse_weight: float = 0.0,
-    tables: Sequence[Tensor | None] = (),
 ) -> Tensor:
     """Search on the vectors' device; return indices (L, N).
 
@@ -38,7 +37,6 @@ def search(
         codebooks: codebooks of the levels to search, on the same device.
         width: number of branches kept at each level.
         coarse_weight: weight of the squared residuals of all levels but the last.
-        tables: the table of each level, or None; () for none at all.
 
     Raises:
         NonFiniteError: On a CPU, a latent or codeword is NaN or infinite. Elsewhere such a latent
@@ -47,7 +45,7 @@ def search(
     if latents.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
         from hrvqvae.quantize.search.tensors import search_tensors
 
-        return search_tensors(latents, codebooks, width, coarse_weight, tables)
+        return search_tensors(latents, codebooks, width, coarse_weight)
     from hrvqvae.quantize.search.compiled import search_compiled  # numba takes most of a second
 
-    return search_compiled(latents, codebooks, width, coarse_weight, tables)
+    return search_compiled(latents, codebooks, width, coarse_weight)

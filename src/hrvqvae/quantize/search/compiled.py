@@ -12,9 +12,7 @@ every number of levels:
 
     books    (L,), addresses of the codebooks of each level, (num_books, G, W) floats: m and D
     padded to G and W
-    shapes   (L, 4), m, G, num_books and where the table of each level begins in `tables` (-1 for no
-    table)
-    tables   the tables of all levels, one after the other
+    shapes   (L, 3), m, G and num_books of each level
 """
 
 from __future__ import annotations
@@ -48,10 +46,8 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled()
-def _book_below(index: int, num_books: int, table_start: int, tables: Integers) -> int:
+def _book_below(index: int, num_books: int) -> int:
     """Return the codebook of a level below the codeword `index` of the coarser level."""
-    if table_start >= 0:
-        return int(tables[table_start + index])
     return index if index < num_books else index % num_books
 
 
@@ -60,7 +56,6 @@ def _search_greedy(
     latents: Floats,
     books: Integers,
     shapes: Integers,
-    tables: Integers,
     indices: Integers,
     work: Any,
     first: int,
@@ -89,7 +84,7 @@ def _search_greedy(
             book_bytes = row * padded
             far = num_books > 1 and num_books * book_bytes > _NEAR_BYTES
             for i in range(count):
-                index[i] = _book_below(index[i], num_books, shapes[level, 3], tables)
+                index[i] = _book_below(index[i], num_books)
             for i in range(count):
                 if far and i + _AHEAD < count:
                     for line in range(0, book_bytes, 64):
@@ -116,7 +111,6 @@ def _search_beam(
     latents: Floats,
     books: Integers,
     shapes: Integers,
-    tables: Integers,
     indices: Integers,
     work: Any,
     beam: int,
@@ -155,7 +149,7 @@ def _search_beam(
             old_at = residual_at + old * beam * row
             new_at = residual_at + new * beam * row
             for branch in range(count):
-                book = _book_below(index[level, branch], shapes[level, 2], shapes[level, 3], tables)
+                book = _book_below(index[level, branch], shapes[level, 2])
                 codewords = address + book * book_bytes
                 vector = old_at + branch * row
                 for place in range(branch * padded, (branch + 1) * padded, SIDE_BY_SIDE):
@@ -174,7 +168,7 @@ def _search_beam(
                 child = min(
                     place - branch * padded, size - 1
                 )  # padding is nearest if the latent is not finite
-                book = _book_below(index[level, branch], shapes[level, 2], shapes[level, 3], tables)
+                book = _book_below(index[level, branch], shapes[level, 2])
                 index[level + 1, k], parent[level, k] = book * size + child, branch
                 if finest:
                     squares += float(distances[place])
@@ -244,7 +238,6 @@ def search_compiled(
     codebooks: Sequence[Tensor],
     width: int = 1,
     coarse_weight: float = 0.0,
-    tables: Sequence[Tensor | None] = (),
 ) -> Tensor:
     """Search as `search`, for tensors on the CPU.
 
@@ -267,11 +260,8 @@ def search_compiled(
         one_thread_up_to = max(1, one_thread_up_to // len(book))
     else:
         padded = list[Tensor]()  # keeps the codebooks at the addresses in `books` alive
-        shapes = np.zeros((levels, 4), np.int64)
-        joined = [torch.zeros(1, dtype=torch.long, device="cpu")]
-        for shape, codebook, table in zip(
-            shapes, codebooks, tables or [None] * levels, strict=True
-        ):
+        shapes = np.zeros((levels, 3), np.int64)
+        for shape, codebook in zip(shapes, codebooks, strict=True):
             (num_books, size, dim), rows = codebook.shape, codebook.detach().float()
             rows = (
                 pad(rows, (0, -dim % LANES)) if dim % LANES else rows
@@ -282,16 +272,9 @@ def search_compiled(
                 else rows
             )
             padded.append(rows.contiguous())
-            shape[:] = (
-                size,
-                rows.shape[1],
-                num_books,
-                -1 if table is None else sum(map(len, joined)),
-            )
-            joined += [] if table is None else [table]
+            shape[:] = size, rows.shape[1], num_books
         books = np.array([rows.data_ptr() for rows in padded])
         padded_dim = padded[0].shape[2]
-        all_tables = torch.cat(joined).numpy()
 
     def run(first: int, last: int) -> float:
         if levels == 1:
@@ -305,15 +288,13 @@ def search_compiled(
             return float(_search_flat(vectors, book, out[0], work, first, last))
         if beam == 1:
             work = np.zeros((_TOGETHER, padded_dim), np.float32), np.empty(_TOGETHER, np.int64)
-            return float(_search_greedy(vectors, books, shapes, all_tables, out, work, first, last))
+            return float(_search_greedy(vectors, books, shapes, out, work, first, last))
         candidates = beam * int(shapes[:, 1].max())
         branches = np.zeros((2, beam, padded_dim), np.float32), np.zeros((2, beam), np.float32)
         paths = np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64)
         work = *branches, *paths, np.empty(candidates, np.float32), np.empty(candidates, np.int64)
         weight = np.float32(coarse_weight)
-        return float(
-            _search_beam(vectors, books, shapes, all_tables, out, work, beam, weight, first, last)
-        )
+        return float(_search_beam(vectors, books, shapes, out, work, beam, weight, first, last))
 
     squares = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(

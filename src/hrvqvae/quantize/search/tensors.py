@@ -18,7 +18,6 @@ def search_tensors(
     codebooks: Sequence[Tensor],
     width: int = 1,
     coarse_weight: float = 0.0,
-    tables: Sequence[Tensor | None] = (),
     leaves: int = 1,
 ) -> Tensor:
     """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as
@@ -29,21 +28,20 @@ def search_tensors(
         branches *= book.shape[1]
     width = min(width, branches)
     leaves = min(leaves, branches * codebooks[-1].shape[1])
-    levels = list(zip(codebooks, tables or [None] * len(codebooks), strict=True))
     if torch.compiler.is_compiling():  # `ResidualQuantizer` has ended autocast
-        return _beam(latents, levels, width, coarse_weight, leaves)
+        return _beam(latents, codebooks, width, coarse_weight, leaves)
     values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
     with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
         return torch.cat(
-            [_beam(chunk, levels, width, coarse_weight, leaves) for chunk in chunks], 1
+            [_beam(chunk, codebooks, width, coarse_weight, leaves) for chunk in chunks], 1
         )
 
 
 def _beam(
     latents: Tensor,
-    levels: Sequence[tuple[Tensor, Tensor | None]],
+    codebooks: Sequence[Tensor],
     width: int,
     coarse_weight: float,
     leaves: int,
@@ -53,12 +51,12 @@ def _beam(
     coarser_cost = torch.zeros_like(residual[..., :1])
     coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
     indices: list[Tensor] = []
-    for level, (codebook, table) in enumerate(levels, start=1):
+    for level, codebook in enumerate(codebooks, start=1):
         books, size, _ = codebook.shape
-        book = index % books if table is None else table[index]
+        book = index % books
         distance = _distances(residual, codebook, book)
         cost = (distance + coarser_cost).flatten(1)
-        finest = level == len(levels)
+        finest = level == len(codebooks)
         kept = _least(cost, leaves if finest else min(width, cost.shape[1]))
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
