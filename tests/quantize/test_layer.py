@@ -1,6 +1,7 @@
 """TreeVQ, the layer for other models: shapes, masks, what it does by itself, and what it keeps."""
 
 import copy
+import pickle
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -319,32 +320,25 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(
     assert found.schedule.steps == before + 1 > 1, "it follows, and does not start anew"
 
 
-@pytest.mark.parametrize("update", ["ema", "gradient"])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_gives_the_same_gradients(reentrant: bool, update: str) -> None:
-    """backward computes the layer anew, here twice per step, when the codebooks have followed or
-    moved already.
+def test_activation_checkpointing_is_refused_unless_the_codebooks_stay(reentrant: bool) -> None:
+    """It computes the layer again in a backward pass, with codebooks that have followed the batch,
+    however many passes wait.
     """
-    plain = nn.Sequential(
-        nn.Linear(DIM, DIM), layer(start_vectors=250, restart_every=2, update=update)
-    )
-    other = copy.deepcopy(plain)
-    for seed in range(6):
-        for one in (plain, other):
-            one.zero_grad()
-            for part in (0, 10):
-                x = features(5, 20, seed=seed + part).requires_grad_()
-                torch.no_grad()(one)(x)  # as in the discriminator's step of a GAN
-                quantized, _, loss = (
-                    checkpoint(one, x, use_reentrant=reentrant) if one is other else one(x)
-                )
-                total = quantized.square().mean() + loss + (total if part else 0)  # noqa: F821
-            total.backward()
-        assert same(state_of(plain[1]), state_of(other[1]))
-        for expected, found in zip(plain.parameters(), other.parameters(), strict=True):
-            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-5, atol=1e-6)
-    assert other[1].training
-    assert other[1].quantizer.training
+    model = nn.Sequential(nn.Linear(DIM, DIM), started().train())
+    x = features(5, 20).requires_grad_()
+    quantized, _, loss = checkpoint(model, x, use_reentrant=reentrant)
+    with pytest.raises(InputError, match="call it outside the checkpointed function, or freeze it"):
+        (quantized.square().mean() + loss).backward()
+
+    model[1].freeze()
+    gradients = []
+    for call in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
+        model.zero_grad()
+        quantized, _, loss = call(x)
+        (quantized.square().mean() + loss).backward()
+        gradients.append(model[0].weight.grad.clone())
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("every", [4, 0])
@@ -360,24 +354,50 @@ def test_dead_codewords_come_back_by_themselves(every: int) -> None:
     assert used > 11 if every else used < 8
 
 
-def test_dead_codewords_come_back_on_another_device_and_in_an_average() -> None:
+def test_restarted_codewords_are_copied_to_an_average_in_each_form() -> None:
+    """An AveragedModel, its module, the layer in it, its quantizer."""
+    for take in (
+        lambda averaged: averaged,
+        lambda averaged: averaged.module,
+        lambda averaged: averaged.module[1],
+        lambda averaged: averaged.module[1].quantizer,
+    ):
+        one = layer(restart_every=1)
+        one(features(10, 20))
+        for book in one.quantizer.levels:
+            book.count[:, 0] = 0
+        averaged = AveragedModel(nn.Sequential(nn.Linear(DIM, DIM), one))
+        one(features(10, 20))
+        moved = [rows for _, rows in one.schedule._moved]
+        one.schedule.forget(averaged=take(averaged))
+        copies = averaged.module[1].quantizer.levels
+        for book, copied, rows in zip(one.quantizer.levels, copies, moved, strict=True):
+            assert rows.any()
+            for name in ("codewords", "count", "total"):
+                assert torch.equal(getattr(book, name)[rows], getattr(copied, name)[rows])
+    one(features(10, 20))
+    two_layers = AveragedModel(nn.Sequential(one, one.__class__(DIM, SIZE, LEVELS)))
+    with pytest.raises(InputError, match="has 6 levels of codebooks, this layer 3.*give the copy"):
+        one.schedule.forget(averaged=two_layers)
+
+
+def test_restarted_codewords_are_known_on_another_device() -> None:
     one = layer(restart_every=1)
     one(features(10, 20))
-    for book in one.quantizer.levels:
-        book.count[:, 0] = 0
-    average = copy.deepcopy(one.quantizer)
-    one(features(10, 20))
-    moved = [rows[..., 0] for _, rows in one.schedule._moved.values()]
-    one.schedule.forget(averaged=average)
-    for book, copied, rows in zip(one.quantizer.levels, average.levels, moved, strict=True):
-        assert rows.any()
-        for name in ("codewords", "count", "total"):
-            assert torch.equal(getattr(book, name)[rows], getattr(copied, name)[rows])
     one(features(10, 20))
     one.to("meta")
     with one.schedule.track_moves(one.quantizer):
         pass
     one.schedule.forget(averaged=one.quantizer)
+
+
+def test_a_layer_is_pickled_unless_it_has_a_process_group() -> None:
+    one = started()
+    assert same(state_of(pickle.loads(pickle.dumps(one))), state_of(one))
+    one.schedule.group.group = "some processes"
+    with pytest.raises(InputError, match="a process group can't be pickled: save the layer's"):
+        pickle.dumps(one)
+    assert copy.deepcopy(one).schedule.group.group == "some processes"
 
 
 def test_on_meta_and_then_emptied_it_begins_anew() -> None:

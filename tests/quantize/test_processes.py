@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,10 +17,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hrvqvae import TreeVQ
+from hrvqvae.quantize import codebook
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
-UPDATES = ("ema", "gradient")
+UPDATES = ("ema", "gradient", "large")
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -40,16 +42,17 @@ class Whole(nn.Module):
     def __init__(self, update: str, group: Any = None) -> None:
         super().__init__()
         self.encoder = nn.Linear(6, 6)
-        self.layer = TreeVQ(
-            6,
-            3,
-            3,
-            start_vectors=700,
-            restart_every=3,
-            decay=0.5,
-            process_group=group,
-            update=update,
-        )
+        with patch.object(codebook, "_LARGE", 0 if update == "large" else 2**21):
+            self.layer = TreeVQ(
+                6,
+                3,
+                3,
+                start_vectors=700,
+                restart_every=3,
+                decay=0.5,
+                process_group=group,
+                update="gradient" if update == "gradient" else "ema",
+            )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         quantized, _, loss = self.layer(self.encoder(x), mask)

@@ -18,7 +18,7 @@ from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import needs_gpu
+from tests.conftest import needs_gpu, same
 from tests.quantize import oracle
 
 DIM = 5
@@ -178,6 +178,33 @@ def test_moving_averages_agree_with_the_oracle(config: QuantizerConfig) -> None:
         )
 
 
+def test_large_levels_follow_the_same_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep no sums, and move only the codewords that get vectors; files are those of other
+    levels, and a training goes on from them to the bit.
+    """
+    z = latents(2, 5, 6)
+    small = random_quantizer(TREE).train()
+    monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", 60)
+    large = ResidualQuantizer(TREE)
+    assert [level.total is None for level in large.levels] == [False, True, True]
+    large.load_state_dict(small.state_dict())
+    resumed = ResidualQuantizer(TREE)
+    for seed in range(5):
+        before = large.levels[2].codewords.clone()
+        batch = z[:, :2] + 0.1 * latents(2, 2, 6, seed=seed)
+        codes = large(batch).codes
+        assert all(map(torch.equal, codes, small(batch).codes))
+        used = large.codeword_indices(codes)[2].unique()
+        unmoved = torch.ones(64, dtype=torch.bool).index_fill_(0, used, False)
+        after = large.levels[2].codewords.flatten(0, 1)
+        assert torch.equal(after[unmoved], before.flatten(0, 1)[unmoved])
+        torch.testing.assert_close(large.state_dict(), small.state_dict(), atol=1e-5, rtol=1e-4)
+        if seed:
+            resumed.train()(batch)
+            assert same(resumed.state_dict(), large.state_dict())
+        resumed.load_state_dict(large.state_dict())
+
+
 def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
     z = latents(1, 50, 60)
     quantizer = started(TREE, z, beam=4, coarse_weight=0.1, decay=0.0)
@@ -198,18 +225,22 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose() -> None:
         torch.testing.assert_close(codebook.codewords.flatten(0, 1), means, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("is_large", [False, True])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_vector_that_overflowed_moves_no_codeword(bad: float) -> None:
+def test_a_vector_that_overflowed_moves_no_codeword(
+    bad: float, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
     book = LevelCodebooks(QuantizerConfig(dim=2, decay=0.5), 1, 3)
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
     vectors = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]])
     index = torch.tensor([0, 0, 1, 1])
-    book.average(book.counts(index), book.sums(vectors, index))
+    book.average(book.counts(index), book.sums(vectors, index, slice(None)), slice(None))
     torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
     for _ in range(3):
         assert book.codewords[0, 0].tolist() == [1, 1]
-        book.average(book.counts(index[:1]), book.sums(torch.ones(1, 2), index[:1]))
+        sums = book.sums(torch.ones(1, 2), index[:1], slice(None))
+        book.average(book.counts(index[:1]), sums, slice(None))
 
 
 def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:

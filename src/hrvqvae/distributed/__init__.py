@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 
 class GroupHandle:
-    """Holds a process group, or None for all processes, so that its owner can be copied and
-    pickled.
+    """Holds a process group, or None for all processes, so that its owner can be copied.
+
+    An owner for all processes can be pickled too.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -35,7 +36,9 @@ class GroupHandle:
         return self
 
     def __reduce__(self) -> Any:
-        return GroupHandle, ()  # groups can't be pickled
+        if self.group is not None:
+            raise InputError("a process group can't be pickled: save the layer's state_dict")
+        return GroupHandle, ()
 
 
 def is_distributed(group: Any = None) -> bool:

@@ -1,7 +1,12 @@
 """The codebooks of one level: start, update and restart of their codewords.
 
 Shapes: a level has num_books codebooks of m codewords of width D. The index of a codeword in its
-level is book * m + child. N is the number of vectors.
+level is book * m + child. N is the number of vectors, K a number of codewords.
+
+Moving averages (docs/method.md): n is `count`, s is `total`, and a codeword is s / n. A codeword
+without vectors stays where it is, since n and s decay alike. So a large level does not keep s: it
+moves each codeword that gets vectors to the new s / n, with s = n * codeword before. On a CPU it
+reads no other codeword. Small levels keep s, and compute as all versions did, to the bit.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.kmeans import kmeans
 from hrvqvae.quantize.search import search
 
+_LARGE = 2**21  # values of a level, 8 MiB, above which it does not keep `total`
+
 
 class LevelCodebooks(nn.Module):
     """All codebooks of one level, with moving averages of how often each codeword is chosen.
@@ -28,7 +35,8 @@ class LevelCodebooks(nn.Module):
 
     codewords: Tensor  # (num_books, m, D)
     count: Tensor  # (num_books, m): moving average of the number of vectors per batch
-    total: Any  # (num_books, m, D): moving average of the sum of these vectors; only with "ema"
+    #: (num_books, m, D): moving average of the sum of these vectors; with "ema", if not too large
+    total: Any
 
     def __init__(self, config: QuantizerConfig, num_books: int, size: int) -> None:
         super().__init__()
@@ -36,21 +44,17 @@ class LevelCodebooks(nn.Module):
         self.num_books = num_books
         self.size = size
         self.num_codewords = num_books * size
-        is_ema = config.update == "ema"
+        self.is_ema = config.update == "ema"
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
+        self.is_large = codewords.numel() > _LARGE
+        keeps_total = self.is_ema and not self.is_large
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
-        self.codewords = nn.Buffer(codewords) if is_ema else nn.Parameter(codewords)
-        self.register_buffer("total", torch.zeros_like(codewords) if is_ema else None)
+        self.codewords = nn.Buffer(codewords) if self.is_ema else nn.Parameter(codewords)
+        self.register_buffer("total", torch.zeros_like(codewords) if keeps_total else None)
 
     def reset_parameters(self) -> None:
         """Reset to the state of new codebooks, also after `to_empty`."""
         self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
-
-    def books_below(self, index: Tensor) -> Tensor:
-        """Return the codebook below each codeword `index` of the coarser level: its own, or the
-        only one.
-        """
-        return index % self.num_books
 
     def codewords_of(self, books: Tensor) -> Tensor:
         """Return the indices of all codewords of codebooks (K,): (K * m,)."""
@@ -83,28 +87,64 @@ class LevelCodebooks(nn.Module):
         """Count the vectors of each codeword by index (N,): (num_books, m) float32."""
         return vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
 
-    def sums(self, residual: Tensor, index: Tensor) -> Tensor:
-        """Return the sum of residuals (N, D) per codeword, by index (N,): (num_books, m, D)."""
-        return vq.sums(residual, index, self.num_codewords).view_as(self.codewords)
+    def rows_to_update(self, counts: Tensor) -> Tensor | slice:
+        """Return the codewords (K,) that a batch with these counts moves, or a slice of all."""
+        if self.is_large and counts.device.type == "cpu":  # a GPU would have to wait for K
+            return counts.flatten().nonzero().flatten()
+        return slice(None)
 
-    def average(self, counts: Tensor, sums: Tensor | None = None) -> None:
-        """Update averages and codewords from the counts and sums of a batch.
+    def sums(self, residual: Tensor, index: Tensor, rows: Tensor | slice) -> Tensor:
+        """Return the sum of residuals (N, D) per codeword of `rows`, by index (N,): (K, D)."""
+        if isinstance(rows, slice):
+            return vq.sums(residual, index, self.num_codewords)
+        position = index.new_empty(self.num_codewords)
+        position[rows] = torch.arange(len(rows), device=rows.device)
+        return vq.sums(residual, position[index], len(rows))
+
+    def average(self, counts: Tensor, sums: Tensor | None, rows: Tensor | slice) -> None:
+        """Update averages and codewords from the counts (num_books, m) of a batch and the sums of
+        `rows`.
 
         Sums that overflowed on a GPU are skipped.
         """
-        if self.total is None or sums is None:
+        if sums is None:
             self.count.lerp_(counts, 1 - self.decay)
             return
         finite = sums.sum(-1).isfinite()
+        if self.total is None:
+            self._move(counts, sums, rows, finite)
+            return
+        finite = finite.view_as(counts)
+        sums = sums.view_as(self.total)
         self.count.lerp_(torch.where(finite, counts, self.count), 1 - self.decay)
         self.total.lerp_(torch.where(finite.unsqueeze(-1), sums, self.total), 1 - self.decay)
         self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
+
+    def _move(self, counts: Tensor, sums: Tensor, rows: Tensor | slice, finite: Tensor) -> None:
+        """Update a level without `total`: the codewords of `rows` move to their new means."""
+        row_counts = counts.flatten()[rows].masked_fill(~finite, 0).unsqueeze(-1)
+        row_sums = sums.masked_fill(~finite.unsqueeze(-1), 0)
+        self.count.lerp_(counts, 1 - self.decay)
+
+        # s / n with s = decay * n_before * codeword + (1 - decay) * sums
+        codewords = self.codewords.flatten(0, 1)
+        new_count = self.count.flatten()[rows].clamp(min=1e-5).unsqueeze(-1)
+        step = (row_sums - row_counts * codewords[rows]) * ((1 - self.decay) / new_count)
+        codewords[rows] += step
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save `total` of every level, as all versions do."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_ema and self.total is None:
+            destination[f"{prefix}total"] = self.codewords.detach() * self.count.unsqueeze(-1)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         if f"{prefix}shared" in state_dict:
             arguments[-1].append(  # error_msgs
                 f"{prefix}shared: trees with `shrinkage` load in versions up to commit 620d44e0"
             )
+        if self.total is None:
+            state_dict.pop(f"{prefix}total", None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def initialize(
@@ -126,7 +166,7 @@ class LevelCodebooks(nn.Module):
         k-means.
         """
         size = self.size
-        books = self.books_below(parent)
+        books = parent if self.num_books > 1 else torch.zeros_like(parent)
         if shared:
             centers, _ = kmeans(residual, size, rng)
             start = centers.repeat(self.num_books, 1)
@@ -182,11 +222,15 @@ def update_codebooks(
     """
     counts = [level.counts(index) for level, index in zip(levels, indices, strict=True)]
     counts = distributed.all_reduce(counts, group)
+    rows = [
+        level.rows_to_update(level_counts)
+        for level, level_counts in zip(levels, counts, strict=True)
+    ]
     sums: Sequence[Tensor | None] = [None] * len(levels)
-    if levels[0].total is not None:
-        batch = zip(levels, residuals, indices, strict=True)
+    if levels[0].is_ema:
+        batch = zip(levels, residuals, indices, rows, strict=True)
         sums = distributed.all_reduce(
-            [level.sums(residual, index) for level, residual, index in batch], group
+            [level.sums(residual, index, some) for level, residual, index, some in batch], group
         )
-    for level, level_counts, level_sums in zip(levels, counts, sums, strict=True):
-        level.average(level_counts, level_sums)
+    for level, level_counts, level_sums, some in zip(levels, counts, sums, rows, strict=True):
+        level.average(level_counts, level_sums, some)

@@ -64,7 +64,8 @@ def fit(
     `_split_fullest`.
     """
     rng = torch.Generator().manual_seed(seed)
-    device = quantizer.levels[0].count.device
+    levels = quantizer.levels
+    device = levels[0].count.device
     sample = torch.empty(0)
     keys = torch.empty(0, dtype=torch.float64)
     num_vectors = 0
@@ -85,18 +86,19 @@ def fit(
     quantizer.initialize(sample.to(device), rng, even=even, least=_ENOUGH_PER_CODEWORD)
     with task("fit", num_vectors * passes, "vectors") as advance:
         for _ in range(passes):
-            counts = [torch.zeros_like(level.count) for level in quantizer.levels]
-            totals = [torch.zeros_like(level.codewords) for level in quantizer.levels]
+            # float32 loses small residuals beside the sum of millions
+            counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
+            totals = [torch.zeros_like(level.codewords, dtype=torch.float64) for level in levels]
             for batch in batches():
-                chosen, residuals = quantizer.descend(batch.to(device))
-                for (index, _), residual, count, total in zip(
-                    chosen, residuals, counts, totals, strict=False
+                indices, _, residuals = quantizer.descend(batch.to(device))
+                for index, residual, count, total in zip(
+                    indices, residuals, counts, totals, strict=False
                 ):
                     count += vq.counts(index, count.numel()).view_as(count)
-                    total.flatten(0, 1).index_add_(0, index, residual)
+                    total.flatten(0, 1).index_add_(0, index, residual.double())
                 advance(len(batch))
             weight = largest_batch / num_vectors
-            _refit(quantizer.levels, counts, totals, weight)
+            _refit(levels, counts, totals, weight)
             _split_fullest(quantizer, rng, num_vectors, weight)
 
 

@@ -1,10 +1,17 @@
-"""Unique indices of items."""
+"""Unique indices of items: free leaves near the items whose leaf is taken.
+
+Items alone in their leaf keep it. All others are matched to free leaves among the nearest few of
+each, so that the sum of squared errors is least (scipy's minimum weight full matching). An item may
+also stay without a leaf, at the cost of its farthest candidate; it takes part in the next round,
+with four times as many candidates.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +19,9 @@ from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 
-_LEAVES = 16  # candidate leaves per moved item in the first round
-_CHUNK_VALUES = 2**24  # most candidates, and values of their codewords, in memory at once
+_CANDIDATES = 16  # leaves per item in the first round
+_MAX_EDGES = 2**22  # candidates of all items in a round; other items wait
+_CHUNK_VALUES = 2**24  # values of candidates' codewords in memory at once
 
 
 def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[Tensor]]) -> Tensor:
@@ -21,103 +29,81 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     `TreeVQ.unique_indices`.
     """
     sizes = quantizer.config.sizes
+    num_leaves = math.prod(sizes)
     device = quantizer.levels[0].count.device
     encoded = (torch.stack(quantizer.encode(batch.to(device)), -1) for batch in batches())
     leaves = torch.cat(
         [torch.empty(0, dtype=torch.long), *(leaf_of(indices, sizes).cpu() for indices in encoded)]
     )
-    if len(leaves) > math.prod(sizes):
+    if len(leaves) > num_leaves:
         raise InputError(
-            f"{len(leaves)} vectors can't have unique indices: there are {math.prod(sizes)} leaves"
+            f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
         )
+
+    # the items that share a leaf, and their vectors, in one row for all equal items
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     shared = counts[inverse] > 1
     taken = leaves[~shared]
     unplaced = shared.nonzero().flatten()
-    count = max(_LEAVES, quantizer.config.beam)
     vectors = torch.empty(0, quantizer.config.dim, dtype=torch.float32)
     start = 0
     for batch in batches():
         vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
         start += len(batch)
-    vectors, row = torch.unique(vectors, dim=0, return_inverse=True)  # one row for all equal items
+    vectors, row = torch.unique(vectors, dim=0, return_inverse=True)
+
+    count = min(max(_CANDIDATES, quantizer.config.beam), num_leaves)
     while len(unplaced):
-        most = max(1, _CHUNK_VALUES // count)  # rows of this round; the others wait
-        candidates, costs = _nearest_leaves(quantizer, vectors[:most].to(device), count)
-        limit = costs.amax(1, keepdim=True)
-        if candidates.shape[1] == math.prod(sizes):  # these are all leaves
-            limit.fill_(torch.inf)
-        choice = torch.full_like(row, -1)
-        now = row < most
-        choice[now] = _auction(
-            candidates, costs.masked_fill(torch.isin(candidates, taken), torch.inf), limit, row[now]
+        now = slice(0, max(1, _MAX_EDGES // count))  # items of this round
+        rows, inverse = torch.unique(row[now], return_inverse=True)
+        candidates, costs = _nearest_leaves(quantizer, vectors[rows].to(device), count)
+        farthest = costs.amax(1) if count < num_leaves else costs.new_full((len(costs),), torch.inf)
+        costs = costs.masked_fill(torch.isin(candidates, taken), torch.inf)
+        leaf = _match(candidates[inverse], costs[inverse], farthest[inverse])
+
+        # the others go on, after the items that have waited
+        placed = leaf >= 0
+        leaves[unplaced[now][placed]] = leaf[placed]
+        taken = torch.cat([taken, leaf[placed]])
+        unplaced, row = (
+            torch.cat([items[now.stop :], items[now][~placed]]) for items in (unplaced, row)
         )
-        placed = choice >= 0
-        leaves[unplaced[placed]] = candidates[row[placed], choice[placed]]
-        taken = torch.cat([taken, leaves[unplaced[placed]]])
-        kept, row = torch.unique(row[~placed], return_inverse=True)
-        vectors = vectors[kept]
-        unplaced = unplaced[~placed]
-        count = min(count * 4, math.prod(sizes))
-    return torch.stack(
-        [leaves // math.prod(sizes[level + 1 :]) % size for level, size in enumerate(sizes)], -1
-    )
+        count = min(count * 4, num_leaves)
+    strides = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
+    codes = [leaves // stride % size for stride, size in zip(strides, sizes, strict=True)]
+    return torch.stack(codes, -1)
 
 
-def _auction(candidates: Tensor, costs: Tensor, limit: Tensor, row: Tensor) -> Tensor:
-    """Assign unique leaves to n items so that the sum of the costs is about least (the auction of
-    Bertsekas 1988).
+def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
+    """Assign different leaves to n items, so that the sum of the costs is least.
 
-    Items without a leaf bid for their cheapest leaf, price included; of equal items, which have the
-    same `row` (n,) of the candidates, one at a time. A bid raises the price until the item's second
-    choice would be as cheap. The highest bid takes the leaf from its owner. An item leaves the
-    auction when each of its candidates (r, k) costs more than its `limit` (r, 1). Return the column
-    (n,) of each item's leaf; -1 for none.
+    Args:
+        candidates: leaves (n, k).
+        costs: costs (n, k) float64 of these leaves; infinity for none.
+        farthest: cost (n,) of an item without a leaf; infinity if each item must have one.
+
+    Returns:
+        The leaf (n,) of each item, -1 for none.
     """
+    try:
+        from scipy.sparse import csr_matrix
+        from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+    except ImportError as error:
+        raise InputError("unique_indices needs scipy: pip install 'hrvqvae[ids]'") from error
+    count = len(candidates)
     leaves, leaf_at = torch.unique(candidates, return_inverse=True)
-    prices = costs.new_zeros(len(leaves))
-    owner = torch.full((len(leaves),), -1)
-    choice = torch.full((len(row),), -1)
-    bidders = torch.arange(len(row))
-    least_raise = 1e-3 * costs[costs.isfinite()].mean().nan_to_num(1.0).clamp(min=1e-30)
-    while len(bidders):
-        first = _first_of_each(row[bidders])
-        waiting = bidders[~first]
-        bidders = bidders[first]
-        rows = row[bidders]
-        total = torch.cat([costs[rows] + prices[leaf_at[rows]], limit[rows]], 1)
-        cheapest, column = total.topk(2, largest=False)
-        stays = (column[:, 0] < costs.shape[1]) & cheapest[:, 0].isfinite()
-        waiting = waiting[~torch.isin(row[waiting], rows[~stays])]
-        bidders = bidders[stays]
-        rows = rows[stays]
-        cheapest = cheapest[stays]
-        column = column[stays, 0]
-        leaf = leaf_at[rows, column]
-        advantage = (cheapest[:, 1] - cheapest[:, 0]).clamp(
-            max=1e3 * least_raise
-        )  # finite without a second leaf
-        bids = prices[leaf] + advantage + least_raise
-        order = bids.argsort(descending=True, stable=True)
-        first = _first_of_each(leaf[order])
-        winners = order[first]
-        losers = order[~first]
-        outbid = owner[leaf[winners]]
-        outbid = outbid[outbid >= 0]
-        choice[outbid] = -1
-        owner[leaf[winners]], prices[leaf[winners]] = bidders[winners], bids[winners]
-        choice[bidders[winners]] = column[winners]
-        bidders = torch.cat([bidders[losers], outbid, waiting])
-        least_raise = least_raise * 1.01  # many equal items would bid for long
-    return choice
 
-
-def _first_of_each(values: Tensor) -> Tensor:
-    """Return whether each of values (n,) differs from all before it: (n,) bool."""
-    order = values.argsort(stable=True)
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[order[1:]] = values[order[1:]] != values[order[:-1]]
-    return first
+    # columns of the matrix: all leaves, then for each item the choice of no leaf
+    all_columns = torch.cat([leaf_at, len(leaves) + torch.arange(count).unsqueeze(1)], 1)
+    all_costs = torch.cat([costs, farthest.unsqueeze(1)], 1)
+    item, place = all_costs.isfinite().nonzero(as_tuple=True)
+    columns = all_columns[item, place]
+    weights = all_costs[item, place]
+    weights += weights.max() + 1e-30  # a weight of zero would be no edge
+    shape = (count, len(leaves) + count)
+    matrix = csr_matrix((weights.numpy(), (item.numpy(), columns.numpy())), shape=shape)
+    chosen = torch.from_numpy(min_weight_full_bipartite_matching(matrix)[1].astype(np.int64))
+    return torch.cat([leaves, torch.full((count,), -1)])[chosen]
 
 
 def leaf_of(indices: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -129,10 +115,8 @@ def leaf_of(indices: Tensor, sizes: Sequence[int]) -> Tensor:
             f"there are {math.prod(sizes)} leaves of {len(sizes)} levels; at most 2^63 can be"
             " numbered"
         )
-    strides = indices.new_tensor(
-        [math.prod(sizes[level + 1 :]) for level in range(len(sizes))], dtype=torch.long
-    )
-    return (indices * strides).sum(-1)
+    strides = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
+    return (indices * indices.new_tensor(strides, dtype=torch.long)).sum(-1)
 
 
 def _nearest_leaves(
@@ -142,17 +126,15 @@ def _nearest_leaves(
     float64, on the CPU.
     """
     config = quantizer.config
-    books = [book.codewords.detach() for book in quantizer.levels]
+    codebooks = [level.codewords.detach() for level in quantizer.levels]
     leaves = []
     distances = []
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
-        indices = search_tensors(chunk, books, count, config.coarse_weight, count)
-        codewords = [book.flatten(0, 1)[index] for book, index in zip(books, indices, strict=True)]
-        codes = torch.stack(
-            [index % size for index, size in zip(indices, config.sizes, strict=True)], -1
-        )
-        leaves.append(leaf_of(codes, config.sizes).cpu())
-        distances.append(
-            (chunk.unsqueeze(1) - torch.stack(codewords).sum(0)).square().sum(-1).cpu()
-        )
+        indices = search_tensors(chunk, codebooks, count, config.coarse_weight, count)
+        quantized = quantizer.levels[0].lookup(indices[0])
+        for level, index in zip(quantizer.levels[1:], indices[1:], strict=True):
+            quantized = quantized + level.lookup(index)
+        codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
+        leaves.append(leaf_of(torch.stack(codes, -1), config.sizes).cpu())
+        distances.append((chunk.unsqueeze(1) - quantized).detach().square().sum(-1).cpu())
     return torch.cat(leaves), torch.cat(distances).double()

@@ -12,6 +12,7 @@ _MANY = 512  # with more clusters, there are few iterations, and seeds are drawn
 _ITERATIONS = 20
 _ITERATIONS_OF_MANY = 5
 _ROUNDS = 64
+_FAR = 64  # times their variance: vectors with such a squared mean are moved to the origin
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
@@ -20,29 +21,34 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     More than 512 seeds are drawn in about 64 rounds. With fewer distinct vectors than seeds there
     are duplicates.
     """
-    first = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
-    centers = vectors[first]
-    new = vectors[first]
-    distance = torch.full_like(vectors[:, 0], torch.inf)
-    squares = vectors.square().sum(-1)
-    most = num_clusters // _ROUNDS if num_clusters > _MANY else 1
+    points = vectors
+    batch = 1  # seeds per round
+    if num_clusters > _MANY:
+        batch = num_clusters // _ROUNDS
+        # far from the origin the products below would lose the differences
+        mean = vectors.mean(0)
+        is_far = mean.square().sum() > _FAR * (vectors - mean).square().mean(0).sum()
+        points = vectors - mean * is_far
+    squares = points.square().sum(-1)
+    new = torch.randint(len(vectors), (1,), generator=rng).to(vectors.device)
+    chosen = new
+    distance = torch.full_like(squares, torch.inf)
     while True:
         if len(new) == 1:
-            nearer = (vectors - new[0]).square().sum(-1)
+            nearer = (points - points[new]).square().sum(-1)
         else:
-            nearer = (
-                torch.addmm(new.square().sum(-1), vectors, new.T, alpha=-2).amin(1) + squares
-            ).clamp(min=0)
+            seeds = points[new]
+            products = torch.addmm(seeds.square().sum(-1), points, seeds.T, alpha=-2)
+            nearer = (products.amin(1) + squares).clamp(min=0)
         distance = torch.minimum(distance, nearer)
         mass = distance.double().cumsum(0)
-        if (
-            len(centers) == num_clusters or mass[-1] <= 0
-        ):  # each vector is a center: fill up with the first one
-            return torch.cat([centers, vectors[first].expand(num_clusters - len(centers), -1)])
-        count = max(1, min(most, len(centers) // 2, num_clusters - len(centers)))
+        missing = num_clusters - len(chosen)
+        if missing == 0 or mass[-1] <= 0:  # each vector is a center: fill up with the first one
+            return vectors[torch.cat([chosen, chosen[:1].expand(missing)])]
+        count = max(1, min(batch, len(chosen) // 2, missing))
         draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
-        new = vectors[torch.unique(torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1))]
-        centers = torch.cat([centers, new])
+        new = torch.unique(torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1))
+        chosen = torch.cat([chosen, new])
 
 
 def kmeans(

@@ -208,15 +208,13 @@ class TreeVQ(nn.Module):
                 f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
             )
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
-        quantize: Callable[[Tensor], Quantized] = self.quantizer
-        if self.training and not self.quantizer.frozen:
-            quantize = self._learn
-            if torch.compiler.is_compiling():  # the update depends on the step number
-                quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
-        result = quantize(vectors)
-        losses = {name: loss / max(1, vectors.numel()) for name, loss in result.losses.items()}
+        result = self._quantize(vectors)
+        num_values = max(1, vectors.numel())
+        losses = torch.stack([loss / num_values for loss in result.losses.values()])
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
+
+        # back to the shape of the input, with padding where the mask is False
         if mask is None:
             quantized = quantized.reshape(inputs.shape)
             indices = indices.reshape(*positions, indices.shape[-1])
@@ -225,16 +223,17 @@ class TreeVQ(nn.Module):
             padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
             indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
         quantized = quantized if self.channel_last else quantized.movedim(-1, 1)
-        if not return_losses:
-            return quantized, indices, torch.stack(list(losses.values())).sum()
-        level_losses = [vectors.new_zeros((), dtype=torch.float32)] * indices.shape[-1]
-        for (
-            name,
-            loss,
-        ) in losses.items():  # names: "commitment_2" at level 2, "commitment" for the sum
-            level = int(name.partition("_")[2] or len(level_losses)) - 1
-            level_losses[level] = level_losses[level] + loss
-        return quantized, indices, torch.stack(level_losses).sum(), torch.stack(level_losses)
+        if return_losses:
+            level_losses: Any = result.level_losses
+            return quantized, indices, losses.sum(), level_losses / num_values
+        return quantized, indices, losses.sum()
+
+    def _quantize(self, vectors: Tensor) -> Quantized:
+        if not self.training or self.quantizer.frozen:
+            return self.quantizer(vectors)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():  # the update depends on the step number
+            return torch.compiler.disable(self._learn)(vectors)  # type: ignore[no-any-return, no-untyped-call]
+        return self._learn(vectors)
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
@@ -242,27 +241,20 @@ class TreeVQ(nn.Module):
         """
         schedule = self.schedule
         quantizer = self.quantizer
-        if (
-            torch._C._current_graph_task_id() != -1
-        ):  # in backward: activation checkpointing repeats a forward pass
-            return quantizer(vectors, schedule.recall(vectors), learn=False)  # type: ignore[no-any-return]
+        if torch._C._current_graph_task_id() != -1:  # called by a backward pass
+            raise InputError(
+                "a TreeVQ in training mode can't be computed again by activation checkpointing,"
+                " since its codebooks have followed the batch: call it outside the checkpointed"
+                " function, or freeze it"
+            )
         if torch.is_inference_mode_enabled():
             raise InputError(
                 "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
             )
         steps = schedule.steps
         if steps == 0:
-            quantizer.encode(
-                vectors
-            )  # raises what the search raises, before the start changes anything
-        if steps == 0 and (start := schedule.collect(vectors.detach().float())) is not None:
-            sample, weight = start
-            with torch.device("cpu"), schedule.track_moves(quantizer):
-                quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
-            if len(sample) == schedule.start_vectors:  # after the fit, which Ctrl-C may have ended
-                schedule.finish_start()
+            self._start(vectors)
         result: Quantized = quantizer(vectors)
-        schedule.remember(vectors, result.chosen)
         if steps:
             if schedule.restart_due(steps):
                 gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
@@ -270,6 +262,19 @@ class TreeVQ(nn.Module):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.set_progress(steps + 1)
         return result
+
+    def _start(self, vectors: Tensor) -> None:
+        """Collect vectors (N, D), and fit the codebooks to the first and to all of them."""
+        schedule = self.schedule
+        self.quantizer.encode(vectors)  # raises what the search raises, before anything changes
+        start = schedule.collect(vectors.detach().float())
+        if start is None:
+            return
+        sample, weight = start
+        with torch.device("cpu"), schedule.track_moves(self.quantizer):
+            self.quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
+        if len(sample) == schedule.start_vectors:  # after the fit, which Ctrl-C may have ended
+            schedule.finish_start()
 
     def freeze(self) -> TreeVQ:
         """Keep the codebooks unchanged in training mode too; return the layer."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 Codes = tuple[Tensor, ...]  #: int64 tensors (B, H_l, W_l), coarse first.
-Chosen = Sequence[tuple[Tensor, Tensor]]  # index (N,) and codeword (N, D) of each vector, per level
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,8 @@ class Quantized:
     latents: Tensor  # (B, H, W, D) float32, with the straight-through gradient to the input
     codes: Codes
     losses: Mapping[str, Tensor]  # weighted terms, summed over the batch
-    chosen: Chosen = ()
+    #: the same terms by level, (L,): those of the sum of the codewords are the last level's
+    level_losses: Tensor | None = None
 
 
 class Quantizer(nn.Module, ABC):

@@ -1,16 +1,16 @@
 """Residual quantization, from one flat codebook to the tree of HR-VQVAE (docs/method.md).
 
-Shapes: (B, H, W, D) latents, L levels, m codewords per codebook; N = B * H * W. With three levels,
-    all linked:
+Symbols are those of docs/method.md: z are the latents, e_l the codeword of level l, r_l the
+residual after it, z_q the sum of the codewords. Shapes: (B, H, W, D) latents, L levels, m codewords
+per codebook; N = B * H * W. With three levels, all linked:
 
-    z = r_0 --+--> level 1: nearest of m in the one codebook --> e_1 --+
-              |                                                        | i_1 is the codebook of
-              level 2
-    r_1 = r_0 - e_1 --> level 2: nearest of m in codebook i_1 --> e_2 --+
-    r_2 = r_1 - e_2 --> level 3: nearest of m in codebook i_2 --> e_3 --+--> z_q = e_1 + e_2 + e_3
+    z = r_0 ---------> level 1: nearest of m in the one codebook --> e_1, index i_1
+    r_1 = r_0 - e_1 -> level 2: nearest of m in codebook i_1 ------> e_2, index i_2
+    r_2 = r_1 - e_2 -> level 3: nearest of m in codebook i_2 ------> e_3, z_q = e_1 + e_2 + e_3
 
 Without links each level has one codebook. With groups of linked levels the first level of each
-group has one codebook.
+group has one codebook. The same in numpy, vector by vector, as the paper writes it:
+tests/quantize/oracle.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,7 @@ from hrvqvae.config import QuantizerConfig
 from hrvqvae.distributed import GroupHandle
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
-from hrvqvae.quantize.quantized import (
-    Chosen,
-    Codes,
-    Quantized,
-    Quantizer,
-    check_codes,
-    require_finite,
-)
+from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import search
 from hrvqvae.utils.errors import NonFiniteError
 
@@ -45,8 +38,10 @@ class ResidualQuantizer(Quantizer):
     are.
 
     Level l = 0, 1, ... of a group has codebooks (m^l, m, D). Codewords change only in training
-    mode, and not while `frozen`. Everything is computed in float32, also under autocast. `group`:
-    processes that train together.
+    mode, and not while `frozen`. Everything is computed in float32, also under autocast.
+
+    Args:
+        group: processes that train together.
     """
 
     config: QuantizerConfig
@@ -59,123 +54,127 @@ class ResidualQuantizer(Quantizer):
         self.search: Callable[..., Tensor] = partial(
             search, width=config.beam, coarse_weight=config.coarse_weight
         )
-        books = nn.ModuleList()
-        for num_books, size in zip(config.num_codebooks, config.sizes, strict=True):
-            books.append(LevelCodebooks(config, num_books, size))
+        codebooks = nn.ModuleList(
+            LevelCodebooks(config, num_books, size)
+            for num_books, size in zip(config.num_codebooks, config.sizes, strict=True)
+        )
         if config.levels == 1:
-            self.codebook = books[0]  # name of the weights in all files, whose digests depend on it
+            self.codebook = codebooks[0]  # name of the weights in files, whose digests depend on it
         else:
-            self.codebooks = books
-        self.levels: list[Any] = list(books)  # LevelCodebooks, coarse first
-        levels = range(config.levels)
+            self.codebooks = codebooks
+        self.levels: list[Any] = list(codebooks)  # LevelCodebooks, coarse first
+
+        # the levels of each search
         step = config.levels if config.joint_beam else config.group_size
         self._searches = [
-            levels[first : first + step] for first in levels[::step]
-        ]  # levels of each search
+            range(first, min(first + step, config.levels))
+            for first in range(0, config.levels, step)
+        ]
 
-    def forward(
-        self, latents: Tensor, recalled: Chosen | None = None, learn: bool = True
-    ) -> Quantized:
-        """Quantize latents (B, H, W, D); in training mode and with `learn`, update the codewords.
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
-        With `recalled`, the indices and codewords of an earlier pass, there is no search. If a
-        latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is NaN.
+        If a latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is
+        NaN.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            flat = latents.reshape(-1, latents.shape[-1]).float()
-            chosen, residuals = self.descend(flat, recalled)
-            quantized, losses = self._losses(chosen, residuals)
-            indices = [index for index, _ in chosen]
-            if learn and self.training and not self.frozen:
-                update_codebooks(self.levels, residuals[:-1], indices, self.group.group)
-            straight_through = (flat + (quantized - flat).detach()).view(latents.shape)
-        return Quantized(straight_through, self._codes(indices, latents.shape[:-1]), losses, chosen)
+            z = latents.reshape(-1, latents.shape[-1]).float()
 
-    def descend(self, flat: Tensor, recalled: Chosen | None = None) -> tuple[Chosen, list[Tensor]]:
-        """Return index and codeword per level of vectors (N, D), and their residuals r_0 to r_L.
+            # "Quantization": e_l is nearest to r_(l-1), and r_l = r_(l-1) - e_l
+            indices, codewords, residuals = self.descend(z)
+
+            # "Training", loss: z_q = e_1 + ... + e_L
+            z_q, losses, level_losses = self._losses(codewords, residuals)
+
+            # "Training", moving averages
+            if self.training and not self.frozen:
+                update_codebooks(self.levels, residuals[:-1], indices, self.group.group)
+
+            straight_through = (z + (z_q - z).detach()).view(latents.shape)
+        codes = self._codes(indices, latents.shape[:-1])
+        return Quantized(straight_through, codes, losses, level_losses)
+
+    def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of each level, and the
+        residuals r_0 to r_L.
 
         Codewords carry the gradient to the codebooks, residuals the gradient to the vectors.
         """
-        residuals: list[Tensor] = [flat]
-        chosen: list[tuple[Tensor, Tensor]] = []
+        indices: list[Tensor] = []
+        codewords: list[Tensor] = []
+        residuals = [z]
         for levels in self._searches:
-            indices = (
-                self._search(residuals[-1], levels)
-                if recalled is None
-                else [recalled[i][0] for i in levels]
-            )
-            for level, index in zip(levels, indices, strict=True):
+            for level, index in zip(levels, self._search(residuals[-1], levels), strict=True):
                 codeword = self.levels[level].lookup(index)
-                if (
-                    recalled is not None
-                ):  # the value of the earlier pass, with the gradient to the codebook
-                    codeword = codeword + (recalled[level][1] - codeword).detach()
-                chosen.append((index, codeword))
+                indices.append(index)
+                codewords.append(codeword)
                 residuals.append(residuals[-1] - codeword.detach())
-        return chosen, residuals
+        return indices, codewords, residuals
 
     def _search(self, residual: Tensor, levels: range) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
+        codebooks = [level.codewords.detach() for level in self.levels]
         try:
-            searched = [self.levels[level] for level in levels]
-            books = [book.codewords.detach() for book in searched]
-            return self.search(residual.detach(), books)
-        except (
-            NonFiniteError
-        ):  # its message numbers the levels of this search: name the level of the model
-            require_finite(residual, [book.codewords for book in self.levels])
+            return self.search(residual.detach(), codebooks[levels.start : levels.stop])
+        except NonFiniteError:
+            require_finite(residual, codebooks)  # whose message names the level of the model
             raise
 
     def _losses(
-        self, chosen: Chosen, residuals: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of the codewords (N, D) and the terms of the loss (docs/method.md), summed
-        over all vectors.
+        self, codewords: Sequence[Tensor], residuals: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return z_q (N, D), the terms of the loss (docs/method.md), summed over all vectors, and
+        their sums by level (L,).
 
         Residuals carry no gradient to codewords, so the commitment of every level reaches the
         encoder alone.
         """
-        losses: dict[str, Tensor] = {}
+        z = residuals[0]
+        z_q = torch.zeros_like(z)
         betas = self.config.beta_of_levels
-        flat = residuals[0]
-        quantized = torch.zeros_like(residuals[0])
-        for level, (_, codeword) in enumerate(chosen):
-            if self.config.update == "gradient" and betas:
-                losses[f"codebook_{level + 1}"] = (
-                    (residuals[level].detach() - codeword).square().sum()
-                )
-            quantized = quantized + codeword
+        is_gradient = self.config.update == "gradient"
+        losses: dict[str, Tensor] = {}
+        level_losses = []
+        for level, codeword in enumerate(codewords):
+            before = len(losses)
+            z_q = z_q + codeword
+            if is_gradient and betas:
+                error = residuals[level].detach() - codeword
+                losses[f"codebook_{level + 1}"] = error.square().sum()
             if betas and betas[level]:
-                losses[f"commitment_{level + 1}"] = (
-                    betas[level] * residuals[level + 1].square().sum()
-                )
-        if self.config.update == "gradient":
-            losses["codebook"] = (flat.detach() - quantized).square().sum()
-        losses["commitment"] = self.config.beta * (flat - quantized.detach()).square().sum()
-        return quantized, losses
+                error = residuals[level + 1]
+                losses[f"commitment_{level + 1}"] = betas[level] * error.square().sum()
+            if level + 1 == len(codewords):
+                if is_gradient:
+                    losses["codebook"] = (z.detach() - z_q).square().sum()
+                losses["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
+            level_terms = list(losses.values())[before:]
+            level_losses.append(torch.stack(level_terms).sum() if level_terms else z.new_zeros(()))
+        return z_q, losses, torch.stack(level_losses)
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
         with torch.autocast(latents.device.type, enabled=False):
-            flat = latents.reshape(-1, latents.shape[-1]).float()
-            if len(self._searches) == 1:
-                return self._codes(list(self._search(flat, self._searches[0])), latents.shape[:-1])
-            return self._codes([index for index, _ in self.descend(flat)[0]], latents.shape[:-1])
+            z = latents.reshape(-1, latents.shape[-1]).float()
+            if len(self._searches) == 1:  # without residuals
+                indices = list(self._search(z, self._searches[0]))
+            else:
+                indices, _, _ = self.descend(z)
+        return self._codes(indices, latents.shape[:-1])
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
-        for book, index in zip(self.levels, self.codeword_indices(codes), strict=False):
-            quantized = quantized + book.lookup(index)
+        for level, index in zip(self.levels, self.codeword_indices(codes), strict=False):
+            quantized = quantized + level.lookup(index)
         return quantized
 
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []
-        for code, book in zip(codes, self.levels, strict=False):
-            indices.append(
-                code if book.num_books == 1 else book.books_below(indices[-1]) * book.size + code
-            )
+        for code, level in zip(codes, self.levels, strict=False):
+            is_linked = level.num_books > 1
+            indices.append(indices[-1] * level.size + code if is_linked else code)
         return tuple(indices)
 
     def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
@@ -210,17 +209,16 @@ class ResidualQuantizer(Quantizer):
             residual = flat
             parent = flat.new_zeros(len(flat), dtype=torch.long)
             for level in levels:
-                book = self.levels[level]
-                book.initialize(
-                    residual, parent, rng, weight, even, len(flat) < least * book.num_codewords
-                )
-                indices = self._search(
-                    flat, range(levels.start, level + 1)
-                )  # a beam may change coarser levels too
-                codewords = [
-                    self.levels[i].lookup(index) for i, index in zip(levels, indices, strict=False)
-                ]
-                residual = flat - torch.stack(codewords).sum(0)
+                codebooks = self.levels[level]
+                shared = len(flat) < least * codebooks.num_codewords
+                codebooks.initialize(residual, parent, rng, weight, even, shared)
+
+                # again from the first level: a beam may change coarser levels too
+                begun = range(levels.start, level + 1)
+                indices = self._search(flat, begun)
+                pairs = zip(self.levels[begun.start : begun.stop], indices, strict=True)
+                chosen = [coarser.lookup(index) for coarser, index in pairs]
+                residual = flat - torch.stack(chosen).sum(0)
                 parent = indices[-1]
             flat = residual
 
@@ -229,14 +227,14 @@ class ResidualQuantizer(Quantizer):
         """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how
         many moved.
         """
-        flat = latents.reshape(-1, latents.shape[-1]).float()
-        chosen, residuals = self.descend(flat)  # before any codeword moves
-        kept = flat.square().sum(1).isfinite()  # on a GPU the search refuses nothing
+        z = latents.reshape(-1, latents.shape[-1]).float()
+        indices, _, residuals = self.descend(z)  # before any codeword moves
+        kept = z.square().sum(1).isfinite()  # on a GPU the search refuses nothing
         restarted = 0
-        for level, (book, residual, (index, _)) in enumerate(
-            zip(self.levels, residuals, chosen, strict=False)
+        for level, (codebooks, residual, index) in enumerate(
+            zip(self.levels, residuals, indices, strict=False)
         ):
-            moved, source = book.restart_dead_codes(
+            moved, source = codebooks.restart_dead_codes(
                 residual[kept], index[kept], self.config.restart_below, rng
             )
             self.copy_subtrees(level, source, moved)

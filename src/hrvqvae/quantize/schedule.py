@@ -5,7 +5,6 @@ restart.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,12 +15,11 @@ from torch.optim import Optimizer
 
 from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
-from hrvqvae.quantize.quantized import Chosen
+from hrvqvae.utils.errors import InputError
 
 RESTART_SHARE = (
     0.9  # share of a training after which nothing restarts: codewords would have no time to adapt
 )
-_PENDING = 8  # most forward passes that wait for their backward pass under activation checkpointing
 
 
 class CodebookSchedule(nn.Module):
@@ -49,8 +47,8 @@ class CodebookSchedule(nn.Module):
         self.group = group or distributed.GroupHandle()
         self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
-        self._moved: dict[str, tuple[LevelCodebooks, Tensor]] = {}
-        self._pending: deque[tuple[Tensor, Chosen]] = deque(maxlen=_PENDING)
+        # codebooks, and whether each of their codewords has moved since the last `forget`
+        self._moved: list[tuple[LevelCodebooks, Tensor]] = []
         self._copy: tuple[Tensor, int, int, int] | None = (
             None  # `progress`, its version and its two values
         )
@@ -120,68 +118,50 @@ class CodebookSchedule(nn.Module):
         """Record for `forget` which codewords the block moves, and copy the codebooks of rank 0 to
         all ranks.
         """
-        books = [
-            (name, book)
-            for name, book in module.named_modules()
-            if isinstance(book, LevelCodebooks)
-        ]
-        before = [book.codewords.detach().clone() for _, book in books]
+        books = _codebooks_of(module)
+        before = [book.codewords.detach().clone() for book in books]
         yield
-        values = (value for _, book in books for value in (*book.parameters(), *book.buffers()))
+        values = (value for book in books for value in (*book.parameters(), *book.buffers()))
         distributed.broadcast((value.detach() for value in values), self.group.group)
-        for (name, book), old in zip(books, before, strict=True):
-            rows = (book.codewords.detach() != old).any(-1, keepdim=True)
-            if name in self._moved:
-                rows |= self._moved[name][1].to(rows.device)
-            self._moved[name] = (book, rows)
+        moved = [
+            (book.codewords.detach() != old).any(-1)
+            for book, old in zip(books, before, strict=True)
+        ]
+        earlier = [rows.to(new.device) for (_, rows), new in zip(self._moved, moved, strict=False)]
+        for rows, earlier_rows in zip(moved, earlier, strict=False):
+            rows |= earlier_rows
+        self._moved = list(zip(books, moved, strict=True))
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
         """Update an optimizer and an average of the module for codewords that have moved since the
         last call.
 
-        The optimizer's moments of these codewords become zero. The average copies their new values.
+        The optimizer's moments of these codewords become zero. The average, such as an
+        `AveragedModel` of the whole model or the layer in it, copies their new values.
+
+        Raises:
+            InputError: `averaged` has other codebooks than this module: a model with several
+                layers, of which each takes its own copy.
         """
-        for name, (book, moved) in self._moved.items():
-            rows = moved.to(book.codewords.device)
+        copies = [] if averaged is None else _codebooks_of(averaged)
+        shapes = [book.codewords.shape for book, _ in self._moved]
+        if self._moved and averaged is not None and [c.codewords.shape for c in copies] != shapes:
+            raise InputError(
+                f"the average has {len(copies)} levels of codebooks, this layer {len(shapes)}, or"
+                " of other shapes: give the copy of this layer in the average"
+            )
+        for book, moved in self._moved:
+            rows = moved.to(book.codewords.device).unsqueeze(-1)
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     moment.masked_fill_(rows, 0)
-            if averaged is not None:
-                average: Any = averaged.get_submodule(name)
-                for field, mask in (("codewords", rows), ("count", rows[..., 0]), ("total", rows)):
-                    if (value := getattr(average, field)) is not None:
-                        value.copy_(torch.where(mask, getattr(book, field), value))
+        for copy, (book, moved) in zip(copies, self._moved, strict=False):
+            for values, copied in zip(_averages_of(book), _averages_of(copy), strict=True):
+                rows = moved.to(values.device).view(*moved.shape, *[1] * (values.ndim - 2))
+                copied.copy_(torch.where(rows, values, copied))
         self._moved.clear()
-
-    def remember(self, vectors: Tensor, chosen: Chosen) -> None:
-        """Keep the codewords of vectors (N, D) if activation checkpointing will repeat this pass
-        after the update.
-        """
-        non_reentrant = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        if (
-            non_reentrant or not torch.is_grad_enabled()
-        ):  # the two kinds of activation checkpointing
-            self._pending.append(
-                (
-                    vectors.detach().sum(0),
-                    [(index, codeword.detach()) for index, codeword in chosen],
-                )
-            )
-
-    def recall(self, vectors: Tensor) -> Chosen | None:
-        """Return, once, what `remember` kept for vectors (N, D)."""
-        total = vectors.detach().sum(0)
-        for position, (pending_total, chosen) in reversed(
-            list(enumerate(self._pending))
-        ):  # the order of backward
-            if len(chosen[0][0]) == len(vectors) and (
-                len(self._pending) == 1 or torch.equal(total, pending_total)
-            ):
-                del self._pending[position]
-                return chosen
-        return None
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Give `waiting` the shape that it has in the state, and load."""
@@ -195,4 +175,13 @@ class CodebookSchedule(nn.Module):
         """Leave out what belongs to this module alone. In an average, `_copy` would miss new values
         of `progress`.
         """
-        return {**self.__dict__, "_copy": None, "_pending": deque(maxlen=_PENDING), "_moved": {}}
+        return {**self.__dict__, "_copy": None, "_moved": []}
+
+
+def _codebooks_of(module: nn.Module) -> list[LevelCodebooks]:
+    return [book for book in module.modules() if isinstance(book, LevelCodebooks)]
+
+
+def _averages_of(book: LevelCodebooks) -> list[Tensor]:
+    values = (book.codewords, book.count, book.total)
+    return [value for value in values if value is not None]
