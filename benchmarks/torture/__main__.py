@@ -2,7 +2,7 @@
 comes of it.
 
 python -m benchmarks.torture --minutes 30 --seed 0, or make torture MINUTES=30. A case is named by
-the seed, by what is tried and by a number; --case "archive 17" runs it again and tells what
+the seed, by what is tried and by a number; --case "zip 17" runs it again and tells what
 happens. Exit code 1 where something is wrong.
 
 A reader may refuse a file in words (InputError, OSError), or read what is whole in it and say so.
@@ -258,10 +258,10 @@ def prepare(ground: Path) -> None:
         if name == "train":
             shutil.copytree(ground / "run", ground / "start" / "run")
     (ground / "run").rename(ground / "trained")
-    (ground / "archive").mkdir()
-    for name in ("compress", "compress to an archive", "tokenize", "compare"):
+    (ground / "zips").mkdir()
+    for name in ("compress", "compress to a zip", "tokenize", "compare"):
         _run(name, ground)
-    shutil.copy(ground / "x.hrva", ground / "archive")
+    shutil.copy(ground / "x.zip", ground / "zips")
     _run("decompress", ground)  # what is compiled now is not compiled in a case
     shutil.rmtree(ground / "images")
     parts = {

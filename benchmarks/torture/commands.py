@@ -65,9 +65,8 @@ COMMANDS = {
     "fit-entropy-model": Command("fit-entropy-model {box}/run --effort 0.02", ("run",)),
     "export": Command("export {ground}/trained {box}/exported"),
     "compress": Command("compress {model} {ground}/pictures -o {box}/codes"),
-    "compress to an archive": Command("compress {model} {ground}/pictures -o {box}/x.hrva"),
-    "decompress": Command("decompress {ground}/archive/x.hrva -o {box}/images"),
-    "salvage": Command("salvage {ground}/archive/x.hrva {box}/y.hrva"),
+    "compress to a zip": Command("compress {model} {ground}/pictures -o {box}/x.zip"),
+    "decompress": Command("decompress {ground}/zips/x.zip -o {box}/images"),
     "tokenize": Command(
         "tokenize {model} {ground}/pictures {box}/shards --shard-size 5 --workers 0"
     ),
@@ -176,11 +175,7 @@ class Box:
 
 def _files(folder: Path) -> dict[Path, str]:
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {
-        path.relative_to(folder): digest(path.read_bytes())
-        for path in paths
-        if path.suffix != ".damaged"
-    }
+    return {path.relative_to(folder): digest(path.read_bytes()) for path in paths}
 
 
 def _size(folder: Path) -> int:

@@ -30,7 +30,7 @@ from hrvqvae.checkpoints import codemaps, export, storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.comparison import report
 from hrvqvae.comparison.folder import Folder
-from hrvqvae.compression import archive, hrv
+from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.config import DataConfig, to_dict
 from hrvqvae.config.parsing import from_file
@@ -393,39 +393,11 @@ def _of_maps(path: Path) -> Parts | None:
     return None if found is None else {"": digest([found.levels, found.labels, found.classes])}
 
 
-def _of_archive(path: Path) -> Parts:
-    opened = archive.open_archive(path)
-    images = opened.read(range(len(opened.entries)))
-    found = {
-        name: digest(one.codes)
-        for name, one in zip(opened.names, images, strict=True)
-        if not one.fault
-    }
-    return found | (
-        {"told": "yes"} if opened.damaged or opened.left_over or len(found) < len(images) else {}
-    )
-
-
-def _archive_opened(content: bytes) -> bytes:
-    place = content.index(b"HRVB")
-    length = int.from_bytes(content[place + 8 : place + 12], "little")
-    return content[place + 4 : place + 16] + zlib.decompress(
-        content[place + 20 : place + 20 + length]
-    )
-
-
-def _archive_sealed(content: bytes, plain: bytes) -> bytes:
-    place = content.index(b"HRVB")
-    index = zlib.compress(plain[12:])
-    rest = place + 20 + int.from_bytes(content[place + 8 : place + 12], "little")
-    head = b"HRVB" + plain[:4] + len(index).to_bytes(4, "little") + plain[8:12]
-    return (
-        content[:place]
-        + head
-        + zlib.crc32(head + index).to_bytes(4, "little")
-        + index
-        + content[rest:]
-    )
+def _of_zip(path: Path) -> Parts:
+    found = Parts()
+    for name, content in zips.read_zip(path):
+        found["told" if content is None else name] = digest(content)
+    return found
 
 
 @cache
@@ -498,10 +470,7 @@ READERS = {
         sealed=_tables_sealed,
     ),
     "code maps": Reader("maps", _of_maps, check=128),
-    "archive": Reader("archive", _of_archive, check=8),
-    "sealed archive": Reader(
-        "archive", _of_archive, opened=_archive_opened, sealed=_archive_sealed
-    ),
+    "zip": Reader("zips", _of_zip, check=32),
     "file of codes": Reader("codes", _of_file, ("**/*.hrv",), 8),
     "shards of codes": Reader("shards", _of_shards, ("[!.]*",)),
     "tar": Reader("tars", _of_images, ("*.tar",)),

@@ -1,345 +1,384 @@
-"""Compress image files to files of codes (.hrv) or archives (.hrva), and decompress both to PNG."""
+"""Compress image files to files of codes (.hrv) or a zip of them, and decompress both to PNG."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hrvqvae.compression import archive, hrv
-from hrvqvae.compression.archive import Archive
+from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.hrv import ImageCodes
-from hrvqvae.compression.images import decode_images, flat_codes
+from hrvqvae.compression.images import decode_images
+from hrvqvae.config import to_dict
 from hrvqvae.data import images as image_formats
-from hrvqvae.data.batches import chunk_by_size
 from hrvqvae.data.images import (
     BrokenImageError,
     OpenImage,
     decode_image,
     note_conversions,
+    remove_image_suffix,
     to_pil,
     write_image,
 )
 from hrvqvae.data.loading import is_shard_path, open_whole
+from hrvqvae.data.sources import Source
 from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
-from hrvqvae.model import Model
+from hrvqvae.model import Model, find_makers
 from hrvqvae.utils.errors import DamagedFileError, InputError
-from hrvqvae.utils.outputs import Outputs, safe_name, write_output
+from hrvqvae.utils.grouping import chunk_by_size
+from hrvqvae.utils.outputs import Outputs, check_output, write_output
 from hrvqvae.utils.progress import note, tracked
 from hrvqvae.utils.quantities import counted
 
-# limits of a batch, which is one block of an archive
+# limits of a batch
 _BATCH_IMAGES = 1024
 _BATCH_PIXELS = 1 << 26
-# Per name of the output: the place of the image, for messages, and a function that opens the image.
-_ImagesByName = dict[str, tuple[str, OpenImage]]
+_UNFINISHED = ".unfinished"  # in a folder of files: a digest of the call that has not ended yet
+
+
+class _NamedImage(NamedTuple):
+    name: str  # of its file of codes
+    where: str  # for messages
+    open: OpenImage
 
 
 @dataclass
 class CompressionOutcome:
-    """The outcome of `compress_files`."""
+    """The outcome of `compress_images`."""
 
     lost: dict[str, str]  # per image, by its place: what conversion to the model's channels lost
-    bytes: int = 0  # total size of the files, or growth of the archive
+    bytes: int = 0  # total size of the files
     pixels: int = 0  # size of the uncompressed images in bytes
 
 
-def _find_images(paths: Sequence[Path]) -> _ImagesByName:
-    """Return all images of files, folders, lists, tars, Parquet files and arrays. Two images must
-    not share a name.
+def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
+    """Return all images of files, folders, lists, tars, Parquet files and arrays.
+
+    Names keep their endings where they would be equal without: 0.jpg and 0.png. Raises InputError
+    if two images have the same name even so.
     """
-    images: _ImagesByName = {}
+    images = list[_NamedImage]()
+    files = set[str]()  # a file may be given twice, a tar must not have a name twice
     for path in paths:
+        zips.is_zip(path)  # refuses archives of version 1.0.0
         suffix = path.suffix.lower()
         is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
         is_collection = path.is_dir() or suffix in LIST_SUFFIXES or is_shards
-        source = (
-            open_whole(path, labels=False)
-            if is_collection
-            else FolderSource(path.parent, [path.name])
-        )
+        source: Source = FolderSource(path.parent, [path.name])
+        if is_collection:
+            source = open_whole(path, labels=False)
         if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(
                 f"{path} is read as a list of images, and {source.where(0)} in it is no file"
             )
         for row in range(len(source)):
-            name = image_formats.remove_image_suffix(source.name(row))
             where = source.where(row)
-            earlier, _ = images.get(name, (where, None))  # a file may be given twice, a tar may not
-            if earlier != where or (name in images and not isinstance(source, FolderSource)):
-                raise InputError(
-                    f"{earlier} and {where} would both be named {name}; compress them apart"
-                )
-            images[name] = where, partial(source.open, row)
-    return images
+            if where in files and isinstance(source, FolderSource):
+                continue
+            files.add(where)
+            images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
+
+    counts = Counter(remove_image_suffix(image.name) for image in images)
+    by_name = dict[str, _NamedImage]()
+    for image in images:
+        stem = remove_image_suffix(image.name)
+        name = stem if counts[stem] == 1 else image.name
+        if name in by_name:
+            earlier = by_name[name].where
+            raise InputError(
+                f"{earlier} and {image.where} would both be named {name}; compress them apart"
+            )
+        by_name[name] = image._replace(name=name)
+    return list(by_name.values())
 
 
 def _read_batches(
-    model: Model, images: _ImagesByName, outcome: CompressionOutcome, skip: bool
-) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield batches of (name, image) within both limits. With `skip`, broken images are left out
-    with a notice.
+    model: Model, images: Sequence[_NamedImage], outcome: CompressionOutcome, skip: bool
+) -> Iterator[list[tuple[_NamedImage, Tensor]]]:
+    """Yield batches of images within both limits. With `skip`, broken images are left out with a
+    notice.
     """
     channels = model.autoencoder.channels
     max_pixels = model.config.data.max_pixels
 
-    def read_images() -> Iterator[tuple[str, Tensor]]:
-        for name, (where, open_image) in images.items():
+    def read_images() -> Iterator[tuple[_NamedImage, Tensor]]:
+        for image in images:
             try:
-                pixels, lost = decode_image(open_image, channels, max_pixels, name=where)
+                pixels, lost = decode_image(image.open, channels, max_pixels, name=image.where)
             except BrokenImageError as error:
                 if not skip:
-                    again = " --force, which writes all files again" if outcome.bytes else ""
-                    raise InputError(
-                        f"{error}; leave such images out with --on-error skip{again}"
-                    ) from error
+                    advice = "leave such images out with --on-error skip"
+                    raise InputError(f"{error}; {advice}") from error
                 note(f"{error}; left out")
                 continue
-            outcome.lost[where] = lost
+            outcome.lost[image.where] = lost
             outcome.pixels += pixels.size
-            yield name, torch.from_numpy(pixels)
+            yield image, torch.from_numpy(pixels)
 
-    size = lambda pair: max(math.prod(pair[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)  # noqa: E731
+    def size(pair: tuple[_NamedImage, Tensor]) -> int:
+        return max(math.prod(pair[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)
+
     return tracked(chunk_by_size(read_images(), size, _BATCH_PIXELS), "compress", len(images), len)
 
 
-def compress_files(
+def compress_images(
     model: Model,
     paths: Sequence[Path],
     out: Path,
-    levels: int | None = None,
-    max_bytes: int | None = None,
-    lmbda: float | None = None,
     *,
     force: bool = False,
     skip: bool = False,
+    **options: Any,
 ) -> CompressionOutcome:
-    """Compress image files. Report images that lost something by conversion, or that the archive
-    has already.
+    """Compress image files. Report images that lost something by conversion.
+
+    An interrupted call that writes into a folder goes on when it is repeated.
 
     Args:
         paths: Image files, folders and lists of them (.txt), tars, Parquet files and arrays.
-        out: X.hrv for one image; X.hrva, an archive to append to; otherwise a folder, for one file
-        per image. levels, max_bytes, lmbda: As for `Model.compress`.
+        out: X.hrv for one image; X.zip; otherwise a folder, for one file per image.
         skip: Leave out images that can't be read, with a notice per image.
+        options: levels, max_bytes and lmbda, as for `Model.compress`.
 
-    Raises InputError as `Model.compress` does, or if an image can't be read, a file exists or `out`
-    can't be written.
+    Raises InputError as `Model.compress` does, or if an image can't be read, a file exists, `out`
+    can't be written, or holds files of another interrupted call.
     """
-    model.autoencoder.check_levels(levels)
-    outputs = Outputs(out, [hrv.SUFFIX, archive.SUFFIX], force=force, inputs=paths)
+    model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
-    outcome = CompressionOutcome({})
-    batches = _read_batches(model, images, outcome, skip)
-    if archive.is_archive(out):
-        if force:
-            raise InputError(
-                f"{out} is an archive, and images are appended to it: leave out --force"
-            )
-        if max_bytes is not None:
-            raise InputError(
-                "images of one call have the same levels in an archive: say how many instead of how"
-                " many bytes"
-            )
-        _append(model, batches, out, levels, lmbda, outcome)
+    if zips.is_zip(out):
+        output = _open_zip(out, images, paths, force)
     else:
-        targets = {name: outputs.reserve(name, hrv.SUFFIX) for name in images}
-        for batch in batches:
-            sources = [images[name][0] for name, _ in batch]
-            files = model.compress([image for _, image in batch], levels, max_bytes, lmbda, sources)
-            for (name, _), content in zip(batch, files, strict=True):
-                write_output(targets[name], content)
+        output = _open_files(out, images, paths, force, _digest_call(model, paths, options))
+    outcome = CompressionOutcome({})
+    with output as (write, remaining):
+        for batch in _read_batches(model, remaining, outcome, skip):
+            places = [image.where for image, _ in batch]
+            files = model.compress([pixels for _, pixels in batch], names=places, **options)
+            for (image, _), content in zip(batch, files, strict=True):
+                write(image.name, content)
                 outcome.bytes += len(content)
-    if not outcome.lost:
-        raise InputError("no image could be read")
+        if remaining and not outcome.lost:
+            raise InputError("no image could be read")
     note_conversions(outcome.lost)
     return outcome
 
 
-def _append(
-    model: Model,
-    batches: Iterator[list[tuple[str, Tensor]]],
-    path: Path,
-    levels: int | None,
-    lmbda: float | None,
-    outcome: CompressionOutcome,
-) -> None:
-    encode = model.encoder(lmbda, levels)
-    used_levels = model.autoencoder.check_levels(levels)
-    appended = 0
-    old_size = path.stat().st_size if path.exists() else 0
-    first_batch = next(batches, [])  # so that no empty archive is written
-    if not first_batch:
-        return
-    model.run.keep_state()
-    with archive.appending(path, model.entropy_model) as writer:
-        if writer.set_aside:
-            left_over = counted(writer.archive.left_over, "byte")
-            old_size -= writer.archive.left_over
-            note(
-                f"{path} ended with {left_over} of an unfinished block, moved to {writer.set_aside}"
-            )
-        for batch in chain([first_batch], batches):
-            codes = [flat_codes(encode(image[None].to(model.device)))[0] for _, image in batch]
-            sizes = [(image.shape[-2], image.shape[-1]) for _, image in batch]
-            appended += writer.append(
-                codes, sizes, [_archived_name(name) for name, _ in batch], used_levels
-            )
-    if appended < len(outcome.lost):
-        note(
-            f"{path} had {len(outcome.lost) - appended} of {counted(len(outcome.lost), 'image')}"
-            " already"
-        )
-    outcome.bytes = path.stat().st_size - old_size
+_Output = Iterator[tuple[zips.Write, Sequence[_NamedImage]]]
+"""Yields a function that writes the file of an image, and the images that have no file yet."""
 
 
-def _archived_name(name: str) -> str:
-    """Return the name that an archive stores: `name` with bytes that are not UTF-8 escaped, or a
-    short safe name.
+@contextmanager
+def _open_zip(
+    out: Path, images: Sequence[_NamedImage], paths: Sequence[Path], force: bool
+) -> _Output:
+    check_output(out, force=force, inputs=paths)
+    outputs = Outputs(out)  # names that differ and are safe on every system
+    names = dict[str, str]()
+    for image in images:
+        path = outputs.reserve(image.name, hrv.SUFFIX)
+        names[image.name] = path.relative_to(out).as_posix()
+    with zips.create_zip(out) as write:
+        yield lambda name, content: write(names[name], content), images
+
+
+@contextmanager
+def _open_files(
+    out: Path, images: Sequence[_NamedImage], paths: Sequence[Path], force: bool, call: str
+) -> _Output:
+    """Write one file, or files into a folder. `call` is marked as unfinished there, until all files
+    are written.
     """
-    encoded = name.encode(errors="backslashreplace")
-    return encoded.decode() if len(encoded) <= archive.MOST_NAME else safe_name(name)
+    mark = out / _UNFINISHED
+    goes_on = mark.is_file() and not force
+    if goes_on and mark.read_text() != call:
+        raise InputError(
+            f"{out} holds files of an interrupted call, by another model, of other images or with"
+            " other options; choose another folder, or write all files with --force"
+        )
+    suffixes = [hrv.SUFFIX, zips.SUFFIX]
+    outputs = Outputs(out, suffixes, force=force or goes_on, inputs=paths)
+    targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
+    remaining = images
+    if goes_on:
+        remaining = [image for image in images if not targets[image.name].exists()]
+        num_written = len(images) - len(remaining)
+        note(f"{out}: an interrupted call wrote {num_written} of {counted(len(images), 'file')}")
+    if force and out.is_dir():
+        mark.unlink(missing_ok=True)
+
+    def write(name: str, content: bytes) -> None:
+        if not force and targets[name] != out and not mark.exists():
+            write_output(mark, call.encode())
+        write_output(targets[name], content)
+
+    yield write, remaining
+    if out.is_dir():
+        mark.unlink(missing_ok=True)
+
+
+def _digest_call(model: Model, paths: Sequence[Path], options: dict[str, Any]) -> str:
+    """Return a digest of all that decides the content of files, but not of the images."""
+    inputs = [str(path.resolve()) for path in paths]
+    settings = to_dict(model.config.model)  # with the beam
+    state = hashlib.blake2b(model.entropy_model.content, digest_size=16)
+    state.update(repr((settings, sorted(options.items()), inputs)).encode(errors="replace"))
+    return state.hexdigest()
+
+
+class _CodeFile(NamedTuple):
+    place: str  # for messages
+    name: str  # of its image
+    content: bytes | None  # None for a damaged entry of a zip
 
 
 class _Job(NamedTuple):
-    """A file to decompress, and the PNG to write per image, by the index of the image in the
-    file.
-    """
+    """What is known of a file before it is decoded."""
 
-    model: Model
-    path: Path
-    archive: Archive | None  # None for an .hrv
-    targets: dict[int, Path]
+    maker: Model
+    pixels: int
+    target: Path
 
 
-def list_files_of_codes(paths: Iterable[Path]) -> list[tuple[Path, str]]:
-    """Return the files of codes and archives at paths and in folders, each with the name that its
-    image gets.
-
-    Raises InputError if a folder has none.
+def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+    """Return the files of codes and zips at paths and in folders, each with the name that its image
+    gets. Raises InputError if a folder has none.
     """
     files = list[tuple[Path, str]]()
     for path in paths:
         if not path.is_dir():
             files.append((path, path.stem))
             continue
-        names = sorted(find_names(path, (".hrv", ".hrva")))
+        names = sorted(find_names(path, (hrv.SUFFIX, zips.SUFFIX)))
         if not names:
-            raise InputError(f"{path} has neither files of codes (.hrv) nor archives (.hrva)")
+            raise InputError(f"{path} has neither files of codes (.hrv) nor zips of them")
         files += [(path / name, name.rpartition(".")[0]) for name in names]
     return files
 
 
+def _read_files(paths: Iterable[tuple[Path, str]], names: Sequence[str]) -> Iterator[_CodeFile]:
+    """Yield the files of codes at paths and in zips, one at a time; with `names` only these."""
+    for path, name in paths:
+        if not zips.is_zip(path):
+            if not names or name in names:
+                yield _CodeFile(str(path), name, path.read_bytes())
+            continue
+        for entry, content in zips.read_zip(path):
+            name = entry.removesuffix(hrv.SUFFIX)
+            if not names or name in names:
+                yield _CodeFile(f"{path}: {entry}", name, content)
+
+
 def decompress_files(
-    models: Sequence[Model],
-    files: Sequence[tuple[Path, str]],
+    paths: Sequence[Path],
     out: Path,
+    model: str | None = None,
     levels: int | None = None,
     names: Sequence[str] = (),
     *,
     force: bool = False,
 ) -> int:
-    """Decompress files of codes and archives to PNG, and return the number of images.
+    """Decompress files of codes to PNG, and return the number of images.
 
     Args:
-        models: The model that made each file.
-        files: As `list_files_of_codes` returns them.
+        paths: Files of codes, zips of them, or folders of both.
         out: Y.png for one image, else a folder.
+        model: The run that made the files (default: the models inside the package).
         levels: Largest number of levels to use (default: all).
-        names: Images of archives to write (default: all).
+        names: Names of the images to write (default: all).
 
     Raises:
         InputError: Another model made a file, a name is unknown, an image exists already, or `out`
             can't be written.
-        DamagedFileError: A file is damaged. Its undamaged images and levels are decompressed first.
+        DamagedFileError: A file is damaged. Undamaged files and levels are decompressed first.
     """
-    for model in models:
-        model.autoencoder.check_levels(levels)
-    outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in files])
-    jobs = [
-        _make_job(model, *file, outputs, names) for model, file in zip(models, files, strict=True)
-    ]
+    listed = _list_paths(paths)
+    outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in listed])
+
+    # find what can be read, and who made it, before anything is written
     faults = list[str]()
-    count = 0
-    images = (pair for job in jobs for pair in _decode_job(job, levels, faults))
-    for target, image in tracked(
-        images, "decompress", sum(len(job.targets) for job in jobs), lambda _: 1
+    headers = dict[int, tuple[_CodeFile, hrv.Header]]()
+    unknown = set(names)
+    for index, file in enumerate(_read_files(listed, names)):
+        unknown.discard(file.name)
+        if file.content is None:
+            faults.append(f"{file.place} is damaged")
+            continue
+        try:
+            header = hrv.read_header(file.content, file.place)
+        except DamagedFileError as error:
+            faults.append(str(error))
+            continue
+        headers[index] = file._replace(content=b""), header
+    if unknown:
+        raise InputError(f"no file of codes is named {min(unknown)!r}")
+    marks = [(file.place, header.fingerprint) for file, header in headers.values()]
+    jobs = dict[int, _Job]()
+    for (index, (file, header)), maker in zip(
+        headers.items(), find_makers(marks, model), strict=True
     ):
+        maker.autoencoder.check_levels(levels)
+        jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(file.name, ".png"))
+
+    count = 0
+    pairs = (
+        (jobs[index], file)
+        for index, file in enumerate(_read_files(listed, names))
+        if index in jobs
+    )
+    chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.TOGETHER)
+    images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
+    for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
         write_image(to_pil(image), target)
         count += 1
     for fault in faults[:-1]:
         note(fault)
     if faults:
-        raise DamagedFileError(
-            f"{faults[-1]}; {counted(count, 'image')} written" if count else faults[-1]
-        )
+        written = f"; {counted(count, 'image')} written" if count else ""
+        raise DamagedFileError(f"{faults[-1]}{written}")
     return count
 
 
-def _make_job(model: Model, path: Path, name: str, outputs: Outputs, names: Sequence[str]) -> _Job:
-    if not archive.is_archive(path):
-        if names:
-            raise InputError(
-                f"{path} is no archive (.hrva), whose images have names; leave --names out"
-            )
-        return _Job(model, path, None, {0: outputs.reserve(name, ".png")})
-    opened = archive.open_archive(path)
-    if opened.entropy_model.model != model.entropy_model.model:
-        raise InputError(
-            f"{path} was made by {opened.entropy_model.name} (weights"
-            f" {opened.entropy_model.model[:12]}), not by {model.entropy_model.name}"
-            f" ({model.entropy_model.model[:12]})"
-        )
-    indices = (
-        dict.fromkeys(opened.find(names)) if names else range(len(opened.entries))
-    )  # each image once
-    return _Job(
-        model,
-        path,
-        opened,
-        {index: outputs.reserve(opened.names[index], ".png") for index in indices},
-    )
-
-
-def _decode_job(job: _Job, levels: int | None, faults: list[str]) -> Iterator[tuple[Path, Tensor]]:
+def _decode_files(
+    pairs: Sequence[tuple[_Job, _CodeFile]], levels: int | None, faults: list[str]
+) -> Iterator[tuple[Path, Tensor]]:
     """Yield each target with the image to write; append messages about damage to `faults`."""
-    opened = job.archive
-    model = job.model
-    max_pixels = job.model.config.data.max_pixels
-    faults += [f"{job.path}: {line}" for line in opened.damage] if opened else []
-    count_pixels = lambda index: math.prod(opened.entries[index].size) if opened else 0  # noqa: E731
-    for group in chunk_by_size(job.targets, count_pixels, hrv.TOGETHER):
-        if opened:
-            images_codes = opened.read(group, levels, max_pixels)
-        else:
-            name = str(job.path)
-            content = job.path.read_bytes()
-            try:
-                images_codes = hrv.read(model.entropy_model, [content], levels, [name], max_pixels)
-            except DamagedFileError as error:
-                images_codes = [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{name} "))]
-        decodable = list[tuple[Path, ImageCodes]]()
-        for index, codes in zip(group, images_codes, strict=True):
-            name = f"{job.path}: image {opened.names[index]}" if opened else str(job.path)
-            if (
-                len(codes.codes) < model.autoencoder.prefixes[0]
-            ):  # the smallest number of levels that it decodes
-                faults.append(f"{name}: {codes.fault or 'it ends too early'}")
+    for maker in dict.fromkeys(job.maker for job, _ in pairs):
+        made = [(job, file) for job, file in pairs if job.maker is maker]
+        targets = list[Path]()
+        decodable = list[ImageCodes]()
+        all_codes = _read_codes(maker, [file for _, file in made], levels)
+        for (job, file), codes in zip(made, all_codes, strict=True):
+            num_whole = len(codes.codes)
+            if num_whole < maker.autoencoder.prefixes[0]:  # the fewest levels that it decodes
+                faults.append(f"{file.place}: {codes.fault or 'it ends too early'}")
                 continue
             if codes.fault:
-                faults.append(
-                    f"{name}: {codes.fault}; decoded from"
-                    f" {counted(len(codes.codes), 'whole level')}"
-                )
-            decodable.append((job.targets[index], codes))
-        images = decode_images(
-            model.autoencoder, [codes for _, codes in decodable], model.device, levels
-        )
-        yield from zip((target for target, _ in decodable), images, strict=True)
+                levels_used = counted(num_whole, "whole level")
+                faults.append(f"{file.place}: {codes.fault}; decoded from {levels_used}")
+            targets.append(job.target)
+            decodable.append(codes)
+        images = decode_images(maker.autoencoder, decodable, maker.device, levels)
+        yield from zip(targets, images, strict=True)
+
+
+def _read_codes(model: Model, files: Sequence[_CodeFile], levels: int | None) -> list[ImageCodes]:
+    """Return the codes of files; those of a file that is refused have only a fault."""
+    contents = [file.content or b"" for file in files]
+    places = [file.place for file in files]
+    max_pixels = model.config.data.max_pixels
+    try:
+        return hrv.read(model.entropy_model, contents, levels, places, max_pixels)
+    except InputError as error:  # of one of the files
+        if len(files) == 1:
+            fault = str(error).removeprefix(f"{places[0]} ")
+            return [ImageCodes((0, 0), (), fault=fault)]
+    return [codes for file in files for codes in _read_codes(model, [file], levels)]

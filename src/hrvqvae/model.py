@@ -18,9 +18,8 @@ from hrvqvae.checkpoints.export import export, push_run
 from hrvqvae.checkpoints.folder import is_hub_name, list_models, run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import hrv
-from hrvqvae.compression import images as compression
-from hrvqvae.compression.archive import is_archive, open_archive
 from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Grid
 from hrvqvae.models.base import pad_to_grid, to_unit_images
@@ -29,7 +28,7 @@ from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.device import resolve_device
+from hrvqvae.utils.device import exact_float32, resolve_device
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
@@ -147,12 +146,12 @@ class Model:
         `levels` count.
         """
         if lmbda is None:
-            return self.autoencoder.encode
+            return exact_float32()(self.autoencoder.encode)
         if not 0 <= lmbda <= 1e6:
             raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
         num_levels = self.autoencoder.check_levels(levels)
         search = RateDistortion(self.autoencoder, self.entropy_model, num_levels)
-        return lambda images: search.encode(images, lmbda)[0]
+        return exact_float32()(lambda images: search.encode(images, lmbda)[0])
 
     @torch.no_grad()
     def decode(
@@ -205,7 +204,7 @@ class Model:
         self.run.keep_state()  # the files stay readable after further training
         model = self.autoencoder
         entropy_model = self.entropy_model
-        return compression.compress(
+        return make_files(
             model, entropy_model, images, self.device, levels, max_bytes, encode, names
         )
 
@@ -228,36 +227,31 @@ class Model:
         self.autoencoder.check_levels(levels)
         images = dict[int, Tensor]()
         max_pixels = max_pixels or self.config.data.max_pixels
-        makers = [self.maker_of(content) for content in files]
+        headers = [
+            hrv.read_header(content, f"file {number}", max_pixels)
+            for number, content in enumerate(files, start=1)
+        ]
+        makers = [self.find_maker(header.fingerprint) for header in headers]
         for maker in dict.fromkeys(makers):
             indices = [index for index, model in enumerate(makers) if model is maker]
             contents = [files[index] for index in indices]
             names = [f"file {index + 1}" for index in indices]
             codes = hrv.read(maker.entropy_model, contents, levels, names, max_pixels)
-            decoded = compression.decode_images(
-                maker.autoencoder, codes, self.device, levels, names
-            )
+            decoded = decode_images(maker.autoencoder, codes, self.device, levels, names)
             images |= zip(indices, decoded, strict=True)
         return [images[index] for index in range(len(files))]
 
-    def maker_of(self, file: Path | bytes) -> Model:
-        """Return the model that made a file of codes: this model, or an earlier state that its run
-        has kept.
+    def find_maker(self, fingerprint: bytes) -> Model:
+        """Return the model that made the files of codes with a fingerprint: an earlier state that
+        the run has kept, otherwise this model.
         """
-        with suppress(InputError):  # an error is reported when the file is read
-            mark = (
-                _read_mark(file)[0]
-                if isinstance(file, Path)
-                else hrv.read_header(bytes(file)).fingerprint
-            )
-            if mark not in self._makers and (
-                run := _find_writer((self.run, *self.run.earlier_states()), mark)
-            ):
-                self._makers[mark] = (
-                    self if run is self.run else self._earlier_state(run.folder.path)
-                )
-            return self._makers.get(mark, self)
-        return self
+        if fingerprint not in self._makers:
+            self._makers[fingerprint] = self
+            with suppress(InputError):  # a state that can't be read
+                run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
+                if run not in (None, self.run):
+                    self._makers[fingerprint] = self._earlier_state(run.folder.path)
+        return self._makers[fingerprint]
 
     def _earlier_state(self, path: Path) -> Model:
         return self._earlier_states.get(path) or self._earlier_states.setdefault(
@@ -476,39 +470,30 @@ def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model
     return Model(run, device, beam)
 
 
-def models_of_files(paths: Sequence[Path], name: str | None) -> list[Model]:
+def find_makers(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Model]:
     """Return the model that made each file of codes: a state of the run `name`, or by default a
     model of the package.
 
-    Raises InputError if no model inside the package made a file.
+    `files` are pairs of a place, for messages, and the fingerprint of a file. Raises InputError if
+    no model inside the package made a file.
     """
     if name is not None:
         model = Model(name)
-        return [model.maker_of(path) for path in paths]
+        return [model.find_maker(fingerprint) for _, fingerprint in files]
     runs = [Run(shipped) for shipped in list_models()]
     load_once = cache(Model)
     find_writer = cache(partial(_find_writer, runs))
     models = []
-    for path in paths:
-        mark, maker = _read_mark(path)
-        run = find_writer(mark)
+    for place, fingerprint in files:
+        run = find_writer(fingerprint)
         if run is None:
             raise InputError(
-                f"{path} was made by {maker}, which is not inside the package: name it with"
-                " --model RUN"
+                f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file"
+                " is damaged), which is not inside the package: name it with --model RUN"
             )
         models.append(load_once(str(run)))
     return models
 
 
-def _find_writer(runs: Iterable[Run], mark: bytes) -> Run | None:
-    return next((run for run in runs if run.wrote(mark)), None)
-
-
-def _read_mark(path: Path) -> tuple[bytes, str]:
-    """Return the mark (see `Run.wrote`) and the name of the model that made a file of codes."""
-    if is_archive(path):
-        made_by = open_archive(path).entropy_model
-        return bytes.fromhex(made_by.model), f"{made_by.name} (weights {made_by.model[:12]})"
-    mark = hrv.read_header(path.read_bytes(), str(path)).fingerprint
-    return mark, f"a model whose fingerprint is {mark.hex()} (or the file is damaged)"
+def _find_writer(runs: Iterable[Run], fingerprint: bytes) -> Run | None:
+    return next((run for run in runs if run.wrote(fingerprint)), None)

@@ -282,18 +282,11 @@ class Run:
                 ) from error
         return options
 
-    def wrote(self, mark: bytes) -> bool:
-        """Return whether this run wrote a file with this mark: the fingerprint in an .hrv, the
-        digest in an .hrva.
-        """
+    def wrote(self, fingerprint: bytes) -> bool:
+        """Return whether this run wrote files of codes with this fingerprint."""
         with suppress(InputError):
             entropy_model = self.entropy_model.load()
-            marks = (
-                bytes.fromhex(entropy_model.model),
-                entropy_model.fingerprint,
-                entropy_model.bare.fingerprint,
-            )
-            return mark in marks
+            return fingerprint in (entropy_model.fingerprint, entropy_model.bare.fingerprint)
         return False
 
     def earlier_states(self) -> list[Run]:

@@ -38,7 +38,6 @@ GROUPS = {
         "compress",
         "decompress",
         "inspect",
-        "salvage",
         "fit-entropy-model",
         "tokenize",
         "detokenize",

@@ -23,26 +23,26 @@ from hrvqvae.utils.quantities import counted
 
 
 def _compress(arguments: Arguments) -> int:
-    from hrvqvae.image_files import compress_files
+    from hrvqvae.image_files import compress_images
     from hrvqvae.model import Model
 
     model = Model(arguments.model, arguments.device, arguments.beam)
-    written = compress_files(
+    written = compress_images(
         model,
         arguments.images,
         arguments.out,
-        arguments.levels,
-        arguments.bytes,
-        arguments.lmbda,
         force=arguments.force,
         skip=arguments.on_error == "skip",
+        levels=arguments.levels,
+        max_bytes=arguments.bytes,
+        lmbda=arguments.lmbda,
     )
-    # `lost` has an entry for each image
-    count = len(written.lost)
-    size = counted(written.bytes, "byte")
-    mean = written.bytes / count
-    share = written.bytes / written.pixels
-    print(f"{counted(count, 'image')}, {size}, {mean:.1f} per image: {share:.2%} of the pixels")
+    count = len(written.lost)  # which has an entry per image
+    if count:  # an interrupted call may have left nothing to do
+        mean = written.bytes / count
+        share = written.bytes / written.pixels
+        totals = f"{counted(count, 'image')}, {counted(written.bytes, 'byte')}"
+        print(f"{totals}, {mean:.1f} per image: {share:.2%} of the pixels")
     if not model.entropy_model.networks:
         print(
             "without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model"
@@ -53,46 +53,48 @@ def _compress(arguments: Arguments) -> int:
 
 
 def _decompress(arguments: Arguments) -> int:
-    from hrvqvae.image_files import decompress_files, list_files_of_codes
-    from hrvqvae.model import models_of_files
+    from hrvqvae.image_files import decompress_files
 
-    files = list_files_of_codes(arguments.files)
-    models = models_of_files([path for path, _ in files], arguments.model)
-    names = arguments.names or ()
-    force = arguments.force
-    count = decompress_files(models, files, arguments.out, arguments.levels, names, force=force)
+    count = decompress_files(
+        arguments.files,
+        arguments.out,
+        arguments.model,
+        arguments.levels,
+        arguments.names or (),
+        force=arguments.force,
+    )
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
 
 def _inspect(arguments: Arguments) -> int:
-    from hrvqvae.compression.archive import is_archive
+    from hrvqvae.compression.zips import is_zip
+
+    if not is_zip(arguments.file):
+        return _inspect_file(arguments)
+    if arguments.out is not None or arguments.model is not None:
+        raise InputError("-o and --model are for one file (.hrv), not for a zip")
+    return _inspect_zip(arguments.file)
+
+
+def _inspect_file(arguments: Arguments) -> int:
+    """Print what each level of a file takes. Return 2 if it is damaged, else 0."""
     from hrvqvae.compression.hrv import read, read_header
-    from hrvqvae.model import models_of_files
+    from hrvqvae.model import find_makers
     from hrvqvae.pictures import draw_levels
     from hrvqvae.utils.outputs import check_output
 
     path: Path = arguments.file
-    if is_archive(path):
-        if arguments.out is not None:
-            raise InputError("-o draws the levels of one file (.hrv), not of an archive")
-        if arguments.model is not None:
-            raise InputError(
-                "--model is for one file (.hrv): an archive has all that its inspection needs"
-            )
-        return _inspect_archive(path, arguments.verify)
-    if arguments.verify:
-        raise InputError("--verify is for archives: a file of codes (.hrv) is always checked")
     if arguments.out is not None:
         check_output(arguments.out, force=arguments.force, inputs=[path], suffix=".png")
-    (model,) = models_of_files([path], arguments.model)
     content = path.read_bytes()
+    header = read_header(content, str(path))
+    (model,) = find_makers([(str(path), header.fingerprint)], arguments.model)
     codes = read(model.entropy_model, [content], names=[str(path)])[0]
-    header = read_header(content)
     coding = "with an entropy model" if header.by_tables else "without an entropy model"
+    height, width = codes.size
     print(
-        f"{path}: {codes.size[0]}x{codes.size[1]} pixels (height, width), by"
-        f" {model.entropy_model.name}, {coding}"
+        f"{path}: {height}x{width} pixels (height, width), by {model.entropy_model.name}, {coding}"
     )
     print(f"fingerprint {header.fingerprint.hex()}\n")
     rows: list[Sequence[object]] = [("part", "codes", "bytes", "bits per code", "bytes so far")]
@@ -102,9 +104,8 @@ def _inspect(arguments: Arguments) -> int:
         zip(codes.codes, codes.lengths[1:], strict=True), start=1
     ):
         total += length
-        rows.append(
-            (f"level {level}", indices.size, length, f"{8 * length / indices.size:.3f}", total)
-        )
+        bits = 8 * length / indices.size
+        rows.append((f"level {level}", indices.size, length, f"{bits:.3f}", total))
     print_table(rows)
     missing = len(model.entropy_model.symbols) - len(codes.codes)
     state = f"whole; {counted(missing, 'level')} not written to the file" if missing else "whole"
@@ -115,57 +116,32 @@ def _inspect(arguments: Arguments) -> int:
     return 2 if codes.fault else 0
 
 
-def _inspect_archive(path: Path, verify: bool) -> int:
-    """Print the contents of an archive; `verify` decodes all codes. Return 2 if anything is
-    damaged, else 0.
-    """
-    from hrvqvae.compression.archive import open_archive
+def _inspect_zip(path: Path) -> int:
+    """Print what a zip holds, and what is damaged. Return 2 if anything is, else 0."""
+    from hrvqvae.compression.hrv import read_header
+    from hrvqvae.compression.zips import read_zip
+    from hrvqvae.utils.errors import DamagedFileError
 
-    opened = open_archive(path)
-    entropy_model = opened.entropy_model
-    entries = opened.entries
-    records = sum(entry.length for entry in entries)
-    model_size = len(entropy_model.content)
-    print(
-        f"{path}: {counted(len(entries), 'image')}, by {entropy_model.name} (weights"
-        f" {entropy_model.model[:12]})"
-    )
-    rows: list[Sequence[object]] = [("part", "bytes", "per image")]
-    count = max(1, len(entries))
-    index_size = path.stat().st_size - opened.left_over - opened.damaged - records - model_size
-    for name, size in (("records", records), ("entropy model", model_size), ("index", index_size)):
-        rows.append((name, f"{size:,}", f"{size / count:.2f}"))
-    print_table(rows)
-    sizes = sorted({entry.size for entry in entries})
-    shown = ", ".join(f"{height}x{width}" for height, width in sizes[:4]) + (
-        ", ..." if len(sizes) > 4 else ""
-    )
-    print(f"sizes: {shown or 'none'}")
-    for line in opened.damage:
-        print(line)
-    faults = (
-        {index: fault for index, fault in enumerate(opened.faults()) if fault} if verify else {}
-    )
-    for index, fault in faults.items():
-        print(f"{printable(opened.names[index])} (image {index}): {fault}")
-    if verify:
-        print(f"verified: {len(entries) - len(faults)} of {counted(len(entries), 'image')} whole")
-    if not (faults or opened.damage):
-        return 0
-    print(f"write what is whole into a new archive: hrvqvae salvage {path} NEW.hrva")
-    return 2
-
-
-def _salvage(arguments: Arguments) -> int:
-    from hrvqvae.compression.archive import salvage
-    from hrvqvae.model import Model
-
-    entropy_model = Model(arguments.model).entropy_model if arguments.model else None
-    count, left_out = salvage(arguments.archive, arguments.out, entropy_model)
-    print(f"{counted(count, 'image')}: {arguments.out}")
-    for line in left_out:
-        print(f"left out: {printable(line)}")
-    return 2 if left_out else 0
+    headers = []
+    damaged = list[str]()
+    num_bytes = 0
+    for name, content in read_zip(path):
+        try:
+            headers.append(read_header(content or b"", name))
+            num_bytes += len(content or b"")
+        except DamagedFileError:
+            damaged.append(name)
+    overhead = (path.stat().st_size - num_bytes) / max(1, len(headers))
+    images = counted(len(headers), "image")
+    print(f"{path}: {images}, {num_bytes:,} bytes, and {overhead:.1f} per image for the zip")
+    fingerprints = {header.fingerprint.hex() for header in headers}
+    print(f"fingerprints: {', '.join(sorted(fingerprints))}")
+    sizes = sorted({header.size for header in headers})
+    shown = [f"{height}x{width}" for height, width in sizes[:4]]
+    print(f"sizes: {', '.join(shown)}{', ...' if len(sizes) > 4 else ''}")
+    for name in damaged:
+        print(f"damaged: {printable(name)}")
+    return 2 if damaged else 0
 
 
 def _fit_entropy_model(arguments: Arguments) -> int:
@@ -223,11 +199,11 @@ def _detokenize(arguments: Arguments) -> int:
 
 
 def add(commands: Group) -> None:
-    """Add compress, decompress, inspect, salvage, fit-entropy-model, tokenize and detokenize."""
+    """Add the commands of this module."""
     command(
         commands,
         "compress",
-        "encode images as files of codes (.hrv) or into an archive (.hrva)",
+        "encode images as files of codes (.hrv), or as a zip of them",
         _compress,
         "model",
         option(
@@ -243,7 +219,7 @@ def add(commands: Group) -> None:
             required=True,
             type=Path,
             metavar="OUT",
-            help="X.hrv, a folder, or X.hrva to append to",
+            help="X.hrv, X.zip, or a folder",
         ),
         option("--levels", type=int, metavar="K", help="write levels 1 to K only (default: all)"),
         "--force",
@@ -266,10 +242,10 @@ def add(commands: Group) -> None:
     command(
         commands,
         "decompress",
-        "decode files of codes and archives to PNG",
+        "decode files of codes to PNG",
         _decompress,
         option(
-            "files", nargs="+", type=Path, metavar="FILE", help="X.hrv, X.hrva, or a folder of them"
+            "files", nargs="+", type=Path, metavar="FILE", help="X.hrv, X.zip, or a folder of them"
         ),
         option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
         "--model",
@@ -279,7 +255,7 @@ def add(commands: Group) -> None:
             "--names",
             nargs="+",
             metavar="NAME",
-            help="decode only these images of an archive, by name or index",
+            help="decode only the images with these names",
         ),
     )
     sheet = option(
@@ -289,25 +265,9 @@ def add(commands: Group) -> None:
         metavar="SHEET.png",
         help="draw the levels of the file to SHEET.png",
     )
-    verify = flag(
-        "--verify", "decode the codes of every image of an archive; exit code 2 if any is damaged"
-    )
-    about = "show what a file of codes or an archive holds"
-    file = option("file", type=Path, metavar="FILE", help="X.hrv or X.hrva")
-    command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force", verify)
-    command(
-        commands,
-        "salvage",
-        "copy the whole images of a damaged archive into a new one",
-        _salvage,
-        option("archive", type=Path, metavar="ARCHIVE", help="X.hrva"),
-        option("out", type=Path, metavar="NEW.hrva", help="write the new archive to NEW.hrva"),
-        option(
-            "--model",
-            metavar="MODEL",
-            help="model that wrote the archive; needed if its head is damaged",
-        ),
-    )
+    about = "show what a file of codes or a zip of them holds"
+    file = option("file", type=Path, metavar="FILE", help="X.hrv or X.zip")
+    command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force")
     about = "fit the entropy model of a run, which makes its files smaller"
     effort = option(
         "--effort", type=float, default=1.0, metavar="X", help="train X times as long (default: 1)"

@@ -1,3 +1,3 @@
-"""Codes as files: entropy models in integers, a range coder, the files .hrv and .hrva, the search
-for good codes.
+"""Codes as files: entropy models in integers, a range coder, files of codes (.hrv), zips of them,
+the search for good codes.
 """

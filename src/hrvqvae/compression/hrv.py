@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from hrvqvae.compression.entropy_model import FINGERPRINT_BYTES, MOST_PIXELS, EntropyModel
 from hrvqvae.compression.levels import NOT_WHOLE, count_required_bytes, decode_level, encode_level
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import group_by_size
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 SUFFIX = ".hrv"
@@ -148,40 +148,35 @@ def write(
         levels: Number of levels to write (default: all).
     """
     levels = levels or len(model.symbols)
-    layout = model.layout(size)
     files = _encode_files(model, codes, size, levels)
-    if not model.networks or not files:
+    if not model.networks:
         return files
-    # of one image: in others, the end of each level may be a byte shorter
-    bare_length = len(_encode_files(model.bare, codes[:1], size, levels)[0])
+    layout = model.layout(size)
     required = max(
         count_required_bytes(layout, level, model.network(level)) for level in range(levels)
     )
-    questionable = [
-        index
-        for index, file in enumerate(files)
-        if not required <= len(file) <= bare_length - levels
-    ]
-    for index, bare in zip(
-        questionable, _encode_files(model.bare, codes[questionable], size, levels), strict=True
-    ):
-        files[index] = min(
-            files[index], bare, key=lambda file: (len(file) < required, len(file))
-        )  # refused last
-    return files
+
+    def rank(file: bytes) -> tuple[bool, int]:
+        return len(file) < required, len(file)  # a file that would be refused comes last
+
+    bare_files = _encode_files(model.bare, codes, size, levels)
+    return [min(pair, key=rank) for pair in zip(files, bare_files, strict=True)]
 
 
 def _encode_files(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) -> list[bytes]:
-    layout, (height, width) = model.layout(size), size
-    header = (
-        bytes([_FIRST_BYTE + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)])
-        + model.fingerprint
-    )
-    header += varint(height - 1) + (b"" if height == width else varint(width - 1))
-    files = [header] * len(codes)
+    """Return the content of each image's file, with networks if the model has any."""
+    height, width = size
+    first_byte = _FIRST_BYTE + _SQUARE * (height == width) + _BY_TABLES * bool(model.networks)
+    header = bytes([first_byte]) + model.fingerprint + varint(height - 1)
+    if height != width:
+        header += varint(width - 1)
+    layout = model.layout(size)
+    files = [b""] * len(codes)
     for level in range(levels):
-        for index, stream in enumerate(encode_level(codes, layout, level, model.network(level))):
-            files[index] += stream + bytes([crc8(stream if level else header + stream)])
+        streams = encode_level(codes, layout, level, model.network(level))
+        for index, stream in enumerate(streams):
+            checked = stream if level else header + stream
+            files[index] += checked + bytes([crc8(checked)])
     return files
 
 
@@ -207,68 +202,55 @@ def read(
     images: dict[int, ImageCodes] = {}
     for group in group_by_size([(*header.size, header.by_tables) for header in headers], TOGETHER):
         header = headers[group[0]]
-        decoder = model if headers[group[0]].by_tables else model.bare
-        contents = [files[index] for index in group]
-        decoded = read_levels(
-            decoder, contents, header.size, levels, len(model.symbols), header.length
-        )
+        decoder = model if header.by_tables else model.bare
+        decoded = read_levels(decoder, [files[index] for index in group], header, levels)
         images.update(zip(group, decoded, strict=True))
     return [images[index] for index in range(len(files))]
 
 
 def read_levels(
-    model: EntropyModel,
-    contents: Sequence[bytes],
-    size: Grid,
-    levels: int | None,
-    stored: int,
-    header: int | None = None,
+    model: EntropyModel, files: Sequence[bytes], header: Header, levels: int | None
 ) -> list[ImageCodes]:
-    """Return the codes of images of one size, as far as they are whole.
-
-    Args:
-        contents: The bytes of each image: a header, then levels.
-        levels: Number of levels to read at most (default: all).
-        stored: Number of levels that `contents` hold at most.
-        header: Bytes of the header. None for a record of an archive, which has no header and no
-            check bytes, and whose levels may be empty.
-    """
-    layout = model.layout(size)
-    content = np.frombuffer(b"".join(contents), np.uint8)
-    header_bytes, check_bytes = (0, 0) if header is None else (header, 1)
-    sizes = np.array([len(file) for file in contents])
-    stops = np.cumsum(sizes)
-    offsets = stops - sizes + header_bytes
+    """Return the codes of files with headers of equal size and length, as far as they are whole."""
+    layout = model.layout(header.size)
+    stored = len(model.symbols)
     num_levels = min(levels or stored, stored)
-    codes = np.zeros((len(contents), layout.begins[num_levels]), np.int32)
-    lengths = [[header_bytes] for _ in contents]
-    faults = [""] * len(contents)
+    codes = np.zeros((len(files), layout.begins[num_levels]), np.int32)
+    lengths = [[header.length] for _ in files]
+    faults = [""] * len(files)
+
+    # offsets in the content of all files; the check of the first level includes the header
+    content = np.frombuffer(b"".join(files), np.uint8)
+    sizes = np.array([len(file) for file in files])
+    stops = np.cumsum(sizes)
+    checked = stops - sizes
+    starts = checked + header.length
     for level in range(num_levels):
-        admitted = sizes >= count_required_bytes(layout, level, model.network(level))
-        limits = np.where(admitted, stops, offsets - 1)  # a negative length: nothing is decoded
-        ends = decode_level(content, offsets, limits, codes, layout, level, model.network(level))
+        network = model.network(level)
+        admitted = sizes >= count_required_bytes(layout, level, network)
+        limits = np.where(admitted, stops, starts - 1)  # a negative length: nothing is decoded
+        ends = decode_level(content, starts, limits, codes, layout, level, network)
         for index, end in enumerate(ends.tolist()):
-            if faults[index] or (level and check_bytes and offsets[index] == stops[index]):
+            if faults[index] or (level and starts[index] == stops[index]):
                 continue  # a file may end after any level
-            begin = offsets[index] - (
-                0 if level else header_bytes
-            )  # the first check includes the header
+            name = f"level {level + 1}"
             if not admitted[index]:
-                faults[index] = (
-                    f"level {level + 1} has more codes than {counted(len(contents[index]), 'byte')}"
-                    " admit"
-                )
-            elif end == NOT_WHOLE or end + check_bytes > stops[index]:
-                faults[index] = f"level {level + 1} is cut short or damaged"
-            elif check_bytes and crc8(content[begin : end + check_bytes]):
-                faults[index] = f"level {level + 1} is damaged"
+                file_bytes = counted(len(files[index]), "byte")
+                faults[index] = f"{name} has more codes than {file_bytes} admit"
+            elif end == NOT_WHOLE or end == stops[index]:
+                faults[index] = f"{name} is cut short or damaged"
+            elif crc8(content[checked[index] : end + 1]):
+                faults[index] = f"{name} is damaged"
             else:
-                lengths[index].append(int(end + check_bytes - offsets[index]))
-                offsets[index] = end + check_bytes
-    for index, rest in enumerate((stops - offsets).tolist()):
-        if rest and not faults[index] and len(lengths[index]) > stored:
-            faults[index] = f"{counted(rest, 'byte')} more than its levels take"
-    return [
-        ImageCodes(size, layout.split(row, len(row_lengths) - 1), tuple(row_lengths), fault)
-        for row, row_lengths, fault in zip(codes, lengths, faults, strict=True)
-    ]
+                lengths[index].append(int(end + 1 - starts[index]))
+                starts[index] = end + 1
+                checked[index] = end + 1
+
+    images = []
+    for row, row_lengths, fault, rest in zip(codes, lengths, faults, stops - starts, strict=True):
+        num_whole = len(row_lengths) - 1
+        if rest and num_whole == stored:
+            fault = f"{counted(int(rest), 'byte')} more than its levels take"
+        image_codes = layout.split(row, num_whole)
+        images.append(ImageCodes(header.size, image_codes, tuple(row_lengths), fault))
+    return images

@@ -1,4 +1,4 @@
-"""Compress images to files of codes, with a limit of their size if wanted, and decode files.
+"""Make files of codes from images, with a limit of their size if wanted, and decode files.
 
 For a limited size, the number of levels and the lambda with the least error are searched. Numbers
 of levels are tried from the largest down. For each, lambda is 0 if the file fits, otherwise the
@@ -8,7 +8,9 @@ levels as fit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,14 +20,17 @@ from torch import Tensor
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
 from hrvqvae.compression.rate_distortion import RateDistortion, explain_no_lambda
-from hrvqvae.data.batches import group_by_size
+from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import Codes
+from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
-_LAMBDAS = 2.0 ** (np.arange(132) / 4 - 13)
+_STEPS_PER_OCTAVE = 4
+_LAMBDAS = [2.0 ** (index / _STEPS_PER_OCTAVE - 13) for index in range(132)]
 _USUAL_LAMBDAS = 64  # most files fit with one of the first 64
 _FIRST_LAMBDA = 20  # index of the first lambda to try, 0.004
 _SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
@@ -35,13 +40,17 @@ _CLOSE = 0.99  # a file of this share of the limit ends the search
 
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
     """Return codes as files hold them: (B, codes of all levels), level after level."""
-    return np.concatenate(
-        [level.cpu().numpy().reshape(len(level), -1) for level in codes], 1
-    ).astype(np.int32)
+    rows = [level.cpu().numpy().reshape(len(level), -1) for level in codes]
+    return np.concatenate(rows, 1).astype(np.int32)
 
 
+def _image_size(images: Tensor) -> Grid:
+    return images.shape[-2], images.shape[-1]
+
+
+@exact_float32()
 @torch.inference_mode()
-def compress(
+def make_files(
     model: Autoencoder,
     entropy_model: EntropyModel,
     images: Tensor | Sequence[Tensor],
@@ -59,51 +68,45 @@ def compress(
     if names is None:
         names = [f"image {index}" for index in range(1, len(images) + 1)]
     if len(names) != len(images):
-        raise InputError(
-            f"there are {counted(len(images), 'image')} and {counted(len(names), 'name')}; give one"
-            " each"
-        )
-    files: dict[int, bytes] = {}
+        counts = f"{counted(len(images), 'image')} and {counted(len(names), 'name')}"
+        raise InputError(f"there are {counts}; give one each")
     for image, name in zip(images, names, strict=True):
         if image.dim() != 3:
             raise InputError(f"{name} has {image.dim()} dimensions; expected 3: (C, Y, X)")
-    sizes = [
-        (*image.shape[-2:], image.shape[:-2], image.dtype) for image in images
-    ]  # torch.stack converts types
-    for indices in group_by_size(sizes, _MOST_PIXELS):
+
+    # images of one batch have one shape and type, since torch.stack converts types
+    shapes = [(*_image_size(image), image.shape[0], image.dtype) for image in images]
+    files: dict[int, bytes] = {}
+    for indices in group_by_size(shapes, _MOST_PIXELS):
         batch = torch.stack([images[index] for index in indices]).to(device)
         if max_bytes is None:
-            contents = write(
-                entropy_model, flat_codes(encode(batch)), (batch.shape[-2], batch.shape[-1]), levels
-            )
+            codes = flat_codes(encode(batch))
+            contents = write(entropy_model, codes, _image_size(batch), levels)
         else:
             batch_names = [names[index] for index in indices]
-            contents = _fit_sizes(model, entropy_model, batch, levels, max_bytes, batch_names)
+            contents = _fit_files(model, entropy_model, batch, levels, max_bytes, batch_names)
         files.update(zip(indices, contents, strict=True))
     return [files[index] for index in range(len(images))]
 
 
-Best = list[tuple[float, bytes]]
-"""Error and content of each image's best file; an infinite error and the smallest file until a file
-fits.
-"""
+@dataclass
+class _BestFile:
+    """The file of an image with the least error of all that fit; the smallest while none fits."""
+
+    max_bytes: int
+    content: bytes = b""
+    error: float = math.inf  # until a file fits
+
+    def offer(self, content: bytes, error: float) -> None:
+        if len(content) > self.max_bytes:
+            error = math.inf
+        best = self.error, len(self.content)
+        if not self.content or (error, len(content)) < best:
+            self.content = content
+            self.error = error
 
 
-def _keep_better(
-    best: Best,
-    indices: Sequence[int],
-    files: Sequence[bytes],
-    errors: Sequence[float],
-    max_bytes: int,
-) -> None:
-    for index, file, error in zip(indices, files, errors, strict=True):
-        least, kept = best[index]
-        error = error if len(file) <= max_bytes else np.inf
-        if not kept or (error, len(file)) < (least, len(kept)):
-            best[index] = error, file
-
-
-def _fit_sizes(
+def _fit_files(
     model: Autoencoder,
     entropy_model: EntropyModel,
     images: Tensor,
@@ -116,73 +119,88 @@ def _fit_sizes(
     """
     if max_bytes < 1:
         raise InputError(f"the limit of a file is {max_bytes} bytes; it must be at least 1")
-    unfitted = np.arange(len(images))
-    best = [(np.inf, b"")] * len(images)
-    codes = model.encode(images) if explain_no_lambda(model, levels) else None
-    for rank, prefix in enumerate(
-        prefix for prefix in reversed(model.prefixes) if prefix <= levels
-    ):
-        if codes is not None:  # the most levels that fit have the least error
-            files = write(
-                entropy_model, flat_codes(codes), (images.shape[-2], images.shape[-1]), prefix
-            )
-            _keep_better(best, range(len(images)), files, [rank] * len(images), max_bytes)
-        elif len(unfitted):
-            encoder = RateDistortion(model, entropy_model, prefix)
-            unfitted = unfitted[_search_lambdas(encoder, images, unfitted, max_bytes, best)]
-    for (error, file), name in zip(best, names, strict=True):
-        if error == np.inf:
-            raise InputError(f"{name} takes at least {len(file)} bytes; the limit is {max_bytes}")
-    return [file for _, file in best]
+    best = [_BestFile(max_bytes) for _ in images]
+    prefixes = [prefix for prefix in reversed(model.prefixes) if prefix <= levels]
+    if explain_no_lambda(model, levels):
+        # the most levels that fit have the least error
+        codes = flat_codes(model.encode(images))
+        for rank, prefix in enumerate(prefixes):
+            files = write(entropy_model, codes, _image_size(images), prefix)
+            for image_best, file in zip(best, files, strict=True):
+                image_best.offer(file, rank)
+    else:
+        # an image that fits with lambda 0 gets no fewer levels
+        unfitted = list(range(len(images)))
+        for prefix in prefixes:
+            if unfitted:
+                encoder = RateDistortion(model, entropy_model, prefix)
+                unfitted = _search_lambdas(encoder, images, unfitted, best)
+    for image_best, name in zip(best, names, strict=True):
+        if image_best.error == math.inf:
+            least = len(image_best.content)
+            raise InputError(f"{name} takes at least {least} bytes; the limit is {max_bytes}")
+    return [image_best.content for image_best in best]
+
+
+@dataclass
+class _LambdaSearch:
+    """The search for the smallest of `_LAMBDAS` with which the file of an image fits."""
+
+    image: int
+    guess: int = _FIRST_LAMBDA
+    low: int = -1  # with this lambda the file is too large
+    high: int = len(_LAMBDAS)  # with this lambda it fits
+
+    def goes_on(self, attempt: int) -> bool:
+        is_slow = self.high > _USUAL_LAMBDAS
+        return self.high - self.low > 1 and (attempt < _MOST_TRIES or is_slow)
+
+    def learn(self, num_bytes: int, max_bytes: int, attempt: int) -> None:
+        """Take in the bytes of the file with the guessed lambda, and guess again."""
+        if num_bytes > max_bytes:
+            self.low = self.guess
+        else:
+            self.high = self.guess
+            if num_bytes >= _CLOSE * max_bytes:  # a smaller lambda would gain next to nothing
+                self.low = self.guess - 1
+        octaves = math.log2(num_bytes / max_bytes) / _SHRINKAGE
+        step = round(octaves * _STEPS_PER_OCTAVE)
+        if self.high == len(_LAMBDAS):  # steps grow, so that the tries reach the largest lambda
+            step = max(step, 2 << attempt)
+        self.guess = min(max(self.guess + step, self.low + 1), self.high - 1)
 
 
 def _search_lambdas(
-    encoder: RateDistortion, images: Tensor, indices: NDArray[np.int64], max_bytes: int, best: Best
-) -> NDArray[np.bool_]:
-    """Add files with the encoder's number of levels to `best`, and return which images do not fit
+    encoder: RateDistortion, images: Tensor, indices: list[int], best: Sequence[_BestFile]
+) -> list[int]:
+    """Offer files with the encoder's number of levels to `best`, and return which images do not fit
     with lambda 0.
     """
 
-    def try_lambdas(selected: NDArray[np.int64], lmbdas: NDArray[np.float64]) -> NDArray[np.int64]:
-        batch = images[torch.from_numpy(selected).to(images.device)]
-        codes, errors = encoder.encode(batch, torch.from_numpy(lmbdas))
-        files = write(
-            encoder.entropy_model,
-            flat_codes(codes),
-            (batch.shape[-2], batch.shape[-1]),
-            encoder.levels,
-        )
-        _keep_better(best, selected.tolist(), files, errors.tolist(), max_bytes)
-        return np.array([len(file) for file in files])
+    def try_lambdas(selected: list[int], lmbdas: list[float]) -> list[int]:
+        """Return the bytes of the files of selected images."""
+        batch = images[torch.tensor(selected, device=images.device)]
+        codes, errors = encoder.encode(batch, torch.tensor(lmbdas, dtype=torch.float64))
+        model = encoder.entropy_model
+        files = write(model, flat_codes(codes), _image_size(batch), encoder.levels)
+        for index, file, error in zip(selected, files, errors.tolist(), strict=True):
+            best[index].offer(file, error)
+        return [len(file) for file in files]
 
-    too_large = try_lambdas(indices, np.zeros(len(indices))) > max_bytes
+    max_bytes = best[0].max_bytes
+    sizes = try_lambdas(indices, [0.0] * len(indices))
+    too_large = [index for index, size in zip(indices, sizes, strict=True) if size > max_bytes]
     if not encoder.entropy_model.networks:
         return too_large  # all codes take the same bits
-    remaining = indices[too_large]
-    # indices of lambdas: `low` is too small, `high` is large enough
-    low = np.full(len(remaining), -1)
-    high = np.full(len(remaining), len(_LAMBDAS))
-    guess = np.full(len(remaining), _FIRST_LAMBDA)
+    searches = [_LambdaSearch(index) for index in too_large]
     for attempt in range(2 * _MOST_TRIES):
-        active = np.flatnonzero(
-            (high - low > 1) & ((attempt < _MOST_TRIES) | (high > _USUAL_LAMBDAS))
-        )
-        if not len(active):
+        active = [search for search in searches if search.goes_on(attempt)]
+        if not active:
             break
-        sizes = try_lambdas(remaining[active], _LAMBDAS[guess[active]])
-        close = (sizes <= max_bytes) & (
-            sizes >= _CLOSE * max_bytes
-        )  # a smaller lambda would gain next to nothing
-        low[active] = np.where(
-            sizes > max_bytes, guess[active], np.where(close, guess[active] - 1, low[active])
-        )
-        high[active] = np.where(sizes > max_bytes, high[active], guess[active])
-        steps = np.rint(
-            np.log(sizes / max_bytes) / _SHRINKAGE / np.log(_LAMBDAS[1] / _LAMBDAS[0])
-        ).astype(int)
-        # until a file fits, steps grow, so that the tries reach the largest lambda
-        steps = np.where(high[active] == len(_LAMBDAS), np.maximum(steps, 2 << attempt), steps)
-        guess[active] = np.clip(guess[active] + steps, low[active] + 1, high[active] - 1)
+        lmbdas = [_LAMBDAS[search.guess] for search in active]
+        sizes = try_lambdas([search.image for search in active], lmbdas)
+        for search, size in zip(active, sizes, strict=True):
+            search.learn(size, max_bytes, attempt)
     return too_large
 
 
@@ -201,28 +219,24 @@ def decode_images(
     than it decodes.
     """
     max_levels = model.check_levels(levels)
-    prefixes = list[int]()
     names = names or [f"file {number}" for number in range(1, len(files) + 1)]
-    for image_codes, name in zip(files, names, strict=True):
-        decodable = [
-            prefix for prefix in model.prefixes if prefix <= min(max_levels, len(image_codes.codes))
-        ]
-        if not decodable:
-            there_are = counted(len(image_codes.codes), "whole level")
-            least = model.prefixes[0]
+    shapes = list[tuple[int, int, int]]()  # height and width in pixels, number of levels
+    for file, name in zip(files, names, strict=True):
+        num_whole = len(file.codes)
+        if num_whole < model.prefixes[0]:
             raise DamagedFileError(
-                f"{name} has {there_are}, but this model decodes {least} or more:"
-                f" {image_codes.fault}"
+                f"{name} has {counted(num_whole, 'whole level')}, but this model decodes"
+                f" {model.prefixes[0]} or more: {file.fault}"
             )
-        prefixes.append(decodable[-1])
+        most = min(max_levels, num_whole)
+        shapes.append((*file.size, max(prefix for prefix in model.prefixes if prefix <= most)))
     images = dict[int, Tensor]()
-    sizes = [(*file.size, prefix) for file, prefix in zip(files, prefixes, strict=True)]
-    for indices in group_by_size(sizes, _MOST_PIXELS):
-        prefix = prefixes[indices[0]]
-        size = files[indices[0]].size
-        stacks = [
-            np.stack([files[index].codes[level] for index in indices]) for level in range(prefix)
-        ]
-        codes = tuple(torch.from_numpy(stack).long().to(device) for stack in stacks)
-        images.update(zip(indices, model.decode(codes, prefix, size).cpu(), strict=True))
+    for indices in group_by_size(shapes, _MOST_PIXELS):
+        *size, prefix = shapes[indices[0]]
+        codes = []
+        for level in range(prefix):
+            stack = np.stack([files[index].codes[level] for index in indices])
+            codes.append(torch.from_numpy(stack).long().to(device))
+        decoded = model.decode(tuple(codes), prefix, (size[0], size[1])).cpu()
+        images.update(zip(indices, decoded, strict=True))
     return [images[index] for index in range(len(files))]

@@ -47,34 +47,6 @@ def make_rng(purpose: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((zlib.crc32(purpose.encode()), len(numbers), *numbers))
 
 
-def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Yield the items in order, in lists of at most `most` total size; a larger item is alone."""
-    run = list[T]()
-    filled = 0
-    for item in items:
-        if run and filled + size(item) > most:
-            yield run
-            run = []
-            filled = 0
-        run.append(item)
-        filled += size(item)
-    if run:
-        yield run
-
-
-def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator[list[int]]:
-    """Yield the indices of images of equal size, in groups of at most `max_pixels` pixels.
-
-    An image with more pixels is a group of its own. `sizes` holds the height and width of each
-    image, and any further values that must be equal in a group.
-    """
-    by_size: dict[tuple[Any, ...], list[int]] = {}
-    for index, size in enumerate(sizes):
-        by_size.setdefault(size, []).append(index)
-    for (height, width, *_), indices in by_size.items():
-        yield from chunk_by_size(indices, lambda _, area=height * width: area, max_pixels)  # type: ignore[misc]
-
-
 @dataclass(eq=False)
 class ImageSet:
     """The images of one split, all of one shape, in a fixed order.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrvqvae.compression.images import compress
+from hrvqvae.compression.images import make_files
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
@@ -88,7 +88,7 @@ def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, 
     dB.
     """
     # `Model.compress` would keep a copy of the model, so that the file stays readable
-    (file,) = compress(model.autoencoder, model.entropy_model, [image], model.device, levels)
+    (file,) = make_files(model.autoencoder, model.entropy_model, [image], model.device, levels)
     (decoded,) = model.decompress([file])
     return decoded, len(file), psnr(float((decoded - image / 255).double().square().mean()))
 

@@ -33,11 +33,11 @@ from torch import Tensor
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Grid
-from hrvqvae.data.batches import group_by_size
 from hrvqvae.data.images import remove_image_suffix, to_pil, write_image
 from hrvqvae.data.sources.parquet import open_parquet
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
+from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.outputs import Outputs, write_atomic
 from hrvqvae.utils.progress import task
 

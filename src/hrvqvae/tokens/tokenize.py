@@ -30,13 +30,15 @@ from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Grid, to_dict
-from hrvqvae.data.batches import explain_worker_errors, group_by_size, open_loader
+from hrvqvae.data.batches import explain_worker_errors, open_loader
 from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.data.sources.parquet import ParquetSource
 from hrvqvae.tokens.shards import FORMAT, MOST_VALUES, PREFIX, SUFFIX, Plan, open_shards
+from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import Advance, note, task
@@ -271,6 +273,7 @@ class Tokenizer:
             )
         return len(indices), losses
 
+    @exact_float32()
     @torch.inference_mode()
     def _encode(self, images: dict[int, Pixels]) -> list[Row]:
         """Encode images, given by index; return their rows, sorted by index."""

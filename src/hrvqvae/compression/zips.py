@@ -1,0 +1,149 @@
+"""A zip of files of codes: each entry is a whole .hrv file with a CRC-32, stored without packing.
+
+The directory of a zip lies at its end. If it is damaged or cut off, entries are found by the header
+before each of them.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import BinaryIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
+
+from hrvqvae.compression import hrv
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
+from hrvqvae.utils.outputs import replace_file
+
+SUFFIX = ".zip"
+# bytes to which an entry may unpack, and more per byte of it in the zip
+_MOST_BYTES = 1 << 16
+_MOST_BYTES_PER_BYTE = 64
+# APPNOTE.TXT, 4.3.7: signature, method, CRC-32, bytes in the zip, lengths of name and extra field
+_HEADER = struct.Struct("<4s4xH4xII4xHH")
+_HEADER_SIGNATURE = b"PK\3\4"
+_DIRECTORY_SIGNATURE = b"PK\1\2"  # of each entry in the directory
+_SIGNATURES = re.compile(_HEADER_SIGNATURE + b"|" + _DIRECTORY_SIGNATURE)
+_PERMISSIONS = 0o644 << 16
+
+Write = Callable[[str, bytes], None]
+"""Takes the name and the content of a file."""
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a path has the name of a zip. Raises InputError for an archive of 1.0.0."""
+    suffix = path.suffix.lower()
+    if suffix == ".hrva":
+        raise InputError(f"{path}: archives are zips now (X.zip); hrvqvae 1.0.0 reads X.hrva")
+    return suffix == SUFFIX
+
+
+@contextmanager
+def create_zip(path: Path) -> Iterator[Write]:
+    """Yield a function that adds a file to a new zip. After an error, no zip is written."""
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(path) as temporary, ZipFile(temporary, "x") as opened:
+
+            def write(name: str, content: bytes) -> None:
+                entry = ZipInfo(name)  # without the time, so that equal files make equal zips
+                entry.external_attr = _PERMISSIONS
+                opened.writestr(entry, content)
+
+            yield write
+
+
+def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the name and the content of each file of codes (.hrv) in a zip; None if it is lost.
+
+    An entry is lost if it does not match its CRC-32, is encrypted, shares bytes with the next
+    entry, or unpacks to more than 2^16 bytes plus 64 per byte in the zip. The directory counts as
+    an entry if it is lost.
+
+    Raises OSError, and DamagedFileError if nothing can be read.
+    """
+    names = set[str]()
+    lost = list[str]()
+    entries = list[ZipInfo]()
+    is_directory_whole = False
+    with path.open("rb") as stream:
+        with suppress(Exception):  # for a damaged file, `ZipFile` raises errors of many types
+            opened = ZipFile(stream)
+            entries = opened.infolist()
+            stream.seek(opened.start_dir)
+            is_directory_whole = stream.read().count(_DIRECTORY_SIGNATURE) == len(entries) > 0
+        offsets = sorted({entry.header_offset for entry in entries})
+        rooms = {begin: end - begin for begin, end in pairwise([*offsets, path.stat().st_size])}
+        for entry in entries:
+            content = _read_entry(opened, entry, rooms.pop(entry.header_offset, 0))
+            if content is None:
+                lost.append(entry.filename)
+            elif _holds_codes(entry.filename):
+                names.add(entry.filename)
+                yield entry.filename, content
+
+        # entries that the directory does not name, or does not name right
+        if lost or not is_directory_whole:
+            for name, content in _find_entries(stream):
+                if content is None:
+                    lost.append(name)
+                elif name not in names:
+                    names.add(name)
+                    yield name, content
+    if not names and not lost:
+        raise DamagedFileError(f"{path} is no zip of files of codes (.hrv), or it is damaged")
+    for name in dict.fromkeys(lost):
+        if name not in names:
+            yield name, None
+    if not is_directory_whole:
+        yield "the directory at its end", None
+
+
+def _holds_codes(name: str) -> bool:
+    return name.lower().endswith(hrv.SUFFIX)
+
+
+def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
+    """Return the content of an entry; None if it is lost.
+
+    Of an entry that is no file of codes only the header is read: in a damaged directory an entry
+    may have another name than in its header. `room` is the number of bytes up to the next entry.
+    """
+    most = _MOST_BYTES + _MOST_BYTES_PER_BYTE * entry.compress_size
+    if _holds_codes(entry.filename):
+        known = entry.compress_type in (ZIP_STORED, ZIP_DEFLATED)
+        if not known or entry.compress_size > room or entry.file_size > most:
+            return None
+    try:
+        with opened.open(entry) as stream:
+            if not _holds_codes(entry.filename):
+                return b""
+            return stream.read(entry.file_size + 1)  # without a limit, all would be unpacked
+    except Exception:  # as for `ZipFile`
+        return None
+
+
+def _find_entries(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
+    """Yield entries that are stored without packing, each found by its header."""
+    if not stream.seek(0, 2):
+        return
+    with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        begins = [match.start() for match in _SIGNATURES.finditer(content)]
+        for begin, end in pairwise([*begins, len(content)]):
+            if end - begin < _HEADER.size:
+                continue
+            signature, method, check, size, *lengths = _HEADER.unpack_from(content, begin)
+            name_begin = begin + _HEADER.size
+            name = content[name_begin : name_begin + lengths[0]].decode(errors="replace")
+            if signature != _HEADER_SIGNATURE or not _holds_codes(name):
+                continue
+            first = name_begin + sum(lengths)
+            stored = content[first : min(first + size, end)]
+            is_whole = method == ZIP_STORED and size and zlib.crc32(stored) == check
+            yield name, stored if is_whole else None

@@ -1,0 +1,145 @@
+"""Zips of files of codes: other tools read them, damage hides no whole entry."""
+
+import struct
+import subprocess
+import sys
+import zipfile
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from benchmarks.torture.bombs import BOMBS
+from benchmarks.torture.readers import READERS
+from hrvqvae.compression.zips import create_zip, is_zip, read_zip
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from tests.compression.made import TREE, files_of
+
+FILES = {f"{name}.hrv": files_of(TREE, (9, 7), seed=ord(name))[0] for name in "abc"}
+
+
+def write_zip(path: Path) -> bytes:
+    with create_zip(path) as write:
+        for name, content in FILES.items():
+            write(name, content)
+    return path.read_bytes()
+
+
+def read(path: Path, content: bytes) -> dict[str, bytes | None]:
+    path.write_bytes(content)
+    try:
+        entries = list(read_zip(path))
+    except DamagedFileError:
+        return {"": None}
+    assert len(dict(entries)) == len(entries)
+    return dict(entries)
+
+
+def entry_ends(content: bytes) -> list[int]:
+    """Where each entry begins, and where the directory begins."""
+    begins = [content.index(b"PK\3\4" + bytes((20, 0)), 0)]
+    while (begin := content.find(b"PK\3\4", begins[-1] + 1)) >= 0:
+        begins.append(begin)
+    return [*begins, content.index(b"PK\1\2")]
+
+
+def test_another_tool_reads_it_and_a_file_takes_76_bytes_and_twice_its_name(tmp_path: Path) -> None:
+    content = write_zip(tmp_path / "x.zip")
+    assert dict(read_zip(tmp_path / "x.zip")) == FILES
+    extract = [sys.executable, "-m", "zipfile", "-e", "x.zip", "out"]
+    subprocess.run(extract, cwd=tmp_path, check=True)
+    for name, file in FILES.items():
+        assert (tmp_path / "out" / name).read_bytes() == file
+    sizes = [len(file) + 76 + 2 * len(name) for name, file in FILES.items()]
+    assert len(content) == sum(sizes) + 22
+    assert content == write_zip(tmp_path / "again.zip"), "the time is not in it"
+
+
+def test_zips_of_other_tools_are_read(tmp_path: Path) -> None:
+    """Packed entries, entries whose sizes follow them, folders, and files that are no codes."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.mkdir("folder")
+        opened.writestr("folder/notes.txt", "words")
+        opened.writestr("folder/a.hrv", bytes(1000) + FILES["a.hrv"])
+    assert dict(read_zip(tmp_path / "x.zip")) == {"folder/a.hrv": bytes(1000) + FILES["a.hrv"]}
+
+    class Pipe:  # a file without seek
+        def __init__(self) -> None:
+            self.content = b""
+
+        def write(self, part: bytes) -> int:
+            self.content += part
+            return len(part)
+
+        def flush(self) -> None:
+            pass
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as opened:  # type: ignore[call-overload]
+        opened.writestr("a.hrv", FILES["a.hrv"])
+    assert read(tmp_path / "piped.zip", pipe.content) == {"a.hrv": FILES["a.hrv"]}
+
+
+def test_after_an_error_there_is_no_zip(tmp_path: Path) -> None:
+    with suppress(ZeroDivisionError), create_zip(tmp_path / "x.zip") as write:
+        write("a.hrv", b"a")
+        _ = 1 / 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_loses_no_other_entry_and_none_without_a_word(tmp_path: Path) -> None:
+    content = write_zip(tmp_path / "x.zip")
+    ends = entry_ends(content)
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        found = read(tmp_path / "y.zip", bytes(damaged))
+        for (begin, end), (name, file) in zip(pairwise(ends), FILES.items(), strict=True):
+            if not begin <= place // 8 < end:
+                assert found[name] == file, place
+        whole = [file for file in found.values() if file is not None]
+        assert set(whole) <= {*FILES.values()}, place
+        assert len(whole) == 3 or None in found.values(), place
+
+
+def test_a_cut_or_zeros_leave_the_entries_before(tmp_path: Path) -> None:
+    content = write_zip(tmp_path / "x.zip")
+    ends = entry_ends(content)
+    for length in range(len(content)):
+        num_whole = sum(end <= length for end in ends[1:])
+        for damaged in (content[:length], content[:length] + bytes(len(content) - length)):
+            if damaged == content:
+                continue
+            found = read(tmp_path / "y.zip", damaged)
+            for name, file in list(FILES.items())[:num_whole]:
+                assert found[name] == file, length
+            assert None in found.values() or len(found) == 3, length
+
+
+def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"none", zipfile.stringEndArchive + bytes(18)):
+        assert read(tmp_path / "x.zip", content) == {"": None}
+    with pytest.raises(InputError, match=r"x.HRVA: archives are zips now .* 1\.0\.0 reads"):
+        is_zip(tmp_path / "x.HRVA")
+    with pytest.raises(FileNotFoundError):
+        list(read_zip(tmp_path / "absent.zip"))
+
+
+def test_an_entry_that_unpacks_to_too_much_is_lost(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("bomb.hrv", bytes(1 << 24))
+        opened.writestr("a.hrv", FILES["a.hrv"])
+    assert dict(read_zip(tmp_path / "x.zip")) == {"a.hrv": FILES["a.hrv"], "bomb.hrv": None}
+
+    # the directory says that it unpacks to few bytes
+    content = bytearray((tmp_path / "x.zip").read_bytes())
+    place = content.index(struct.pack("<I", 1 << 24), content.index(b"PK\1\2"))
+    content[place : place + 4] = struct.pack("<I", 100)
+    assert read(tmp_path / "y.zip", bytes(content))["bomb.hrv"] is None
+
+
+@pytest.mark.parametrize("name", [name for reader, name in BOMBS if reader == "zip"])
+def test_bombs_take_neither_time_nor_memory(name: str, tmp_path: Path) -> None:
+    measured = READERS["zip"].bomb(lambda folder: BOMBS["zip", name](tmp_path, folder), tmp_path)
+    assert measured.fault == ""
