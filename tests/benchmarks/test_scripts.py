@@ -174,11 +174,11 @@ def test_a_speedrun_of_the_recipe_and_changes(
 
 
 def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = json.loads(printed("codec", f"{run} --images 64 --archived 200 --json", capsys))
+    row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
     assert row["images"] == 40, "all test images that there are"
     assert row["bytes"] == pytest.approx(sum(row["parts"]))
     assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
-    assert 0 < row["archive"]["overhead per image"] < 3
+    assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
 
 
 def test_children_numbered_as_saved_and_at_random(

@@ -19,8 +19,9 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, list_models, prior_folder, progressive_folder
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run, stale_notice
+from hrvqvae.compression.hrv import read_header
 from hrvqvae.compression.learning import fit
-from hrvqvae.model import models_of_files
+from hrvqvae.model import find_makers
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.checkpoints.conftest import change
@@ -33,16 +34,16 @@ from tests.trained_run import silent, tiny_run_with_priors, train_autoencoder, u
 def test_files_are_read_after_resume_refresh_and_export(whole: Path, tmp_path: Path) -> None:
     for number in range(2):
         write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
-    archive = tmp_path / "old.hrva"
+    zipped = tmp_path / "old.zip"
     files = tmp_path / "files"
 
     def decompressed(model: Path) -> list[bytes]:
         out = tmp_path / f"out-{sum(1 for _ in tmp_path.iterdir())}"
         do("decompress", *sorted(files.glob("*.hrv")), "-o", out / "files", "--model", model)
-        do("decompress", archive, "-o", out / "archive", "--model", model, "--levels", 1)
+        do("decompress", zipped, "-o", out / "zip", "--model", model, "--levels", 1)
         return [path.read_bytes() for path in sorted(out.rglob("*.png"))]
 
-    for out in (files, archive):
+    for out in (files, zipped):
         do("compress", whole, tmp_path / "images", "-o", out, "--device", "cpu")
     before = decompressed(whole)
     assert len(before) == 4
@@ -80,8 +81,8 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(
     hrvqvae.load(tmp_path / "exported").compress(images)
     assert not (tmp_path / "exported" / "states").exists(), "nothing is trained there"
     change(whole)
-    (tmp_path / "x.hrv").write_bytes(file)
-    (model,) = models_of_files([tmp_path / "x.hrv"], str(whole))
+    fingerprint = read_header(file).fingerprint
+    (model,) = find_makers([("x.hrv", fingerprint)], str(whole))
     assert model.run.folder.path == state
     export(whole, tmp_path / "compact", compact=True)
     assert not (tmp_path / "compact" / "states").exists()

@@ -1,4 +1,4 @@
-"""Files of codes on the command line: tables, compress, inspect, decompress, archives."""
+"""Files of codes and zips of them on the command line: compress, inspect, decompress."""
 
 import io
 import os
@@ -6,11 +6,12 @@ import re
 import shutil
 import signal
 import tarfile
+import warnings
+import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,7 @@ import hrvqvae
 from hrvqvae import image_files, pictures
 from hrvqvae.cli import main
 from hrvqvae.compression import hrv
-from hrvqvae.compression.archive import appending, open_archive
+from hrvqvae.compression.zips import read_zip
 from hrvqvae.data.images import read_image
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
@@ -128,37 +129,88 @@ def test_a_folder_gets_a_file_for_each_image(run: Path, images: Path, tmp_path: 
         path.relative_to(tmp_path / "all").as_posix() for path in (tmp_path / "all").rglob("*.png")
     )
     assert written == ["0.png", "1.png", "2.png", "more/0.png"]
-    told = "has neither files of codes (.hrv) nor archives (.hrva)"
+    told = "has neither files of codes (.hrv) nor zips of them"
     assert told in refused(["decompress", images, "-o", tmp_path / "none", "--model", run])
 
 
-def test_an_archive_grows_and_gives_images_by_name(run: Path, images: Path, tmp_path: Path) -> None:
-    path = tmp_path / "x.hrva"
-    do("compress", run, images / "0.png", "-o", path)
-    alone = path.read_bytes()
-    line = refused(["compress", run, images / "more", images / "2.png", "-o", path])
-    assert "another image named '0'" in line
-    assert path.read_bytes() == alone
+def test_a_zip_is_a_folder_of_files(run: Path, images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
     do("compress", run, images, "-o", path)
-    assert "had 4 of 4 images already" in done("compress", run, images, "-o", path)[2], (
-        "it goes on where it was"
-    )
-    printed = do("inspect", path, "--verify")
-    assert f"{path}: 4 images, by tiny" in printed
-    assert "verified: 4 of 4 images whole" in printed
+    do("compress", run, images, "-o", tmp_path / "files")
+    assert dict(read_zip(path)) == folder_of(tmp_path / "files")
+    printed = do("inspect", path)
+    assert f"{path}: 4 images, " in printed
     assert "sizes: 7x30, 12x12" in printed
-    do("decompress", path, "-o", tmp_path / "back", "--model", run, "--names", "2", "2")
-    assert [one.name for one in (tmp_path / "back").iterdir()] == ["2.png"]
+    assert "overwrite it with --force" in refused(["compress", run, images, "-o", path])
+    do("compress", run, images / "0.png", "-o", path, "--force")
+    assert [name for name, _ in read_zip(path)] == ["0.hrv"]
+
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in folder_of(tmp_path / "files").items():
+            packed.writestr(name, content)
+    named = ["--model", run, "--names", "2", "2"]
+    do("decompress", tmp_path / "packed.zip", "-o", tmp_path / "back", *named)
+    assert [file.name for file in (tmp_path / "back").iterdir()] == ["2.png"]
     model = hrvqvae.load(run)
     (expected,) = model.decompress(model.compress(pixels(images / "2.png")[None]))
     assert torch.equal(pixels(tmp_path / "back" / "2.png"), (expected * 255).round().byte())
 
 
+def test_names_keep_their_endings_where_they_must(run: Path, tmp_path: Path) -> None:
+    for name in ("0.png", "0.jpg", "1.png"):
+        write_picture(tmp_path / "in" / name, 0, (12, 12), "L")
+    do("compress", run, tmp_path / "in", "-o", tmp_path / "out")
+    assert {*folder_of(tmp_path / "out")} == {"0.png.hrv", "0.jpg.hrv", "1.hrv"}
+
+
+def test_an_interrupted_call_goes_on(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ["compress", run, images, "-o", out]
+    do("compress", run, images, "-o", tmp_path / "whole")
+    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)
+    write = image_files.write_output
+
+    def interrupt(path: Path, content: bytes) -> None:
+        if path.name == "2.hrv":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(image_files, "write_output", interrupt)
+        assert done(*command)[0] == 130
+    kept = (out / "0.hrv").stat()
+
+    # nothing is mixed
+    for different in (
+        [*command, "--levels", "2"],
+        ["compress", "mnist", *command[2:]],
+        ["compress", run, images / "0.png", "-o", out],
+    ):
+        assert "holds files of an interrupted call" in refused(different)
+    code, printed, told = done(*command)
+    assert (code, "2 images, " in printed) == (0, True)
+    assert f"{out}: an interrupted call wrote 2 of 4 files" in told
+    assert (out / "0.hrv").stat() == kept, "it is not written again"
+    assert folder_of(out) == folder_of(tmp_path / "whole"), "no mark is left"
+    assert "exists already" in refused(command)
+
+    # after the last file, but before the end
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", Mock(side_effect=KeyboardInterrupt))
+        assert done("compress", run, images, "-o", tmp_path / "late")[0] == 130
+    code, _, told = done("compress", run, images, "-o", tmp_path / "late")
+    assert (code, "wrote 4 of 4 files" in told) == (0, True)
+    do(*command, "--levels", "1", "--force")
+    assert folder_of(out) != folder_of(tmp_path / "whole")
+
+
 def test_the_shipped_model_is_found_by_what_it_wrote(images: Path, tmp_path: Path) -> None:
-    for name in ("x.hrv", "x.hrva"):
+    for name in ("x.hrv", "x.zip"):
         do("compress", "mnist", images / "0.png", "-o", tmp_path / name)
         do("decompress", tmp_path / name, "-o", tmp_path / f"{name}.png")
-    assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.hrva.png"))
+    assert torch.equal(pixels(tmp_path / "x.hrv.png"), pixels(tmp_path / "x.zip.png"))
 
 
 def test_what_can_not_be_done(
@@ -169,7 +221,8 @@ def test_what_can_not_be_done(
     )  # one line, however slow the machine is
     file = tmp_path / "x.hrv"
     new = tmp_path / "new.hrv"
-    archive = tmp_path / "x.hrva"
+    archive = tmp_path / "x.zip"
+    old = tmp_path / "x.hrva"
     image = images / "0.png"
     (tmp_path / "notes.txt").write_text("words")
     for out in (file, archive):
@@ -195,7 +248,7 @@ def test_what_can_not_be_done(
         (["compress", run, image, "-o", file], "exists already"),
         (
             ["compress", run, image, "-o", tmp_path / "x.hvr"],
-            "must end in .hrv or .hrva, or be a folder that exists",
+            "must end in .hrv or .zip, or be a folder that exists",
         ),
         (["compress", run, image, "-o", new, "--bytes", "6"], f"{image} takes"),
         (
@@ -203,18 +256,14 @@ def test_what_can_not_be_done(
             "a limit of bytes or a lambda",
         ),
         (
-            ["compress", run, image, "-o", archive, "--bytes", "60"],
-            "say how many instead of how many bytes",
-        ),
-        (
-            ["compress", "mnist", image, "-o", archive],
-            "was made by another model or another entropy model",
-        ),
-        (
             ["decompress", file, "-o", tmp_path / "y.png"],
             "not inside the package: name it with --model",
         ),
-        (["decompress", archive, "-o", tmp_path / "y.png"], "was made by tiny (weights"),
+        (["decompress", archive, "-o", tmp_path / "y.png"], "x.zip: 0.hrv was made by a model"),
+        (["decompress", old, "-o", tmp_path / "y.png"], "hrvqvae 1.0.0 reads X.hrva"),
+        (["compress", run, image, "-o", old], "archives are zips now (X.zip)"),
+        (["compress", run, old, "-o", new], "archives are zips now (X.zip)"),
+        (["inspect", old], "archives are zips now (X.zip)"),
         (["decompress", image, "-o", tmp_path / "y.png", *named], "is not a file of codes"),
         (
             ["decompress", tmp_path / "no.hrv", "-o", tmp_path / "y.png", *named],
@@ -222,19 +271,10 @@ def test_what_can_not_be_done(
         ),
         (
             ["decompress", archive, "-o", tmp_path / "d", *named, "--names", "9"],
-            "has no image named '9'",
+            "no file of codes is named '9'",
         ),
-        (
-            ["decompress", file, "-o", tmp_path / "d", *named, "--names", "0"],
-            "is no archive (.hrva), whose images",
-        ),
-        (["inspect", archive, "-o", tmp_path / "s.png"], "draws the levels of one file"),
-        (["inspect", archive, *named], "--model is for one file"),
-        (["inspect", file, *named, "--verify"], "--verify is for archives"),
-        (
-            ["compress", run, image, "-o", archive, "--force"],
-            "images are appended to it: leave out --force",
-        ),
+        (["inspect", archive, "-o", tmp_path / "s.png"], "-o and --model are for one file"),
+        (["inspect", archive, *named], "-o and --model are for one file"),
         (["fit-entropy-model", run, "--effort", "0"], "--effort is 0.0; it must be above 0"),
     ):
         assert message in refused(arguments)
@@ -242,42 +282,29 @@ def test_what_can_not_be_done(
     assert not (tmp_path / "d").exists()
 
 
-def test_broken_images_can_be_left_out(run: Path, images: Path, tmp_path: Path) -> None:
+def test_broken_images_can_be_left_out(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(images, tmp_path / "in")
-    (tmp_path / "in" / "1.png").write_bytes(b"none")
-    command = ["compress", run, tmp_path / "in", "-o"]
-    assert refused([*command, tmp_path / "x.hrva"]).endswith(
-        "leave such images out with --on-error skip\n"
-    )
-    shutil.copytree(tmp_path / "in", tmp_path / "more")
-    shutil.copy(images / "0.png", tmp_path / "more" / "0-again.png")
-    begun = ["compress", run, tmp_path / "more", "-o", tmp_path / "begun"]
-    with patch(
-        "hrvqvae.image_files._BATCH_IMAGES", 1
-    ):  # so that one is written before the broken one is read
-        assert "--on-error skip --force, which writes all files again" in refused(begun)
-    do(*begun, "--on-error", "skip", "--force")
-    for out in (tmp_path / "y.hrva", tmp_path / "files"):
-        code, printed, told = done(*command, out, "--on-error", "skip")
-        assert (code, "3 images" in printed, "1.png" in told, "already" in told) == (
-            0,
-            True,
-            True,
-            False,
-        )
-    assert [entry.name for entry in open_archive(tmp_path / "y.hrva").entries] == [
-        "0",
-        "2",
-        "more/0",
-    ]
-    code, _, told = done(
-        "compress", run, tmp_path / "in" / "1.png", "-o", tmp_path / "z.hrva", "--on-error", "skip"
-    )
+    (tmp_path / "in" / "2.png").write_bytes(b"none")
+    monkeypatch.setattr(image_files, "_BATCH_IMAGES", 1)  # one is written before the broken one
+    for out in (tmp_path / "y.zip", tmp_path / "files"):
+        command = ["compress", run, tmp_path / "in", "-o", out]
+        assert refused(command).endswith("leave such images out with --on-error skip\n")
+        code, printed, told = done(*command, "--on-error", "skip")
+        goes_on = out.name == "files"
+        assert (code, ("2 images" if goes_on else "3 images") in printed) == (0, True)
+        assert ("2.png" in told, "interrupted" in told) == (True, goes_on)
+    names = ["0.hrv", "1.hrv", "more/0.hrv"]
+    assert [name for name, _ in read_zip(tmp_path / "y.zip")] == names
+    assert sorted(folder_of(tmp_path / "files")) == names
+    broken = ["compress", run, tmp_path / "in" / "2.png", "-o", tmp_path / "z.zip"]
+    code, _, told = done(*broken, "--on-error", "skip")
     assert (code, "no image could be read" in told) == (2, True)
-    assert not (tmp_path / "z.hrva").exists()
+    assert not (tmp_path / "z.zip").exists()
 
 
-def test_any_name_of_a_file_can_be_archived_and_read_again(
+def test_any_name_of_a_file_can_be_zipped_and_read_again(
     run: Path, images: Path, tmp_path: Path
 ) -> None:
     """With a backslash, a colon or a line break; the terminal gets none of their control
@@ -285,104 +312,85 @@ def test_any_name_of_a_file_can_be_archived_and_read_again(
     """
     for name in ("a\\b", "C:x\x1b[2J", "two\nlines", "x" * 248):
         shutil.copy(images / "0.png", tmp_path / f"{name}.png")
-    do("compress", run, tmp_path, "-o", tmp_path / "x.hrva")
+    do("compress", run, tmp_path, "-o", tmp_path / "x.zip")
     do("compress", run, tmp_path, "-o", tmp_path / "codes")
     code, printed, told = done(
-        "decompress", tmp_path / "x.hrva", "-o", tmp_path / "back", "--model", run
+        "decompress", tmp_path / "x.zip", "-o", tmp_path / "back", "--model", run
     )
     assert (code, "4 images" in printed) == (0, True)
     assert "\x1b" not in printed + told
     files = sorted(path.stem for path in (tmp_path / "back").iterdir())
     assert files == sorted(path.stem for path in (tmp_path / "codes").iterdir())
     assert {"a_b", "C_x_[2J", "two_lines"} < {*files}
-    foreign = [
-        os.fsdecode(b"\xe8.png"),
-        os.fsdecode(b"\xe9.png"),
-    ]  # bytes that are not UTF-8 keep names apart
-    write_tar(
-        tmp_path / "f.tar",
-        {name: (images / f"{index}.png").read_bytes() for index, name in enumerate(foreign)},
-    )
-    do("compress", run, tmp_path / "f.tar", "-o", tmp_path / "f.hrva")
-    assert open_archive(tmp_path / "f.hrva").names == ("\\udce8", "\\udce9")
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         for name in ("../../out.png", "/abs/x.png"):
             tar.add(images / "0.png", name)
     do("compress", run, tmp_path / "t.tar", "-o", tmp_path / "deep" / "codes")
-    written = {
-        path.relative_to(tmp_path / "deep").as_posix()
-        for path in (tmp_path / "deep").rglob("*.hrv")
-    }
-    assert written == {"codes/out.hrv", "codes/abs/x.hrv"}
+    assert {*folder_of(tmp_path / "deep")} == {"codes/out.hrv", "codes/abs/x.hrv"}
     assert not (tmp_path / "out.hrv").exists()
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "..\\out"])
-def test_an_archive_writes_nowhere_but_where_it_is_told(
-    name: str, run: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "names",
+    [["../out"], ["/out"], ["a/../../out"], ["..\\out"], ["C:/out"], ["x", "X", "x"]],
+)
+def test_a_zip_writes_nowhere_but_where_it_is_told(
+    names: list[str], run: Path, tmp_path: Path
 ) -> None:
-    model = hrvqvae.load(run)
-    codes = np.zeros(model.entropy_model.layout((12, 12)).begins[-1], np.int32)
-    with appending(tmp_path / "x.hrva", model.entropy_model) as writer:
-        writer.append([codes], [(12, 12)], [name], 3)
-    arguments = ["decompress", tmp_path / "x.hrva", "-o", tmp_path / "in" / "side", "--model", run]
-    assert "names are changed" in done(*arguments)[2]
-    assert (
-        len(list((tmp_path / "in" / "side").rglob("*.png")))
-        == len(list(tmp_path.rglob("*.png")))
-        == 1
-    )
+    (content,) = hrvqvae.load(run).compress(torch.zeros(1, 1, 12, 12))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name twice
+        for name in names:
+            opened.writestr(f"{name}.hrv", content)
+        link = zipfile.ZipInfo("link.hrv")
+        link.external_attr = 0o120777 << 16
+        opened.writestr(link, "../../out.png")
+    out = tmp_path / "in" / "side"
+    code, _, told = done("decompress", tmp_path / "x.zip", "-o", out, "--model", run)
+    assert code == 2, "of the link"
+    assert "names are changed" in told
+    assert "link.hrv is not a file of codes" in told
+    written = [path for path in tmp_path.rglob("*") if path.suffix == ".png"]
+    assert len(written) == len(names)
+    assert all(path.is_relative_to(out) and not path.is_symlink() for path in written)
 
 
 def test_what_is_damaged_stops_no_other_image(run: Path, images: Path, tmp_path: Path) -> None:
-    """A record and a block of an archive, and a file among others: the others are written, and the
-    exit code is 2.
+    """An entry or the end of a zip, and a file among others: the others are written, and the exit
+    code is 2.
     """
-    archive = tmp_path / "X.HRVA"
-    codes = tmp_path / "codes"
+    path = tmp_path / "X.ZIP"
     out = tmp_path / "out"
-    shutil.copytree(images / "more", tmp_path / "in" / "more")
-    for some in ([images / "0.png"], [images / "1.png", images / "2.png"], [tmp_path / "in"]):
-        do("compress", run, *some, "-o", archive)
-    entries = open_archive(archive).entries
-    assert [entry.name for entry in entries] == ["0", "1", "2", "more/0"]
-    content = bytearray(archive.read_bytes())
-    arguments = ["decompress", archive, "-o", out, "--model", run, "--force"]
-    shown = list[str]()
-    for place, told in (
-        (entries[2].place, f"{archive}: image 2: its record is damaged; 3 images written"),
+    do("compress", run, images, "-o", path)
+    content = path.read_bytes()
+    entry = dict(read_zip(path))["1.hrv"]
+    assert entry is not None
+    flipped = bytearray(content)
+    flipped[content.index(entry) + len(entry) - 1] ^= 1
+    command = ["decompress", path, "-o", out, "--model", run, "--force"]
+    for damaged, line, names in (
+        (bytes(flipped), f"{path}: 1.hrv is damaged; 3 images written", {"0", "2", "more/0"}),
         (
-            entries[1].place - 1,
-            "are damaged, with the images in them; 2 images written",
-        ),  # the second block's index
-        (entries[3].place - 1, "are damaged, with the images in them; 1 image written"),
+            content[: content.index(b"PK\1\2")],
+            f"{path}: the directory at its end is damaged; 4 images written",
+            {"0", "1", "2", "more/0"},
+        ),
     ):
-        content[place] ^= 1
-        archive.write_bytes(content)
-        assert told in refused(arguments)
-        code, printed, _ = done("inspect", archive, "--verify")
+        path.write_bytes(damaged)
+        assert line in refused(command)
+        assert {*folder_of(out)} == {f"{name}.png" for name in names}
+        code, printed, _ = done("inspect", path)
         assert code == 2
-        shown.append(printed)
-    assert "2 (image 2): its record is damaged" in shown[0]
-    assert "whole\nwrite what is whole into a new archive: hrvqvae salvage" in shown[0]
-    code, printed, _ = done("salvage", archive, tmp_path / "new.hrva", "--model", run)
-    assert (code, printed.count("left out:")) == (2, 1)
-    assert open_archive(tmp_path / "new.hrva").names == ("0",)
-    assert {path.relative_to(out).as_posix() for path in out.rglob("*.png")} == {
-        "0.png",
-        "1.png",
-        "more/0.png",
-    }
-    content[entries[3].place - 1] ^= 1
-    archive.write_bytes(content)
-    code, printed, _ = done("inspect", archive)
-    assert (code, "bytes in 1 block are damaged" in printed) == (2, True)
+        assert f"{len(names)} images" in printed
+        assert "damaged: " in printed
+        shutil.rmtree(out)
+
+    codes = tmp_path / "codes"
     do("compress", run, images, "-o", codes)
     (codes / "0.hrv").write_bytes(b"none")
-    files = [codes / f"{number}.hrv" for number in range(3)]
-    line = refused(["decompress", *files, "-o", out, "--model", run, "--force"])
-    assert f"{files[0]}: is not a file of codes" in line
-    assert {path.name for path in out.iterdir()} == {"0.png", "1.png", "2.png", "more"}
+    line = refused(["decompress", codes, "-o", out, "--model", run])
+    assert f"{codes / '0.hrv'} is not a file of codes" in line
+    assert {*folder_of(out)} == {"1.png", "2.png", "more/0.png"}
 
 
 def test_work_is_cut_by_pixels(
@@ -390,15 +398,14 @@ def test_work_is_cut_by_pixels(
 ) -> None:
     monkeypatch.setattr(image_files, "_BATCH_PIXELS", 300)
     monkeypatch.setattr(hrv, "TOGETHER", 300)
-    do("compress", run, images, "-o", tmp_path / "x.hrva")
-    assert (tmp_path / "x.hrva").read_bytes().count(b"HRVB") == 3
-    decoded = list[int]()
-    decode = image_files.decode_images
-    monkeypatch.setattr(
-        image_files, "decode_images", lambda *some: (decoded.append(len(some[1])), decode(*some))[1]
-    )
-    do("decompress", tmp_path / "x.hrva", "-o", tmp_path / "out", "--model", run)
-    assert decoded == [2, 1, 1]
+    compress = Mock(wraps=hrvqvae.load(run).compress)
+    monkeypatch.setattr(hrvqvae.model.Model, "compress", compress)
+    do("compress", run, images, "-o", tmp_path / "x.zip")
+    assert [len(call.args[0]) for call in compress.call_args_list] == [2, 1, 1]
+    decode = Mock(wraps=image_files.decode_images)
+    monkeypatch.setattr(image_files, "decode_images", decode)
+    do("decompress", tmp_path / "x.zip", "-o", tmp_path / "out", "--model", run)
+    assert [len(call.args[1]) for call in decode.call_args_list] == [2, 1, 1]
 
 
 def test_folders_and_what_a_killed_writer_left_are_no_images(
@@ -408,7 +415,7 @@ def test_folders_and_what_a_killed_writer_left_are_no_images(
     (mixed / "x.png").mkdir(parents=True)
     for name in ("a.png", f"{TEMPORARY}b.png"):
         shutil.copy(images / "0.png", mixed / name)
-    assert "1 image," in do("compress", run, mixed, "-o", tmp_path / "x.hrva")
+    assert "1 image," in do("compress", run, mixed, "-o", tmp_path / "x.zip")
 
 
 def test_a_command_that_is_ended_leaves_nothing(

@@ -1,22 +1,25 @@
 """From images to files of codes and back, for every system; files of at most so many bytes."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import hrvqvae
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
-from hrvqvae.compression.images import compress, decode_images
+from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.data.loading import load_images
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
+from tests.conftest import do
 from tests.trained_run import tiny_systems
 
 NAMES = ("groups", "vqvae2", "fsq", "vqpytorch")
@@ -34,7 +37,7 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
     model, entropy_model = untrained(single_grid(name, mnist_root))
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
-        files = compress(model, entropy_model, images, CPU)
+        files = make_files(model, entropy_model, images, CPU)
         with torch.inference_mode():
             expected = model.decode(model.encode(images), size=size)
         found = read(entropy_model, files)
@@ -50,7 +53,7 @@ def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> N
     model = hrvqvae.load(run)
     images = digits(4)
     fitted = model.compress(images)
-    plain = compress(
+    plain = make_files(
         model.autoencoder, dataclasses.replace(model.entropy_model, networks=()), images, CPU
     )
     assert sum(map(len, fitted)) < sum(map(len, plain))
@@ -101,17 +104,17 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
 
 def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
-    content = compress(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
+    content = make_files(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(
         DamagedFileError,
         match="file 1 has 1 whole level, but this model decodes 2 or more: level 2",
     ):
         decode_images(model, read(entropy_model, [content[:-1]]), CPU)
-    assert compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [
+    assert make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [
         content
     ]
     with pytest.raises(InputError, match="takes at least"):
-        compress(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
+        make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
 def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
@@ -172,15 +175,47 @@ def test_files_that_do_not_shrink_for_long_are_found_too(
     def encode(_: Tensor, lmbdas: Tensor) -> tuple[tuple[Tensor], Tensor]:
         return (lmbdas,), lmbdas
 
-    def files(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
+    def write(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
         return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].tolist()]
 
-    monkeypatch.setattr(compression, "write", files)
+    monkeypatch.setattr(compression, "write", write)
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     entropy_model = SimpleNamespace(networks=(None,))
     encoder: Any = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1)
-    best = [(np.inf, b"")]
-    assert compression._search_lambdas(encoder, torch.zeros(1, 1), np.arange(1), 30, best).all()
-    error, file = best[0]
-    assert file == bytes(28)
-    assert least <= error <= 4 * least, "the error is lambda here"
+    best = compression._BestFile(30)
+    assert compression._search_lambdas(encoder, torch.zeros(1, 1), [0], [best]) == [0]
+    assert best.content == bytes(28)
+    assert least <= best.error <= 4 * least, "the error is lambda here"
+
+
+def test_codes_are_computed_without_tf32(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each public function and command that makes codes, as in training and evaluation."""
+    model = hrvqvae.load(run)
+    seen = list[bool]()
+    latents = SingleGridAutoencoder.latents
+
+    def observe(*arguments: Any) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return latents(*arguments)
+
+    monkeypatch.setattr(SingleGridAutoencoder, "latents", observe)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    images = digits(2)
+    Image.fromarray(images[0, 0].numpy()).save(tmp_path / "0.png")
+    calls: list[Callable[[], object]] = [
+        lambda: model.encode(images),
+        lambda: model.encode(images, lmbda=0.1),
+        lambda: model.compress(images),
+        lambda: model.compress(images, max_bytes=1000),
+        lambda: do("compress", run, tmp_path / "0.png", "-o", tmp_path / "x.zip"),
+        lambda: do("tokenize", run, tmp_path, tmp_path / "shards", "--workers", 0),
+        lambda: do("reconstruct", run, tmp_path / "0.png", "-o", tmp_path / "y.png"),
+    ]
+    for call in calls:
+        call()
+        assert seen, "the encoder was not called"
+        assert not any(seen)
+        assert torch.backends.cudnn.allow_tf32
+        seen.clear()

@@ -1,29 +1,27 @@
 // The codes in files of codes, by the module in web/.
 //
-//     node decode.mjs TABLES FILE.hrv...      node decode.mjs ARCHIVE.hrva...
+//     node decode.mjs TABLES FILE.hrv...
 //
-// Each argument is known by its first bytes. A file of tables is used for the .hrv files after it; an archive has its
-// own.
+// Each argument is known by its first bytes. A file of tables is used for the .hrv files after it.
 // One line of JSON is printed for each file that is not a file of tables:
 //
 //     .hrv   {"file", "height", "width", "levels": [rows of codes of level 1, of level 2, ...], "fault"}
-//     .hrva  {"file", "images": [{"name", "height", "width", "levels", "fault"}, ...], "fault"}
 //     else   {"file", "refused": why}, and the exit code is 2
 //
 // "levels" are those that are whole. "fault" says what lies after them, and is null where the file is read to its end.
 
 import { readFileSync } from "node:fs";
 import process from "node:process";
-import { Refused, refuseUnless } from "../../web/bytes.js";
-import { readArchive, readImage } from "../../web/files.js";
+import { Refused } from "../../web/bytes.js";
+import { readImage } from "../../web/files.js";
 import { readTables } from "../../web/tables.js";
 
-function inRows({ name, height, width, grids, levels, fault }) {
+function inRows({ height, width, grids, levels, fault }) {
   const rows = levels.map((flat, level) => {
     const [count, columns] = grids[level];
     return Array.from({ length: count }, (_, y) => Array.from(flat.subarray(y * columns, (y + 1) * columns)));
   });
-  return { name, height, width, levels: rows, fault };
+  return { height, width, levels: rows, fault };
 }
 
 let tables = null;
@@ -31,14 +29,12 @@ for (const file of process.argv.slice(2)) {
   let result;
   try {
     const bytes = readFileSync(file);
-    const magic = bytes.toString("latin1", 0, 4);
-    if (magic === "HRVQ") {
+    if (bytes.toString("latin1", 0, 4) === "HRVQ") {
       tables = null;
       tables = await readTables(bytes);
       continue;
     }
-    result = magic === "HRVA" ? await readArchive(bytes) : inRows(readImage(bytes, tables));
-    result.images = result.images?.map(inRows);
+    result = inRows(readImage(bytes, tables));
   } catch (error) {
     if (!(error instanceof Refused) && !error.syscall) throw error;
     result = { refused: error.message };

@@ -113,7 +113,8 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
         raise DamagedFileError(
             f"{name} says {size[0]}x{size[1]} pixels; at most {max_pixels} are admitted"
         )
-    return Header(size, bool(content[0] & _BY_TABLES), content[1 : 1 + FINGERPRINT_BYTES], offset)
+    fingerprint = bytes(content[1 : 1 + FINGERPRINT_BYTES])
+    return Header(size, bool(content[0] & _BY_TABLES), fingerprint, offset)
 
 
 def _require_model(model: EntropyModel, header: Header, name: str) -> None:
