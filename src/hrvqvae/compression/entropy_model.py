@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import zlib
 from dataclasses import dataclass, replace
@@ -13,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
@@ -53,26 +53,24 @@ class EntropyModel:
         Raises InputError if the file would be too large to be read.
         """
         networks = self.networks or (None,) * len(self.symbols)
-        header = {
-            "name": self.name,
-            "model": self.model,
-            "geometry": {
-                "unit": self.geometry.unit,
-                "margin": self.geometry.margin,
-                "times": self.geometry.times,
-            },
-            "symbols": self.symbols,
-            "levels": [
-                network
-                and {
+        levels = list[dict[str, Any] | None]()
+        for network in networks:
+            entry = None
+            if network:
+                entry = {
                     "groups": network.contexts.groups,
                     "features": network.contexts.features,
                     "selecting": network.contexts.selecting,
                     "hidden": len(network.bias),
                     "shift": network.shift,
                 }
-                for network in networks
-            ],
+            levels.append(entry)
+        header = {
+            "name": self.name,
+            "model": self.model,
+            "geometry": self.geometry._asdict(),
+            "symbols": self.symbols,
+            "levels": levels,
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         parts = [
@@ -95,16 +93,6 @@ class EntropyModel:
         ):  # readers refuse what unpacks to so much more
             packed = zlib.compress(body, 0)
         return MAGIC + len(text).to_bytes(4, "little") + text + packed
-
-    def same_codes(self, other: EntropyModel) -> bool:
-        """Return whether both entropy models decode every file alike, for the same weights."""
-        if any(self.networks) or any(other.networks):
-            return self.content == other.content
-        return (self.model, self.geometry, self.symbols) == (
-            other.model,
-            other.geometry,
-            other.symbols,
-        )
 
     @cached_property
     def bare(self) -> EntropyModel:
@@ -213,16 +201,12 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
             (sets, symbols[level], hidden),
             (sets, symbols[level]),
         )
-        arrays = list[NDArray[Any]]()
-        for shape, (_, dtype) in zip(shapes, _ARRAY_TYPES, strict=True):
-            array = np.frombuffer(body, dtype, int(np.prod(shape)), offset)
+        arrays = dict[str, Any]()
+        for shape, (name, dtype) in zip(shapes, _ARRAY_TYPES, strict=True):
+            array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)
             offset += array.nbytes
-            arrays.append(np.array(array.reshape(shape), np.dtype(dtype).newbyteorder("=")))
-        networks.append(
-            EntropyNetwork(
-                contexts, arrays[0], arrays[1], arrays[2], arrays[3], int(entry["shift"])
-            )
-        )
+            arrays[name] = array.astype(np.dtype(dtype).newbyteorder("="))
+        networks.append(EntropyNetwork(contexts, **arrays, shift=int(entry["shift"])))
     if offset != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")
     return EntropyModel(

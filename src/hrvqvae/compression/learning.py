@@ -56,18 +56,11 @@ def _train(
     images: Any,
     order: Integers,
     positions: Integers,
-    begins: Integers,
-    grids: Integers,
-    symbols: Integers,
-    groups: Integers,
     level: int,
-    features: Integers,
-    selecting: int,
+    layout: Any,
+    contexts: Any,
     maps: Any,
-    table: Floats,
-    bias: Floats,
-    weights: Floats,
-    offsets: Floats,
+    parameters: Any,
     rate: float,
     decay: float,
 ) -> float:
@@ -75,8 +68,12 @@ def _train(
     their updates.
 
     Image `order[i]` is visited at each of `positions[i]`. The learning rate goes from `rate` to
-    `rate * decay`; at 0 nothing is updated.
+    `rate * decay`; at 0 nothing is updated. `layout` is `Layout.arrays`, `contexts` is
+    `Contexts.arrays`.
     """
+    begins, grids, symbols = layout
+    groups, features, selecting = contexts
+    table, bias, weights, offsets = parameters
     num_hidden = len(bias)
     num_symbols = symbols[level]
     width = grids[level, 1]
@@ -188,64 +185,52 @@ def learn_level(
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
     contexts = web_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
     layout = Layout(grids, symbols[: level + 1])
-    dtype = np.min_scalar_type(max(symbols))
-    images = np.concatenate(
-        [level_codes.reshape(num_images * copies, -1) for level_codes in levels], 1
-    ).astype(dtype)
+    flat = [level_codes.reshape(num_images * copies, -1) for level_codes in levels]
+    images = np.concatenate(flat, 1).astype(np.min_scalar_type(max(symbols)))
+
+    # small random numbers; all symbols are equally likely
     rng = np.random.default_rng([0, level])
-    hidden = (
-        _SMALL_HIDDEN if small else next(units for rows, units in _HIDDEN if contexts.rows <= rows)
-    )
-    parameters: Parameters = (  # small random numbers; all symbols are equally likely
+    hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
+    if small:
+        hidden = _SMALL_HIDDEN
+    shape = contexts.sets, symbols[level], hidden
+    parameters: Parameters = (
         rng.normal(0, 0.02, (contexts.rows, hidden)).astype(np.float32),
         np.full(hidden, 0.1, np.float32),
-        rng.normal(0, 0.1, (contexts.sets, symbols[level], hidden)).astype(np.float32),
-        np.zeros((contexts.sets, symbols[level]), np.float32),
+        rng.normal(0, 0.1, shape).astype(np.float32),
+        np.zeros(shape[:2], np.float32),
     )
-    groups, features = contexts.arrays
-    maps = np.zeros((len(groups), *(side + 2 * FRAME for side in layout.grids.max(0))), np.int32)
+    sides = layout.grids.max(0) + 2 * FRAME
+    maps = np.zeros((len(contexts.groups), *sides), np.int32)
     decay = (_LAST_RATE / _FIRST_RATE) ** (1 / _EVALUATIONS)
+    shared = level, layout.arrays, contexts.arrays, maps, parameters
 
-    def train(order: Integers, positions: Integers, rate: float) -> float:
-        return float(
-            _train(
-                images,
-                order,
-                positions,
-                layout.begins,
-                layout.grids,
-                layout.symbols,
-                groups,
-                level,
-                features,
-                contexts.selecting,
-                maps,
-                *parameters,
-                rate,
-                decay,
-            )
-        )
-
-    held_out, others = np.split(
-        rng.permutation(num_images), [max(1, min(num_images // 20, _MOST_HELD_OUT))]
+    # held-out images, and the variants of the others
+    num_held_out = max(1, min(num_images // 20, _MOST_HELD_OUT))
+    shuffled = rng.permutation(num_images)
+    held_out = shuffled[:num_held_out]
+    others = np.concatenate(
+        [shuffled[num_held_out:] + num_images * variant for variant in range(copies)]
     )
-    others = np.concatenate([others + num_images * variant for variant in range(copies)])
     num_positions = grids[level][0] * grids[level][1]
-    all_positions = np.tile(np.arange(num_positions), (len(held_out), 1))
+    all_positions = np.tile(np.arange(num_positions), (num_held_out, 1))
+
+    # the budget of updates
     visited = min(num_positions, _POSITIONS_PER_IMAGE)
-    cost_per_update = hidden * (2 * len(features) + 3 * symbols[level])
+    cost_per_update = hidden * (2 * (len(contexts.features) + 1) + 3 * symbols[level])
     num_updates = effort * min(
         max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
         _MOST_PASSES * num_positions * len(others),
     )
     num_visits = max(1, int(num_updates / visited / _EVALUATIONS))
+
     best = copy.deepcopy(parameters)
     best_bits = math.log2(symbols[level]) * all_positions.size
     for evaluation in range(_EVALUATIONS):
         order = others[rng.integers(0, len(others), num_visits)]
         positions = rng.integers(0, num_positions, (num_visits, visited))
-        train(order, positions, _FIRST_RATE * decay**evaluation)
-        bits = train(held_out, all_positions, 0.0)  # at rate 0 nothing is updated
+        _train(images, order, positions, *shared, _FIRST_RATE * decay**evaluation, decay)
+        bits = float(_train(images, held_out, all_positions, *shared, 0.0, decay))
         if bits < best_bits:
             best = copy.deepcopy(parameters)
             best_bits = bits

@@ -11,6 +11,7 @@ groups, table rows, hidden units and frequencies.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -209,6 +210,20 @@ def compute_frequencies(
     return total
 
 
+@compiled(inline="always")
+def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
+    """Write the frequencies of the code at a position, and return their total."""
+    _, grids, symbols = layout
+    table, bias, weights, offsets, groups, features, selecting, shift = network
+    _, maps, rows, hidden, frequencies = work
+    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
+    sum_rows(rows, table, bias, hidden)
+    total: int = compute_frequencies(
+        hidden, len(bias), weight_set, weights, offsets, shift, frequencies, symbols[level]
+    )
+    return total
+
+
 @compiled()
 def encode_streams(
     codes: CodeArray,
@@ -225,41 +240,27 @@ def encode_streams(
     bytes to `lengths`.
     """
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    state, maps, rows, hidden, frequencies = work
-    num_symbols = symbols[level]
+    groups = network[4]
+    state, maps, _, _, frequencies = work
     height = grids[level, 0]
     width = grids[level, 1]
     for image in range(begin, end):
         coder.begin_encoding(state)
-        if len(features):
+        if len(groups):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
             for x in range(width):
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
                 before = code
                 frequency = 1
-                total = num_symbols
-                if len(features):
-                    weight_set = find_rows(
-                        maps, groups, grids, level, features, selecting, y, x, rows
-                    )
-                    sum_rows(rows, table, bias, hidden)
-                    total = compute_frequencies(
-                        hidden,
-                        len(bias),
-                        weight_set,
-                        weights,
-                        offsets,
-                        shift,
-                        frequencies,
-                        num_symbols,
-                    )
+                total = symbols[level]
+                if len(groups):
+                    total = _predict(level, layout, network, work, y, x)
                     before = 0
                     frequency = frequencies[code]
                     for k in range(code):
                         before += frequencies[k]
-                    append_code(maps, groups, level, num_symbols, y, x, code)
+                    append_code(maps, groups, level, symbols[level], y, x, code)
                 coder.encode(state, out, image, before, frequency, total)
         lengths[image] = coder.end_encoding(state, out, image)
     return end - begin
@@ -286,43 +287,38 @@ def decode_streams(
     `ends`.
     """
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    state, maps, rows, hidden, frequencies = work
-    num_symbols = symbols[level]
+    groups = network[4]
+    state, maps, _, _, frequencies = work
     height = grids[level, 0]
     width = grids[level, 1]
     for image in range(begin, end):
         start = starts[image]
         stop = stops[image]
         coder.begin_decoding(state, content, start, stop)
-        position = 0
         whole = start <= stop
-        if whole and len(features):
+        if whole and len(groups):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
+        position = 0
         while whole and position < height * width:
             y = position // width
             x = position % width
-            total = num_symbols
-            if len(features):
-                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-                sum_rows(rows, table, bias, hidden)
-                total = compute_frequencies(
-                    hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
-                )
+            total = symbols[level]
+            if len(groups):
+                total = _predict(level, layout, network, work, y, x)
             target = coder.find_target(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
                 code = target
                 before = target
                 frequency = 1
-                if len(features):
+                if len(groups):
                     code = 0
                     before = 0
                     while before + frequencies[code] <= target:
                         before += frequencies[code]
                         code += 1
                     frequency = frequencies[code]
-                    append_code(maps, groups, level, num_symbols, y, x, code)
+                    append_code(maps, groups, level, symbols[level], y, x, code)
                 coder.decode(state, content, start, stop, before, frequency, total)
                 codes[image, begins[level] + position] = code
                 position += 1
@@ -354,9 +350,8 @@ def encode_level(
     """Return the stream of each image for one level. `codes` (N, all codes) must be below
     `layout.symbols`.
     """
-    out = np.empty(
-        (len(codes), _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * WIDTH), np.uint8
-    )
+    most_bytes = _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * WIDTH
+    out = np.empty((len(codes), most_bytes), np.uint8)
     lengths = np.zeros(len(codes), np.int64)
 
     def encode_range(begin: int, end: int) -> None:
@@ -371,10 +366,10 @@ def count_required_bytes(layout: Layout, level: int, network: EntropyNetwork | N
     maps of groups.
     """
     largest_grid = int(layout.grids[: level + 1].prod(1).max())
-    cells = int(layout.begins[level + 1]) + (
-        0 if network is None else len(network.contexts.groups) * largest_grid
-    )
-    return max(0, -(-(cells - _MOST_CELLS) // _CELLS_PER_BYTE))
+    cells = int(layout.begins[level + 1])
+    if network:
+        cells += len(network.contexts.groups) * largest_grid
+    return max(0, math.ceil((cells - _MOST_CELLS) / _CELLS_PER_BYTE))
 
 
 def decode_level(
@@ -391,17 +386,15 @@ def decode_level(
     Returns:
         The offset in `content` at which each stream ends (N,), or NOT_WHOLE.
     """
+    # the fewest bits of a code; with a network a frequency is at most 2^16 + 1, and the total is
+    # then at least 2^16 + m, which makes (m - 1) / (2^16 + 1) bits
     num_codes = int(layout.grids[level].prod())
     num_symbols = int(layout.symbols[level])
+    least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
     if network is None:
         least_bits = num_codes * (num_symbols.bit_length() - 1)
-    # a frequency is at most 2^16 + 1, and the total is then at least 2^16 + m: (m - 1) / (2^16 + 1)
-    # bits
-    else:
-        least_bits = num_codes * (num_symbols - 1) // (2**FREQUENCY_BITS + 1)
-    stops = np.where(
-        least_bits <= 8 * (stops - starts), stops, starts - 1
-    )  # too short: refused unread
+    too_short = least_bits > 8 * (stops - starts)
+    stops = np.where(too_short, starts - 1, stops)  # refused unread
     ends = np.empty(len(codes), np.int64)
 
     def decode_range(begin: int, end: int) -> None:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -83,9 +83,8 @@ class Contexts:
     @cached_property
     def first_rows(self) -> tuple[int, ...]:
         """The first table row of each feature, then the first row of the zones."""
-        return tuple(
-            accumulate((self.count_values(group) + 1 for group, _, _ in self.features), initial=0)
-        )
+        counts = [self.count_values(group) + 1 for group, _, _ in self.features]
+        return tuple(accumulate(counts, initial=0))
 
     @property
     def rows(self) -> int:
@@ -93,17 +92,16 @@ class Contexts:
         return self.first_rows[-1] + ZONES * ZONES
 
     @cached_property
-    def arrays(self) -> tuple[Integers, Integers]:
+    def arrays(self) -> tuple[Integers, Integers, int]:
         """Groups (G, 2); group, dy, dx and first row of each feature, and of the zones at the end
-        (F + 1, 4).
+        (F + 1, 4); the selecting group.
         """
+        zones = 0, 0, 0
         rows = [
-            (*feature, start)
-            for feature, start in zip(self.features, self.first_rows, strict=False)
+            (*feature, row)
+            for feature, row in zip((*self.features, zones), self.first_rows, strict=True)
         ]
-        return np.array(self.groups, np.int64), np.array(
-            [*rows, (0, 0, 0, self.first_rows[-1])], np.int64
-        )
+        return np.array(self.groups, np.int64), np.array(rows, np.int64), self.selecting
 
     @property
     def sets(self) -> int:
@@ -122,6 +120,41 @@ def _find_families(symbols: Sequence[int], max_values: int) -> list[int]:
     return starts
 
 
+_Group = tuple[int, int]
+_Placed = list[tuple[_Group, tuple[int, int]]]
+"""Features: a group, and its offset (dy, dx)."""
+
+
+def _find_group(
+    last: int, symbols: Sequence[int], starts: Sequence[int], grids: Sequence[Grid], most: int
+) -> _Group:
+    """Return the longest group that ends at a level, in one family and grid, of at most `most`
+    values; at least the level alone.
+    """
+    family = max(start for start in starts if start <= last)
+    first = last
+    while (
+        first > family
+        and grids[first - 1] == grids[last]
+        and math.prod(symbols[first - 1 : last + 1]) <= most
+    ):
+        first -= 1
+    return first, last
+
+
+def _make_contexts(
+    level: int, symbols: Sequence[int], placed: _Placed, selecting: _Group | None
+) -> Contexts:
+    groups = list(dict.fromkeys(group for group, _ in placed))
+    return Contexts(
+        level,
+        tuple(symbols[: level + 1]),
+        tuple(groups),
+        tuple((groups.index(group), dy, dx) for group, (dy, dx) in placed),
+        -1 if selecting is None else groups.index(selecting),
+    )
+
+
 def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) -> Contexts:
     """Return the usual contexts of a level. A family is a run of levels that have at most 4,096
     values together.
@@ -132,41 +165,26 @@ def usual_contexts(level: int, symbols: Sequence[int], grids: Sequence[Grid]) ->
     values within the family and of up to 64 values beyond.
     """
     starts = _find_families(symbols[: level + 1], _FAMILY_VALUES)
-    groups: list[tuple[int, int]] = []
-
-    def add_group(last: int, max_values: int) -> int:
-        """Return the index of the longest group that ends at `last`, in one family and grid; add it
-        if it is new.
-        """
-        first = last
-        family = max(start for start in starts if start <= last)
-        while first > family and grids[first] == grids[first - 1]:
-            if math.prod(symbols[first - 1 : last + 1]) > max_values:
-                break
-            first -= 1
-        if (first, last) not in groups:
-            groups.append((first, last))
-        return groups.index((first, last))
-
     limits = [_FAMILY_VALUES] * 2 + [_GROUP_VALUES] * 4 + [1] * (6 if level else 18)
-    features = [
-        (add_group(level, limit), *offset)
-        for limit, offset in zip(limits, _EARLIER_OFFSETS, strict=False)
+    placed: _Placed = [
+        (_find_group(level, symbols, starts, grids, most), offset)
+        for most, offset in zip(limits, _EARLIER_OFFSETS, strict=False)
     ]
+
+    # groups of coarser levels, from the next coarser one on
     last = level - 1
-    selecting = -1
+    selecting = None
     while last >= 0:
-        coarser = add_group(last, _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES)
-        first = groups[coarser][0]
-        values = math.prod(symbols[first : last + 1])
-        reach = 2 if last == level - 1 and values <= _DISTANT_VALUES else 1
-        features += [
-            (coarser, *offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach
-        ]
-        if last == level - 1 and level not in starts and values * symbols[level] <= _FAMILY_VALUES:
-            selecting = coarser
-        last = first - 1
-    return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
+        most = _GROUP_VALUES if last >= starts[-1] else _DISTANT_VALUES
+        group = _find_group(last, symbols, starts, grids, most)
+        values = math.prod(symbols[group[0] : last + 1])
+        is_next = last == level - 1
+        reach = 2 if is_next and values <= _DISTANT_VALUES else 1
+        placed += [(group, offset) for offset in _AROUND_OFFSETS if max(map(abs, offset)) <= reach]
+        if is_next and level not in starts and values * symbols[level] <= _FAMILY_VALUES:
+            selecting = group
+        last = group[0] - 1
+    return _make_contexts(level, symbols, placed, selecting)
 
 
 def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
@@ -179,31 +197,20 @@ def web_contexts(level: int, symbols: Sequence[int]) -> Contexts:
     selects the output weights.
     """
     starts = _find_families(symbols[: level + 1], _SMALL_FAMILY_VALUES)
-    lasts = [level - 1] * (level > starts[-1]) + [start - 1 for start in starts[:0:-1][:3]]
-
-    def find_group(last: int) -> tuple[int, int]:
-        firsts = range(max(start for start in starts if start <= last), last)
-        return (
-            next(
-                (
-                    first
-                    for first in firsts
-                    if math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES
-                ),
-                last,
-            ),
-            last,
-        )
-
-    groups = [find_group(last) for last in (level, *lasts)]
-    features = [(0, *offset) for offset in _EARLIER_OFFSETS[:4]]
-    for index, (first, last) in enumerate(groups[1:], start=1):
-        crossed = index <= 2 and math.prod(symbols[first : last + 1]) <= _DISTANT_VALUES
-        features += [
-            (index, *offset) for offset in (_CROSS_OFFSETS if crossed else _CROSS_OFFSETS[:1])
-        ]
-    selecting = 1 if level > starts[-1] else -1
-    return Contexts(level, tuple(symbols[: level + 1]), tuple(groups), tuple(features), selecting)
+    one_grid = [(1, 1)] * (level + 1)
+    lasts = [start - 1 for start in starts[:0:-1][:3]]
+    if level > starts[-1]:
+        lasts.insert(0, level - 1)
+    own, *groups = [
+        _find_group(last, symbols, starts, one_grid, _DISTANT_VALUES) for last in (level, *lasts)
+    ]
+    placed: _Placed = [(own, offset) for offset in _EARLIER_OFFSETS[:4]]
+    for index, group in enumerate(groups):
+        values = math.prod(symbols[group[0] : group[1] + 1])
+        is_crossed = index < 2 and values <= _DISTANT_VALUES
+        offsets = _CROSS_OFFSETS if is_crossed else _CROSS_OFFSETS[:1]
+        placed += [(group, offset) for offset in offsets]
+    return _make_contexts(level, symbols, placed, groups[0] if level > starts[-1] else None)
 
 
 @dataclass(frozen=True)
@@ -224,27 +231,22 @@ class EntropyNetwork:
         contexts = self.contexts
         hidden = len(self.bias)
         symbols = contexts.symbols[-1]
-        shapes = (self.table.shape, self.weights.shape, self.offsets.shape)
-        if shapes != (
-            (contexts.rows, hidden),
-            (contexts.sets, symbols, hidden),
-            (contexts.sets, symbols),
+        expected = (contexts.rows, hidden), (contexts.sets, symbols, hidden)
+        if (self.table.shape, self.weights.shape) != expected or (
+            self.offsets.shape != expected[1][:2]
         ):
             raise DamagedFileError(
                 f"the model of level {contexts.level + 1} does not have the shape that its contexts"
                 " need"
             )
-        bounds = [
-            *contexts.first_rows,
-            contexts.rows,
-        ]  # of all scores and intermediate sums, an upper bound:
-        largest_entries = [
-            np.abs(self.table[begin:end].astype(np.int64)).max(0) for begin, end in pairwise(bounds)
-        ]
-        sums = np.abs(self.bias.astype(np.int64)) + np.sum(largest_entries, axis=0)
-        scores = (
-            np.abs(self.offsets.astype(np.int64)) + np.abs(self.weights.astype(np.int64)) @ sums
+
+        # an upper bound of all scores and intermediate sums
+        table, bias, weights, offsets = (
+            np.abs(array.astype(np.int64))
+            for array in (self.table, self.bias, self.weights, self.offsets)
         )
+        sums = bias + np.maximum.reduceat(table, contexts.first_rows).sum(0)
+        scores = offsets + weights @ sums
         largest = max(int(sums.max(initial=0)), int(scores.max(initial=0)))
         if not 0 <= self.shift < 31 or largest >= 1 << 30:
             raise DamagedFileError(f"scores of level {contexts.level + 1} do not fit 32 bits")
@@ -255,7 +257,7 @@ class EntropyNetwork:
         kernels.
         """
         parameters = self.table, self.bias, self.weights, self.offsets
-        return *parameters, *self.contexts.arrays, self.contexts.selecting, self.shift
+        return *parameters, *self.contexts.arrays, self.shift
 
 
 ABSENT: tuple[Any, ...] = (
