@@ -121,9 +121,7 @@ def train(run: Path, change: str, images: int, seed: int) -> Row:
     levels, config = configure(run, change, images, seed)
     autoencoder = Run(run)
     bits = list[float]()
-    task = PriorTask(
-        run, levels, config, (*autoencoder.load(progressive=False), autoencoder.digest)
-    )
+    task = PriorTask(run, levels, config, (*autoencoder.load(decoder=None), autoencoder.digest))
     with TemporaryDirectory() as folder, PATCHES.get(change, nullcontext)():
         task.run = RunFolder(Path(folder))
         keep_bits = lambda _, records, __: bits.append(records[-1]["bits_per_code"])  # noqa: E731

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,9 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
+from hrvqvae.utils.errors import InputError
 from tests.conftest import write_picture
+from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
 
@@ -226,6 +229,44 @@ def test_the_figure_of_the_hierarchy(
         with pytest.raises(SystemExit):
             figure("hierarchy", *arguments, "-o", out)
         assert message in capsys.readouterr().err
+
+
+def test_figure_10_has_its_codewords() -> None:
+    """A panel has the codewords out of reach, then those within reach, at the sums of choices."""
+    drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
+    rng = np.random.default_rng(0)
+    books = [rng.normal(size=(4**level, 4, 2)) * 0.4**level for level in range(3)]
+    path = [2, 1, 3]
+    tree = drawing["Tree"](books, rng.normal(size=2), "random", path)
+    total = np.zeros(2)
+    place = 0
+    for level, axes in enumerate(drawing["draw_tree"](tree).axes):
+        out_of_reach, within_reach = axes.collections[:2]
+        assert len(out_of_reach.get_offsets()) == 4 ** (level + 1) - 4
+        np.testing.assert_allclose(within_reach.get_offsets(), total + books[level][place])
+        assert f"4 of {4 ** (level + 1)} codewords" in axes.get_title()
+        total = total + books[level][place, path[level]]
+        place = place * 4 + path[level]
+    for codes, message in (
+        ([0, 1], "2 levels; this tree has 3"),
+        ([0, 1, 4], "are 0 to 3"),
+        ([0, -1, 0], "are 0 to 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            drawing["draw_tree"](tree._replace(codes=codes))
+
+
+def test_figure_10_shows_the_codes_of_every_position() -> None:
+    drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
+    rng = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8, generator=rng)
+    sizes = dataclasses.replace(TREE, level_codewords=(4, 3, 2))
+    for config in (config_of("treevq"), config_of("hrvqvae", quantizer=sizes)):
+        model = model_of(config)
+        codes = model.encode(image[None])
+        for row, column in np.ndindex(*codes[0].shape[1:]):
+            tree = drawing["make_tree"](model, image, (row, column), "model")
+            assert tree.codes == [int(code[0, row, column]) for code in codes]
 
 
 def test_a_row_of_samples_for_each_class(

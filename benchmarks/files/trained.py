@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
-from hrvqvae.checkpoints.folder import RunFolder, locate, progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, locate
 from hrvqvae.compression.rate_distortion import explain_no_lambda
 from hrvqvae.model import Model
 
@@ -49,7 +49,7 @@ class TrainedFiles(FileCodec):
         weights = locate(run)
         needed = [weights, RunFolder(weights.parent).tables]
         if getattr(self.model.autoencoder, "progressive_decoder", None) is not None:
-            needed.append(progressive_folder(weights.parent).model)
+            needed.append(decoder_folder(weights.parent, PROGRESSIVE).model)
         self.model_bytes = sum(path.stat().st_size for path in needed if path.is_file())
 
     def _settings(self) -> Iterator[TrainedSetting]:

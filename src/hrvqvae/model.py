@@ -22,7 +22,7 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Grid
-from hrvqvae.models.base import pad_to_grid, to_unit_images
+from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
@@ -49,6 +49,7 @@ class Model:
         self.device = resolve_device(device)
         self._earlier_states = dict[Path, Model]()
         self._makers = dict[bytes, Model]()
+        self._priors: Priors | None = None
 
     @classmethod
     def from_pretrained(
@@ -87,15 +88,27 @@ class Model:
         weights = self.autoencoder.state_dict()
         return push_run(self.run.name, name, license=license, weights=weights, **options)
 
-    @cached_property
+    @property
     def priors(self) -> Priors:
         """The priors of all levels. Raises InputError if a prior is missing or stale."""
-        return self.run.load_priors()
+        return self.load_priors(len(self.config.model.num_symbols))
+
+    def load_priors(self, num_levels: int) -> Priors:
+        """Return the priors of the first levels at least. Raises InputError as `priors`."""
+        covered = self._priors.networks[-1].levels[-1].index + 1 if self._priors else 0
+        if self._priors is None or covered < num_levels:
+            self._priors = self.run.load_priors(num_levels)
+        return self._priors
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names of the priors."""
-        return self.priors.classes
+        return self.load_priors(1).classes
+
+    @cached_property
+    def generator(self) -> Autoencoder:
+        """The autoencoder with the decoder of samples and completions (`Run.load_generator`)."""
+        return self.run.load_generator(self.autoencoder, self.config)
 
     @cached_property
     def entropy_model(self) -> EntropyModel:
@@ -303,14 +316,14 @@ class Model:
         """Draw as `sample` does, and return classes and codes beside the images; `kept` codes
         replace drawn ones.
         """
-        priors = self.priors
         params = params or SamplingParams(**self.run.sampling_options())
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
         if seed < 0:
             raise InputError(f"seed is {seed}; it must be at least 0")
-        class_index = None if class_name is None else priors.class_index(class_name)
         num_levels = self.autoencoder.check_levels(params.levels)
+        priors = self.load_priors(num_levels)
+        class_index = None if class_name is None else priors.class_index(class_name)
         size = self.config.data.size
         networks = [prior for prior in priors.networks if prior.level.index < num_levels]
         images = []
@@ -338,7 +351,7 @@ class Model:
                     sampler=sampler,
                 )[:num_levels]
                 on_device = tuple(level.to(self.device) for level in codes)
-                images.append(self.autoencoder.decode(on_device, num_levels, (size, size)).cpu())
+                images.append(self.generator.decode(on_device, num_levels, (size, size)).cpu())
                 all_codes.append(codes)
         codes = tuple(torch.cat(level) for level in zip(*all_codes, strict=True))
         return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
@@ -414,7 +427,7 @@ class Model:
         fields = stages.collect_fields("prior.training", options, run, data)
         with process_group():
             outcomes = stages.train_missing_priors(run, fields, level=level, resume=resume)
-        self.__dict__.pop("priors", None)  # the next sample reads the new priors
+        self._priors = None  # the next sample reads the new priors
         stages.raise_signal(*outcomes.values())
 
 

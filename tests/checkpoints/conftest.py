@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
@@ -23,20 +22,26 @@ def run(mnist_root: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=ignored)
 
 
+def write_decoder(run: Path, name: str, shift: float) -> None:
+    """Write a decoder of prefixes: the autoencoder's decoder with `shift` added to its weights."""
+    trained = Run(run)
+    model, config = trained.load(decoder=None)
+    weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
+    shifted = {key: tensor + shift for key, tensor in weights.items()}
+    file = decoder_folder(run, name).model
+    file.parent.mkdir()
+    save_model(file, config, shifted, 5, name, autoencoder=trained.digest)
+
+
 @pytest.fixture
 def whole(mnist_root: Path, tmp_path: Path) -> Path:
     """A run folder with priors, a progressive decoder that is another than the autoencoder's, and
     an entropy model.
     """
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
+    write_decoder(run, PROGRESSIVE, 0.05)
     trained = Run(run)
-    model, config = trained.load()
-    weights = build_progressive_decoder(require_several_levels(model, config), config).state_dict()
-    weights = {name: tensor + 0.05 * torch.ones_like(tensor) for name, tensor in weights.items()}
-    progressive_folder(run).path.mkdir()
-    save_model(
-        progressive_folder(run).model, config, weights, 5, "prefixes", autoencoder=trained.digest
-    )
+    config = trained.config
     of_weights = trained.weights_digest
     symbols = config.model.num_symbols
     entropy_model = EntropyModel("tiny", of_weights, config.model.geometry, symbols)

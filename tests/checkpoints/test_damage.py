@@ -21,7 +21,7 @@ import hrvqvae
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.models.build import build
@@ -45,7 +45,7 @@ Use = Callable[[Path], object]
 TENSORS: dict[str, tuple[Callable[[Path], Path], Use]] = {
     "model": (lambda run: RunFolder(run).model, hrvqvae.load),
     "prior": (lambda run: prior_folder(run, 1).model, lambda run: Run(run).load_priors()),
-    "progressive decoder": (lambda run: progressive_folder(run).model, hrvqvae.load),
+    "progressive decoder": (lambda run: decoder_folder(run, PROGRESSIVE).model, hrvqvae.load),
 }
 FILES = TENSORS | {
     "entropy model": (

@@ -17,7 +17,13 @@ from safetensors.torch import save_file
 import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.export import export
-from hrvqvae.checkpoints.folder import RunFolder, list_models, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import (
+    PROGRESSIVE,
+    RunFolder,
+    decoder_folder,
+    list_models,
+    prior_folder,
+)
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run, stale_notice
 from hrvqvae.compression.hrv import read_header
 from hrvqvae.compression.learning import fit
@@ -167,7 +173,7 @@ def stale(run: str | Path) -> list[str]:
 
 def test_only_what_is_of_another_state_is_stale(whole: Path) -> None:
     folder = RunFolder(whole)
-    decoder = progressive_folder(whole)
+    decoder = decoder_folder(whole, PROGRESSIVE)
     assert stale(whole) == [] == stale_notice(whole)
     change(whole)
     assert stale(whole) == [*PRIORS, "prefixes", "tables.hrvt"]
@@ -231,7 +237,7 @@ def test_training_that_goes_on_tells_it(
 
 
 def test_what_can_not_be_read_is_left_to_who_uses_it(changed: Path) -> None:
-    decoder = progressive_folder(changed).model
+    decoder = decoder_folder(changed, PROGRESSIVE).model
     RunFolder(changed).tables.unlink()
     RunFolder(changed).tables.mkdir()
     decoder.write_bytes(decoder.read_bytes()[:20])

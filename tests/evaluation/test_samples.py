@@ -5,9 +5,11 @@ evaluation of a run.
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps
+from hrvqvae.checkpoints.folder import prior_folder
 from hrvqvae.compression import hrv
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.learning import fit
@@ -42,12 +45,14 @@ from hrvqvae.evaluation.samples import (
     measure_share_inside,
     summarize,
 )
+from hrvqvae.model import Model
 from hrvqvae.models import published
+from hrvqvae.models.base import Encode
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
-from tests.conftest import do, done, refused, write_file, write_picture
+from tests.conftest import do, done, refused, write_file, write_mnist, write_picture
 from tests.trained_run import tiny_run, undrawn
 
 PIXELS = Features("", lambda images: images.flatten(1))
@@ -397,6 +402,75 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     assert samples.call_args.kwargs["lmbda"] == lmbda
 
 
+def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = list[int]()
+    make = Model.encoder
+
+    def counting(model: Model, *options: object) -> Encode:
+        encode = make(model, *options)
+
+        def encode_and_count(images: Tensor) -> tuple[Tensor, ...]:
+            encoded.append(len(images))
+            return encode(images)
+
+        return encode_and_count
+
+    monkeypatch.setattr(Model, "encoder", counting)
+    evaluated = evaluate_run(run, device="cpu", limit=10, lmbda=0.01)
+    assert (evaluated.report.images, sum(encoded)) == (10, 10)
+    assert evaluated.rate is not None
+
+
+def measure_own(run: str | Path, folder: Path, *options: str) -> dict[str, Any]:
+    return json.loads(do("evaluate", run, "--data", folder, "--device", "cpu", "--json", *options))
+
+
+def test_any_folder_is_measured_whole_by_any_model(run: Path, tmp_path: Path) -> None:
+    for index in range(9):
+        write_picture(tmp_path / "photos" / f"{index}.png", index, (40 + index, 30))
+    reports = [measure_own(model, tmp_path / "photos") for model in (run, "mnist")]
+    for report in reports:
+        assert (report["dataset"], report["split"], report["images"]) == ("photos", "all", 9)
+        assert report["no_priors"].endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the data has no classes")
+    assert measure_own(run, tmp_path / "photos", "--split", "test")["images"] < 9
+
+
+def test_priors_are_measured_on_a_folder_of_their_classes(run: Path, tmp_path: Path) -> None:
+    for index in range(10):
+        write_picture(tmp_path / "own" / str(index) / "x.png", index)
+    report = measure_own(run, tmp_path / "own")
+    assert (report["split"], report["images"], report["no_priors"]) == ("all", 10, None)
+    assert report["prior_bits_per_image"] > 0
+
+
+def test_the_test_split_of_another_folder_is_measured(run: Path, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("test", 3)):
+        for index in range(count):
+            write_picture(tmp_path / "own" / split / f"{index}.png", index)
+    report = measure_own(run, tmp_path / "own")
+    assert (report["split"], report["images"]) == ("test", 3)
+
+
+def test_a_damaged_prior_is_a_note_beside_the_errors(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    prior_folder(copy, 1).model.write_bytes(b"damaged")
+    report = json.loads(do("evaluate", copy, "--device", "cpu", "--json"))
+    assert report["mse"] > 0
+    assert "level-2/model.safetensors is damaged" in report["no_priors"]
+
+
+def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "mnist", size=28)
+    config = DataConfig(dataset="mnist", root=str(tmp_path), size=28)
+    with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
+        with pytest.raises(InputError, match="trains anew"):
+            classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
+        own = classifier.describe_images(config)
+        with patch.object(storage, "read_meta", return_value={"images": own}):
+            found = classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
+    assert found.accuracy > 0.99
+
+
 def test_the_classifier_learns(mnist_root: Path) -> None:
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     drawn = torch.get_rng_state()
@@ -419,13 +493,6 @@ def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 < report["classifier_accuracy"] <= 1
     share = report["classification_accuracy"] * 7
     assert share == pytest.approx(round(share)), "of 7"
-    weights, meta = storage.read(run / samples.CLASSIFIER)
-    storage.write(
-        run / samples.CLASSIFIER, weights, meta | {"classes": [*reversed(meta["classes"])]}
-    )
-    assert "knows other classes than the images" in refused(
-        ["evaluate", run, "--samples", 7, "--device", "cpu"]
-    )
 
 
 def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
@@ -449,10 +516,10 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")
-    line = refused(
-        ["evaluate", run, "--device", "cpu", "--split", "test", "--data", str(picture_folder)]
-    )
-    assert "have other classes than the data: cats, dogs" in line
+    command = ["evaluate", run, "--device", "cpu", "--data", str(picture_folder)]
+    reason = json.loads(do(*command, "--json"))["no_priors"]
+    assert reason == "the priors have other classes than the data: cats, dogs; the data has wolves"
+    assert reason in refused([*command, "--samples", 2])
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
     assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
 

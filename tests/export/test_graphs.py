@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict, override
@@ -53,8 +53,8 @@ def saved(system: str, folder: Path) -> Path:
         weights = {
             name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in weights.items()
         }
-        progressive_folder(run.path).path.mkdir()
-        file = progressive_folder(run.path).model
+        decoder_folder(run.path, PROGRESSIVE).path.mkdir()
+        file = decoder_folder(run.path, PROGRESSIVE).model
         save_model(file, config, weights, 0, "prefixes", autoencoder=storage.digest(run.model))
     return run.path
 

@@ -176,20 +176,6 @@ def test_usage_by_counting(model: Model, image: Tensor) -> None:
     assert tasks.measure_usage(model, image)[1][3] == pytest.approx(4)
 
 
-def test_the_figure_of_a_position_shows_the_codes_there(model: Model, image: Tensor) -> None:
-    codes = model.encode(image[None])
-    where = model.config.model.geometry
-    for x, y in ((0, 0), (5, 3), (11, 11)):
-        figure = tasks.draw_hierarchy(model, image, x, y)
-        row = (y + where.margin // 2) // where.unit
-        column = (x + where.margin // 2) // where.unit
-        shown = [int(axes.texts[0].get_text().strip("$").split("=")[1]) for axes in figure.axes]
-        assert shown == [int(code[0, row, column]) for code in codes]
-        figure.savefig(BytesIO(), format="png")
-    with pytest.raises(InputError, match="not on the latent grid"):
-        tasks.draw_hierarchy(model, image, 99, 0)
-
-
 def test_an_address_that_can_not_be_served_is_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,8 +1,5 @@
-"""Pictures show what they claim: pixels where they belong, every codeword drawn, the right ones in
-colour.
-"""
+"""Pictures show what they claim: pixels where they belong, and curves of what was logged."""
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -16,10 +13,9 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
-from hrvqvae.plots import curves, hierarchy, sheets
+from hrvqvae.plots import curves, sheets
 from hrvqvae.utils.errors import InputError
 from tests.conftest import refused, write_picture
-from tests.models.small import TREE, config_of, model_of
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:
@@ -62,65 +58,24 @@ def test_curves_of_a_run_that_has_just_begun(
     assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
 
 
-def tree_of(width: int, codewords: int) -> hierarchy.Tree:
-    generator = np.random.default_rng(0)
-    books = [
-        generator.normal(size=(codewords**level, codewords, width)) * 0.4**level
-        for level in range(3)
+def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = list[Figure]()
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    records = [
+        {"kind": "evaluation", "step": 1},
+        {"kind": "evaluation", "step": 2, "usage": "all", "level_mse": None},
+        {"kind": "evaluation", "step": 3, "usage": [0.5, 1.0], "level_mse": [0.1]},
+        {"kind": "train", "step": 4, "loss": "low"},
+        {"kind": "train", "step": 5, "loss": 0.5},
     ]
-    return hierarchy.Tree(books, generator.normal(size=width), "random", [2, 1, codewords - 1])
-
-
-def test_figure_10_has_its_codewords() -> None:
-    tree = tree_of(2, 4)
-    figure = hierarchy.draw(tree)
-    total = np.zeros(2)
-    place = 0
-    for level, axes in enumerate(figure.axes):
-        sizes = [len(points.get_offsets()) for points in axes.collections]
-        assert sizes[:2] == [
-            4 ** (level + 1) - 4,
-            4,
-        ], "out of reach in grey, within reach in colour"
-        assert f"4 of {4 ** (level + 1)} codewords" in axes.get_title()
-        within = np.asarray(axes.collections[1].get_offsets())
-        np.testing.assert_allclose(within, total + tree.codebooks[level][place])
-        child = [2, 1, 3][level]
-        total = total + tree.codebooks[level][place, child]
-        place = place * 4 + child
-    reachable = [axes.collections[1] for axes in figure.axes]
-    assert len({tuple(points.get_facecolor()[0]) for points in reachable}) == 3
-    assert len({len(points.get_paths()[0].vertices) for points in reachable}) == 3, (
-        "shapes differ without colour"
-    )
-    assert "first two principal components" in hierarchy.draw(tree_of(6, 3)).get_supxlabel()
-
-
-def test_figure_10_shows_the_codes_of_every_search_and_size() -> None:
-    image = torch.randint(
-        0, 256, (3, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    for config in (
-        config_of("treevq"),
-        config_of("hrvqvae", quantizer=dataclasses.replace(TREE, level_codewords=(4, 3, 2))),
-    ):
-        model = model_of(config)
-        codes = model.encode(image[None])
-        for row, column in np.ndindex(*codes[0].shape[1:]):
-            tree = hierarchy.make_tree(model, image, (row, column), "model")
-            assert tree.codes == [int(code[0, row, column]) for code in codes]
-        title = hierarchy.draw(tree).axes[2].get_title()
-        assert f"{config.quantizer.sizes[2]} of {config.num_codewords[2]} codewords" in title
-
-
-def test_paths_out_of_range() -> None:
-    for path, message in (
-        ([0, 1], "2 levels; this tree has 3"),
-        ([0, 1, 4], "are 0 to 3"),
-        ([0, -1, 0], "are 0 to 3"),
-    ):
-        with pytest.raises(InputError, match=message):
-            hierarchy.draw(tree_of(2, 4)._replace(codes=path))
+    curves.plot_training(records, tmp_path / "curves.png")
+    losses, errors, usage = figures[0].axes
+    drawn = [
+        [line.get_xydata().tolist() for line in axes.lines] for axes in (losses, errors, usage)
+    ]
+    assert drawn == [[[[5, 0.5]]], [[[3, 0.1]]], [[[3, 0.5]], [[3, 1.0]]]]
 
 
 def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

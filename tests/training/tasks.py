@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import RunFolder, decoder_folder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
@@ -57,7 +57,7 @@ class Case:
     @property
     def folder(self) -> RunFolder:
         folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
-        return folders.get(self.name, progressive_folder(self.path))
+        return folders.get(self.name, decoder_folder(self.path, "prefixes"))
 
     def config(self, **training: object) -> Config:
         fields = {**AUTOENCODER, **PRIOR, **PROGRESSIVE}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder, progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, prior_folder
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
@@ -142,7 +142,7 @@ def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path: Path
     run.prepare(config)
     save_model(run.model, config, build(config).state_dict(), 0)
     assert "has no progressive decoder" in refused(["train-progressive", run.path])
-    assert not progressive_folder(run.path).path.exists()
+    assert not decoder_folder(run.path, PROGRESSIVE).path.exists()
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_what_was_exported_is_renewed_by_what_its_weights_say(
     assert Run(tmp_path / "exported").stale_artifacts() == []
     for folder in (
         prior_folder(tmp_path / "exported", 1),
-        progressive_folder(tmp_path / "exported"),
+        decoder_folder(tmp_path / "exported", PROGRESSIVE),
     ):
         assert folder.saved()[0].stem == "step-000000012"
     load(tmp_path / "exported").sample(1)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,12 @@ from torch import Tensor
 
 from hrvqvae import distributed
 from hrvqvae.config import Config, to_dict
-from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.batches import Batch, evaluation_batches
 from hrvqvae.data.copies import Augment
 from hrvqvae.data.loading import load_images, open_images
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -63,6 +64,36 @@ class CodeMaps:
         return codes, torch.from_numpy(self.labels[indices])
 
 
+class CodeRecorder:
+    """Encodes batches of images, and keeps their codes and labels."""
+
+    def __init__(self, encode: Encode, symbols: Sequence[int]) -> None:
+        self._encode = encode
+        self._dtypes = [np.min_scalar_type(count - 1) for count in symbols]
+        self._codes = list[list[NDArray[Any]]]()  # per batch, then per level
+        self._labels = list[NDArray[Any]]()
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and keep their labels."""
+        for batch in batches:
+            self._labels.append(batch.labels.numpy())
+            yield batch
+
+    def encode(self, images: Tensor) -> Codes:
+        """Return the codes of images, and keep them."""
+        codes = self._encode(images)
+        arrays = zip(codes, self._dtypes, strict=True)
+        self._codes.append([level.cpu().numpy().astype(dtype) for level, dtype in arrays])
+        return codes
+
+    def maps(self, classes: tuple[str, ...]) -> CodeMaps:
+        """Return the codes of all batches. Raises InputError if there was no batch."""
+        if not self._codes:
+            raise InputError("no image could be read")
+        levels = tuple(np.concatenate(batches) for batches in zip(*self._codes, strict=True))
+        return CodeMaps(levels, np.concatenate(self._labels), classes)
+
+
 @exact_float32()
 @torch.inference_mode()
 def extract_codes(
@@ -70,46 +101,32 @@ def extract_codes(
     config: Config,
     split: str,
     device: torch.device | None = None,
-    limit: int | None = None,
     rank_slice: RankSlice = WHOLE,
-    encode: Encode | None = None,
     augment: Augment | None = None,
 ) -> CodeMaps:
     """Return the codes of the images of a split, in order, computed in float32. Moves the model to
     the CPU at the end.
 
-    `limit` is the number of images, spread evenly over the split; `rank_slice` is the share of them
-    to encode. `encode` replaces `model.encode`; `augment` changes the images (B, C, Y, X) before
+    `rank_slice` is the share of the images to encode; `augment` changes images (B, C, Y, X) before
     they are encoded.
     """
     images = load_images(config.data, split)
     device = device or torch.device("cpu")
-    encode = encode or model.encode
     model.to(device)
-    dtypes = [np.min_scalar_type(symbols - 1) for symbols in config.model.num_symbols]
-    levels: list[list[NDArray[Any]]] = [[] for _ in dtypes]  # per level, the codes of each batch
-    labels = []
+    recorder = CodeRecorder(model.encode, config.model.num_symbols)
     batches = evaluation_batches(
         images,
         batch_size=_BATCH_SIZE,
-        limit=limit,
         workers=config.data.workers,
         rank_slice=rank_slice,
     )
-    total = len(rank_slice.of(len(images) if limit is None else min(limit, len(images))))
-    for batch in tracked(
-        batches, f"codes of the {split} split", total, lambda batch: len(batch.images)
-    ):
-        labels.append(batch.labels.numpy())
-        inputs = augment(batch.images.to(device)) if augment else batch.images.to(device)
-        for arrays, dtype, codes in zip(levels, dtypes, encode(inputs), strict=True):
-            arrays.append(codes.cpu().numpy().astype(dtype))
+    total = len(rank_slice.of(len(images)))
+    title = f"codes of the {split} split"
+    for batch in tracked(recorder.watch(batches), title, total, lambda batch: len(batch.images)):
+        inputs = batch.images.to(device)
+        recorder.encode(augment(inputs) if augment else inputs)
     model.cpu()
-    if not labels:
-        raise InputError(f"no image of the {split} split could be read")
-    return CodeMaps(
-        tuple(np.concatenate(arrays) for arrays in levels), np.concatenate(labels), images.classes
-    )
+    return recorder.maps(images.classes)
 
 
 def load_or_extract(

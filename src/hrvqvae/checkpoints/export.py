@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,17 @@ import yaml
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub, storage
-from hrvqvae.checkpoints.folder import RunFolder, is_hub_name, list_models
+from hrvqvae.checkpoints.folder import (
+    GENERATION,
+    PROGRESSIVE,
+    RunFolder,
+    SamplingDefaults,
+    is_hub_name,
+    list_models,
+)
 from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
-from hrvqvae.config import Config, Levels, bits_per_image, flatten, level_names, to_dict
+from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
+from hrvqvae.config.parsing import OWN_IMAGES, name_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
 from hrvqvae.models.build import get_system
@@ -62,54 +70,51 @@ def export(
     """
     source = Run(run)
     source_folder = source.folder
-    config = without_paths(source.config)
+    config = without_paths(name_own_images(source.config))
     weights = source.weights if weights is None else weights
-    if storage.weights_digest(weights) == source.weights_digest:
+
+    # Leave out what was made for other weights.
+    is_unchanged = storage.weights_digest(weights) == source.weights_digest
+    if is_unchanged:
         stale = {artifact.path for artifact in source.stale_artifacts()}
-        for line in stale_notice(run):
-            told_once(f"left out of {out}: {line}")
+        left_out = stale_notice(run)
     else:
-        stale = {
-            artifact.path
-            for artifact in (*source.priors.values(), source.progressive, source.entropy_model)
-        }
-        told_once(
-            f"left out of {out}: priors, progressive decoder and entropy model, made for the"
-            f" weights of {run}"
-        )
-    metadata = dict[
-        Levels | None, dict[str, Any]
-    ]()  # by a prior's levels; None: progressive decoder
+        stale = {artifact.path for artifact in (*source.networks, source.entropy_model)}
+        left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
+    for line in left_out:
+        told_once(f"left out of {out}: {line}")
+
+    abouts = dict[str, dict[str, Any]]()  # metadata of the exported networks, by their folders
     with create_folder(out) as folder:
         target = RunFolder(folder)
-        weights = storage.compacted(weights, matrices=False) if compact else weights
-        meta = storage.read_meta(source.path)
-        storage.write(target.model, weights, {**meta, "config": to_dict(config)})
+        meta = {**storage.read_meta(source.path), "config": to_dict(config)}
+        storage.write(
+            target.model, storage.compacted(weights, matrices=False) if compact else weights, meta
+        )
         autoencoder_digest = storage.digest(target.model)
-        for network in (*source.priors.values(), source.progressive):
+        for network in source.networks:
             if network.path in stale or not network.file.is_file():
                 continue
             network_weights, about = network.read()
             if network.levels is not None or compact:
                 network_weights = storage.compacted(network_weights, matrices=compact)
-            network_config = to_dict(without_paths(config_of(about, network.file)))
-            metadata[network.levels] = {
+            network_config = without_paths(config_of(about, network.file))
+            about = {
                 **about,
-                "config": network_config,
+                "config": to_dict(network_config),
                 "autoencoder": autoencoder_digest,
             }
+            abouts[str(network)] = about
             (folder / str(network)).mkdir(parents=True)
-            storage.write(
-                RunFolder(folder / str(network)).model, network_weights, metadata[network.levels]
-            )
+            storage.write(RunFolder(folder / str(network)).model, network_weights, about)
         if compact:
             told_once(
                 f"{out} has other weights than {run}, so no entropy model: hrvqvae"
-                f" fit-entropy-model {out}"
+                f" fit-entropy-model {shlex.quote(str(out))}"
             )
         elif source_folder.tables.is_file() and source_folder.tables not in stale:
             write_atomic(target.tables, source.entropy_model.load().content)
-        if source_folder.sampling.is_file() and metadata:
+        if source_folder.sampling.is_file() and abouts:
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
         for state in source.earlier_states():
             if compact:
@@ -127,17 +132,7 @@ def export(
                     f"{source_folder.card} is not UTF-8: save it as UTF-8, or move it away"
                 ) from error
         else:
-            options = source.sampling_options()
-            measured = _read_evaluation(source_folder)
-            card = _card(
-                config,
-                printable(name or out.name),
-                meta.get("step"),
-                metadata,
-                options,
-                measured,
-                license,
-            )
+            card = _card(source_folder, config, printable(name or out.name), meta, abouts, license)
         write_atomic(target.card, _with_front_matter(card, config, license))
         write_atomic(target.config_json, f"{json.dumps(to_dict(config), indent=2)}\n".encode())
     return sorted(path for path in out.rglob("*") if path.is_file())
@@ -170,33 +165,32 @@ def push_run(
 
 
 def _card(
+    source: RunFolder,
     config: Config,
     name: str,
-    step: int | None,
-    metadata: Mapping[Levels | None, Mapping[str, Any]],
-    sampling: Mapping[str, Any],
-    measured: str,
+    meta: Mapping[str, Any],
+    abouts: Mapping[str, Mapping[str, Any]],
     license: str | None,
 ) -> str:
     """Return a model card in Markdown, with a table of the data, the training, the networks and the
     figures.
+
+    `meta` and `abouts` are the metadata of the autoencoder and of the other networks.
     """
-    priors = {levels: about for levels, about in metadata.items() if levels is not None}
+    priors = [about for about in abouts.values() if about["kind"] == "prior"]
     data = config.data
     training = config.training
     model = config.model
-    images = DATASETS.get(data.dataset).about if data.dataset in DATASETS else data.dataset
-    images = re.sub(r",? \d+x\d+ \w+", "", images)  # images may be resized for training
+    images = "images of one's own" if data.dataset == OWN_IMAGES else data.dataset
+    title = f"{get_system(config).title} of {images}"
+    if data.dataset in DATASETS:  # without the size: images may be resized for training
+        images = re.sub(r",? \d+x\d+ \w+", "", DATASETS.get(data.dataset).about)
     grids = model.geometry.grids(data.size, data.size)
     colours = "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(
         f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True)
     )
-    steps = f", {step:,} steps" if step else ""
-    guidance = sampling["guidance"]
-    count = sampling["levels"]
-    drawn_levels = "all levels" if count is None else level_names(range(count))
-    hint = "" if sampling == {"guidance": 1.0, "levels": None} else _MORE_VARIETY
+    steps = f", {meta['step']:,} steps" if meta.get("step") else ""
     rows = {
         "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
         "recipe": (
@@ -209,19 +203,15 @@ def _card(
             f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors"
         ),
         "priors": _describe_priors(priors),
-        **(
-            {"progressive decoder": f"trained {metadata[None]['step']:,} steps"}
-            if None in metadata
-            else {}
-        ),
-        **(
-            {"samples": f"drawn by default with guidance {guidance:g} and {drawn_levels}{hint}"}
-            if priors
-            else {}
-        ),
-        "measured": measured,
-        "license": license or "not stated",
     }
+    titles = {PROGRESSIVE: "progressive decoder", GENERATION: "decoder for samples"}
+    for decoder, decoder_title in titles.items():
+        if decoder in abouts:
+            rows[decoder_title] = f"trained {abouts[decoder]['step']:,} steps"
+    if priors:
+        rows["samples"] = _describe_sampling(source.read_sampling())
+    rows["measured"] = _read_evaluation(source)
+    rows["license"] = license or "not stated"
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
     sample_line = (
         "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n"
@@ -233,7 +223,7 @@ def _card(
     get_line = f"$ hrvqvae hub get {name}\n" if on_hub else ""
     return (
         f"# Model card: {name}\n\n"
-        f"{get_system(config).title} of {data.dataset}: images to small grids of discrete codes,"
+        f"{title}: images to small grids of discrete codes,"
         " and codes to images"
         f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
         "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import"
@@ -247,21 +237,26 @@ def _card(
     )
 
 
-def _describe_priors(priors: Mapping[Levels, Mapping[str, Any]]) -> str:
+def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
     if not priors:
         return "none"
     titles = list[str]()
     bits = list[str]()
-    for levels, about in priors.items():
+    for about in priors:
         kind = about["config"]["prior"]["network"]["kind"]
-        titles.append(
-            f"{PRIORS.get(kind).title if kind in PRIORS else kind} of {level_names(levels)}"
-        )
-        bits += [
-            f"{level_bits:.3f}"
-            for level_bits in about.get("level_bits_per_code", [about["bits_per_code"]])
-        ]
+        levels = range(about["level"], about["level"] + about.get("levels", 1))
+        title = PRIORS.get(kind).title if kind in PRIORS else kind
+        titles.append(f"{title} of {level_names(levels)}")
+        per_level = about.get("level_bits_per_code", [about["bits_per_code"]])
+        bits += [f"{level_bits:.3f}" for level_bits in per_level]
     return f"{'; '.join(titles)}; {', '.join(bits)} bits per code on held-out images"
+
+
+def _describe_sampling(defaults: SamplingDefaults) -> str:
+    levels = "all levels" if defaults.levels is None else level_names(range(defaults.levels))
+    is_plain = (defaults.guidance, defaults.levels) == (1, None)
+    hint = "" if is_plain else _MORE_VARIETY
+    return f"drawn by default with guidance {defaults.guidance:g} and {levels}{hint}"
 
 
 def _read_evaluation(run: RunFolder) -> str:

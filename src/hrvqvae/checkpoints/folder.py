@@ -9,11 +9,12 @@ RUN/config.yaml         the resolved configuration
     checkpoints/        the two newest checkpoints, such as step-000001000.safetensors
     pictures/           reconstruction sheets, training curves, codeword usage, samples
     prefixes/           the run folder of the progressive decoder
+    generation/         the run folder of the decoder for samples and completions
     priors/codes/       the codes of the train split; beside it codes-flipped/, codes-shifted-1/,
     ... for copies
     priors/level-1/     the run folder of a prior; its model.safetensors has the lowest held-out
                         loss; priors/levels-1-3/ where one prior covers several levels
-    sampling.json       default guidance and levels of samples
+    sampling.json       default guidance, levels and decoder of samples
     states/DIGEST/      earlier model.safetensors, tables.hrvt and prefixes/, to read older files of
     codes
     autoencoder.txt     in prefixes/ and priors/level-1/: digest of the autoencoder that this
@@ -25,9 +26,12 @@ RUN/config.yaml         the resolved configuration
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +42,28 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, near_names
+from hrvqvae.utils.errors import (
+    DamagedFileError,
+    InputError,
+    explain_write_errors,
+    near_names,
+    one_line,
+)
 from hrvqvae.utils.outputs import remove_temporaries, write_atomic
 
+PROGRESSIVE = "prefixes"  # folder of the decoder of prefixes with the least squared error
+GENERATION = "generation"  # folder of the decoder of prefixes for samples and completions
 _NUM_CHECKPOINTS = 2
 _SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as `export` writes them
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How samples are drawn if no option says otherwise: the fields of sampling.json."""
+
+    guidance: float = 1.0
+    levels: int | None = None  #: number of levels to draw; None: all
+    decoder: str = PROGRESSIVE  #: the decoder of prefixes, PROGRESSIVE or GENERATION
 
 
 class RunFolder:
@@ -109,6 +130,25 @@ class RunFolder:
         if not self.config.is_file():
             raise InputError(f"{self.path} is not a run folder (it has no {self.config.name})")
         return from_file(self.config)
+
+    def read_sampling(self) -> SamplingDefaults:
+        """Return what sampling.json says. Raises DamagedFileError if a field is wrong."""
+        if not self.sampling.is_file():
+            return SamplingDefaults()
+        try:
+            defaults = SamplingDefaults(**json.loads(self.sampling.read_bytes()))
+            if type(defaults.guidance) not in (int, float) or not isfinite(defaults.guidance):
+                raise ValueError("guidance is no number")
+            if defaults.levels is not None and type(defaults.levels) is not int:
+                raise ValueError("levels is no whole number")
+            if defaults.decoder not in (PROGRESSIVE, GENERATION):
+                raise ValueError(f"decoder is neither {PROGRESSIVE} nor {GENERATION}")
+        except (ValueError, TypeError, RecursionError) as error:
+            reason = one_line(error).removeprefix("SamplingDefaults.__init__() ")
+            raise DamagedFileError(
+                f"{self.sampling} is damaged: {reason}; delete it, or mend it"
+            ) from error
+        return defaults
 
     def saved(self) -> list[Path]:
         """Return the checkpoints, newest first."""
@@ -185,9 +225,9 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     return {levels: prior_folder(run, *levels) for levels in covered}
 
 
-def progressive_folder(run: str | Path) -> RunFolder:
-    """Return the folder of a run's progressive decoder."""
-    return RunFolder(Path(run) / "prefixes")
+def decoder_folder(run: str | Path, name: str) -> RunFolder:
+    """Return the folder of a run's decoder of prefixes, PROGRESSIVE or GENERATION."""
+    return RunFolder(Path(run) / name)
 
 
 def list_models() -> list[str]:

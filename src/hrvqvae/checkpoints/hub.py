@@ -80,7 +80,7 @@ def push(
             name, revision=branch
         ):  # artifacts of an earlier model do not fit this one
             if file not in files and file.startswith(
-                ("priors/", "prefixes/", "tables.hrvt", "sampling.json")
+                ("priors/", "prefixes/", "generation/", "tables.hrvt", "sampling.json")
             ):
                 changes.append(hub.CommitOperationDelete(file))
         commit = api.create_commit(  # a single commit changes all files or none

@@ -11,7 +11,7 @@ renew it, except that a stale progressive decoder is ignored with a notice.
 
 from __future__ import annotations
 
-import json
+import copy
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -30,27 +30,34 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, load_or_extract
 from hrvqvae.checkpoints.folder import (
+    GENERATION,
+    PROGRESSIVE,
     RunFolder,
+    decoder_folder,
     locate,
     prior_folders,
-    progressive_folder,
     run_folder,
 )
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
-from hrvqvae.config import Config, Levels, SingleGridConfig, to_dict
+from hrvqvae.config import Config, Levels, QuantizerConfig, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from hrvqvae.priors.base import Priors, build_prior
+from hrvqvae.priors.base import Prior, Priors, build_prior
 from hrvqvae.utils.device import resolve_device
-from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors, one_line
+from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
 from hrvqvae.utils.progress import note, told_once
 
+# Decoders of prefixes of the levels, by their folders in a run, and what a model does without one.
+DECODERS = {
+    PROGRESSIVE: "prefixes are decoded by the decoder of all levels",
+    GENERATION: "samples are decoded like reconstructions",
+}
 _Network = TypeVar("_Network", bound=nn.Module)
 
 
@@ -124,20 +131,24 @@ class Run:
 
     @cached_property
     def folder_config(self) -> Config:
-        """The configuration in config.yaml; `config` if there is no such file beside the
-        weights.
-        """
-        has_file = self.path == self.folder.model and self.folder.config.is_file()
-        return self.folder.read_config() if has_file else self.config
+        """The configuration in config.yaml; without this file beside the weights, `config`."""
+        if self.is_trainable:
+            return self.folder.read_config()
+        return self.config
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether training may change the weights: they lie in a run folder with config.yaml."""
+        return self.path == self.folder.model and self.folder.config.is_file()
 
     @torch.inference_mode(False)  # a rate-distortion search takes gradients through the weights
     def load(
-        self, device: str = "cpu", beam: int | None = None, progressive: bool = True
+        self, device: str = "cpu", beam: int | None = None, decoder: str | None = PROGRESSIVE
     ) -> tuple[Autoencoder, Config]:
         """Return the autoencoder in evaluation mode, and its configuration; see `hrvqvae.load`.
 
-        With `progressive`, prefixes of the levels are decoded by the progressive decoder, unless it
-        is stale.
+        `decoder` names the decoder of `DECODERS` that decodes prefixes of the levels, if the run
+        has it; with None, the autoencoder's decoder does.
 
         Raises:
             InputError: config.yaml describes another model, `beam` is given for a model without
@@ -148,33 +159,62 @@ class Run:
         config = self.config = config_of(meta, self.path)  # from the same read as the weights
         _check_agreement("model", config, self.path)
         if beam is not None:
-            settings = config.model
-            quantizer = settings.quantizer if isinstance(settings, SingleGridConfig) else None
-            if quantizer is None or (quantizer.group_size == 1 and not quantizer.joint_beam):
-                raise InputError(f"{settings.system} has neither linked codebooks nor a joint beam")
+            quantizer = getattr(config.model, "quantizer", None)
+            if not isinstance(quantizer, QuantizerConfig) or (
+                quantizer.group_size == 1 and not quantizer.joint_beam
+            ):
+                raise InputError(
+                    f"{config.model.system} has neither linked codebooks nor a joint beam"
+                )
             config = config.replace(**{"model.quantizer.beam": beam})
         model = _build_with_weights(lambda: build(config), weights, self.path)
-        _ = self.digest, self.weights_digest  # cached before the weights go
-        del self._content  # a second copy of the weights in memory
-        decoder = self.progressive
-        if progressive and self.path == self.folder.model and decoder.file.is_file():
-            if decoder.is_stale():
-                told_once(
-                    f"prefixes are decoded by the decoder of all levels: {decoder.path} was"
-                    f" {renewal_advice(self.name)}"
-                )
-            else:
-                decoder_weights, meta = decoder.read()
-                config = replace(config, progressive=config_of(meta, decoder.file).progressive)
 
-                def make() -> ProgressiveDecoder:
-                    return build_progressive_decoder(
-                        require_several_levels(build(config), config), config
-                    )
-
-                progressive_decoder = _build_with_weights(make, decoder_weights, decoder.file)
-                require_several_levels(model, config).use_progressive_decoder(progressive_decoder)
+        # The model holds the weights now; keep the digests alone.
+        _ = self.digest, self.weights_digest
+        del self._content
+        if decoder is not None:
+            config = self._use_decoder(model, config, decoder)
         return model.to(resolve_device(device)), config
+
+    def load_generator(
+        self, autoencoder: Autoencoder, config: Config, decoder: str | None = None
+    ) -> Autoencoder:
+        """Return an autoencoder that decodes samples: it shares the networks of `autoencoder`, but
+        decodes prefixes with another decoder of this run.
+
+        `decoder` is one of `DECODERS` (default: the one that sampling.json names). A decoder that
+        is missing or stale is replaced by the progressive decoder, with a notice. `config` is the
+        configuration that `load` returned. Raises DamagedFileError as `load`.
+        """
+        decoder = decoder or self.folder.read_sampling().decoder
+        if decoder == PROGRESSIVE:
+            return autoencoder
+        generator = copy.copy(autoencoder)
+        self._use_decoder(generator, config, decoder)
+        return generator
+
+    def _use_decoder(self, model: Autoencoder, config: Config, name: str) -> Config:
+        """Let a model decode prefixes with a decoder of this run, unless it is missing or stale.
+
+        Return the configuration with the settings of the decoder.
+        """
+        decoder = self.decoders[name]
+        is_there = self.path == self.folder.model and decoder.file.is_file()
+        if not is_there or decoder.is_stale():
+            if is_there or name != PROGRESSIVE:
+                reason = f"was {renewal_advice(self.name)}" if is_there else "is missing"
+                told_once(f"{DECODERS[name]}: {decoder.path} {reason}")
+            return config
+        weights, meta = decoder.read()
+        config = replace(config, progressive=config_of(meta, decoder.file).progressive)
+
+        def make() -> ProgressiveDecoder:
+            return build_progressive_decoder(require_several_levels(build(config), config), config)
+
+        network = _build_with_weights(make, weights, decoder.file)
+        device = next(model.parameters()).device
+        require_several_levels(model, config).use_progressive_decoder(network.to(device))
+        return config
 
     @property
     def priors(self) -> dict[Levels, NetworkArtifact]:
@@ -187,10 +227,18 @@ class Run:
         }
 
     @property
-    def progressive(self) -> NetworkArtifact:
-        """The progressive decoder."""
-        folder = progressive_folder(self.folder.path)
-        return NetworkArtifact(self, folder.path, folder.model, "prefixes")
+    def decoders(self) -> dict[str, NetworkArtifact]:
+        """The decoders of prefixes, trained or not, by their names in `DECODERS`."""
+        folders = {name: decoder_folder(self.folder.path, name) for name in DECODERS}
+        return {
+            name: NetworkArtifact(self, folder.path, folder.model, name)
+            for name, folder in folders.items()
+        }
+
+    @property
+    def networks(self) -> list[NetworkArtifact]:
+        """The priors and the decoders of prefixes, trained or not."""
+        return [*self.priors.values(), *self.decoders.values()]
 
     @property
     def entropy_model(self) -> EntropyModelArtifact:
@@ -203,84 +251,74 @@ class Run:
         """
         stale = list[Artifact]()
         with suppress(OSError, InputError):
-            for artifact in (*self.priors.values(), self.progressive, self.entropy_model):
+            for artifact in (*self.networks, self.entropy_model):
                 with suppress(OSError, InputError):
                     if artifact.is_stale():
                         stale.append(artifact)
         return stale
 
-    def missing_priors(self) -> str:
-        """Return the command that trains the missing priors; "" if every level has one. Reads no
-        weights.
+    def missing_priors(self, num_levels: int | None = None) -> str:
+        """Return the command that trains the missing priors of the first levels (default: all).
+
+        Return "" if each of these levels has a prior. Reads no weights.
         """
         trained = [levels for levels, prior in self.priors.items() if prior.file.is_file()]
         covered = {level for levels in trained for level in levels}
-        missing = sorted({*range(len(self.config.model.num_symbols))} - covered)
+        missing = sorted({*range(num_levels or len(self.config.model.num_symbols))} - covered)
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
-        if run_folder(self.name) != Path(
-            self.name
-        ):  # a model of the package, where nothing is trained
-            return f"hrvqvae export {self.name} DIR, then hrvqvae train-prior DIR{option}"
-        return f"hrvqvae train-prior {self.name}{option}"
+        name = shlex.quote(str(self))
+        is_shipped = run_folder(self.name) != Path(self.name)  # nothing is trained there
+        if is_shipped:
+            return f"hrvqvae export {name} DIR, then hrvqvae train-prior DIR{option}"
+        return f"hrvqvae train-prior {name}{option}"
 
-    def load_priors(self) -> Priors:
-        """Return the priors of all levels.
+    def load_priors(self, num_levels: int | None = None) -> Priors:
+        """Return the priors of the first levels (default: of all levels).
 
         Raises:
-            InputError: A level has no prior or two priors; a prior is stale, damaged, or was
-                trained on other classes than the first prior; or a prior's config.yaml describes
-                another network.
+            InputError: One of these levels has no prior or two priors; a prior is stale, damaged,
+                or was trained on other classes than the first prior; or a prior's config.yaml
+                describes another network.
         """
-        if command := self.missing_priors():
-            raise InputError(f"{self.name} lacks priors; train them: {command}")
-        # per prior: its classes' names, counts
-        networks = []
-        classes = list[tuple[tuple[str, ...], tuple[int, ...]]]()
-        for prior in self.priors.values():
+        if command := self.missing_priors(num_levels):
+            raise InputError(f"{self} lacks priors; train them: {command}")
+        networks = list[Prior]()
+        classes = tuple[str, ...]()
+        class_counts = tuple[int, ...]()
+        for covered, prior in self.priors.items():
+            if num_levels is not None and covered.start >= num_levels:
+                break
             weights, meta = prior.read()
-            path = prior.file
             config = config_of(meta, prior.file)
             names = tuple(meta["classes"])
-            _check_agreement("prior.network", config, path)
-            levels = range(meta["level"], meta["level"] + meta.get("levels", 1))
-            networks.append(
-                _build_with_weights(partial(build_prior, config, levels, len(names)), weights, path)
-            )
-            classes.append((names, tuple(meta["class_counts"])))
-            if names != classes[0][0]:
+            if not networks:
+                classes = names
+                class_counts = tuple(meta["class_counts"])
+            elif names != classes:
                 raise InputError(
-                    f"{path} was trained on other classes than level 1; delete {prior.path}, train"
-                    " anew"
+                    f"{prior.file} was trained on other classes than level 1; delete {prior.path},"
+                    " train anew"
                 )
-        return Priors(tuple(networks), *classes[0])
+            _check_agreement("prior.network", config, prior.file)
+            levels = range(meta["level"], meta["level"] + meta.get("levels", 1))
+            make = partial(build_prior, config, levels, len(names))
+            networks.append(_build_with_weights(make, weights, prior.file))
+        return Priors(tuple(networks), classes, class_counts)
 
     def sampling_options(
         self, guidance: float | None = None, levels: int | None = None
     ) -> dict[str, Any]:
         """Return the options `guidance` and `levels` of samples.
 
-        If neither is given, both come from the run's sampling.json, if there is one. Otherwise
-        guidance defaults to 1 and levels to None, which stands for all levels. Raises
-        DamagedFileError if sampling.json is damaged.
+        If neither is given, both come from sampling.json. Otherwise guidance defaults to 1 and
+        levels to None, which stands for all levels. Raises DamagedFileError as `read_sampling`.
         """
-        options: dict[str, Any] = {
-            "guidance": 1.0 if guidance is None else guidance,
-            "levels": levels,
-        }
-        path = self.folder.sampling
-        if guidance is None and levels is None and path.is_file():
-            try:
-                stored = json.loads(path.read_bytes())
-                options |= {"guidance": float(stored["guidance"]), "levels": stored.get("levels")}
-                if options["levels"] is not None and type(options["levels"]) is not int:
-                    raise TypeError("levels is no whole number")
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise DamagedFileError(
-                    f"{path} is damaged: {one_line(error)}; delete it, or mend it"
-                ) from error
-        return options
+        if guidance is None and levels is None:
+            defaults = self.folder.read_sampling()
+            return {"guidance": defaults.guidance, "levels": defaults.levels}
+        return {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
 
     def wrote(self, fingerprint: bytes) -> bool:
         """Return whether this run wrote files of codes with this fingerprint."""
@@ -297,9 +335,7 @@ class Run:
         """Copy this state to RUN/states/DIGEST, so that its files of codes stay readable after
         further training.
         """
-        if (
-            self.path == self.folder.model and self.folder.config.is_file()
-        ):  # no other run can be trained
+        if self.is_trainable:
             copy_state(self, self.folder)
 
 
@@ -309,7 +345,7 @@ def copy_state(run: Run, target: RunFolder) -> None:
     """
     state = RunFolder(target.states / run.weights_digest)
     artifacts = {
-        progressive_folder(state.path).model: run.progressive,
+        decoder_folder(state.path, PROGRESSIVE).model: run.decoders[PROGRESSIVE],
         state.tables: run.entropy_model,
     }
     current = {
@@ -323,7 +359,7 @@ def copy_state(run: Run, target: RunFolder) -> None:
             state.model: run.path,
         }.items():  # the model last: it completes the state
             if not path.is_file() or (
-                path.parent.name == "prefixes" and path.read_bytes() != source.read_bytes()
+                path.parent.name == PROGRESSIVE and path.read_bytes() != source.read_bytes()
             ):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replace_file(path) as copy:
@@ -361,10 +397,10 @@ class Artifact(ABC):
 
 @dataclass(frozen=True)
 class NetworkArtifact(Artifact):
-    """A prior or the progressive decoder, in a run folder of its own."""
+    """A prior or a decoder of prefixes, in a run folder of its own."""
 
-    kind: str  # "prior" or "prefixes"
-    levels: Levels | None = None  # of a prior; None for the progressive decoder
+    kind: str  # "prior", or the name of a decoder in `DECODERS`
+    levels: Levels | None = None  # of a prior; None for a decoder
 
     @property
     def config(self) -> Config:

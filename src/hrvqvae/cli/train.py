@@ -120,11 +120,11 @@ def _train_progressive(arguments: Arguments) -> int:
     from hrvqvae.distributed.launch import process_group
 
     with process_group():
-        from hrvqvae.checkpoints.folder import progressive_folder
+        from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
         from hrvqvae.training.stages import train_progressive_decoder
 
         fields = _collect_fields(arguments, "progressive.training")
-        folder = progressive_folder(arguments.run)
+        folder = decoder_folder(arguments.run, PROGRESSIVE)
         outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume)
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 

@@ -11,6 +11,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr
 
 if TYPE_CHECKING:
+    from hrvqvae.evaluation.report import Rate
     from hrvqvae.evaluation.samples import SampleQuality, Spread
 
 
@@ -60,10 +61,16 @@ def _evaluate(arguments: Arguments) -> int:
     print_table(rows)
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
-        return 0
-    rate = evaluated.rate
+    else:
+        _print_rate(evaluated.rate)
+    if evaluated.samples:
+        _print_samples(evaluated.samples)
+    return 0
+
+
+def _print_rate(rate: Rate) -> None:
     columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
-    rows = [("bits per code", *columns)]
+    rows: list[Sequence[object]] = [("bits per code", *columns)]
     for index, positions in enumerate(rate.positions, start=1):
         rows.append(
             (f"level {index}", *(f"{bits[index - 1] / positions:.4f}" for bits in columns.values()))
@@ -76,9 +83,6 @@ def _evaluate(arguments: Arguments) -> int:
             f"the priors know the class; an unknown class takes {rate.label:.1f} bits more per"
             " image"
         )
-    if evaluated.samples:
-        _print_samples(evaluated.samples)
-    return 0
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
@@ -194,9 +198,8 @@ def add(commands: Group) -> None:
         "--json",
         option(
             "--split",
-            choices=("test", "train"),
-            default="test",
-            help="images to measure (default: test)",
+            choices=("test", "train", "all"),
+            help="images to measure (default: test; with --data, all if they have no splits)",
         ),
         option("--images", type=whole(1), metavar="N", help=images),
         option(

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from hrvqvae.config import presets
-from hrvqvae.config.registry import PRIORS
+from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import (
     BUDGET,
     DEFAULT_PRIOR,
@@ -29,6 +29,7 @@ from hrvqvae.config.schema import (
 from hrvqvae.config.section import AUTO, flatten, to_dict
 from hrvqvae.utils.errors import InputError, one_line
 
+OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Where a run computes, and how often it logs, evaluates and saves: fields that do not change its
 # result.
 _RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
@@ -123,7 +124,9 @@ def autoencoder_config(
     """
     base = base_config(name)
     if stored is None:
-        return decide_auto(override(base, options), "model", "training")
+        config = override(base, options)
+        config = config if "data.dataset" in options else name_own_images(config)
+        return decide_auto(config, "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
     file = dict[str, Any]()
@@ -137,6 +140,8 @@ def autoencoder_config(
             for field, value in flatten(to_dict(base))
             if value not in (AUTO, default.get(field))
         }
+        if stored.data.dataset == OWN_IMAGES:
+            file.pop("data.dataset", None)
     return decide_auto(_resumed(stored, options, "training", file), "model", "training")
 
 
@@ -165,6 +170,21 @@ def stage_config(
                 f"{name} has {len(values)} values; give one, or one for each of the {levels} levels"
             )
     return decide_auto(config, section)
+
+
+def name_own_images(config: Config) -> Config:
+    """Return a configuration whose `data.dataset` is OWN_IMAGES if it names a published set, but
+    the images are a data set from Python or lie in a folder of another name.
+    """
+    name = config.data.dataset
+    root = config.data.root or ""
+    if not root or name not in DATASETS or "any folder" in DATASETS.get(name).how:
+        return config
+    is_folder_of_set = bool(DATASETS.get(name).read) or name in root.lower()
+    is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
+    if is_folder_of_set and not is_from_python:
+        return config
+    return config.replace(**{"data.dataset": OWN_IMAGES})
 
 
 def _resumed(

@@ -110,7 +110,8 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
 
 
 def open_images(config: DataConfig, split: str) -> ImageSet:
-    """Return the images of the split "train" or "test" without decoding any.
+    """Return the images of the split "train", "test" or "all" without decoding any; "all" is the
+    test split of images that are divided by their names, else all images.
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
@@ -136,28 +137,37 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         return dataclasses.replace(
             images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels
         )
-    if (config.root or "").startswith(datasets.PREFIX):
-        return _select_split(
-            datasets.open_registered(str(config.root), config.labels), "the data set", split, config
-        )
-    root = find_data_root(config.root)
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
-    if dataset is not None and dataset.read:
-        return _read_published(dataset, root, config, split)
-    path = root / config.dataset if config.root is None else root
+    is_registered = (config.root or "").startswith(datasets.PREFIX)
+    if dataset is not None and dataset.read and not is_registered:
+        return _read_published(dataset, find_data_root(config.root), config, split)
+    return _select_split(_open_sources(config, split), split, config)
+
+
+def is_undivided(config: DataConfig) -> bool:
+    """Return whether the images have no splits by their names, so that `data.split` divides them.
+    Raises InputError as `open_images`.
+    """
+    return "" in _open_sources(config, "test")
+
+
+def _open_sources(config: DataConfig, split: str) -> Mapping[str, Source]:
+    """Return the sources of images by the names of their splits; all under "" if `data.split`
+    divides them.
+    """
+    if (config.root or "").startswith(datasets.PREFIX):
+        return datasets.open_registered(str(config.root), config.labels)
+    path = _locate(config)
     if config.root is None and not path.is_dir():
-        hint = (
-            f": {config.dataset} is {dataset.how}"
-            if dataset
-            else f", or take one of {', '.join(DATASETS)}"
-        )
+        hint = f", or take one of {', '.join(DATASETS)}"
+        if config.dataset in DATASETS:
+            hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
         raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)
-    else:
-        sources = _open_shards(path, split, config.labels)
-    return _select_split(sources, str(path), split, config)
+        return sources
+    return _open_shards(path, split, config.labels)
 
 
 def _note_shards_beside(folder: Path) -> None:
@@ -188,15 +198,23 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     return ImageSet(config, data.labels, data.classes, pixels=data.images)
 
 
-def _select_split(
-    sources: Mapping[str, Source], where: str, split: str, config: DataConfig
-) -> ImageSet:
+def _locate(config: DataConfig) -> Path:
+    """Return the folder or the pattern of images that are no published set."""
+    root = find_data_root(config.root)
+    return root / config.dataset if config.root is None else root
+
+
+def _select_split(sources: Mapping[str, Source], split: str, config: DataConfig) -> ImageSet:
     """Return the images of a split. `sources` has one per split name, or one under "" that
-    `data.split` divides.
+    `data.split` divides; with the split "all", it is not divided.
     """
+    is_registered = (config.root or "").startswith(datasets.PREFIX)
+    where = "the data set" if is_registered else str(_locate(config))
     if "" in sources:
         source = sources[""]
-        rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
+        rows = np.arange(len(source))
+        if split != "all":
+            rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
     else:
         name = (
             "train" if split == "train" else next(name for name in sources if name != "train")

@@ -22,7 +22,6 @@ from torch.nn.functional import affine_grid, cross_entropy, grid_sample, pad
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.config import DataConfig
-from hrvqvae.config.presets import data_config
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import batches, evaluation_batches
 from hrvqvae.data.loading import load_images, open_images
@@ -202,21 +201,16 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
     """Return the classifier of a data set: from the package, else from the file `path`, else newly
     trained.
 
-    A newly trained classifier is written to `path`, also if the file there is of other images.
-    Raises as `train_classifier` and `read_classifier`.
+    A classifier serves the images that it was trained on alone, whatever their name. A newly
+    trained classifier is written to `path`, also if the file there is of other images. Raises as
+    `train_classifier` and `read_classifier`.
     """
     shipped = _SHIPPED / f"{config.dataset}.safetensors"
-    standard = data_config(DATASETS.get(config.dataset)) if config.dataset in DATASETS else None
-    if (
-        shipped.is_file()
-        and standard
-        and (standard.size, standard.channels) == (config.size, config.channels)
-    ):
+    if shipped.is_file() and _is_of(shipped, replace(config, validation=0.0)):
         return read_classifier(shipped, config)
-    kept = read_classifier(path, config) if path.is_file() else None
-    if kept and kept.images == describe_images(config):
-        return kept
-    if kept:
+    if path.is_file():
+        if _is_of(path, config):
+            return read_classifier(path, config)
         note(f"{path} was trained on other images, and is replaced")
     trained = train_classifier(config)
     try:
@@ -227,6 +221,11 @@ def obtain_classifier(config: DataConfig, path: Path) -> TrainedClassifier:
         )
         return trained
     return read_classifier(path, config)  # with weights in half precision, as in later calls
+
+
+def _is_of(path: Path, config: DataConfig) -> bool:
+    """Return whether the classifier in a file was trained on these images."""
+    return storage.read_meta(path).get("images") == describe_images(config)
 
 
 def describe_images(config: DataConfig) -> str:

@@ -8,7 +8,7 @@ coded by the entropy model, without classes, and are measured without headers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes
-from hrvqvae.checkpoints.run import renewal_advice
+from hrvqvae.checkpoints.codemaps import CodeMaps, CodeRecorder
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
-from hrvqvae.config import Grid, TrainingConfig, level_names
-from hrvqvae.data.batches import evaluation_batches
-from hrvqvae.data.loading import load_images
+from hrvqvae.config import DataConfig, Grid, TrainingConfig, level_names
+from hrvqvae.config.parsing import OWN_IMAGES
+from hrvqvae.config.registry import DATASETS
+from hrvqvae.data.batches import ImageSet, evaluation_batches
+from hrvqvae.data.loading import is_undivided, list_missing_files, load_images
 from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
@@ -33,7 +34,8 @@ from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.outputs import base_name
+from hrvqvae.utils.progress import note, tracked
 
 _BATCH = 64
 _FILES = 1_024
@@ -104,13 +106,13 @@ def measure_prior_bits(
 def measure_rate(
     priors: Priors,
     model: Autoencoder,
-    entropy_model: EntropyModel,
+    entropy_model: EntropyModel | None,
     maps: CodeMaps,
     size: Grid,
     device: torch.device,
 ) -> Rate:
-    """Return the rate of the codes in `maps`, of images of `size` pixels; in files, if the entropy
-    model is fitted.
+    """Return the rate of the codes in `maps`, of images of `size` pixels; in files, if there is an
+    entropy model.
     """
     return Rate(
         prior=tuple(
@@ -118,7 +120,7 @@ def measure_rate(
             for prior in priors.networks
             for bits in measure_prior_bits(prior, model, maps, device)
         ),
-        files=measure_file_bits(entropy_model, maps, size) if entropy_model.networks else None,
+        files=measure_file_bits(entropy_model, maps, size) if entropy_model else None,
         positions=tuple(int(np.prod(level[0].shape)) for level in maps.levels),
         label=measure_label_bits(priors.class_counts, maps.labels) if priors.classes else 0.0,
     )
@@ -158,10 +160,60 @@ class RunEvaluation:
         return values
 
 
+def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[DataConfig, str]:
+    """Return the data to measure on, and its split.
+
+    `data` is the data of the run. Another folder `root` is measured whole by default (split "all",
+    see `open_images`), but images of the published set or of the run's own folder as in training.
+    """
+    if root is None:
+        return data, split or "test"
+    dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
+    is_published = dataset and dataset.read and not list_missing_files(dataset, Path(root))
+    is_same_folder = data.root is not None and Path(root).resolve() == Path(data.root).resolve()
+    if is_published or is_same_folder:
+        return replace(data, root=root), split or "test"
+    name = base_name(root)
+    if name in DATASETS:  # a published set is recognized by its name
+        name = OWN_IMAGES
+    own = replace(data, dataset=name, root=root, validation=0.0)
+    return own, split or ("all" if is_undivided(own) else "test")
+
+
+def load_with_labels(data: DataConfig, split: str) -> ImageSet:
+    """Load images, without labels if the labels are wrong, with a note. Raises InputError."""
+    try:
+        return load_images(data, split)
+    except InputError as error:
+        if not data.labels:
+            raise
+        images = load_images(replace(data, labels=False), split)
+        note(f"measured without labels: {error}")
+        return images
+
+
+def load_fitting_priors(model: Model, classes: Sequence[str]) -> tuple[Priors | None, str]:
+    """Return the priors of all levels if they fit images of these classes; else None and why."""
+    if command := model.run.missing_priors():
+        return None, f"train them: {command}"
+    try:
+        priors = model.priors
+    except InputError as error:
+        return None, str(error)
+    if priors.classes and priors.classes != classes:
+        return None, _describe_other_classes(priors.classes, classes)
+    return priors, ""
+
+
+def _describe_other_classes(expected: Sequence[str], classes: Sequence[str]) -> str:
+    has = ", ".join(classes) or "no classes"
+    return f"the priors have other classes than the data: {', '.join(expected)}; the data has {has}"
+
+
 @exact_float32()
 def evaluate_run(
     run: str | Path,
-    split: str = "test",
+    split: str | None = None,
     root: str | None = None,
     device: str = "auto",
     samples: int = 0,
@@ -173,66 +225,87 @@ def evaluate_run(
     sample_levels: int | None = None,
     rate: bool = True,
 ) -> RunEvaluation:
-    """Measure a run's autoencoder on a split, and the priors if every level has one that is not
-    stale, in float32.
+    """Measure a run's autoencoder on images, and its priors if they fit the images, in float32.
 
-    Raises InputError if the run or the data is missing, if a prior is missing and samples are
-    drawn, or if the run does not support the guidance or the lambda.
+    Each image is encoded once. What can't be measured is found before anything is computed.
 
     Args:
+        split: "train", "test" or "all" (default: as in `choose_data`).
+        root: folder of the images (default: as in training).
         samples: number of samples to draw and measure with each weight of `guidance`.
         limit: number of images, spread evenly over the split (None: all).
         beam: as for `hrvqvae.load`; `lmbda` is as for `Model.encode`.
         sample_levels: levels to draw (`SamplingParams.levels`).
         rate: measure the rate; if False, samples are not measured either.
+
+    Raises:
+        InputError: The run or the data is missing, the run does not support the lambda, or samples
+            are asked for and the run lacks a prior, classes or guidance.
     """
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
-    trained = Model(run, str(compute.device), beam)
-    trained.autoencoder.check_levels(sample_levels)
-    if samples and rate and not trained.classes:
+    model = Model(run, str(compute.device), beam)
+    num_drawn = model.autoencoder.check_levels(sample_levels)
+    samples = samples if rate else 0
+    if samples and not model.load_priors(num_drawn).classes:
         raise InputError(
             f"the priors of {run} know no classes: leave out --samples, or train on images with"
             " classes"
         )
     for weight in guidance if samples else ():
-        check_sampling_params(trained.priors.networks, SamplingParams(guidance=weight))
-    model = trained.autoencoder
-    config = trained.config.with_root(root)
-    encode = trained.encoder(lmbda)
-    images = load_images(config.data, split)
-    model = compute.place_model(model)
-    batch_size = min(128, config.training.batch_size)
+        networks = model.load_priors(num_drawn).networks
+        check_sampling_params(networks, SamplingParams(guidance=weight))
+    encode = model.encoder(lmbda)
+
+    data, split = choose_data(model.config.data, root, split)
+    images = load_with_labels(data, split)
+    if samples and images.classes != model.classes:
+        raise InputError(_describe_other_classes(model.classes, images.classes))
+    priors, no_rate = (
+        load_fitting_priors(model, images.classes) if rate else (None, "not asked for")
+    )
+
+    # Encode, decode and compare; the recorder keeps the codes.
+    config = replace(model.config, data=data)
+    recorder = CodeRecorder(encode, config.model.num_symbols)
     batches = evaluation_batches(
-        images, batch_size=batch_size, limit=limit, workers=config.data.workers
+        images,
+        batch_size=min(128, config.training.batch_size),
+        limit=limit,
+        workers=data.workers,
     )
     total = len(images) if limit is None else min(limit, len(images))
-    progress = tracked(
-        batches, f"evaluate on the {split} split", total, lambda batch: len(batch.images)
-    )
-    report = evaluate(model, config, progress, split, compute.device, encode)
-    if not rate:
-        return RunEvaluation(report, None, "not asked for")
-    if not samples and (command := trained.run.missing_priors()):
-        return RunEvaluation(report, None, f"train them: {command}")
-    stale = [
-        str(artifact)
-        for artifact in trained.run.stale_artifacts()
-        if artifact.path != trained.run.progressive.path
-    ]
-    if stale and not samples:
-        return RunEvaluation(report, None, f"{', '.join(stale)}: {renewal_advice(run)}")
-    priors = trained.priors
-    maps = extract_codes(model, config, split, compute.device, limit, encode=encode)
-    if priors.classes and maps.classes != priors.classes:
-        raise InputError(
-            f"the priors of {run} have other classes than the data: {', '.join(priors.classes)}"
+    title = f"evaluate on the {split} split" if split != "all" else "evaluate"
+    progress = tracked(recorder.watch(batches), title, total, lambda batch: len(batch.images))
+    autoencoder = compute.place_model(model.autoencoder)
+    report = evaluate(autoencoder, config, progress, split, compute.device, recorder.encode)
+
+    maps = recorder.maps(images.classes)
+    autoencoder.cpu()
+    measured = None
+    if priors is not None:
+        size = (data.size, data.size)
+        entropy_model = _load_entropy_model(model)
+        measured = measure_rate(priors, autoencoder, entropy_model, maps, size, compute.device)
+    quality: tuple[SampleQuality, ...] = ()
+    if samples:
+        reused = maps if split == "test" and limit is None else None
+        quality = measure_samples(
+            Model(run, beam=beam),
+            data,
+            samples,
+            guidance=guidance,
+            lmbda=lmbda,
+            levels=sample_levels,
+            maps=reused,
         )
-    size = (config.data.size, config.data.size)
-    measured = measure_rate(priors, model, trained.entropy_model, maps, size, compute.device)
-    if not samples:
-        return RunEvaluation(report, measured, "")
-    cpu_model = Model(run, beam=beam)
-    quality = measure_samples(
-        cpu_model, config.data, samples, guidance=guidance, lmbda=lmbda, levels=sample_levels
-    )
-    return RunEvaluation(report, measured, "", quality)
+    return RunEvaluation(report, measured, no_rate, quality)
+
+
+def _load_entropy_model(model: Model) -> EntropyModel | None:
+    """Return the entropy model; None with a note if it is stale or damaged, or if there is none."""
+    try:
+        entropy_model = model.entropy_model
+    except InputError as error:
+        note(f"bits in files are not measured: {error}")
+        return None
+    return entropy_model if entropy_model.networks else None

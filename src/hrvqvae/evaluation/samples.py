@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
+from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import ImageSet, chunk_samples, evaluation_batches, make_rng, read_batches
 from hrvqvae.data.loading import load_images
@@ -236,25 +237,23 @@ def measure_samples(
     guidance: Sequence[float] = (1.0,),
     lmbda: float | None = None,
     levels: int | None = None,
+    maps: CodeMaps | None = None,
 ) -> tuple[SampleQuality, ...]:
     """Draw samples, classify them, and compare them with test images.
 
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of
     samples, whose classes are drawn by their frequency in training, with test images. A set has
     `count` images, but at most half of the test split or all of the train split. Return a
-    `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples.
+    `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples;
+    `maps` are the codes of the whole test split, if they are known.
 
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
     support guidance.
     """
     classifier_path = model.run.folder.path / CLASSIFIER
     trained = obtain_classifier(config, classifier_path)
-    tests, train = (load_images(config, split) for split in ("test", "train"))
-    if trained.classes != tests.classes:
-        raise InputError(
-            f"{classifier_path} knows other classes than the images; delete it to train a new"
-            " classifier"
-        )
+    tests = load_images(config, "test")
+    train = load_images(config, "train")
     size = min(count, len(tests) // 2, len(train))
     if size < 2:
         raise InputError(
@@ -263,12 +262,11 @@ def measure_samples(
         )
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
-    decoded = torch.cat(
-        [
-            model.decode(model.encode(images, lmbda), size=(images.shape[-2], images.shape[-1]))
-            for images in read_images_at(tests, reference)
-        ]
-    )
+    if maps is None:
+        coded = (model.encode(images, lmbda) for images in read_images_at(tests, reference))
+    else:
+        coded = (maps.read(indices)[0] for indices in _split(reference))
+    decoded = torch.cat([model.decode(codes, size=(config.size, config.size)) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
 
     def compare_subsets(images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
@@ -323,10 +321,13 @@ def draw_subsets(images: ImageSet, size: int, count: int) -> list[NDArray[np.int
 
 def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Tensor]:
     """Yield the images at the indices as batches (B, C, Y, X) in [0, 1]."""
-    for batch in read_batches(
-        images, chunk_samples(indices.tolist(), _BATCH), images.config.workers
-    ):
+    samples = chunk_samples(indices.tolist(), _BATCH)
+    for batch in read_batches(images, samples, images.config.workers):
         yield batch.images.float() / 255
+
+
+def _split(indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
 
 
 def _measure_accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:

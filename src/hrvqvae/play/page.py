@@ -78,7 +78,6 @@ class Page:
             )
         ]
         reconstruction = self.reconstruct(picture, levels, whole)
-        square = _enlarge(picture.square)
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
@@ -89,9 +88,7 @@ class Page:
             picture.note,
             *reconstruction,
             canvas,
-            square,
             rows,
-            None,
         )
 
     def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
@@ -135,14 +132,6 @@ class Page:
             self.model, image, marks, **self._parse_options(*options)
         )
         return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
-
-    def draw_hierarchy(self, picture: Picture | None, where: gr.SelectData) -> Image.Image:
-        """Draw Figure 10 for the position that was clicked."""
-        image = _require(picture).square
-        x, y = (int(value) // _choose_zoom(image) for value in where.index)
-        stream = BytesIO()
-        tasks.draw_hierarchy(self.model, image, x, y).savefig(stream, format="png")
-        return Image.open(stream)
 
     def build(self) -> gr.Blocks:
         """Build the widgets and connect them."""
@@ -216,9 +205,7 @@ class Page:
                             completed = _make_image("Completions", "completed")
                     with gr.Tab("Codebook"):
                         table = gr.Dataframe(headers=_HEADS, interactive=False, elem_id="usage")
-                        clicked = _make_image("Click on a position", "clicked")
-                        reach = _make_image("The codebooks within its reach (Figure 10)", "reach")
-            views = [picture, original, note, decoded, line, painter, clicked, table, reach]
+            views = [picture, original, note, decoded, line, painter, table]
             on = partial(
                 gr.on, concurrency_id="model", concurrency_limit=1
             )  # one request at a time
@@ -246,13 +233,6 @@ class Page:
                 [picture, painter, *completion_options],
                 [kept, kept_line, completed],
                 api_name="complete",
-            )
-            on(
-                clicked.select,
-                _report(self.draw_hierarchy),
-                picture,
-                reach,
-                api_visibility="private",
             )
         page.queue(max_size=MOST_IMAGES, default_concurrency_limit=1)
         return page

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -15,7 +14,6 @@ from hrvqvae.compression.images import make_files
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
-from hrvqvae.plots import hierarchy
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
@@ -132,16 +130,3 @@ def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, fl
             trained = vq.perplexity(codebooks[level].count.flatten())
         rows.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
     return rows
-
-
-def draw_hierarchy(model: Model, image: Tensor, x: int, y: int) -> Figure:
-    """Draw Figure 10 for the pixel (column x, row y) of an image. Raises InputError where it can't
-    be drawn.
-    """
-    geometry = model.config.model.geometry
-    position = (
-        (y + geometry.margin // 2) // geometry.unit,
-        (x + geometry.margin // 2) // geometry.unit,
-    )
-    name = f"{model.config.name}, position ({position[0]}, {position[1]})"
-    return hierarchy.draw(hierarchy.make_tree(model.autoencoder, image, position, name))

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -396,14 +397,14 @@ def _write_missing(
     free_paths = (path for path in retry_paths if not path.exists())
     for start in range(0, len(retried), plan.shard_size):
         missing[next(free_paths)] = retried[start : start + plan.shard_size]
-    losses = list[str]()
+    losses = Counter[str]()
     with task("tokenize", plan.keys, done=count_before + len(broken) - len(retried)) as advance:
         chunks = tokenizer.read(missing.values())
         written = (
             tokenizer.write(path, indices, chunks, advance) for path, indices in missing.items()
         )
         for _, losses_of_shard in _write_on_ray(tokenizer, missing, advance) if ray else written:
-            losses += losses_of_shard
+            losses.update(losses_of_shard)
     for path in missing.keys() - planned.keys():
         if not pq.read_metadata(path).num_rows:
             path.unlink()
@@ -421,7 +422,8 @@ def _write_missing(
     else:
         (out / BROKEN).unlink(missing_ok=True)
     if losses:
-        note(f"images converted: {len(losses):,} ({losses[0]})")
+        kinds = "; ".join(f"{count:,} {loss}" for loss, count in sorted(losses.items()))
+        note(f"images converted: {losses.total():,} ({kinds})")
     return Tokenized(count, len(broken), shards, count - count_before)
 
 

@@ -110,7 +110,7 @@ class AutoencoderTask(ImageTask):
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
-        source, config = Run(name).load(progressive=False)
+        source, config = Run(name).load(decoder=None)
         copy_weights(model, source.state_dict(), name)  # with the counts of the codewords
         return f"beginning with the weights of {name}, trained on {config.data.dataset}"
 

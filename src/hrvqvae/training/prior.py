@@ -360,7 +360,7 @@ def train_priors(
     trained autoencoder. Errors that can be found early are raised before the first training.
     """
     run = Run(path)
-    autoencoder = (*run.load(progressive=False), run.digest)
+    autoencoder = (*run.load(decoder=None), run.digest)
     trainers = dict[Levels, Trainer[CodeBatch]]()
     outcomes = dict[Levels, Outcome]()
     for levels, config in configs.items():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hrvqvae import distributed
-from hrvqvae.checkpoints.folder import progressive_folder
+from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
@@ -39,12 +39,12 @@ class ProgressiveTask(ImageTask):
 
     def __init__(self, path: str | Path, config: Config) -> None:
         run = Run(path)
-        model, stored = run.load(progressive=False)
+        model, stored = run.load(decoder=None)
         self.autoencoder_digest = run.digest
         self.model = require_several_levels(model, stored)
         self.parent_run = Path(path)
         training = config.progressive.training.with_batch_size(config.training.batch_size)
-        super().__init__(progressive_folder(path), config, training)
+        super().__init__(decoder_folder(path, PROGRESSIVE), config, training)
 
     def open(self, say: Say) -> None:
         super().open(say)

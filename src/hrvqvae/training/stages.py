@@ -13,9 +13,10 @@ from typing import Any
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import (
+    PROGRESSIVE,
     RunFolder,
+    decoder_folder,
     prior_folder,
-    progressive_folder,
     require_trainable,
 )
 from hrvqvae.checkpoints.run import Run
@@ -127,7 +128,7 @@ def train_missing_priors(
 
 def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool = False) -> Outcome:
     """Train the progressive decoder of a run. Raises as `Trainer.train` and `stage_config`."""
-    folder = progressive_folder(run)
+    folder = decoder_folder(run, PROGRESSIVE)
     resume = resume or is_restarted(folder.belongs_to_this_job)
 
     def resolve() -> Config:
@@ -150,7 +151,7 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
-    for network in (*run.priors.values(), run.progressive):
+    for network in (*run.priors.values(), run.decoders[PROGRESSIVE]):
         mark = network.path / _REFRESH_MARK
         if not (network.path in stale or mark.is_file()):
             continue
@@ -160,9 +161,7 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         if network.levels is None:
             task = ProgressiveTask(name, config)
         else:
-            task = PriorTask(
-                name, network.levels, config, (*run.load(progressive=False), run.digest)
-            )
+            task = PriorTask(name, network.levels, config, (*run.load(decoder=None), run.digest))
         outcome = Trainer[Any](
             task, resume=True, renew=True, callbacks=[draw_training], say=say
         ).train()

@@ -135,9 +135,5 @@ def test_complete(person: Person) -> None:
 def test_codebook(person: Person) -> None:
     has_image(person)
     person.tab("Codebook")
-    person.wait(lambda: person.source("clicked"))
-    picture = person.scroll_to("#clicked img")
-    ActionChains(person.browser).move_to_element_with_offset(picture, 20, 30).click().perform()
-    person.wait(lambda: person.source("reach"))
     assert "64" in person.text("#usage")
     person.finish("codebook")

@@ -1,0 +1,115 @@
+"""The decoder of samples, sampling.json, and priors of the first levels alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.checkpoints.export import export
+from hrvqvae.checkpoints.folder import GENERATION, RunFolder, SamplingDefaults, prior_folder
+from hrvqvae.checkpoints.run import Run
+from hrvqvae.utils.errors import DamagedFileError, InputError
+from tests.checkpoints.conftest import change, write_decoder
+from tests.conftest import do
+
+BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
+
+
+@pytest.fixture
+def generative(whole: Path) -> Path:
+    """A run folder with a decoder for samples, which sampling.json names."""
+    write_decoder(whole, GENERATION, -0.05)
+    RunFolder(whole).sampling.write_text(BY_GENERATION)
+    return whole
+
+
+def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(
+    generative: Path,
+) -> None:
+    model = hrvqvae.load(generative)
+    drawn = model.draw(2, seed=1)
+    assert len(drawn.codes) == 2
+    reconstructed = model.decode(drawn.codes, size=(12, 12))
+    assert not torch.equal(drawn.images, reconstructed)
+    by_name = model.run.load_generator(model.autoencoder, model.config, GENERATION)
+    assert torch.equal(by_name.decode(drawn.codes, 2, (12, 12)), drawn.images)
+
+    RunFolder(generative).sampling.write_text('{"levels": 2}')
+    progressive = hrvqvae.load(generative)
+    assert torch.equal(progressive.draw(2, seed=1).images, reconstructed)
+    assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
+
+
+def test_a_decoder_of_samples_is_exported_and_named_on_the_card(
+    generative: Path, tmp_path: Path
+) -> None:
+    for out, compact in ((tmp_path / "out", False), (tmp_path / "compact", True)):
+        export(generative, out, compact=compact)
+        assert Run(out).stale_artifacts() == []
+        assert "| decoder for samples | trained 5 steps |" in RunFolder(out).card.read_text()
+    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
+    here = hrvqvae.load(generative).generator.decode(codes, 2)
+    there = hrvqvae.load(tmp_path / "out").generator.decode(codes, 2)
+    assert torch.equal(there, here)
+
+
+def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
+    generative: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
+
+    def decode() -> torch.Tensor:
+        return hrvqvae.load(generative).generator.decode(codes, 2)
+
+    generation = decode()
+    change(generative)
+    assert "generation" in map(str, Run(generative).stale_artifacts())
+    replaced = decode()
+    assert not torch.equal(replaced, generation)
+    assert f"{generative / GENERATION} was made for another state of the model" in caplog.text
+    assert f"hrvqvae refresh {generative}" in caplog.text
+    shutil.rmtree(generative / GENERATION)
+    assert torch.equal(decode(), replaced)
+    assert f"{generative / GENERATION} is missing" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[1]", "mapping"),
+        ("[", "Expecting"),
+        ('{"guidence": 2}', "guidence"),
+        ('{"guidance": "x"}', "guidance is no number"),
+        ('{"guidance": NaN}', "guidance is no number"),
+        ('{"levels": "all"}', "levels is no whole number"),
+        ('{"levels": true}', "levels is no whole number"),
+        ('{"decoder": "best"}', "decoder is neither prefixes nor generation"),
+    ],
+)
+def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.sampling.write_text(text)
+    with pytest.raises(DamagedFileError, match=rf"sampling\.json is damaged: .*{reason}") as error:
+        folder.read_sampling()
+    assert "\n" not in str(error.value)
+
+
+def test_sampling_json_may_leave_out_any_field(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.read_sampling() == SamplingDefaults()
+    folder.sampling.write_text('{"levels": 3}')
+    assert folder.read_sampling() == SamplingDefaults(levels=3)
+
+
+def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_path: Path) -> None:
+    before = hrvqvae.load(whole).sample(3, seed=1, levels=2)
+    shutil.rmtree(prior_folder(whole, 2).path)
+    model = hrvqvae.load(whole)
+    assert torch.equal(model.sample(3, seed=1, levels=2), before)
+    assert model.classes == tuple("0123456789")
+    assert Run(whole).missing_priors(2) == ""
+    do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
+    with pytest.raises(InputError, match=r"lacks priors; train them: .*train-prior .* --level 3$"):
+        model.sample(3, seed=1)
