@@ -176,6 +176,24 @@ def test_the_card_and_what_it_shows(
     assert names["decoded"].shape == IMAGES.shape
 
 
+@pytest.mark.parametrize(
+    ("dataset", "root", "title"),
+    [
+        ("ffhq", "/home/me/mix", "images of one's own"),
+        ("ffhq", "/data/ffhq", "FFHQ"),
+        ("cifar10", "python:/runs/mine", "images of one's own"),
+    ],
+)
+def test_a_card_says_which_images_were_used(
+    run: Path, tmp_path: Path, dataset: str, root: str, title: str
+) -> None:
+    weights, meta = storage.read(RunFolder(run).model)
+    meta["config"]["data"] |= {"dataset": dataset, "root": root}
+    storage.write(RunFolder(run).model, weights, meta)
+    export(run, tmp_path / "out")
+    assert f"| data | {title}" in RunFolder(tmp_path / "out").card.read_text()
+
+
 def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
     do("export", run, tmp_path / "out\udcff")
     RunFolder(run).tables.write_bytes(b"x")

@@ -301,3 +301,23 @@ def test_digests_differ_between_systems_and_stay() -> None:
     assert len({digest_of(presets.get(name).config, "model") for name in names}) == len(names)
     config = presets.get("treevq/cifar10").config
     assert [digest_of(config, part) for part in SECTIONS] == DIGESTS
+
+
+@pytest.mark.parametrize(
+    ("preset", "root", "name"),
+    [
+        ("treevq/cifar10", "python:/runs/cifar10", "mine"),
+        ("treevq/cifar10", "/home/me/data", "cifar10"),
+        ("treevq/ffhq", "/home/me/mix", "mine"),
+        ("treevq/ffhq", "/data/FFHQ/images", "ffhq"),
+        ("treevq/photos", "/home/me/mix", "photos"),
+    ],
+)
+def test_own_images_are_not_called_by_the_name_of_a_published_set(
+    preset: str, root: str, name: str
+) -> None:
+    config = autoencoder_config(preset, {"data.root": root})
+    assert config.data.dataset == name
+    assert autoencoder_config(preset, {"data.root": root}, config) == config, "when it is resumed"
+    named = autoencoder_config(preset, {"data.root": root, "data.dataset": "imagenet"})
+    assert named.data.dataset == "imagenet"

@@ -359,14 +359,13 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     )
     prior = Knowing(PixelSNAILConfig(), Level(grid=(3, 5), symbols=4, classes=4))
     priors = Priors((prior,), maps.classes, (1000, 1000, 1000, 1000))
-    bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1,)), (4,))
-    rate = measure_rate(priors, Paths(), bare, maps, (6, 10), torch.device("cpu"))
+    rate = measure_rate(priors, Paths(), None, maps, (6, 10), torch.device("cpu"))
     assert rate.prior == (pytest.approx(15),)
     assert rate.positions == (15,)
     assert rate.files is None
     assert rate.label == pytest.approx(2)
     wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
-    assert measure_rate(priors, Paths(), bare, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
+    assert measure_rate(priors, Paths(), None, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
 
 
 def test_evaluation_with_priors(run: Path) -> None:

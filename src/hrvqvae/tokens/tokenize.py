@@ -38,7 +38,7 @@ from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.data.sources.parquet import ParquetSource
 from hrvqvae.tokens.shards import FORMAT, MOST_VALUES, PREFIX, SUFFIX, Plan, open_shards
 from hrvqvae.utils.device import exact_float32
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
@@ -209,9 +209,7 @@ class Tokenizer:
             ]
         self._schema = pa.schema(columns)
         self.workers = config.data.workers if workers is None else workers
-        self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
-        reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
-        self._loader = open_loader(reader, self._chunks, self.workers, keep_workers=True)
+        self._reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
 
     def _split(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """Divide indices into chunks."""
@@ -221,12 +219,10 @@ class Tokenizer:
         return [indices[start : start + count] for start in range(0, len(indices), count)]
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
-        """Yield the decoded chunks of shards, in order. The worker processes stay for the next
-        call.
-        """
-        self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
+        """Yield the decoded chunks of shards, in order."""
+        chunks = [chunk for shard in shards for chunk in self._split(shard)]
         with explain_worker_errors():
-            yield from self._loader
+            yield from open_loader(self._reader, chunks, self.workers)
 
     def write(
         self,
@@ -256,6 +252,8 @@ class Tokenizer:
                 rows += self._encode(images)
                 broken |= errors
                 losses += lost
+
+                # Write groups of _GROUP_ROWS images, or sooner if they have many codes.
                 num_codes = sum(level.size for *_, levels in rows for level in levels)
                 while len(rows) >= (_GROUP_ROWS if num_codes < _GROUP_CODES else 1):
                     self._append_group(file, rows[:_GROUP_ROWS])
@@ -263,12 +261,9 @@ class Tokenizer:
                 advance(len(images) + len(errors))
             if rows:
                 self._append_group(file, rows)
-            metadata = self._metadata | {
-                "broken": json.dumps(
-                    [{"key": key, "error": error} for key, error in broken.items()]
-                ),
-                "content": self.images.content_digest(indices, broken),
-            }
+            faults = [{"key": key, "error": error} for key, error in broken.items()]
+            content = self.images.content_digest(indices, broken)
+            metadata = self._metadata | {"broken": json.dumps(faults), "content": content}
             file.add_key_value_metadata(
                 {f"{PREFIX}{name}": value for name, value in metadata.items()}
             )
@@ -355,26 +350,20 @@ def tokenize(
         model = str(Path(model).absolute())  # processes of Ray have another working folder
     images = load_keyed_images(source)
     tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
-    try:
-        with lock_folder(out):
-            remove_temporaries(out)
-            existing = Plan.read(out)
-            plan = Plan(
-                model=tokenizer.digest,
-                image_size=tokenizer.size,
-                keys=len(images.keys),
-                keys_digest=images.digest(),
-                shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE),
-                beam=beam,
-            )
-            plan.write_or_compare(out)
-            tokenizer.run.keep_state()  # the shards stay readable after further training
-            return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{out} can't be written ({reason}); run the same command again to go on"
-        ) from error
+    with explain_write_errors(out, "; run the same command again to go on"), lock_folder(out):
+        remove_temporaries(out)
+        existing = Plan.read(out)
+        plan = Plan(
+            model=tokenizer.digest,
+            image_size=tokenizer.size,
+            keys=len(images.keys),
+            keys_digest=images.digest(),
+            shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE),
+            beam=beam,
+        )
+        plan.write_or_compare(out)
+        tokenizer.run.keep_state()  # the shards stay readable after further training
+        return _write_missing(tokenizer, plan, out, engine == "ray", retry_broken)
 
 
 def _write_missing(
@@ -388,15 +377,16 @@ def _write_missing(
     missing: dict[Path, Sequence[int]] = {
         path: indices for path, indices in planned.items() if not path.is_file()
     }
-    retried = (
-        [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
-        if retry
-        else []
-    )
+
+    # Images that were broken go to further shards, retry-*.
+    retried = list[int]()
+    if retry:
+        retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
     for start in range(0, len(retried), plan.shard_size):
         missing[next(free_paths)] = retried[start : start + plan.shard_size]
+
     losses = Counter[str]()
     with task("tokenize", plan.keys, done=count_before + len(broken) - len(retried)) as advance:
         chunks = tokenizer.read(missing.values())
@@ -472,22 +462,22 @@ def _write_on_ray(
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus, gpus = (int(resources.get(kind, 0)) for kind in ("CPU", "GPU"))
+        cpus = int(resources.get("CPU", 0))
+        gpus = int(resources.get("GPU", 0))
+
+        # As many actors as work at the same time: one per GPU with its workers, or one per core.
         on_gpu = tokenizer.device.type == "cuda" and gpus > 0
-        workers = max(0, min(tokenizer.workers, cpus // gpus - 1)) if on_gpu else 0
-        max_actors = max(
-            1, min(gpus, cpus // (1 + workers)) if on_gpu else cpus
-        )  # more would wait for each other
+        workers = 0
+        max_actors = cpus
+        if on_gpu:
+            workers = max(0, min(tokenizer.workers, cpus // gpus - 1))
+            max_actors = min(gpus, cpus // (1 + workers))
+        max_actors = max(1, max_actors)
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
-        images, device, (model, full_size, beam) = (
-            ray.put(tokenizer.images),
-            tokenizer.device.type,
-            tokenizer.options,
-        )
-        actors = [
-            actor.remote(model, images, full_size, workers, device, beam)
-            for _ in range(min(max_actors, len(shards)))
-        ]
+        model, full_size, beam = tokenizer.options
+        images = ray.put(tokenizer.images)
+        arguments = (model, images, full_size, workers, tokenizer.device.type, beam)
+        actors = [actor.remote(*arguments) for _ in range(min(max_actors, len(shards)))]
         written = ActorPool(actors).map_unordered(
             lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]),
             list(shards.items()),
@@ -496,9 +486,8 @@ def _write_on_ray(
             advance(count)
             yield count, losses
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(getattr(error, "cause", error)).split())[
-            -200:
-        ]  # the reason is at the end
+        # The reason is at the end of the text.
+        reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]
         raise InputError(
             f"Ray stopped ({reason}); finished shards stay; run the same command again to go on"
         ) from error
