@@ -27,7 +27,9 @@ from tests.conftest import drawn_digits, with_quantizer, with_training
 
 def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
+    generator = torch.get_rng_state()
     model = hrvqvae.load(run.name)
+    assert torch.equal(torch.get_rng_state(), generator), "the caller's generator is as before"
     file = hrvqvae.load(run / "model.safetensors")
     monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)

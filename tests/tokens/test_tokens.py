@@ -285,6 +285,16 @@ def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     assert read_files(out) == before
 
 
+def test_each_kind_of_conversion_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index, mode in enumerate(("RGB", "L", "RGB", "CMYK")):
+        write_picture(tmp_path / "images" / f"{index}.jpg", index, (28, 28), mode)
+    tokenize("mnist", tmp_path / "images", tmp_path / "out")
+    told = "images converted: 3 (1 CMYK to RGB, colour to greyscale; 2 colour to greyscale)"
+    assert told in caplog.text
+
+
 def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
     """Workers for each shard would import everything anew. An actor of Ray writes shards one by
     one, as here.

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -251,7 +252,8 @@ def require_trainable(run: str | Path) -> None:
     locate(run)
     if run_folder(run) != Path(run) or not Path(run).is_dir():
         raise InputError(
-            f"{run} is no run folder; write one and train there: hrvqvae export {run} DIR"
+            f"{run} is no run folder; write one and train there: hrvqvae export"
+            f" {shlex.quote(str(run))} DIR"
         )
 
 
@@ -274,8 +276,8 @@ def locate(run: str | Path) -> Path:
         return path if path.is_file() else folder.model
     if folder.config.is_file():
         raise InputError(
-            f"{path} has no model.safetensors yet; train it: hrvqvae train ... --out {path}"
-            " --resume"
+            f"{path} has no model.safetensors yet; train it: hrvqvae train ... --resume --out"
+            f" {shlex.quote(str(path))}"
         )
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")

@@ -498,31 +498,25 @@ class EntropyModelArtifact(Artifact):
         with lock_file(self.path):
             if self._restore_fitted(say):
                 return self.path
-            model, config = self.run.load()
+            model, config = self.run.load(decoder=None)
             config = config.with_root(root)
-            folder = self.run.folder
+
+            # The codes of each copy of the images; a run folder keeps them.
             maps = list[CodeMaps]()
-            for copy in list_copies(config.data.flip, shifts):
-                augment = copy.augment
-                if folder.config.is_file():
-                    path = folder.codes.with_name(copy.folder)
-                    maps.append(
-                        load_or_extract(
-                            path, model, self.run.digest, config, "train", device, say, augment
-                        )
-                    )
+            for copied in list_copies(config.data.flip, shifts):
+                augment = copied.augment
+                if self.run.folder.config.is_file():
+                    path = self.run.folder.codes.with_name(copied.folder)
+                    source = (path, model, self.run.digest, config, "train")
+                    maps.append(load_or_extract(*source, device, say, augment))
                 else:
                     maps.append(extract_codes(model, config, "train", device, augment=augment))
-            levels = [
-                np.concatenate(arrays)
-                for arrays in zip(*(copy.levels for copy in maps), strict=True)
-            ]
-            bare = EntropyModel(
-                config.name,
-                self.run.weights_digest,
-                config.model.geometry,
-                config.model.num_symbols,
-            )
+            by_level = zip(*(copy_maps.levels for copy_maps in maps), strict=True)
+            levels = [np.concatenate(arrays) for arrays in by_level]
+
+            settings = config.model
+            digest = self.run.weights_digest
+            bare = EntropyModel(config.name, digest, settings.geometry, settings.num_symbols)
             content = fit(bare, levels, effort, say, len(maps), small).content
             if Run(self.run.name).weights_digest != bare.model:
                 raise InputError(
@@ -531,12 +525,10 @@ class EntropyModelArtifact(Artifact):
             if not self._restore_fitted(say):
                 with explain_write_errors(self.path):
                     if self.path.is_file():  # of other weights, which restore it
-                        other = RunFolder(
-                            self.run.folder.states
-                            / read_entropy_model(self.path.read_bytes()).model
-                        )
-                        other.path.mkdir(parents=True, exist_ok=True)
-                        self.path.replace(other.tables)
+                        earlier = read_entropy_model(self.path.read_bytes()).model
+                        state = RunFolder(self.run.folder.states / earlier)
+                        state.path.mkdir(parents=True, exist_ok=True)
+                        self.path.replace(state.tables)
                     write_atomic(self.path, content)
         return self.path
 
@@ -578,8 +570,8 @@ def _build_with_weights(
     they do not fit.
     """
     # The network is first built on the meta device, where tensors take no memory. This build stops
-    # when the network has
-    # far more parameters than the file, so that a small file can't take much time or memory.
+    # when the network has far more parameters than the file, so that a small file can't take much
+    # time or memory.
     misfit = DamagedFileError(f"{path}: the weights do not fit their configuration")
     budget = 4 * len(weights) + 100
 
@@ -597,11 +589,13 @@ def _build_with_weights(
         raise misfit from error
     finally:
         hook.remove()
-    states = weights, hollow.state_dict()
-    stored, expected = ({name: tensor.shape for name, tensor in state.items()} for state in states)
-    if stored != expected:
+    expected = {name: tensor.shape for name, tensor in hollow.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise misfit
-    network = make()
+
+    # The random weights are replaced, so they take no numbers of the caller's generator.
+    with torch.random.fork_rng(devices=()):
+        network = make()
     try:
         network.requires_grad_(False).load_state_dict(weights)
     except RuntimeError as error:

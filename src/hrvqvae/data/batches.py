@@ -269,10 +269,13 @@ class _BatchReader(Dataset[Batch]):
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 
 
-def open_loader(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> DataLoader[T]:
+def open_loader(
+    dataset: Dataset[T], samples: Iterable[Any], workers: int, *, keep_workers: bool = False
+) -> DataLoader[T]:
     """Return a loader that yields `dataset[sample]` for each sample, in order.
 
     The number of worker processes is limited to the number of cores; with 0 this process reads.
+    With `keep_workers` they stay for the next iteration over the loader.
     """
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -284,6 +287,7 @@ def open_loader(dataset: Dataset[T], samples: Iterable[Any], workers: int) -> Da
         collate_fn=_return_unchanged,
         worker_init_fn=_ignore_signals,
         num_workers=min(workers, cores),
+        persistent_workers=keep_workers and workers > 0,
     )
 
 

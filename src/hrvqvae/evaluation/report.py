@@ -174,7 +174,7 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
     if is_published or is_same_folder:
         return replace(data, root=root), split or "test"
     name = base_name(root)
-    if name in DATASETS:  # a published set is recognized by its name
+    if name in DATASETS and DATASETS.get(name).read:  # its published files would be looked for
         name = OWN_IMAGES
     own = replace(data, dataset=name, root=root, validation=0.0)
     return own, split or ("all" if is_undivided(own) else "test")

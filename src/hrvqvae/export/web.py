@@ -49,20 +49,19 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     if model.quantizer.config.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
     name = base_name(run)
+    networks: dict[str, nn.Module] = {"": model}
+    if model.progressive_decoder is not None:
+        networks[_PREFIX] = model.progressive_decoder
     weights = {
-        key: tensor for key, tensor in model.state_dict().items() if not key.endswith(_STATISTICS)
+        f"{prefix}{key}": tensor
+        for prefix, network in networks.items()
+        for key, tensor in network.state_dict().items()
+        if not key.endswith(_STATISTICS)
     }
-    progressive = model.progressive_decoder
-    weights |= (
-        {f"{_PREFIX}{key}": tensor for key, tensor in progressive.state_dict().items()}
-        if progressive
-        else {}
-    )
-    parts = [("", model), *([(_PREFIX, progressive)] if progressive else [])]
     fine = {
         f"{prefix}{key}.weight"
-        for prefix, part in parts
-        for key, layer in part.named_modules()
+        for prefix, network in networks.items()
+        for key, layer in network.named_modules()
         if isinstance(layer, nn.ConvTranspose2d)
     }
     compact = storage.compacted(weights, matrices=True, fine=fine)
@@ -74,7 +73,7 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
     header = {
         "name": name,
         "config": to_dict(without_paths(config)),
-        "progressive": progressive is not None,
+        "progressive": _PREFIX in networks,
         "tables": len(entropy_model.content),
         "fingerprint": list(
             entropy_model.fingerprint if entropy_model.networks else bytes(FINGERPRINT_BYTES)

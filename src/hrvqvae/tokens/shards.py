@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -265,42 +266,41 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     """Open files as shards of one model. Raises InputError if a file is no shard, or the versions
     or models differ.
     """
-    count = 0
-    models = list[str]()
-    classes = list[tuple[str, ...]]()
+    shards = [_open_shard(path) for path in paths]
+    first = shards[0]
     broken = dict[str, str]()
-    digests = list[str]()
-    for path in paths:
-        with open_parquet(path) as file:
-            metadata = file.metadata.metadata or {}
-            count = count + file.metadata.num_rows
-        texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
-        values = {
-            name.removeprefix(PREFIX): text for name, text in texts if name.startswith(PREFIX)
-        }
-        if "format" not in values or "model" not in values:
+    for shard in shards:
+        if shard.model != first.model:
             raise InputError(
-                f"{path} is no shard of codes: its metadata has no {PREFIX}format and {PREFIX}model"
+                f"{shard.paths[0]} and {paths[0].name} are of two models; name shards of one model"
             )
-        if values["format"] != FORMAT:
-            raise InputError(
-                f"{path} is of version {values['format']} of the format; only {FORMAT} is read"
-            )
-        try:
-            broken |= {
-                str(image["key"]): str(image["error"])
-                for image in json.loads(values.get("broken", "[]"))
-            }
-            classes.append(tuple(map(str, json.loads(values.get("classes", "[]")))))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
-        models.append(values["model"])
-        digests.append(values.get("content", ""))
-        if models[-1] != models[0]:
-            raise InputError(
-                f"{path} and {paths[0].name} are of two models; name shards of one model"
-            )
-    return Shards(tuple(paths), models[0], classes[0], count, broken, tuple(digests))
+        broken |= shard.broken
+    count = sum(shard.count for shard in shards)
+    digests = tuple(shard.content_digests[0] for shard in shards)
+    return Shards(tuple(paths), first.model, first.classes, count, broken, digests)
+
+
+def _open_shard(path: Path) -> Shards:
+    with open_parquet(path) as file:
+        metadata = file.metadata.metadata or {}
+        count = file.metadata.num_rows
+    texts = ([item.decode(errors="replace") for item in pair] for pair in metadata.items())
+    values = {name.removeprefix(PREFIX): text for name, text in texts if name.startswith(PREFIX)}
+    if not {"format", "model"} <= values.keys():
+        raise InputError(
+            f"{path} is no shard of codes: its metadata has no {PREFIX}format and {PREFIX}model"
+        )
+    if values["format"] != FORMAT:
+        raise InputError(
+            f"{path} is of version {values['format']} of the format; only {FORMAT} is read"
+        )
+    try:
+        images = json.loads(values.get("broken", "[]"))
+        broken = {str(image["key"]): str(image["error"]) for image in images}
+        classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
+    return Shards((path,), values["model"], classes, count, broken, (values.get("content", ""),))
 
 
 def find_shards(path: Path) -> Shards:
@@ -320,7 +320,8 @@ def find_shards(path: Path) -> Shards:
             raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
     if not files:
         raise InputError(
-            f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE {path}"
+            f"{path} has no shards ({SUFFIX}); make them: hrvqvae tokenize MODEL SOURCE"
+            f" {shlex.quote(str(path))}"
         )
     return open_shards(files)
 

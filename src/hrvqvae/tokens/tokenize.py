@@ -209,7 +209,9 @@ class Tokenizer:
             ]
         self._schema = pa.schema(columns)
         self.workers = config.data.workers if workers is None else workers
-        self._reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
+        self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
+        reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
+        self._loader = open_loader(reader, self._chunks, self.workers, keep_workers=True)
 
     def _split(self, indices: Sequence[int]) -> list[Sequence[int]]:
         """Divide indices into chunks."""
@@ -219,10 +221,12 @@ class Tokenizer:
         return [indices[start : start + count] for start in range(0, len(indices), count)]
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
-        """Yield the decoded chunks of shards, in order."""
-        chunks = [chunk for shard in shards for chunk in self._split(shard)]
+        """Yield the decoded chunks of shards, in order. The worker processes stay for the next
+        call: where they are spawned, they would import everything anew.
+        """
+        self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
         with explain_worker_errors():
-            yield from open_loader(self._reader, chunks, self.workers)
+            yield from self._loader
 
     def write(
         self,
