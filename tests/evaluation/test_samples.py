@@ -517,7 +517,7 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     (picture_folder / "dogs").rename(picture_folder / "wolves")
     command = ["evaluate", run, "--device", "cpu", "--data", str(picture_folder)]
     reason = json.loads(do(*command, "--json"))["no_priors"]
-    assert reason == "the priors have other classes than the data: cats, dogs; the data has cats, wolves"
+    assert reason.endswith("other classes than the data: cats, dogs; the data has cats, wolves")
     assert reason in refused([*command, "--samples", 2])
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]
     assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
