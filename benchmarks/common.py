@@ -20,7 +20,6 @@ from hrvqvae.config.parsing import base_config, override
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import write_atomic
 
 Row = dict[str, Any]
 """Measured values by name."""
@@ -129,29 +128,6 @@ def preset_of(
     return arguments, override(
         base_config(prefix + arguments.preset), {**(overrides or {}), **fields}
     )
-
-
-def read_rows(folder: Path, about: Mapping[str, Any]) -> list[Row]:
-    """Return the rows.json of a folder; write `about`, what all rows share, to about.json there.
-
-    Raises InputError if the folder holds rows of something else.
-    """
-    path = folder / "rows.json"
-    claim = folder / "about.json"
-    here = json.loads(json.dumps(about))
-    if path.is_file():
-        there = json.loads(claim.read_text()) if claim.is_file() else {}
-        for name in {**here, **there}:
-            ours = here.get(name)
-            theirs = there.get(name)
-            if ours != theirs:
-                raise InputError(
-                    f"{folder} has rows with {name} {theirs}, not {ours}: choose another --out"
-                )
-        return list(json.loads(path.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(claim, json.dumps(here, indent=1).encode())
-    return []
 
 
 class Rows:

@@ -1,141 +1,144 @@
-"""IDs for items: TreeVQ's unique indices of image features, or of a million synthetic vectors,
-beside residual k-means.
+"""IDs for items: TreeVQ's unique indices of vectors beside residual k-means.
 
-Features are those of efficientnet-lite0 for the training images of CIFAR10. Synthetic vectors are
-the sum of one of 64 random centres, one of 64 that are half as far apart, and normal noise of half
-the first deviation.
+Vectors are features of efficientnet-lite0 for the training images of CIFAR10. With --synthetic they
+are the sum of one of 64 random centres, one of 64 that are half as far apart, and normal noise of
+half the first deviation.
 """
 
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Row, as_script, finish, options, positive
-from benchmarks.vectors import Floats, features, pixels, residual
+from benchmarks.vectors import Floats, features, fit_faiss, read_pixels
 from hrvqvae.quantize.layer import TreeVQ
+
+T = TypeVar("T")
+Codes = NDArray[np.int64]
 
 NEIGHBOURS = 10
 QUERIES = 1_000
+_SLICE = 50_000
+_DIM = 64
+_CENTRES = 64
 
 
-def synthetic(count: int, seed: int, dim: int = 64, centres: int = 64) -> Floats:
-    """Return vectors (count, dim): a centre of each of two levels, and noise."""
-    rng = np.random.default_rng(seed)
-    vectors: Floats = rng.standard_normal((count, dim), dtype=np.float32) / np.float32(2)
+def synthetic(count: int) -> Floats:
+    """Return vectors (count, 64): a centre of each of two levels, and noise."""
+    rng = np.random.default_rng(0)
+    vectors: Floats = rng.standard_normal((count, _DIM), dtype=np.float32) / np.float32(2)
     for distance in (1.0, 0.5):
-        placed = rng.standard_normal((centres, dim), dtype=np.float32) * np.float32(distance)
-        vectors += placed[rng.integers(centres, size=count)]
+        centres = rng.standard_normal((_CENTRES, _DIM), dtype=np.float32) * np.float32(distance)
+        vectors += centres[rng.integers(_CENTRES, size=count)]
     return vectors
 
 
-def neighbours_kept(vectors: Floats, codes: NDArray[np.int64], seed: int) -> list[float]:
-    """Return, for prefixes of 1 and 2 levels, the share of the nearest neighbours that have an
-    item's prefix.
-    """
-    queries = np.random.default_rng(seed).choice(
-        len(vectors), min(QUERIES, len(vectors)), replace=False
-    )
-    found = list[NDArray[Any]]()
-    all_vectors = torch.from_numpy(vectors)
+def neighbours_kept(vectors: Floats, codes: Codes, seed: int, levels: int) -> float:
+    """Return the share of an item's nearest neighbours that have its first codes."""
+    rng = np.random.default_rng(seed)
+    queries = rng.choice(len(vectors), min(QUERIES, len(vectors)), replace=False)
+    items = torch.from_numpy(vectors)
+    squared = items.square().sum(1)
+    kept = 0.0
     for chosen in np.array_split(queries, -(-len(queries) // 100)):
-        distances = all_vectors.square().sum(1) - 2 * all_vectors[chosen] @ all_vectors.T
-        found.append(distances.topk(NEIGHBOURS + 1, largest=False).indices[:, 1:].numpy())
-    near = np.concatenate(found)
-    return [float((codes[near, :n] == codes[queries, None, :n]).all(-1).mean()) for n in (1, 2)]
+        distances = squared - 2 * items[chosen] @ items.T
+        near = distances.topk(NEIGHBOURS + 1, largest=False).indices[:, 1:].numpy()
+        same = codes[near, :levels] == codes[chosen, None, :levels]
+        kept += float(same.all(-1).mean(1).sum())
+    return kept / len(queries)
 
 
-def collisions(codes: NDArray[np.int64]) -> int:
+def collisions(codes: Codes) -> int:
     """Return how many items have the indices of an item before them."""
     return len(codes) - len(np.unique(codes, axis=0))
 
 
-def bits_per_code(codes: NDArray[np.int64], size: int) -> float:
+def bits_per_code(codes: Codes, size: int) -> float:
     """Return the bits per code of every second item, by counts of each code after its coarser code
     in the others.
     """
-    known = codes[::2]
-    new = codes[1::2]
+    counted = codes[::2]
+    tested = codes[1::2]
     nats = 0.0
     for level in range(codes.shape[1]):
         counts = np.full((size, size), 0.1)
-        before, after = (
-            rows[:, level - 1] if level else np.zeros(len(rows), np.int64) for rows in (known, new)
-        )
-        np.add.at(counts, (before, known[:, level]), 1)
-        nats -= float(np.log(counts[after, new[:, level]] / counts[after].sum(1)).sum())
-    return float(nats / np.log(2) / new.size)
+        if level:
+            before, after = counted[:, level - 1], tested[:, level - 1]
+        else:
+            before, after = np.zeros_like(counted[:, 0]), np.zeros_like(tested[:, 0])
+        np.add.at(counts, (before, counted[:, level]), 1)
+        nats -= float(np.log(counts[after, tested[:, level]] / counts[after].sum(1)).sum())
+    return float(nats / np.log(2) / tested.size)
+
+
+def timed(spent: Row, name: str, call: Callable[[], T]) -> T:
+    """Return the result of a call; its processor time is added to `spent`."""
+    begun = time.process_time()
+    result = call()
+    spent[name] = time.process_time() - begun
+    return result
+
+
+def measure_error(tree: TreeVQ, vectors: Floats, codes: torch.Tensor) -> float:
+    """Return the mean squared error of vectors, summed over their values."""
+    total = 0.0
+    for start in range(0, len(vectors), _SLICE):
+        part = slice(start, start + _SLICE)
+        values = tree.get_output_from_indices(codes[part]).numpy()
+        total += float(np.square(vectors[part] - values).sum(dtype=np.float64))
+    return total / len(vectors)
 
 
 def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: int) -> list[Row]:
     """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2,
-    seconds and bytes.
+    bits, seconds and bytes.
     """
-    spent = dict[str, float]()
-
-    def timed(name: str, call: Callable[[], Any]) -> Any:
-        begun = time.process_time()
-        result = call()
-        spent[name] = time.process_time() - begun
-        return result
-
-    def error(codes: torch.Tensor) -> float:
-        total = 0.0
-        for start in range(0, len(vectors), 50_000):
-            values = tree.get_output_from_indices(codes[start : start + 50_000]).numpy()
-            total += float(
-                np.square(vectors[start : start + 50_000] - values).sum(dtype=np.float64)
-            )
-        return total / len(vectors)
-
     tree = TreeVQ(vectors.shape[1], codewords, levels)
-    timed("fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed))
-    not_aligned = bits_per_code(tree.encode(vectors).numpy(), codewords)
+    spent: Row = {}
+    timed(spent, "fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed))
+    spent["bits_before"] = bits_per_code(tree.encode(vectors).numpy(), codewords)
     tree.align()
-    codes = timed("encode_seconds", lambda: tree.encode(vectors))
-    unique = timed("unique_seconds", lambda: tree.unique_indices(vectors))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    moved = float((codes != unique).any(1).double().mean())
-    added = error(unique) / error(codes) - 1
-    rows: list[Row] = [
-        {
-            "side": "TreeVQ",
-            "collisions": collisions(codes.numpy()),
-            "bits_before": not_aligned,
-            **spent,
-        }
-    ]
-    rows.append(
-        {
-            "side": "TreeVQ, unique",
-            "collisions": collisions(unique.numpy()),
-            "moved": moved,
-            "added": added,
-            "unique_seconds": spent["unique_seconds"],
-            "peak_bytes": peak,
-        }
+    codes = timed(spent, "encode_seconds", lambda: tree.encode(vectors))
+
+    given: Row = {}
+    unique = timed(given, "unique_seconds", lambda: tree.unique_indices(vectors))
+    given["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    given["moved"] = float((codes != unique).any(1).double().mean())
+    added = measure_error(tree, vectors, unique) / measure_error(tree, vectors, codes)
+    given["added"] = added - 1
+
+    theirs: Row = {}
+    bits = codewords.bit_length() - 1
+    encode = timed(
+        theirs, "fit_seconds", lambda: fit_faiss(vectors, seed, bits=bits, levels=levels, beam=1)
     )
-    encode = timed("fit_seconds", lambda: residual(codewords, levels, seed, beam=1)(vectors))
-    theirs = timed("encode_seconds", lambda: encode(vectors)[0])
-    rows.append({"side": "residual k-means", "collisions": collisions(theirs), **spent})
-    del rows[-1]["unique_seconds"]
-    for row, of_side in zip(rows, (codes.numpy(), unique.numpy(), theirs), strict=True):
-        one, two = neighbours_kept(vectors, of_side, seed)
-        row |= {
+    their_codes = timed(theirs, "encode_seconds", lambda: encode(vectors)[0])
+    sides: dict[str, tuple[Codes, Row]] = {
+        "TreeVQ": (codes.numpy(), spent),
+        "TreeVQ, unique": (unique.numpy(), given),
+        "residual k-means": (their_codes, theirs),
+    }
+    return [
+        {
+            "side": side,
             "items": len(vectors),
             "shape": f"{codewords}^{levels}",
-            "kept_1": one,
-            "kept_2": two,
+            "collisions": collisions(ids),
+            "kept_1": neighbours_kept(vectors, ids, seed, 1),
+            "kept_2": neighbours_kept(vectors, ids, seed, 2),
+            "bits": bits_per_code(ids, codewords),
+            "seed": seed,
+            **measured,
         }
-        row["bits"] = bits_per_code(of_side, codewords)
-    return rows
+        for side, (ids, measured) in sides.items()
+    ]
 
 
 COLUMNS = {
@@ -160,44 +163,21 @@ COLUMNS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Give IDs to items, and measure them."""
     parser = options(__doc__)
-    parser.add_argument(
-        "--synthetic", type=positive, metavar="N", help="so many synthetic vectors, not CIFAR10's"
-    )
-    parser.add_argument(
-        "--dim",
-        type=positive,
-        default=64,
-        metavar="D",
-        help="values of a synthetic vector (default: 64)",
-    )
-    parser.add_argument(
-        "--images", type=positive, default=50_000, metavar="N", help="images (default: 50000)"
-    )
-    parser.add_argument(
-        "--size",
-        type=positive,
-        nargs=2,
-        default=(64, 3),
-        metavar=("M", "L"),
-        help="(default: 64 3)",
-    )
-    parser.add_argument(
-        "--passes", type=positive, default=10, metavar="N", help="of the fit (default: 10)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="(default: 0)"
-    )
-    given = parser.parse_args(argv)
+    parser.add_argument("--synthetic", type=positive, metavar="N", help="take synthetic vectors")
+    parser.add_argument("--size", type=positive, nargs=2, default=(64, 3), metavar=("M", "L"))
+    parser.add_argument("--passes", type=positive, default=10, metavar="N", help="of the fit")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    count = given.synthetic
-    images = given.images
-    vectors = synthetic(count, 0, given.dim) if count else features(pixels("train", images)[0])
-    print(f"{len(vectors):,} vectors of {vectors.shape[1]} values", file=sys.stderr)
-    (codewords, levels), rows = given.size, list[Row]()
-    for seed in given.seeds:
-        measured = bench_ids(vectors, codewords, levels, given.passes, seed)
-        rows += [{**row, "seed": seed} for row in measured]
-    finish(rows, COLUMNS, given.json)
+    if arguments.synthetic:
+        vectors = synthetic(arguments.synthetic)
+    else:
+        vectors = features(read_pixels("train", 50_000))
+    codewords, levels = arguments.size
+    rows = list[Row]()
+    for seed in arguments.seeds:
+        rows += bench_ids(vectors, codewords, levels, arguments.passes, seed)
+    finish(rows, COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ vqtorch): two convolutions with pooling down to a 7x7 grid of width 32, and two 
 back. AdamW minimizes the mean absolute error in [-1, 1] plus ten times the layer's loss. Only the
 quantizer differs.
 
-The search is that of `hrvqvae compare --tune`: the same ladders of the learning rate, the decay and
-the commitment weight, with the same number of trials for every layer. Trials have a quarter of the
-steps and a seed of their own, and are measured on training images that are set aside. Test images
-are measured once, with the settings that were chosen.
+The search is that of `python -m benchmarks.compare --tune`: the same ladders of the learning rate,
+the decay and the commitment weight, with the same number of trials for every layer. Trials have a
+quarter of the steps and a seed of their own, and are measured on training images that are set
+aside. Test images are measured once, with the settings that were chosen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -25,20 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Row, Rows, as_script, finish, options, positive
-from benchmarks.tuning import SEED, open_trials
-from hrvqvae.comparison.report import compare_pairs, welch
+from benchmarks.common import Row, Rows, as_script, finish, options, positive, read_images
+from benchmarks.laboratory.report import compare_pairs, group_rows, welch
+from benchmarks.laboratory.settings import LADDERS, SEED, Settings, open_trials
 from hrvqvae.config import DataConfig
-from hrvqvae.data.loading import load_images
 from hrvqvae.quantize.layer import TreeVQ
 from hrvqvae.utils.errors import InputError
 
 WIDTH = 32
 LOSS_WEIGHT = 10.0
 SET_ASIDE = 5_000  # training images that trials are measured on
-RATE = "training.learning_rate"
-DECAY = "model.quantizer.decay"
-COMMITMENT = "model.quantizer.beta"
+RATE, DECAY, COMMITMENT = LADDERS
 
 
 class ResidualWithBeam(nn.Module):
@@ -133,139 +130,116 @@ def train(
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What all layers have in common: levels of so many codewords each, and how many levels a group
-    links.
-    """
+class Study:
+    """What all layers have in common: data, levels in groups of linked ones, and the budget."""
 
-    levels: int
-    codewords: int
-    linked: int
+    dataset: str = "fashion-mnist"
+    levels: int = 4
+    codewords: int = 4
+    linked: int = 2
+    steps: int = 2_000
+    batch: int = 32
+    trials: int = 10
+    images: int | None = None  # of each split at most
+
+    def layers(self) -> dict[str, tuple[Make, tuple[str, str]]]:
+        """Return each layer with the defaults of its decay and commitment weight.
+
+        Raises InputError without the library.
+        """
+        try:
+            from vector_quantize_pytorch import ResidualVQ, VectorQuantize
+        except ImportError as error:
+            raise InputError(
+                "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'"
+            ) from error
+        helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+        ours = ("0.95", "0.25")
+        theirs = ("0.8", "1.0")
+
+        def tree(decay: float, beta: float, linked: int = 0) -> nn.Module:
+            fields: Any = {"decay": decay, "beta": beta, "linked": linked}
+            return TreeVQ(WIDTH, self.codewords, self.levels, channel_last=False, **fields)
+
+        def flat(decay: float, beta: float) -> nn.Module:
+            fields = {"decay": decay, "commitment_weight": beta, **helped}
+            size = self.codewords**self.levels
+            layer: nn.Module = VectorQuantize(
+                dim=WIDTH, codebook_size=size, accept_image_fmap=True, **fields
+            )
+            return layer
+
+        def residual(decay: float, beta: float) -> nn.Module:
+            fields = {"decay": decay, "commitment_weight": beta, **helped}
+            layer = ResidualVQ(
+                dim=WIDTH, num_quantizers=self.levels, codebook_size=self.codewords, **fields
+            )
+            return ResidualWithBeam(layer)
+
+        return {
+            "TreeVQ, groups": (partial(tree, linked=self.linked), ours),
+            "TreeVQ": (tree, ours),
+            "VectorQuantize": (flat, theirs),
+            "ResidualVQ, beam": (residual, theirs),
+        }
+
+    def read(self, split: str) -> Tensor:
+        """Read images (N, 1, 28, 28) in [-1, 1]. Raises InputError where the data is missing."""
+        data = DataConfig(dataset=self.dataset, size=28, channels=1)
+        return read_images(data, self.images, split).float() / 127.5 - 1
 
 
 Make = Callable[[float, float], nn.Module]
 """Return a layer with a decay and a commitment weight."""
 
 
-def layers(shape: Shape) -> dict[str, tuple[Make, tuple[str, str]]]:
-    """Return each layer with the defaults of its decay and commitment weight. Raises InputError
-    without the library.
-    """
-    try:
-        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-    except ImportError as error:
-        raise InputError(
-            "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'"
-        ) from error
-
-    def tree(decay: float, beta: float, **fields: Any) -> nn.Module:
-        return TreeVQ(
-            WIDTH,
-            shape.codewords,
-            shape.levels,
-            channel_last=False,
-            decay=decay,
-            beta=beta,
-            **fields,
-        )
-
-    def library(make: Callable[..., nn.Module], decay: float, beta: float) -> nn.Module:
-        helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
-        return make(dim=WIDTH, decay=decay, commitment_weight=beta, **helped)
-
-    flat = partial(
-        VectorQuantize, codebook_size=shape.codewords**shape.levels, accept_image_fmap=True
-    )
-    residual = partial(ResidualVQ, num_quantizers=shape.levels, codebook_size=shape.codewords)
-    ours = ("0.95", "0.25")
-    theirs = ("0.8", "1.0")
-    return {
-        "TreeVQ, groups": (partial(tree, linked=shape.linked), ours),
-        "TreeVQ": (tree, ours),
-        "VectorQuantize": (partial(library, flat), theirs),
-        "ResidualVQ, beam": (
-            lambda decay, beta: ResidualWithBeam(library(residual, decay, beta)),
-            theirs,
-        ),
-    }
-
-
-def pixels(data: DataConfig, split: str) -> Tensor:
-    """Return the images of a split, (N, 1, 28, 28) in [-1, 1]. Raises InputError where the data is
-    missing.
-    """
-    images = load_images(data, split)
-    return (
-        torch.stack([torch.from_numpy(images.decode(i, None).pixels) for i in range(len(images))])
-        / 127.5
-        - 1
-    )
-
-
-def bench_layer_tuned(
-    data: DataConfig,
-    shape: Shape,
-    steps: int = 2_000,
-    batch: int = 32,
-    seeds: int = 5,
-    trials: int = 10,
-    limit: int | None = None,
-    kept: Path | None = None,
-    names: Sequence[str] = (),
-) -> list[Row]:
+def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) -> list[Row]:
     """Search, then train every layer with each seed.
 
-    Args:
-        limit: images of each split at most.
-        kept: file of rows, to go on where it stopped.
-        names: layers to measure; none is all.
-
-    Returns:
-        Rows with layer, learning_rate, decay, commitment, seed, mse (of test images in [0, 1]) and
-        used (leaves).
-
-    Raises:
-        InputError: vector-quantize-pytorch or the data is missing.
+    Rows have layer, learning_rate, decay, commitment, seed, mse (of test images in [0, 1]) and used
+    (leaves). `kept` is a file of rows, to go on where it stopped. Raises InputError if
+    vector-quantize-pytorch or the data is missing.
     """
-    makes = layers(shape)
+    layers = study.layers()
     rows = Rows(kept)
-    measured = list[Row]()
-    train_images, test_images = (pixels(data, split)[:limit] for split in ("train", "test"))
+    train_images = study.read("train")
+    test_images = study.read("test")
     aside = min(SET_ASIDE, len(train_images) // 2)
 
-    def run(name: str, settings: tuple[tuple[str, str], ...], seed: int) -> Row:
-        trial = seed == SEED
-        seen, tested = (
-            (train_images[aside:], train_images[:aside]) if trial else (train_images, test_images)
-        )
-        rate, decay, commitment = (
-            float(dict(settings)[field]) for field in (RATE, DECAY, COMMITMENT)
-        )
+    def run(name: str, settings: Settings, seed: int) -> Row:
+        seen, tested, steps = train_images, test_images, study.steps
+        if seed == SEED:  # a trial
+            seen, tested = train_images[aside:], train_images[:aside]
+            steps = max(1, steps // 4)
+        rate, decay, commitment = (float(value) for _, value in settings)
         labels: Row = {
             "layer": name,
             "learning_rate": rate,
             "decay": decay,
             "commitment": commitment,
             "seed": seed,
-            "steps": max(1, steps // 4) if trial else steps,
-            "batch": batch,
-            "dataset": data.dataset,
+            "steps": steps,
+            "batch": study.batch,
+            "dataset": study.dataset,
             "images": len(seen),
-            **asdict(shape),
+            "levels": study.levels,
+            "codewords": study.codewords,
+            "linked": study.linked,
         }
 
         def measure() -> Row:
-            model = SmallAutoencoder(partial(makes[name][0], decay, commitment), seed)
-            train(model, seen, rate, labels["steps"], batch, seed)
-            mse, used = model.measure(tested, shape.codewords)
+            model = SmallAutoencoder(partial(layers[name][0], decay, commitment), seed)
+            train(model, seen, rate, steps, study.batch, seed)
+            mse, used = model.measure(tested, study.codewords)
             return {"mse": mse, "used": used}
 
         return rows.get(labels, measure)
 
-    for name in names or makes:
-        start = ((RATE, "0.001"), (DECAY, makes[name][1][0]), (COMMITMENT, makes[name][1][1]))
-        tried: dict[tuple[tuple[str, str], ...], float] = {}
-        while wanted := open_trials(start, tried, trials):
+    measured = list[Row]()
+    for name, (_, (decay, commitment)) in layers.items():
+        start = ((RATE, "0.001"), (DECAY, decay), (COMMITMENT, commitment))
+        tried: dict[Settings, float] = {}
+        while wanted := open_trials(start, tried, study.trials):
             tried |= {settings: run(name, settings, SEED)["mse"] for settings in wanted}
         best = min(tried, key=tried.__getitem__)
         measured += [run(name, best, seed) for seed in range(seeds)]
@@ -276,25 +250,18 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     """Return a row per layer: means over its seeds, with ratio and p (Welch) to the first layer's
     error.
     """
-    errors: dict[str, list[float]] = {}
-    for row in rows:
-        errors.setdefault(row["layer"], []).append(row["mse"])
+    groups = group_rows(rows, "layer")
+    errors = {name: [row["mse"] for row in group] for name, group in groups.items()}
     first = next(iter(errors.values()))
-    found = list[Row]()
-    for name, values in errors.items():
-        of_layer = [row for row in rows if row["layer"] == name]
-        test = {"sd": stdev(values), "p": welch(values, first)} if len(values) > 1 else {}
-        used = mean(row["used"] for row in of_layer)
-        found.append(
-            {
-                **of_layer[0],
-                "mse": mean(values),
-                "used": used,
-                "ratio": mean(values) / mean(first),
-                **test,
-            }
-        )
-    return found
+    summed = list[Row]()
+    for name, group in groups.items():
+        values = errors[name]
+        row = {**group[0], "mse": mean(values), "used": mean(row["used"] for row in group)}
+        row["ratio"] = mean(values) / mean(first)
+        if len(values) > 1:
+            row |= {"sd": stdev(values), "p": welch(values, first)}
+        summed.append(row)
+    return summed
 
 
 COLUMNS = {
@@ -312,53 +279,19 @@ COLUMNS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, then train each layer at its best with every seed."""
     parser = options(__doc__)
-    parser.add_argument("--dataset", default="fashion-mnist", metavar="NAME", help="or mnist")
     parser.add_argument(
-        "--size",
-        type=positive,
-        nargs=3,
-        default=(4, 4, 2),
-        metavar=("L", "M", "G"),
-        help="L levels of M codewords, in groups of G linked levels (default: 4 4 2)",
+        "--steps", type=positive, default=2_000, metavar="N", help="(default: 2000)"
     )
-    parser.add_argument(
-        "--steps", type=positive, default=2_000, metavar="N", help="training steps (default: 2000)"
-    )
-    parser.add_argument(
-        "--batch", type=positive, default=32, metavar="N", help="images per batch (default: 32)"
-    )
-    parser.add_argument(
-        "--seeds", type=positive, default=5, metavar="K", help="seeds per layer (default: 5)"
-    )
-    parser.add_argument(
-        "--trials", type=positive, default=10, metavar="N", help="trials per layer (default: 10)"
-    )
-    parser.add_argument(
-        "--images", type=positive, metavar="N", help="images of each split (default: all)"
-    )
-    parser.add_argument(
-        "--layers", nargs="+", default=(), metavar="NAME", help="layers to measure (default: all)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="keep rows as JSON lines, to go on from"
-    )
-    given = parser.parse_args(argv)
-    data = DataConfig(dataset=given.dataset, size=28, channels=1)
-    shape = Shape(*given.size)
-    rows = bench_layer_tuned(
-        data,
-        shape,
-        given.steps,
-        given.batch,
-        given.seeds,
-        given.trials,
-        given.images,
-        given.out,
-        given.layers,
-    )
-    finish(summary(rows), COLUMNS, given.json)
-    if not given.json:
-        print(f"\n{compare_pairs([{**row, 'system': row['layer']} for row in rows])}")
+    parser.add_argument("--seeds", type=positive, default=5, metavar="K", help="(default: 5)")
+    parser.add_argument("--trials", type=positive, default=10, metavar="N", help="(default: 10)")
+    parser.add_argument("--images", type=positive, metavar="N", help="of each split (default: all)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep rows, to go on from")
+    arguments = parser.parse_args(argv)
+    study = Study(steps=arguments.steps, trials=arguments.trials, images=arguments.images)
+    rows = bench_layer_tuned(study, arguments.seeds, arguments.out)
+    finish(summary(rows), COLUMNS, arguments.json)
+    if not arguments.json:
+        print(f"\n{compare_pairs(rows, 'layer')}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -m benchmarks.sampled DIR --systems hrvqvae,treevq,vqvae --minutes 15 --seeds 3
 
-DIR is the folder of `python -m benchmarks.tuned ... --out DIR`, with its runs. The priors of a
+DIR is the folder of `python -m benchmarks.compare ... --out DIR`, with its runs. The priors of a
 system train --minutes of the clock in all, so nothing else should run beside them. Their learning
 rate is the one whose priors need the fewest bits for held-out training images, and their guidance
 the one whose samples are nearest to training images; both are searched with seed 0. Then the
@@ -72,7 +72,7 @@ def train_priors(
     if not (target / trained.config.name).is_file():
         if not trained.model.is_file():
             raise InputError(
-                f"{trained.path} is not trained; make it with python -m benchmarks.tuned"
+                f"{trained.path} is not trained; make it with python -m benchmarks.compare"
             )
         shutil.copytree(trained.path, target, ignore=shutil.ignore_patterns("checkpoints"))
     fields = {**PRIOR, "prior.training.learning_rate": rate, "prior.training.seed": str(seed)}

@@ -1,24 +1,17 @@
-"""Time a training step against that of the same model in plain form, and the quantizer's share of
-it.
-
-With --deep the steps of systems of 36 bits per position (`benchmarks.tuned`) are timed against that
-of the first.
-"""
+"""Time a training step against that of the same model in plain form, and the quantizer's share."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
-from benchmarks.tuned import DEEP, deep_fields
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
@@ -56,7 +49,6 @@ class AutoencoderSide:
             )
             config = dataclasses.replace(config, training=form)
         self.compute = Compute(config.training)
-        self.preset = config.name
         self.model = self.compute.place_model(build(config))
         self.quantizers = [
             quantizer
@@ -92,7 +84,9 @@ class AutoencoderSide:
     def quantizer_bytes(self) -> int:
         """Return the bytes of the quantizers' parameters and buffers."""
         return sum(
-            value.nbytes for one in self.quantizers for value in (*one.parameters(), *one.buffers())
+            value.nbytes
+            for part in self.quantizers
+            for value in (*part.parameters(), *part.buffers())
         )
 
     def prepare_quantizers(self) -> Callable[[], object]:
@@ -123,41 +117,24 @@ class AutoencoderSide:
 
 
 def bench_train(config: Config, rounds: int = 12) -> list[Row]:
-    """Return the rows of `time_steps`.
+    """Return rows with method, preset, batch, images_per_second, ratio, step_seconds,
+    quantizer_seconds, share and megabytes of the quantizers' parameters and buffers.
 
     "plain" is the same network and quantizer in float32, with contiguous tensors and the plain
     search. "hrvqvae" is the step of `hrvqvae train`.
     """
-    return time_steps(
-        {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")},
-        rounds,
-    )
-
-
-def bench_deep(config: Config, names: Sequence[str], rounds: int = 12) -> list[Row]:
-    """Return the rows of `time_steps` for systems of `benchmarks.tuned.DEEP` in place of those of
-    `config`.
-    """
-    configs = {name: override(config, deep_fields("cifar10", name)) for name in names}
-    return time_steps({name: AutoencoderSide(configs[name], plain=False) for name in names}, rounds)
-
-
-def time_steps(sides: Mapping[str, AutoencoderSide], rounds: int) -> list[Row]:
-    """Return rows with method, preset, batch, images_per_second, ratio to the first side,
-    step_seconds, quantizer_seconds, share and megabytes of the quantizers' parameters and buffers.
-    """
+    sides = {name: AutoencoderSide(config, plain=name == "plain") for name in ("plain", "hrvqvae")}
     calls: dict[str, Callable[[], object]] = {name: side.train for name, side in sides.items()}
     calls |= {f"{name}, quantizer": side.prepare_quantizers() for name, side in sides.items()}
-    first = next(iter(sides))
-    spent = side_by_side(calls, rounds, sides[first].compute.device)
-    batch = len(sides[first].images)
+    spent = side_by_side(calls, rounds, sides["plain"].compute.device)
+    batch = config.training.batch_size
     return [
         {
             "method": name,
-            "preset": side.preset,
+            "preset": config.name,
             "batch": batch,
             "images_per_second": batch / spent[name],
-            "ratio": spent[first] / spent[name],
+            "ratio": spent["plain"] / spent[name],
             "step_seconds": spent[name],
             "quantizer_seconds": spent[f"{name}, quantizer"],
             "share": spent[f"{name}, quantizer"] / spent[name],
@@ -189,21 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)"
     )
-    parser.add_argument(
-        "--deep",
-        nargs="+",
-        choices=tuple(DEEP),
-        metavar="NAME",
-        help="with --preset treevq/cifar10",
-    )
     arguments, config = preset_of(parser, argv)
-    names = arguments.deep
-    rounds = arguments.rounds
-    finish(
-        bench_deep(config, names, rounds) if names else bench_train(config, rounds),
-        COLUMNS,
-        arguments.json,
-    )
+    finish(bench_train(config, arguments.rounds), COLUMNS, arguments.json)
 
 
 if __name__ == "__main__":

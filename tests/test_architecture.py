@@ -27,7 +27,6 @@ ROOMS = (  # each may import those before it: docs/architecture.md draws them
     "training",
     "pictures",
     "play",
-    "comparison",
     "cli",
 )
 LATER = {"model": {"training"}}  # which the public object imports when it is trained

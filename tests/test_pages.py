@@ -38,7 +38,6 @@ CUTS: tuple[Cut, ...] = (
     (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
     ("--training.batch_size 16", "--training.batch_size 2 --training.evaluation_images 2"),
     (r"^(hrvqvae train-prior (?!.*--resume)[^\0]+ ).*", rf"\1--max-steps 2 {SMALL_PRIOR}"),
-    (r"^(hrvqvae compare .*)", rf"\1 {SMALL} --data.size 64"),
 )
 TINY = {"model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}

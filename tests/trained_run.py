@@ -16,7 +16,6 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
 from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
-from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.plots import curves
@@ -190,8 +189,6 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
         "rqvae": {
             "quantizer": QuantizerConfig(levels=3, codewords=3, linked=1, dim=8, init_vectors=1000)
         },
-        "fsq": {"quantizer": FSQQuantizerConfig(channel_levels=(5, 5), dim=8)},
-        "vqpytorch": {"quantizer": LibraryQuantizerConfig(name="vq", codewords=5, levels=2, dim=8)},
     }
     models = {
         name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own)

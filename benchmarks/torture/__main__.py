@@ -259,7 +259,7 @@ def prepare(ground: Path) -> None:
             shutil.copytree(ground / "run", ground / "start" / "run")
     (ground / "run").rename(ground / "trained")
     (ground / "zips").mkdir()
-    for name in ("compress", "compress to a zip", "tokenize", "compare"):
+    for name in ("compress", "compress to a zip", "tokenize"):
         _run(name, ground)
     shutil.copy(ground / "x.zip", ground / "zips")
     _run("decompress", ground)  # what is compiled now is not compiled in a case
@@ -270,8 +270,6 @@ def prepare(ground: Path) -> None:
         "tables": [run_folder(MODEL) / "tables.hrvt"],
         "metrics": [ground / "trained" / "metrics.jsonl"],
         "configs": [ground / "tiny.yaml"],
-        "about": [ground / "comparison" / "comparison.json"],
-        "start/comparison": [ground / "comparison" / "classifier.safetensors"],
     }
     for name, paths in parts.items():
         (ground / name).mkdir(parents=True)

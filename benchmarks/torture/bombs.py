@@ -274,10 +274,3 @@ def _codes(ground: Path, folder: Path) -> Path:
     table = table.set_column(column, field, codes.cast(field.type))
     pq.write_table(table, folder / "part-000000.parquet", compression="zstd")
     return folder / "part-000000.parquet"
-
-
-@_bomb("comparison", "JSON 100,000 deep")
-def _deep_comparison(ground: Path, folder: Path) -> Path:
-    shutil.copytree(ground / "comparison", folder / "comparison")
-    shutil.copytree(ground / "about", folder / "about")
-    return _written(folder / "comparison" / "comparison.json", b"[" * 100_000)

@@ -47,12 +47,6 @@ class Command:
 
 
 _TRAINING = "--{0}.max_steps 5 --{0}.evaluate_every 100 --{0}.checkpoint_every 2 --{0}.log_every 2"
-_COMPARISON = (
-    "--data.size 12 --data.workers 0 --model.hidden_units 8 --model.residual_units 8"
-    " --model.padding 1 --model.quantizer.codewords 3 --model.quantizer.init_vectors 500"
-    " --training.checkpoint_every 2 --prior.network.hidden_units 8 --prior.network.residual_blocks"
-    " 2 --prior.network.attention_layers 1"
-)
 COMMANDS = {
     "train": Command("train {ground}/tiny.yaml --out {box}/run --resume"),
     "train-prior": Command(
@@ -73,11 +67,6 @@ COMMANDS = {
     "detokenize": Command("detokenize {ground}/shards {box}/images"),
     "reconstruct": Command("reconstruct {model} {ground}/pictures/a/0.png -o {box}/y.png"),
     "sample": Command("sample {model} -n 1 -o {box}/y.png --save-dir {box}/each"),
-    "compare": Command(
-        "compare mnist --data {ground}/data --systems hrvqvae --max-steps 3 --prior-steps 3 --out"
-        " {box}/comparison " + _COMPARISON,
-        ("comparison",),
-    ),
 }
 
 

@@ -28,8 +28,6 @@ from safetensors.torch import load, save
 
 from hrvqvae.checkpoints import codemaps, export, storage
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison import report
-from hrvqvae.comparison.folder import Folder
 from hrvqvae.compression import hrv, zips
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.config import DataConfig, to_dict
@@ -441,12 +439,6 @@ def _of_set(path: Path) -> Parts:
     return {"": digest([images.pixels, images.labels])}
 
 
-def _of_comparison(path: Path) -> Parts:
-    place = path.parent.parent if path.parent.name == "rows" else path.parent
-    about = json.loads((place.parent / "about" / "comparison.json").read_text())["about"]
-    return {"": digest([Folder(place).merge_claim(about), report.table(Folder(place).rows())])}
-
-
 _WEIGHTS = ("model.safetensors", "p*/**/model.safetensors")
 READERS = {
     "run": Reader("trained", _of_run, (*_WEIGHTS, "tables.hrvt"), 128),
@@ -480,7 +472,6 @@ READERS = {
     "MNIST": Reader("data/mnist", _of_set, ("train*",), 32),
     "configuration": Reader("configs", lambda path: {"": digest(to_dict(from_file(path)))}),
     "metrics": Reader("metrics", lambda path: {"": digest(MetricsLog(path, 10**9).records)}),
-    "comparison": Reader("comparison", _of_comparison, ("comparison.json", "rows/*.json")),
 }
 """By name. Texts, arrays and images of others have no check of their own, or one that their readers
 do not compare.

@@ -3,8 +3,8 @@ comparison.
 
 It prints mean, deviation and n, and Welch's p against the first system where that has as many bits.
 
-python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]        DIR: of hrvqvae compare, with
-runs/NAME-SEED
+python recipes/figures/prefixes.py DIR -o FIG.png [-n IMAGES]
+DIR: of python -m benchmarks.compare, with runs/NAME-SEED
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy import stats
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.comparison.report import welch
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.utils.errors import InputError
@@ -95,11 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             if len(runs) > 1:
                 line += f" ± {around:.1e} (n = {len(runs)}"
                 other = first.get(round(bits), ())
-                line += (
-                    f", p {welch(runs[:, level].tolist(), other.tolist()):.2g})"
-                    if len(other) > 1
-                    else ")"
-                )
+                if len(other) > 1:
+                    p = stats.ttest_ind(runs[:, level], other, equal_var=False).pvalue
+                    line += f", p {p:.2g}"
+                line += ")"
             print(line)
     draw(errors, arguments.out)
 

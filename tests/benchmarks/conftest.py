@@ -1,14 +1,24 @@
-"""The tiny presets of a comparison, for the studies; small products of matrices."""
+"""Tiny presets for the laboratory; the rivals for the tests that ask for them; small products of
+matrices.
+"""
 
+import dataclasses
+import importlib
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from benchmarks import sample, search
 from benchmarks.common import matrix_rate
-from tests.comparison.conftest import systems
-
-__all__ = ["systems"]
+from hrvqvae.config import DataConfig, presets
+from hrvqvae.config.registry import RIVALS, SYSTEMS, register_system
+from hrvqvae.evaluation import classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
+from tests.trained_run import tiny_systems, undrawn
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +26,47 @@ def _small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     for script in (sample, search):
         monkeypatch.setattr(script, "matrix_rate", partial(matrix_rate, side=128, rounds=2))
     monkeypatch.setattr(search, "_ROUNDS", 3)
+
+
+@pytest.fixture
+def rivals() -> Iterator[ModuleType]:
+    """The rivals, registered during a test."""
+    module = importlib.import_module("benchmarks.rivals")
+    for system in (module.FSQ, module.VQPYTORCH):
+        if system.name not in SYSTEMS:
+            register_system(system)
+    yield module
+    forget_rivals()
+
+
+def forget_rivals() -> None:
+    for name in RIVALS:
+        SYSTEMS._entries.pop(name, None)
+    presets.get.cache_clear()
+
+
+@pytest.fixture
+def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiny presets for MNIST, an untrained classifier in place of a trained one, and no curves of
+    trainings.
+    """
+    tiny = tiny_systems(mnist_root)
+    original = presets.get
+
+    def get(name: str) -> presets.Preset:
+        system, _, dataset = name.partition("/")
+        if system in tiny and dataset == "mnist":
+            config = dataclasses.replace(tiny[system], name=name)
+            return presets.Preset(config=config, sources={}, about="")
+        return original(name)
+
+    def train(config: DataConfig) -> TrainedClassifier:
+        torch.manual_seed(0)
+        network = small_classifier(1, 10).eval().requires_grad_(False)
+        names = tuple("0123456789")
+        return TrainedClassifier(network, 0.1, names, classifier.describe_images(config))
+
+    monkeypatch.setattr(presets, "get", get)
+    monkeypatch.setattr(classifier, "train_classifier", train)
+    with undrawn():
+        yield

@@ -11,15 +11,13 @@ from math import inf, log2
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import collapse, gpu, processes, sampled, vectors
-from benchmarks import prior_speedrun as speedrun
+from benchmarks import gpu, processes, sampled, vectors
 from benchmarks.common import as_script
-from benchmarks.gpu import SEARCHES, compare
+from benchmarks.gpu import SEARCHES
 from benchmarks.layer_tuned import SmallAutoencoder
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Parts, Reader
@@ -45,7 +43,7 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
     "layer_tuned": (
-        "--size 2 4 1 --steps 2 --batch 4 --seeds 2 --images 40 --trials 2",
+        "--steps 2 --seeds 2 --images 80 --trials 2",
         ("layer", "rate", "decay"),
         4,
     ),
@@ -98,7 +96,7 @@ def test_samples_of_a_comparison(
     }
     monkeypatch.setattr(sampled, "PRIOR", {**sampled.PRIOR, **small})
     printed(
-        "tuned", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys
+        "compare", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys
     )
     arguments = f"{tmp_path / 'c'} --systems hrvqvae --steps 2 --seeds 2 --samples 8"
     lines = printed("sampled", arguments, capsys).splitlines()[-7:]
@@ -134,63 +132,12 @@ def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) 
     assert "nothing" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_speedrun_of_the_recipe_and_changes(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By hand: a doubling takes 0.3 bits; a row is worth sqrt(2) of its images, each in half the
-    time.
-    """
-    shown = {
-        speedrun.HALF: (20, 2.5),
-        speedrun.RECIPE: (40, 2.2),
-        speedrun.TWICE: (80, 1.9),
-        "4 layers": (40, 2.05),
-    }
-    rows = [
-        {"change": change, "images": images, "bits": bits}
-        for change, (images, bits) in shown.items()
-    ]
-    best, *_ = speedrun.summarize(rows, {**dict.fromkeys(shown, 6.0), "4 layers": 3.0})
-    assert (best["change"], best["minutes"]) == ("4 layers", 2)
-    assert (best["equal"], best["speed"]) == pytest.approx((4 * 2**0.5, 2 * 2**0.5))
-    changes = (speedrun.RECIPE, speedrun.HALF, speedrun.TWICE, "Muon's iteration in bf16")
-    for _ in range(2):  # again: nothing is trained anew
-        speedrun.main(
-            [
-                str(run),
-                "--images",
-                "32",
-                "--out",
-                str(tmp_path),
-                "--seeds",
-                "0",
-                "1",
-                "--changes",
-                *changes,
-            ]
-        )
-    assert len(json.loads((tmp_path / "rows.json").read_text())) == 8
-    assert {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[-4:]} == {*changes}
-
-
 def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
     assert row["images"] == 40, "all test images that there are"
     assert row["bytes"] == pytest.approx(sum(row["parts"]))
     assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
-
-
-def test_children_numbered_as_saved_and_at_random(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = json.loads(
-        printed("numbering", f"{run} --images 20 --effort 0.001 --levels 9 --json", capsys)
-    )
-    assert [row["numbers"] for row in rows] == ["saved", "random"]
-    first, other = (row["levels"].split() for row in rows)
-    assert first[0] == other[0], "only children get other numbers"
-    assert len(first) == len(other) < 9
 
 
 def test_processes_beside_one(
@@ -209,68 +156,18 @@ def test_processes_beside_one(
     ]
 
 
-@pytest.mark.usefixtures("systems")
-def test_collapse(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = (
-        "mnist --leaves 27 --kinds flat unlinked --max-steps 3 --model.quantizer.dim 2 --out"
-        f" {tmp_path / 'out'}"
-    )
-    monkeypatch.setattr(collapse, "SHOWN", {"kind": ("unlinked",), "start": ("N(0, 1)",)})
-    printed("collapse", command, capsys)
-    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
-    assert [(row["kind"], row["start"], row["restarts"]) for row in rows[:7]] == [
-        *(("flat", start, False) for start in collapse.STARTS),
-        ("flat", "latents", True),
-        ("flat", "k-means", True),
-    ]
-    assert [row["kind"] for row in rows[7:]] == ["unlinked"] * 7
-    assert all(1 <= row["perplexity"] <= row["used"] <= 27 for row in rows)
-    assert read_image(tmp_path / "out" / "collapse.png", 3).shape[0] == 3
-    assert printed("collapse", command, capsys).count("unlinked") == 1, (
-        "only what is drawn is trained again"
-    )
-    with pytest.raises(InputError, match="has rows with max_steps 3, not 4: choose another --out"):
-        collapse.main(command.replace("--max-steps 3", "--max-steps 4").split())
-
-
-def test_the_speedrun_of_one_seed_has_no_p() -> None:
-    bits = {
-        speedrun.RECIPE: [2.5],
-        speedrun.HALF: [2.6],
-        speedrun.TWICE: [2.4],
-        "batch 32": [2.45, 2.46],
-    }
-    images = {speedrun.HALF: 50, speedrun.TWICE: 200}
-    rows = [
-        {"change": change, "seed": seed, "bits": value, "images": images.get(change, 100)}
-        for change, values in bits.items()
-        for seed, value in enumerate(values)
-    ]
-    summary = {row["change"]: row for row in speedrun.summarize(rows, dict.fromkeys(bits, 1.0))}
-    assert "p" not in summary["batch 32"]
-    assert summary["batch 32"]["spread"] == pytest.approx(0.00707, rel=1e-2)
-
-
 def test_vectors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn_cifar10(tmp_path, monkeypatch)
-    rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 1 --json", capsys))
-    assert [row["side"] for row in rows] == list(vectors.sides(12, 0))
+    monkeypatch.setattr(vectors, "BITS", 3)
+    rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 2 --json", capsys))
+    assert [row["side"] for row in rows] == list(vectors.sides(0))
     assert all(
         0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
     )
     tree = rows[-1]
-    assert tree["against"].split(", ")[0] == f"{tree['left'] / rows[0]['left'] - 1:+.1%}"
-    train = np.array([[0, 0], [0, 0], [0, 1], [1, 0]])
-    test = np.array([[0, 0], [0, 1], [1, 1], [1, 0]])
-    classes = (np.array([2, 2, 1, 0]), np.array([2, 1, 0, 1]))
-    assert vectors.purity(train, test, classes) == [
-        0.5,
-        0.75,
-    ], "a code that no training vector has counts for class 0"
+    assert tree["against"].split(" (p")[0] == f"{tree['left'] / rows[0]['left'] - 1:+.1%}"
 
 
 def read(path: Path) -> Parts:
@@ -354,14 +251,14 @@ def test_vectors_that_rounding_decides_are_not_judged() -> None:
     ):
         vectors = torch.full((3, 1), float(vector))
         books = [torch.tensor([[[float(first)], [float(second)]]])]
-        difference = compare(vectors, books, right, wrong, SEARCHES["greedy"])
+        difference = gpu.compare(vectors, books, right, wrong, SEARCHES["greedy"])
         assert (difference["equal"], difference["ties"], difference["errors"]) == (
             0,
             3 * tie,
             3 * (not tie),
         )
         assert (difference["worst"] > TOLERANCE) != tie
-        same = compare(vectors, books, right, right, SEARCHES["greedy"])
+        same = gpu.compare(vectors, books, right, right, SEARCHES["greedy"])
         assert (same["equal"], same["ties"], same["errors"], same["worst"]) == (1, 0, 0, 0)
     assert (
         measure_agreement(vectors, books, right[0]),

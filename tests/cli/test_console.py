@@ -96,17 +96,12 @@ def test_wrong_commands() -> None:
         ([], "COMMAND"),
         (["reconstruct", "run"], "required: IMAGE"),
         (
-            [
-                "compare",
-                "mnist",
-                "--max-steps",
-                "1",
-                "--out",
-                "x",
-                "--model.quantizer.codwords",
-                "2",
-            ],
+            ["train", "hrvqvae/mnist", "--max-steps", "1", "--model.quantizer.codwords", "2"],
             "mean codewords",
+        ),
+        (
+            ["compare", "mnist", "--systems", "vqvae"],
+            "systems are compared in a clone of the repository now: python -m benchmarks.compare",
         ),
         (
             ["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"],

@@ -22,7 +22,7 @@ from tests.compression.made import digits, single_grid, squared_errors, untraine
 from tests.conftest import do
 from tests.trained_run import tiny_systems
 
-NAMES = ("groups", "vqvae2", "fsq", "vqpytorch")
+NAMES = ("groups", "vqvae2")
 CPU = torch.device("cpu")
 
 

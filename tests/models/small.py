@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from hrvqvae.config import Config, DataConfig, ModelConfig, QuantizerConfig
-from hrvqvae.config.model import FSQQuantizerConfig, LibraryQuantizerConfig
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
@@ -26,14 +25,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
         "rqvae",
         {"quantizer": dataclasses.replace(TREE, linked=1, level_codewords=(3, 2, 4))},
     ),
-    "fsq": ("fsq", {"quantizer": FSQQuantizerConfig(channel_levels=(4, 3), dim=4)}),
-    **{
-        name: (
-            "vqpytorch",
-            {"quantizer": LibraryQuantizerConfig(name=name, codewords=4, levels=2, dim=4)},
-        )
-        for name in ("simvq", "lfq", "qinco", "vq")
-    },
 }
 EVERY = tuple(_MODELS)
 

@@ -79,7 +79,6 @@ def _options(**fields: str) -> list[str]:
         ("rqvae", _options(joint_beam="true", beam="2")),
         ("vqvae2", _options(level_codewords="70")),
         ("hrvqvae", _options(levels="4", linked="2", update="gradient")),
-        *(("vqpytorch", _options(name=name, codewords="8")) for name in ("simvq", "lfq", "qinco")),
     ],
 )
 def test_resumed_to_the_bit(

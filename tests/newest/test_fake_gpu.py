@@ -38,10 +38,6 @@ from tests.newest.waits import Waits, fake_gpu
 pytestmark = pytest.mark.skipif(
     not torch.backends.cuda.is_built(), reason="torch is built without CUDA"
 )
-IN_THE_LIBRARY = {
-    "qinco",
-    "vq",
-}  # whose quantizers look for dead codewords, or for an empty start, in every step
 
 
 def config_for(name: str) -> Config:
@@ -95,9 +91,7 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
         with zero_gradients(*(network.module for network in state.networks.values())):
             metrics = task.step(state, batch)
             model(images_on("cuda", torch.float32))  # as in a training loop of somebody's own
-        in_library = [place for place in waits.places if "models/vqpytorch.py" in place]
-        assert bool(in_library) == (name in IN_THE_LIBRARY)
-        assert waits.places == in_library
+        assert not waits.places
         assert all(one.is_cuda for one in metrics.values() if isinstance(one, Tensor))
 
 

@@ -33,7 +33,7 @@ GROUPS = {
         "runs",
         "demo",
     ),
-    "Measure": ("evaluate", "compare", "train-classifier", "doctor"),
+    "Measure": ("evaluate", "train-classifier", "doctor"),
     "Files of codes": (
         "compress",
         "decompress",
@@ -81,6 +81,10 @@ def _parser() -> Parser:
 def run(argv: Sequence[str]) -> int:
     """Run a command and return its exit code. Raises InputError."""
     words, fields = split_fields(argv)
+    if words[:1] == ["compare"]:
+        raise InputError(
+            "systems are compared in a clone of the repository now: python -m benchmarks.compare"
+        )
     arguments, unknown = _parser().parse_known_args(words)
     if unknown:  # perhaps an argument after an option: `export mnist --compact small`
         rest = words[len(arguments.parser.prog.split()) - 1 :]

@@ -1,13 +1,10 @@
-"""Commands that train: an autoencoder, its priors, its progressive decoder, a classifier; the demo;
-comparisons.
-"""
+"""Commands that train autoencoders, priors, progressive decoders and classifiers; the demo."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +15,6 @@ from hrvqvae.cli.console import (
     command,
     flag,
     option,
-    print_json,
     set_field,
     whole,
 )
@@ -26,7 +22,6 @@ from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
 if TYPE_CHECKING:
-    from hrvqvae.comparison.systems import Comparison
     from hrvqvae.training.trainer import Outcome
 
 
@@ -232,56 +227,6 @@ def _demo(arguments: Arguments) -> int:
     return 0
 
 
-def build_comparison(arguments: Arguments) -> Comparison:
-    """Return the comparison that the options of `compare` describe. Raises InputError as
-    `Comparison`.
-    """
-    from hrvqvae.comparison.systems import Comparison, available_systems
-
-    names = (
-        ",".join(available_systems()) if arguments.systems is None else arguments.systems
-    )  # NAME or NAME=SYSTEM
-    parts = [
-        [part.strip() for part in name.partition("=")] for name in names.split(",") if name.strip()
-    ]
-    options = (
-        "dataset",
-        "seeds",
-        "first_seed",
-        "max_steps",
-        "max_minutes",
-        "prior_steps",
-        "fields",
-    )
-    return Comparison(
-        systems=tuple(name for name, _, _ in parts),
-        root=arguments.data and _absolute(arguments.data),
-        variants={name: system for name, equals, system in parts if equals},
-        **{name: getattr(arguments, name) for name in options},
-    )
-
-
-def _compare(arguments: Arguments) -> int:
-    importlib.import_module(
-        "hrvqvae.training.stages"
-    )  # a missing extra is reported as `train`, not as `figures`
-    from hrvqvae.comparison.report import compare, table
-
-    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
-        rows, signal = compare(build_comparison(arguments), arguments.out)
-    if signal:
-        print("stopped, saved; the same command continues", file=sys.stderr)
-        return 128 + signal
-    if arguments.json:
-        print_json(rows)
-    else:
-        print(
-            f"\n{table(rows)}\n{arguments.out / 'results.md'}, results.json, and pictures beside"
-            " them"
-        )
-    return 0
-
-
 _DATA = option(
     "--data",
     type=Path,
@@ -313,7 +258,7 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 
 
 def add(commands: Group) -> None:
-    """Add train, train-prior, train-progressive, refresh, train-classifier, demo and compare."""
+    """Add train, train-prior, train-progressive, refresh, train-classifier and demo."""
     command(
         commands,
         "train",
@@ -413,60 +358,5 @@ def add(commands: Group) -> None:
             default=0,
             metavar="N",
             help="limit each stage to N steps (default: no limit)",
-        ),
-    )
-    systems = (
-        "compare these systems (default: all installed); NAME=SYSTEM adds a variant with fields of"
-        " its own"
-    )
-    command(
-        commands,
-        "compare",
-        "train systems on the same data and budget, and measure them",
-        _compare,
-        option(
-            "dataset", metavar="DATASET", help="mnist, cifar10, emoji32, ...: as in the presets"
-        ),
-        option("--systems", metavar="A,B", help=systems),
-        option(
-            "--max-steps",
-            type=int,
-            default=0,
-            metavar="N",
-            help="train each autoencoder for N steps",
-        ),
-        option(
-            "--max-minutes",
-            type=float,
-            default=0.0,
-            metavar="M",
-            help="train each autoencoder for M minutes",
-        ),
-        option(
-            "--seeds",
-            type=int,
-            default=1,
-            metavar="K",
-            help="train each system with K seeds (default: 1)",
-        ),
-        option(
-            "--first-seed", type=int, default=0, metavar="S", help="begin with seed S (default: 0)"
-        ),
-        option(
-            "--prior-steps",
-            type=int,
-            default=0,
-            metavar="N",
-            help="train priors too, N steps per system in all (default: 0, none)",
-        ),
-        _DATA,
-        option(
-            "--out", required=True, type=Path, metavar="DIR", help="write runs and results to DIR"
-        ),
-        "--json",
-        fields=(
-            "--section.field VALUE sets a field of every system, such as --data.size 128;"
-            " --SYSTEM.section.field VALUE sets a model or training field of one system, such as"
-            " --vqgan.model.adversarial_start 500"
         ),
     )

@@ -4,7 +4,6 @@ need no torch.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -72,15 +71,9 @@ class System:
     settings: Settings
     extras: tuple[ExtraPreset, ...] = ()
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
-    needs: tuple[str, ...] = ()  # (module, requirement for pip) of an optional package; (): none
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", self.config.replace(system=self.name))
-
-    @property
-    def available(self) -> bool:
-        """Whether the package that the system needs is installed."""
-        return not self.needs or importlib.util.find_spec(self.needs[0]) is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from hrvqvae.config.section import (
     AtLeastTwo,
     Count,
     Odd,
-    PerLevel,
     Positive,
     Range,
     Section,
@@ -316,68 +315,3 @@ class VQVAE2Config(CodebookConfig):
     @property
     def num_symbols(self) -> tuple[int, ...]:
         return self.quantizer.sizes * self.grids
-
-
-class FSQQuantizerConfig(Section, section="model.quantizer"):
-    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer
-    et al. 2023).
-    """
-
-    #: L_i, values of each channel; their product is the number of codes.
-    channel_levels: PerLevel[
-        Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]
-    ] = (8, 8, 8)
-    #: D, width of a latent; unless D is the number of channels, linear layers map between them
-    dim: Positive = 32
-
-    def check(self) -> None:
-        codes = math.prod(self.channel_levels)
-        require(
-            codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24"
-        )
-
-
-class FSQConfig(NetworkConfig):
-    """A latent grid with finite scalar quantization."""
-
-    system: str = "fsq"
-    quantizer: FSQQuantizerConfig = FSQQuantizerConfig()
-
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        return (math.prod(self.quantizer.channel_levels),)
-
-
-class LibraryQuantizerConfig(Section, section="model.quantizer"):
-    """A quantizer of the library vector-quantize-pytorch, with its defaults.
-
-    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: a network shifts the codewords by the
-    coarser codes (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's
-    k-means start and restart.
-    """
-
-    name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
-    codewords: AtLeastTwo = 512  #: per level; a power of two for lfq
-    levels: Positive = 1  #: of residual quantization without links; 1: a flat codebook
-    dim: Positive = 32  #: D, width of a latent
-    beta: Weight | None = None  #: weight of the commitment loss (default: the library's)
-
-    def check(self) -> None:
-        fits = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
-        self.require(fits, "codewords", "a power of two for lfq")
-
-
-class LibraryConfig(NetworkConfig):
-    """A latent grid with a quantizer of vector-quantize-pytorch."""
-
-    system: str = "vqpytorch"
-    quantizer: LibraryQuantizerConfig = LibraryQuantizerConfig()
-
-    @property
-    def num_symbols(self) -> tuple[int, ...]:
-        return (self.quantizer.codewords,) * self.quantizer.levels
-
-    @property
-    def start_vectors(self) -> int:
-        """Number of latents for the library's k-means start, which only vq and qinco have."""
-        return 131_072 if self.quantizer.name in ("vq", "qinco") else 0

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from hrvqvae.config.entries import Dataset, Settings, System
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
+from hrvqvae.config.registry import DATASETS, PRIORS, RIVALS, SYSTEMS
 from hrvqvae.config.schema import (
     DEFAULT_PRIOR,
     Config,
@@ -100,7 +100,8 @@ def names() -> Iterator[str]:
 def get(name: str) -> Preset:
     """Return the preset `name`. Raises InputError if it does not exist."""
     first, _, data = name.partition("/")
-    if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
+    known_system = first in SYSTEMS or first in RIVALS  # the registry says where a rival is
+    if known_system and data in DATASETS and DATASETS.get(data).column:
         return combine(SYSTEMS.get(first), DATASETS.get(data))
     for system in SYSTEMS.entries():
         for extra in system.extras:

@@ -15,6 +15,9 @@ from hrvqvae.config.entries import Dataset, Logger, PriorNetwork, System
 from hrvqvae.utils.errors import InputError, near_names, one_line
 from hrvqvae.utils.progress import told_once
 
+RIVALS = ("fsq", "vqpytorch")
+"""Systems that stood in the package before 1.0; `benchmarks/rivals.py` has them now."""
+
 E = TypeVar("E", bound=Dataset | System | PriorNetwork | Logger)
 
 
@@ -57,6 +60,8 @@ class Registry(Generic[E]):
         if name not in self._entries:
             near = near_names(name, self, cutoff=0.4)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(self)}"
+            if name in RIVALS and self.kind is System:
+                hint = "import benchmarks.rivals, in a clone of the repository, registers it"
             raise InputError(f"unknown {self.noun} {name!r}: {hint}")
         entry = self._entries[name]
         if isinstance(entry, EntryPoint):
@@ -86,7 +91,7 @@ class Registry(Generic[E]):
         return loaded
 
 
-_SYSTEMS = {"config.systems": "hrvqvae treevq vqvae vqvae2 vqgan rqvae fsq vqpytorch"}
+_SYSTEMS = {"config.systems": "hrvqvae treevq vqvae vqvae2 vqgan rqvae"}
 _DATASETS = {
     "data.sets.mnist": "mnist fashion-mnist",
     "data.sets.cifar10": "cifar10",

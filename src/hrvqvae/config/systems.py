@@ -14,8 +14,6 @@ from typing import Any
 
 from hrvqvae.config.entries import ExtraPreset, Settings, System
 from hrvqvae.config.model import (
-    FSQConfig,
-    LibraryConfig,
     QuantizerConfig,
     SingleGridConfig,
     VQGANConfig,
@@ -242,7 +240,7 @@ TREEVQ = System(
     notes=("TreeVQ is not printed: the HR-VQVAE row, trained as docs/what-we-changed.md says.",),
 )
 
-_AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
+AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
 _LEAVES = settings(
     "as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}
@@ -252,7 +250,7 @@ VQVAE = System(
     name="vqvae",
     title="VQVAE",
     config=SingleGridConfig(quantizer=QuantizerConfig()),
-    settings=_AS_HRVQVAE | _FLAT | _LEAVES,
+    settings=AS_HRVQVAE | _FLAT | _LEAVES,
     notes=(
         (
             "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same"
@@ -264,7 +262,7 @@ VQVAE = System(
 RQVAE = System(
     name="rqvae",
     title="RQ-VAE",
-    settings=_AS_HRVQVAE,
+    settings=AS_HRVQVAE,
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
     notes=(
         (
@@ -356,37 +354,4 @@ VQVAE2 = System(
         ),
     ),
     notes=("Table 9 prints no head count for the middle grid's one attention layer: 8 is ours.",),
-)
-
-_LIBRARY_MODEL = "hrvqvae.models.vqpytorch:LibraryAutoencoder"
-_NEEDS_LIBRARY = ("vector_quantize_pytorch", "hrvqvae[vqpytorch]")
-_CHANNELS = {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]}
-FSQ = System(
-    name="fsq",
-    title="FSQ",
-    config=FSQConfig(),
-    model=_LIBRARY_MODEL,
-    needs=_NEEDS_LIBRARY,
-    settings=_AS_HRVQVAE | settings("FSQ's own for 512 and 64 codes", _CHANNELS),
-    notes=(
-        (
-            "FSQ is not printed: the HR-VQVAE row with as many codes as the tree has leaves: the"
-            " same bits."
-        ),
-    ),
-)
-
-VQPYTORCH = System(
-    name="vqpytorch",
-    title="Library quantizer",
-    config=LibraryConfig(),
-    model=_LIBRARY_MODEL,
-    needs=_NEEDS_LIBRARY,
-    settings=_AS_HRVQVAE | _FLAT | _LEAVES | settings(OURS, {"model.quantizer.beta": None}),
-    notes=(
-        (
-            "SimVQ, LFQ and VectorQuantize (--model.quantizer.name) are not printed: the HR-VQVAE"
-            " row with as many codewords as the tree has leaves: the same bits."
-        ),
-    ),
 )

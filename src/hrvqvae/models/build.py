@@ -17,13 +17,8 @@ from hrvqvae.utils.errors import InputError
 
 
 def get_system(config: Config) -> System:
-    """Return the system of a configuration. Raises InputError if the system or a package that it
-    needs is missing.
-    """
-    system = SYSTEMS.get(config.model.system)
-    if not system.available:
-        raise InputError(f"{system.title} needs {system.needs[0]}: pip install '{system.needs[1]}'")
-    return system
+    """Return the system of a configuration. Raises InputError if there is no such system."""
+    return SYSTEMS.get(config.model.system)
 
 
 def build(config: Config) -> Autoencoder:

@@ -1,28 +1,105 @@
-"""Adapt the quantizers of vector-quantize-pytorch to the interface of this package
-(docs/method.md).
+"""Rivals that the paper does not have: importing this module registers fsq and vqpytorch.
 
-Shapes: (B, H, W, D) latents, L levels; the library takes vectors (1, N, D) with N = B * H * W.
+They adapt the quantizers of vector-quantize-pytorch. Shapes: (B, H, W, D) latents, L levels; the
+library takes vectors (1, N, D) with N = B * H * W.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-import vector_quantize_pytorch as library
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hrvqvae.config.model import (
-    FSQConfig,
-    FSQQuantizerConfig,
-    LibraryConfig,
-    LibraryQuantizerConfig,
-)
+from hrvqvae.config.entries import System
+from hrvqvae.config.model import NetworkConfig
+from hrvqvae.config.registry import register_system
+from hrvqvae.config.section import AtLeastTwo, PerLevel, Positive, Range, Section, Weight
+from hrvqvae.config.systems import AS_HRVQVAE, settings
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
+from hrvqvae.utils.errors import InputError, require
+
+try:
+    import vector_quantize_pytorch as library
+except ImportError as error:
+    raise InputError(
+        "the rivals need vector_quantize_pytorch: pip install 'hrvqvae[bench]'"
+    ) from error
+
+
+class FSQQuantizerConfig(Section, section="model.quantizer"):
+    """Finite scalar quantization: each of a few channels is rounded to one of a few values (Mentzer
+    et al. 2023).
+    """
+
+    #: L_i, values of each channel; their product is the number of codes.
+    channel_levels: PerLevel[
+        Annotated[int, Range(lambda values: values >= 3, "at least 3 each")]
+    ] = (8, 8, 8)
+    #: D, width of a latent; unless D is the number of channels, linear layers map between them
+    dim: Positive = 32
+
+    def check(self) -> None:
+        codes = math.prod(self.channel_levels)
+        require(
+            codes <= 2**24, "the product of model.quantizer.channel_levels", codes, "at most 2^24"
+        )
+
+
+class FSQConfig(NetworkConfig):
+    """A latent grid with finite scalar quantization."""
+
+    system: str = "fsq"
+    quantizer: FSQQuantizerConfig = FSQQuantizerConfig()
+    codewords_searched = 0
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        return (math.prod(self.quantizer.channel_levels),)
+
+
+class LibraryQuantizerConfig(Section, section="model.quantizer"):
+    """A quantizer of the library, with its defaults.
+
+    simvq: Zhu et al. 2024. lfq: Yu et al. 2023. qinco: a network shifts the codewords by the
+    coarser codes (Huijben et al. 2024). vq: moving averages, the rotation trick, the library's
+    k-means start and restart.
+    """
+
+    name: Literal["simvq", "lfq", "qinco", "vq"] = "simvq"
+    codewords: AtLeastTwo = 512  #: per level; a power of two for lfq
+    levels: Positive = 1  #: of residual quantization without links; 1: a flat codebook
+    dim: Positive = 32  #: D, width of a latent
+    beta: Weight | None = None  #: weight of the commitment loss (default: the library's)
+
+    def check(self) -> None:
+        fits = self.name != "lfq" or self.codewords & (self.codewords - 1) == 0
+        self.require(fits, "codewords", "a power of two for lfq")
+
+
+class LibraryConfig(NetworkConfig):
+    """A latent grid with a quantizer of the library."""
+
+    system: str = "vqpytorch"
+    quantizer: LibraryQuantizerConfig = LibraryQuantizerConfig()
+
+    @property
+    def num_symbols(self) -> tuple[int, ...]:
+        return (self.quantizer.codewords,) * self.quantizer.levels
+
+    @property
+    def start_vectors(self) -> int:
+        """Number of latents for the library's k-means start, which only vq and qinco have."""
+        return 131_072 if self.quantizer.name in ("vq", "qinco") else 0
+
+    @property
+    def codewords_searched(self) -> int:
+        """Distances that a search computes per position; lfq takes signs."""
+        return 0 if self.quantizer.name == "lfq" else sum(self.num_symbols)
 
 
 class Adapter(Quantizer):
@@ -168,3 +245,26 @@ class LibraryAutoencoder(SingleGridAutoencoder):
             else LibraryQuantizer(settings)
         )
         super().__init__(config, channels, quantizer)
+
+
+_MODEL = "benchmarks.rivals:LibraryAutoencoder"
+_FSQ = {"model.quantizer.channel_levels": [(8, 8, 8), (8, 8, 8), (8, 8, 8), (8, 8)]}
+_LIBRARY = {
+    "model.quantizer": {"levels": 1, "codewords": [512, 512, 512, 64], "beta": None},
+}
+FSQ = System(
+    name="fsq",
+    title="FSQ",
+    config=FSQConfig(),
+    model=_MODEL,
+    settings=AS_HRVQVAE | settings("FSQ's own for 512 and 64 codes", _FSQ),
+)
+VQPYTORCH = System(
+    name="vqpytorch",
+    title="Library quantizer",
+    config=LibraryConfig(),
+    model=_MODEL,
+    settings=AS_HRVQVAE | settings("as many codewords as the tree has leaves", _LIBRARY),
+)
+for system in (FSQ, VQPYTORCH):
+    register_system(system)

@@ -1,0 +1,1 @@
+"""The laboratory: systems, runs and rows, instruments, the search for settings, reports."""

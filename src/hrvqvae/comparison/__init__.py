@@ -1,3 +1,0 @@
-"""Comparison of systems on the same data, in the same order, with the same budget and test
-images.
-"""

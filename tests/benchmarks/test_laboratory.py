@@ -1,0 +1,373 @@
+"""The laboratory: systems trained and measured alike, resumed, shared by processes, searched, and
+put into tables.
+"""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import compare
+from benchmarks.laboratory import instruments
+from benchmarks.laboratory.instruments import COLUMNS
+from benchmarks.laboratory.report import compare_pairs, mean_errors, table, welch
+from benchmarks.laboratory.settings import LADDERS, Search, Settings, open_trials
+from benchmarks.laboratory.systems import Comparison, codewords_searched
+from hrvqvae.checkpoints.folder import RunFolder
+from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
+from hrvqvae.config.parsing import override
+from hrvqvae.data.images import read_image
+from hrvqvae.evaluation import samples
+from hrvqvae.evaluation.samples import Features
+from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.outputs import TEMPORARY
+from tests.conftest import write_picture
+from tests.kills import at_step, in_another_process
+
+Row = dict[str, Any]
+RATE, DECAY, BETA = LADDERS
+START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
+
+
+def run(out: Path, words: str) -> list[Row]:
+    """Compare on MNIST; return the rows."""
+    compare.main(["mnist", *words.split(), "--out", str(out)])
+    rows: list[Row] = json.loads((out / "results.json").read_text())
+    return rows
+
+
+def refused(out: Path, words: str) -> str:
+    with pytest.raises(InputError) as error:
+        run(out, words)
+    return str(error.value)
+
+
+def stops(out: Path, words: str) -> int:
+    """Compare until nothing stops it; return how often it was stopped."""
+    count = 0
+    while not (out / "results.md").exists():
+        with suppress(SystemExit):
+            run(out, words)
+            return count
+        count += 1
+    raise AssertionError("a stopped comparison has written its results")
+
+
+def names(rows: list[Row]) -> list[tuple[str, int]]:
+    return [(row["system"], row["seed"]) for row in rows]
+
+
+def model_time(out: Path, name: str) -> int:
+    return (out / "runs" / name / "model.safetensors").stat().st_mtime_ns
+
+
+@pytest.mark.usefixtures("systems")
+def test_every_system_is_measured_by_every_instrument(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--max-steps 4 --systems vqvae,wide=vqgan --wide.model.hidden_units 10"
+    rows = run(tmp_path, words)
+    assert names(rows) == [("vqvae", 0), ("wide", 0)]
+    for row in rows:
+        assert row.keys() > {"machine", "commit", "test_errors", "leaves_used", *COLUMNS}
+        assert row["frechet"] == "Frechet distance of 40 images, features of a classifier of mnist"
+        missing = {name for name in COLUMNS if row[name] is None}
+        assert missing == {"frechet_reconstructions"}, "40 images are fewer than 128 features"
+        assert row["steps_per_second"] == pytest.approx(4 / row["training_seconds"])
+        assert 0 < row["usage"] <= 1
+    assert rows[0]["parameters"] < rows[1]["parameters"]
+    assert "| wide | 1 |" in capsys.readouterr().out
+    assert read_image(tmp_path / "reconstructions.png", 3).shape[1] > 3 * 60
+    assert read_image(tmp_path / "curves.png", 3).shape[2] > 800
+
+
+@pytest.mark.usefixtures("systems")
+def test_systems_and_seeds_are_added_to_a_folder(tmp_path: Path) -> None:
+    first = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
+    times = [model_time(tmp_path, name) for name in ("vqvae-0", "vqvae-1")]
+    rows = run(tmp_path, "--max-steps 2 --systems rqvae")
+    assert names(rows) == [("rqvae", 0), ("vqvae", 0), ("vqvae", 1)]
+    assert [row for row in rows if row["system"] == "vqvae"] == first
+    shutil.rmtree(tmp_path / "runs" / "vqvae-1")
+    (tmp_path / "rows" / "vqvae-1.json").unlink()
+    again = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
+    assert [row["mse"] for row in again] == [row["mse"] for row in rows], "the same run again"
+    assert model_time(tmp_path, "vqvae-0") == times[0]
+    for words, message in (
+        ("--max-steps 7 --systems vqvae", "max_steps is 2 there, 7 here"),
+        ("--max-steps 2 --systems vqvae --training.batch_size 5", "fields is"),
+        (
+            "--max-steps 2 --systems vqvae --seeds 3 --vqvae.model.quantizer.codewords 5",
+            "vqvae-0 was trained with another configuration",
+        ),
+    ):
+        assert message in refused(tmp_path, words)
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_stopped_comparison_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--max-steps 4 --systems vqvae"
+    whole = run(tmp_path / "whole", words)
+    at_step(monkeypatch, AutoencoderTask, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    assert stops(tmp_path / "parts", words) == 1
+    parts = run(tmp_path / "parts", words)
+    assert whole[0]["mse"] == parts[0]["mse"]
+
+
+@pytest.mark.usefixtures("systems")
+def test_rows_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is small is taken along, the runs are not: nothing is trained again."""
+    here = tmp_path / "here"
+    there = tmp_path / "there"
+    words = "--max-steps 2 --systems vqvae"
+    rows = run(here, words)
+    shutil.copytree(here, there, ignore=shutil.ignore_patterns("runs", "results.*"))
+    row = there / "rows" / "vqvae-0.json"
+    (row.parent / f"{TEMPORARY}abc-vqvae-1.json").write_bytes(b"")  # of a killed process
+    assert run(there, words) == rows
+    assert not (there / "runs").exists()
+    for name in ("results.md", "reconstructions.png", "curves.png"):
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    changed = f"{words} --vqvae.model.quantizer.beta 0.5"
+    assert "another configuration than the row of seed 0" in refused(there, changed)
+
+    trained = model_time(here, "vqvae-0")
+    features = Features("", lambda images: images.flatten(1))
+    monkeypatch.setattr(instruments, "choose_features", lambda *_: features)
+    line = refused(here, f"{words} --seeds 2")
+    assert "FID of 40 images" in line
+    assert f"delete {here / 'rows'}" in line
+    shutil.rmtree(here / "rows")
+    assert run(here, words)[0]["frechet"] == "FID of 40 images"
+    assert model_time(here, "vqvae-0") == trained, "not trained again"
+
+    for damaged in (row, there / "comparison.json"):
+        content = damaged.read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert f"{damaged} is damaged" in refused(there, words)
+        damaged.write_bytes(content)
+
+
+@pytest.mark.usefixtures("systems")
+def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"training.precision": "auto", "training.device": "auto"}
+    tiny = presets.Preset(
+        config=override(presets.get("vqvae/mnist").config, fields), sources={}, about=""
+    )
+    monkeypatch.setattr(presets, "get", lambda _: tiny)
+    for bf16, seed in ((True, 0), (False, 1)):
+        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda device, bf16=bf16: bf16)
+        run(tmp_path, f"--max-steps 2 --systems vqvae --seeds {seed + 1}")
+        config = RunFolder(tmp_path / "runs" / f"vqvae-{seed}").read_config()
+        assert config.training.precision == "bf16"
+
+
+@pytest.mark.usefixtures("systems")
+def test_what_another_process_makes_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--max-steps 2 --systems vqvae,rqvae"
+    held = tmp_path / "runs" / "vqvae-0"
+    with in_another_process(held) as pid:
+        assert names(run(tmp_path, words)) == [("rqvae", 0)]
+    lines = capsys.readouterr().err
+    assert f"{held} is in use by another process (pid {pid})" in lines
+    assert "still being made elsewhere: 1 of 2 cases" in lines
+    assert not RunFolder(held).begun()
+    assert names(run(tmp_path, words)) == [("rqvae", 0), ("vqvae", 0)]
+
+
+def test_what_can_not_be_compared(tmp_path: Path) -> None:
+    (tmp_path / "results.md").touch()
+    for words, message in (
+        ("--systems vqvae", f"{tmp_path / 'results.md'} exists, but"),
+        ("--systems vqgam", "did you mean vqgan/mnist"),
+        ("--systems model=vqvae", "the name 'model'"),
+        ("--systems hrvqvae --training.seed 7", "--training.seed is decided by --seeds"),
+        ("--systems hrvqvae --hrvqvae.training.epochs 7", "is decided by --max-steps"),
+        ("--systems hrvqvae --hrvqvae.data.size 64", "must be a field of the data"),
+        ("--systems hrvqvae --vqgan.model.kernel 5", "must be a field of the data"),
+        ("--systems hrvqvae --hrvqvae.model.strid 2", "did you mean stride"),
+    ):
+        assert message in refused(tmp_path, f"--max-steps 1 {words}")
+
+
+def test_colour_needs_a_published_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "has_efficientnet", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None)
+    for index in range(12):
+        write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
+    out = tmp_path / "out"
+    words = f"photos --systems vqvae --max-steps 1 --data.root {tmp_path / 'photos'} --out {out}"
+    with pytest.raises(InputError, match="colour images, and images without classes"):
+        compare.main(words.split())
+    assert not (out / "runs").exists(), "refused before anything is trained"
+
+
+def test_variants_have_names_and_fields_of_their_own() -> None:
+    fields = {
+        "wide.model.quantizer.codewords": "7",
+        "wide.training.learning_rate": "0.5",
+        "training.batch_size": "3",
+    }
+    both = Comparison(
+        dataset="mnist", systems={"vqvae": "vqvae", "wide": "vqvae"}, max_steps=1, fields=fields
+    )
+    plain, wide = (both.config(name, 0) for name in both.systems)
+    assert (plain.model.num_symbols, wide.model.num_symbols) == ((64,), (7,))
+    assert (plain.training.learning_rate, wide.training.learning_rate) == (0.003, 0.5)
+    assert plain.training.batch_size == wide.training.batch_size == 3
+
+
+def test_distances_of_a_search() -> None:
+    quantizer = QuantizerConfig(levels=3, codewords=8, linked=1, beam=4, joint_beam=True)
+    assert codewords_searched(SingleGridConfig(quantizer=quantizer)) == 8 + 4 * 8 + 4 * 8
+    for name, expected in (
+        ("vqvae2/cifar10", 512 + 512 // 4 + 512 // 16),
+        ("treevq-deep/cifar10", 312),
+    ):
+        assert codewords_searched(presets.get(name).config.model) == expected
+    assert sum(map(log2, presets.get("treevq-deep/cifar10").config.model.num_symbols)) == 36
+
+
+def test_tables_by_hand() -> None:
+    """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
+    distances = {"frechet": "FID", "perceptual": None}
+    rows: list[Row] = [
+        {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, **distances}
+        for seed, mse in enumerate((1e-3, 3e-3))
+    ]
+    lines = table(rows).splitlines()
+    assert lines[0] == "| system | seeds | MSE | PSNR, dB |"
+    assert lines[2] == "| vqvae | 2 | 2.000e-03 ± 1.414e-03 | 20.00 |"
+    rows[0]["ssim"] = 0.5
+    assert table(rows).splitlines()[2].endswith("| 0.5000 (n=1) |")
+
+    assert welch([1, 2, 3, 4, 5], [2, 4, 6, 8, 10]) == pytest.approx(0.1075312, abs=1e-6)
+    assert (welch([1.0, 1.0], [1.0, 1.0]), welch([1.0, 1.0], [2.0, 2.0])) == (1, 0)
+    values = {"a": (1, 2, 3, 4, 5), "b": (2, 4, 6, 8, 10), "c": (1, 2, 3, 4, 5), "d": (9,)}
+    errors = [{"system": name, "mse": mse} for name, of_name in values.items() for mse in of_name]
+    assert compare_pairs(errors).splitlines()[2:] == [
+        "| a | b | 5, 5 | -50.0% | 0.108 | 0.323 |",
+        "| b | c | 5, 5 | +100.0% | 0.108 | 0.323 |",
+        "| a | c | 5, 5 | +0.0% | 1.000 | 1.000 |",
+    ]
+    on_the_way = [{"test_errors": [(5, 0.2), (10, 0.1)]}, {"test_errors": [(5, 0.4)]}]
+    assert mean_errors(on_the_way) == pytest.approx({5: 0.3, 10: 0.1})
+
+
+def searched(
+    start: Settings, error: Callable[[dict[str, str]], float], most: int = 99
+) -> dict[Settings, float]:
+    tried: dict[Settings, float] = {}
+    while wave := open_trials(start, tried, most):
+        assert not tried.keys() & set(wave)
+        tried |= {trial: error(dict(trial)) for trial in wave}
+    return tried
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**9))
+def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
+    def error(fields: dict[str, str]) -> int:
+        return hash((seed, *fields.values()))
+
+    tried = searched(START, error)
+    best = dict(min(tried, key=tried.__getitem__))
+    assert len(tried) <= 2 * 6 + 5 + 5
+    assert list(searched(START, error, 9)) == list(tried)[:9]
+    for name, ladder in LADDERS.items():
+        place = ladder.index(best[name])
+        line = [{**best, name: value} for value in ladder[max(0, place - 1) : place + 2]]
+        neighbours = [fields for fields in line if tuple(fields.items()) in tried]
+        assert min(neighbours, key=error) == best
+        assert name != BETA or neighbours == line, "the neighbours on the last ladder were tried"
+
+
+def test_a_search_goes_on_beyond_an_end() -> None:
+    def error(fields: dict[str, str]) -> float:
+        return -float(fields[RATE]) - float(fields[DECAY]) + float(fields[BETA])
+
+    tried = searched(START, error)
+    best = dict(START) | {RATE: "0.1", DECAY: "0.995", BETA: "0.06"}
+    assert dict(min(tried, key=tried.__getitem__)) == best
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are trained with the settings of the trial of least error; one trial diverges."""
+    original = AutoencoderTask.step
+    steps = [0]
+
+    def step(self: Any, state: Any, batch: Any) -> Any:
+        steps[0] += 1
+        if (self.training.optimizer, self.training.learning_rate) == ("muon", 0.003):
+            raise NonFiniteError("diverged")
+        if steps[0] % 11 == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, state, batch)
+
+    monkeypatch.setattr(AutoencoderTask, "step", step)
+    words = "--max-steps 3 --systems rqvae,adam=vqvae --adam.training.optimizer adam --tune 5"
+    assert stops(tmp_path, words) > 1
+    trials = [json.loads(path.read_text()) for path in (tmp_path / "tuning/rows").glob("*.json")]
+    by_system = {
+        name: [row for row in trials if row["system"] == name] for name in ("rqvae", "adam")
+    }
+    assert [len(of_system) for of_system in by_system.values()] == [5, 5]
+    diverged = [row for row in trials if row["validation_mse"] is None]
+    assert [(row["optimizer"], row["learning_rate"]) for row in diverged] == [("muon", "0.003")]
+    for name, of_system in by_system.items():
+        measured = [row for row in of_system if row["validation_mse"] is not None]
+        best = min(measured, key=lambda row: row["validation_mse"])
+        config = RunFolder(tmp_path / "runs" / f"{name}-0").read_config()
+        assert config.training.optimizer == best.get("optimizer", "adam")
+        assert str(config.training.learning_rate) == best["learning_rate"]
+        assert config.data.validation == 0
+        trial = next((tmp_path / "tuning" / "runs").glob(f"{name}-*"))
+        assert RunFolder(trial).read_config().data.validation == 0.1
+    assert "| rqvae | muon | 0.003 |" in (tmp_path / "tuning" / "results.md").read_text()
+
+    # an earlier search serves a longer comparison of the same systems and fields
+    longer = f"--max-steps 6 --systems rqvae --tuned-in {tmp_path}"
+    monkeypatch.setattr(AutoencoderTask, "step", original)
+    assert names(run(tmp_path / "longer", longer)) == [("rqvae", 0)]
+    for words, message in (
+        ("--systems rqvae --training.batch_size 3", "fields is"),
+        ("--systems vqvae", "the search for vqvae has not ended well"),
+        ("--systems rqvae --rqvae.model.padding 2", "trials of rqvae are of another configuration"),
+    ):
+        assert message in refused(tmp_path / "new", f"--max-steps 6 {words} --tuned-in {tmp_path}")
+    assert "has no search" in refused(tmp_path / "new", longer.replace(str(tmp_path), "nowhere"))
+
+
+@pytest.mark.usefixtures("systems")
+def test_two_processes_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that another process holds is waited for, and made here where it is given up."""
+    made = list[str]()
+    original = AutoencoderTask.step
+
+    def step(self: Any, state: Any, batch: Any) -> Any:
+        made.append(self.run.path.name)
+        if "muon-0.01" in self.run.path.name:
+            held.close()
+        return original(self, state, batch)
+
+    monkeypatch.setattr(AutoencoderTask, "step", step)
+    comparison = Comparison(dataset="mnist", systems={"rqvae": "rqvae"}, max_steps=2)
+    first = Search(comparison, 6, "rqvae", {}).next([])[1].name
+    with ExitStack() as held:
+        held.enter_context(in_another_process(tmp_path / "tuning" / "runs" / first))
+        run(tmp_path, "--systems rqvae --max-steps 2 --tune 6")
+    trials = list(dict.fromkeys(name for name in made if name != "rqvae-0"))
+    assert len(trials) == 6
+    assert trials[-1] == first

@@ -1,0 +1,229 @@
+"""Rivals from outside the package: their quantizers, presets, and the way through the commands."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hrvqvae
+from benchmarks.laboratory.systems import Comparison, codewords_searched
+from hrvqvae.config import Config, presets
+from hrvqvae.config.parsing import override
+from hrvqvae.config.schema import bits_per_image
+from hrvqvae.models.build import build
+from hrvqvae.quantize import Quantizer
+from hrvqvae.training.state import TrainState
+from hrvqvae.utils.errors import InputError, NonFiniteError
+from tests.benchmarks.conftest import forget_rivals
+from tests.conftest import refused, same, state_of, with_training
+from tests.models.test_quantizers import latents
+from tests.trained_run import tiny_run, undrawn
+
+KINDS = ("simvq", "lfq", "qinco", "vq")
+
+
+def library(rivals: ModuleType, **fields: Any) -> Quantizer:
+    torch.manual_seed(0)
+    config = rivals.LibraryQuantizerConfig(dim=6, **fields)
+    quantizer: Quantizer = rivals.LibraryQuantizer(config)
+    return quantizer
+
+
+def fsq(rivals: ModuleType, *levels: int, dim: int = 6) -> Quantizer:
+    torch.manual_seed(0)
+    config = rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim)
+    quantizer: Quantizer = rivals.FSQQuantizer(config)
+    return quantizer
+
+
+@settings(max_examples=40, deadline=None)
+@given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6))
+def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
+    """Section 3.1 and appendix A.1: bound, round, and number the grid points."""
+    z = 2 * latents(2, 3, 3, seed=seed, dim=len(levels))
+    quantizer = fsq(importlib.import_module("benchmarks.rivals"), *levels, dim=len(levels))
+    forget_rivals()
+    result = quantizer(z)
+    codes = []
+    points = []
+    for vector in z.reshape(-1, len(levels)).double().numpy():
+        code = 0
+        radix = 1
+        point = []
+        for value, count in zip(vector, levels, strict=True):
+            half = (count - 1) * (1 + 1e-3) / 2
+            offset = 0.5 if count % 2 == 0 else 0.0
+            bounded = np.tanh(value + np.arctanh(offset / half)) * half - offset
+            digit = int(np.round(bounded)) + count // 2
+            assert 0 <= digit < count
+            code += digit * radix
+            radix *= count
+            point.append(digit / (count // 2) - 1)  # evenly spaced in [-1, 1]
+        codes.append(code)
+        points.append(point)
+    assert result.codes[0].flatten().tolist() == codes
+    np.testing.assert_allclose(result.latents.reshape(-1, len(levels)).numpy(), points, atol=1e-6)
+    assert dict(result.losses) == {}
+
+
+def test_simvq_s_loss_is_on_the_scale_of_ours(rivals: ModuleType) -> None:
+    """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch."""
+    quantizer = library(rivals, name="simvq", codewords=8)
+    z = latents(2, 3, 4).requires_grad_()
+    result = quantizer(z)
+    codewords = quantizer.lookup(result.codes).detach()
+    error = float((z.detach() - codewords).square().sum())
+    loss = result.losses["auxiliary"]
+    assert float(loss.detach()) == pytest.approx(1.25 * error, rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
+
+
+def test_vq_starts_from_the_latents_it_is_given(rivals: ModuleType) -> None:
+    z = latents(4, 10, 10)
+    results = []
+    for seed in (0, 0, 1):
+        quantizer = library(rivals, name="vq", codewords=8)
+        quantizer.initialize(z, torch.Generator().manual_seed(seed))
+        results.append(quantizer.eval()(z).latents)
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert float((results[0] - z).square().mean()) < 0.8 * float(z.square().mean())
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("name", ["fsq", *KINDS])
+def test_the_contract_of_a_quantizer(rivals: ModuleType, name: str, levels: int) -> None:
+    """Codes give what training decodes; nothing is drawn or changed; wrong codes are refused."""
+    if name == "fsq":
+        quantizer, levels, values = fsq(rivals, 5, 3, 4), 1, 60
+    else:
+        quantizer, values = library(rivals, name=name, codewords=4, levels=levels), 4
+    quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(0))
+    z = latents(2, 3, 4)
+    before = state_of(quantizer)
+    draws = torch.get_rng_state()
+    codes = quantizer.train().encode(z)
+    result = quantizer.eval()(z)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert same(quantizer.state_dict(), before)
+    assert [(code.shape, code.dtype) for code in codes] == [((2, 3, 4), torch.int64)] * levels
+    assert same(codes, result.codes)
+    torch.testing.assert_close(quantizer.lookup(codes), result.latents, rtol=1e-4, atol=1e-4)
+    prefixes = [quantizer.lookup(codes[:count]) for count in range(1, levels + 1)]
+    assert len({tuple(prefix.flatten().tolist()) for prefix in prefixes}) == levels
+    with pytest.raises(NonFiniteError, match="latents: 72 of 72 values"):
+        quantizer.train().encode(z[:1] * torch.nan)
+    assert quantizer.training
+    for wrong, message in (
+        ((), "0 levels of codes given"),
+        ((codes[0],) * (levels + 1), f"this model has 1 to {levels}"),
+        ((codes[0] * 0 + values,), f"level 1 has code {values}; codes lie in 0..{values - 1}"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quantizer.lookup(wrong)
+
+
+def test_presets_have_the_tree_s_network_and_bits(rivals: ModuleType) -> None:
+    for data in ("mnist", "imagenet"):
+        tree = presets.get(f"hrvqvae/{data}").config
+        for system in ("fsq", "vqpytorch"):
+            config = presets.get(f"{system}/{data}").config
+            assert dataclasses.replace(config, name="", model=tree.model) == dataclasses.replace(
+                tree, name=""
+            )
+            assert config.model.num_symbols == (np.prod(tree.model.num_symbols),)
+            size = (config.data.size, config.data.size)
+            assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
+    lfq = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
+    assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"  # type: ignore[union-attr]
+    searched = [
+        codewords_searched(presets.get(f"{name}/mnist").config.model)
+        for name in ("fsq", "vqpytorch")
+    ]
+    assert [*searched, codewords_searched(lfq.model)] == [0, 64, 0]
+    fsq_config = presets.get("fsq/mnist").config
+    for config, name, value, message in (
+        (lfq, "codewords", "100", r"quantizer\.codewords is '?100'?; it must be a power of"),
+        (fsq_config, "channel_levels", "2,5", "at least 3 each"),
+        (fsq_config, "channel_levels", "8," * 9 + "8", "at most 2"),
+    ):
+        with pytest.raises(InputError, match=message):
+            override(config, {f"model.quantizer.{name}": value})
+
+
+def test_whole_numbers_are_not_averaged(rivals: ModuleType, mnist_root: Path) -> None:
+    """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
+    quantizer = rivals.FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
+    tiny = with_training(tiny_run(mnist_root), polyak_decay=0.9)
+    config = dataclasses.replace(tiny, model=rivals.FSQConfig(quantizer=quantizer))
+    model = build(config)
+    state = TrainState.start(model, config.training)
+    for _ in range(3):
+        state.averaged.update_parameters(model)
+    images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    averaged = state.averaged.module
+    assert torch.equal(averaged.encode(images)[0], model.encode(images)[0])
+
+
+SMALL = {
+    "data.size": 12,
+    "data.workers": 0,
+    "model.hidden_units": 8,
+    "model.residual_units": 8,
+    "training.batch_size": 8,
+    "training.device": "cpu",
+}
+
+
+def test_a_run_of_a_rival_from_training_to_files(
+    rivals: ModuleType, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the import every command says in one line what to import."""
+    monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
+    run = tmp_path / "run"
+    with undrawn():
+        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **SMALL)
+    images = torch.randint(256, (3, 1, 12, 12), dtype=torch.uint8)
+    expected = model.decode(model.encode(images))
+    files = model.compress(images)
+    assert torch.equal(torch.stack(hrvqvae.load(run).decompress(files)), expected)
+    line = refused(["export", run, tmp_path / "graphs", "--onnx"])
+    assert "torch.export can't trace the system vqpytorch" in line
+
+    forget_rivals()
+    told = "import benchmarks.rivals, in a clone of the repository, registers it"
+    for words in (
+        ["evaluate", run],
+        ["presets", "fsq/mnist"],
+        ["train", "vqpytorch/cifar10", "--max-steps", "1"],
+    ):
+        line = refused(words)
+        assert told in line
+        assert "unknown system" in line
+
+
+def test_a_comparison_imports_the_rivals(rivals: ModuleType) -> None:
+    forget_rivals()
+    sys.modules.pop("benchmarks.rivals")
+    comparison = Comparison(dataset="mnist", systems={"simvq": "vqpytorch"}, max_steps=1)
+    config: Config = comparison.config("simvq", 0)
+    assert config.model.num_symbols == (64,)
+    sys.modules["benchmarks.rivals"] = rivals
+
+
+def test_without_the_library_one_line_names_the_extra(
+    rivals: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "benchmarks.rivals")
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    with pytest.raises(InputError, match=r"^the rivals need .*: pip install 'hrvqvae\[bench\]'$"):
+        importlib.import_module("benchmarks.rivals")
