@@ -191,7 +191,8 @@ def test_a_run_of_a_rival_from_training_to_files(
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     run = tmp_path / "run"
     with undrawn():
-        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **SMALL)
+        fields = {**SMALL, "model.quantizer.name": "vq"}
+        model = hrvqvae.train("vqpytorch/mnist", out=run, max_steps=2, **fields)
     images = torch.randint(256, (3, 1, 12, 12), dtype=torch.uint8)
     expected = model.decode(model.encode(images))
     files = model.compress(images)

@@ -1,0 +1,264 @@
+"""The long comparison: CIFAR10, 10,000 and 50,000 steps (docs/data/long-cifar10/protocol.md).
+
+python -m benchmarks.long --out docs/data/long-cifar10
+
+One queue on one thread; the same command goes on where it stopped. For each group of systems it
+makes the trials (DIR/trials), then the rows (DIR/rows); then the depth study (DIR/depth, and
+beams.jsonl there) and the longest trainings (DIR/longest). After each stage it writes the tables
+and DIR/steps.png, the error against steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.common import Row, Rows, as_script, options, read_images
+from benchmarks.laboratory.folder import Folder, run_cases
+from benchmarks.laboratory.instruments import Validation
+from benchmarks.laboratory.report import compare, group_rows, mean_errors
+from benchmarks.laboratory.settings import make_trial
+from benchmarks.laboratory.systems import Comparison
+from hrvqvae.checkpoints.run import Run
+from hrvqvae.config.parsing import override
+from hrvqvae.models.build import build
+from hrvqvae.plots.curves import save_figure
+
+Fields = dict[str, str]
+
+DATASET = "cifar10"
+STEPS = 10_000
+DEPTH_STEPS = 2_000
+LONGEST_STEPS = 50_000
+SEEDS = 3
+POINTS = (500, 1_000, 2_000, 5_000, 10_000, 50_000)
+"""Steps whose error is drawn."""
+COMMON: Fields = {
+    "training.threads": "1",
+    "training.evaluate_every": "500",
+    "training.checkpoint_every": "500",
+    "training.evaluation_images": "2000",
+}
+IMAGES = 2_000
+"""Test images that the depth study encodes."""
+
+_OPTIMIZER = "training.optimizer"
+_RATE = "training.learning_rate"
+_Q = "model.quantizer."
+_DECAY = f"{_Q}decay"
+_BETA = f"{_Q}beta"
+
+
+def _searched(rate: str, decay: str, beta: str) -> Fields:
+    return {_OPTIMIZER: "muon", _RATE: rate, _DECAY: decay, _BETA: beta}
+
+
+SEARCHED: Mapping[str, Fields] = {
+    "hrvqvae": _searched("0.003", "0.5", "0.25"),
+    "treevq": _searched("0.003", "0.8", "1.0"),
+    "vqvae": _searched("0.003", "0.8", "0.25"),
+    "rqvae": _searched("0.003", "0.95", "1.0"),
+    "vqvae2": _searched("0.003", "0.8", "0.25"),
+}
+"""The best settings of docs/data/decides-cifar10."""
+FURTHER: Mapping[str, Fields] = {
+    "hrvqvae": {_DECAY: "0.2"},
+    "rqvae": {_BETA: "4.0"},
+    "vqvae2": {_BETA: "0.06"},
+}
+"""One step beyond an optimum that was the last value tried."""
+_BEAM: Fields = {f"{_Q}beam": "4", f"{_Q}joint_beam": "true", f"{_Q}coarse_weight": "0.1"}
+_AT_3000: Fields = {f"{_Q}codewords": "15"}
+
+System = tuple[str, str, Fields]
+"""Preset, the system whose settings it takes ("": as printed), fields of its own."""
+GROUPS: Sequence[Mapping[str, System]] = (
+    {
+        "hrvqvae": ("hrvqvae", "hrvqvae", {}),
+        "treevq": ("treevq", "treevq", {}),
+        "vqvae": ("vqvae", "vqvae", {}),
+        "rqvae": ("rqvae", "rqvae", _BEAM),
+        "printed": ("hrvqvae", "", {}),
+    },
+    {
+        "vqvae2": ("vqvae2", "vqvae2", {}),
+        "hrvqvae15": ("hrvqvae", "hrvqvae", _AT_3000),
+        "treevq15": ("treevq", "treevq", _AT_3000),
+        "treevq15size": ("treevq", "treevq", _AT_3000 | {"model.hidden_units": "212"}),
+        "treevq15time": ("treevq", "treevq", _AT_3000 | {"model.hidden_units": "120"}),
+    },
+)
+LONGEST = ("hrvqvae", "vqvae", "treevq")
+
+_UNLINKED: Fields = {
+    f"{_Q}levels": "3",
+    f"{_Q}codewords": "4096",
+    f"{_Q}linked": "1",
+    f"{_Q}beam": "1",
+}
+_JOINT: Fields = {f"{_Q}beam": "4", f"{_Q}joint_beam": "true"}
+_PLAIN_LOSS: Fields = {f"{_Q}coarse_weight": "0", f"{_Q}level_betas": "0"}
+DEPTH: Mapping[str, Fields] = {
+    "groups4": {},
+    "rq3x4096": _UNLINKED,
+    "groups4joint": _JOINT,
+    "rq3x4096joint": _UNLINKED | _JOINT,
+    "groups4plain": _PLAIN_LOSS,
+    "rq3x4096plain": _UNLINKED | _PLAIN_LOSS,
+}
+"""Variants of treevq-deep, 36 bits for each of 8x8 positions."""
+COARSE_WEIGHTS = ("0", "0.1")
+SEARCHES: Mapping[str, Fields] = {
+    **{
+        f"by group, beam {n}": {f"{_Q}beam": n, f"{_Q}joint_beam": "false"}
+        for n in ("1", "4", "16")
+    },
+    **{f"joint, beam {n}": {f"{_Q}beam": n, f"{_Q}joint_beam": "true"} for n in ("1", "4", "16")},
+    # 512 kept sums times 8 codewords are all 4,096 leaves of a group of four levels
+    "every leaf of a group": {f"{_Q}beam": "512", f"{_Q}joint_beam": "false"},
+}
+
+
+def make_comparison(
+    systems: Mapping[str, System], chosen: Mapping[str, Fields], steps: int, seeds: int
+) -> Comparison:
+    """Return the comparison of systems, at the settings that were chosen for them."""
+    return Comparison(
+        dataset=DATASET,
+        systems={name: preset for name, (preset, _, _) in systems.items()},
+        max_steps=steps,
+        seeds=seeds,
+        fields=COMMON,
+        settings={
+            name: {**chosen.get(base, {}), **fields} for name, (_, base, fields) in systems.items()
+        },
+    )
+
+
+def trials_of(system: str) -> list[Fields]:
+    """Return the settings to try: as searched, half the learning rate, twice the window of the
+    decay, and what lies one step further.
+    """
+    searched = SEARCHED[system]
+    rate = f"{float(searched[_RATE]) / 2:g}"
+    decay = f"{(1 + float(searched[_DECAY])) / 2:g}"  # the window is 1 / (1 - decay)
+    changes: list[Fields] = [{}, {_RATE: rate}, {_DECAY: decay}]
+    if system in FURTHER:
+        changes.append(FURTHER[system])
+    return [{**searched, **change} for change in changes]
+
+
+def choose(systems: Mapping[str, System], folder: Folder) -> dict[str, Fields]:
+    """Make the missing trials of systems; return the settings with the least validation error."""
+    comparison = make_comparison(systems, {}, STEPS, 1)
+    cases = [
+        make_trial(comparison, name, tuple(settings.items()))
+        for name, (_, base, _) in systems.items()
+        if name == base
+        for settings in trials_of(name)
+    ]
+    _stop(run_cases(cases, comparison.about(), folder, _say, Validation))
+    return read_chosen(folder)
+
+
+def read_chosen(folder: Folder) -> dict[str, Fields]:
+    """Return the settings with the least validation error of each system that has trials."""
+    chosen = {}
+    for system, rows in group_rows(folder.rows()).items():
+        measured = [row for row in rows if row["validation_mse"] is not None]
+        best = min(measured, key=lambda row: row["validation_mse"])
+        chosen[system] = {name: best[name.rpartition(".")[2]] for name in SEARCHED[system]}
+        _say(f"{system}: {', '.join(f'{name} {value}' for name, value in chosen[system].items())}")
+    return chosen
+
+
+def study_depth(folder: Path) -> None:
+    """Train the variants of 36 bits per position, then encode with every search."""
+    settings = {_RATE: "0.003", _DECAY: "0.95"}
+    systems = {name: ("treevq-deep", "", {**settings, **own}) for name, own in DEPTH.items()}
+    comparison = make_comparison(systems, {}, DEPTH_STEPS, SEEDS)
+    _stop(compare(comparison, folder, _say)[1])
+    beams = Rows(folder / "beams.jsonl")
+    for case in comparison.cases():
+        run = folder / "runs" / case.name
+        for search in searches_of(any(case.config.model.linked)):
+            for weight in COARSE_WEIGHTS:
+                fields = {**SEARCHES[search], f"{_Q}coarse_weight": weight}
+                labels = {**case.labels, "search": search, "coarse_weight": weight}
+                beams.get(labels, partial(encode_error, run, fields))
+
+
+def searches_of(linked: bool) -> list[str]:
+    """Return the searches of a quantizer; one without links has no beam within a group."""
+    return [name for name in SEARCHES if linked or "joint" in name or name == "by group, beam 1"]
+
+
+@torch.inference_mode()
+def encode_error(run: Path, fields: Fields) -> Row:
+    """Return the error of test images that a run encodes with another search."""
+    trained, config = Run(run).load()
+    model = build(override(config, fields))
+    model.load_state_dict(trained.state_dict())
+    model.eval()
+    size = (config.data.size, config.data.size)
+    squared = 0.0
+    images = read_images(config.data, IMAGES)
+    for batch in torch.split(images, 50):
+        pixels = batch.float() / 255
+        decoded = model.decode(model.encode(pixels), size=size)
+        squared += float((decoded - pixels).double().square().sum())
+    return {"mse": squared / images.numel()}
+
+
+def draw_steps(rows: Sequence[Row], path: Path) -> None:
+    """Draw the error of test images against steps: means over seeds, measured on the way."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for system, of_system in group_rows(rows).items():
+        errors = mean_errors(of_system)
+        points = [step for step in POINTS if step in errors]
+        axes.plot(points, [1e4 * errors[step] for step in points], marker="o", label=system)
+    axes.set(xlabel="step", ylabel="test MSE, 1e-4", xscale="log", yscale="log")
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _stop(signal: int) -> None:
+    if signal:
+        _say("stopped, saved; the same command continues")
+        sys.exit(128 + signal)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Work through the queue."""
+    parser = options(__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    out = parser.parse_args(argv).out
+    torch.set_num_threads(1)
+    for systems in GROUPS:
+        chosen = choose(systems, Folder(out / "trials"))
+        rows, signal = compare(make_comparison(systems, chosen, STEPS, SEEDS), out, _say)
+        _stop(signal)
+        draw_steps(rows, out / "steps.png")
+    study_depth(out / "depth")
+    longest = {name: GROUPS[0][name] for name in LONGEST}
+    more, signal = compare(
+        make_comparison(longest, chosen, LONGEST_STEPS, 1), out / "longest", _say
+    )
+    _stop(signal)
+    named = [{**row, "system": f"{row['system']}, {LONGEST_STEPS:,} steps"} for row in more]
+    draw_steps([*rows, *named], out / "steps.png")
+
+
+if __name__ == "__main__":
+    as_script(main)

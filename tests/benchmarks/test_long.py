@@ -1,0 +1,116 @@
+"""The long comparison with tiny budgets: its trials, its choice, its depth study, and that it goes
+on where it stopped.
+"""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import long
+from hrvqvae.training.autoencoder import AutoencoderTask
+from tests.kills import at_step
+
+Q = "model.quantizer."
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
+
+
+@pytest.mark.usefixtures("systems")
+def test_a_queue_that_stops_and_goes_on(
+    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {
+        "data.root": str(mnist_root),
+        "data.size": "12",
+        "data.workers": "0",
+        "training.evaluate_every": "1",
+    }
+    for name, value in {
+        "DATASET": "mnist",
+        "STEPS": 2,
+        "DEPTH_STEPS": 2,
+        "LONGEST_STEPS": 3,
+        "SEEDS": 1,
+        "POINTS": (1, 2, 3),
+        "COMMON": small,
+        "IMAGES": 20,
+        "GROUPS": ({"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},),
+        "LONGEST": ("vqvae",),
+        "DEPTH": {"groups2": {f"{Q}linked": "2"}, "rq": {f"{Q}linked": "1", f"{Q}beam": "1"}},
+        "SEARCHES": {
+            "by group, beam 1": {f"{Q}beam": "1", f"{Q}joint_beam": "false"},
+            "joint, beam 4": {f"{Q}beam": "4", f"{Q}joint_beam": "true"},
+            "every leaf of a group": {f"{Q}beam": "64", f"{Q}joint_beam": "false"},
+        },
+    }.items():
+        monkeypatch.setattr(long, name, value)
+    at_step(monkeypatch, AutoencoderTask, 2, lambda _: signal.raise_signal(signal.SIGTERM))
+    words = ["--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        long.main(words)
+    assert not rows(tmp_path)
+    long.main(words)
+
+    trials = rows(tmp_path / "trials")
+    assert {(row["learning_rate"], row["decay"]) for row in trials} == {
+        ("0.003", "0.8"),
+        ("0.0015", "0.8"),
+        ("0.003", "0.9"),
+    }
+    best = min(trials, key=lambda row: row["validation_mse"])
+    (printed, vqvae) = rows(tmp_path)
+    assert [step for step, _ in vqvae["test_errors"]] == [1, 2]
+    assert vqvae["commit"]
+    assert vqvae["machine"]
+    config = (tmp_path / "runs" / "vqvae-0" / "config.yaml").read_text()
+    assert f"learning_rate: {best['learning_rate']}" in config
+    assert f"decay: {best['decay']}" in config
+    assert printed["system"] == "printed"
+    assert [row["system"] for row in rows(tmp_path / "depth")] == ["groups2", "rq"]
+    assert len(rows(tmp_path / "longest")[0]["test_errors"]) == 3
+    assert (tmp_path / "steps.png").is_file()
+
+    lines = (tmp_path / "depth" / "beams.jsonl").read_text().splitlines()
+    errors = {}
+    for row in map(json.loads, lines):
+        errors[row["system"], row["search"], row["coarse_weight"]] = row["mse"]
+    assert len(errors) == 2 * 3 + 2 * 2
+    assert errors["groups2", "every leaf of a group", "0"] > 0
+    long.main(words)
+    assert (tmp_path / "depth" / "beams.jsonl").read_text().splitlines() == lines
+
+
+def test_trials_and_variants_of_the_protocol() -> None:
+    settings = [
+        (trial["training.learning_rate"], trial[f"{Q}decay"], trial[f"{Q}beta"])
+        for trial in long.trials_of("hrvqvae")
+    ]
+    assert settings == [
+        ("0.003", "0.5", "0.25"),
+        ("0.0015", "0.5", "0.25"),
+        ("0.003", "0.75", "0.25"),
+        ("0.003", "0.2", "0.25"),
+    ]
+    bits = {}
+    for systems in long.GROUPS:
+        comparison = long.make_comparison(systems, long.SEARCHED, long.STEPS, long.SEEDS)
+        for name in systems:
+            model = comparison.config(name, 0).model
+            symbols = model.num_symbols
+            bits[name] = (len(symbols), symbols[0])
+    assert bits["hrvqvae"] == (3, 8)
+    assert bits["vqvae"] == (1, 512)
+    assert bits["treevq15size"] == (3, 15)
+    deep = {
+        name: ("treevq-deep", "", {"training.learning_rate": "0.003", **own})
+        for name, own in long.DEPTH.items()
+    }
+    comparison = long.make_comparison(deep, {}, long.DEPTH_STEPS, long.SEEDS)
+    leaves = {name: comparison.config(name, 0).model.num_symbols for name in deep}
+    assert leaves["groups4"] == (8,) * 12
+    assert leaves["rq3x4096joint"] == (4096,) * 3
