@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hrvqvae.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.folder import list_models
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from hrvqvae.quantize import Codes, ResidualQuantizer
     from hrvqvae.quantize.layer import TreeVQ
     from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
-
-__version__ = "1.0.0"
 
 _MODULES = {
     "checkpoints.folder": ("list_models",),

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from hrvqvae import __version__
 from hrvqvae.cli import catalogue, files, share, train, trained
 from hrvqvae.cli.console import Parser, split_fields
 from hrvqvae.utils.errors import InputError, near_names, printable
 from hrvqvae.utils.progress import LOG
+from hrvqvae.version import __version__
 
 GROUPS = {
     "Use a model": ("sample", "complete", "reconstruct", "play"),

@@ -25,10 +25,10 @@ from hrvqvae.config.parsing import OWN_IMAGES
 from hrvqvae.config.registry import DATASETS
 from hrvqvae.data.batches import ImageSet, evaluation_batches
 from hrvqvae.data.loading import is_undivided, list_missing_files, load_images
-from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.evaluation.samples import SampleQuality, measure_samples
 from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.sampling import SamplingParams

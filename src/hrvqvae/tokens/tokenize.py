@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from hrvqvae import __version__
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.checkpoints.run import Run
@@ -43,6 +42,7 @@ from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import Advance, note, task
+from hrvqvae.version import __version__
 
 BROKEN = "_broken.jsonl"
 SHARD_SIZE = 10_000

@@ -17,9 +17,9 @@ from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
-from hrvqvae.evaluation.distortion import Report, evaluate
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
+from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.schedule import CodebookSchedule

@@ -15,10 +15,10 @@ from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build_progressive_decoder, require_several_levels
+from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, copy_weights

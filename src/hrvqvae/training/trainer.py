@@ -29,8 +29,8 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import explain_worker_errors, make_rng
-from hrvqvae.evaluation.distortion import Report
 from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import Metrics
 from hrvqvae.training import loggers
 from hrvqvae.training.loggers import MetricsLog, Record
