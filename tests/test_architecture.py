@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,32 +33,44 @@ ROOMS = (  # each may import those before it: docs/architecture.md draws them
 )
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of this package that a module imports anywhere in it."""
-    found = set()
+def name_module(path: Path) -> str:
+    """Return the dotted name of a source file."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {name_module(path): path for path in SOURCE.rglob("*.py")}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the modules of the package that a source file imports anywhere in it."""
+    imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [node.module]
-                if node.module != "hrvqvae"
-                else [f"hrvqvae.{one.name}" for one in node.names]
-            )
+            imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            names = [one.name for one in node.names]
-        else:
-            continue
-        assert not any(name.split(".")[0] in ("benchmarks", "tests") for name in names), path
-        found |= {name.split(".")[1] for name in names if name.startswith("hrvqvae.")}
-    return found & set(ROOMS)
+            imported |= {alias.name for alias in node.names}
+    assert not any(name.split(".")[0] in ("benchmarks", "tests") for name in imported), path
+    return imported & MODULES.keys()
 
 
 def test_rooms_import_those_before_them() -> None:
-    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
-    assert packages | {path.stem for path in SOURCE.glob("[!_]*.py")} == set(ROOMS)
-    for room in ROOMS:
-        for path in (*SOURCE.glob(f"{room}.py"), *(SOURCE / room).rglob("*.py")):
-            later = imported_rooms(path) - set(ROOMS[: ROOMS.index(room) + 1])
-            assert not later, f"{path.relative_to(SOURCE)} imports {later}"
+    rooms = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert rooms | {path.stem for path in SOURCE.glob("[!_]*.py")} == set(ROOMS)
+    for name, path in MODULES.items():
+        room = name.split(".")[1] if "." in name else ""
+        if room in ROOMS:
+            imported = {module.split(".")[1] for module in imported_modules(path) if "." in module}
+            later = imported - set(ROOMS[: ROOMS.index(room) + 1])
+            assert not later, f"{name} imports {later}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {
+        name: imported_modules(path) - {"hrvqvae", name, name.rpartition(".")[0]}
+        for name, path in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 LIGHT = {  # code -> modules that it must not import

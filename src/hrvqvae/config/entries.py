@@ -6,12 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hrvqvae.config.model import ModelConfig
-
-if TYPE_CHECKING:
-    from hrvqvae.config.schema import PriorNetworkConfig
+from hrvqvae.config.model import ModelConfig, PriorNetworkConfig
 
 Settings = Mapping[str, tuple[Any, str]]
 """Values of presets: dotted name of a field -> (value, source). A list has a value per column

@@ -1,9 +1,10 @@
-"""The contract of every system's configuration, and a configuration for each architecture."""
+"""The contracts of the configurations of systems and priors; a configuration per architecture."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from hrvqvae.config.section import (
@@ -21,6 +22,10 @@ from hrvqvae.utils.errors import InputError, require
 
 Grid = tuple[int, int]
 """Height and width of a latent grid, or of an image."""
+
+
+Levels = range
+"""Consecutive levels that a prior covers; 0 is the coarsest."""
 
 
 class Geometry(NamedTuple):
@@ -85,6 +90,22 @@ class ModelConfig(Section, section="model"):
 
     def check_images(self, size: int) -> None:  # most systems take any size
         """Raise InputError if the system can't be trained on images of `size` x `size` pixels."""
+
+
+class PriorNetworkConfig(Section, section="prior.network"):
+    """The contract of every prior network's configuration. A field that differs by level is a
+    `PerLevel`.
+    """
+
+    kind: str = ""  #: name of the network in the registry
+
+    def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
+        """Return the levels that each network covers, coarse first; by default a network per level.
+
+        `linked[level]` is true if each codeword of the coarser level has its own codebook at
+        `level`. Raises InputError if the network can't cover levels of these grids (H, W).
+        """
+        return tuple(range(level, level + 1) for level in range(len(grids)))
 
 
 class NetworkConfig(ModelConfig):

@@ -7,12 +7,11 @@ The dotted name of a field is its option (`--model.quantizer.codewords 8`), its 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import field
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import Grid, ModelConfig
+from hrvqvae.config.model import Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import (
     AUTO,
@@ -161,10 +160,6 @@ class ProgressiveTrainingConfig(StageConfig, section="progressive.training"):
     warmup_steps: Count = 50
 
 
-Levels = range
-"""Consecutive levels that a prior covers; 0 is the coarsest."""
-
-
 def level_names(levels: Levels) -> str:
     """Return levels in words, counted from 1: "level 2", or "levels 1 to 3"."""
     first = levels.start + 1
@@ -177,22 +172,6 @@ def at_level(values: tuple[T, ...], level: int) -> T:
     level.
     """
     return values[0] if len(values) == 1 else values[level]
-
-
-class PriorNetworkConfig(Section, section="prior.network"):
-    """The contract of every prior network's configuration. A field that differs by level is a
-    `PerLevel`.
-    """
-
-    kind: str = ""  #: name of the network in the registry
-
-    def covers(self, grids: Sequence[Grid], linked: Sequence[bool]) -> tuple[Levels, ...]:
-        """Return the levels that each network covers, coarse first; by default a network per level.
-
-        `linked[level]` is true if each codeword of the coarser level has its own codebook at
-        `level`. Raises InputError if the network can't cover levels of these grids (H, W).
-        """
-        return tuple(range(level, level + 1) for level in range(len(grids)))
 
 
 class PriorConfig(Section, section="prior"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import typing
@@ -10,7 +11,7 @@ from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self, TypeVar, Union, cast
 
 from hrvqvae.utils.errors import InputError, near_names, require
 
@@ -115,13 +116,16 @@ class Section:
         dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
-        kind: Any = type(self)
-        hints = _get_hints(kind, include_extras=True)
-        for name, value in vars(self).items():
+        self._set(vars(self))
+
+    def _set(self, values: Mapping[str, Any]) -> None:
+        """Parse values of this section's fields, which is still being made, and check the whole."""
+        hints = _get_hints(cast(Any, type(self)), include_extras=True)
+        for name, value in values.items():
             try:
                 object.__setattr__(self, name, _parse(value, hints[name]))
             except ValueError as error:
-                self.require(False, name, str(error))
+                require(False, self._qualify(name), value, str(error))
         self.check()
 
     def check(self) -> None:
@@ -156,8 +160,10 @@ class Section:
                 inner.setdefault(first, {})[rest] = value
             else:
                 values[first] = value
-        values |= {first: fields[first].replace(**changed) for first, changed in inner.items()}
-        return dataclasses.replace(self, **values)
+        values |= {first: fields[first].replace(**leaves) for first, leaves in inner.items()}
+        changed = copy.copy(self)
+        changed._set(values)
+        return changed
 
     def _qualify(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
