@@ -394,10 +394,10 @@ def test_restarted_codewords_are_known_on_another_device() -> None:
 def test_a_layer_is_pickled_unless_it_has_a_process_group() -> None:
     one = started()
     assert same(state_of(pickle.loads(pickle.dumps(one))), state_of(one))
-    one.schedule.group.group = "some processes"
+    one.schedule.processes.group = "some processes"
     with pytest.raises(InputError, match="a process group can't be pickled: save the layer's"):
         pickle.dumps(one)
-    assert copy.deepcopy(one).schedule.group.group == "some processes"
+    assert copy.deepcopy(one).schedule.processes.group == "some processes"
 
 
 def test_on_meta_and_then_emptied_it_begins_anew() -> None:

@@ -235,12 +235,16 @@ def test_a_vector_that_overflowed_moves_no_codeword(
     book.set_codewords(torch.arange(3), torch.tensor([[1.0, 1], [2, 2], [3, 3]]), torch.ones(3))
     vectors = torch.tensor([[bad, 0], [1, 1], [4, 4], [5, 5]])
     index = torch.tensor([0, 0, 1, 1])
-    book.average(book.counts(index), book.sums(vectors, index, slice(None)), slice(None))
+
+    def update(vectors: Tensor, index: Tensor) -> None:
+        counts = torch.bincount(index, minlength=3).float()
+        book.average(counts, *book.sums(vectors, index, counts))
+
+    update(vectors, index)
     torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
     for _ in range(3):
         assert book.codewords[0, 0].tolist() == [1, 1]
-        sums = book.sums(torch.ones(1, 2), index[:1], slice(None))
-        book.average(book.counts(index[:1]), sums, slice(None))
+        update(torch.ones(1, 2), index[:1])
 
 
 def test_codewords_that_are_not_finite_are_named_by_their_level() -> None:

@@ -83,54 +83,46 @@ class LevelCodebooks(nn.Module):
                 flat = values.view(self.num_codewords, -1)
                 flat.copy_(flat[index])
 
-    def counts(self, index: Tensor) -> Tensor:
-        """Count the vectors of each codeword by index (N,): (num_books, m) float32."""
-        return vq.counts(index, self.num_codewords).to(self.count.dtype).view_as(self.count)
+    def sums(self, residual: Tensor, index: Tensor, counts: Tensor) -> tuple[Any, Tensor]:
+        """Sum the residuals (N, D) of each codeword that a batch may move.
 
-    def rows_to_update(self, counts: Tensor) -> Tensor | slice:
-        """Return the codewords (K,) that a batch with these counts moves, or a slice of all."""
-        if self.is_large and counts.device.type == "cpu":  # a GPU would have to wait for K
-            return counts.flatten().nonzero().flatten()
-        return slice(None)
+        Args:
+            index: codeword (N,) of each residual.
+            counts: vectors (num_codewords,) of each codeword in the batch, over all processes.
 
-    def sums(self, residual: Tensor, index: Tensor, rows: Tensor | slice) -> Tensor:
-        """Return the sum of residuals (N, D) per codeword of `rows`, by index (N,): (K, D)."""
-        if isinstance(rows, slice):
-            return vq.sums(residual, index, self.num_codewords)
+        Returns:
+            The codewords (K,), or a slice of all, and the sums (K, D).
+        """
+        if not self.is_large or counts.device.type != "cpu":  # a GPU would have to wait for K
+            return slice(None), vq.sums(residual, index, self.num_codewords)
+        rows = counts.nonzero().flatten()
         position = index.new_empty(self.num_codewords)
-        position[rows] = torch.arange(len(rows), device=rows.device)
-        return vq.sums(residual, position[index], len(rows))
+        position[rows] = torch.arange(len(rows))
+        return rows, vq.sums(residual, position[index], len(rows))
 
-    def average(self, counts: Tensor, sums: Tensor | None, rows: Tensor | slice) -> None:
-        """Update averages and codewords from the counts (num_books, m) of a batch and the sums of
-        `rows`.
+    def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
+        """Update averages and codewords from the counts (num_codewords,) of a batch and the `sums`
+        (K, D) of the codewords `rows` (docs/method.md, "Moving averages").
 
         Sums that overflowed on a GPU are skipped.
         """
-        if sums is None:
-            self.count.lerp_(counts, 1 - self.decay)
-            return
+        new = 1 - self.decay
         finite = sums.sum(-1).isfinite()
-        if self.total is None:
-            self._move(counts, sums, rows, finite)
-            return
-        finite = finite.view_as(counts)
-        sums = sums.view_as(self.total)
-        self.count.lerp_(torch.where(finite, counts, self.count), 1 - self.decay)
-        self.total.lerp_(torch.where(finite.unsqueeze(-1), sums, self.total), 1 - self.decay)
-        self.codewords.copy_(vq.moving_average_codewords(self.count, self.total, self.codewords))
-
-    def _move(self, counts: Tensor, sums: Tensor, rows: Tensor | slice, finite: Tensor) -> None:
-        """Update a level without `total`: the codewords of `rows` move to their new means."""
-        row_counts = counts.flatten()[rows].masked_fill(~finite, 0).unsqueeze(-1)
-        row_sums = sums.masked_fill(~finite.unsqueeze(-1), 0)
-        self.count.lerp_(counts, 1 - self.decay)
-
-        # s / n with s = decay * n_before * codeword + (1 - decay) * sums
+        count = self.count.view(-1)
         codewords = self.codewords.flatten(0, 1)
-        new_count = self.count.flatten()[rows].clamp(min=1e-5).unsqueeze(-1)
-        step = (row_sums - row_counts * codewords[rows]) * ((1 - self.decay) / new_count)
-        codewords[rows] += step
+        if self.total is not None:
+            total = self.total.flatten(0, 1)
+            count.lerp_(torch.where(finite, counts, count), new)
+            total.lerp_(torch.where(finite.unsqueeze(-1), sums, total), new)
+            codewords.copy_(vq.moving_average_codewords(count, total, codewords))
+            return
+
+        # s / n, with s = decay * (n before) * codeword + (1 - decay) * sums
+        row_counts = counts[rows].masked_fill(~finite, 0).unsqueeze(-1)
+        sums = sums.masked_fill(~finite.unsqueeze(-1), 0)
+        count.lerp_(counts, new)
+        step = new / count[rows].clamp(min=1e-5).unsqueeze(-1)
+        codewords[rows] += (sums - row_counts * codewords[rows]) * step
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save `total` of every level, as all versions do."""
@@ -171,14 +163,14 @@ class LevelCodebooks(nn.Module):
             centers, _ = kmeans(residual, size, rng)
             start = centers.repeat(self.num_books, 1)
             index = books * size + search(residual, [centers[None]])[0]
-            count = self.counts(index).flatten()
+            count = vq.counts(index, self.num_codewords).to(centers.dtype)
         else:
             noise = torch.randn(
                 self.num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32
             )
             start = noise.to(residual) * (residual.std(0, correction=0) * 0.1)
             count = residual.new_zeros(self.num_codewords)
-            for book, members in vq.group_by_book(books):
+            for book, members in vq.members_of_books(books):
                 children = slice(book * size, (book + 1) * size)
                 start[children], count[children] = kmeans(residual[members], size, rng, even)
         self.set_codewords(slice(None), start, count * weight)
@@ -199,7 +191,7 @@ class LevelCodebooks(nn.Module):
         moved = [index[:0]]
         source = [index[:0]]
         candidates = (~dead.view(-1)[index] & dead.any(1)[index // self.size]).nonzero().flatten()
-        for book, positions in vq.group_by_book(index[candidates] // self.size):
+        for book, positions in vq.members_of_books(index[candidates] // self.size):
             members = candidates[positions]
             target = book * self.size + dead[book].nonzero().flatten()[: len(members)]
             order = torch.randperm(len(members), generator=rng)[: len(target)]
@@ -220,17 +212,21 @@ def update_codebooks(
     """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the
     ranks of `group`.
     """
-    counts = [level.counts(index) for level, index in zip(levels, indices, strict=True)]
-    counts = distributed.all_reduce(counts, group)
-    rows = [
-        level.rows_to_update(level_counts)
-        for level, level_counts in zip(levels, counts, strict=True)
-    ]
-    sums: Sequence[Tensor | None] = [None] * len(levels)
-    if levels[0].is_ema:
-        batch = zip(levels, residuals, indices, rows, strict=True)
-        sums = distributed.all_reduce(
-            [level.sums(residual, index, some) for level, residual, index, some in batch], group
-        )
-    for level, level_counts, level_sums, some in zip(levels, counts, sums, rows, strict=True):
-        level.average(level_counts, level_sums, some)
+    counts = distributed.all_reduce(
+        [
+            vq.counts(index, level.num_codewords).to(level.count.dtype)
+            for level, index in zip(levels, indices, strict=True)
+        ],
+        group,
+    )
+    if not levels[0].is_ema:
+        for level, level_counts in zip(levels, counts, strict=True):
+            level.count.view(-1).lerp_(level_counts, 1 - level.decay)
+        return
+    batch = zip(levels, residuals, indices, counts, strict=True)
+    statistics = [level.sums(*of_level) for level, *of_level in batch]
+    sums = distributed.all_reduce([level_sums for _, level_sums in statistics], group)
+    for level, level_counts, (rows, _), level_sums in zip(
+        levels, counts, statistics, sums, strict=True
+    ):
+        level.average(level_counts, rows, level_sums)

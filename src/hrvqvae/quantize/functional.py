@@ -97,7 +97,7 @@ def _pairings(size: int, device: torch.device) -> Iterator[Tensor]:
         yield pairs[:, (pairs < size).all(0)]
 
 
-def group_by_book(books: Tensor) -> Iterator[tuple[int, Tensor]]:
+def members_of_books(books: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Return each codebook that occurs in `books` (N,), with the positions where it occurs."""
     present, sizes = torch.unique(books, return_counts=True)
     positions = torch.split(torch.argsort(books, stable=True), sizes.tolist())

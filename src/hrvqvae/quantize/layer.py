@@ -159,13 +159,13 @@ class TreeVQ(nn.Module):
             )
             raise InputError(line) from None
         self.channel_last = channel_last
-        group = distributed.GroupHandle(process_group)
-        self.quantizer = ResidualQuantizer(config, group)
+        processes = distributed.GroupHandle(process_group)
+        self.quantizer = ResidualQuantizer(config, processes)
         most = min(_MAX_VECTORS, max(_MIN_VECTORS, MOST_VALUES // dim))
         start = start_vectors or min(
             max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most
         )
-        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, group)
+        self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, processes)
 
     def forward(
         self, features: Tensor, mask: Tensor | None = None, *, return_losses: bool = False
@@ -208,7 +208,12 @@ class TreeVQ(nn.Module):
                 f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
             )
         vectors = inputs.flatten(0, -2) if mask is None else inputs[mask]
-        result = self._quantize(vectors)
+        quantize: Callable[[Tensor], Quantized] = self.quantizer
+        if self.training and not self.quantizer.frozen:
+            quantize = self._learn
+            if torch.compiler.is_compiling():  # the update depends on the step number
+                quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
+        result = quantize(vectors)
         num_values = max(1, vectors.numel())
         losses = torch.stack([loss / num_values for loss in result.losses.values()])
         quantized = result.latents.to(features.dtype)
@@ -228,13 +233,6 @@ class TreeVQ(nn.Module):
             return quantized, indices, losses.sum(), level_losses / num_values
         return quantized, indices, losses.sum()
 
-    def _quantize(self, vectors: Tensor) -> Quantized:
-        if not self.training or self.quantizer.frozen:
-            return self.quantizer(vectors)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():  # the update depends on the step number
-            return torch.compiler.disable(self._learn)(vectors)  # type: ignore[no-any-return, no-untyped-call]
-        return self._learn(vectors)
-
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
         codewords last, if due.
@@ -251,13 +249,15 @@ class TreeVQ(nn.Module):
             raise InputError(
                 "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
             )
-        steps = schedule.steps
+        steps, _ = schedule.read_progress()
         if steps == 0:
             self._start(vectors)
         result: Quantized = quantizer(vectors)
         if steps:
             if schedule.restart_due(steps):
-                gathered = distributed.all_gather(vectors.detach().float(), schedule.group.group)
+                gathered = distributed.all_gather(
+                    vectors.detach().float(), schedule.processes.group
+                )
                 with torch.device("cpu"), schedule.track_moves(quantizer):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.set_progress(steps + 1)

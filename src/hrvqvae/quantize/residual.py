@@ -41,15 +41,15 @@ class ResidualQuantizer(Quantizer):
     mode, and not while `frozen`. Everything is computed in float32, also under autocast.
 
     Args:
-        group: processes that train together.
+        processes: processes that train together.
     """
 
     config: QuantizerConfig
 
-    def __init__(self, config: QuantizerConfig, group: GroupHandle | None = None) -> None:
+    def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
         super().__init__()
         self.config = config
-        self.group = group or GroupHandle()
+        self.processes = processes or GroupHandle()
         self.frozen = False
         self.search: Callable[..., Tensor] = partial(
             search, width=config.beam, coarse_weight=config.coarse_weight
@@ -62,6 +62,7 @@ class ResidualQuantizer(Quantizer):
             self.codebook = codebooks[0]  # name of the weights in files, whose digests depend on it
         else:
             self.codebooks = codebooks
+        self._level_betas = config.beta_of_levels
         self.levels: list[Any] = list(codebooks)  # LevelCodebooks, coarse first
 
         # the levels of each search
@@ -88,10 +89,13 @@ class ResidualQuantizer(Quantizer):
 
             # "Training", moving averages
             if self.training and not self.frozen:
-                update_codebooks(self.levels, residuals[:-1], indices, self.group.group)
+                update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
             straight_through = (z + (z_q - z).detach()).view(latents.shape)
-        codes = self._codes(indices, latents.shape[:-1])
+        codes = tuple(
+            (index % size).view(latents.shape[:-1])
+            for index, size in zip(indices, self.config.sizes, strict=True)
+        )
         return Quantized(straight_through, codes, losses, level_losses)
 
     def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -131,7 +135,7 @@ class ResidualQuantizer(Quantizer):
         """
         z = residuals[0]
         z_q = torch.zeros_like(z)
-        betas = self.config.beta_of_levels
+        betas = self._level_betas
         is_gradient = self.config.update == "gradient"
         losses: dict[str, Tensor] = {}
         level_losses = []
@@ -160,7 +164,10 @@ class ResidualQuantizer(Quantizer):
                 indices = list(self._search(z, self._searches[0]))
             else:
                 indices, _, _ = self.descend(z)
-        return self._codes(indices, latents.shape[:-1])
+        return tuple(
+            (index % size).view(latents.shape[:-1])
+            for index, size in zip(indices, self.config.sizes, strict=True)
+        )
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
@@ -176,12 +183,6 @@ class ResidualQuantizer(Quantizer):
             is_linked = level.num_books > 1
             indices.append(indices[-1] * level.size + code if is_linked else code)
         return tuple(indices)
-
-    def _codes(self, indices: Sequence[Tensor], shape: Sequence[int]) -> Codes:
-        return tuple(
-            (index % book.size).view(shape)
-            for index, book in zip(indices, self.levels, strict=True)
-        )
 
     @torch.no_grad()
     def initialize(

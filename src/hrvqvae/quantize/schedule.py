@@ -38,13 +38,13 @@ class CodebookSchedule(nn.Module):
         total_steps: int | None = None,
         start_vectors: int = 1,
         dim: int = 1,
-        group: distributed.GroupHandle | None = None,
+        processes: distributed.GroupHandle | None = None,
     ) -> None:
         super().__init__()
         self.restart_every = restart_every
         self.total_steps = total_steps
         self.start_vectors = start_vectors
-        self.group = group or distributed.GroupHandle()
+        self.processes = processes or distributed.GroupHandle()
         self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
         # codebooks, and whether each of their codewords has moved since the last `forget`
@@ -61,10 +61,12 @@ class CodebookSchedule(nn.Module):
     @property
     def steps(self) -> int:
         """Training steps: 0 until the start is finished, then 1, 2, ..."""
-        return self._progress()[0]
+        return self.read_progress()[0]
 
-    def _progress(self) -> tuple[int, int]:
-        """Return `progress` from its copy in Python, so that no training step waits for a GPU."""
+    def read_progress(self) -> tuple[int, int]:
+        """Return `steps` and the number of waiting vectors, from a copy in Python, so that no
+        training step waits for a GPU.
+        """
         copy = self._copy
         if copy is None or copy[0] is not self.progress or copy[1] != self.progress._version:
             steps, waiting = self.progress.tolist()  # fractions in an average of models
@@ -83,11 +85,11 @@ class CodebookSchedule(nn.Module):
         There are two fits: to the first batch, and at the end to a sample of `start_vectors` of all
         waiting vectors.
         """
-        batch = distributed.all_gather(vectors, self.group.group)
+        batch = distributed.all_gather(vectors, self.processes.group)
         batch = batch[
             batch.square().sum(1).isfinite()
         ]  # the search refuses the others, and k-means would keep them
-        _, count = self._progress()
+        _, count = self.read_progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
         if len(collected) < self.start_vectors:
             self.waiting = nn.functional.pad(
@@ -122,7 +124,7 @@ class CodebookSchedule(nn.Module):
         before = [book.codewords.detach().clone() for book in books]
         yield
         values = (value for book in books for value in (*book.parameters(), *book.buffers()))
-        distributed.broadcast((value.detach() for value in values), self.group.group)
+        distributed.broadcast((value.detach() for value in values), self.processes.group)
         moved = [
             (book.codewords.detach() != old).any(-1)
             for book, old in zip(books, before, strict=True)
