@@ -23,19 +23,7 @@ export function readImage(bytes, tables) {
   refuseUnless(tables.fingerprints[byTables].every((byte, i) => byte === bytes[1 + i]), "it is of another model");
   const cells = gridsOf(tables, height, width).reduce((sum, [rows, columns]) => sum + rows * columns, 0);
   refuseUnless(cells <= MAX_CODES, `an image of ${height}x${width} pixels has more than ${MAX_CODES} codes`);
-  const first = 0xff; // the register after a check
-  let register = crc8(first, bytes, 0, varints.at);
-  let checked = varints.at;
-  const after = (stop) => {
-    if (stop === bytes.length) return { wrong: "is cut short" };
-    register = crc8(register, bytes, checked, stop + 1);
-    checked = stop + 1;
-    if (register !== 0) return { wrong: "is damaged" };
-    register = first;
-    return { stop: checked, ended: checked === bytes.length };
-  };
-  const count = tables.levels.length;
-  const image = decodeLevels(tables, byTables, [height, width], count, bytes, checked, bytes.length, after);
+  const image = decodeLevels(tables, byTables, [height, width], bytes, varints.at);
   refuseUnless(image.levels.length > 0, `no level is whole: ${image.fault}`);
   return image;
 }

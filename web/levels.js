@@ -1,4 +1,6 @@
-// The codes of levels: their frequencies, and the range coder.
+// The codes of levels: their frequencies, the range coder and the checks.
+
+import { crc8 } from "./bytes.js";
 
 const POWERS = Array.from({ length: 64 }, (_, i) => Math.round(2 ** (16 - i / 64)));
 
@@ -227,29 +229,39 @@ export function admits(tables, byTables, level, grids, bytes) {
 }
 
 /**
- * The levels of one image, read from bytes[start:end] one after the other. `after(stop)` is called with the end of a
- * level's stream; it gives { stop, ended }, where the next level begins and whether there is none, or { wrong }.
+ * The levels of a .hrv whose header takes the first `start` bytes.
  *
  * Returns { height, width, grids, levels, ends, fault }: codes of the levels that are whole, row after row; where each
- * ends; and what lies after them, or null.
+ * ends; and what is wrong after them, or null.
  */
-export function decodeLevels(tables, byTables, [height, width], count, bytes, start, end, after) {
+export function decodeLevels(tables, byTables, [height, width], bytes, start) {
   const grids = gridsOf(tables, height, width);
-  const [levels, ends] = [[], []];
-  let [at, fault, last] = [start, null, false];
-  for (let level = 0; level < count && !last && !fault; level++) {
-    if (!admits(tables, byTables, level, grids, end)) {
+  const levels = [];
+  const ends = [];
+  let fault = null;
+  let at = start;
+  let checked = 0; // the first check includes the header
+  for (let level = 0; level < grids.length && !fault; level++) {
+    if (level > 0 && at === bytes.length) break; // a file may end after any level
+    if (!admits(tables, byTables, level, grids, bytes.length)) {
       fault = `level ${level + 1} has more codes than its bytes admit`;
       break;
     }
-    levels.push(new Int32Array(grids[level][0] * grids[level][1]));
+    const codes = new Int32Array(grids[level][0] * grids[level][1]);
+    levels.push(codes);
     const model = modelOf(tables, byTables, level, grids, levels);
-    let { wrong, stop, ended } = decodeLevel(model, levels[level], bytes, at, end);
-    if (!wrong) ({ wrong, stop, ended } = after(stop));
-    if (wrong) [fault] = [`level ${level + 1} ${wrong}`, levels.pop()];
-    else [at, last] = [ends[ends.length] = stop, ended];
+    let { wrong, stop } = decodeLevel(model, codes, bytes, at, bytes.length);
+    if (!wrong && stop === bytes.length) wrong = "is cut short";
+    if (!wrong && crc8(0xff, bytes, checked, stop + 1) !== 0) wrong = "is damaged";
+    if (wrong) {
+      fault = `level ${level + 1} ${wrong}`;
+      levels.pop();
+    } else {
+      at = checked = stop + 1;
+      ends.push(at);
+    }
   }
-  if (!fault && at < end) fault = "bytes are left after the last level";
+  if (!fault && at < bytes.length) fault = "bytes are left after the last level";
   return { height, width, grids, levels, ends, fault };
 }
 
