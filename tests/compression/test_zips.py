@@ -117,6 +117,13 @@ def test_a_cut_or_zeros_leave_the_entries_before(tmp_path: Path) -> None:
             assert None in found.values() or len(found) == 3, length
 
 
+def test_an_entry_that_the_directory_calls_empty_is_found_by_its_header(tmp_path: Path) -> None:
+    content = bytearray(write_zip(tmp_path / "x.zip"))
+    check_and_sizes = content.index(b"PK\1\2") + 16
+    content[check_and_sizes : check_and_sizes + 12] = bytes(12)
+    assert read(tmp_path / "y.zip", bytes(content)) == FILES
+
+
 def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"none", zipfile.stringEndArchive + bytes(18)):
         assert read(tmp_path / "x.zip", content) == {"": None}

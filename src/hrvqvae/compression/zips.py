@@ -124,7 +124,8 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
         with opened.open(entry) as stream:
             if not _holds_codes(entry.filename):
                 return b""
-            return stream.read(entry.file_size + 1)  # without a limit, all would be unpacked
+            # without a limit, all would be unpacked; no file of codes is empty
+            return stream.read(entry.file_size + 1) or None
     except Exception:  # as for `ZipFile`
         return None
 
