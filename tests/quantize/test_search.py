@@ -118,7 +118,7 @@ def test_a_beam_agrees_with_the_oracle(data: st.DataObject) -> None:
     shapes = [(1, data.draw(st.integers(2, 9)))]
     for _ in range(data.draw(st.integers(0, 3))):
         below = shapes[-1][0] * shapes[-1][1]
-        books = data.draw(st.sampled_from([1, shapes[-1][1], below])) if below < 100 else 1
+        books = data.draw(st.sampled_from([1, below])) if below < 100 else 1
         shapes.append((books, data.draw(st.integers(2, 9))))
     width = data.draw(st.integers(1, 12))
     weight = data.draw(st.sampled_from([0, 0.25, 1, 3]))

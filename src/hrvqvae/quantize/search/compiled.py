@@ -1,24 +1,42 @@
-"""The search as loops that numba compiles, for a CPU, around the innermost loops of `vectors.py`.
+"""The fast form of the search, for a CPU: loops that numba compiles.
 
-One pass over the vectors searches all levels. A residual (D floats) and the m codewords of one
-codebook stay in the innermost cache, no array has the size (N, m, D), and only the indices are
-written. The work is N * L * m * D subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m *
-D with a beam. Distances are sums of (r - c)^2, which are accurate far from the origin.
+`tensors.py` is the specification. This module gives the same indices, up to rounding, much faster.
 
-The functions `_search_*` search latents[first:last] (N, D) and return the sum of the final squared
-residuals. They write indices (L, N) and overwrite the arrays in `work`. They take codebooks by
-address, so that one compilation fits
-every number of levels:
+**What is slow in tensors.** The distances of N vectors to the m codewords of their codebooks are an
+array (N, m), and the codewords themselves one of (N, m, D), at each level: the memory decides the
+time. Here a vector descends through all levels at once. Its residual (D floats) and the m codewords
+of one codebook stay in the innermost cache, and only the indices are written. The work is N * L * m
+* D subtractions and multiply-adds, or N * (1 + (L - 1) * beam) * m * D with a beam. Distances are
+sums of (r - c)^2, which are accurate far from the origin.
 
-    books    (L,), addresses of the codebooks of each level, (num_books, G, W) floats: m and D
-    padded to G and W
+**Three loops**, for three shapes of the work:
+
+* `_search_greedy`: a beam of 1 in several levels. Vectors descend level by level in batches of 64,
+  so that the processor fetches the codebook of a later vector while it searches that of another.
+* `_search_beam`: one vector after the other, with the residuals of all its branches.
+* `_search_flat`: a single codebook, which is too large for the cache. 128 vectors share one pass
+  over it, in tiles of 4 vectors and 32 codewords, whose distances stay in registers.
+
+**Innermost loops** are in `vectors.py`, as instructions for sixteen floats at once. They take
+addresses. A nearest codeword is found as the least key: an integer of 64 bits with the distance
+above the position, so that of equal distances the first position wins.
+
+**Padding.** Codebooks are padded to W floats per codeword (zeros) and G codewords per codebook
+(infinity). A vector that is not finite is as near to the padding as to all else: its child is
+clamped, so that it leads to no codebook that is not there, and the sum of the squared residuals,
+which every loop returns, is not finite. So nothing is checked before.
+
+Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
+(L, N). Codebooks are given by address, so that one compilation fits every number of levels:
+
+    books    (L,), address of each level's codebooks, (num_books, G, W) floats
     shapes   (L, 3), m, G and num_books of each level
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +47,7 @@ from torch.nn.functional import pad
 
 from hrvqvae.quantize.quantized import require_finite
 from hrvqvae.quantize.search import vectors as simd
-from hrvqvae.quantize.search.vectors import GROUP, LANES, ROWS, SIDE_BY_SIDE
+from hrvqvae.quantize.search.vectors import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
 from hrvqvae.utils.compiled import compiled, in_parts
 from hrvqvae.utils.errors import NonFiniteError
 
@@ -37,8 +55,7 @@ Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
-# vectors that descend together: the codebook of a later one is fetched while another is searched
-_TOGETHER = 64
+_TOGETHER = 64  # vectors that descend together
 _AHEAD = 4  # vectors between the fetch of a codebook and its use
 _NEAR_BYTES = 2**16  # levels up to this size stay in the innermost caches and need no fetch ahead
 _BLOCK = 128  # vectors that share one pass over a flat codebook
@@ -46,28 +63,19 @@ _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled()
-def _book_below(index: int, num_books: int) -> int:
-    """Return the codebook of a level below the codeword `index` of the coarser level."""
-    return index if index < num_books else index % num_books
-
-
-@compiled()
 def _search_greedy(
     latents: Floats,
     books: Integers,
     shapes: Integers,
+    width: int,
     indices: Integers,
-    work: Any,
     first: int,
     last: int,
 ) -> float:
-    """Take the nearest child at each level. Work: residuals (`_TOGETHER`, W), zero from D on, and
-    their indices.
-    """
-    residual, index = work
-    width = residual.shape[1]
-    # bytes
-    row = 4 * width
+    """Take the nearest child at each level; return the sum of the final squared residuals."""
+    residual = np.zeros((_TOGETHER, width), np.float32)
+    index = np.empty(_TOGETHER, np.int64)
+    row_bytes = 4 * width
     squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
@@ -77,32 +85,37 @@ def _search_greedy(
                 residual[i, d] = latents[start + i, d]
         for level in range(len(books)):
             address = books[level]
-            residual_at = np.int64(residual.ctypes.data)
             size = shapes[level, 0]
-            padded = shapes[level, 1]
+            padded_size = shapes[level, 1]
             num_books = shapes[level, 2]
-            book_bytes = row * padded
-            far = num_books > 1 and num_books * book_bytes > _NEAR_BYTES
+            book_bytes = row_bytes * padded_size
+            is_far = num_books > 1 and num_books * book_bytes > _NEAR_BYTES
+            if num_books == 1:
+                index[:count] = 0
+            residual_at = np.int64(residual.ctypes.data)
             for i in range(count):
-                index[i] = _book_below(index[i], num_books)
-            for i in range(count):
-                if far and i + _AHEAD < count:
+                if is_far and i + _AHEAD < count:
+                    later = address + index[i + _AHEAD] * book_bytes
                     for line in range(0, book_bytes, 64):
-                        simd.prefetch(address + index[i + _AHEAD] * book_bytes + line)
+                        simd.prefetch(later + line)
+
+                # the nearest child, eight at a time
                 codebook = address + index[i] * book_bytes
                 key = simd.key_of_nearest(residual_at, codebook, width)
-                for k in range(SIDE_BY_SIDE, padded, SIDE_BY_SIDE):
-                    key = min(key, simd.key_of_nearest(residual_at, codebook + k * row, width) + k)
-                child = min(
-                    key & 0xFFFFFFFF, size - 1
-                )  # padding is nearest if the latent is not finite
+                for k in range(SIDE_BY_SIDE, padded_size, SIDE_BY_SIDE):
+                    eight = codebook + k * row_bytes
+                    key = min(key, simd.key_of_nearest(residual_at, eight, width) + k)
+                child = min(key & 0xFFFFFFFF, size - 1)
                 index[i] = index[i] * size + child
                 indices[level, start + i] = index[i]
+
+                # what is left of the vector
                 if level == len(books) - 1:
                     squares += float(np.int32(key >> 32).view(np.float32))
                 else:
-                    simd.subtract(residual_at, codebook + child * row, residual_at, width)
-                residual_at += row
+                    codeword = codebook + child * row_bytes
+                    simd.subtract(residual_at, codeword, residual_at, width)
+                residual_at += row_bytes
     return squares
 
 
@@ -111,75 +124,85 @@ def _search_beam(
     latents: Floats,
     books: Integers,
     shapes: Integers,
+    width: int,
     indices: Integers,
-    work: Any,
     beam: int,
     weight: np.float32,
     first: int,
     last: int,
 ) -> float:
-    """Keep the `beam` branches of least cost at each level; `weight` is the weight of the coarser
-    levels.
+    """Keep the `beam` branches of least cost at each level; return the sum of the final squared
+    residuals.
 
-    Work: residuals (2, beam, W), zero from D on, and costs (2, beam) of the branches before and
-    after a level; their indices (L + 1, beam), zero at first; the branches (L, beam) that they come
-    from; distances and keys (beam * G,).
+    `weight` is the weight of the coarser levels. Branches before a level are in half `old` of
+    `residual` and `cost`, branches after it in half `new`.
     """
-    residual, cost, index, parent, distances, keys = work
-    levels = len(books)
-    width = residual.shape[2]
-    # bytes
-    row = 4 * width
-    squares = 0.0
+    num_levels = len(books)
+    residual = np.zeros((2, beam, width), np.float32)
+    cost = np.zeros((2, beam), np.float32)
+    index = np.zeros((num_levels + 1, beam), np.int64)
+    parent = np.zeros((num_levels, beam), np.int64)  # branch before the level
+    distances = np.empty(beam * shapes[:, 1].max(), np.float32)
+    keys = np.empty(len(distances), np.int64)
+    row_bytes = 4 * width
     residual_at = np.int64(residual.ctypes.data)
     distances_at = np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
+    squares = 0.0
     for i in range(first, last):
         old = 0
+        count = 1
+        cost[0, 0] = np.float32(0)
         for d in range(latents.shape[1]):
             residual[0, 0, d] = latents[i, d]
-        cost[0, 0], count = np.float32(0), 1
-        for level in range(levels):
+        for level in range(num_levels):
             address = books[level]
-            new = 1 - old
-            finest = level == levels - 1
             size = shapes[level, 0]
-            padded = shapes[level, 1]
-            book_bytes = row * shapes[level, 1]
-            old_at = residual_at + old * beam * row
-            new_at = residual_at + new * beam * row
+            padded_size = shapes[level, 1]
+            is_linked = shapes[level, 2] > 1
+            book_bytes = row_bytes * padded_size
+            is_finest = level == num_levels - 1
+            new = 1 - old
+            old_at = residual_at + old * beam * row_bytes
+            new_at = residual_at + new * beam * row_bytes
+
+            # distances and keys of all children of all branches
             for branch in range(count):
-                book = _book_below(index[level, branch], shapes[level, 2])
+                book = index[level, branch] if is_linked else 0
                 codewords = address + book * book_bytes
-                vector = old_at + branch * row
-                for place in range(branch * padded, (branch + 1) * padded, SIDE_BY_SIDE):
+                vector = old_at + branch * row_bytes
+                for place in range(branch * padded_size, (branch + 1) * padded_size, SIDE_BY_SIDE):
                     simd.measure_eight(
                         vector, codewords, width, cost[old, branch], place, distances_at, keys_at
                     )
-                    codewords += row * SIDE_BY_SIDE
-            kept = 1 if finest else min(beam, count * size)
+                    codewords += row_bytes * SIDE_BY_SIDE
+
+            # the children of least cost are the branches of the next level
+            kept = 1 if is_finest else min(beam, count * size)
             for k in range(kept):
                 key: Any = _LARGEST_KEY
-                for place in range(count * padded):
+                for place in range(count * padded_size):
                     key = min(key, keys[place])
                 place = key & 0xFFFFFFFF
                 keys[place] = _LARGEST_KEY
-                branch = place // padded
-                child = min(
-                    place - branch * padded, size - 1
-                )  # padding is nearest if the latent is not finite
-                book = _book_below(index[level, branch], shapes[level, 2])
-                index[level + 1, k], parent[level, k] = book * size + child, branch
-                if finest:
+                branch = place // padded_size
+                child = min(place - branch * padded_size, size - 1)
+                book = index[level, branch] if is_linked else 0
+                index[level + 1, k] = book * size + child
+                parent[level, k] = branch
+                if is_finest:
                     squares += float(distances[place])
                 else:
                     cost[new, k] = weight * distances[place] + cost[old, branch]
-                    codeword = address + book * book_bytes + child * row
-                    simd.subtract(old_at + branch * row, codeword, new_at + k * row, width)
+                    codeword = address + book * book_bytes + child * row_bytes
+                    vector = old_at + branch * row_bytes
+                    simd.subtract(vector, codeword, new_at + k * row_bytes, width)
             count = kept
             old = new
+
+        # from the best branch back to the first level
         branch = 0
-        for level in range(levels - 1, -1, -1):
+        for level in range(num_levels - 1, -1, -1):
             indices[level, i] = index[level + 1, branch]
             branch = parent[level, branch]
     return squares
@@ -187,47 +210,45 @@ def _search_beam(
 
 @compiled()
 def _search_flat(
-    latents: Floats, book: Floats, nearest: Integers, work: Any, first: int, last: int
+    latents: Floats, codebook: Floats, nearest: Integers, first: int, last: int
 ) -> float:
-    """Write the nearest codewords (N,) of one level, in blocks of vectors that read each codeword
-    once.
+    """Write the nearest codewords (N,) of one level; return the sum of the squared residuals.
 
-    `book` (K / `GROUP`, D, `GROUP`) has the codewords of a group side by side, infinity in the
-    padding. Work: vectors (`_BLOCK`, D); for each lane of a group, the least distance and the group
-    that has it (`_BLOCK`, `GROUP`).
+    `codebook` (K / `COLUMNS`, D, `COLUMNS`) has the codewords of a tile side by side, infinity in
+    the padding.
     """
     dim = latents.shape[1]
-    squares = 0.0
-    vectors, least, groups = work
+    vectors = np.zeros((_BLOCK, dim), np.float32)
+    # for each column of the tiles, the least distance so far and the tile that has it
+    least = np.empty((_BLOCK, COLUMNS), np.float32)
+    tiles = np.empty((_BLOCK, COLUMNS), np.int32)
     vectors_at = np.int64(vectors.ctypes.data)
     least_at = np.int64(least.ctypes.data)
-    groups_at = np.int64(groups.ctypes.data)
+    tiles_at = np.int64(tiles.ctypes.data)
+    squares = 0.0
     for start in range(first, last, _BLOCK):
         count = min(_BLOCK, last - start)
         for i in range(count):
             for d in range(dim):
                 vectors[i, d] = latents[start + i, d]
         for i in range(_BLOCK):
-            for lane in range(GROUP):
-                least[i, lane], groups[i, lane] = np.inf, 0
-        codewords = np.int64(book.ctypes.data)
-        for group in range(len(book)):
+            for column in range(COLUMNS):
+                least[i, column] = np.inf
+                tiles[i, column] = 0
+        codewords = np.int64(codebook.ctypes.data)
+        for tile in range(len(codebook)):
             for i in range(0, count, ROWS):
-                lane = 4 * GROUP * i
+                vector = vectors_at + 4 * dim * i
+                offset = 4 * COLUMNS * i
                 simd.update_nearest(
-                    vectors_at + 4 * dim * i,
-                    codewords,
-                    dim,
-                    least_at + lane,
-                    groups_at + lane,
-                    group,
+                    vector, codewords, dim, least_at + offset, tiles_at + offset, tile
                 )
-            codewords += 4 * dim * GROUP
+            codewords += 4 * dim * COLUMNS
         for i in range(count):
-            key: Any = _LARGEST_KEY  # distance and codeword, as in `key_of_nearest`
-            for lane in range(GROUP):
-                distance = np.int64(np.float32(least[i, lane]).view(np.int32))
-                key = min(key, (distance << 32) + np.int64(groups[i, lane]) * GROUP + lane)
+            key: Any = _LARGEST_KEY
+            for column in range(COLUMNS):
+                distance = np.int64(np.float32(least[i, column]).view(np.int32))
+                key = min(key, (distance << 32) + np.int64(tiles[i, column]) * COLUMNS + column)
             nearest[start + i] = key & 0xFFFFFFFF
             squares += float(np.int32(key >> 32).view(np.float32))
     return squares
@@ -244,64 +265,54 @@ def search_compiled(
     Raises NonFiniteError if a latent or a compared codeword is NaN, infinite, or too large to be
     squared.
     """
-    beam = min(width, math.prod(book.shape[1] for book in codebooks[:-1]))
-    levels = len(codebooks)
-    indices = torch.empty(levels, len(latents), dtype=torch.long, device="cpu")
+    indices = torch.empty(len(codebooks), len(latents), dtype=torch.long, device="cpu")
     vectors = latents.detach().float().contiguous().numpy()
-    out = indices.numpy()
+    codebooks = [codebook.detach().float() for codebook in codebooks]
     one_thread_up_to = ONE_THREAD_UP_TO
-    if levels == 1:
-        codewords = pad(
-            codebooks[0][0].detach().float(),
-            (0, 0, 0, -codebooks[0].shape[1] % GROUP),
-            value=torch.inf,
-        )
-        book = codewords.reshape(-1, GROUP, codewords.shape[1]).transpose(1, 2).contiguous().numpy()
-        one_thread_up_to = max(1, one_thread_up_to // len(book))
+    loop: Callable[[int, int], float]
+    if len(codebooks) == 1:
+        codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
+        tiles = codewords.view(-1, COLUMNS, codewords.shape[1]).transpose(1, 2).contiguous()
+        one_thread_up_to = max(1, one_thread_up_to // len(tiles))
+
+        def loop(first: int, last: int) -> float:
+            return float(_search_flat(vectors, tiles.numpy(), indices.numpy()[0], first, last))
+
     else:
-        padded = list[Tensor]()  # keeps the codebooks at the addresses in `books` alive
-        shapes = np.zeros((levels, 3), np.int64)
-        for shape, codebook in zip(shapes, codebooks, strict=True):
-            (num_books, size, dim), rows = codebook.shape, codebook.detach().float()
-            rows = (
-                pad(rows, (0, -dim % LANES)) if dim % LANES else rows
-            )  # `pad` copies even if nothing is missing
-            rows = (
-                pad(rows, (0, 0, 0, -size % SIDE_BY_SIDE), value=torch.inf)
-                if size % SIDE_BY_SIDE
-                else rows
-            )
-            padded.append(rows.contiguous())
-            shape[:] = size, rows.shape[1], num_books
-        books = np.array([rows.data_ptr() for rows in padded])
-        padded_dim = padded[0].shape[2]
+        padded = [  # which keeps the codebooks at the addresses alive
+            _pad_to(_pad_to(codebook, 2, LANES, 0.0), 1, SIDE_BY_SIDE, torch.inf)
+            for codebook in codebooks
+        ]
+        books = np.array([codebook.data_ptr() for codebook in padded])
+        shapes = np.array(
+            [
+                (codebook.shape[1], with_padding.shape[1], len(codebook))
+                for codebook, with_padding in zip(codebooks, padded, strict=True)
+            ]
+        )
+        beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
+        tree = vectors, books, shapes, padded[0].shape[2], indices.numpy()
 
-    def run(first: int, last: int) -> float:
-        if levels == 1:
-            least = np.empty((_BLOCK, GROUP), np.float32)
-            least_groups = np.empty((_BLOCK, GROUP), np.int32)
-            work: tuple[Any, ...] = (
-                np.zeros((_BLOCK, vectors.shape[1]), np.float32),
-                least,
-                least_groups,
-            )
-            return float(_search_flat(vectors, book, out[0], work, first, last))
-        if beam == 1:
-            work = np.zeros((_TOGETHER, padded_dim), np.float32), np.empty(_TOGETHER, np.int64)
-            return float(_search_greedy(vectors, books, shapes, out, work, first, last))
-        candidates = beam * int(shapes[:, 1].max())
-        branches = np.zeros((2, beam, padded_dim), np.float32), np.zeros((2, beam), np.float32)
-        paths = np.zeros((levels + 1, beam), np.int64), np.zeros((levels, beam), np.int64)
-        work = *branches, *paths, np.empty(candidates, np.float32), np.empty(candidates, np.int64)
-        weight = np.float32(coarse_weight)
-        return float(_search_beam(vectors, books, shapes, out, work, beam, weight, first, last))
+        def loop(first: int, last: int) -> float:
+            if beam == 1:
+                return float(_search_greedy(*tree, first, last))
+            return float(_search_beam(*tree, beam, np.float32(coarse_weight), first, last))
 
-    squares = sum(in_parts(len(latents), run, one_thread_up_to=one_thread_up_to))
-    if not np.isfinite(
-        squares
-    ):  # least distances are finite if all latents and codewords are, and are not too large
+    squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
+    if not np.isfinite(squares):
         require_finite(latents, codebooks)
         raise NonFiniteError(
             "latents or codewords are too large for their distances to be squared in float32"
         )
     return indices
+
+
+def _pad_to(values: Tensor, dimension: int, multiple: int, value: float) -> Tensor:
+    """Return values, contiguous, with a dimension padded to a multiple; no copy if none is
+    needed.
+    """
+    missing = -values.shape[dimension] % multiple
+    if missing:
+        after = [0, 0] * (values.ndim - 1 - dimension)
+        values = pad(values, (*after, 0, missing), value=value)
+    return values.contiguous()

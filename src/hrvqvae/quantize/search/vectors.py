@@ -20,9 +20,9 @@ from numba.extending import intrinsic
 # floats per vector register; codewords whose distances are summed together
 LANES = 16
 SIDE_BY_SIDE = 8
-# vectors, and codewords of a flat codebook, that `update_nearest` compares in registers
+# a tile: vectors, and codewords of a flat codebook, that `update_nearest` compares in registers
 ROWS = 4
-GROUP = 32
+COLUMNS = 32
 _INT = ir.IntType(32)
 _LONG = ir.IntType(64)
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
@@ -207,21 +207,21 @@ def subtract(builder: Any, residual: Any, codeword: Any, out: Any, width: Any) -
 
 @_intrinsic(*[types.int64] * 6)
 def update_nearest(
-    builder: Any, vectors: Any, codewords: Any, dim: Any, least: Any, groups: Any, group: Any
+    builder: Any, vectors: Any, codewords: Any, dim: Any, least: Any, tiles: Any, tile: Any
 ) -> None:
-    """Compare vectors (`ROWS`, D) with a group of codewords (D, `GROUP`), from addresses.
+    """Compare vectors (`ROWS`, D) with the codewords (D, `COLUMNS`) of a tile, from addresses.
 
-    Where a distance is less than in `least` (`ROWS`, `GROUP`), write it there, and the number of
-    the group to `groups`.
+    Where a distance is less than in `least` (`ROWS`, `COLUMNS`), write it there, and the number of
+    the tile to `tiles`.
     """
     integers = ir.VectorType(_INT, LANES)
     row_bytes = builder.mul(dim, _LONG(4))
 
     def add(d: Any, sums: list[Any]) -> list[Any]:
-        line = builder.add(codewords, builder.mul(d, _LONG(4 * GROUP)))
+        line = builder.add(codewords, builder.mul(d, _LONG(4 * COLUMNS)))
         words = [
             _load(builder, builder.add(line, _LONG(4 * column)))
-            for column in range(0, GROUP, LANES)
+            for column in range(0, COLUMNS, LANES)
         ]
         address = builder.add(vectors, builder.mul(d, _LONG(4)))
         added = []
@@ -234,13 +234,11 @@ def update_nearest(
             address = builder.add(address, row_bytes)
         return added
 
-    group = _broadcast(builder, integers, builder.trunc(group, _INT))
-    for i, distances in enumerate(_loop_of_sums(builder, ROWS * GROUP // LANES, dim, 1, add)):
-        least_at, groups_at = (
-            builder.add(start, _LONG(4 * LANES * i)) for start in (least, groups)
-        )
+    tile = _broadcast(builder, integers, builder.trunc(tile, _INT))
+    for i, distances in enumerate(_loop_of_sums(builder, ROWS * COLUMNS // LANES, dim, 1, add)):
+        least_at, tiles_at = (builder.add(start, _LONG(4 * LANES * i)) for start in (least, tiles))
         old_least = _load(builder, least_at)
-        old_groups = _load(builder, groups_at, integers)
+        old_tiles = _load(builder, tiles_at, integers)
         closer = builder.fcmp_ordered("<", distances, old_least)
         _store(builder, builder.select(closer, distances, old_least), least_at)
-        _store(builder, builder.select(closer, group, old_groups), groups_at)
+        _store(builder, builder.select(closer, tile, old_tiles), tiles_at)
