@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrvqvae.cli.console import print_json, print_table, split_fields
-from hrvqvae.config import Config, DataConfig
-from hrvqvae.config.parsing import base_config, override
+from hrvqvae.cli.console import print_json, print_table
+from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
@@ -108,26 +108,12 @@ def options(about: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def preset_of(
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    prefix: str = "",
-    overrides: Mapping[str, str] | None = None,
-) -> tuple[Any, Config]:
-    """Return the options, and the configuration of the preset that they name.
-
-    Args:
-        parser: of the script.
-        argv: arguments (None: those of the process).
-        prefix: to put before the name of the preset.
-        overrides: texts of fields of the configuration by dotted name; `--section.field VALUE` wins
-            over them.
-    """
-    arguments_left, fields = split_fields(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(arguments_left)
-    return arguments, override(
-        base_config(prefix + arguments.preset), {**(overrides or {}), **fields}
-    )
+def import_rival(name: str) -> Any:
+    """Import a package of the extra bench. Raises InputError."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(f"this compares with {name}: pip install 'hrvqvae[bench]'") from error
 
 
 class Rows:

@@ -18,19 +18,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Row, Rows, as_script, finish, options, positive, read_images
-from benchmarks.laboratory.report import compare_pairs, group_rows, welch
+from benchmarks.common import (
+    Row,
+    Rows,
+    as_script,
+    finish,
+    import_rival,
+    options,
+    positive,
+    read_images,
+)
+from benchmarks.laboratory.report import compare_pairs
 from benchmarks.laboratory.settings import LADDERS, SEED, Settings, open_trials
 from hrvqvae.config import DataConfig
 from hrvqvae.quantize.layer import TreeVQ
-from hrvqvae.utils.errors import InputError
 
 WIDTH = 32
 LOSS_WEIGHT = 10.0
@@ -147,12 +154,7 @@ class Study:
 
         Raises InputError without the library.
         """
-        try:
-            from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-        except ImportError as error:
-            raise InputError(
-                "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'"
-            ) from error
+        library = import_rival("vector_quantize_pytorch")
         helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
         ours = ("0.95", "0.25")
         theirs = ("0.8", "1.0")
@@ -164,14 +166,14 @@ class Study:
         def flat(decay: float, beta: float) -> nn.Module:
             fields = {"decay": decay, "commitment_weight": beta, **helped}
             size = self.codewords**self.levels
-            layer: nn.Module = VectorQuantize(
+            layer: nn.Module = library.VectorQuantize(
                 dim=WIDTH, codebook_size=size, accept_image_fmap=True, **fields
             )
             return layer
 
         def residual(decay: float, beta: float) -> nn.Module:
             fields = {"decay": decay, "commitment_weight": beta, **helped}
-            layer = ResidualVQ(
+            layer = library.ResidualVQ(
                 dim=WIDTH, num_quantizers=self.levels, codebook_size=self.codewords, **fields
             )
             return ResidualWithBeam(layer)
@@ -246,33 +248,14 @@ def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) ->
     return measured
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
-    """Return a row per layer: means over its seeds, with ratio and p (Welch) to the first layer's
-    error.
-    """
-    groups = group_rows(rows, "layer")
-    errors = {name: [row["mse"] for row in group] for name, group in groups.items()}
-    first = next(iter(errors.values()))
-    summed = list[Row]()
-    for name, group in groups.items():
-        values = errors[name]
-        row = {**group[0], "mse": mean(values), "used": mean(row["used"] for row in group)}
-        row["ratio"] = mean(values) / mean(first)
-        if len(values) > 1:
-            row |= {"sd": stdev(values), "p": welch(values, first)}
-        summed.append(row)
-    return summed
-
-
 COLUMNS = {
     "layer": "{layer}",
     "rate": "{learning_rate}",
     "decay": "{decay}",
     "commitment": "{commitment}",
-    "MSE": "{mse:.3e} ± {sd:.1e}",
+    "seed": "{seed}",
+    "MSE": "{mse:.3e}",
     "leaves used": "{used:.0f}",
-    "ratio": "{ratio:.3f}",
-    "p": "{p:.3f}",
 }
 
 
@@ -289,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     study = Study(steps=arguments.steps, trials=arguments.trials, images=arguments.images)
     rows = bench_layer_tuned(study, arguments.seeds, arguments.out)
-    finish(summary(rows), COLUMNS, arguments.json)
+    finish(rows, COLUMNS, arguments.json)
     if not arguments.json:
         print(f"\n{compare_pairs(rows, 'layer')}")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from benchmarks.common import import_rival
 from hrvqvae.config.entries import System
 from hrvqvae.config.model import NetworkConfig
 from hrvqvae.config.registry import register_system
@@ -21,14 +22,9 @@ from hrvqvae.config.section import AtLeastTwo, PerLevel, Positive, Range, Sectio
 from hrvqvae.config.systems import AS_HRVQVAE, settings
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
-from hrvqvae.utils.errors import InputError, require
+from hrvqvae.utils.errors import require
 
-try:
-    import vector_quantize_pytorch as library
-except ImportError as error:
-    raise InputError(
-        "the rivals need vector_quantize_pytorch: pip install 'hrvqvae[bench]'"
-    ) from error
+library = import_rival("vector_quantize_pytorch")
 
 
 class FSQQuantizerConfig(Section, section="model.quantizer"):

@@ -2,9 +2,8 @@
 those of a library.
 
 Each method is checked against a float64 oracle before it is timed. All methods run in one process,
-in turns, and the rate of large matrix products is measured in the same run. A method that would
-need too large a distance matrix is timed on a share of the vectors, and its time is scaled; its row
-says so.
+in turns. A method that would need too large a distance matrix is timed on a share of the vectors,
+and its time is scaled; its row says so.
 """
 
 from __future__ import annotations
@@ -19,10 +18,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from benchmarks.common import Row, as_script, finish, matrix_rate, options, positive, seconds
+from benchmarks.common import (
+    Row,
+    as_script,
+    finish,
+    import_rival,
+    options,
+    positive,
+    seconds,
+)
 from hrvqvae.plots.curves import save_figure
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import InputError
 
 # (B, H, W, D) = (32, 32, 32, 32)
 VECTORS = 32 * 32 * 32
@@ -133,18 +139,13 @@ def measure_agreement(latents: Tensor, books: Sequence[Tensor], leaves: Tensor) 
 
 
 def _methods(case: SearchProblem, levels: int, codewords: int) -> dict[str, Method]:
-    try:
-        from vector_quantize_pytorch import ResidualVQ, VectorQuantize
-    except ImportError as error:
-        raise InputError(
-            "this compares with vector-quantize-pytorch: pip install 'hrvqvae[bench]'"
-        ) from error
+    library = import_rival("vector_quantize_pytorch")
     width = case.latents.shape[1]
     leaves = len(case.flat)
     flat = [case.flat[None]]
-    layer = VectorQuantize(dim=width, codebook_size=leaves).eval()
+    layer = library.VectorQuantize(dim=width, codebook_size=leaves).eval()
     layer.codebook = case.flat
-    residual = ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
+    residual = library.ResidualVQ(dim=width, num_quantizers=levels, codebook_size=codewords).eval()
     return {
         "tree": Method(
             lambda vectors: search(vectors, case.books)[-1], levels * codewords, False, case.books
@@ -167,9 +168,8 @@ def bench_search(
     """Return rows with method, vectors, width, levels, codewords, leaves, distances (per vector),
     seconds, ratio.
 
-    They also have floor (seconds that the multiply-adds take at the rate of matrix products in the
-    same run), times_floor, agreement (with the oracle), and timed_on (vectors that were timed,
-    fewer if the time is scaled). Raises InputError if vector-quantize-pytorch is missing,
+    They also have agreement (with the oracle), and timed_on (vectors that were timed, fewer if the
+    time is scaled). Raises InputError if vector-quantize-pytorch is missing,
     AssertionError if our methods disagree with the oracle.
     """
     rows = []
@@ -190,12 +190,10 @@ def bench_search(
         assert agreed["tree"] == agreed["flat"] == 1, (
             f"a search disagrees with the oracle: {agreed}"
         )
-        products = matrix_rate() / 2
         spent = {
             name: time * vectors / timed_on[name] for name, time in _time_in_turns(runs).items()
         }
         for name, method in methods.items():
-            floor = vectors * method.distances * width / products
             rows.append(
                 {
                     "method": name,
@@ -208,8 +206,6 @@ def bench_search(
                     "seconds": spent[name],
                     "ratio": spent[name] / spent["tree"],
                     "timed_on": timed_on[name],
-                    "floor": floor,
-                    "times_floor": spent[name] / floor,
                     "agreement": agreed.get(name),
                 }
             )
@@ -256,10 +252,6 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
                 style,
                 label=label,
             )
-        trees = [row for row in shown if row["method"] == "tree"]
-        leaves = [row["leaves"] for row in trees]
-        floor = [1e3 * row["floor"] for row in trees]
-        axes.plot(leaves, floor, "k:", linewidth=1, label="arithmetic floor of the tree")
         axes.legend(frameon=False, fontsize=8)
         axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
     figure.axes[0].set_ylabel(
@@ -277,7 +269,6 @@ COLUMNS = {
     "ms": "{ms:,.2f}",
     "timed on": "{timed_on:,}",
     "tree is faster": "{ratio:,.1f}",
-    "x floor": "{times_floor:.1f}",
     "oracle": "{agreement:.4f}",
 }
 

@@ -6,24 +6,22 @@ processor, one thread. A seed draws patches and starts all sides.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import Row, as_script, finish, options, positive
-from benchmarks.laboratory.report import group_rows, welch
+from benchmarks.common import Row, as_script, finish, import_rival, options, positive
+from benchmarks.laboratory.report import compare_pairs
 from hrvqvae.config import DataConfig
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.perceptual import EFFICIENTNET, EfficientNetDistance, perceptual_distance
 from hrvqvae.quantize.layer import TreeVQ
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import note
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -73,10 +71,7 @@ def fit_faiss(
     beam: int = 4,
 ) -> Callable[[Floats], Coded]:
     """Fit a quantizer of faiss; its beam is for the residual quantizer. Raises InputError."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError("this compares with faiss: pip install 'hrvqvae[bench]'") from error
+    faiss = import_rival("faiss")
     faiss.omp_set_num_threads(1)
     quantizer: Any = getattr(faiss, kind)(vectors.shape[1], levels, bits)
     if kind == "LocalSearchQuantizer":
@@ -134,41 +129,27 @@ def measure(fit: Fit, train: Floats, test: Floats) -> Row:
     }
 
 
-def bench_vectors(seeds: int = 3, train_count: int = 20_000, test_count: int = 10_000) -> list[Row]:
-    """Return a row per side: means over seeds, with spread, and p against each side of faiss."""
+def bench_vectors(seeds: int, train_count: int, test_count: int) -> list[Row]:
+    """Return a row per side and seed."""
     train = read_pixels("train", train_count)
     test = read_pixels("test", test_count)
-    measured = list[Row]()
+    rows = list[Row]()
     for seed in range(seeds):
         vectors = patches(train, train_count, 2 * seed)
         test_vectors = patches(test, test_count, 2 * seed + 1)
         for name, fit in sides(seed).items():
-            measured.append({"side": name, **measure(fit, vectors, test_vectors)})
-            print(f"seed {seed}: {measured[-1]}", file=sys.stderr, flush=True)
-    groups = group_rows(measured, "side")
-    left = {name: [row["left"] for row in rows] for name, rows in groups.items()}
-    summary = list[Row]()
-    for name, rows in groups.items():
-        row: Row = {key: mean(row[key] for row in rows) for key in rows[0] if key != "side"}
-        if seeds > 1:
-            row["spread"] = stdev(left[name])
-            others = [left[other] for other in groups if "faiss" in other and other != name]
-            row["against"] = ", ".join(
-                f"{mean(left[name]) / mean(other) - 1:+.1%} (p {welch(left[name], other):.2g})"
-                for other in others
-            )
-        summary.append({"side": name, **row})
-    return summary
+            note(f"{name}, seed {seed}")
+            rows.append({"side": name, "seed": seed, **measure(fit, vectors, test_vectors)})
+    return rows
 
 
 COLUMNS = {
     "side": "{side}",
+    "seed": "{seed}",
     "variance left": "{left:.4f}",
-    "spread": "{spread:.4f}",
     "fit s": "{fit_seconds:.1f}",
     "search s": "{search_seconds:.2f}",
     "codes used": "{used:,.0f}",
-    "against faiss's, in order": "{against}",
 }
 
 
@@ -181,7 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="(default: 3)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    finish(bench_vectors(arguments.seeds, *arguments.vectors), COLUMNS, arguments.json)
+    train_count, test_count = arguments.vectors
+    rows = bench_vectors(arguments.seeds, train_count, test_count)
+    finish(rows, COLUMNS, arguments.json)
+    if not arguments.json:
+        print(f"\n{compare_pairs([{**row, 'mse': row['left']} for row in rows], 'side')}")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from benchmarks.laboratory.folder import Folder, decide_case, format_markdown, run_cases
+from benchmarks.laboratory.folder import Folder, decide_case, run_cases
 from benchmarks.laboratory.instruments import Row, Say, Validation
 from benchmarks.laboratory.systems import Case, Comparison
 from hrvqvae.config.parsing import override
 from hrvqvae.config.section import flatten, to_dict
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import write_atomic
 
 Settings = tuple[tuple[str, str], ...]
 """(dotted name, text) of each field that is searched."""
@@ -177,7 +176,6 @@ def tune(comparison: Comparison, trials: int, out: Path, say: Say) -> int:
         searches = [Search(comparison, trials, system, chosen) for system in comparison.systems]
         cases = [case for search in searches for case in search.next(rows)]
         if not cases:
-            write_atomic(folder.path / "results.md", table(rows).encode())
             return 0
         signal = run_cases(cases, about, folder, say, Validation)
         if signal:
@@ -207,14 +205,3 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
         values = ", ".join(f"{name} {value}" for name, value in settings[system].items())
         say(f"{system}: {values or 'nothing searched'}")
     return dataclasses.replace(comparison, settings=settings)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the trials as Markdown, the best of each system first."""
-    names = [name.rpartition(".")[2] for name in (_OPTIMIZER, *LADDERS)]
-    lines: list[Sequence[object]] = [("system", *names, "validation MSE", "leaves used")]
-    for row in sorted(rows, key=lambda row: (row["system"], row["validation_mse"] or math.inf)):
-        error = "diverged" if row["validation_mse"] is None else f"{row['validation_mse']:.3e}"
-        settings = [row.get(name, "") for name in names]
-        lines.append((row["system"], *settings, error, row["leaves_used"] or ""))
-    return format_markdown(lines)

@@ -23,8 +23,7 @@ from tests.trained_run import tiny_systems, undrawn
 
 @pytest.fixture(autouse=True)
 def _small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    for script in (sample, search):
-        monkeypatch.setattr(script, "matrix_rate", partial(matrix_rate, side=128, rounds=2))
+    monkeypatch.setattr(sample, "matrix_rate", partial(matrix_rate, side=128, rounds=2))
     monkeypatch.setattr(search, "_ROUNDS", 3)
 
 

@@ -6,22 +6,22 @@ import dataclasses
 import importlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from importlib.util import find_spec
 from math import inf, log2
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gpu, processes, sampled, vectors
+from benchmarks import compare, gpu, sampled, vectors
 from benchmarks.common import as_script
 from benchmarks.gpu import SEARCHES
 from benchmarks.layer_tuned import SmallAutoencoder
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Parts, Reader
-from hrvqvae.config import Config
+from hrvqvae.cli import GROUPS
 from hrvqvae.data.images import read_image
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
@@ -45,7 +45,7 @@ SCRIPTS = {
     "layer_tuned": (
         "--steps 2 --seeds 2 --images 80 --trials 2",
         ("layer", "rate", "decay"),
-        4,
+        8,
     ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
     "train": (
@@ -126,9 +126,25 @@ def test_samples_of_a_comparison(
     assert printed("sampled", arguments, capsys).splitlines() == lines
 
 
+ROOT = Path(__file__).parents[2]
+
+
+def test_commands_that_texts_name_exist() -> None:
+    """In pages, and in docstrings of scripts."""
+    commands = {name for names in GROUPS.values() for name in names}
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    scripts = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
+    for path in (*texts, *scripts):
+        text = path.read_text()
+        for name in re.findall(r"python -m (benchmarks(?:\.\w+)*)", text):
+            assert find_spec(name), path
+        assert {*re.findall(r"`hrvqvae ([a-z][a-z-]+)[ `]", text)} <= commands, path
+
+
 def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "mnist --systems nothing --max-steps 1 --out nowhere"
     with pytest.raises(SystemExit, match="^2$"):
-        as_script(lambda: processes.main(["--steps", "1", "--systems", "nothing"]))
+        as_script(lambda: compare.main(words.split()))
     assert "nothing" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -140,34 +156,16 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
 
 
-def test_processes_beside_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def trained(config: Config, folder: Path, count: int) -> list[Mapping[str, Any]]:
-        assert config.training.batch_size % count == 0
-        assert (folder / "mnist" / "train-images-idx3-ubyte.gz").is_file()
-        off = [0.0 if count == 1 else 0.1 if step > 12 else 0.001 for step in range(1, 21)]
-        return [{"loss": 2.0 * (1 + share), "restarted": count} for share in off]
-
-    monkeypatch.setattr(processes, "_train", trained)
-    lines = printed("processes", "--steps 20 --systems hrvqvae vqgan fsq", capsys).splitlines()
-    assert [line.split()[:5] for line in lines[1:]] == [
-        [system, "1.0e-03", "1.0e-01", "20,", "40"] for system in ("hrvqvae", "vqgan", "fsq")
-    ]
-
-
 def test_vectors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn_cifar10(tmp_path, monkeypatch)
     monkeypatch.setattr(vectors, "BITS", 3)
     rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 2 --json", capsys))
-    assert [row["side"] for row in rows] == list(vectors.sides(0))
+    assert [row["side"] for row in rows] == 2 * list(vectors.sides(0))
     assert all(
         0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
     )
-    tree = rows[-1]
-    assert tree["against"].split(" (p")[0] == f"{tree['left'] / rows[0]['left'] - 1:+.1%}"
 
 
 def read(path: Path) -> Parts:

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
-from benchmarks.processes import count_exchanged
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.config import to_dict
+from hrvqvae.config import Config, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.loggers import read_records
 from tests.conftest import with_training
 from tests.distributed import together
@@ -101,6 +103,25 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [
         [40]
     ] * 2
+
+
+def count_exchanged(config: Config) -> tuple[int, int]:
+    """Return the bytes that processes add up in a step: gradients, and codebooks that follow moving
+    averages.
+    """
+    torch.manual_seed(0)
+    model = build(config)
+    networks = [model, *build_objective(model, config, lambda network: network).auxiliary.values()]
+    weights = [
+        weight for network in networks for weight in network.parameters() if weight.requires_grad
+    ]
+    books = [book for book in model.modules() if isinstance(book, LevelCodebooks)]
+    averages = [
+        values for book in books for values in (book.count, book.total) if values is not None
+    ]
+    return 4 * sum(weight.numel() for weight in weights), 4 * sum(
+        values.numel() for values in averages
+    )
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "vqvae2", "rqvae"])
