@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrvqvae.cli.console import print_json, print_table
-from hrvqvae.config import DataConfig
+from hrvqvae.cli.console import print_json, print_table, split_fields
+from hrvqvae.config import Config, DataConfig
+from hrvqvae.config.parsing import base_config, override
 from hrvqvae.data.batches import evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.errors import InputError
@@ -114,6 +115,18 @@ def import_rival(name: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise InputError(f"this compares with {name}: pip install 'hrvqvae[bench]'") from error
+
+
+def preset_of(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, prefix: str = ""
+) -> tuple[Any, Config]:
+    """Return the options, and the configuration of the preset that they name after a prefix.
+
+    `--section.field VALUE` changes the preset.
+    """
+    words, fields = split_fields(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(words)
+    return arguments, override(base_config(prefix + arguments.preset), fields)
 
 
 class Rows:

@@ -162,10 +162,8 @@ def _methods(case: SearchProblem, levels: int, codewords: int) -> dict[str, Meth
 
 
 @torch.inference_mode()
-def bench_search(
-    grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS, width: int = WIDTH
-) -> list[Row]:
-    """Return rows with method, vectors, width, levels, codewords, leaves, distances (per vector),
+def bench_search(grid: Sequence[tuple[int, int]] = GRID, vectors: int = VECTORS) -> list[Row]:
+    """Return rows with method, vectors, levels, codewords, leaves, distances (per vector),
     seconds, ratio.
 
     They also have agreement (with the oracle), and timed_on (vectors that were timed, fewer if the
@@ -174,7 +172,7 @@ def bench_search(
     """
     rows = []
     for levels, codewords in grid:
-        case = make_problem(levels, codewords, vectors, width)
+        case = make_problem(levels, codewords, vectors)
         leaves = len(case.flat)
         methods = _methods(case, levels, codewords)
         runs = {}
@@ -198,7 +196,6 @@ def bench_search(
                 {
                     "method": name,
                     "vectors": vectors,
-                    "width": width,
                     "levels": levels,
                     "codewords": codewords,
                     "leaves": leaves,
@@ -254,9 +251,7 @@ def plot_growth(rows: Sequence[Row], path: Path) -> None:
             )
         axes.legend(frameon=False, fontsize=8)
         axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
-    figure.axes[0].set_ylabel(
-        f"milliseconds for {rows[0]['vectors']:,} vectors of width {rows[0]['width']}"
-    )
+    figure.axes[0].set_ylabel(f"milliseconds for {rows[0]['vectors']:,} vectors of width {WIDTH}")
     save_figure(figure, path)
 
 

@@ -27,6 +27,7 @@ from hrvqvae.utils.progress import note
 
 BUDGETS = (24, 40, 60, 90, 100, 120, 150, 220, 240)
 SIDES = (32, 48, 64)
+MODELS = ("thumb", "cifar10", "treevq-cifar10")
 _WEB = Path(__file__).parents[1] / "web"
 _HASHES = """
 import { readFileSync, writeFileSync } from "node:fs";
@@ -125,11 +126,11 @@ def thumbnails(folders: Sequence[Path], side: int) -> Images:
     return np.stack(images)
 
 
-def codecs(models: Sequence[str], hashes: bool) -> Iterator[FileCodec]:
+def codecs(hashes: bool) -> Iterator[FileCodec]:
     """Yield what is compared. Models take the usual codes, as a page does: no search by rate and
     distortion.
     """
-    for name in models:
+    for name in MODELS:
         codec = TrainedFiles(name)
         codec.settings = tuple(setting for setting in codec.settings if setting.lmbda is None)
         yield codec
@@ -157,9 +158,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--photos", type=Path, nargs="*", default=[], metavar="DIR", help="folders of photographs"
     )
-    parser.add_argument(
-        "--models", nargs="*", default=["thumb", "cifar10", "treevq-cifar10"], metavar="MODEL"
-    )
     parser.add_argument("--hashes", action="store_true", help="BlurHash and ThumbHash too")
     choices = parser.parse_args(argv)
     sets = {"CIFAR10": read_images(get("treevq/cifar10").config.data, choices.images).numpy()}
@@ -167,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sets |= {f"photographs, {side}": thumbnails(choices.photos, side) for side in SIDES}
     rows: list[Row] = []
     settings: tuple[Any, ...] = ()
-    for codec in codecs(choices.models, choices.hashes):
+    for codec in codecs(choices.hashes):
         for name, images in sets.items():
             note(f"measuring {codec.counts[0].title} on {len(images)} images: {name}")
             if isinstance(codec, Linear):  # blocks of 16 or 32 pixels

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import Row, as_script, finish, options, positive, side_by_side
+from benchmarks.common import Row, as_script, finish, options, positive, preset_of, side_by_side
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.cli.console import split_fields
 from hrvqvae.config import Config
-from hrvqvae.config.parsing import base_config, override
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.build import build
 from hrvqvae.quantize import ResidualQuantizer
@@ -169,9 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)"
     )
-    words, fields = split_fields(sys.argv[1:] if argv is None else argv)
-    arguments = parser.parse_args(words)
-    config = override(base_config(arguments.preset), fields)
+    arguments, config = preset_of(parser, argv)
     finish(bench_train(config, arguments.rounds), COLUMNS, arguments.json)
 
 

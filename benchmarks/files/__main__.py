@@ -4,10 +4,8 @@ images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +28,6 @@ from hrvqvae.utils.progress import note
 BUDGETS = (24, 60, 90, 120, 150, 220, 288)
 LARGE_BUDGETS = (100, 288, 500, 1000, 1500, 2500)
 _LARGE = 64  # pixels of a side from which an image is large
-_COLOURS = ("#4477aa", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#888888", "#bbbbbb", "#ee8866")
-_APART = 1.2  # least ratio of two ticks
-_OURS = ("#ee2211", "#222222", "#bb5500")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,38 +123,20 @@ def curves_of_files(compared: FilesCompared, path: Path) -> None:
     """
     figure = Figure(figsize=(13, 5), layout="constrained")
     widest = 1.5 * max(compared.budgets)
-    ticks = [one for one, more in pairwise((*compared.budgets, math.inf)) if more / one > _APART]
-    colours = {False: cycle(_COLOURS), True: cycle(_OURS)}
-    styles = {
-        curve.title: {
-            "color": next(colours[curve.learned]),
-            "linestyle": "-" if curve.whole else ":",
-            "markersize": 5,
-            **(
-                {"marker": "o", "linewidth": 2.2}
-                if curve.learned
-                else {"marker": ".", "linewidth": 1.2}
-            ),
-        }
-        for curve in compared.curves
-    }
     titles = {"psnr": "PSNR of the mean squared error, dB", "ssim": "SSIM, mean over images"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
-        for curve in sorted(compared.curves, key=lambda curve: curve.learned):
+        for curve in compared.curves:
             places: list[tuple[float, float]] = []
             for point in sorted(curve.points, key=lambda point: point.bytes):
                 value = getattr(point, name)
-                if (
-                    value is not None
-                    and point.bytes <= widest
-                    and (not places or value > places[-1][1])
-                ):
+                better = value is not None and (not places or value > places[-1][1])
+                if better and point.bytes <= widest:
                     places.append((point.bytes, value))
+            marker = "o" if curve.learned else "."
+            line = "-" if curve.whole else ":"
             if places:
-                axes.plot(*zip(*places, strict=True), label=curve.title, **styles[curve.title])
+                axes.plot(*zip(*places, strict=True), marker + line, label=curve.title)
         axes.set(title=title, xlabel="bytes an image, mean", xscale="log", xlim=(None, widest))
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
         axes.grid(alpha=0.3, linewidth=0.5)
     figure.axes[0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
