@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
@@ -88,27 +89,57 @@ class ImageSet:
                 state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()
 
+    def fingerprints(self) -> NDArray[np.uint64]:
+        """Return a number per image (N,), of its name, size and label.
+
+        The array is empty if an image's name may change when other images go.
+        """
+        numbers = list[int]()
+        if self.source is None or not self.source.has_stable_names:
+            return np.array(numbers, np.uint64)
+        labels = self.source.labels if self.classes else None
+        for row in map(int, self.rows):
+            label = "" if labels is None else labels[row]
+            state = hashlib.blake2b(digest_size=8)
+            state.update(f"{self.source.name(row)}\0{label}\0".encode("utf-8", "surrogateescape"))
+            with suppress(OSError):  # as in `Source.digest`
+                state.update(self.source.content(row, ending=False))
+            numbers.append(int.from_bytes(state.digest(), "big"))
+        return np.array(numbers, np.uint64)
+
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
         """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
-        config = self.config
-        place = (0.5, 0.5)
-        lost = ""
-        rng = make_rng("augmentation", *augmentation) if augmentation is not None else None
         if self.pixels is not None:
-            pixels = self.pixels[index]
-        else:
-            assert self.source
-            if rng and config.crop == "random":
-                place = (rng.random(), rng.random())
-            row = int(self.rows[index])
-            open_row = partial(self.source.open, row)
-            where = self.source.where(row)
-            pixels, lost = decode_image(
-                open_row, config.channels, config.max_pixels, config.size, place, where
-            )
+            return Decoded(self.take([(index, augmentation)]).images[0].numpy())
+        assert self.source
+        config = self.config
+        rng = None if augmentation is None else make_rng("augmentation", *augmentation)
+        place = (0.5, 0.5)
+        if rng and config.crop == "random":
+            place = (rng.random(), rng.random())
+        row = int(self.rows[index])
+        pixels, lost = decode_image(
+            partial(self.source.open, row),
+            config.channels,
+            config.max_pixels,
+            config.size,
+            place,
+            self.source.where(row),
+        )
         if rng and config.flip and rng.random() < 0.5:
             pixels = pixels[..., ::-1].copy()
         return Decoded(pixels, lost)
+
+    def take(self, samples: Sequence[Sample]) -> Batch:
+        """Return a batch of images in memory, flipped as `decode` does."""
+        assert self.pixels is not None
+        indices = [index for index, _ in samples]
+        pixels = self.pixels[indices]
+        if self.config.flip:
+            for place, (_, augmentation) in enumerate(samples):
+                if augmentation and make_rng("augmentation", *augmentation).random() < 0.5:
+                    pixels[place] = pixels[place, ..., ::-1].copy()
+        return Batch(torch.from_numpy(pixels), torch.from_numpy(self.labels[indices]))
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order of an epoch, a permutation of the indices (N,)."""
@@ -204,6 +235,8 @@ def evaluation_batches(
     """
     count = len(images) if limit is None else min(limit, len(images))
     indices = [position * len(images) // count for position in rank_slice.of(count)]
+    if len(indices) <= batch_size:
+        workers = 0  # starting them takes longer
     for batch in read_batches(images, chunk_samples(indices, batch_size), workers):
         if len(batch.images):
             yield batch
@@ -231,7 +264,8 @@ def read_batches(
                 raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
                 raise BrokenImageError(
-                    f"{batch.broken[0]}; delete it, or train with --data.on_error skip"
+                    f"{batch.broken[0]}; delete it, or leave such images out with --data.on_error"
+                    " skip; a training goes on with --resume"
                 )
             if batch.lost:
                 told_once(f"images are converted ({batch.lost[0]}); this is told once")
@@ -247,6 +281,8 @@ class _BatchReader(Dataset[Batch]):
         self.images = images
 
     def __getitem__(self, samples: list[Sample]) -> Batch:
+        if self.images.pixels is not None:
+            return self.images.take(samples)
         pixels = list[NDArray[np.uint8]]()
         labels = list[int]()
         broken = list[str]()
@@ -311,13 +347,20 @@ def _ignore_signals(_: int) -> None:
 
 @contextmanager
 def explain_worker_errors() -> Iterator[None]:
-    """Raise an InputError in place of torch's RuntimeError for a killed worker."""
+    """Raise an InputError in place of torch's RuntimeError for a worker that did not start or was
+    killed.
+    """
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        is_restarted_script = "bootstrapping phase" in str(error)  # in the worker
+        if not is_restarted_script and "DataLoader worker" not in str(error):
             raise
-        fault = (
-            "a process that decodes images was ended from outside, perhaps because memory ran out"
-        )
-        raise InputError(f"{fault}; decode without such processes: --data.workers 0") from error
+        if is_restarted_script or multiprocessing.get_start_method() != "fork":
+            fault = (
+                "the processes that decode images run the script again: put its calls below"
+                ' if __name__ == "__main__":'
+            )
+        else:
+            fault = "a process that decodes images was ended, perhaps because memory ran out"
+        raise InputError(f"{fault}, or decode in this process: --data.workers 0") from error

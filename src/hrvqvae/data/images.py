@@ -230,8 +230,9 @@ def _find_planes(image: Any) -> NDArray[Any]:
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         # numpy has no bfloat16
-        pixels = (image.float() if image.is_floating_point() else image).numpy()
-    elif isinstance(image, np.ndarray):
+        pixels = np.asarray(image.float() if image.is_floating_point() else image)
+    elif hasattr(image, "__array__"):
+        image = np.asarray(image)
         pixels = image[..., None] if image.ndim == 2 else image
         if pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4):
             pixels = pixels.transpose(2, 0, 1)

@@ -26,6 +26,7 @@ from hrvqvae.data.images import SUFFIXES
 from hrvqvae.data.sets import Arrays
 from hrvqvae.data.sources import (
     SPLIT_NAMES,
+    TRAIN,
     Shard,
     Source,
     arrays,
@@ -94,7 +95,8 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     labels = np.empty(len(images), np.int64)
     count = 0
     broken = list[str]()
-    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), config.workers):
+    workers = config.workers if len(images) > _BATCH else 0  # starting them takes longer
+    for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), workers):
         end = count + len(batch.images)
         pixels[count:end] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
         labels[count:end] = batch.labels.numpy()
@@ -212,21 +214,28 @@ def _select_split(sources: Mapping[str, Source], split: str, config: DataConfig)
     where = "the data set" if is_registered else str(_locate(config))
     if "" in sources:
         source = sources[""]
-        rows = np.arange(len(source))
-        if split != "all":
-            rows = np.flatnonzero(_mark_test_images(source, config) == (split == "test"))
+        is_test = _mark_test_images(source, config)
+        rows = np.flatnonzero(is_test == (split == "test"))
+        num_train = len(source) - int(is_test.sum())
+        how = "their names" if config.split == "hash" else "their order"
+        counts = f"{num_train:,} images to train and {is_test.sum():,} to test, by {how}"
+        if split == "all":
+            rows = np.arange(len(source))
+            counts = f"all {len(source):,} images"
     else:
-        name = (
-            "train" if split == "train" else next(name for name in sources if name != "train")
-        )  # test, val, ...
-        source = sources[name]
+        # The other split is test, val, ...; of shards without labels, it is not read.
+        names = [name for name in sources if (name == TRAIN) == (split == "train")]
+        source = sources[names[0]]
         rows = np.arange(len(source))
+        counts = " and ".join(f"{len(part):,} images in {name}" for name, part in sources.items())
     if not len(rows):
         images = counted(len(source), "image")
         raise InputError(
             f"{where} has {images}, none in the {split} split; add images, or change --data.split"
         )
+
     classes, labels = _number_classes(where, sources) if config.labels else ((), {})
+    told_once(f"{where}: {counts}; {f'{len(classes):,} classes' if classes else 'no classes'}")
     source_labels = labels[source] if classes else np.zeros(len(source), np.int64)
     return ImageSet(config, source_labels[rows], classes, source, rows)
 
@@ -246,9 +255,8 @@ def open_whole(path: Path, labels: bool = True) -> Source:
     """
     if path.is_dir() and (names := sorted(files.find_names(path, SUFFIXES))):
         _note_shards_beside(path)
-        top_folders = {
-            name.split("/")[0] for name in names
-        }  # the class folders may lie in split folders
+        # The class folders may lie in split folders.
+        top_folders = {name.split("/")[0].lower() for name in names}
         return files.FolderSource(path, names, depth=1 if top_folders <= set(SPLIT_NAMES) else 0)
     if path.suffix.lower() in files.LIST_SUFFIXES and path.is_file():
         return files.read_list(path)
@@ -300,7 +308,7 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
         by_name.setdefault(
             next((word for word in reversed(words) if word in SPLIT_NAMES), ""), []
         ).append(shard)
-    names = by_name if path.is_dir() else {*by_name, ""}  # a pattern may match one split
+    names = by_name if path.is_dir() else {"": [], **by_name}  # a pattern may match one split
     splits = files.find_split(
         names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'"
     )

@@ -19,13 +19,13 @@ from PIL import Image
 from hrvqvae.utils.errors import InputError
 
 TRAIN = "train"
-HELD_OUT = ("test", "val", "validation")  # names of a test split, the preferred name first
+# Names of a test split, the preferred name first. Names of splits are compared in lower case.
+HELD_OUT = ("test", "val", "valid", "validation", "dev")
 SPLIT_NAMES = (TRAIN, *HELD_OUT)
 # last bytes of an encoded image that are part of a digest, since they change with its pixels
 ENDING_BYTES = 64
 _MAX_NAME_BYTES = 4_096
-# bytes of all padded names, and more per byte of the names
-_MAX_PADDED = 1 << 24
+_MAX_PADDED = 1 << 24  # bytes of all padded names, and more per byte of the names
 _MAX_PADDED_PER_BYTE = 16
 _MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
@@ -85,6 +85,8 @@ class Source(ABC):
 
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] = ()
+    has_stable_names = True
+    """Whether an image keeps its name if other images go."""
 
     def __init__(self, counts: Iterable[int]) -> None:
         """`counts` are the numbers of images per file, row group or array."""

@@ -1,4 +1,5 @@
-"""Arrays in .npy and .npz files: uint8 images (N, Y, X) or (N, Y, X, C), and labels (N,) or (N, 1).
+"""Arrays in .npy and .npz files: uint8 images (N, Y, X), (N, Y, X, C) or one image (Y, X, C), and
+labels (N,) or (N, 1). C is 1, 3, or 4 with transparency.
 
 docs/own-data.md describes the names of the arrays. Arrays are mapped into memory, except those of a
 compressed .npz.
@@ -24,6 +25,7 @@ from hrvqvae.utils.errors import InputError, one_line
 
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
+_CHANNELS = (1, 3, 4)
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
 # a compressed array of n bytes may inflate to 2**26 + 50 n bytes
 _MAX_INFLATED = 2**26
@@ -166,13 +168,13 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
         raise InputError(
             f"{shard} has type {images.dtype}; images are uint8, 0 (black) to 255 (white)"
         )
-    if (
-        images.ndim not in (3, 4)
-        or (images.ndim == 4 and images.shape[3] not in (1, 3))
-        or 0 in images.shape[1:]
-    ):
+    if images.ndim == 3 and images.shape[2] in _CHANNELS:  # one image, not lines of pixels
+        images = images[None]
+    is_batch = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in _CHANNELS)
+    if not is_batch or 0 in images.shape[1:]:
         raise InputError(
-            f"{shard} has shape {images.shape}; images are (N, Y, X) or (N, Y, X, C), C = 1 or 3"
+            f"{shard} has shape {images.shape}; images are (N, Y, X), (N, Y, X, C), or one image"
+            " (Y, X, C), C = 1, 3 or 4"
         )
     return images
 

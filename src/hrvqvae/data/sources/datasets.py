@@ -1,35 +1,65 @@
-"""Map-style torch data sets given from Python: an item is an image (C, Y, X), or a tuple (image,
-label).
+"""Data sets given from Python: map-style data sets of torch, data sets of Hugging Face, sequences.
+
+An item is an image as `open_any` takes it, a tuple (image, label), or a mapping with an image and
+a label, as of Hugging Face.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
-from hrvqvae.data.images import to_pil
-from hrvqvae.data.sources import Source
+from hrvqvae.data.images import open_any
+from hrvqvae.data.sources import HELD_OUT, TRAIN, Source
+from hrvqvae.data.sources.parquet import IMAGE_COLUMNS, LABEL_COLUMNS
 from hrvqvae.utils.errors import InputError
 
-PREFIX = (  # a data.root with this prefix names registered data sets; the run folder follows
-    "python:"
-)
+PREFIX = "python:"  # begins a data.root that names registered data sets; the run folder follows
+_MAX_REGISTERED = 2  # such as of a training and of an evaluation
 _REGISTERED: dict[str, dict[str, Any]] = {}
+_OPENED: dict[tuple[str, bool], dict[str, DatasetSource]] = {}
 
 
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Register data sets in this process, and return the value of `data.root` that names them.
 
     `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
-    `train`.
+    `train`, unless that is a mapping with both splits. The data sets of the last calls are kept, so
+    that the memory of older ones is free. Raises InputError if a data set has no items by number.
     """
-    _REGISTERED[f"{PREFIX}{name}"] = {"": train} if test is None else {"train": train, "test": test}
-    return f"{PREFIX}{name}"
+    if test is None and isinstance(train, Mapping):
+        test = next((train[split] for split in HELD_OUT if split in train), None)
+        if TRAIN not in train or test is None:
+            raise InputError(f"data has {', '.join(map(str, train))}; give one of these as data")
+        train = train[TRAIN]
+    splits = {"": train} if test is None else {"train": train, "test": test}
+    root = f"{PREFIX}{name}"
+    _OPENED.clear()
+    _REGISTERED.pop(root, None)
+    _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
+    if len(_REGISTERED) > _MAX_REGISTERED:
+        del _REGISTERED[next(iter(_REGISTERED))]
+    return root
+
+
+def _require_items(dataset: Any) -> Any:
+    """Return a data set with items by number; of a loader its data set. Raises InputError."""
+    if isinstance(dataset, DataLoader):
+        dataset = dataset.dataset
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not has_items or isinstance(dataset, IterableDataset):
+        raise InputError(
+            f"data is a {type(dataset).__name__}, which has no items by number: give a folder, a"
+            " map-style Dataset, or list(...) of it"
+        )
+    return dataset
 
 
 def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
@@ -41,28 +71,33 @@ def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
         raise InputError(
             f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}"
         )
-    return {
-        split: DatasetSource(dataset, split, labels) for split, dataset in _REGISTERED[root].items()
-    }
+    if (root, labels) not in _OPENED:  # labels are read once
+        _OPENED[root, labels] = {
+            split: DatasetSource(dataset, split, labels)
+            for split, dataset in _REGISTERED[root].items()
+        }
+    return _OPENED[root, labels]
 
 
 class DatasetSource(Source):
-    """The items of a map-style torch data set. The name of an image is its index."""
+    """The items of a data set. The name of an image is its index."""
+
+    has_stable_names = False
 
     def __init__(self, dataset: Any, split: str, labels: bool) -> None:
-        """Read the labels: from the attribute `targets` if there is one, as in torchvision, else
-        from every item.
+        """Read the labels: from the data set's list of labels if it has one, else from every
+        item.
         """
         super().__init__([len(dataset)])
         self.dataset = dataset
         self._title = f"the {split} data set" if split else "the data set"
         if not len(self):
             raise InputError(f"{self._title} has no item")
-        if not labels or not isinstance(first := dataset[0], tuple | list) or len(first) < 2:
+        if not labels or _split_item(dataset[0])[1] is None:
             return
-        targets = getattr(dataset, "targets", None)
-        if targets is None or getattr(dataset, "target_transform", None) is not None:
-            targets = [dataset[row][1] for row in range(len(self))]
+        targets = _list_targets(dataset)
+        if targets is None:
+            targets = [_split_item(dataset[row])[1] for row in range(len(self))]
         try:
             self.labels = np.array(
                 [label.item() if hasattr(label, "item") else label for label in targets]
@@ -72,8 +107,7 @@ class DatasetSource(Source):
         if self.labels.shape != (len(self),) or self.labels.dtype.kind not in "iuU":
             raise InputError(f"{self._title} has labels that are neither whole numbers nor texts")
         if self.labels.dtype.kind != "U":
-            classes = getattr(dataset, "classes", None)
-            self.class_names = () if classes is None else tuple(map(str, classes))
+            self.class_names = _find_classes(dataset)
 
     def name(self, row: int) -> str:
         return str(row)
@@ -100,26 +134,56 @@ class DatasetSource(Source):
         return f"{len(rows)}"
 
     def open(self, row: int) -> Image.Image:
-        item = self.dataset[row]
-        image = item[0] if isinstance(item, tuple | list) else item
-        if isinstance(image, Image.Image):
-            if image.mode == "F":
-                raise InputError(
-                    "its mode is F; images are of 8 or 16 bits, or tensors of floats in [0, 1]"
-                )
-            return image
-        pixels = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
-        if (
-            pixels.ndim != 3
-            or len(pixels) not in (1, 3)
-            or not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f")
-        ):
-            raise InputError(
-                f"its shape is {pixels.shape} ({pixels.dtype}); images are (1 or 3, Y, X) uint8 or"
-                " float"
-            )
-        if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise InputError(
-                f"its values are {pixels.min():g} to {pixels.max():g}; float images are in [0, 1]"
-            )
-        return to_pil(pixels)
+        return open_any(_split_item(self.dataset[row])[0])
+
+
+def _split_item(item: Any) -> tuple[Any, Any]:
+    """Return the image and the label of an item; None for a label that is not there."""
+    if isinstance(item, Mapping):
+        image = next((name for name in IMAGE_COLUMNS if name in item), None)
+        if image is None:
+            raise InputError(f"it has {', '.join(map(str, item))}, and no {IMAGE_COLUMNS[0]}")
+        return item[image], item.get(_find_label_column(item))
+    if isinstance(item, tuple | list):
+        return item[0], item[1] if len(item) > 1 else None
+    return item, None
+
+
+def _find_label_column(names: Any) -> str | None:
+    return next((name for name in LABEL_COLUMNS if name in names), None)
+
+
+def _list_targets(dataset: Any) -> Sequence[Any] | None:
+    """Return the labels that a data set keeps apart from its images, or None.
+
+    These are `targets`, as in torchvision, or the column of a data set of Hugging Face.
+    """
+    if isinstance(dataset, Subset):
+        targets = _list_targets(dataset.dataset)
+        return None if targets is None else [targets[index] for index in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_list_targets(part) for part in dataset.datasets]
+        if any(part is None for part in parts):
+            return None
+        return [target for part in parts for target in part or ()]
+    if hasattr(dataset, "column_names"):
+        return list(dataset[_find_label_column(dataset.column_names)])
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    targets = getattr(dataset, "targets", None)
+    return None if targets is None else list(targets)
+
+
+def _find_classes(dataset: Any) -> tuple[str, ...]:
+    """Return the class names of a data set, () if it has none; parts must agree."""
+    if isinstance(dataset, Subset):
+        return _find_classes(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        of_parts = {_find_classes(part) for part in dataset.datasets}
+        return of_parts.pop() if len(of_parts) == 1 else ()
+    if hasattr(dataset, "column_names"):
+        feature = dataset.features[_find_label_column(dataset.column_names)]
+        classes = getattr(feature, "names", None)
+    else:
+        classes = getattr(dataset, "classes", None)
+    return tuple(map(str, classes or ()))

@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +101,10 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     """Return the sorted image files of a folder by split name; all under "" if its folders do not
     divide them.
 
-    The splits are `train/` and the first of `test/`, `val/` and `validation/` that has images.
-    Images elsewhere in the folder are left out, and a note counts them. Without a test folder,
-    `train/` beside other folders is a class, as in CIFAR100. Labels are the folders of the images
-    in a split. The dictionary is empty if the folder has no images.
+    The splits are `train/` and the first folder of `HELD_OUT` that has images. Images elsewhere in
+    the folder are left out, and a note counts them. Without a test folder, `train/` beside other
+    folders is a class, as in CIFAR100. Labels are the folders of the images in a split. The
+    dictionary is empty if the folder has no images.
 
     Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
     """
@@ -114,29 +114,36 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
             raise InputError(f"{folder} has {file} in two spellings of Unicode; rename one of them")
     if not files:
         return {}
-    folders = {name.split("/")[0] for name in files if "/" in name}
-    splits = find_split({name if name in SPLIT_NAMES else "" for name in folders}, folder)
-    if splits and (outside := sum(name.split("/")[0] not in splits for name in files)):
-        told_once(
-            f"{folder}: {counted(outside, 'image')} outside of {splits[0]}/ and {splits[1]}/"
-            " left out"
-        )
+    names = sorted(files)
+    folder_of_split = dict[str, str]()
+    for top in {name.split("/")[0] for name in names if "/" in name}:
+        split = top.lower() if top.lower() in SPLIT_NAMES else ""
+        if split and folder_of_split.setdefault(split, top) != top:
+            raise InputError(
+                f"{folder} has {folder_of_split[split]}/ and {top}/; rename one of them"
+            )
+        folder_of_split[split] = top
+    splits = find_split(folder_of_split, folder)
+    if splits is None:
+        return {"": FolderSource(folder, [files[name] for name in names])}
+
     sources = dict[str, FolderSource]()
-    for split in splits or ("",):
-        prefix = f"{split}/" if split else ""
-        names = [
-            files[name].removeprefix(prefix) for name in sorted(files) if name.startswith(prefix)
-        ]
-        sources[split] = FolderSource(folder / split, names)
+    for split in splits:
+        prefix = f"{folder_of_split[split]}/"
+        inside = [files[name].removeprefix(prefix) for name in names if name.startswith(prefix)]
+        sources[split] = FolderSource(folder / prefix, inside)
+    if outside := len(files) - sum(map(len, sources.values())):
+        train, test = (folder_of_split[split] for split in splits)
+        told_once(f"{folder}: {counted(outside, 'image')} outside of {train}/ and {test}/ left out")
     return sources
 
 
-def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[str, str] | None:
+def find_split(names: Mapping[str, object], where: Path, alone: str = "") -> tuple[str, str] | None:
     """Return the names of the train and the test split, or None if `data.split` is to divide the
     images.
 
-    `names` has the split name of each file or folder, "" if it has none. Raises InputError if only
-    one split is there; `alone` is what to give then.
+    `names` has what is there by split name, under "" what is of no split. Raises InputError if only
+    one split is there; `alone` is what to give then (default: its folder).
     """
     test = next((name for name in HELD_OUT if name in names), None)
     if TRAIN in names and test is not None:
@@ -146,7 +153,7 @@ def find_split(names: Collection[str], where: Path, alone: str = "") -> tuple[st
         present = " and ".join(sorted(names))
         raise InputError(
             f"{where} has {present}, but {missing}: add it, or give --data"
-            f" {alone or where / min(names)}"
+            f" {alone or where / str(names[min(names)])}"
         )
     return None
 
@@ -155,14 +162,18 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Yield the names of files with these suffixes at any depth of a folder, in no order.
 
     Follow links to folders, except to a folder that contains the link. Skip names that begin with a
-    dot and, if the suffixes are those of images, run folders. Notes count images in other formats,
-    and name run folders and folders that can't be read. Raises InputError if a name is not UTF-8.
+    dot and, if the suffixes are those of images, run folders. Notes count images in other formats
+    and links to no file, and name run folders and folders that can't be read. Raises InputError if
+    a name is not UTF-8.
     """
     others = Counter[str]()
+    dangling = list[str]()
     of_images = suffixes == SUFFIXES
     for file in _walk(folder, {identify(path) for path in folder.resolve().parents}, of_images):
         suffix = Path(file.name).suffix.lower()
-        if suffix in suffixes:
+        if suffix in suffixes and not file.is_file():
+            dangling.append(file.path)
+        elif suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
             if not (
                 name.isascii() or name.encode("utf-8", "replace").decode() == name
@@ -174,12 +185,21 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     if others:
         counts = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(others.items()))
         told_once(f"{folder}: images left out: {counts}; convert them to PNG, JPEG or WebP")
+    if dangling:
+        links = counted(len(dangling), "link")
+        told_once(
+            f"{folder}: {links} to files that are not there left out, such as {min(dangling)}; get"
+            " the files"
+        )
 
 
 def _walk(
     folder: Path, above: set[tuple[int, int]], skip_runs: bool, is_root: bool = True
 ) -> Iterator[os.DirEntry[str]]:
-    """Yield the files at any depth of a folder; do not follow a link to a folder in `above`."""
+    """Yield the files, and the links to no file, at any depth of a folder.
+
+    Do not follow a link to a folder in `above`.
+    """
     try:
         above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
@@ -201,7 +221,7 @@ def _walk(
         except OSError as error:  # a link to itself, or into a folder that can't be read
             told_once(f"{error.filename} can't be read ({error.strerror}); it is left out")
             continue
-        if is_file:
+        if is_file or (entry.is_symlink() and not is_folder):
             yield entry
         elif is_folder and not (entry.is_symlink() and identify(entry.path) in above):
             yield from _walk(Path(entry.path), above, skip_runs, is_root=False)

@@ -31,9 +31,9 @@ WINDOW_BYTES = (
     256 * 2**20
 )  # uncompressed size of the row groups that a process keeps, and shuffles together
 _MAX_GROUP_BYTES = 2**31  # pyarrow's arrays of bytes hold less
-# the preferred names first
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
+# The preferred names first.
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
 class Group(NamedTuple):
@@ -267,7 +267,7 @@ def _find_image_column(schema: Any, path: Path) -> str:
             columns[field.name] = f"{field.name}.bytes"
     if len(columns) > 1:
         columns = {
-            name: column for name, column in columns.items() if name in _IMAGE_COLUMNS
+            name: column for name, column in columns.items() if name in IMAGE_COLUMNS
         } or columns
     if len(columns) != 1:
         fault = (
@@ -291,7 +291,7 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     from pyarrow import types
 
     schema = file.schema_arrow
-    column = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
+    column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     if column is None:
         return None, ()
     kind = schema.field(column).type
