@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import ImageCms
 
 from hrvqvae.config import DataConfig
 
@@ -25,6 +26,14 @@ def folder_config(folder: Path, **changes: object) -> DataConfig:
             **changes,
         }  # type: ignore[arg-type]
     )
+
+
+def swapped_profile() -> bytes:
+    """Return a colour profile in which red and blue of sRGB have each other's place."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for before, after in ((b"rXYZ", b"????"), (b"bXYZ", b"rXYZ"), (b"????", b"bXYZ")):
+        profile = profile.replace(before, after)
+    return profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:

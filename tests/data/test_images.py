@@ -1,7 +1,6 @@
 """Images as Python code has them, and colours and values beyond 8 bits of sRGB."""
 
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ from PIL import Image, ImageCms
 
 from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
 from hrvqvae.utils.errors import InputError
+from tests.data.stored import swapped_profile
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
 BATCH = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())[None]
 
@@ -87,23 +88,13 @@ def test_values_beyond_16_bits_are_refused(values: list[float]) -> None:
         decode_image(lambda: Image.fromarray(array), 1)
 
 
-def _profile(change: Callable[[bytes], bytes]) -> bytes:
-    """Return the profile of sRGB with a change of its bytes."""
-    return change(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-
-
-def _swap_red_and_blue(profile: bytes) -> bytes:
-    names = profile.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
-    return names.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
 def test_colours_of_a_profile_become_those_of_srgb(mode: str, tmp_path: Path) -> None:
     """In the profile red and blue have each other's place: so have they in the pixels."""
     image = Image.new("RGB", (4, 4), (250, 60, 20)).convert(mode, palette=Image.Palette.ADAPTIVE)
     for profile, pixel, lost in (
-        (_profile(_swap_red_and_blue), [20, 60, 250], "colour profile to sRGB"),
-        (_profile(bytes), [250, 60, 20], ""),
+        (swapped_profile(), [20, 60, 250], "colour profile to sRGB"),
+        (SRGB, [250, 60, 20], ""),
         (b"no profile", [250, 60, 20], "damaged colour profile ignored"),
     ):
         image.save(tmp_path / "x.png", icc_profile=profile)
@@ -116,6 +107,6 @@ def test_a_profile_keeps_transparency() -> None:
     image = Image.new("RGBA", (2, 1), (250, 60, 20, 255))
     image.putpixel((1, 0), (250, 60, 20, 0))
     stream = io.BytesIO()
-    image.save(stream, "PNG", icc_profile=_profile(_swap_red_and_blue))
+    image.save(stream, "PNG", icc_profile=swapped_profile())
     pixels, _ = decode_image(lambda: Image.open(stream), 3)
     assert pixels[:, 0, 1].tolist() == [255, 255, 255]

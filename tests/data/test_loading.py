@@ -5,6 +5,8 @@ does.
 import dataclasses
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -209,12 +211,37 @@ def test_a_worker_that_is_ended_from_outside_is_one_line() -> None:
     the test runner.
     """
     with (
-        pytest.raises(InputError, match=r"ended from outside.*--data.workers 0"),
+        pytest.raises(InputError, match=r"was ended, perhaps .*--data.workers 0"),
         explain_worker_errors(),
     ):
         raise RuntimeError("DataLoader worker (pid 17) is killed by signal: Killed. ")
     with pytest.raises(RuntimeError, match="something else"), explain_worker_errors():
         raise RuntimeError("something else")
+
+
+def test_a_script_without_a_guard_is_told_what_to_do(picture_folder: Path, tmp_path: Path) -> None:
+    """Where workers are not forked, each runs the script again."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import multiprocessing
+multiprocessing.set_start_method("spawn", force=True)
+from hrvqvae.data.batches import evaluation_batches
+from hrvqvae.data.loading import open_images
+from tests.data.stored import folder_config
+images = open_images(folder_config({str(picture_folder)!r}), "train")
+list(evaluation_batches(images, batch_size=4, workers=1))
+""")
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path.cwd(),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    advice = 'below if __name__ == "__main__":, or decode in this process: --data.workers 0'
+    assert done.stderr.count(advice) == 2, "in the worker, and last in the script"
+    assert advice in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -227,7 +254,7 @@ def test_conversion_is_told_once(
     assert [len(batch.lost) for batch in first] == [8] * 5
     assert all(batch.images.shape == (8, 1, 16, 16) for batch in first)
     list(evaluation_batches(images, batch_size=8))
-    assert caplog.messages == ["images are converted (colour to greyscale); this is told once"]
+    assert caplog.messages[1:] == ["images are converted (colour to greyscale); this is told once"]
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))

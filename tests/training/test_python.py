@@ -6,7 +6,6 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -160,27 +159,3 @@ def test_one_data_set_is_divided(
         pytest.raises(InputError, match=told),
     ):  # as in another process
         hrvqvae.load(run).train_prior()
-
-
-def test_items_that_are_no_images(tiny_file: str, tmp_path: Path) -> None:
-    for items, fault in (
-        (
-            [torch.zeros(12, 12)],
-            r"item \d of the data set is not an image \(its shape is \(12, 12\)",
-        ),
-        ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
-        ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
-        (
-            [(torch.zeros(1, 12, 12), torch.arange(2))],
-            "labels that are neither whole numbers nor texts",
-        ),
-        (
-            [(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])],
-            "labels that are neither whole numbers nor",
-        ),
-        ([(torch.zeros(12, 12),)], r"its shape is \(12, 12\)"),
-        ([Image.new("F", (12, 12))], "its mode is F; images are of 8 or 16 bits"),
-        ([], "the data set has no item"),
-    ):
-        with pytest.raises(InputError, match=fault):
-            hrvqvae.train(tiny_file, data=items * 2, out=tmp_path / "run", max_steps=2)

@@ -227,10 +227,11 @@ def open_any(image: Any) -> Image.Image:
 
 def _find_planes(image: Any) -> NDArray[Any]:
     """Return an array or a tensor as (C, Y, X), uint8 or float. Raises InputError."""
+    pixels: NDArray[Any]
     if isinstance(image, Tensor):
         image = image.detach().cpu()
         # numpy has no bfloat16
-        pixels = np.asarray(image.float() if image.is_floating_point() else image)
+        pixels = (image.float() if image.is_floating_point() else image).numpy()
     elif hasattr(image, "__array__"):
         image = np.asarray(image)
         pixels = image[..., None] if image.ndim == 2 else image
@@ -241,7 +242,7 @@ def _find_planes(image: Any) -> NDArray[Any]:
         raise InputError(f"it is a {kind}; images are paths, PIL images, arrays or tensors")
     if pixels.ndim != 3 or len(pixels) not in (1, 3, 4) or 0 in pixels.shape:
         forms = "tensors (C, Y, X) and arrays (Y, X, C) have C = 1, 3 or 4"
-        raise InputError(f"its shape is {image.shape}; {forms}")
+        raise InputError(f"its shape is {tuple(image.shape)}; {forms}")
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise InputError(f"its type is {pixels.dtype}; images are uint8, or float in [0, 1]")
     return pixels

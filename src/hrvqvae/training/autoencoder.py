@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cached_property, partial
 from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
@@ -26,9 +30,11 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Say, Task
+from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
+_IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
@@ -48,6 +54,23 @@ class ImageTask(Task[Batch]):
         self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
+
+    @cached_property
+    def _fingerprints(self) -> NDArray[np.uint64]:
+        return self.images.fingerprints()
+
+    def count_lost_samples(self) -> int:
+        with suppress(OSError, ValueError):  # a run of an earlier version has no record
+            recorded = np.load(self.run.path / _IMAGES)
+            if len(self._fingerprints) and np.isin(self._fingerprints, recorded).all():
+                return len(recorded) - len(self._fingerprints)
+        return 0
+
+    def record_samples(self) -> None:
+        if len(self._fingerprints):
+            content = io.BytesIO()
+            np.save(content, self._fingerprints)
+            write_atomic(self.run.path / _IMAGES, content.getvalue())
 
     def describe(self) -> str:
         return (

@@ -103,6 +103,13 @@ class Task(ABC, Generic[B]):
     def open(self, say: Say) -> None:
         """Read the data. Raises InputError if there is none."""
 
+    def count_lost_samples(self) -> int:
+        """Return how many samples went since `record_samples`; 0 if others are among them."""
+        return 0
+
+    def record_samples(self) -> None:
+        """Write to the folder which samples there are."""
+
     @abstractmethod
     def describe(self) -> str:
         """Return the name of the network and the amount of data, as the beginning of a message."""
@@ -361,6 +368,7 @@ class Trainer(Generic[B]):
         state = TrainState.start(model, training, task.build_objective(model), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
+        distributed.on_rank_zero(task.record_samples)
         distributed.broadcast(state.whole_tensors())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
@@ -384,9 +392,15 @@ class Trainer(Generic[B]):
         task = self.task
         run = self.task.run
         if meta["data"] != task.data_digest:
-            raise InputError(
-                f"{run.path} was trained on other images: give those images, or begin another run"
-                " with its weights, by --init-from"
+            lost = distributed.on_rank_zero(task.count_lost_samples)
+            if not lost:
+                raise InputError(
+                    f"{run.path} was trained on other images: give those images, or begin another"
+                    " run with its weights, by --init-from"
+                )
+            self.say(
+                f"{counted(lost, 'training image')} gone since the last checkpoint: the training"
+                f" goes on with the other {task.num_samples:,}"
             )
         state.restore(tensors, meta)
         self.say(f"resuming {run.path} at step {state.step}")

@@ -1,0 +1,169 @@
+"""A hundred sets of images as people have them: names, splits, nesting, links, modes, profiles.
+
+`python -m tests.data.people FOLDER` writes them all.
+"""
+
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from tests.data.stored import swapped_profile
+
+Files = Mapping[str, Image.Image | bytes | np.ndarray | str]
+"""Per path what is there: an image, bytes, an array for .npy, or the target of a link."""
+Meaning = tuple[int, str]
+"""Number of images, and the end of the line that says what was understood."""
+NONE = "no classes"
+PETS = "2 classes"
+HELD_OUT = ("test", "val", "valid", "validation", "dev")
+
+
+class People(NamedTuple):
+    """A set of images, and what is meant by it."""
+
+    files: Files
+    meaning: Meaning
+    note: str = ""  # part of another line
+    labels: bool = True
+
+
+def drawn(count: int = 1, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(count).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
+    stream = io.BytesIO()
+    drawn(mode=mode).save(stream, form, **options)
+    return stream.getvalue()
+
+
+def pets(folder: str = "", count: int = 4, suffix: str = ".png") -> dict[str, Image.Image]:
+    names = (f"{folder}{('cat', 'dog')[index % 2]}/{index}{suffix}" for index in range(count))
+    return {name: drawn(index) for index, name in enumerate(names)}
+
+
+def given(train: int, test: int, name: str = "test", kinds: str = PETS) -> Meaning:
+    return train + test, f"{train} images in train and {test} images in {name}; {kinds}"
+
+
+def divided(count: int, kinds: str = NONE) -> Meaning:
+    return count, f" to test, by their names; {kinds}"
+
+
+def splits() -> Iterator[People]:
+    """Folders and files of splits, in any case."""
+    for train, test in product(("train", "Train", "TRAIN"), HELD_OUT):
+        held_out = test.title() if train == "Train" else test.upper() if train == "TRAIN" else test
+        yield People(pets(f"{train}/", 4) | pets(f"{held_out}/", 2), given(4, 2, test))
+        files = {f"{train}/a.png": drawn(), f"{held_out}/b.png": drawn(2)}
+        yield People(files, given(1, 1, test, NONE))
+    for test, other in (("test", "val"), ("val", "valid"), ("valid", "dev"), ("test", "extra")):
+        files = pets("train/") | pets(f"{test}/", 2) | pets(f"{other}/", 2)
+        yield People(files, given(4, 2, test), f"2 images outside of train/ and {test}/ left out")
+    arrays = np.zeros((6, 16, 16, 3), np.uint8)
+    for test in HELD_OUT:
+        yield People({"train.npy": arrays, f"{test}.npy": arrays[:2]}, given(6, 2, test, NONE))
+        files = {"x_train.npy": arrays, f"x_{test}.npy": arrays[:2]}
+        files |= {"y_train.npy": np.arange(6) % 2, f"y_{test}.npy": np.arange(2)}
+        yield People(files, given(6, 2, test))
+    yield People(pets("train/") | pets("boat/", 2), divided(6, "2 classes"))
+
+
+def nesting() -> Iterator[People]:
+    """Where images lie in a folder."""
+    for depth in range(4):
+        files = {f"{'a/b/c/'[: 2 * depth]}{index}.jpg": encoded("JPEG") for index in range(4)}
+        yield People(files, divided(4, "1 classes" if depth else NONE))
+    yield People(pets(), divided(4, PETS))
+    yield People(pets(), divided(4), labels=False)
+    yield People(pets("deep/pets/"), divided(4, "1 classes"))
+    yield People(pets() | {"x.png": drawn()}, divided(5), "1 image outside of class folders")
+    for junk in ("Thumbs.db", ".DS_Store", "._0.png", ".git/x.png", "notes.txt", "labels.csv"):
+        yield People(pets() | {junk: b"junk"}, divided(4, PETS))
+    run = {f"runs/x/{name}": b"" for name in ("config.yaml", "metrics.jsonl", "sheet.png")}
+    yield People(pets() | run, divided(4, PETS), "is a run folder; its pictures are left out")
+
+
+def names() -> Iterator[People]:
+    """Names of files."""
+    for name in (
+        "a b",
+        "größe",
+        "e\u0301",
+        "猫",
+        "x#1",
+        "50%",
+        "it's",
+        'say "x"',
+        "a.b.c",
+        "n" * 200,
+    ):
+        yield People({f"{name}-{index}.png": drawn() for index in range(4)}, divided(4))
+    for suffix in (".PNG", ".Jpg", ".JPEG", ".webp"):
+        yield People(pets(suffix=suffix), divided(4, PETS))
+    for suffix in (".heic", ".gif", ".TIFF", ".bmp", ".avif", ".cr2", ".svg", ".psd"):
+        note = f"images left out: 1 {suffix.lower()}; convert them to PNG, JPEG or WebP"
+        yield People(pets() | {f"cat/other{suffix}": b"other"}, divided(4, PETS), note)
+
+
+def links() -> Iterator[People]:
+    """Links to files and folders, and to nothing."""
+    pictures = {f"../there/{index}.png": drawn(index) for index in range(4)}
+    to_files = {f"{index}.png": f"../there/{index}.png" for index in range(4)}
+    yield People(pictures | to_files, divided(4))
+    yield People(pictures | {"pictures": "../there"}, divided(4, "1 classes"))
+    yield People(pets() | {"cat/again": ".."}, divided(4, PETS))
+    gone = "to files that are not there left out, such as "
+    yield People(pets() | {"cat/x.png": "gone.png"}, divided(4, PETS), f"1 link {gone}")
+    annex = {f"dog/{index}.jpg": f"../.git/annex/{index}.jpg" for index in range(10, 13)}
+    yield People(pets() | annex, divided(4, PETS), f"3 links {gone}")
+
+
+def pixels() -> Iterator[People]:
+    """Modes, depths and colour profiles."""
+    for mode in ("L", "1", "P", "LA", "RGB", "RGBA"):
+        yield People({f"{index}.png": encoded("PNG", mode) for index in range(4)}, divided(4))
+    for profile, note in (
+        (swapped_profile(), "images are converted (colour profile to sRGB)"),
+        (b"no profile", "images are converted (damaged colour profile ignored)"),
+    ):
+        files = {f"{index}.png": encoded("PNG", icc_profile=profile) for index in range(4)}
+        yield People(files, divided(4), note)
+    files = {f"{index}.jpg": encoded("JPEG", "CMYK") for index in range(4)}
+    yield People(files, divided(4), "images are converted (CMYK to RGB)")
+    deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
+    files = {f"{index}.png": deep for index in range(4)}
+    yield People(files, divided(4), "images are converted (16 bits to 8)")
+    for shape in ((16, 16, 1), (16, 16, 3), (16, 16, 4)):
+        array = np.full(shape, 255, np.uint8)
+        yield People({f"{index}.npy": array for index in range(10)}, divided(10))
+
+
+PEOPLE = [*splits(), *nesting(), *names(), *links(), *pixels()]
+
+
+def write(people: People, folder: Path) -> None:
+    """Write a set of images."""
+    for name, content in people.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, str):
+            path.symlink_to(content)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        elif isinstance(content, np.ndarray):
+            np.save(path, content)
+        else:
+            content.save(path)
+
+
+if __name__ == "__main__":
+    for number, people in enumerate(PEOPLE):
+        write(people, Path(sys.argv[1]) / f"{number:03d}" / "set")

@@ -1,0 +1,166 @@
+"""Data sets given from Python: what is taken, what is read how often, and what is refused."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+
+import hrvqvae
+from hrvqvae.config import Config
+from hrvqvae.data.batches import ImageSet
+from hrvqvae.data.loading import load_images
+from hrvqvae.data.sources.datasets import register_datasets
+from hrvqvae.utils.errors import InputError
+from tests.conftest import with_data, write_file, write_picture
+from tests.data.stored import folder_config
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
+TENSORS = torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
+LABELS = [index % 3 for index in range(20)]
+CLASSES = ("cat", "dog", "emu")
+
+
+def loaded(train: Any, test: Any = None, split: str = "train", **changes: object) -> ImageSet:
+    root = register_datasets("run", train, test)
+    options = {"split": "sorted", "train_samples": 18} if test is None else {}
+    return load_images(folder_config(Path(root), **options, **changes), split)
+
+
+class Counted(Dataset[tuple[np.ndarray, int]]):
+    """Counts how often an item is read."""
+
+    targets = LABELS
+    classes = CLASSES
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+        self.reads += 1
+        return PIXELS[row], LABELS[row]
+
+
+def hugging_face() -> datasets.Dataset:
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*CLASSES])}
+    columns = {"image": [Image.fromarray(image) for image in PIXELS], "label": LABELS}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def test_items_of_every_kind_are_the_same_images(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(image) for image in PIXELS]
+    paths = [tmp_path / f"{index}.png" for index in range(20)]
+    for picture, path in zip(pictures, paths, strict=True):
+        picture.save(path)
+    mappings = [
+        {"label": label, "image": image} for image, label in zip(pictures, LABELS, strict=True)
+    ]
+    for items in (
+        PIXELS,
+        TENSORS,
+        TENSORS.double() / 255,
+        pictures,
+        paths,
+        [*map(str, paths)],
+        list(zip(paths, LABELS, strict=True)),
+        mappings,
+        Counted(),
+        hugging_face(),
+        DataLoader(TENSORS, batch_size=3),
+    ):
+        images = loaded(items)
+        np.testing.assert_array_equal(images.pixels, TENSORS[:18], err_msg=str(type(items)))
+    assert loaded(mappings).classes == ("0", "1", "2")
+    pair = {"train": TENSORS[:12], "validation": TENSORS[12:]}
+    images = load_images(folder_config(Path(register_datasets("pair", pair))), "test")
+    np.testing.assert_array_equal(images.pixels, TENSORS[12:])
+
+
+def test_parts_of_a_data_set_keep_its_classes_and_are_read_once() -> None:
+    part = Subset(Counted(), [*range(9, 20), *range(9)])
+    whole = ConcatDataset([Subset(Counted(), range(12)), Subset(Counted(), range(12, 20))])
+    for dataset, labels in ((part, LABELS[9:] + LABELS[:9]), (whole, LABELS)):
+        images = loaded(dataset)
+        assert images.classes == CLASSES
+        assert images.labels.tolist() == labels[:18]
+    part.dataset.reads = 0
+    loaded(part)
+    assert part.dataset.reads == 18 + 1, "the first tells whether there are labels"
+    data = hugging_face()
+    images = loaded(data.select(range(19)))
+    assert (images.classes, images.labels.tolist()) == (CLASSES, LABELS[:18])
+
+
+def test_only_the_newest_data_sets_are_kept() -> None:
+    import gc
+    import weakref
+
+    dataset = Counted()
+    kept = weakref.ref(dataset)
+    loaded(dataset)
+    for number in range(2):
+        register_datasets(f"{number}", TENSORS)
+    del dataset
+    gc.collect()
+    assert kept() is None
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield TENSORS[0]
+
+
+@pytest.mark.parametrize(
+    ("items", "fault"),
+    [
+        ([torch.zeros(12, 12)], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
+        ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
+        ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
+        ([(torch.zeros(1, 12, 12), torch.arange(2))], "neither whole numbers nor texts"),
+        ([(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])], "neither whole numbers"),
+        ([(torch.zeros(12, 12),)], r"its shape is \(12, 12\)"),
+        ([{"picture": 1}], "it has picture, and no image"),
+        ([3], "it is a int; images are paths, PIL images, arrays or tensors"),
+        ([], "the data set has no item"),
+        (Stream(), "data is a Stream, which has no items by number: give a folder, a map-style"),
+        ((image for image in TENSORS), "data is a generator, which has no items by number"),
+        (DataLoader(Stream()), "data is a Stream, which has no items"),
+        ({"x": 1, "train": 2}, "data has x, train; give one of these as data"),
+    ],
+)
+def test_what_is_no_data_set_is_one_line(items: Any, fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        loaded(items * 2 if isinstance(items, list) else items)
+
+
+def test_a_training_goes_on_after_images_are_deleted(
+    tiny: Config, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_data(tiny, dataset="mine", root=None)
+    preset = write_file(config, tmp_path / "tiny.yaml")
+    run = tmp_path / "run"
+    hrvqvae.train(preset, data=picture_folder, out=run, max_steps=2)
+    images = load_images(folder_config(picture_folder, memory_mb=0), "train")
+    broken = [Path(images.source.where(int(row))) for row in images.rows[:2]]
+    broken[0].write_bytes(b"no image")
+    with pytest.raises(InputError, match="delete it, .*; a training goes on with --resume"):
+        hrvqvae.train(run, data=picture_folder, resume=True, max_steps=4)
+    for path in broken:
+        path.unlink()
+    capsys.readouterr()
+    hrvqvae.train(run, data=picture_folder, resume=True, max_steps=4)
+    told = "2 training images gone since the last checkpoint: the training goes on with the other "
+    assert f"{told}{len(images) - 2}" in capsys.readouterr().out
+    hrvqvae.train(run, data=picture_folder, resume=True, max_steps=5)
+    assert "gone" not in capsys.readouterr().out, "the new images are recorded"
+    write_picture(broken[0], 99)
+    with pytest.raises(InputError, match="was trained on other images"):
+        hrvqvae.train(run, data=picture_folder, resume=True, max_steps=6)
