@@ -10,6 +10,7 @@ import hrvqvae
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, SamplingDefaults, prior_folder
 from hrvqvae.checkpoints.run import Run
+from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.checkpoints.conftest import change, write_decoder
 from tests.conftest import do
@@ -113,3 +114,15 @@ def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_pa
     do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
     with pytest.raises(InputError, match=r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)
+
+
+def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path) -> None:
+    before = evaluate_run(whole, device="cpu", limit=8)
+    shutil.rmtree(prior_folder(whole, 2).path)
+    report = evaluate_run(whole, device="cpu", limit=8).to_dict()
+    bits = [level["prior_bits_per_code"] for level in report["levels"]]
+    assert before.rate is not None
+    assert bits == [*before.rate.per_code("prior")[:2], None]
+    assert report["prior_bits_per_image"] is None
+    rows = do("evaluate", whole, "--device", "cpu", "--images", 8).splitlines()
+    assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]

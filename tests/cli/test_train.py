@@ -217,7 +217,7 @@ def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
             "levels is 4; this model decodes 1, 2, 3",
         ),
         (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
-        (["evaluate", run, "--data", tmp_path / "nowhere"], "get it with"),
+        (["evaluate", run, "--data", tmp_path / "nowhere"], "there is no such file or folder"),
         (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),
     ):
         assert message in refused(command)

@@ -364,6 +364,9 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     assert rate.positions == (15,)
     assert rate.files is None
     assert rate.label == pytest.approx(2)
+    assert (rate.per_code("prior"), rate.per_image("prior")) == ([pytest.approx(1)], rate.prior[0])
+    first = dataclasses.replace(rate, positions=(15, 15))
+    assert (first.per_code("prior")[1], first.per_image("prior")) == (None, None)
     wrong = dataclasses.replace(maps, labels=(labels + 1) % 4)
     assert measure_rate(priors, Paths(), None, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
 

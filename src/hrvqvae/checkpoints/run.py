@@ -257,6 +257,14 @@ class Run:
                         stale.append(artifact)
         return stale
 
+    def count_prior_levels(self) -> int:
+        """Return how many levels, from the first on, have a trained prior. Reads no weights."""
+        count = 0
+        for levels, prior in self.priors.items():
+            if levels.start == count and prior.file.is_file():
+                count = levels.stop
+        return count
+
     def missing_priors(self, num_levels: int | None = None) -> str:
         """Return the command that trains the missing priors of the first levels (default: all).
 

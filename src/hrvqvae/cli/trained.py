@@ -69,13 +69,14 @@ def _evaluate(arguments: Arguments) -> int:
 
 
 def _print_rate(rate: Rate) -> None:
-    columns = {"prior": rate.prior} | ({"file": rate.files} if rate.files else {})
-    rows: list[Sequence[object]] = [("bits per code", *columns)]
-    for index, positions in enumerate(rate.positions, start=1):
-        rows.append(
-            (f"level {index}", *(f"{bits[index - 1] / positions:.4f}" for bits in columns.values()))
-        )
-    rows.append(("bits per image", *(f"{sum(bits):.1f}" for bits in columns.values())))
+    names = [name for name, bits in rate.measured.items() if bits]
+    per_code = zip(*(rate.per_code(name) for name in names), strict=True)
+    rows: list[Sequence[object]] = [("bits per code", *names)]
+    for index, codes in enumerate(per_code, start=1):
+        cells = ("-" if bits is None else f"{bits:.4f}" for bits in codes)
+        rows.append((f"level {index}", *cells))
+    totals = (rate.per_image(name) for name in names)
+    rows.append(("bits per image", *("-" if bits is None else f"{bits:.1f}" for bits in totals)))
     print()
     print_table(rows)
     if rate.label:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, CodeRecorder
+from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
@@ -45,14 +46,28 @@ _FILES = 1_024
 class Rate:
     """Bits per image, mean over the coded images."""
 
-    prior: tuple[
-        float, ...
-    ]  #: bits of each level under its prior, given the class if the prior is class-conditional
-    files: (
-        tuple[float, ...] | None
-    )  #: bits of each level in files of codes; None if the run has no entropy model
+    #: bits of each level that has a prior, from the first on; given the class, if priors know it
+    prior: tuple[float, ...]
+    #: bits of each level in files of codes; None if the run has no entropy model
+    files: tuple[float, ...] | None
     positions: tuple[int, ...]  #: number of positions of each level's grid
     label: float  #: bits of the class, by the classes' frequencies in training; 0 without classes
+
+    @property
+    def measured(self) -> dict[str, tuple[float, ...]]:
+        """The bits of each level by what codes them: "prior" and "file"."""
+        return {"prior": self.prior, "file": self.files or ()}
+
+    def per_code(self, name: str) -> list[float | None]:
+        """Return the bits per code of each level; None for a level that is not measured."""
+        bits = self.measured[name]
+        known = [level / count for level, count in zip(bits, self.positions, strict=False)]
+        return [*known, *[None] * (len(self.positions) - len(known))]
+
+    def per_image(self, name: str) -> float | None:
+        """Return the bits per image; None if a level is not measured."""
+        bits = self.measured[name]
+        return sum(bits) if len(bits) == len(self.positions) else None
 
 
 def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -> float:
@@ -139,16 +154,12 @@ class RunEvaluation:
         """Return plain values for JSON."""
         values = self.report.to_dict()
         rate = self.rate
-        bits = {"prior": rate and rate.prior, "file": rate and rate.files}
-        values |= {
-            f"{name}_bits_per_image": sum(per_level) if per_level else None
-            for name, per_level in bits.items()
-        }
+        for name in ("prior", "file"):
+            values[f"{name}_bits_per_image"] = rate and rate.per_image(name)
+            per_code = rate.per_code(name) if rate else [None] * len(values["levels"])
+            for columns, bits in zip(values["levels"], per_code, strict=True):
+                columns[f"{name}_bits_per_code"] = bits
         values["label_bits_per_image"] = rate and rate.label
-        for level, columns in enumerate(values["levels"]):
-            for name, per_level in bits.items():
-                per_code = per_level[level] / rate.positions[level] if rate and per_level else None
-                columns[f"{name}_bits_per_code"] = per_code
         values["no_priors"] = self.no_rate or None
         if self.samples:
             values |= asdict(self.samples[0])
@@ -193,11 +204,18 @@ def load_with_labels(data: DataConfig, split: str) -> ImageSet:
 
 
 def load_fitting_priors(model: Model, classes: Sequence[str]) -> tuple[Priors | None, str]:
-    """Return the priors of all levels if they fit images of these classes; else None and why."""
-    if command := model.run.missing_priors():
-        return None, f"train them: {command}"
+    """Return the priors of the first levels, as far as they are trained, if they fit images of
+    these classes; else None and why.
+    """
+    num_levels = model.run.count_prior_levels()
+    if not num_levels:
+        return None, f"train them: {model.run.missing_priors()}"
+    folders = {prior.path for prior in model.run.priors.values()}
+    stale = [part for part in model.run.stale_artifacts() if part.path in folders]
+    if stale:
+        return None, f"{', '.join(map(str, stale))}: {renewal_advice(model.run.name)}"
     try:
-        priors = model.priors
+        priors = model.load_priors(num_levels)
     except InputError as error:
         return None, str(error)
     if priors.classes and priors.classes != classes:
@@ -235,7 +253,7 @@ def evaluate_run(
         samples: number of samples to draw and measure with each weight of `guidance`.
         limit: number of images, spread evenly over the split (None: all).
         beam: as for `hrvqvae.load`; `lmbda` is as for `Model.encode`.
-        sample_levels: levels to draw (`SamplingParams.levels`).
+        sample_levels: levels to draw (default: all; of sampling.json, if a level has no prior).
         rate: measure the rate; if False, samples are not measured either.
 
     Raises:
@@ -244,6 +262,8 @@ def evaluate_run(
     """
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
+    if sample_levels is None and model.run.missing_priors():
+        sample_levels = model.run.folder.read_sampling().levels
     num_drawn = model.autoencoder.check_levels(sample_levels)
     samples = samples if rate else 0
     if samples and not model.load_priors(num_drawn).classes:

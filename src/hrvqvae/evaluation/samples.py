@@ -260,6 +260,8 @@ def measure_samples(
             f"{count} samples and {len(tests)} test images are too few to compare: take at least 2"
             " and 4"
         )
+
+    # What samples are compared with, and what reconstructions and real images reach.
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
     if maps is None:
@@ -268,18 +270,21 @@ def measure_samples(
         coded = (maps.read(indices)[0] for indices in _split(reference))
     decoded = torch.cat([model.decode(codes, size=(config.size, config.size)) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
-
-    def compare_subsets(images: ImageSet, subsets: Sequence[NDArray[np.int64]]) -> Spreads:
-        return summarize([real.compare(read_images_at(images, indices)) for indices in subsets])
-
-    distances = {
-        "reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))]),
-        "training images": compare_subsets(train, draw_subsets(train, size, DRAWS)),
-        "test images": compare_subsets(tests, other_tests),
+    distances = {"reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))])}
+    others = {
+        "training images": (train, draw_subsets(train, size, DRAWS)),
+        "test images": (tests, other_tests),
     }
+    for title, (images, subsets) in others.items():
+        compared = [real.compare(read_images_at(images, indices)) for indices in subsets]
+        distances[title] = summarize(compared)
+    reconstructions_accuracy = _measure_accuracy(trained, decoded, labels)
+
     qualities = []
     for weight in guidance:
         params = SamplingParams(guidance=weight, levels=levels)
+
+        # Each class equally often, for the classifier.
         samples = []
         requested = []
         for index, name in enumerate(model.classes):
@@ -287,25 +292,22 @@ def measure_samples(
             if share:
                 samples.append(model.draw(share, seed=index, class_name=name, params=params).images)
                 requested += [index] * share
-        draws = [
-            model.draw(size, seed=len(model.classes) + draw, params=params).images
-            for draw in range(DRAWS)
-        ]
-        sample_distances = summarize(
-            [real.compare(torch.split(images, _BATCH)) for images in draws]
-        )
+        accuracy = _measure_accuracy(trained, torch.cat(samples), torch.tensor(requested))
+
+        # Classes as often as in training, for the distances.
+        seeds = range(len(model.classes), len(model.classes) + DRAWS)
+        draws = (model.draw(size, seed=seed, params=params).images for seed in seeds)
+        drawn = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
         qualities.append(
             SampleQuality(
                 samples=count,
                 guidance=weight,
                 compared=size,
                 frechet=real.frechet_name,
-                classification_accuracy=_measure_accuracy(
-                    trained, torch.cat(samples), torch.tensor(requested)
-                ),
+                classification_accuracy=accuracy,
                 classifier_accuracy=trained.accuracy,
-                reconstructions_accuracy=_measure_accuracy(trained, decoded, labels),
-                distances={"samples": sample_distances, **distances},
+                reconstructions_accuracy=reconstructions_accuracy,
+                distances={"samples": drawn, **distances},
             )
         )
     return tuple(qualities)

@@ -58,7 +58,9 @@ class Page:
             self.sampling = model.run.sampling_options()
             self.classes = model.classes
             self.missing = ""
-            self.guided = all(prior.level.unconditional for prior in model.priors.networks)
+            drawn = model.autoencoder.check_levels(self.sampling["levels"])
+            priors = model.load_priors(drawn)
+            self.guided = all(prior.level.unconditional for prior in priors.networks)
         except InputError as error:
             self.classes = ()
             self.missing = str(error)
