@@ -19,6 +19,7 @@ from hrvqvae.version import __version__ as __version__
 if TYPE_CHECKING:
     from hrvqvae.checkpoints.folder import list_models
     from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, TrainingConfig
+    from hrvqvae.data.images import read_image, to_pil
     from hrvqvae.model import Model, load, train
     from hrvqvae.models.base import Autoencoder
     from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "checkpoints.folder": ("list_models",),
+    "data.images": ("read_image", "to_pil"),
     "config": ("Config", "DataConfig", "QuantizerConfig", "SingleGridConfig", "TrainingConfig"),
     "model": ("Model", "load", "train"),
     "models.base": ("Autoencoder",),
@@ -57,6 +59,8 @@ __all__ = [
     "TreeVQ",
     "list_models",
     "load",
+    "read_image",
+    "to_pil",
     "train",
 ]
 

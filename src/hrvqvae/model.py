@@ -4,13 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
+from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, Self, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.checkpoints import hub, storage
@@ -22,16 +26,21 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.compression.rate_distortion import RateDistortion
 from hrvqvae.config import Grid
+from hrvqvae.data.images import as_images, list_images
 from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.device import exact_float32, resolve_device
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
+from hrvqvae.utils.errors import InputError, name_arguments
 from hrvqvae.utils.progress import tracked
+from hrvqvae.utils.quantities import counted
 
+Images = Any
+"""Tensors, arrays, PIL images, paths, or a sequence of these (`data.images.list_images`)."""
+Mask = Tensor | NDArray[np.bool_]
 _BATCH_SIZE = 64
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
@@ -43,6 +52,7 @@ class Model:
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
     """
 
+    @torch_defaults()
     def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
@@ -50,6 +60,20 @@ class Model:
         self._earlier_states = dict[Path, Model]()
         self._makers = dict[bytes, Model]()
         self._priors: Priors | None = None
+
+    def __repr__(self) -> str:
+        model = self.config.model
+        levels = " x ".join(map(str, model.num_symbols))
+        size = self.config.data.size
+        images = f"{size}x{size}, {counted(self.autoencoder.channels, 'channel')}"
+        return f"Model({str(self.run)!r}: {model.system}, codes of {levels}, images of {images})"
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model to a device and return it. Raises InputError if there is none."""
+        self.device = resolve_device(str(device))
+        self.autoencoder.to(self.device)
+        self.__dict__.pop("generator", None)
+        return self
 
     @classmethod
     def from_pretrained(
@@ -93,6 +117,7 @@ class Model:
         """The priors of all levels. Raises InputError if a prior is missing or stale."""
         return self.load_priors(len(self.config.model.num_symbols))
 
+    @torch_defaults()
     def load_priors(self, num_levels: int) -> Priors:
         """Return the priors of the first levels at least. Raises InputError as `priors`."""
         covered = self._priors.networks[-1].levels[-1].index + 1 if self._priors else 0
@@ -119,21 +144,25 @@ class Model:
 
     @overload
     def encode(
-        self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[False] = False
+        self, images: Images, lmbda: float | None = None, *, stacked: Literal[False] = False
     ) -> Codes: ...
 
     @overload
     def encode(
-        self, images: Tensor, lmbda: float | None = None, *, stacked: Literal[True]
+        self, images: Images, lmbda: float | None = None, *, stacked: Literal[True]
     ) -> Tensor: ...
 
+    @name_arguments()
+    @torch_defaults()
     @torch.no_grad()
     def encode(
-        self, images: Tensor, lmbda: float | None = None, *, stacked: bool = False
+        self, images: Images, lmbda: float | None = None, *, stacked: bool = False
     ) -> Codes | Tensor:
-        """Return the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
+        """Return the codes of images of one size.
 
         Args:
+            images: Tensors (B, C, Y, X), uint8 or float32 in [0, 1]; or arrays (B, Y, X, C), PIL
+                images or paths. A single image is a batch of one.
             lmbda: Minimize squared error + lmbda * bits per image, with the error summed over pixel
                 values in [0, 1]. This takes 40 times as long as the default, which takes the
                 nearest codewords. Without an entropy model all codes of a level cost the same bits.
@@ -145,7 +174,8 @@ class Model:
                 no lmbda, because it has several latent grids or more than 65,536 leaves; stacked is
                 set for codes of several grids.
         """
-        codes = self.encoder(lmbda)(images.to(self.device))
+        batch = as_images(images, self.autoencoder.channels, self.config.data.max_pixels)
+        codes = self.encoder(lmbda)(batch.to(self.device))
         if stacked and len({code.shape for code in codes}) > 1:
             raise InputError(
                 f"{self.run} has codes of several grids, which can't be stacked in one tensor"
@@ -166,6 +196,7 @@ class Model:
         search = RateDistortion(self.autoencoder, self.entropy_model, num_levels)
         return exact_float32()(lambda images: search.encode(images, lmbda)[0])
 
+    @torch_defaults()
     @torch.no_grad()
     def decode(
         self, codes: Codes | Tensor, levels: int | None = None, size: Grid | None = None
@@ -182,15 +213,19 @@ class Model:
             size: Height and width in pixels (default: the largest size that has the latent grid of
                 the codes).
         """
-        codes = tuple(
-            code.to(self.device)
-            for code in (codes.unbind(1) if isinstance(codes, Tensor) else codes)
-        )
-        return self.autoencoder.decode(codes, levels, size)
+        if isinstance(codes, Tensor) and codes.ndim > 1:
+            codes = codes.unbind(1)
+        batch = tuple(torch.as_tensor(code) for code in codes)
+        for level, code in enumerate(batch, 1):
+            if code.ndim != 3:
+                shape = tuple(code.shape)
+                raise InputError(f"codes of level {level} have shape {shape}; expected (B, H, W)")
+        return self.autoencoder.decode(tuple(code.to(self.device) for code in batch), levels, size)
 
+    @torch_defaults()
     def compress(
         self,
-        images: Tensor | Sequence[Tensor],
+        images: Images,
         levels: int | None = None,
         max_bytes: int | None = None,
         lmbda: float | None = None,
@@ -199,7 +234,7 @@ class Model:
         """Return the content of a file of codes (.hrv, docs/format.md) for each image.
 
         Args:
-            images: (B, C, Y, X), or images (C, Y, X) of any sizes, uint8 or float32 in [0, 1].
+            images: As for `encode`, but images of a sequence may have several sizes.
             levels: Number of levels to write, coarse first (default: all).
             max_bytes: Largest size of a file. Of the codes whose file fits, those with the least
                 error are written; this takes a hundred times as long. A model that takes no lmbda
@@ -217,17 +252,23 @@ class Model:
         self.run.keep_state()  # the files stay readable after further training
         model = self.autoencoder
         entropy_model = self.entropy_model
+        listed = list_images(images, model.channels, self.config.data.max_pixels)
         return make_files(
-            model, entropy_model, images, self.device, levels, max_bytes, encode, names
+            model, entropy_model, listed, self.device, levels, max_bytes, encode, names
         )
 
+    @torch_defaults()
     def decompress(
-        self, files: Sequence[bytes], levels: int | None = None, max_pixels: int | None = None
+        self,
+        files: bytes | Sequence[bytes],
+        levels: int | None = None,
+        max_pixels: int | None = None,
     ) -> list[Tensor]:
         """Return the image (C, Y, X) float32 in [0, 1] of each file of codes; a damaged file gives
         its intact levels.
 
         Args:
+            files: The contents of the files; a single content is a list of one.
             levels: Largest number of levels to use, coarse first (default: all).
             max_pixels: Largest number of pixels of an image (default: `data.max_pixels` of the
                 configuration).
@@ -238,6 +279,7 @@ class Model:
                 exceeds max_pixels.
         """
         self.autoencoder.check_levels(levels)
+        files = [files] if isinstance(files, bytes) else files
         images = dict[int, Tensor]()
         max_pixels = max_pixels or self.config.data.max_pixels
         headers = [
@@ -271,6 +313,7 @@ class Model:
             path, Model(path, str(self.device))
         )
 
+    @name_arguments()
     def sample(
         self,
         count: int = 1,
@@ -316,51 +359,93 @@ class Model:
         """Draw as `sample` does, and return classes and codes beside the images; `kept` codes
         replace drawn ones.
         """
-        params = params or SamplingParams(**self.run.sampling_options())
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
+        batches = list(
+            self.draw_batches(
+                range(count),
+                seed=seed,
+                class_name=class_name,
+                params=params,
+                kept=kept,
+                sampler=sampler,
+            )
+        )
+        classes = chain.from_iterable(batch.classes for batch in batches)
+        levels = zip(*(batch.codes for batch in batches), strict=True)
+        codes = tuple(torch.cat(level) for level in levels)
+        return Sampled(torch.cat([batch.images for batch in batches]), tuple(classes), codes)
+
+    def draw_batches(
+        self,
+        indices: Sequence[int],
+        *,
+        seed: int = 0,
+        class_name: str | int | None = None,
+        params: SamplingParams | None = None,
+        kept: KeptCodes | None = None,
+        sampler: Sampler = sample_cached,
+    ) -> Iterator[Sampled]:
+        """Yield the samples of these indices in batches, so that any number fits into memory.
+
+        `kept` is for consecutive indices.
+        """
+        params = params or SamplingParams(**self.run.sampling_options())
+        starts = range(0, len(indices), _BATCH_SIZE)
+        batches = [indices[start : start + _BATCH_SIZE] for start in starts]
+        for batch in tracked(batches, "sample", len(indices), len):
+            part = kept and kept.take(range(batch[0], batch[-1] + 1))
+            yield self._draw_batch(batch, seed, class_name, params, part, sampler)
+
+    def draw_labels(
+        self, indices: Sequence[int], seed: int, class_name: str | int | None, priors: Priors
+    ) -> Tensor | None:
+        """Return the class (B,) of each sample; None if the priors have no classes."""
         if seed < 0:
             raise InputError(f"seed is {seed}; it must be at least 0")
+        if class_name is not None:
+            return torch.full((len(indices),), priors.class_index(class_name))
+        return (
+            generative.draw_labels(priors.class_counts, seed, indices) if priors.classes else None
+        )
+
+    @torch_defaults()
+    @torch.inference_mode()
+    def _draw_batch(
+        self,
+        indices: Sequence[int],
+        seed: int,
+        class_name: str | int | None,
+        params: SamplingParams,
+        kept: KeptCodes | None,
+        sampler: Sampler,
+    ) -> Sampled:
         num_levels = self.autoencoder.check_levels(params.levels)
         priors = self.load_priors(num_levels)
-        class_index = None if class_name is None else priors.class_index(class_name)
+        label = self.draw_labels(indices, seed, class_name, priors)
+        codes = generative.sample_codes(
+            [prior for prior in priors.networks if prior.level.index < num_levels],
+            self.autoencoder.codeword_indices,
+            indices,
+            seed=seed,
+            label=label,
+            params=params,
+            kept=kept,
+            sampler=sampler,
+        )[:num_levels]
+        on_device = tuple(level.to(self.device) for level in codes)
         size = self.config.data.size
-        networks = [prior for prior in priors.networks if prior.level.index < num_levels]
-        images = []
-        names = list[str]()
-        all_codes = list[Codes]()
-        batches = [
-            range(start, min(start + _BATCH_SIZE, count)) for start in range(0, count, _BATCH_SIZE)
-        ]
-        with torch.inference_mode():
-            for indices in tracked(batches, "sample", count, len):
-                label = None
-                if priors.classes:
-                    label = generative.draw_labels(priors.class_counts, seed, indices)
-                    label = label if class_index is None else torch.full_like(label, class_index)
-                    names += [priors.classes[label_index] for label_index in label.tolist()]
-                part = kept and kept.take(indices)
-                codes = generative.sample_codes(
-                    networks,
-                    self.autoencoder.codeword_indices,
-                    indices,
-                    seed=seed,
-                    label=label,
-                    params=params,
-                    kept=part,
-                    sampler=sampler,
-                )[:num_levels]
-                on_device = tuple(level.to(self.device) for level in codes)
-                images.append(self.generator.decode(on_device, num_levels, (size, size)).cpu())
-                all_codes.append(codes)
-        codes = tuple(torch.cat(level) for level in zip(*all_codes, strict=True))
-        return Sampled(torch.cat(images), tuple(names or [""] * count), codes)
+        images = self.generator.decode(on_device, num_levels, (size, size)).cpu()
+        classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
+        return Sampled(images, tuple(classes), codes)
 
-    def keep_part(self, image: Tensor, keep: str | Tensor) -> KeptCodes:
+    @torch_defaults()
+    def keep_part(self, image: Tensor, keep: str | Mask) -> KeptCodes:
         """Encode an image (C, size, size), and choose the codes that a completion keeps (see
         `complete`).
         """
         size = self.config.data.size
+        keep = torch.from_numpy(keep).bool() if isinstance(keep, np.ndarray) else keep
         for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
                 height, width = pixels.shape[-2:]
@@ -382,12 +467,13 @@ class Model:
             )
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
+    @name_arguments()
     def complete(
         self,
-        image: Tensor,
+        image: Images,
         count: int = 1,
         *,
-        keep: str | Tensor = "top",
+        keep: str | Mask = "top",
         class_name: str | int | None = None,
         seed: int = 0,
         params: SamplingParams | None = None,
@@ -403,10 +489,28 @@ class Model:
                 top, or a mask (size, size) bool. Codes are drawn in raster order, and do not depend
                 on kept codes after them.
         """
-        to_unit_images(image[None], self.autoencoder.channels)  # only for its checks
-        kept = self.keep_part(image, keep)
+        channels = self.autoencoder.channels
+        batch = as_images(image, channels, self.config.data.max_pixels)
+        if len(batch) != 1:
+            raise InputError(f"there are {len(batch)} images; complete takes one")
+        to_unit_images(batch, channels)  # only for its checks
+        kept = self.keep_part(batch[0], keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
+    def evaluate(self, data: str | Path | None = None, **options: Any) -> Any:
+        """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
+
+        Args:
+            data: A folder of images, tars, Parquet files or arrays.
+            options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda.
+        """
+        # by name, because evaluation/ stands on this module
+        evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
+        root = None if data is None else str(data)
+        return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
+
+    @name_arguments()
+    @torch_defaults()
     def train_prior(
         self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any
     ) -> None:
@@ -431,6 +535,8 @@ class Model:
         stages.raise_signal(*outcomes.values())
 
 
+@name_arguments()
+@torch_defaults()
 def train(
     preset: str | Path,
     *,

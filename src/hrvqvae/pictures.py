@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +21,13 @@ from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import Outputs, check_output
+from hrvqvae.utils.outputs import Outputs, check_output, write_output
+from hrvqvae.utils.progress import note
+from hrvqvae.utils.quantities import counted
 
 _COMPLETIONS_PER_ROW = 8
+_SHEET_PIXELS = 1 << 24  # of the samples on a sheet
+_RECORD = "samples.json"
 _PIXEL_ROWS = 1024  # that are compared with the original at once
 
 
@@ -102,28 +110,87 @@ def sample(
     force: bool = False,
 ) -> None:
     """Write a sheet (.png) of samples, see `Model.draw`. With `save_dir`, write each sample as a
-    PNG file too.
+    PNG file too, as soon as it is drawn.
 
-    Raises InputError as `Model.sample`, or if a file exists or can't be written.
+    A second call into the same folder goes on where the first stopped. The sheet shows the first
+    samples. Raises InputError as `Model.sample`, or if a file exists or can't be written.
     """
     check_output(out, force=force, suffix=".png")
-    if save_dir is not None:
-        check_output(save_dir / "0000.png", force=True)
-        if not force and next(save_dir.glob("*.png"), None):
-            raise InputError(
-                f"{save_dir} has images already; choose another folder, or overwrite them with"
-                " --force"
-            )
-    samples = Model(run).draw(count, seed=seed, class_name=class_name, params=params)
-    if save_dir is not None:
-        outputs = Outputs(save_dir, force=force)
-        digits = max(4, len(str(count - 1)))
-        if out.parent.resolve() == save_dir.resolve():
-            outputs.reserve(out.stem, out.suffix)
-        for index, (image, name) in enumerate(zip(samples.images, samples.classes, strict=True)):
-            file_name = f"{name}-{index:0{digits}d}" if name else f"{index:0{digits}d}"
-            write_image(to_pil(image), outputs.reserve(file_name.replace("/", "_"), ".png"))
-    write_image(sheets.draw_grid(list(samples.images)), out)
+    model = Model(run)
+    shown = min(count, max(1, _SHEET_PIXELS // model.config.data.size**2))
+    params = params or SamplingParams(**model.run.sampling_options())
+    if save_dir is None:
+        if shown < count:
+            raise InputError(f"a sheet shows at most {shown:,} samples: take fewer, or --save-dir")
+        images = list(model.draw(count, seed=seed, class_name=class_name, params=params).images)
+    else:
+        paths = _write_samples(model, count, out, save_dir, seed, class_name, params, force=force)
+        images = [read_image(path) for path in paths[:shown]]
+    write_image(sheets.draw_grid(images), out)
+    if shown < count:
+        note(f"{out} shows the first {shown:,} samples")
+
+
+def _write_samples(
+    model: Model,
+    count: int,
+    out: Path,
+    folder: Path,
+    seed: int,
+    class_name: str | None,
+    params: SamplingParams,
+    *,
+    force: bool,
+) -> list[Path]:
+    """Write the samples that a folder lacks, and return the paths of all."""
+    check_output(folder / _RECORD, force=True)
+
+    # A record in the folder tells which samples it holds.
+    weights = hashlib.blake2b(digest_size=16)
+    for file in (model.run.path, *(prior.file for prior in model.run.priors.values())):
+        weights.update(file.read_bytes() if file.is_file() else b"")
+    options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
+    record = {"options": options, "digits": max(4, len(str(count - 1)))}
+    stored = _read_record(folder / _RECORD)
+    if goes_on := stored.get("options") == json.loads(json.dumps(options)):
+        record = stored
+    elif not force and next(folder.glob("*.png"), None):
+        raise InputError(
+            f"{folder} has other images already; choose another folder, or overwrite them with"
+            " --force"
+        )
+
+    # Names need the classes alone.
+    priors = model.load_priors(model.autoencoder.check_levels(params.levels))
+    labels = model.draw_labels(range(count), seed, class_name, priors)
+    outputs = Outputs(folder, force=True)
+    if out.parent.resolve() == folder.resolve():
+        outputs.reserve(out.stem, out.suffix)
+    paths = []
+    for index in range(count):
+        name = f"{index:0{record['digits']}d}"
+        if labels is not None:
+            name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
+        paths.append(outputs.reserve(name, ".png"))
+
+    missing = [index for index in range(count) if not (goes_on and paths[index].is_file())]
+    if len(missing) < count:
+        note(f"{folder} has {counted(count - len(missing), 'sample')} already")
+    write_output(folder / _RECORD, json.dumps(record).encode())
+    remaining = iter(missing)
+    for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
+        for image in batch.images:
+            write_image(to_pil(image), paths[next(remaining)])
+    return paths
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a folder of samples; {} if there is none that can be read."""
+    with suppress(OSError, ValueError):
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict) and isinstance(record.get("digits"), int):
+            return record
+    return {}
 
 
 def draw_completions(

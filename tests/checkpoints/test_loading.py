@@ -233,7 +233,7 @@ def test_completions_keep_the_codes_of_that_part(
         (image[:, 2:], keep, "the image has 10x12 pixels; this model completes 12"),
         (image, torch.ones(3, 12, 12), r"the mask has shape \(3, 12, 12\); expected \(12, 12\)"),
         (image + 2.0, keep, "2"),
-        (image, "bottom", "--keep is 'bottom'"),
+        (image, "bottom", "^keep is 'bottom'"),
     ):
         with pytest.raises(InputError, match=message):
             model.complete(other, keep=part)

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from hrvqvae.cli import catalogue, files, share, train, trained
@@ -190,6 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Logs an error that a user can cause as one line, and
     returns 2.
     """
+    for name in ("stdout", "stderr"):  # None if it is closed; an output file could get its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # notices about its own cache
     handler = logging.StreamHandler()
     level = LOG.level
     handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))

@@ -176,5 +176,7 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
 def raise_signal(*outcomes: Outcome) -> None:
     """Raise the signal that stopped a training, if any; Ctrl-C becomes a KeyboardInterrupt."""
     for outcome in outcomes:
+        if outcome.signal == signal.SIGINT:
+            raise KeyboardInterrupt(f"stopped at step {outcome.step}, saved: resume=True continues")
         if outcome.signal is not None:
             signal.raise_signal(outcome.signal)

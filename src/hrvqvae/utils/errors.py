@@ -5,6 +5,7 @@ code 2.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,18 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         raise InputError(
             f"{target} can't be written ({error.strerror or error}){advice}"
         ) from error
+
+
+@contextmanager
+def name_arguments() -> Iterator[None]:
+    """Let errors name arguments in place of options: "resume=True" for "--resume"."""
+    try:
+        yield
+    except InputError as error:
+        sentence, prompt, command = str(error).partition("hrvqvae ")
+        sentence = re.sub(r"--resume\b", "resume=True", sentence)
+        sentence = re.sub(r"--([a-z][\w.-]*)", lambda match: match[1].replace("-", "_"), sentence)
+        raise type(error)(f"{sentence}{prompt}{command}") from error.__cause__
 
 
 def expand_home(path: str | Path) -> Path:

@@ -45,7 +45,7 @@ def waiting(activity: str) -> None:
 
 def say(line: str) -> None:
     """Print a line, if it can be written."""
-    with suppress(OSError):  # the terminal may be closed
+    with suppress(OSError, ValueError):  # the terminal may be closed
         print(line, flush=True)
 
 
@@ -60,11 +60,11 @@ class Meter:
     written is lost.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._last_line_at = time.monotonic()
         self._bar: Progress | None = None
-        if stream.isatty() and importlib.util.find_spec("rich"):
+        if stream is not None and stream.isatty() and importlib.util.find_spec("rich"):
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
@@ -104,7 +104,7 @@ class Meter:
 
     def say(self, text: str) -> None:
         """Print a line of text, above the bar if there is one."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: a closed stream
             if self._bar:
                 self._bar.console.print(text, highlight=False)
             else:
@@ -140,7 +140,7 @@ def task(title: str, total: int, unit: str = "images", done: int = 0) -> Iterato
             meter.show(title, finished / total if total else 1.0, text)
 
         def say_title() -> None:
-            if not count and not sys.stderr.isatty():
+            if not count and not (sys.stderr and sys.stderr.isatty()):
                 meter.say(f"{title} ...")
 
         timer = threading.Timer(SAY_AFTER_SECONDS, say_title)

@@ -1,0 +1,118 @@
+"""The public object: what it takes, what it says, and defaults of torch that others have set."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.model import Model
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return hrvqvae.load("mnist")
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (3, 1, 28, 28), generator=generator, dtype=torch.uint8)
+
+
+def test_images_as_python_has_them(model: Model, images: torch.Tensor, tmp_path: Path) -> None:
+    pictures = [hrvqvae.to_pil(image) for image in images]
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    expected = model.encode(images, stacked=True)
+    for given in (pictures, paths, [*map(str, paths)], images.permute(0, 2, 3, 1).numpy()):
+        assert torch.equal(model.encode(given, stacked=True), expected)
+        assert model.compress(given) == model.compress(images)
+    for single in (pictures[0], paths[0], images[0], images[0, 0].numpy()):
+        assert torch.equal(model.encode(single, stacked=True), expected[:1])
+    assert torch.equal(hrvqvae.read_image(paths[0]), images[0])
+
+
+def test_a_mask_of_numpy_and_a_single_file(model: Model, images: torch.Tensor) -> None:
+    mask = np.zeros((28, 28), bool)
+    mask[:14] = True
+    picture = hrvqvae.to_pil(images[0])
+    assert torch.equal(model.complete(picture, keep=mask), model.complete(images[0], keep="top"))
+    (file,) = model.compress(images[0])
+    assert torch.equal(model.decompress(file)[0], model.decompress([file])[0])
+
+
+def test_what_it_says(model: Model) -> None:
+    assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
+    assert model.to("cpu") is model
+
+
+REFUSED: dict[str, Callable[[Model, Path], Any]] = {
+    "codes of level 1 have shape (14, 14); expected (B, H, W)": lambda model, _: model.decode(
+        tuple(torch.zeros(3, 14, 14, dtype=torch.long))
+    ),
+    "keep is 'bottom'": lambda model, _: model.complete(torch.zeros(1, 28, 28), keep="bottom"),
+    "there are 2 images": lambda model, _: model.complete(torch.zeros(2, 1, 28, 28)),
+    "correct the name, or leave out resume=True": lambda _, folder: hrvqvae.train(
+        "hrvqvae/mnist", out=folder / "none", resume=True
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_messages_name_arguments(message: str, model: Model, tmp_path: Path) -> None:
+    with pytest.raises(hrvqvae.InputError) as caught:
+        REFUSED[message](model, tmp_path)
+    assert message in str(caught.value)
+    assert "--" not in str(caught.value)
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+DEFAULTS = {
+    "float64": double_precision,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "meta device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+def test_defaults_of_torch_change_nothing(
+    default: str, model: Model, images: torch.Tensor, tmp_path: Path, mnist_root: Path
+) -> None:
+    def use(model: Model) -> list[Any]:
+        return [*model.encode(images), model.sample(2), model.compress(images)]
+
+    def train(name: str) -> Any:
+        fields: dict[str, Any] = {
+            "data.size": 12,
+            "training.batch_size": 8,
+            "training.evaluation_images": 8,
+        }
+        fields |= {"model.hidden_units": 4, "model.quantizer.init_vectors": 512}
+        trained = hrvqvae.train(
+            "hrvqvae/mnist", data=mnist_root, out=tmp_path / name, max_steps=2, **fields
+        )
+        return trained.run.weights_digest
+
+    expected = use(model), train("plain")
+    with DEFAULTS[default]():
+        loaded = use(hrvqvae.load("mnist"))
+        digest = train("changed")
+    for value, same in zip(loaded, expected[0], strict=True):
+        assert torch.equal(value, same) if isinstance(value, torch.Tensor) else value == same
+    assert digest == expected[1]

@@ -1,0 +1,57 @@
+"""Samples are written as they are drawn; closed streams and a second call change nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hrvqvae
+from hrvqvae import pictures
+from hrvqvae.data.images import read_image
+from hrvqvae.utils.errors import InputError
+
+
+def test_a_second_call_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "single"
+    pictures.sample("mnist", 3, tmp_path / "a.png", save_dir=folder, seed=1)
+    before = {path: path.read_bytes() for path in folder.glob("*.png")}
+    lost, *kept = sorted(before)
+    lost.unlink()
+    times = {path: path.stat().st_mtime_ns for path in kept}
+
+    pictures.sample("mnist", 5, tmp_path / "b.png", save_dir=folder, seed=1)
+    after = {path: path.read_bytes() for path in folder.glob("*.png")}
+    assert len(after) == 5
+    assert before.items() <= after.items()
+    assert times == {path: path.stat().st_mtime_ns for path in kept}
+    samples = hrvqvae.load("mnist").sample(5, seed=1)
+    drawn = {bytes((sample * 255).round().byte().numpy()) for sample in samples}
+    assert drawn == {bytes(read_image(path).numpy()) for path in after}
+
+    with pytest.raises(InputError, match="other images already"):
+        pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=2)
+    assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_memory_is_bounded_and_the_sheet_shows_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "_SHEET_PIXELS", 2 * 28 * 28)
+    with pytest.raises(InputError, match="at most 2 samples"):
+        pictures.sample("mnist", 3, tmp_path / "a.png")
+    pictures.sample("mnist", 2, tmp_path / "a.png")
+    pictures.sample("mnist", 3, tmp_path / "b.png", save_dir=tmp_path / "single")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams(closed: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m hrvqvae sample mnist -n 1 -o {tmp_path / 'a.png'} {closed}"
+    done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert read_image(tmp_path / "a.png").shape[1] >= 28
+    again = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "Traceback" not in again.stderr
