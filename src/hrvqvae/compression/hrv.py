@@ -24,9 +24,9 @@ TOGETHER = 1 << 22  # pixels of the images that are decoded at once
 _FIRST_BYTE = 0xD4
 _SQUARE = 2
 _BY_TABLES = 1
-_POLYNOMIAL = (
-    0x1D  # x^8 + x^4 + x^3 + x^2 + 1, primitive: detects two flipped bits less than 255 apart
-)
+# x^8 + x^4 + x^3 + x^2 + 1, primitive: detects two flipped bits less than 255 apart
+_POLYNOMIAL = 0x1D
+_VARINT_BYTES = 4  # at most
 _CRC_SEED = 0xFF  # with 0, a tail of zeros would pass the check
 
 CodeArray = NDArray[np.int32]
@@ -75,12 +75,12 @@ def varint(value: int) -> bytes:
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
-def read_varint(content: bytes, offset: int, max_bytes: int = 4) -> tuple[int, int]:
+def read_varint(content: bytes, offset: int) -> tuple[int, int]:
     """Return the number at an offset, and the next offset. Raises DamagedFileError unless `varint`
     wrote the number.
     """
     value = 0
-    for count, byte in enumerate(content[offset : offset + max_bytes]):
+    for count, byte in enumerate(content[offset : offset + _VARINT_BYTES]):
         value |= (byte & 127) << (7 * count)
         if byte < 128:
             if not byte and count:
@@ -100,12 +100,14 @@ def read_header(content: bytes, name: str = "the file", max_pixels: int = MOST_P
         raise DamagedFileError(
             f"{name} is of version {version}, later than this program reads; or the file is damaged"
         )
-    offset = 1 + FINGERPRINT_BYTES
+    is_square = content[0] & _SQUARE
     try:
-        height, offset = read_varint(content, offset)
-        width, offset = (height, offset) if content[0] & _SQUARE else read_varint(content, offset)
-        if height == width and not content[0] & _SQUARE:
-            raise DamagedFileError("its width is stored, although it equals the height")
+        height, offset = read_varint(content, 1 + FINGERPRINT_BYTES)
+        width = height
+        if not is_square:
+            width, offset = read_varint(content, offset)
+            if width == height:
+                raise DamagedFileError("its width is stored, although it equals the height")
     except DamagedFileError as error:
         raise DamagedFileError(f"{name} is damaged: {error}") from error
     size = (height + 1, width + 1)

@@ -210,20 +210,6 @@ def compute_frequencies(
     return total
 
 
-@compiled(inline="always")
-def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
-    """Write the frequencies of the code at a position, and return their total."""
-    _, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    _, maps, rows, hidden, frequencies = work
-    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-    sum_rows(rows, table, bias, hidden)
-    total: int = compute_frequencies(
-        hidden, len(bias), weight_set, weights, offsets, shift, frequencies, symbols[level]
-    )
-    return total
-
-
 @compiled()
 def encode_streams(
     codes: CodeArray,
@@ -240,27 +226,41 @@ def encode_streams(
     bytes to `lengths`.
     """
     begins, grids, symbols = layout
-    groups = network[4]
-    state, maps, _, _, frequencies = work
+    table, bias, weights, offsets, groups, features, selecting, shift = network
+    state, maps, rows, hidden, frequencies = work
+    num_symbols = symbols[level]
     height = grids[level, 0]
     width = grids[level, 1]
     for image in range(begin, end):
         coder.begin_encoding(state)
-        if len(groups):
+        if len(features):
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
             for x in range(width):
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
                 before = code
                 frequency = 1
-                total = symbols[level]
-                if len(groups):
-                    total = _predict(level, layout, network, work, y, x)
+                total = num_symbols
+                if len(features):
+                    weight_set = find_rows(
+                        maps, groups, grids, level, features, selecting, y, x, rows
+                    )
+                    sum_rows(rows, table, bias, hidden)
+                    total = compute_frequencies(
+                        hidden,
+                        len(bias),
+                        weight_set,
+                        weights,
+                        offsets,
+                        shift,
+                        frequencies,
+                        num_symbols,
+                    )
                     before = 0
                     frequency = frequencies[code]
                     for k in range(code):
                         before += frequencies[k]
-                    append_code(maps, groups, level, symbols[level], y, x, code)
+                    append_code(maps, groups, level, num_symbols, y, x, code)
                 coder.encode(state, out, image, before, frequency, total)
         lengths[image] = coder.end_encoding(state, out, image)
     return end - begin
@@ -287,38 +287,43 @@ def decode_streams(
     `ends`.
     """
     begins, grids, symbols = layout
-    groups = network[4]
-    state, maps, _, _, frequencies = work
+    table, bias, weights, offsets, groups, features, selecting, shift = network
+    state, maps, rows, hidden, frequencies = work
+    num_symbols = symbols[level]
     height = grids[level, 0]
     width = grids[level, 1]
     for image in range(begin, end):
         start = starts[image]
         stop = stops[image]
         coder.begin_decoding(state, content, start, stop)
-        whole = start <= stop
-        if whole and len(groups):
-            fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         position = 0
+        whole = start <= stop
+        if whole and len(features):
+            fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         while whole and position < height * width:
             y = position // width
             x = position % width
-            total = symbols[level]
-            if len(groups):
-                total = _predict(level, layout, network, work, y, x)
+            total = num_symbols
+            if len(features):
+                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
+                sum_rows(rows, table, bias, hidden)
+                total = compute_frequencies(
+                    hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
+                )
             target = coder.find_target(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
                 code = target
                 before = target
                 frequency = 1
-                if len(groups):
+                if len(features):
                     code = 0
                     before = 0
                     while before + frequencies[code] <= target:
                         before += frequencies[code]
                         code += 1
                     frequency = frequencies[code]
-                    append_code(maps, groups, level, symbols[level], y, x, code)
+                    append_code(maps, groups, level, num_symbols, y, x, code)
                 coder.decode(state, content, start, stop, before, frequency, total)
                 codes[image, begins[level] + position] = code
                 position += 1
