@@ -232,29 +232,6 @@ def names_of(folder: Path, split: str = "train", **changes: object) -> list[str]
     ]
 
 
-def test_given_splits_of_folders(tmp_path: Path) -> None:
-    """Of several test splits the first is taken, images elsewhere are in neither, "train" may be a
-    class.
-    """
-    touch(
-        tmp_path,
-        "train/b/0.png",
-        "train/a/1.png",
-        "validation/a/2.png",
-        "val/a/3.png",
-        "sheet.png",
-        "other/5.png",
-    )
-    assert names_of(tmp_path) == ["train/a/1.png", "train/b/0.png"]
-    assert names_of(tmp_path, "test") == ["val/a/3.png"]
-    assert loaded(tmp_path, "test").classes == ("a", "b")
-    touch(
-        tmp_path / "cifar100",
-        *(f"{name}/{index}.png" for name in ("boat", "train") for index in range(9)),
-    )
-    assert loaded(tmp_path / "cifar100").classes == ("boat", "train")
-
-
 def test_folders_that_are_refused(tmp_path: Path) -> None:
     for number, (names, message) in enumerate(
         (
@@ -710,31 +687,6 @@ def test_a_digest_knows_the_content_of_images(tmp_path: Path) -> None:
             root = store(form, tmp_path / f"{form}{copy}" / "set", images)
             digests.append(loaded(root, split="sorted", train_samples=9).digest())
         assert digests[0] == digests[1] != digests[2], form
-
-
-def test_what_is_left_out_of_a_folder_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    touch(
-        tmp_path,
-        "a.png",
-        "b/c.jpg",
-        *(f"{number}.HEIC" for number in range(3)),
-        "b/x.gif",
-        "notes.txt",
-    )
-    touch(tmp_path, "._a.png", ".Trash-0/d.png", "b/.hidden.png")
-    touch(tmp_path, "runs/x/config.yaml", "runs/x/metrics.jsonl", "runs/x/pictures/curves.png")
-    assert sorted(names_of(tmp_path) + names_of(tmp_path, "test")) == ["a.png", "b/c.jpg"]
-    assert caplog.messages == [
-        f"{tmp_path / 'runs' / 'x'} is a run folder; its pictures are left out",
-        f"{tmp_path}: images left out: 1 .gif, 3 .heic; convert them to PNG, JPEG or WebP",
-        f"{tmp_path}: no classes: 1 image outside of class folders",
-        f"{tmp_path}: 1 images to train and 1 to test, by their names; no classes",
-    ]
-    touch(tmp_path / "split", "train/0.png", "test/1.png", "other/2.png", "3.png")
-    assert names_of(tmp_path / "split") == ["train/0.png"]
-    assert f"{tmp_path / 'split'}: 2 images outside of train/ and test/ left out" in caplog.messages
 
 
 def test_inputs_that_would_fill_the_memory_are_refused(
