@@ -71,7 +71,7 @@ def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: flo
         coarser,
         label,
         uniforms,
-        torch.ones(1),
+        torch.ones(len(prior.levels), 1),
     )
     step = median_seconds(lambda: prior.level_logits(codes, coarser, label), positions)
     plain = sum(entry.numel() for entry in codes) * step

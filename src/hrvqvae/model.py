@@ -123,6 +123,9 @@ class Model:
         covered = self._priors.networks[-1].levels[-1].index + 1 if self._priors else 0
         if self._priors is None or covered < num_levels:
             self._priors = self.run.load_priors(num_levels)
+            if self.device.type != "mps":  # mps has no float64, which draws the codes
+                for network in self._priors.networks:
+                    network.to(self.device)
         return self._priors
 
     @property

@@ -179,7 +179,7 @@ class Priors:
 
     networks: tuple[
         Prior, ...
-    ]  #: priors of all levels, coarse first; in evaluation mode, on the CPU, in float32
+    ]  #: priors of all levels, coarse first; in evaluation mode, in float32
     classes: tuple[str, ...]  #: names of the class labels, empty if there are none
     class_counts: tuple[int, ...]  #: number of training images of each class
 

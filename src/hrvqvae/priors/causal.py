@@ -137,6 +137,59 @@ def self_attention(
     )
 
 
+class AttentionCache:
+    """Causal self-attention, computed position by position; keys and values are kept."""
+
+    def __init__(self, rows: int, hidden: int, heads: int, positions: int, like: Tensor) -> None:
+        width = hidden // heads
+        self.scale = 1 / math.sqrt(width)
+        self.keys = like.new_empty(rows, heads, width, positions)
+        self.values = like.new_empty(rows, heads, positions, width)
+
+    def attend(self, projected: Tensor, position: int) -> Tensor:
+        """Return the attention (R, C) of a position from its queries, keys and values (R, 3C)."""
+        rows, heads, width, _ = self.keys.shape
+        query, key, value = projected.view(rows, 3, heads, width).unbind(1)
+        self.keys[..., position] = key
+        self.values[:, :, position] = value
+        keys = self.keys.flatten(0, 1)[..., : position + 1]
+        values = self.values.flatten(0, 1)[:, : position + 1]
+        scores = torch.bmm((query * self.scale).reshape(rows * heads, 1, width), keys)
+        return torch.bmm(scores.softmax(-1), values).view(rows, heads * width)
+
+
+class ConvolutionCache:
+    """A causal convolution, computed position by position; its inputs are kept."""
+
+    def __init__(self, convolution: CausalConv2d, rows: int, grid: tuple[int, int]) -> None:
+        reach = convolution.reach
+        height, width = grid
+        inputs = convolution.above.shape[1]
+        self.reach = reach
+        self.left_taps = convolution.left.shape[3]
+        self.bias = convolution.bias
+        self.above_weight = convolution.above.permute(2, 3, 1, 0).flatten(0, 2)
+        self.left_weight = convolution.left.permute(2, 3, 1, 0).flatten(0, 2)
+        self.inputs = self.bias.new_zeros(rows, height + reach, width + 2 * reach, inputs)
+
+    def start_row(self, row: int) -> None:
+        """Compute what a row takes from the rows above, for all its positions at once."""
+        kernel = 2 * self.reach + 1
+        windows = self.inputs[:, row : row + self.reach].unfold(2, kernel, 1)  # (R, q, W, C, k)
+        flat = windows.permute(0, 2, 1, 4, 3).reshape(-1, len(self.above_weight))
+        above = torch.addmm(self.bias, flat, self.above_weight)
+        self.above = above.view(len(self.inputs), -1, above.shape[1])
+
+    def write(self, row: int, column: int, features: Tensor) -> None:
+        """Keep the input (R, C) of a position."""
+        self.inputs[:, row + self.reach, column + self.reach] = features
+
+    def compute(self, row: int, column: int) -> Tensor:
+        """Return the output (R, U) of a position."""
+        left = self.inputs[:, row + self.reach, column : column + self.left_taps].flatten(1)
+        return torch.addmm(self.above[:, column], left, self.left_weight)
+
+
 class Attention(nn.Module):
     """A block x + attention(norm(x)), with causal attention or attention to all positions."""
 

@@ -1,5 +1,4 @@
-"""Draw images from an autoencoder and its priors, on the CPU, in float32: samples, and completions
-of an image.
+"""Draw images from an autoencoder and its priors, in float32: samples, and completions of an image.
 
 Each prior draws its levels given the codes of the coarser levels, from the coarsest to the finest
 level. Then the autoencoder decodes the codes.
@@ -75,9 +74,9 @@ def sample_codes(
     kept: KeptCodes | None = None,
     sampler: Sampler = sample_cached,
 ) -> Codes:
-    """Draw the codes (B, H_l, W_l) int64 of all levels of the priors on the CPU, the coarsest level
-    first.
+    """Draw the codes (B, H_l, W_l) int64 of all levels of the priors, the coarsest level first.
 
+    The codes are drawn on the device of the priors and returned on the CPU.
     A sample depends on its index and the seed, not on the batch. Labels are (B,), None if the
     priors have no classes. Kept codes of levels without a prior are ignored. Raises InputError if a
     parameter or a label is out of range, a label is missing, or kept codes have another shape or
@@ -91,10 +90,13 @@ def sample_codes(
         rng = np.random.default_rng((seed, index))
         rng.random()  # skip the number that `draw_labels` takes
         draws.append(rng.random(sum(positions)))
-    uniforms = torch.from_numpy(np.stack(draws)).split(positions, dim=1)  # type: ignore[no-untyped-call]
+    parameter = next((tensor for prior in priors for tensor in prior.parameters()), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    uniforms = torch.from_numpy(np.stack(draws)).to(device).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
     codes, masks = (
-        [torch.zeros(shape, dtype=dtype) for shape in shapes] for dtype in (torch.long, torch.bool)
+        [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        for dtype in (torch.long, torch.bool)
     )
     if kept is not None:
         by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
@@ -115,11 +117,12 @@ def sample_codes(
     for prior in priors:
         first = prior.level.index
         covered = slice(first, first + len(prior.levels))
+        guidance = [params.guidance] * len(prior.levels)
         labels, mixing = expand_labels(
-            prior.level, label, params.guidance
-        )  # mixing weighs the labels' logits
+            prior.level, None if label is None else label.to(device), guidance
+        )
         coarser = [
-            level_indices.repeat(len(mixing), 1, 1)
+            level_indices.repeat(mixing.shape[1], 1, 1)
             for level_indices in codeword_indices(tuple(codes[:first]))
         ]
         sampler(
@@ -132,7 +135,7 @@ def sample_codes(
             mixing,
             params,
         )
-    return tuple(codes)
+    return tuple(level_codes.cpu() for level_codes in codes)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,18 @@
 """Draw codes: temperature, top-k, top-p, guidance, and a plain sampler without a cache.
 
-Letters: B images, m symbols, K labels per image, 1 or 2 (`expand_labels`).
+Letters: B images, D levels of a prior, m symbols, K labels per image, 1 or 2 (`expand_labels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.kernels import NO_CODE, allocate_workspace, draw
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
@@ -71,45 +69,143 @@ class SamplingParams:
             " or leave it at 1"
         )
 
-    def values(self) -> tuple[float, int, float]:
-        """Return (temperature, top_k, top_p) as `kernels.draw` takes them; other types would
-        compile it anew.
-        """
-        return float(self.temperature), int(self.top_k), float(self.top_p)
+
+def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return the codes (B,) at which the cumulative distributions exceed the uniform numbers.
+
+    Of equally likely codes, top-k and top-p prefer the smaller. The second result (B, 1) is NaN for
+    images without a distribution: a logit is NaN or +inf, or all logits are -inf.
+
+    Args:
+        logits: (B, m).
+        uniforms: (B, 1) float64 in [0, 1).
+    """
+    logits = logits.double()
+    if params.temperature != 1:
+        logits = logits / params.temperature
+    shares = logits.softmax(-1)
+    symbols = shares.shape[-1]
+    if 0 < params.top_k < symbols or params.top_p < 1:
+        shares = _keep_likeliest(shares, params)
+    cumulative = shares.cumsum(-1)
+    total = cumulative[:, -1:]
+    codes = torch.searchsorted(cumulative, uniforms * total, right=True)[:, 0]
+    return codes.clamp_(max=symbols - 1), total
 
 
-def no_distribution_error(level: Level, row: int, column: int) -> NonFiniteError:
-    """Return the error to raise if a code of a level has no distribution (`NO_CODE`)."""
-    return NonFiniteError(
-        f"the prior of level {level.index + 1} gives logits that are NaN or infinite at row {row},"
-        f" column {column}; train it again, or look at its weights"
-    )
-
-
-def draw_code(logits: NDArray[np.float32], uniform: float, params: SamplingParams) -> int:
-    """Call `kernels.draw` with logits (m,) and sampling parameters."""
-    symbols = len(logits)
-    return int(draw(logits, symbols, uniform, *params.values(), allocate_workspace(symbols)))
+def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
+    """Return the shares (B, m) with 0 for the codes that top-k and top-p exclude."""
+    ordered, order = shares.sort(dim=-1, descending=True, stable=True)
+    if params.top_k:
+        ordered[:, params.top_k :] = 0
+    cumulative = ordered.cumsum(-1)
+    excluded = cumulative[:, :-1] >= params.top_p * cumulative[:, -1:]
+    ordered[:, 1:].masked_fill_(excluded, 0)
+    return torch.zeros_like(shares).scatter_(-1, order, ordered)
 
 
 def expand_labels(
-    level: Level, label: Tensor | None, guidance: float
+    level: Level, label: Tensor | None, guidance: Sequence[float]
 ) -> tuple[Tensor | None, Tensor]:
     """Return the labels that guidance needs for a batch with labels (B,), and the weights that mix
     the logits.
 
     The mixed logits are u + w (c - u), with c for the class and u for "no class". So the network
     takes K * B inputs: the whole batch with the class labels, then the whole batch with "no class".
-    A copy with weight 0 is left out. Labels are (K * B,) int64, None if the prior has no classes;
-    weights (K,) float32 with the sum 1.
+    Inputs whose weight is 0 for every level are left out. Labels are (K * B,) int64, None if the
+    prior has no classes; weights (D, K) float32 with rows of sum 1, one per value of guidance.
     """
-    labels_and_weights = [(label, guidance)]
-    if label is not None and level.unconditional:
-        labels_and_weights.append((torch.full_like(label, level.classes), 1 - guidance))
-    labels_and_weights = [(labels, weight) for labels, weight in labels_and_weights if weight]
-    label_sets = [labels for labels, _ in labels_and_weights if labels is not None]
-    mixing = torch.tensor([weight for _, weight in labels_and_weights], dtype=torch.float32)
-    return torch.cat(label_sets) if label_sets else None, mixing
+    device = None if label is None else label.device
+    mixing = torch.tensor([[w, 1 - w] for w in guidance], dtype=torch.float32, device="cpu")
+    if label is None or not level.unconditional:
+        return label, mixing[:, :1].to(device)
+    labels = torch.stack([label, torch.full_like(label, level.classes)])
+    needed = mixing.any(0)
+    return labels[needed.to(device)].flatten(), mixing[:, needed].to(device)
+
+
+class LogitSteps(Protocol):
+    """Computes the logits of a prior position by position."""
+
+    def start(self, row: int, column: int) -> None:
+        """Go to the next position in raster order. The codes of earlier positions are complete."""
+
+    def logits(self, level: int) -> Tensor:
+        """Return the logits (K, B, m) of a level of the prior at this position.
+
+        The codes of its coarser levels at this position are complete.
+        """
+
+
+@torch.inference_mode()
+def draw_positions(
+    steps: LogitSteps,
+    levels: Sequence[Level],
+    codes: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    uniforms: Sequence[Tensor],
+    mixing: Tensor,
+    params: SamplingParams,
+) -> None:
+    """Draw the codes that are not kept: positions in raster order, and all levels of a position,
+    coarse first. Arguments and errors are as in `sample_plain`.
+    """
+    height, width = levels[0].grid
+    all_kept = [mask.all(0).tolist() for mask in kept]
+    some_kept = [bool(mask.any()) for mask in kept]
+    totals = [torch.ones_like(values) for values in uniforms]
+    for row in range(height):
+        for column in range(width):
+            steps.start(row, column)
+            for level in range(len(levels)):
+                if all_kept[level][row][column]:
+                    continue
+                logits = steps.logits(level)
+                if len(logits) > 1:
+                    logits = logits * mixing[level, :, None, None]
+                uniform = uniforms[level][:, row, column, None]
+                drawn, total = draw(logits.sum(0), uniform, params)
+                target = codes[level][:, row, column]
+                if some_kept[level]:
+                    drawn = torch.where(kept[level][:, row, column], target, drawn)
+                target.copy_(drawn)
+                totals[level][:, row, column] = total[:, 0]
+
+    # checked once at the end, because each check waits for a GPU
+    failed = [(total.isnan() & ~mask).any(0) for total, mask in zip(totals, kept, strict=True)]
+    places = torch.stack(failed, -1).nonzero()
+    if len(places):
+        row, column, level = places[0].tolist()
+        raise NonFiniteError(
+            f"the prior of level {levels[level].index + 1} gives logits that are NaN or infinite at"
+            f" row {row}, column {column}; train it again, or look at its weights"
+        )
+
+
+class _PlainSteps:
+    """Computes the whole network for each code."""
+
+    def __init__(
+        self,
+        prior: Prior,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: int,
+    ) -> None:
+        self.prior = prior
+        self.codes = codes
+        self.conditions = (coarser, label)
+        self.copies = copies
+
+    def start(self, row: int, column: int) -> None:
+        self.place = (row, column)
+
+    def logits(self, level: int) -> Tensor:
+        expanded = [level_codes.repeat(self.copies, 1, 1) for level_codes in self.codes]
+        all_logits = self.prior.level_logits(expanded, *self.conditions)[level]
+        logits = all_logits[:, :, *self.place].float()
+        return logits.view(self.copies, -1, logits.shape[1])
 
 
 @torch.inference_mode()
@@ -123,40 +219,19 @@ def sample_plain(
     mixing: Tensor,
     params: SamplingParams,
 ) -> None:
-    """Draw the codes that are not kept: positions in raster order, and all levels of a position,
-    coarse first.
+    """Draw the codes that are not kept, with a pass through the whole network per code.
 
-    Raises NonFiniteError if a logit is NaN or infinite; the message names the position.
+    All tensors are on the prior's device. Raises NonFiniteError if a logit is NaN or infinite; the
+    message names the position.
 
     Args:
         prior: in evaluation mode.
-        codes: (B, H, W) int64 of each level of the prior, on its device; drawn codes are written in
-            place.
-        kept: (B, H, W) bool of each level, on the CPU; true where a code is kept.
-        coarser: codeword indices (K * B, H_j, W_j) of each coarser level, on the prior's device.
-        label: (K * B,) or None, as `expand_labels` returns it, on the prior's device.
-        uniforms: (B, H, W) float64 in [0, 1) of each level, on the CPU; a draw per code.
-        mixing: (K,), as `expand_labels` returns it.
+        codes: (B, H, W) int64 of each level of the prior; drawn codes are written in place.
+        kept: (B, H, W) bool of each level; true where a code is kept.
+        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
+        label: (K * B,) or None, as `expand_labels` returns it.
+        uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
+        mixing: (D, K), as `expand_labels` returns it.
     """
-    batch, height, width = codes[0].shape
-    for row in range(height):
-        for column in range(width):
-            for index, level in enumerate(prior.levels):
-                expanded = [level_codes.repeat(len(mixing), 1, 1) for level_codes in codes]
-                all_logits = (
-                    prior.level_logits(expanded, coarser, label)[index][:, :, row, column]
-                    .cpu()
-                    .float()
-                )
-                logits = (
-                    (all_logits.view(len(mixing), batch, -1) * mixing[:, None, None]).sum(0).numpy()
-                )
-                drawn = codes[index][:, row, column].tolist()
-                for image in range(batch):
-                    if not kept[index][image, row, column]:
-                        uniform = float(uniforms[index][image, row, column])
-                        code = draw_code(logits[image], uniform, params)
-                        if code == NO_CODE:
-                            raise no_distribution_error(level, row, column)
-                        drawn[image] = code
-                codes[index][:, row, column] = torch.tensor(drawn, device=codes[index].device)
+    steps = _PlainSteps(prior, codes, coarser, label, mixing.shape[1])
+    draw_positions(steps, prior.levels, codes, kept, uniforms, mixing, params)
