@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(words)
     if "data.root" in fields:
         fields["data.root"] = str(Path(fields["data.root"]).absolute())
+
+    # NAME is short for NAME=NAME
     pairs = [name.partition("=") for name in arguments.systems.split(",")]
     comparison = Comparison(
         dataset=arguments.dataset,
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    # settings, then rows
     if arguments.tune:
         _stop(tune(comparison, arguments.tune, arguments.out, say))
     if arguments.tune or arguments.tuned_in:

@@ -100,6 +100,7 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2,
     bits, seconds and bytes.
     """
+    # a tree, aligned after the fit
     tree = TreeVQ(vectors.shape[1], codewords, levels)
     spent: Row = {}
     timed(spent, "fit_seconds", lambda: tree.fit(vectors, passes=passes, seed=seed))
@@ -107,6 +108,7 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     tree.align()
     codes = timed(spent, "encode_seconds", lambda: tree.encode(vectors))
 
+    # items that share their indices move
     given: Row = {}
     unique = timed(given, "unique_seconds", lambda: tree.unique_indices(vectors))
     given["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -114,6 +116,7 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     added = measure_error(tree, vectors, unique) / measure_error(tree, vectors, codes)
     given["added"] = added - 1
 
+    # residual k-means
     theirs: Row = {}
     bits = codewords.bit_length() - 1
     encode = timed(

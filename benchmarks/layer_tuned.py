@@ -239,10 +239,13 @@ def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) ->
 
     measured = list[Row]()
     for name, (_, (decay, commitment)) in layers.items():
+        # search, by training images that are set aside
         start = ((RATE, "0.001"), (DECAY, decay), (COMMITMENT, commitment))
         tried: dict[Settings, float] = {}
         while wanted := open_trials(start, tried, study.trials):
             tried |= {settings: run(name, settings, SEED)["mse"] for settings in wanted}
+
+        # measure the best settings once, by test images
         best = min(tried, key=tried.__getitem__)
         measured += [run(name, best, seed) for seed in range(seeds)]
     return measured

@@ -4,8 +4,8 @@ python -m benchmarks.long --out docs/data/long-cifar10
 
 One queue on one thread; the same command goes on where it stopped. For each group of systems it
 makes the trials (DIR/trials), then the rows (DIR/rows); then the depth study (DIR/depth, and
-beams.jsonl there) and the longest trainings (DIR/longest). After each stage it writes the tables
-and DIR/steps.png, the error against steps.
+beams.jsonl there) and the longest trainings (DIR/longest). DIR/curves.png, and DIR/steps.png with
+the longest trainings, draw the error against steps.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.common import Row, Rows, as_script, options, read_images
 from benchmarks.laboratory.folder import Folder, run_cases
 from benchmarks.laboratory.instruments import Validation
-from benchmarks.laboratory.report import compare, group_rows, mean_errors
+from benchmarks.laboratory.report import compare, draw_curves, group_rows
 from benchmarks.laboratory.settings import make_trial
 from benchmarks.laboratory.systems import Comparison
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build
-from hrvqvae.plots.curves import save_figure
 
 Fields = dict[str, str]
 
@@ -36,8 +34,6 @@ STEPS = 10_000
 DEPTH_STEPS = 2_000
 LONGEST_STEPS = 50_000
 SEEDS = 3
-POINTS = (500, 1_000, 2_000, 5_000, 10_000, 50_000)
-"""Steps whose error is drawn."""
 COMMON: Fields = {
     "training.threads": "1",
     "training.evaluate_every": "500",
@@ -215,20 +211,6 @@ def encode_error(run: Path, fields: Fields) -> Row:
     return {"mse": squared / images.numel()}
 
 
-def draw_steps(rows: Sequence[Row], path: Path) -> None:
-    """Draw the error of test images against steps: means over seeds, measured on the way."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for system, of_system in group_rows(rows).items():
-        errors = mean_errors(of_system)
-        points = [step for step in POINTS if step in errors]
-        axes.plot(points, [1e4 * errors[step] for step in points], marker="o", label=system)
-    axes.set(xlabel="step", ylabel="test MSE, 1e-4", xscale="log", yscale="log")
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.legend(frameon=False, fontsize=8)
-    save_figure(figure, path)
-
-
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -245,19 +227,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     out = parser.parse_args(argv).out
     torch.set_num_threads(1)
+
+    # trials, then rows: first at 2,304 bits, then at the bits of VQVAE-2
     for systems in GROUPS:
         chosen = choose(systems, Folder(out / "trials"))
         rows, signal = compare(make_comparison(systems, chosen, STEPS, SEEDS), out, _say)
         _stop(signal)
-        draw_steps(rows, out / "steps.png")
+
     study_depth(out / "depth")
+
+    # the longest trainings
     longest = {name: GROUPS[0][name] for name in LONGEST}
     more, signal = compare(
         make_comparison(longest, chosen, LONGEST_STEPS, 1), out / "longest", _say
     )
     _stop(signal)
     named = [{**row, "system": f"{row['system']}, {LONGEST_STEPS:,} steps"} for row in more]
-    draw_steps([*rows, *named], out / "steps.png")
+    draw_curves([*rows, *named], out / "steps.png")
 
 
 if __name__ == "__main__":

@@ -128,6 +128,7 @@ def run_cases(
     missing, or the folder holds another comparison, runs with another configuration, or rows
     measured by other distances.
     """
+    # what could fail fails before any training
     with lock_folder(folder.path, wait=say):
         claim = folder.claim(about)
         cases = [decide_case(case, claim["chosen"]) for case in cases]
@@ -138,8 +139,11 @@ def run_cases(
         instruments = instruments_class(open_cases[0].config, folder.path)
         instruments.require_same(folder.rows(), folder.path)
         write_json(folder.claim_path, claim)
+
     done = len(cases) - len(open_cases)
     say(f"{counted(len(open_cases), 'case')} to train and measure; {done:,} measured before")
+
+    # one case after the other; a run that another process holds is left to it
     for case in open_cases:
         say(f"--- {', '.join(f'{name} {value}' for name, value in case.labels.items())}")
         begun = time.monotonic()
@@ -163,8 +167,11 @@ def decide_case(case: Case, chosen: dict[str, str]) -> Case:
 
     The decisions of this machine are added to `chosen`.
     """
+    # decisions of the first machine hold for all
     before = dict(flatten(to_dict(case.config)))
     known = {name: value for name, value in chosen.items() if before.get(name) == AUTO}
+
+    # what is still open is decided here
     config = schema.decide_auto(case.config.replace(**known), "model", "training")
     after = flatten(to_dict(config))
     chosen |= {name: value for name, value in after if before[name] == AUTO != value}
@@ -177,6 +184,7 @@ def _require_same(cases: Sequence[Case], folder: Folder) -> None:
     """
     rows = folder.rows()
     for case in cases:
+        # a run that was begun
         run = folder.run(case.name)
         if run.begun():
             stored = dataclasses.replace(case, config=run.read_config()).digest
@@ -184,6 +192,8 @@ def _require_same(cases: Sequence[Case], folder: Folder) -> None:
                 raise InputError(
                     f"{run.path} was trained with another configuration; choose another --out"
                 )
+
+        # rows of other seeds
         labels = {name: value for name, value in case.labels.items() if name != "seed"}
         for row in rows:
             if row.items() >= labels.items() and row["digests"]["autoencoder"] != case.digest:
@@ -199,6 +209,8 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
     with lock_folder(run.path):
         if folder.row_path(case.name).is_file():  # written by another process since
             return 0
+
+        # train, or go on with the training
         row: Row = {**case.labels, "digests": {"autoencoder": case.digest}, **describe_machine()}
         try:
             task = AutoencoderTask(case.config, run)
@@ -213,6 +225,8 @@ def _measure_case(case: Case, folder: Folder, instruments: Instruments, say: Say
             row["training_seconds"] = outcome.seconds
             row["steps_per_second"] = outcome.step / outcome.seconds
             measured, shown = instruments.measure(run)
+
+        # another process may have measured by other distances in the meantime
         with lock_folder(folder.path, wait=say):
             instruments.require_same(folder.rows(), folder.path)
             folder.write_row(case.name, {**row, **measured}, shown)

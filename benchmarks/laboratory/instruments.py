@@ -92,7 +92,10 @@ class Instruments:
     @torch.inference_mode()
     def measure(self, run: RunFolder) -> tuple[Row, Tensor]:
         """Return the row of a run, and a few reconstructions (B, C, Y, X) in [0, 1]."""
+        # errors and codewords in use, on all test images
         report = evaluate_run(run.path, rate=False).report
+
+        # distances, on the images of the features
         model, config = Run(run.path).load()
         size = (config.data.size, config.data.size)
         decoded = [model.decode(model.encode(images), size=size) for images in self.images]
@@ -104,8 +107,12 @@ class Instruments:
                 for images, outputs in zip(self.images, decoded, strict=True)
             ]
             distance = sum(distances) / self.real.count
+
+        # times of calls on some of them
         timed = torch.cat(self.images)[:_TIMED_IMAGES]
         codes = model.encode(timed)
+
+        # the log has the errors on the way
         records = read_records(run.metrics)
         row = {
             "parameters": count_parameters(model),

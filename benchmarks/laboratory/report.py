@@ -37,6 +37,8 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[R
         raise InputError(
             f"{existing[0]} exists, but {out} holds no comparison; choose another --out"
         )
+
+    # all that is missing, then the report of all that is there
     signal = run_cases(comparison.cases(), comparison.about(), folder, say, Instruments)
     with lock_folder(out, wait=say):
         rows = sorted(folder.rows(), key=lambda row: row["seed"])
@@ -86,6 +88,8 @@ def compare_pairs(rows: Sequence[Row], by: str = "system") -> str:
     """
     errors = {name: [row["mse"] for row in group] for name, group in group_rows(rows, by).items()}
     repeated = [name for name, values in errors.items() if len(values) > 1]
+
+    # Holm: the k-th smallest of n p-values times n - k + 1, and never below one before it
     tested = sorted((welch(errors[a], errors[b]), a, b) for a, b in combinations(repeated, 2))
     lines = [("MSE of", "against", "n", "difference", "p", "p, Holm")]
     corrected = 0.0

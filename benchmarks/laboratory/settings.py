@@ -48,6 +48,7 @@ def open_trials(start: Settings, tried: Mapping[Settings, float], most: int) -> 
         most: Number of trials of the search in all.
     """
     errors: dict[Settings, float] = {}
+    # replay the search from its start, so that the order of earlier trials does not matter
     while wave := _wave(start, errors)[: most - len(errors)]:
         new = [trial for trial in wave if trial not in tried]
         if new:
@@ -171,6 +172,7 @@ def tune(comparison: Comparison, trials: int, out: Path, say: Say) -> int:
     folder = Folder(out / "tuning")
     about = {**comparison.about(), "tune": trials}
     while True:
+        # the trials that follow from those that are made
         rows = folder.rows()
         chosen = folder.claim(about).get("chosen", {})
         searches = [Search(comparison, trials, system, chosen) for system in comparison.systems]
@@ -194,6 +196,8 @@ def tuned(comparison: Comparison, out: Path, say: Say) -> Comparison:
     folder = Folder(out / "tuning")
     if not folder.claim_path.is_file():
         raise InputError(f"{out} has no search: make one with --tune N")
+
+    # the search may have had another budget
     steps = folder.claim({})["about"]["max_steps"]
     searched = dataclasses.replace(comparison, max_steps=steps)
     claim = folder.claim(searched.about())

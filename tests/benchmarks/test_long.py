@@ -36,7 +36,6 @@ def test_a_queue_that_stops_and_goes_on(
         "DEPTH_STEPS": 2,
         "LONGEST_STEPS": 3,
         "SEEDS": 1,
-        "POINTS": (1, 2, 3),
         "COMMON": small,
         "IMAGES": 20,
         "GROUPS": ({"vqvae": ("vqvae", "vqvae", {}), "printed": ("hrvqvae", "", {})},),

@@ -100,8 +100,9 @@ def names() -> Iterator[str]:
 def get(name: str) -> Preset:
     """Return the preset `name`. Raises InputError if it does not exist."""
     first, _, data = name.partition("/")
-    known_system = first in SYSTEMS or first in RIVALS  # the registry says where a rival is
-    if known_system and data in DATASETS and DATASETS.get(data).column:
+    if first in RIVALS:
+        SYSTEMS.get(first)  # raises an error that says where the rival is
+    if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
         return combine(SYSTEMS.get(first), DATASETS.get(data))
     for system in SYSTEMS.entries():
         for extra in system.extras:
