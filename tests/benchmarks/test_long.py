@@ -52,8 +52,10 @@ def test_a_queue_that_stops_and_goes_on(
     words = ["--out", str(tmp_path)]
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
         long.main(words)
-    assert not rows(tmp_path)
+    assert not rows(tmp_path / "longest"), "stopped in the longest training"
+    lines = (tmp_path / "depth" / "beams.jsonl").read_text()
     long.main(words)
+    assert (tmp_path / "depth" / "beams.jsonl").read_text() == lines, "nothing is made again"
 
     trials = rows(tmp_path / "trials")
     assert {(row["learning_rate"], row["decay"]) for row in trials} == {
@@ -74,14 +76,11 @@ def test_a_queue_that_stops_and_goes_on(
     assert len(rows(tmp_path / "longest")[0]["test_errors"]) == 3
     assert (tmp_path / "steps.png").is_file()
 
-    lines = (tmp_path / "depth" / "beams.jsonl").read_text().splitlines()
     errors = {}
-    for row in map(json.loads, lines):
+    for row in map(json.loads, lines.splitlines()):
         errors[row["system"], row["search"], row["coarse_weight"]] = row["mse"]
     assert len(errors) == 2 * 3 + 2 * 2
     assert errors["groups2", "every leaf of a group", "0"] > 0
-    long.main(words)
-    assert (tmp_path / "depth" / "beams.jsonl").read_text().splitlines() == lines
 
 
 def test_trials_and_variants_of_the_protocol() -> None:
