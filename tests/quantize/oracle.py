@@ -1,7 +1,8 @@
-"""Residual quantization in numpy and float64, one vector at a time, written from the equations and
-not from the code.
+"""The paper's quantization as code: numpy and float64, one vector at a time.
 
-books[l]: (num_books, m, D) of each level; `linked` levels make a group, whose indices begin anew.
+Written from the equations of docs/method.md, not from the package. Symbols are those of that page.
+`codebooks[l]` is (number of codebooks, m, D), coarse first; `linked` levels make a group, whose
+first level has one codebook.
 """
 
 from fractions import Fraction
@@ -9,98 +10,95 @@ from fractions import Fraction
 import numpy as np
 
 
-def search(vector, books, linked):
-    """(path of each level, residuals r_0 to r_L)."""
-    codes = []
-    paths = []
-    residuals = [np.array(vector, np.float64)]
-    for level, book in enumerate(books):
-        codes = [] if level % linked == 0 else codes
-        path = 0
-        for code, size in codes:
-            path = path * size + code
-        distances = [
-            float(((residuals[-1] - codeword) ** 2).sum())
-            for codeword in book[path].astype(np.float64)
-        ]
-        child = distances.index(min(distances))
-        residuals.append(residuals[-1] - book[path, child].astype(np.float64))
-        codes.append((child, book.shape[1]))
-        paths.append(path * book.shape[1] + child)
-    return paths, residuals
+def search(z, codebooks, linked):
+    """Linked codebooks: return the indices i_1 to i_L, and the residuals r_0 to r_L."""
+    indices = []
+    residuals = [np.array(z, np.float64)]
+    for level, codebook in enumerate(codebooks):
+        # the codeword of the coarser level decides which codebook is searched
+        i = 0 if level % linked == 0 else indices[-1]
+        codewords = codebook[i].astype(np.float64)
+
+        # k_l = argmin of ||r_(l-1) - c||^2
+        k = int(((residuals[-1] - codewords) ** 2).sum(-1).argmin())
+
+        # i_l = i_(l-1) * m + k_l, and r_l = r_(l-1) - e_l
+        indices.append(i * len(codewords) + k)
+        residuals.append(residuals[-1] - codewords[k])
+    return indices, residuals
 
 
-def losses(vectors, books, linked, beta, level_betas):
-    """Terms of the printed loss after the reconstruction error, summed over vectors; of VQ's
-    without level_betas.
+def losses(vectors, codebooks, linked, beta, level_betas):
+    """Loss: return its terms after the reconstruction error, by name, summed over vectors.
+
+    Without `level_betas`, only the terms of z_q.
     """
     terms = {}
-    for vector in vectors:
-        _, residuals = search(vector, books, linked)
-        errors = [float((residual**2).sum()) for residual in residuals[1:]]
-        named = [("", errors[-1], beta)]
-        if level_betas:
-            named += [
-                (f"_{level}", *each)
-                for level, each in enumerate(zip(errors, level_betas, strict=True), start=1)
-            ]
-        for name, error, weight in named:
-            terms[f"codebook{name}"] = terms.get(f"codebook{name}", 0) + error
+
+    def add(name, value):
+        terms[name] = terms.get(name, 0) + value
+
+    for z in vectors:
+        _, residuals = search(z, codebooks, linked)
+        # z - z_q = r_L, and r_(l-1) - e_l = r_l
+        errors = [float((residual**2).sum()) for residual in residuals]
+        add("codebook", errors[-1])
+        add("commitment", beta * errors[-1])
+        for level, weight in enumerate(level_betas, start=1):
+            add(f"codebook_{level}", errors[level])
             if weight:
-                terms[f"commitment{name}"] = terms.get(f"commitment{name}", 0) + weight * error
+                add(f"commitment_{level}", weight * errors[level])
     return terms
 
 
-def gradients(vectors, books, linked, beta, level_betas):
-    """Of all terms: by the vectors (through the commitments), and by the codewords of each level
-    (through the rest).
+def gradients(vectors, codebooks, linked, beta, level_betas):
+    """Return the gradients of all terms: by the vectors, which the commitments reach, and by the
+    codewords of each level, which the others reach.
     """
     of_vectors = np.zeros(np.shape(vectors))
-    of_books = [np.zeros(book.shape) for book in books]
-    for row, vector in enumerate(vectors):
-        paths, residuals = search(vector, books, linked)
+    of_codebooks = [np.zeros(codebook.shape) for codebook in codebooks]
+    for row, z in enumerate(vectors):
+        indices, residuals = search(z, codebooks, linked)
         of_vectors[row] += 2 * beta * residuals[-1]
-        for level, path in enumerate(paths):
-            own = of_books[level].reshape(-1, len(vector))[path]
-            own -= 2 * residuals[-1]
+        for level, index in enumerate(indices):
+            of_codeword = of_codebooks[level].reshape(-1, len(z))[index]
+            of_codeword -= 2 * residuals[-1]
             if level_betas:
                 of_vectors[row] += 2 * level_betas[level] * residuals[level + 1]
-                own -= 2 * residuals[level + 1]
-    return of_vectors, of_books
+                of_codeword -= 2 * residuals[level + 1]
+    return of_vectors, of_codebooks
 
 
-def batch_sums(vectors, books, linked):
-    """(how often each codeword was chosen, the sum of what chose it) of each level: (number, m),
-    (number, m, D).
+def batch_sums(vectors, codebooks, linked):
+    """Moving averages: return, for each level, how many vectors chose each codeword, and the sum of
+    the residuals that did.
     """
-    counts = [np.zeros(book.shape[:2]) for book in books]
-    totals = [np.zeros(book.shape) for book in books]
-    for vector in vectors:
-        paths, residuals = search(vector, books, linked)
-        for level, path in enumerate(paths):
-            counts[level].reshape(-1)[path] += 1
-            totals[level].reshape(-1, len(vector))[path] += residuals[level]
+    counts = [np.zeros(codebook.shape[:2]) for codebook in codebooks]
+    totals = [np.zeros(codebook.shape) for codebook in codebooks]
+    for z in vectors:
+        indices, residuals = search(z, codebooks, linked)
+        for level, index in enumerate(indices):
+            counts[level].reshape(-1)[index] += 1
+            totals[level].reshape(-1, len(z))[index] += residuals[level]
     return counts, totals
 
 
-def beam(vector, books, width, weight):
-    """The index of each level that a beam ends in, from whole numbers, so that equal costs are
-    equal.
-
-    Codeword i of one level has the codebook i modulo their number at the next level.
+def beam(z, codebooks, width, coarse_weight):
+    """Beam search: return the indices of the best branch, from whole numbers, so that equal costs
+    are equal.
     """
-    kept = [(Fraction(0), [], tuple(vector))]  # what the levels before add, indices, residual
-    for level, book in enumerate(books, start=1):
-        longer = []
-        for before, indices, residual in kept:
-            above = indices[-1] % len(book) if indices else 0
-            for child, codeword in enumerate(book[above]):
+    # branches: coarse_weight * (||r_1||^2 + ...) so far, indices, residual
+    branches = [(Fraction(0), [], tuple(z))]
+    for level, codebook in enumerate(codebooks, start=1):
+        children = []
+        for coarser, indices, residual in branches:
+            i = indices[-1] if len(codebook) > 1 else 0
+            for k, codeword in enumerate(codebook[i]):
                 left = tuple(r - c for r, c in zip(residual, codeword, strict=True))
                 distance = sum(x * x for x in left)
-                index = above * len(book[above]) + child
-                longer.append(
-                    (distance + before, weight * distance + before, [*indices, index], left)
-                )
-        longer.sort(key=lambda path: path[0])  # stable
-        kept = [path[1:] for path in longer[: width if level < len(books) else 1]]
-    return kept[0][1]
+                index = i * len(codebook[i]) + k
+                cost = distance + coarser
+                children.append((cost, coarse_weight * distance + coarser, [*indices, index], left))
+        children.sort(key=lambda child: child[0])  # stable: the first of equals
+        branches = [child[1:] for child in children[: width if level < len(codebooks) else 1]]
+    return branches[0][1]

@@ -1,5 +1,7 @@
-"""The search in a few large tensor operations, for a GPU and for graphs. NaN is not an error
-here.
+"""The search in a few large tensor operations: the specification, and the form for a GPU and for
+graphs.
+
+NaN is not an error here.
 """
 
 from __future__ import annotations
@@ -23,48 +25,49 @@ def search_tensors(
     """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as
     (L, N, leaves).
     """
-    branches = 1  # before the last level
-    for book in codebooks[:-1]:
-        branches *= book.shape[1]
+    branches = 1  # before the last level; torch.compile can't trace math.prod
+    for codebook in codebooks[:-1]:
+        branches *= codebook.shape[1]
     width = min(width, branches)
     leaves = min(leaves, branches * codebooks[-1].shape[1])
+    coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
+    options = (codebooks, width, coarse_weight, leaves)
     if torch.compiler.is_compiling():  # `ResidualQuantizer` has ended autocast
-        return _beam(latents, codebooks, width, coarse_weight, leaves)
+        return _beam(latents, *options)
     values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
     values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
     with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
-        return torch.cat(
-            [_beam(chunk, codebooks, width, coarse_weight, leaves) for chunk in chunks], 1
-        )
+        return torch.cat([_beam(chunk, *options) for chunk in chunks], 1)
 
 
 def _beam(
-    latents: Tensor,
-    codebooks: Sequence[Tensor],
-    width: int,
-    coarse_weight: float,
-    leaves: int,
+    latents: Tensor, codebooks: Sequence[Tensor], width: int, coarse_weight: float, leaves: int
 ) -> Tensor:
+    """Return the indices (L, n), or (L, n, leaves), of latents (n, D)."""
     residual = latents.unsqueeze(1)  # (n, w, D), w branches so far
     index = torch.zeros_like(residual[..., 0], dtype=torch.long)
     coarser_cost = torch.zeros_like(residual[..., :1])
-    coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
     indices: list[Tensor] = []
     for level, codebook in enumerate(codebooks, start=1):
-        books, size, _ = codebook.shape
-        book = index % books
+        num_books, size, _ = codebook.shape
+        is_finest = level == len(codebooks)
+
+        # the cost of each child of each branch, (n, w * m)
+        book = index % num_books
         distance = _distances(residual, codebook, book)
         cost = (distance + coarser_cost).flatten(1)
-        finest = level == len(codebooks)
-        kept = _least(cost, leaves if finest else min(width, cost.shape[1]))
+
+        # the children of least cost are the next branches
+        kept = _least(cost, leaves if is_finest else min(width, cost.shape[1]))
         parent = kept // size
         index = book.gather(1, parent) * size + kept % size
-        indices = [*(earlier.gather(1, parent) for earlier in indices), index]
-        if not finest:
-            coarser_cost = (
-                (coarse_weight * distance + coarser_cost).flatten(1).gather(1, kept).unsqueeze(-1)
-            )
+        indices = [*(coarser.gather(1, parent) for coarser in indices), index]
+
+        # what is left of the vector, and what its branches have cost
+        if not is_finest:
+            cost = (coarse_weight * distance + coarser_cost).flatten(1)
+            coarser_cost = cost.gather(1, kept).unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
     return torch.stack(indices).squeeze(-1)  # without the dimension of a single leaf
