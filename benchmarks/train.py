@@ -72,7 +72,7 @@ class AutoencoderSide:
             self.model.initialize(self.images, torch.Generator().manual_seed(0))
         task = AutoencoderTask(config, RunFolder(Path()))
         task.compute = self.compute
-        self.state = TrainState.start(self.model, config.training, task.build_objective(self.model))
+        self.state = TrainState.start(self.model, config.training, task.build_objective())
         self.step = task.step
         self.batch = Batch(images, torch.zeros(len(images), dtype=torch.long))
 

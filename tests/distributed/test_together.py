@@ -13,20 +13,14 @@ import torch
 import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.config import Config, to_dict
-from hrvqvae.config.parsing import from_file
-from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.models.build import build, build_objective
-from hrvqvae.quantize.codebook import LevelCodebooks
+from hrvqvae.config import to_dict
 from hrvqvae.training.loggers import read_records
 from tests.conftest import with_training
 from tests.distributed import together
 from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = tuple(
-    system for system in SYSTEMS if system not in ("treevq", "vqvae")
-)  # whose code is that of hrvqvae
+EVERY = ("hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae")
 STEPS = 8
 
 
@@ -45,6 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
         plain = to_dict(config)
         if "restart_every" in plain["model"].get("quantizer", {}):
             plain["model"]["quantizer"] |= {"restart_every": 4, "restart_below": 0.4}
+        if system == "treevq":  # a process has fewer images than there are levels
+            plain["model"]["train_prefixes"] = True
+            plain["training"]["batch_size"] = 4
         (folder / f"{system}.yaml").write_text(yaml.safe_dump(plain))
     seen = together.train_all(folder, list(EVERY))
     (folder / "seen-1-0.json").write_text(json.dumps(seen))
@@ -95,6 +92,8 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     losses = [logged(folder / f"{system}-{size}", "loss") for size in (1, 2)]
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    norms = [logged(folder / f"{system}-{size}", "gradient_norm")[0] for size in (1, 2)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-6), "the gradients of one process"
     restarted = [logged(folder / f"{system}-{size}", "restarted") for size in (1, 2)]
     assert restarted[0] == restarted[1]
     for name in ("mse", "psnr", "ssim"):
@@ -103,35 +102,6 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [
         [40]
     ] * 2
-
-
-def count_exchanged(config: Config) -> tuple[int, int]:
-    """Return the bytes that processes add up in a step: gradients, and codebooks that follow moving
-    averages.
-    """
-    torch.manual_seed(0)
-    model = build(config)
-    networks = [model, *build_objective(model, config, lambda network: network).auxiliary.values()]
-    weights = [
-        weight for network in networks for weight in network.parameters() if weight.requires_grad
-    ]
-    books = [book for book in model.modules() if isinstance(book, LevelCodebooks)]
-    averages = [
-        values for book in books for values in (book.count, book.total) if values is not None
-    ]
-    return 4 * sum(weight.numel() for weight in weights), 4 * sum(
-        values.numel() for values in averages
-    )
-
-
-@pytest.mark.parametrize("system", ["hrvqvae", "vqvae2", "rqvae"])
-def test_what_a_step_adds_up_is_gradients_and_codebooks(folder: Path, system: str) -> None:
-    counted = [each[system]["bytes"] for each in seen(folder, 2)]
-    assert counted[0] == counted[1]
-    terms = [
-        count - sum(count_exchanged(from_file(folder / f"{system}.yaml"))) for count in counted[0]
-    ]
-    assert set(terms) <= {4 * count for count in range(1, 10)}
 
 
 def test_something_is_revived_on_the_way(folder: Path) -> None:
@@ -168,5 +138,7 @@ def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder: Pat
     assert first["nan"].startswith("step 4: the loss is not finite")
     assert "it was not saved, the last good checkpoint is" in first["nan"]
     assert "drifted apart at step 5: averaged." in first["drift"]
+    assert first["broken"] == "x.png is broken"
+    assert RunFolder(folder / "broken").saved()[0].stem == "step-000000004"
     assert "choose a batch size that is a multiple of 2" in first["odd"]
     assert not (folder / "odd" / "config.yaml").exists()

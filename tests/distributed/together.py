@@ -15,7 +15,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import distributed as dist
 from torch import nn
 
 from hrvqvae import distributed
@@ -24,11 +23,13 @@ from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_file
 from hrvqvae.data.batches import Batch
+from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed.launch import process_group
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
 from tests.trained_run import GIVEN, silent, train_autoencoder
@@ -55,28 +56,19 @@ def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def watched() -> Iterator[Seen]:
-    """Record the images and exchanged bytes of each step, the first codebooks and the last
-    state.
-    """
-    seen: Seen = {"images": [], "start": None, "end": None, "bytes": []}
+    """Record the images of each step, the first codebooks and the last state."""
+    seen: Seen = {"images": [], "start": None, "end": None}
     usual = AutoencoderTask.step
-    reduce = dist.all_reduce
-
-    def counted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> object:
-        if tensor.dtype == torch.float32 and seen["bytes"]:  # and not at the start
-            seen["bytes"][-1] += 4 * tensor.numel()
-        return reduce(tensor, *arguments, **options)
 
     def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
         if not state.step:
             seen["start"] = weights_digest(codebooks(state.model))
         seen["images"].append([zlib.crc32(image.numpy().tobytes()) for image in batch.images])
-        seen["bytes"].append(0)
         metrics = usual(self, state, batch)
         seen["end"] = weights_digest(state.tensors())
         return metrics
 
-    with patch.object(AutoencoderTask, "step", step), patch.object(dist, "all_reduce", counted):
+    with patch.object(AutoencoderTask, "step", step):
         yield seen
 
 
@@ -99,26 +91,31 @@ def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
 def fail(config: Config, folder: Path, rank: int, how: str) -> str:
     """Return the error of a training in which a process goes wrong in the fifth step."""
     usual = AutoencoderTask.step
+    take_gradient = TrainState.take_gradient
+    read = Trainer._read
+    here = distributed.rank() == rank
+
+    def spoil_loss(
+        state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL
+    ) -> Mapping[str, Any]:
+        factor = float("nan") if state.step == 4 and how == "nan" and here else 1.0
+        return take_gradient(state, {name: loss * factor for name, loss in losses.items()}, of)
 
     def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
-        wrong = state.step == 4 and distributed.rank() == rank
-        if wrong and how == "drift":
+        if state.step == 4 and how == "drift" and here:
             next(state.model.parameters()).data.view(-1)[0] += 1e-6
-        take_gradient = TrainState.take_gradient
+        return usual(self, state, batch)
 
-        def worse(
-            state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL
-        ) -> dict[str, float]:
-            return take_gradient(
-                state, {name: loss * float("nan") for name, loss in losses.items()}, of
-            )
+    def lose_images(self: Trainer[Batch], state: TrainState) -> Batch:
+        if state.step == 4 and how == "broken" and here:
+            self.batches = iter(broken())
+        return read(self, state)
 
-        with patch.object(
-            TrainState, "take_gradient", worse if wrong and how == "nan" else take_gradient
-        ):
-            return usual(self, state, batch)
-
-    with patch.object(AutoencoderTask, "step", step):
+    with (
+        patch.object(AutoencoderTask, "step", step),
+        patch.object(TrainState, "take_gradient", spoil_loss),
+        patch.object(Trainer, "_read", lose_images),
+    ):
         try:
             train_autoencoder(config, RunFolder(folder / how))
         except InputError as error:
@@ -126,12 +123,17 @@ def fail(config: Config, folder: Path, rank: int, how: str) -> str:
     return "nothing"
 
 
+def broken() -> Iterator[Batch]:
+    raise BrokenImageError("x.png is broken")
+    yield
+
+
 def main(folder: Path, systems: list[str]) -> None:
     torch.set_num_threads(1)
     with process_group():
         seen: dict[str, Any] = dict(train_all(folder, systems))
         config = with_training(from_file(folder / f"{systems[0]}.yaml"), checkpoint_every=2)
-        seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift")}
+        seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift", "broken")}
         try:
             train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"))
         except InputError as error:

@@ -144,7 +144,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
     )
     model.initialize(images, torch.Generator().manual_seed(0))
     task = AutoencoderTask(config, RunFolder(Path()))
-    state = TrainState.start(model, config.training, task.build_objective(model))
+    state = TrainState.start(model, config.training, task.build_objective())
     parameters = {key: tensor for key, tensor in state.tensors().items() if "model." in key}
     before = {
         key: tensor.clone() for key, tensor in parameters.items() if tensor.is_floating_point()

@@ -51,7 +51,7 @@ class Started:
         self.model = model
         self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
         model.initialize(self.images, torch.Generator().manual_seed(0))
-        self.objective = AdversarialObjective(model, config, self.compute.place_model)
+        self.objective = self.compute.place_model(AdversarialObjective(config))
         self.state = TrainState.start(model.train(), config.training, self.objective.auxiliary)
 
     @property
@@ -59,7 +59,8 @@ class Started:
         return self.state.networks["discriminator"].module
 
     def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
-        return self.objective(self.images, self.state)
+        goal = self.objective(self.model, self.images, self.state.step)
+        return {**self.state.minimize(goal.losses), **goal.metrics}, goal.codes
 
 
 def test_hinge_losses() -> None:

@@ -100,7 +100,7 @@ class Started:
         self.task = AutoencoderTask(config, RunFolder(Path()))
         self.state = TrainState.start(model, config.training, budget=budget)
         self.task.compute = self.state.compute
-        self.task.build_objective(model)
+        self.task.build_objective()
         self.model = model
         self.batch = Batch(images, torch.zeros(8).long())
 

@@ -89,7 +89,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch: pytest.MonkeyPatch) 
             (Path, "replace"),
             (Path, "unlink"),
             (MetricsLog, "write"),
-            (TrainState, "update"),
+            (TrainState, "minimize"),
         ),
     )
     kills = 0

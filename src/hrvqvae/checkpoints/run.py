@@ -276,6 +276,8 @@ class Run:
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
+        if len(trained) < len(self.priors):  # some have a configuration, but no weights yet
+            option = " --resume"
         name = shlex.quote(str(self))
         is_shipped = run_folder(self.name) != Path(self.name)  # nothing is trained there
         if is_shipped:

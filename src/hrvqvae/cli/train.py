@@ -56,7 +56,10 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
-    print(f"{prefix}trained {counted(outcome.step, 'step')} {spent}{suffix}")
+    print(
+        f"{prefix}trained {counted(outcome.step, 'step')} {spent}; the limit was {outcome.limit},"
+        f" --resume with a larger one goes on{suffix}"
+    )
     return 0
 
 

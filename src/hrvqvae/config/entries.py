@@ -64,7 +64,7 @@ class System:
     model: str = (
         "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
     )
-    objective: str = "hrvqvae.models.objective:SumOfLosses"  # a `models.objective.Objective`
+    objective: str = "hrvqvae.models.objective:Objective"  # a `models.objective.Objective`
     settings: Settings
     extras: tuple[ExtraPreset, ...] = ()
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each

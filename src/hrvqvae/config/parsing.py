@@ -78,7 +78,7 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     `Section.replace`.
 
     A new `prior.network.kind` replaces the whole section by the defaults of that network. A value
-    for one field of a default budget sets the other fields of the budget to 0.
+    for one field of a budget sets the other fields of the budget to 0.
     """
     system = base.model.system
     kind = str(values.get("prior.network.kind", base.prior.network.kind))
@@ -90,11 +90,11 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     if kind != base.prior.network.kind:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
-    before, after, default = (dict(flatten(to_dict(whole))) for whole in (base, config, Config()))
+    after = dict(flatten(to_dict(config)))
     for stage in STAGES:
         names = [f"{stage}.{name}" for name in BUDGET]
         budget = {name: after[name] if name in values else 0 for name in names}
-        if any(budget.values()) and all(before[name] == default[name] for name in names):
+        if any(budget.values()):
             config = config.replace(**budget)
     return config
 

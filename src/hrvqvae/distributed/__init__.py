@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.locks import lock_folder
@@ -50,11 +51,9 @@ def _group_on(device: torch.device, group: Any) -> Any:
     """Return the group, or a gloo group of the same processes if the group has no backend for the
     device.
     """
-    return (
-        group
-        if device.type in str(dist.get_backend_config(group))
-        else _gloo_group(group or dist.group.WORLD)
-    )
+    if device.type in str(dist.get_backend_config(group)):
+        return group
+    return _gloo_group(group or dist.group.WORLD)
 
 
 @cache
@@ -112,6 +111,16 @@ def gather_object(value: T) -> list[T]:
     return gathered or [value]
 
 
+def raise_first(error: Exception | None) -> None:
+    """Raise in every process the error of the first process that has one, if any."""
+    errors: list[Any] = [error]
+    if is_distributed():
+        errors = [None] * world_size()
+        dist.all_gather_object(errors, error)
+    for first in filter(None, errors):
+        raise first
+
+
 def all_gather_numbers(*values: float) -> list[tuple[float, ...]]:
     """Return the values of all processes, by rank, in every process."""
     if not is_distributed():
@@ -160,11 +169,33 @@ def all_reduce(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
 
 def all_reduce_mean(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the mean of each tensor over the processes, by one all-reduce."""
-    return (
-        [summed / world_size() for summed in all_reduce(tensors)]
-        if is_distributed()
-        else list(tensors)
-    )
+    if not is_distributed():
+        return list(tensors)
+    return [total / world_size() for total in all_reduce(tensors)]
+
+
+class _PassLoss(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(network.parameters())  # no buffers: nothing else is sent
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
+
+
+def average_gradients(network: nn.Module) -> nn.Module:
+    """Return a module that passes a loss on, and so averages the gradients of a network.
+
+    The backward pass of the returned loss leaves the mean gradients of all processes in the
+    parameters. torch's DistributedDataParallel exchanges them in buckets, while it still runs. The
+    network itself may be called in any way, also several times, before the loss is passed on.
+    """
+    # DistributedDataParallel prepares the exchange in its forward pass, and starts it in hooks of
+    # the parameters. So its forward pass may take the loss instead of the inputs.
+    passing = _PassLoss(network)
+    if not is_distributed():
+        return passing
+    return DistributedDataParallel(passing, init_sync=False, static_graph=True)
 
 
 class _Sum(torch.autograd.Function):
@@ -211,9 +242,12 @@ def broadcast(tensors: Iterable[Tensor], group: Any = None) -> None:
     if is_distributed(group):
         first = dist.get_process_group_ranks(group)[0]
         for tensor in tensors:
-            whole = tensor.contiguous()
-            dist.broadcast(whole, first, group=_group_on(whole.device, group))
-            tensor.copy_(whole)
+            values = tensor.contiguous()
+            dist.broadcast(values, first, group=_group_on(values.device, group))
+            tensor.copy_(values)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def require_same(named: Mapping[str, Tensor], when: str) -> None:
@@ -222,21 +256,20 @@ def require_same(named: Mapping[str, Tensor], when: str) -> None:
     """
     if not is_distributed():
         return
-    integers = {
-        1: torch.uint8,
-        2: torch.int16,
-        4: torch.int32,
-        8: torch.int64,
-    }  # whose sum does not round
-    flat = [tensor.detach().reshape(-1) for tensor in named.values()]
-    sums = torch.stack(
-        [values.view(integers[values.element_size()]).sum(dtype=torch.int64) for values in flat]
-    ).cpu()
-    both = torch.cat([sums, ~sums])  # the largest complement is the complement of the smallest sum
+
+    # a checksum per tensor: the sum of its bits as integers, which does not round
+    checksums = []
+    for tensor in named.values():
+        integers = tensor.detach().reshape(-1).view(_INTEGERS[tensor.element_size()])
+        checksums.append(integers.sum(dtype=torch.int64).cpu())
+    sums = torch.stack(checksums)
+
+    # the largest complement is the complement of the smallest sum
+    both = torch.cat([sums, ~sums])
     dist.all_reduce(both, dist.ReduceOp.MAX, group=_group_on(both.device, None))
     differs = both[: len(sums)] != ~both[len(sums) :]
-    if differs.any():
-        names = [name for name, different in zip(named, differs.tolist(), strict=True) if different]
+    names = [name for name, different in zip(named, differs.tolist(), strict=True) if different]
+    if names:
         raise InputError(
             f"the processes have drifted apart {when}: {names[0]} differs between them "
             f"({len(names)} of {len(named)} tensors); give every process the same kind of device"

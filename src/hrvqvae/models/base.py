@@ -182,7 +182,9 @@ class Autoencoder(nn.Module, ABC):
         """
 
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        """Restart dead codewords from a training batch; return how many were restarted."""
+        """Restart dead codewords from a training batch, of which each process has its part; return
+        how many were restarted.
+        """
         return 0
 
     def align(self) -> None:

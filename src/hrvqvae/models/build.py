@@ -11,7 +11,7 @@ from hrvqvae.config.entries import System
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder, Refiner
-from hrvqvae.models.objective import MoveNetwork, Objective
+from hrvqvae.models.objective import Objective
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import InputError
 
@@ -29,11 +29,11 @@ def build(config: Config) -> Autoencoder:
     return cast(Autoencoder, model(config.model, config.data.channels))
 
 
-def build_objective(model: Autoencoder, config: Config, move: MoveNetwork) -> Objective:
-    """Build the objective of a configuration. Raises InputError as `get_system` and the objective's
-    constructor.
+def build_objective(config: Config) -> Objective:
+    """Build the objective of a configuration, on the CPU. Raises InputError as `get_system` and
+    `Objective`.
     """
-    return cast(Objective, resolve_name(get_system(config).objective)(model, config, move))
+    return cast(Objective, resolve_name(get_system(config).objective)(config))
 
 
 def require_several_levels(model: Autoencoder, config: Config) -> SingleGridAutoencoder:

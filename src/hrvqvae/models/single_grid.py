@@ -8,6 +8,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
+from hrvqvae import distributed
 from hrvqvae.config import Grid, NetworkConfig, SingleGridConfig
 from hrvqvae.models import tiles
 from hrvqvae.models.base import (
@@ -95,12 +96,16 @@ class SingleGridAutoencoder(Autoencoder):
         quantized: Quantized = self.quantizer(latents)
         decoded = quantized.latents
         count = len(self.prefixes)
+        part = distributed.rank_slice()
+        positions = part.of(len(unit) * part.count)  # in the batch of all processes
         by_prefix = (
-            self.training and getattr(self.config, "train_prefixes", False) and len(unit) >= count
+            self.training
+            and getattr(self.config, "train_prefixes", False)
+            and len(unit) * part.count >= count
         )
-        if by_prefix:  # image i is decoded from prefix i % count
+        if by_prefix:  # the image at position i is decoded from prefix i % count
             image_index = torch.arange(len(unit), device=unit.device)
-            prefix_index = image_index % count
+            prefix_index = (image_index + positions.start) % count
             prefixes = self.prefix_latents(quantized.codes).detach()
             share = compute_explained_share(latents.detach(), prefixes)[prefix_index][:, None, None]
             decoded = prefixes[prefix_index, image_index] + share * (latents - latents.detach())
@@ -172,9 +177,8 @@ class SingleGridAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
-        return self.quantizer.restart_dead_codes(
-            self.latents(to_unit_images(images, self.channels)), rng
-        )
+        latents = self.latents(to_unit_images(images, self.channels))
+        return self.quantizer.restart_dead_codes(distributed.all_gather(latents), rng)
 
     def align(self) -> None:
         if isinstance(self.quantizer, ResidualQuantizer):
@@ -200,10 +204,15 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
 
     The straight-through gradient of a prefix is multiplied by this share: if the codewords of a
     prefix do not follow a channel, the prefix passes no gradient to it. `prefixes` are sums of the
-    codewords of each prefix (L, B, H, W, D).
+    codewords of each prefix (L, B, H, W, D). The shares are those of the images of all processes.
     """
-    variance = latents.var((0, 1, 2), correction=0).clamp(min=1e-12)
-    return (1 - (latents - prefixes).square().mean((1, 2, 3)) / variance).clamp(0, 1)
+    axes = (0, 1, 2)
+    latent_mean = latents.mean(axes)
+    (overall_mean,) = distributed.all_reduce_mean([latent_mean])
+    spread = latents.var(axes, correction=0) + (latent_mean - overall_mean).square()
+    errors = (latents - prefixes).square().mean((1, 2, 3))
+    variance, errors = distributed.all_reduce_mean([spread, errors])
+    return (1 - errors / variance.clamp(min=1e-12)).clamp(0, 1)
 
 
 def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> Tensor:
@@ -212,8 +221,9 @@ def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> 
 
     The gradient is proportional to that of the mean logarithm of the prefixes' errors. Image i has
     the error errors[i] (B,) and was decoded from prefix prefix_index[i]; each of the `count`
-    prefixes occurs.
+    prefixes occurs, in a process or in another.
     """
     sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
-    sizes = torch.bincount(prefix_index, minlength=count)
-    return (sums / sums.detach().clamp(min=1e-12)).mean() * (sums[-1] / sizes[-1]).detach()
+    sizes = torch.zeros_like(sums).index_add(0, prefix_index, torch.ones_like(errors))
+    mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
+    return (sums / mean_sums.clamp(min=1e-12)).mean() * (mean_sums[-1] / mean_sizes[-1])

@@ -10,6 +10,7 @@ Shapes: images (B, C, Y, X), in [-1, 1] for the discriminator; its scores (B, 1,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -19,11 +20,9 @@ from torch.nn.functional import relu
 from hrvqvae import distributed
 from hrvqvae.config import Config
 from hrvqvae.config.model import VQGANConfig
-from hrvqvae.models.base import Autoencoder
-from hrvqvae.models.objective import MODEL, Learner, Metrics, MoveNetwork, Objective
+from hrvqvae.models.objective import MODEL, Goal, Metrics, Objective
 from hrvqvae.models.perceptual import PerceptualDistance, perceptual_distance
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.quantize import Codes
 
 DISCRIMINATOR = "discriminator"
 
@@ -119,58 +118,72 @@ def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
 
 
 class AdversarialObjective(Objective):
-    """Updates a VQGAN and, after `adversarial_start` steps, its discriminator (Esser et al. 2021,
-    equations 5 to 7).
+    """Squared error, perceptual distance and a patch discriminator (Esser et al. 2021, equations 5
+    to 7), for a VQGAN or any other network that makes images.
 
-    Raises InputError if the network of the perceptual loss is not on this machine.
+    Raises InputError if the network of the perceptual distance is not on this machine.
     """
 
-    def __init__(self, model: Autoencoder, config: Config, move: MoveNetwork) -> None:
-        self.model = cast(SingleGridAutoencoder, model)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
         self.settings = cast(VQGANConfig, config.model)
-        units = self.settings.discriminator_units
-        layers = self.settings.discriminator_layers
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = perceptual_distance(self.settings.perceptual)
-            move(self.distance)
-        self.discriminator = PatchDiscriminator(config.data.channels, units, layers)
-        move(self.discriminator)
-        self.auxiliary = {DISCRIMINATOR: self.discriminator}
+        self.discriminator = PatchDiscriminator(
+            config.data.channels,
+            self.settings.discriminator_units,
+            self.settings.discriminator_layers,
+        )
 
-    def __call__(self, images: Tensor, learner: Learner) -> tuple[Metrics, Codes]:
-        self.discriminator.train()
+    @property
+    def auxiliary(self) -> dict[str, nn.Module]:
+        return {DISCRIMINATOR: self.discriminator}
+
+    def forward(self, model: nn.Module, images: Tensor, step: int) -> Goal:
+        result = cast(SingleGridAutoencoder, model)(images)
         real = images.float() / 255
-        with learner.autocast():
-            result = self.model(images)
-        fake = result.images
-        losses = dict(result.losses)
+        last_layer = cast(nn.ConvTranspose2d, cast(nn.Sequential, model.decoder)[-1]).weight
+        losses, metrics = self.judge(result.images, real, result.losses, last_layer, step)
+        return Goal(losses, metrics, result.codes)
+
+    def judge(
+        self,
+        fake: Tensor,
+        real: Tensor,
+        losses: Mapping[str, Tensor],
+        last_layer: Tensor,
+        step: int,
+    ) -> tuple[dict[str, dict[str, Tensor]], Metrics]:
+        """Return the losses of the network that made the images and of the discriminator, by the
+        network's name, and further values to log.
+
+        Args:
+            fake: Images (B, C, Y, X) in [0, 1], from the network.
+            real: The images (B, C, Y, X) in [0, 1] that they should be.
+            losses: Losses of the network; "reconstruction" is the squared error of the images.
+            last_layer: The last weights of the network.
+            step: Number of earlier steps; the discriminator joins at `adversarial_start`.
+        """
+        losses = dict(losses)
         reconstruction = losses["reconstruction"]
         if self.distance is not None:
-            with learner.autocast():
-                distance = self.distance(real, fake).float()
+            distance = self.distance(real, fake).float()
             perceptual = fix_gradient(self.settings.perceptual_weight * distance, fake)
             losses[f"perceptual ({self.distance.name})"] = perceptual
             reconstruction = reconstruction + perceptual
-        if learner.step < self.settings.adversarial_start:
-            metrics = learner.take_gradient(losses)
-            learner.update(MODEL)
-            return metrics, result.codes
-        with learner.autocast():
-            scores, *compared = (
-                self.discriminator(seen * 2 - 1).float() for seen in (fake, real, fake.detach())
-            )
-        adversarial = fix_gradient(-scores.mean(), fake)
-        last_layer = cast(nn.ConvTranspose2d, self.model.decoder[-1])
-        weight = compute_adaptive_weight(reconstruction, adversarial, last_layer.weight)
+        if step < self.settings.adversarial_start:
+            return {MODEL: losses}, {}
+
+        # the network makes the discriminator take its images for real
+        self.discriminator.train()
+        adversarial = fix_gradient(-self._score(fake).mean(), fake)
+        weight = compute_adaptive_weight(reconstruction, adversarial, last_layer)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
-        metrics = learner.take_gradient(losses)
-        discriminator_metrics = learner.take_gradient(
-            {DISCRIMINATOR: hinge_loss(*compared)}, of=DISCRIMINATOR
-        )
-        learner.update(MODEL, DISCRIMINATOR)  # on a CPU both gradients are known to be finite here
-        return {
-            **metrics,
-            "adaptive_weight": weight,
-            DISCRIMINATOR: discriminator_metrics["loss"],
-        }, result.codes
+
+        # the discriminator tells them apart
+        hinge = hinge_loss(self._score(real), self._score(fake.detach()))
+        return {MODEL: losses, DISCRIMINATOR: {DISCRIMINATOR: hinge}}, {"adaptive_weight": weight}
+
+    def _score(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.discriminator(images * 2 - 1)).float()

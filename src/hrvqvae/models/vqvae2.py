@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hrvqvae import distributed
 from hrvqvae.config import Grid
 from hrvqvae.config.model import VQVAE2Config
 from hrvqvae.models import tiles
@@ -159,8 +160,7 @@ class VQVAE2(Autoencoder):
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):
-            codewords.append(
-                quantizer.lookup(quantizer.encode(latents))
-            )  # before any codeword moves
-            restarted += quantizer.restart_dead_codes(latents, rng)
+            # before any codeword moves
+            codewords.append(quantizer.lookup(quantizer.encode(latents)))
+            restarted += quantizer.restart_dead_codes(distributed.all_gather(latents), rng)
         return restarted

@@ -153,38 +153,37 @@ class AutoencoderTask(ImageTask):
         with self.compute.autocast():
             model.initialize(self.compute.place_images(images), make_step_rng(seed, 0), size)
 
-    def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        assert isinstance(model, Autoencoder)
-        self.objective = build_objective(model, self.config, self.compute.place_model)
+    def build_objective(self) -> Mapping[str, nn.Module]:
+        self.objective = self.compute.place_model(build_objective(self.config))
         return self.objective.auxiliary
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         images = state.compute.place_images(batch.images)
         model = state.model
         assert isinstance(model, Autoencoder)
-        state.broken.update(batch.broken)
-        logged, codes = self.objective(images, state)  # updates the weights
-        metrics = dict(logged)
+        state.add_broken(batch.broken)
+
+        # update the weights, and in the forward pass the codebooks
+        with state.autocast():
+            goal = self.objective(model, images, state.step)
+        metrics = {**state.minimize(goal.losses), **goal.metrics}
+
+        # restart dead codewords
         if self.schedule.restart_due(state.step + 1, state.fraction):
-            every_image = state.compute.place_images(
-                distributed.all_gather(images)
-            )  # same restarts in all ranks
+            rng = make_step_rng(self.training.seed, state.step)
             with state.autocast(), self.schedule.track_moves(model):
-                restarted = model.restart_dead_codes(
-                    every_image, make_step_rng(self.training.seed, state.step)
-                )
-            metrics["restarted"] = float(restarted)
+                metrics["restarted"] = float(model.restart_dead_codes(images, rng))
+
+        # a moved codeword has neither moments nor an average
         state.averaged.update_parameters(model)
-        self.schedule.forget(
-            state.networks[MODEL].optimizer, state.averaged.module
-        )  # moments of moved codewords
+        self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
+
+        # usage of the finest level in the batch of all processes
         if (state.step + 1) % self.training.log_every == 0:
-            counts = vq.counts(
-                model.codeword_indices(codes)[-1], self.config.model.num_codewords[-1]
-            )
-            metrics["usage"] = (
-                (distributed.all_reduce([counts])[0] > 0).double().mean()
-            )  # of the finest level
+            finest = model.codeword_indices(goal.codes)[-1]
+            counts = vq.counts(finest, self.config.model.num_codewords[-1])
+            (total,) = distributed.all_reduce([counts])
+            metrics["usage"] = (total > 0).double().mean()
         return metrics
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -193,8 +192,7 @@ class AutoencoderTask(ImageTask):
         return model.eval()
 
     def save(self, state: TrainState) -> None:
-        model = copy.deepcopy(
-            self.averaged_model(state)
-        )  # so that `align` renumbers only the saved codewords
+        # a copy, so that `align` renumbers only the saved codewords
+        model = copy.deepcopy(self.averaged_model(state))
         model.align()
         save_model(self.run.model, self.config, model.state_dict(), state.step)

@@ -279,8 +279,7 @@ class PriorTask(Task[CodeBatch]):
             conditions.append(batch.copies)
         with state.autocast():
             loss = compute_loss(model, batch.codes, *conditions)
-        metrics = state.take_gradient({"nats_per_code": loss})
-        state.update(MODEL)
+        metrics = state.minimize({MODEL: {"nats_per_code": loss}})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
 
@@ -313,22 +312,8 @@ class PriorTask(Task[CodeBatch]):
         best = min((value for value in previous if not math.isnan(value)), default=math.inf)
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
-            counts = np.bincount(self.labels, minlength=max(1, len(self.classes)))
             with explain_save_errors(self.run, state.step):
-                save_model(
-                    self.run.model,
-                    self.config,
-                    prior.state_dict(),
-                    state.step,
-                    "prior",
-                    level=self.levels.start,
-                    autoencoder=self.autoencoder_digest,
-                    classes=list(self.classes),
-                    class_counts=counts.tolist(),
-                    bits_per_code=bits_per_code,
-                    **({"levels": len(level_bits)} if per_level else {}),
-                    **per_level,
-                )
+                self._write(state, level_bits)
         record = {
             "bits_per_code": bits_per_code,
             "bits_per_image": sum(bits_per_image),
@@ -342,7 +327,30 @@ class PriorTask(Task[CodeBatch]):
         return Evaluation(record, line)
 
     def save(self, state: TrainState) -> None:
-        """Do nothing, because `evaluate` saves the prior."""
+        """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
+        training leaves a prior.
+        """
+        if not self.run.model.is_file():
+            self._write(state, [math.nan] * len(self.levels))
+
+    def _write(self, state: TrainState, level_bits: list[float]) -> None:
+        """Write the averaged prior, with the bits per held-out code of each level (NaN: not
+        measured).
+        """
+        several = {"levels": len(level_bits), "level_bits_per_code": level_bits}
+        save_model(
+            self.run.model,
+            self.config,
+            state.averaged.module.state_dict(),
+            state.step,
+            "prior",
+            level=self.levels.start,
+            autoencoder=self.autoencoder_digest,
+            classes=list(self.classes),
+            class_counts=np.bincount(self.labels, minlength=max(1, len(self.classes))).tolist(),
+            bits_per_code=sum(level_bits) / len(level_bits),
+            **(several if len(level_bits) > 1 else {}),
+        )
 
 
 def train_priors(

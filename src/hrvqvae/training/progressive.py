@@ -88,8 +88,7 @@ class ProgressiveTask(ImageTask):
         losses = {
             f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)
         }
-        norm = state.take_gradient(losses)["gradient_norm"]
-        state.update(MODEL)
+        norm = state.minimize({MODEL: losses})["gradient_norm"]
         state.averaged.update_parameters(decoder)
         errors_of_prefixes = mean_sums / mean_counts
         batch_size = len(images) * part.count

@@ -7,7 +7,7 @@ The state holds no random generator: every draw depends on (seed, step) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -25,6 +25,9 @@ from hrvqvae.training.loggers import read_metrics
 from hrvqvae.training.optimizers import make_optimizer
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
+
+_NORM = "gradient_norm"
+_MOST_BROKEN = 1_000  # messages about broken images that are kept
 
 
 def make_step_rng(seed: int, step: int) -> torch.Generator:
@@ -64,9 +67,10 @@ def copy_weights(
 
 
 def require_finite(metrics: Mapping[str, float]) -> None:
-    """Raise NonFiniteError if the loss or the norm of the gradient is NaN or infinite."""
-    for name, noun in (("loss", "loss"), ("gradient_norm", "gradient")):
-        if not math.isfinite(metrics.get(name, 0.0)):
+    """Raise NonFiniteError if the loss or the norm of a gradient is NaN or infinite."""
+    for name, value in metrics.items():
+        if (name == "loss" or name.endswith(_NORM)) and not math.isfinite(value):
+            noun = "loss" if name == "loss" else "gradient"
             described = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             raise NonFiniteError(f"the {noun} is not finite ({described})")
 
@@ -90,15 +94,16 @@ def make_budget(config: TrainingConfig, samples: int) -> Budget:
 
 
 class TrainedNetwork(NamedTuple):
-    """A network and its optimizer."""
+    """A network, its optimizer, and the exchange of its gradients."""
 
     module: nn.Module
     optimizer: Optimizer
+    pass_loss: nn.Module  #: `distributed.average_gradients`
 
 
 @dataclass
 class TrainState:
-    """The networks and the progress of a training; implements `models.objective.Learner`."""
+    """The networks and the progress of a training."""
 
     networks: dict[str, TrainedNetwork]  #: the model and the networks trained beside it, by name
     #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
@@ -107,11 +112,10 @@ class TrainState:
     autocast: Callable[[], AbstractContextManager[None]]
     budget: Budget
     step: int = 0  #: steps taken
-    seconds: float = (
-        0.0  #: wall-clock time spent in training, evaluation included, over all resumptions
-    )
+    seconds: float = 0.0  #: wall-clock time spent, evaluation included, over all resumptions
     window: list[Metrics] = field(default_factory=list)  #: metrics of the steps since the last log
-    broken: set[str] = field(default_factory=set)  #: messages about broken images that were skipped
+    #: messages about broken images that were skipped, at most 1,000
+    broken: set[str] = field(default_factory=set)
 
     @staticmethod
     def start(
@@ -128,7 +132,9 @@ class TrainState:
         )
         modules = {MODEL: model, **auxiliary}
         networks = {
-            name: TrainedNetwork(module, make_optimizer(module, config))
+            name: TrainedNetwork(
+                module, make_optimizer(module, config), distributed.average_gradients(module)
+            )
             for name, module in modules.items()
         }
         compute = Compute(config)
@@ -145,38 +151,59 @@ class TrainState:
         return max(self.step / steps if steps else 0.0, self.seconds / seconds if seconds else 0.0)
 
     def take_gradient(self, losses: Mapping[str, Tensor], of: str = MODEL) -> Metrics:
-        """Compute the gradient of a network as `Learner.take_gradient`, with the means over all
-        processes.
+        """Compute the gradient of a network, the mean over all processes.
 
-        On a GPU the returned values stay on the device, and the trainer calls `require_finite` when
-        it logs.
+        Args:
+            losses: Their sum is differentiated.
+            of: The name of the network.
+
+        Returns:
+            The mean of each loss by name, their sum "loss", and "gradient_norm". On a GPU they stay
+            there, and the trainer calls `require_finite` when it logs.
+
+        Raises:
+            NonFiniteError: on a CPU, if the sum or the gradient is NaN or infinite.
         """
         network = self.networks[of]
-        terms = torch.stack(list(losses.values()))
         network.optimizer.zero_grad(set_to_none=True)
-        terms.sum().backward()  # type: ignore[no-untyped-call]
-        terms = terms.detach()
+        terms = torch.stack(list(losses.values()))
+        network.pass_loss(terms.sum()).backward()
+        (terms,) = distributed.all_reduce_mean([terms.detach()])
         gradients = [
             weight.grad for weight in network.module.parameters() if weight.grad is not None
         ]
-        tensors = [terms, *gradients]
-        for tensor, mean in zip(tensors, distributed.all_reduce_mean(tensors), strict=True):
-            tensor.copy_(mean)  # keeps the memory format of the tensor
         norm = torch.nn.utils.get_total_norm(gradients)
         if terms.device.type != "cpu":
-            return {
-                **dict(zip(losses, terms, strict=True)),
-                "loss": terms.sum(),
-                "gradient_norm": norm,
-            }
+            on_device = dict(zip(losses, terms, strict=True))
+            return {**on_device, "loss": terms.sum(), _NORM: norm}
         values = dict(zip(losses, terms.tolist(), strict=True))
-        metrics = {**values, "loss": math.fsum(values.values()), "gradient_norm": float(norm)}
+        metrics = {**values, "loss": math.fsum(values.values()), _NORM: float(norm)}
         require_finite(metrics)
         return metrics
 
-    def update(self, *names: str) -> None:
-        for name in names:
+    def minimize(self, losses: Mapping[str, Mapping[str, Tensor]]) -> Metrics:
+        """Update each named network with the gradient of its losses; raise as `take_gradient`,
+        before any update.
+
+        Returns the values of `take_gradient`; of other networks than the model the sum of the
+        losses by the network's name, and the norm of the gradient.
+        """
+        metrics: dict[str, float | Tensor] = {}
+        for name, terms in losses.items():
+            values = self.take_gradient(terms, name)
+            if name == MODEL:
+                metrics |= values
+            else:
+                metrics |= {name: values["loss"], f"{name}_{_NORM}": values[_NORM]}
+        for name in losses:
             self.networks[name].optimizer.step()
+        return metrics
+
+    def add_broken(self, messages: Iterable[str]) -> None:
+        """Keep messages about broken images, at most 1,000."""
+        for message in messages:
+            if len(self.broken) < _MOST_BROKEN:
+                self.broken.add(message)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""

@@ -39,6 +39,7 @@ from hrvqvae.training.state import TrainState, count_parameters, make_budget, re
 from hrvqvae.utils import progress
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.locks import InUseError, is_locked
 from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import Meter
 from hrvqvae.utils.quantities import clock, counted
@@ -55,9 +56,8 @@ class Evaluation:
     line: str  #: a summary in one line
     report: Report | None = None  #: measures on test images
     model: Autoencoder | None = None  #: the averaged autoencoder in evaluation mode, on its device
-    read_images: Callable[[], Tensor] | None = (
-        None  #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
-    )
+    #: reads a few test images (B, C, Y, X) in [0, 1] onto the device
+    read_images: Callable[[], Tensor] | None = None
 
 
 Callback = Callable[[RunFolder, Sequence[Record], Evaluation], None]
@@ -74,6 +74,7 @@ class Outcome:
     signal: int | None  #: the signal that stopped the training, or None if the budget is spent
     seconds: float  #: wall-clock time over all resumptions
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
+    limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
 
 
 class Task(ABC, Generic[B]):
@@ -84,9 +85,8 @@ class Task(ABC, Generic[B]):
 
     num_samples: int  #: number of samples in an epoch; set by `open`
     data_digest: str  #: digest of the samples; set by `open`
-    parent_run: Path | None = (
-        None  #: the autoencoder's run, if the network is a prior or a progressive decoder
-    )
+    #: the autoencoder's run, if the network is a prior or a progressive decoder
+    parent_run: Path | None = None
     autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
     few_steps = 0  #: a training of fewer steps prints a hint that it learns little
 
@@ -131,9 +131,9 @@ class Task(ABC, Generic[B]):
         is on its device.
         """
 
-    def build_objective(self, model: nn.Module) -> Mapping[str, nn.Module]:
-        """Build the objective; return its auxiliary networks (a discriminator) by name, on the
-        model's device.
+    def build_objective(self) -> Mapping[str, nn.Module]:
+        """Build the objective on the device; return its auxiliary networks (a discriminator) by
+        name.
         """
         return MappingProxyType({})
 
@@ -197,88 +197,114 @@ class Trainer(Generic[B]):
                 in memory may have changed if their update is "ema".
         """
         task = self.task
-        run = self.task.run
-        training = self.task.training
+        run = task.run
+        training = task.training
+        device = task.compute.device
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
+
+            # what this process has set stays as it is
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             stack.enter_context(exact_float32())
+            gpus = [device] if device.type == "cuda" else []
+            stack.enter_context(torch.random.fork_rng(gpus))
+
             state = self._prepare_state()
             sinks = stack.enter_context(loggers.open_sinks(training.loggers, run.path, state.step))
             stack.enter_context(explain_worker_errors())
-            batches = stack.enter_context(closing(task.batches(state.step)))
-            processes = stack.enter_context(ProcessSync())
+            self.batches = stack.enter_context(closing(task.batches(state.step)))
+            self.processes = stack.enter_context(ProcessSync())
             self.meter = stack.enter_context(closing(Meter(sys.stdout)))
             with explain_save_errors(run, state.step, "logged"):
                 self.log = MetricsLog(run.metrics, state.step, sinks, state.window)
-            # -1: nothing is saved yet
-            saved = (state.step or -1, state.fraction >= 1)
-            rank = distributed.rank()
+            self.saved = (state.step, state.fraction >= 1)
 
-            def is_due(every: int) -> bool:
-                return state.step % every == 0
+            # a run that was killed in an evaluation repeats it
+            if state.step and state.step % training.evaluate_every == 0:
+                self._evaluate_once(state)
+            self._take_steps(state)
+            self._end(state)
+        limit = "" if self.processes.signal else describe_limit(training, state)
+        return Outcome(
+            state.step, self.processes.signal, state.seconds, task.compute.peak_bytes(), limit
+        )
 
-            if (
-                state.step
-                and is_due(training.evaluate_every)
-                and not self.log.has_evaluation(state.step)
-            ):
-                self._evaluate(state)
-            processes.sync()  # starts the clock: the time so far does not count
-            while state.fraction < 1 and processes.signal is None:
-                rate = compute_learning_rate(training, state.step, state.fraction)
-                for network in state.networks.values():
-                    for group in network.optimizer.param_groups:
-                        group["lr"] = rate
-                batch = next(
-                    batches
-                )  # before the seed: a new DataLoader draws from torch's generator
-                # seed torch's global generators, for dropout, differently in each rank
-                rng = make_rng("step", training.seed, state.step, rank)
-                torch.manual_seed(
-                    int(rng.integers(2**63)) if rank else (training.seed << 32) + state.step
-                )
-                state.model.train()
-                try:
-                    metrics = task.step(state, batch)
-                except NonFiniteError as error:
-                    raise _non_finite_error(run, state.step, error) from error
-                state.step += 1
-                seconds = processes.sync()
-                state.seconds += seconds
-                state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
-                log_due = is_due(training.log_every)
-                evaluation_due = is_due(training.evaluate_every)
-                save_due = evaluation_due or is_due(training.checkpoint_every)
-                if log_due or save_due:
-                    distributed.require_same(state.tensors(), f"at step {state.step}")
-                if log_due:
-                    self._log(state)
-                if save_due:
-                    self._save(state)
-                    saved = state.step, state.fraction >= 1
-                if evaluation_due:
-                    self._evaluate(state)
-                state.seconds += processes.sync()
-            self._log(state)
-            if saved < (
-                state.step,
-                state.fraction >= 1,
-            ):  # the time may have run out after the last save
+    def _take_steps(self, state: TrainState) -> None:
+        """Train until the budget is spent, or a process was asked to stop or can't read its
+        batch.
+        """
+        task = self.task
+        training = task.training
+        rank = distributed.rank()
+        batch = self._read(state)
+        self.processes.sync()  # starts the clock: the time so far does not count
+        while state.fraction < 1 and not self.processes.stopped:
+            rate = compute_learning_rate(training, state.step, state.fraction)
+            for network in state.networks.values():
+                for group in network.optimizer.param_groups:
+                    group["lr"] = rate
+
+            # seed torch's global generators, for dropout, differently in each rank
+            rng = make_rng("step", training.seed, state.step, rank)
+            first_seed = (training.seed << 32) + state.step
+            torch.manual_seed(int(rng.integers(2**63)) if rank else first_seed)
+
+            state.model.train()
+            try:
+                metrics = task.step(state, batch)
+            except NonFiniteError as error:
+                raise _non_finite_error(task.run, state.step, error) from error
+            state.step += 1
+            batch = self._read(state)
+            seconds = self.processes.sync()
+            state.seconds += seconds
+            state.window.append({**metrics, "learning_rate": rate, "step_seconds": seconds})
+
+            # log, save and evaluate
+            log_due = state.step % training.log_every == 0
+            evaluation_due = state.step % training.evaluate_every == 0
+            save_due = evaluation_due or state.step % training.checkpoint_every == 0
+            if log_due or save_due:
+                distributed.require_same(state.tensors(), f"at step {state.step}")
+            if log_due:
+                self._log(state)
+            if save_due:
                 self._save(state)
-            if processes.signal is None and not self.log.has_evaluation(state.step):
+            if evaluation_due:
                 self._evaluate(state)
-                state.seconds += processes.sync()
-        was_hinted = (
-            state.budget.steps is not None and state.budget.steps < task.few_steps
-        )  # in _prepare_state
-        if processes.signal is None and state.step < task.few_steps and not was_hinted:
-            steps = counted(state.step, "step")
-            self.say(
-                f"hint: {steps} fitted into the time: little is learned; go on with more minutes"
-                " and --resume"
-            )
-        return Outcome(state.step, processes.signal, state.seconds, task.compute.peak_bytes())
+            state.seconds += self.processes.sync()
+
+    def _read(self, state: TrainState) -> Any:
+        """Return the next batch, or None if there is no further step; keep an InputError for
+        `_end`.
+        """
+        if state.fraction < 1:
+            try:
+                return next(self.batches)
+            except InputError as error:
+                self.processes.error = error
+        return None
+
+    def _end(self, state: TrainState) -> None:
+        """Log and save what is not yet saved; then evaluate, or raise the error of `_read`."""
+        processes = self.processes
+        complete = state.fraction >= 1
+        failed = processes.failed and not complete
+        self._log(state)
+
+        # the time may have run out after the last checkpoint
+        if self.saved != (state.step, complete) or not (state.step or failed):
+            self._save(state)
+        if failed:
+            distributed.raise_first(processes.error)
+        if processes.signal is None:
+            self._evaluate_once(state)
+            state.seconds += processes.sync()
+            if state.step < self.task.few_steps:
+                self.say(
+                    f"hint: little is learned in {counted(state.step, 'step')}: go on with --resume"
+                    " and more --max-steps or --max-minutes"
+                )
 
     def check(self) -> bool:
         """Return whether the network in the folder is stale: it was trained for another state of
@@ -288,9 +314,10 @@ class Trainer(Generic[B]):
         overwritten.
         """
         task = self.task
-        run = self.task.run
-        training = self.task.training
-        if training.batch_size % (processes := distributed.world_size()):
+        run = task.run
+        training = task.training
+        processes = distributed.world_size()
+        if training.batch_size % processes:
             raise InputError(
                 f"{processes} processes can't share a batch of {training.batch_size} equally; "
                 f"choose a batch size that is a multiple of {processes}"
@@ -303,6 +330,11 @@ class Trainer(Generic[B]):
             )
 
         def check_folder() -> bool:
+            if task.parent_run is not None and is_locked(task.parent_run):
+                raise InUseError(
+                    f"{task.parent_run} is in use by another process, which may change its"
+                    " autoencoder; wait until it has ended"
+                )
             task.check()
             if task.parent_run is not None and run.is_stale(task.autoencoder_digest):
                 if not self.renew:
@@ -334,17 +366,11 @@ class Trainer(Generic[B]):
         training.
         """
         task = self.task
-        run = self.task.run
-        training = self.task.training
+        run = task.run
+        training = task.training
         stale = self.check()
         if training.threads:
             torch.set_num_threads(training.threads)
-        task.open(self.say)
-        fresh = stale or not distributed.on_rank_zero(run.begun)
-        torch.manual_seed(training.seed)
-        model = task.build()
-        # before prepare_folder, so that an error leaves the folder as it is
-        init_message = task.init_from(model) if fresh and training.init_from else ""
 
         def prepare_folder() -> None:
             for path in (run.model, *run.saved()) if stale else ():
@@ -353,8 +379,18 @@ class Trainer(Generic[B]):
             if task.parent_run is not None:
                 write_atomic(run.autoencoder_digest, task.autoencoder_digest.encode())
 
-        distributed.on_rank_zero(prepare_folder)
+        # the configuration is written first: after an error, `--resume` knows the options
+        if not stale:
+            distributed.on_rank_zero(prepare_folder)
+        task.open(self.say)
+        fresh = stale or not distributed.on_rank_zero(run.begun)
+        torch.manual_seed(training.seed)
+        model = task.build()
+        init_message = task.init_from(model) if fresh and training.init_from else ""
+
+        # a stale network makes way when no error in what the new one needs can keep it
         if stale:
+            distributed.on_rank_zero(prepare_folder)
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
         checkpoint = None if fresh else distributed.on_rank_zero(lambda: run.load_newest(self.say))
         if self.resume and fresh:
@@ -365,7 +401,7 @@ class Trainer(Generic[B]):
         if fresh and not init_message:
             task.initialize(model)
         budget = make_budget(training, task.num_samples)
-        state = TrainState.start(model, training, task.build_objective(model), budget)
+        state = TrainState.start(model, training, task.build_objective(), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
         distributed.on_rank_zero(task.record_samples)
@@ -376,11 +412,6 @@ class Trainer(Generic[B]):
                 f"bf16 is emulated on this {device_type}, which is slow; the run began with bf16"
                 " and keeps it"
             )
-        if not state.step and budget.steps is not None and budget.steps < task.few_steps:
-            self.say(
-                f"hint: {counted(budget.steps, 'step')} of training: little is learned beyond the"
-                " start"
-            )
         self.say(
             f"{task.describe()}, {count_parameters(model):,} parameters, {task.compute.precision}"
         )
@@ -390,7 +421,7 @@ class Trainer(Generic[B]):
         self, state: TrainState, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
     ) -> None:
         task = self.task
-        run = self.task.run
+        run = task.run
         if meta["data"] != task.data_digest:
             lost = distributed.on_rank_zero(task.count_lost_samples)
             if not lost:
@@ -406,8 +437,8 @@ class Trainer(Generic[B]):
         self.say(f"resuming {run.path} at step {state.step}")
         if state.fraction >= 1:
             self.say(
-                "its budget is spent; to train further, raise its epochs, --max-steps or"
-                " --max-minutes"
+                f"its budget is spent, {describe_limit(task.training, state)} in all; to train"
+                f" further, give a larger one, such as --max-steps {2 * state.step}"
             )
         if (
             task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction
@@ -465,7 +496,8 @@ class Trainer(Generic[B]):
                 require_finite(metrics)
             except NonFiniteError as error:
                 raise _non_finite_error(self.task.run, step, error) from error
-        state.broken.update(*distributed.gather_object(state.broken))
+        for messages in distributed.gather_object(sorted(state.broken)):
+            state.add_broken(messages)
 
     def _save(self, state: TrainState) -> None:
         """Write a checkpoint and then the model file. Raises NonFiniteError as `_sync_metrics`,
@@ -477,6 +509,11 @@ class Trainer(Generic[B]):
                 meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
+        self.saved = (state.step, state.fraction >= 1)
+
+    def _evaluate_once(self, state: TrainState) -> None:
+        if not self.log.has_evaluation(state.step):
+            self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:
         with explain_save_errors(self.task.run, state.step, "evaluated"):
@@ -494,16 +531,21 @@ class Trainer(Generic[B]):
 
 
 class ProcessSync:
-    """Shares the time spent and the signal to stop among the processes that train together.
+    """Shares the time spent, signals and errors among the processes that train together.
 
     All processes then use the same learning rate and end at the same step. A first SIGINT, SIGTERM
     or SIGHUP ends the training after the current step; a second signal ends the process at once.
     """
 
-    signal: int | None = (
-        None  #: a signal that some process received before the last `sync`, or None
-    )
+    signal: int | None = None  #: a signal that some process received before the last `sync`
+    failed = False  #: whether some process had an error before the last `sync`
+    error: InputError | None = None  #: the error of this process
     _received: int | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the training ends here."""
+        return self.failed or self.signal is not None
 
     def __enter__(self) -> ProcessSync:
         self._last = time.monotonic()
@@ -512,9 +554,8 @@ class ProcessSync:
             # a script's background job ignores SIGINT; handle it there too
             signals = [signal.SIGINT, signal.SIGTERM]
             hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-            if (
-                hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
-            ):  # nohup ignores it
+            ignored = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN  # by nohup
+            if hangup is not None and not ignored:
                 signals.append(hangup)
             self._handlers = {signum: signal.signal(signum, self._receive) for signum in signals}
         return self
@@ -524,20 +565,34 @@ class ProcessSync:
             signal.signal(signum, handler)
 
     def sync(self) -> float:
-        """Exchange signals and the times since the last `sync` with all processes; return the
-        longest time.
+        """Exchange signals, errors and the times since the last `sync` with all processes; return
+        the longest time.
         """
         now = time.monotonic()
-        gathered = distributed.all_gather_numbers(self._received or 0, now - self._last)
+        gathered = distributed.all_gather_numbers(
+            self._received or 0, self.error is not None, now - self._last
+        )
         self._last = now
-        self.signal = int(max(signum for signum, _ in gathered)) or None
-        return max(seconds for _, seconds in gathered)
+        signals, errors, seconds = zip(*gathered, strict=True)
+        self.signal = int(max(signals)) or None
+        self.failed = any(errors)
+        return max(seconds)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         if self._received is not None:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._received = signum
+
+
+def describe_limit(training: TrainingConfig, state: TrainState) -> str:
+    """Return the limit that has ended a training, such as "400 steps"."""
+    seconds = state.budget.seconds
+    if seconds is not None and state.seconds >= seconds:
+        return f"{training.max_minutes:g} minutes"
+    if training.max_steps and state.step >= training.max_steps:
+        return counted(training.max_steps, "step")
+    return counted(training.epochs, "epoch")
 
 
 @contextmanager
