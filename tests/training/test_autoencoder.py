@@ -12,6 +12,7 @@ from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
+from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
@@ -195,6 +196,37 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match="broken"):
         trained(config, tmp_path / "none", 3)
+
+
+def test_a_run_goes_on_without_a_broken_image_that_is_deleted(
+    pictures: Config, tmp_path: Path
+) -> None:
+    case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
+    images = load_images(pictures.data, "train")
+    order = images.order(0, 0)
+    assert images.source is not None
+    broken = Path(str(pictures.data.root), images.source.name(int(images.rows[order[7]])))
+    broken.write_bytes(b"broken")
+    with pytest.raises(InputError, match="is broken|can't be"):
+        case.train(max_steps=10, checkpoint_every=100)
+    assert case.folder.saved()[0].stem == "step-000000003", "the steps before it are kept"
+    broken.unlink()
+    said = list[str]()
+    assert case.train(resume=True, max_steps=10, say=said.append).step == 10
+    assert "1 training image of the run are gone; it goes on with the others" in said
+    said.clear()
+    case.train(resume=True, max_steps=11, say=said.append)
+    assert not any("gone" in line for line in said), "it is told once"
+    write_picture(broken.with_name("new.png"), 1)
+    with pytest.raises(InputError, match="trained on other images"):
+        case.train(resume=True, max_steps=12)
+
+
+def test_messages_about_broken_images_are_bounded(tiny: Config) -> None:
+    state = TrainState.start(build(tiny), tiny.training)
+    for start in range(0, 3_000, 500):
+        state.add_broken(f"{start + index}.png is broken" for index in range(500))
+    assert len(state.meta()["broken"]) == 1_000
 
 
 def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.training.state import TrainState
@@ -67,6 +68,26 @@ def test_torchs_generator_depends_on_the_step(
         other.train(resume=steps > 2, max_steps=steps)
     assert drawn[:4] == drawn[4:]
     assert len(set(drawn)) == 4
+
+
+@of_the_trainer
+def test_torchs_generator_goes_on_after_a_training(case: Case) -> None:
+    torch.manual_seed(5)
+    case.train(max_steps=2)
+    Run(case.path).load()
+    after = torch.rand(())
+    torch.manual_seed(5)
+    assert torch.rand(()) == after
+
+
+@pytest.mark.parametrize("case", ["prior", "progressive"], indirect=True)
+def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case: Case) -> None:
+    with (
+        in_another_process(case.path),
+        pytest.raises(InUseError, match="in use by another process, which may change its"),
+    ):
+        case.train()
+    assert not case.folder.begun()
 
 
 def test_the_seed_decides(case: Case, other: Case, whole: Case) -> None:
@@ -377,10 +398,17 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
 
 
 @of_the_trainer
-def test_a_budget_in_minutes_ends(case: Case) -> None:
-    outcome = case.train(max_steps=0, epochs=0, max_minutes=0.3 / 60)
-    assert outcome.step >= 1
-    assert outcome.seconds >= 0.3
+def test_a_budget_ends_and_names_its_limit(case: Case) -> None:
+    """An epoch has 6 steps; more of any limit goes on."""
+    assert case.train(max_steps=0, epochs=1).limit == "1 epoch"
+    said = list[str]()
+    case.train(resume=True, max_steps=0, epochs=1, say=said.append)
+    assert any("budget is spent, 1 epoch in all" in line for line in said)
+    assert case.train(resume=True, max_steps=8).limit == "8 steps"
+    outcome = case.train(resume=True, max_steps=0, max_minutes=3 / 60)
+    assert outcome.limit == "0.05 minutes"
+    assert outcome.step > 8
+    assert outcome.seconds >= 3
     assert outcome.peak_bytes > 10**7
 
 

@@ -252,6 +252,22 @@ def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(
         assert storage.read(prior_folder(run, level).saved()[0])[1]["step"] == 12
 
 
+def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for level in (1, 2):
+        at_step(monkeypatch, PriorTask, 1, lambda _: signal.raise_signal(signal.SIGINT))
+        train_levels(run, level)
+        monkeypatch.undo()
+        folder = prior_folder(run, level - 1)
+        about = storage.read(folder.model)[1]
+        assert (about["step"], math.isnan(about["bits_per_code"])) == (2, True)
+    assert load(run).sample(2).shape == (2, 1, 12, 12)
+    train_levels(run, 1, resume=True)
+    about = storage.read(prior_folder(run, 0).model)[1]
+    assert about["bits_per_code"] == min(row["bits_per_code"] for row in evaluations(run, 0))
+
+
 def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Path) -> None:
     changes = {
         "training__max_steps": "60",

@@ -104,23 +104,26 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tmp_path: Path) 
 def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fields = {"model.hidden_units": 5}
     at_step(monkeypatch, AutoencoderTask, 1, Mock(side_effect=Killed))
     with pytest.raises(Killed):
-        hrvqvae.train(
-            tiny_file, data=Digits(slice(None)), out=tmp_path, **{"model.hidden_units": 5}
-        )
+        hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, **fields)
     monkeypatch.undo()
     with pytest.raises(InputError, match="hidden_units is 5 there, 8 here"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, resume=True)
     hrvqvae.train(str(tmp_path), data=Digits(slice(None)), resume=True, max_steps=1)
     assert RunFolder(tmp_path).read_config().model.hidden_units == 5
+    bad_data = tmp_path / "second"
+    with pytest.raises(InputError, match="is not an image"):
+        hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **fields)
+    assert RunFolder(bad_data).read_config().model.hidden_units == 5, "written before the data"
 
 
 def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text('{"mine": 1}')
     with pytest.raises(
-        InputError, match="metrics.jsonl is there already, and of no run: choose another --out"
+        InputError, match="metrics.jsonl is there already, and of no run: choose another out"
     ):
         hrvqvae.train(tiny_file, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"mine": 1}'
@@ -136,7 +139,7 @@ def test_one_data_set_is_divided(
     )
     assert torch.get_num_threads() == count, "the process is left as it was"
     assert "tiny: 65 training images" in capsys.readouterr().out, "of 70"
-    with pytest.raises(InputError, match="continue it with --resume"):
+    with pytest.raises(InputError, match="continue it with resume=True"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
     with pytest.raises(InputError, match="trained on other images"):
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)

@@ -576,7 +576,7 @@ class ProcessSync:
         signals, errors, seconds = zip(*gathered, strict=True)
         self.signal = int(max(signals)) or None
         self.failed = any(errors)
-        return max(seconds)
+        return float(max(seconds))
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
         if self._received is not None:

@@ -1,0 +1,125 @@
+"""A process of 64 that are not there: how often it communicates in a step, and how much it sends.
+
+Collectives of the fake process group leave each process its own values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.futures import Future
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.processes import count_exchanged
+from hrvqvae import distributed
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from hrvqvae.training.state import TrainState
+from hrvqvae.training.trainer import Evaluation
+from tests.trained_run import tiny_systems, trained_copy
+from tests.training.tasks import SECTIONS, Case
+
+RANKS = 64
+FEW_STEPS: dict[str, object] = {
+    "training.max_steps": 4,
+    "training.evaluate_every": 100,
+    "training.checkpoint_every": 100,
+    "training.precision": "fp32",
+    "training.device": "cpu",
+}
+
+
+class Sent(TorchDispatchMode):
+    """The bytes of each tensor that a process gives to a collective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = list[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and "allreduce" in func.__name__:
+            self.bytes += [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def many_ranks() -> Iterator[list[int]]:
+    """Make this process the first of 64; yield the bytes of each bucket of gradients."""
+    buckets = list[int]()
+    usual = distributed.average_gradients
+
+    def finish(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
+        buckets.append(bucket.buffer().nbytes)
+        done = Future[Tensor]()
+        done.set_result(bucket.buffer())
+        return done
+
+    def average_gradients(network: nn.Module) -> nn.Module:
+        engine: Any = usual(network)
+        engine.register_comm_hook(None, finish)
+        return engine
+
+    dist.init_process_group("fake", rank=0, world_size=RANKS, store=FakeStore())
+    try:
+        with patch.object(distributed, "average_gradients", average_gradients):
+            yield buckets
+    finally:
+        dist.destroy_process_group()
+
+
+def nothing(*_: object) -> Evaluation:
+    return Evaluation({}, "")
+
+
+def watch_steps(case: Case, config: Config) -> list[tuple[list[int], list[int]]]:
+    """Return the bytes of the buckets and of the other sums of each step of a training."""
+    steps = list[tuple[list[int], list[int]]]()
+    usual = case.kind.step
+
+    with many_ranks() as buckets:
+
+        def step(self: Any, state: TrainState, batch: Any) -> Any:
+            first = len(buckets)
+            with Sent() as sent:
+                metrics = usual(self, state, batch)
+            steps.append((buckets[first:], sent.bytes))
+            return metrics
+
+        with patch.object(case.kind, "step", step), patch.object(case.kind, "evaluate", nothing):
+            case.train(config=config)
+    return steps
+
+
+@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae"])
+def test_a_step_sends_gradients_and_codebooks(
+    system: str, mnist_root: Path, tmp_path: Path
+) -> None:
+    config = override(tiny_systems(mnist_root)[system], {**FEW_STEPS, "training.batch_size": RANKS})
+    case = Case("autoencoder", tmp_path / "run", config)
+    buckets, sums = watch_steps(case, config)[-1]
+    gradients, codebooks = count_exchanged(config)
+    networks = 2 if system == "vqgan" else 1
+    assert len(buckets) == networks
+    assert sum(buckets) == gradients
+    statistics = [size for size in sums if size > 64]
+    assert sum(statistics) >= codebooks
+    print(system, buckets, gradients, sums, codebooks)
+
+
+@pytest.mark.parametrize("name", ["prior", "progressive"])
+def test_a_step_on_codes_or_prefixes(
+    name: str, tiny: Config, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = trained_copy(tiny, tmp_path_factory, tmp_path / "run")
+    case = Case(name, run, tiny)
+    fields = {name.replace("training", SECTIONS[case.name]): v for name, v in FEW_STEPS.items()}
+    buckets, sums = watch_steps(case, override(case.config(), fields))[-1]
+    print(name, buckets, sums)
+    assert len(buckets) == 1
