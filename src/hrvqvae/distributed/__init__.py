@@ -6,6 +6,7 @@ point. Only rank 0 writes and prints.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -195,6 +196,8 @@ def average_gradients(network: nn.Module) -> nn.Module:
     passing = _PassLoss(network)
     if not is_distributed():
         return passing
+    # of filters of one channel, whose strides have no meaning
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return DistributedDataParallel(passing, init_sync=False, static_graph=True)
 
 
