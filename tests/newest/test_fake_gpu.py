@@ -78,7 +78,7 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
         task.compute = Compute(config.training)
         with torch.device("cuda"):
             model = build(config).train()
-            task.objective = build_objective(model, config, lambda module: module)
+            task.objective = build_objective(config)
         state = TrainState.start(model, config.training, task.objective.auxiliary)
         batch = Batch(
             torch.zeros(4, 3, 14, 14, dtype=torch.uint8), torch.zeros(4, dtype=torch.long)

@@ -20,6 +20,7 @@ from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import Budget, TrainState, make_budget
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, with_data, with_quantizer, with_training, write_picture
+from tests.kills import at_step
 from tests.trained_run import train_autoencoder
 from tests.training.tasks import Case
 
@@ -171,6 +172,20 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
         assert moments["exp_avg"][0, 0].abs().max() > 0
 
 
+def test_tensors_stay_where_they_are(tiny: Config) -> None:
+    """As a CUDA graph of a step needs it; restarts are outside of the graph, and move no tensor."""
+    started = Started(with_quantizer(tiny, restart_every=3), Budget(100))
+
+    def places() -> dict[str, int]:
+        tensors = started.state.tensors()
+        return {name: tensor.data_ptr() for name, tensor in tensors.items() if "model." in name}
+
+    before = places()
+    for _ in range(100):
+        started.train()
+    assert places() == before
+
+
 @pytest.fixture
 def pictures(tiny: Config, picture_folder: Path) -> Config:
     return with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random")
@@ -199,14 +214,14 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_without_a_broken_image_that_is_deleted(
-    pictures: Config, tmp_path: Path
+    pictures: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
     images = load_images(pictures.data, "train")
     order = images.order(0, 0)
     assert images.source is not None
     broken = Path(str(pictures.data.root), images.source.name(int(images.rows[order[7]])))
-    broken.write_bytes(b"broken")
+    at_step(monkeypatch, AutoencoderTask, 1, lambda _: broken.write_bytes(b"broken"))
     with pytest.raises(InputError, match="--data.on_error skip"):
         case.train(max_steps=10, checkpoint_every=100)
     assert case.folder.saved()[0].stem == "step-000000003", "the steps before it are kept"

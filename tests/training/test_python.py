@@ -16,7 +16,7 @@ from hrvqvae.config import Config
 from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.stages import collect_fields
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, name_arguments
 from tests.conftest import do, drawn_digits, same, with_data, write_file
 from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN
@@ -127,6 +127,15 @@ def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
     ):
         hrvqvae.train(tiny_file, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"mine": 1}'
+
+
+def test_errors_name_arguments_and_leave_commands() -> None:
+    told = "resume=True and more max_steps, or data.on_error skip, or hrvqvae train --resume"
+    with pytest.raises(InputError) as caught, name_arguments():
+        raise InputError(
+            "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
+        )
+    assert str(caught.value) == told
 
 
 def test_one_data_set_is_divided(
