@@ -17,10 +17,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.processes import count_exchanged
 from hrvqvae import distributed
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
+from hrvqvae.models.build import build, build_objective
+from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation
 from tests.trained_run import tiny_systems, trained_copy
@@ -95,6 +96,15 @@ def watch_steps(case: Case, config: Config) -> list[tuple[list[int], list[int]]]
         with patch.object(case.kind, "step", step), patch.object(case.kind, "evaluate", nothing):
             case.train(config=config)
     return steps
+
+
+def count_exchanged(config: Config) -> tuple[int, int]:
+    """Return the bytes of the gradients, and of the codebooks that follow moving averages."""
+    model = build(config)
+    networks = [model, *build_objective(config).auxiliary.values()]
+    gradients = sum(weight.nbytes for network in networks for weight in network.parameters())
+    books = [book for book in model.modules() if isinstance(book, LevelCodebooks)]
+    return gradients, sum(book.count.nbytes + book.total.nbytes for book in books)
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae"])

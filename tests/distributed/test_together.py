@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
