@@ -78,17 +78,19 @@ def evaluate(
     split: str,
     device: torch.device,
     encode: Encode | None = None,
+    prefix_interval: int = 1,
 ) -> Report:
     """Measure a model in evaluation mode on every image of all processes. Raises InputError if
     there is no image.
 
-    `encode` encodes images on the device (None: `model.encode`).
+    `encode` encodes images on the device (None: `model.encode`). Prefixes of the levels are decoded
+    for one image in `prefix_interval` of each batch, all levels for every image.
     """
     encode = encode or model.encode
     codewords = config.model.num_codewords
     counts = [torch.zeros(size, dtype=torch.long) for size in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
-    images = values = ssim = 0.0
+    images = values = prefix_values = ssim = 0.0
     has_ssim = config.data.size >= 11  # SSIM has a window of 11x11 pixels
     for batch in batches:
         original = batch.images.to(device).float() / 255
@@ -96,9 +98,13 @@ def evaluate(
         codes = encode(original)
         for level, indices in enumerate(model.codeword_indices(codes)):
             counts[level] += vq.counts(indices, codewords[level]).cpu()
-        for levels in model.prefixes:
-            decoded = model.decode(codes, levels=levels, size=size)
-            errors[levels] += float((decoded - original).double().square().sum())
+        sampled = original[::prefix_interval]
+        sampled_codes = tuple(level[::prefix_interval] for level in codes)
+        for levels in model.prefixes[:-1]:
+            decoded = model.decode(sampled_codes, levels=levels, size=size)
+            errors[levels] += float((decoded - sampled).double().square().sum())
+        decoded = model.decode(codes, size=size)
+        errors[model.prefixes[-1]] += float((decoded - original).double().square().sum())
         if has_ssim:
             per_image = structural_similarity_index_measure(
                 decoded, original, data_range=1.0, reduction="none"
@@ -106,13 +112,16 @@ def evaluate(
             ssim += float(per_image.double().sum())  # type: ignore[union-attr]
         images += len(original)
         values += original.numel()
+        prefix_values += sampled.numel()
     counts = distributed.all_reduce(counts)
-    gathered = distributed.all_gather_numbers(images, values, ssim, *errors.values())
-    images, values, ssim, *summed = (sum(column) for column in zip(*gathered, strict=True))
+    gathered = distributed.all_gather_numbers(images, values, prefix_values, ssim, *errors.values())
+    images, values, prefix_values, ssim, *summed = (
+        sum(column) for column in zip(*gathered, strict=True)
+    )
     if not images:
         raise InputError(f"no image of the {split} split could be read")
-    mse = {levels: error / values for levels, error in zip(errors, summed, strict=True)}
-    total = mse[model.prefixes[-1]]
+    mse = {levels: error / prefix_values for levels, error in zip(errors, summed, strict=True)}
+    mse[model.prefixes[-1]] = total = summed[-1] / values
     reports = tuple(
         LevelReport(
             codewords=size,

@@ -94,7 +94,15 @@ class ImageTask(Task[Batch]):
         test_batches = read(
             limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
         )
-        report = evaluate(model, self.config, test_batches, "test", self.compute.device)
+        # of 12 prefixes, each is decoded for a quarter of the images
+        report = evaluate(
+            model,
+            self.config,
+            test_batches,
+            "test",
+            self.compute.device,
+            prefix_interval=max(1, len(model.prefixes) // 3),
+        )
         levels = report.levels
 
         def read_images() -> Tensor:
