@@ -532,7 +532,7 @@ class Model:
 
         run = self.run.name
         fields = stages.collect_fields("prior.training", options, run, data)
-        with name_arguments(), process_group():
+        with process_group():
             outcomes = stages.train_missing_priors(run, fields, level=level, resume=resume)
         self._priors = None  # the next sample reads the new priors
         stages.raise_signal(*outcomes.values())
@@ -571,7 +571,7 @@ def train(
 
     run = stages.choose_run_folder(str(preset), out)
     fields = stages.collect_fields("training", options, run.path, data, test_data)
-    with name_arguments(), process_group():
+    with process_group():
         outcome = stages.train_autoencoder(str(preset), run, fields, resume=resume)
     stages.raise_signal(outcome)
     return Model(run.path, options.get("device", "cpu"))

@@ -404,7 +404,6 @@ class Trainer(Generic[B]):
         state = TrainState.start(model, training, task.build_objective(), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
-        distributed.on_rank_zero(task.record_samples)
         distributed.broadcast(state.whole_tensors())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
@@ -509,6 +508,7 @@ class Trainer(Generic[B]):
                 meta = {**state.meta(), "data": self.task.data_digest, "spent": state.fraction}
                 self.task.run.save(state.step, state.tensors(), meta)
                 self.task.save(state)
+                self.task.record_samples()  # after a checkpoint, which holds the digest of these
         self.saved = (state.step, state.fraction >= 1)
 
     def _evaluate_once(self, state: TrainState) -> None:

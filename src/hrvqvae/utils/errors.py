@@ -26,19 +26,6 @@ class DamagedFileError(InputError):
     """A file on disk is not what was written: cut short, changed, or of another kind."""
 
 
-@contextmanager
-def name_arguments() -> Iterator[None]:
-    """Name the arguments of Python in an InputError, in place of the options of a command."""
-    try:
-        yield
-    except InputError as error:
-        text, command, rest = str(error).partition("hrvqvae ")  # a whole command stays as it is
-        text = text.replace("--resume", "resume=True")
-        text = re.sub(r"--([a-z][\w.-]*)", lambda match: match[1].replace("-", "_"), text)
-        error.args = (text + command + rest,)
-        raise
-
-
 def require(holds: bool, name: str, value: object, requirement: str) -> None:
     """Raise InputError unless `holds`; the message gives the value of `name` and the requirement in
     words.
