@@ -64,42 +64,60 @@ def fit(
     `_split_fullest`.
     """
     rng = torch.Generator().manual_seed(seed)
-    levels = quantizer.levels
-    device = levels[0].count.device
-    sample = torch.empty(0)
-    keys = torch.empty(0, dtype=torch.float64)
-    num_vectors = 0
-    largest_batch = 1
-    for batch in batches():
-        keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
-        sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
-        keys, kept = keys.topk(
-            min(start, len(keys))
-        )  # vectors with the largest random keys: a uniform sample
-        sample = sample[kept]
-        num_vectors = num_vectors + len(batch)
-        largest_batch = max(largest_batch, len(batch))
+    sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
     waiting("k-means start")
     even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
-    quantizer.initialize(sample.to(device), rng, even=even, least=_ENOUGH_PER_CODEWORD)
+    sample = sample.to(quantizer.levels[0].count.device)
+    quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
+    weight = largest_batch / num_vectors
     with task("fit", num_vectors * passes, "vectors") as advance:
         for _ in range(passes):
-            # float32 loses small residuals beside the sum of millions
-            counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
-            totals = [torch.zeros_like(level.codewords, dtype=torch.float64) for level in levels]
-            for batch in batches():
-                indices, _, residuals = quantizer.descend(batch.to(device))
-                for index, residual, count, total in zip(
-                    indices, residuals, counts, totals, strict=False
-                ):
-                    count += vq.counts(index, count.numel()).view_as(count)
-                    total.flatten(0, 1).index_add_(0, index, residual.double())
-                advance(len(batch))
-            weight = largest_batch / num_vectors
-            _refit(levels, counts, totals, weight)
+            counts, totals = _sum_residuals(quantizer, batches(), advance)
+            _refit(quantizer.levels, counts, totals, weight)
             _split_fullest(quantizer, rng, num_vectors, weight)
+
+
+def _draw_sample(
+    batches: Iterator[Tensor], size: int, rng: torch.Generator
+) -> tuple[Tensor, int, int]:
+    """Return a uniform sample of at most `size` vectors, on the CPU, the number of all vectors and
+    that of the largest batch.
+    """
+    sample = torch.empty(0)
+    keys = torch.empty(0, dtype=torch.float64)
+    num_vectors = 0
+    largest_batch = 1
+    for batch in batches:
+        # each vector has a random key, and the largest keys are kept
+        keys = torch.cat([keys, torch.rand(len(batch), generator=rng, dtype=torch.float64)])
+        sample = torch.cat([sample.reshape(-1, batch.shape[1]), batch.cpu()])
+        keys, kept = keys.topk(min(size, len(keys)))
+        sample = sample[kept]
+        num_vectors += len(batch)
+        largest_batch = max(largest_batch, len(batch))
+    return sample, num_vectors, largest_batch
+
+
+def _sum_residuals(
+    quantizer: ResidualQuantizer, batches: Iterator[Tensor], advance: Callable[[int], None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return, for each level, how many vectors chose each codeword (num_books, m), and the sums
+    (num_books, m, D) of the residuals that did.
+    """
+    levels = quantizer.levels
+    # float64: beside the sum of millions float32 loses small residuals
+    counts = [torch.zeros_like(level.count, dtype=torch.float64) for level in levels]
+    totals = [torch.zeros_like(level.codewords, dtype=torch.float64) for level in levels]
+    for batch in batches:
+        indices, _, residuals = quantizer.descend(batch.to(counts[0].device))
+        for level, index in enumerate(indices):
+            residual = residuals[level].double()
+            counts[level] += vq.counts(index, levels[level].num_codewords).view_as(counts[level])
+            totals[level].flatten(0, 1).index_add_(0, index, residual)
+        advance(len(batch))
+    return counts, totals
 
 
 def _refit(
