@@ -26,7 +26,7 @@ from PIL import Image
 from hrvqvae.data.batches import ImageSet, batches, evaluation_batches, make_rng
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import load_images, open_whole
-from hrvqvae.data.sources import HELD_OUT, parquet, tars
+from hrvqvae.data.sources import HELD_OUT, arrays, parquet, tars
 from hrvqvae.data.sources.files import match_files, read_list
 from hrvqvae.utils.errors import InputError
 from tests.data.stored import folder_config, write_parquet, write_tar
@@ -487,6 +487,8 @@ def test_text_labels_and_rows_without_bytes(tmp_path: Path) -> None:
     train, test = (loaded(tmp_path, split) for split in SPLITS)
     assert train.classes == test.classes == ("ant", "cat", "dog", "emu")
     assert (train.labels.tolist(), test.labels.tolist()) == ([2, 1, 2, 3], [1, 0])
+    pq.write_table(pa.table({"image": images, "class": [*"abcabc"]}), tmp_path / "class.parquet")
+    assert loaded(tmp_path / "class.parquet").classes == ("a", "b", "c")
     write_parquet(tmp_path / "none.parquet", [*images[:4], None])
     with pytest.raises(BrokenImageError, match="none.parquet: row 4 is not a readable"):
         loaded(tmp_path / "none.parquet", split="sorted", train_samples=5).decode(4, None)
@@ -550,6 +552,18 @@ def test_other_arrays(save: object, tmp_path: Path) -> None:
         assert all(len(loaded(tmp_path / f"{index}.npy", split, channels=1)) for split in SPLITS), (
             "no split is empty"
         )
+
+
+def test_a_folder_of_many_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one image. No more files stay open than a system allows."""
+    monkeypatch.setattr(arrays, "_MAX_OPEN", 5)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3)).astype(np.uint8)
+    for index, image in enumerate(pixels):
+        np.save(tmp_path / f"{index:02d}.npy", image)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    images = loaded(tmp_path, split="sorted", train_samples=40)
+    np.testing.assert_array_equal(content(images), pixels.transpose(0, 3, 1, 2))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 5
 
 
 def bad_inputs(folder: Path) -> Iterator[tuple[Path, str]]:

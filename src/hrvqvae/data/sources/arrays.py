@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hrvqvae.utils.errors import InputError, one_line
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
+_MAX_OPEN = 128  # arrays
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
 # a compressed array of n bytes may inflate to 2**26 + 50 n bytes
 _MAX_INFLATED = 2**26
@@ -40,23 +41,36 @@ class ArraySource(Source):
         image is there.
         """
         self._shards = tuple(shards)
-        super().__init__(map(len, self._arrays))
+        self._opened = dict[int, NDArray[np.uint8]]()
+        counts = [len(self._images(index)) for index in range(len(shards))]
+        super().__init__(counts)
         if not len(self):
             raise InputError(f"{shards[0]}: there is no image in it")
-        read = [
-            _read_labels(shard, len(images))
-            for shard, images in zip(shards, self._arrays, strict=True)
-            if labels
-        ]
-        if read and not any(values is None for values in read):
-            self.labels = np.concatenate(read)  # type: ignore[arg-type]
+        if labels:
+            list_once = cache(_list_arrays_beside)
+            read = [
+                _read_labels(
+                    shard, count, list_once(shard.path if shard.key else shard.path.parent)
+                )
+                for shard, count in zip(shards, counts, strict=True)
+            ]
+            if not any(values is None for values in read):
+                self.labels = np.concatenate(read)  # type: ignore[arg-type]
 
-    @cached_property
-    def _arrays(self) -> list[NDArray[np.uint8]]:
-        return [_read_images(shard) for shard in self._shards]
+    def _images(self, index: int) -> NDArray[np.uint8]:
+        """Return the images of an array. Few memory maps are open, since each takes a file."""
+        if index not in self._opened:
+            if len(self._opened) >= _MAX_OPEN:
+                self._opened = {
+                    number: array
+                    for number, array in self._opened.items()
+                    if not isinstance(array, np.memmap)
+                }
+            self._opened[index] = _read_images(self._shards[index])
+        return self._opened[index]
 
     def __getstate__(self) -> dict[str, Any]:  # pickle would copy the content of a memory map
-        return {name: value for name, value in vars(self).items() if name != "_arrays"}
+        return vars(self) | {"_opened": {}}
 
     def name(self, row: int) -> str:
         index, within = self.locate(row)
@@ -68,14 +82,14 @@ class ArraySource(Source):
 
     def open(self, row: int) -> Image.Image:
         index, within = self.locate(row)
-        pixels = np.ascontiguousarray(self._arrays[index][within])
+        pixels = np.ascontiguousarray(self._images(index)[within])
         return Image.fromarray(
             pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
         )
 
     def content(self, row: int, ending: bool) -> bytes:
         index, within = self.locate(row)
-        pixels = self._arrays[index][within]
+        pixels = self._images(index)[within]
         # Whatever `ending` is: the size tells nothing, since all images of an array have one size.
         return bytes(pixels[len(pixels) // 2].tobytes())
 
@@ -179,17 +193,21 @@ def _read_images(shard: Shard) -> NDArray[np.uint8]:
     return images
 
 
-def _read_labels(shard: Shard, count: int) -> NDArray[np.int64] | None:
-    """Return the labels of an array of `count` images, or None. Their name follows from that of the
-    images.
+def _list_arrays_beside(place: Path) -> dict[str, Shard]:
+    """Return the arrays of an .npz, or the .npy files of a folder, by name in lower case."""
+    if place.is_dir():
+        return {path.stem.lower(): Shard("", path) for path in place.glob("*.npy")}
+    return {key.lower(): Shard("", place, key) for key in _list_keys(place)}
+
+
+def _read_labels(shard: Shard, count: int, arrays: Mapping[str, Shard]) -> NDArray[np.int64] | None:
+    """Return the labels of an array of `count` images, or None.
+
+    Their name follows from that of the images; `arrays` has the arrays beside.
     """
     name = shard.key or shard.path.stem
     swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()
     names = (swapped,) if swapped != name.lower() else (f"{swapped}-labels", f"{swapped}_labels")
-    if shard.key:
-        arrays = {key.lower(): Shard("", shard.path, key) for key in _list_keys(shard.path)}
-    else:
-        arrays = {path.stem.lower(): Shard("", path) for path in shard.path.parent.glob("*.npy")}
     labels_shard = next((arrays[name] for name in names if name in arrays), None)
     if labels_shard is None:
         return None
