@@ -111,7 +111,7 @@ def bits_of(
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
-    return np.concatenate([one.reshape(-1) for one in codes])
+    return np.concatenate([level_codes.reshape(-1) for level_codes in codes])
 
 
 def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:

@@ -22,8 +22,12 @@ from tests.compression.made import ALL, TREE, files_of, made_network
 def bits_of(
     codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None
 ) -> float:
-    layout = Layout([(one.shape[1], one.shape[2]) for one in codes], symbols)
-    together = np.concatenate([one.reshape(len(one), -1) for one in codes], 1).astype(np.int32)
+    layout = Layout(
+        [(level_codes.shape[1], level_codes.shape[2]) for level_codes in codes], symbols
+    )
+    together = np.concatenate(
+        [level_codes.reshape(len(level_codes), -1) for level_codes in codes], 1
+    ).astype(np.int32)
     streams = encode_level(together, layout, len(codes) - 1, network)
     return 8 * sum(map(len, streams)) / codes[-1].size
 

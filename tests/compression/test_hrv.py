@@ -90,7 +90,7 @@ def test_networks_that_do_not_fit_cost_nothing() -> None:
     entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=30_000)
     unlikely = random_codes(entropy_model.bare, (16, 16), 20)
     files = write(entropy_model, unlikely, (16, 16))
-    assert {(read_header(one).by_tables, len(one)) for one in files} == {(False, 64 + 5 + 1)}
+    assert {(read_header(file).by_tables, len(file)) for file in files} == {(False, 64 + 5 + 1)}
     nearly_useless = made_entropy_model((5, 3), Geometry(1, 0, (1, 1)), strength=3)
     codes = random_codes(nearly_useless.bare, (5, 5), 200)
     files = write(nearly_useless, codes, (5, 5))

@@ -42,8 +42,8 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
             expected = model.decode(model.encode(images), size=size)
         found = read(entropy_model, files)
         assert torch.equal(torch.stack(decode_images(model, found, CPU)), expected)
-        assert not any(one.fault for one in found)
-        lengths = [len(one) for one in files]
+        assert not any(image.fault for image in found)
+        lengths = [len(file) for file in files]
         assert max(lengths) - min(lengths) <= len(entropy_model.symbols), (
             "a byte at the end of each level"
         )

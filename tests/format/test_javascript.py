@@ -47,7 +47,7 @@ def decode(folder: Path, files: Sequence[str]) -> list[Result]:
     )
     assert done.stderr == ""
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == (2 if any("refused" in one for one in results) else 0)
+    assert done.returncode == (2 if any("refused" in result for result in results) else 0)
     return results
 
 
@@ -118,7 +118,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
             kinds.add(content[0])
     assert kinds == {0xD4, 0xD5, 0xD6, 0xD7}
     found = decode(tmp_path, arguments)
-    assert [one.get("fault") for one in found] == [None] * 200
+    assert [image.get("fault") for image in found] == [None] * 200
     for one, (size, codes) in zip(found, expected, strict=True):
         assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
 
@@ -145,7 +145,7 @@ def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_pat
         tmp_path, {"t.hrvt": (entropy_model if entropy_model.networks else TREE).content}
     )
     found = decode(tmp_path, [*tables, *files])
-    assert all("refused" in one or one["fault"] for one in found[:flips])
+    assert all("refused" in image or image["fault"] for image in found[:flips])
     for content, one in zip(contents, found, strict=True):
         assert agree(one, read_one(entropy_model, content)), f"{content.hex()}: {one}"
 
@@ -162,10 +162,10 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
     image = write_all(tmp_path, {"x.hrv": files_of(FLAT, (4, 4))[0]})
     found = decode(tmp_path, [*files, *image])
     assert len(found) == len(contents) + 1
-    assert all("refused" in one for one in found)
-    for one in contents:
+    assert all("refused" in image for image in found)
+    for content in contents:
         with pytest.raises(InputError):
-            read_entropy_model(one)
+            read_entropy_model(content)
 
 
 def test_what_is_no_file_of_codes_is_refused(tmp_path: Path) -> None:

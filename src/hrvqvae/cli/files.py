@@ -5,6 +5,7 @@ detokenize.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def _compress(arguments: Arguments) -> int:
     if not model.entropy_model.networks:
         print(
             "without an entropy model; fit one and write fewer bytes: hrvqvae fit-entropy-model"
-            f" {arguments.model}"
+            f" {shlex.quote(arguments.model)}"
         )
     print(arguments.out)
     return 0

@@ -116,7 +116,10 @@ def _load(
     with open_image_file(source) if isinstance(source, Path) else source() as opened:
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
-            raise BrokenImageError(f"{name} has {size}; data.max_pixels admits {max_pixels}")
+            raise BrokenImageError(
+                f"{name} has {size}; the model admits {max_pixels} (data.max_pixels of its"
+                " configuration): make the image smaller"
+            )
         lost = ["further frames"] if getattr(opened, "is_animated", False) else []
         has_16_bits = any("16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
         if has_16_bits:
