@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -446,20 +447,17 @@ def test_a_strict_terminal_prints_names_that_are_no_text(
 
 
 def test_a_class_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("../victim/photo", "t-shirt/top", "CON", "a")
-    drawn = Sampled(torch.zeros(4, 1, 8, 8), names, ())
-    monkeypatch.setattr(pictures.Model, "draw", lambda *_, **__: drawn)
+    classes = ("../victim/photo", "t-shirt/top", "CON", "a")
+    drawn = Sampled(torch.zeros(4, 1, 8, 8), classes, ())
+    priors = SimpleNamespace(classes=classes)
+    monkeypatch.setattr(pictures.Model, "load_priors", lambda *_: priors)
+    monkeypatch.setattr(pictures.Model, "draw_labels", lambda *_: torch.arange(4))
+    monkeypatch.setattr(
+        pictures.Model, "draw_batches", lambda _, missing, **__: [drawn] if missing else []
+    )
     (tmp_path / "victim").mkdir()
-    command = [
-        "sample",
-        "mnist",
-        "-n",
-        4,
-        "-o",
-        tmp_path / "sheet.png",
-        "--save-dir",
-        tmp_path / "each",
-    ]
+    draw = ["sample", "mnist", "-n", 4, "-o"]
+    command = [*draw, tmp_path / "sheet.png", "--save-dir", tmp_path / "each"]
     do(*command)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
     files = {
@@ -470,18 +468,10 @@ def test_a_class_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     }
     assert written == files | {"sheet.png"}
     assert "exists already" in refused(command)
-    do(
-        "sample",
-        "mnist",
-        "-n",
-        4,
-        "-o",
-        tmp_path / "all" / "a-0003.png",
-        "--save-dir",
-        tmp_path / "all",
-    )
-    assert len([*(tmp_path / "all").iterdir()]) == 5
+    do(*draw, tmp_path / "all" / "a-0003.png", "--save-dir", tmp_path / "all")
+    assert len([*(tmp_path / "all").glob("*.png")]) == 5
     (tmp_path / "loop.png").symlink_to("loop.png")
-    assert "loop" in refused([*command[:5], tmp_path / "loop.png"])
-    assert "has images already" in refused([*command[:5], tmp_path / "new.png", *command[6:]])
-    assert "is empty; name a file or a folder" in refused([*command[:5], ""])
+    assert "loop" in refused([*draw, tmp_path / "loop.png"])
+    different = [*draw, tmp_path / "new.png", *command[6:], "--seed", 1]
+    assert "has other images already" in refused(different)
+    assert "is empty; name a file or a folder" in refused([*draw, ""])
