@@ -7,7 +7,6 @@ half the first deviation.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -97,8 +96,8 @@ def measure_error(tree: TreeVQ, vectors: Floats, codes: torch.Tensor) -> float:
 
 
 def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: int) -> list[Row]:
-    """Return rows with side, items, collisions, moved, added (error by moving), kept_1, kept_2,
-    bits, seconds and bytes.
+    """Return rows with side, collisions, moved, added (error by moving), kept_1, kept_2,
+    bits and seconds.
     """
     # a tree, aligned after the fit
     tree = TreeVQ(vectors.shape[1], codewords, levels)
@@ -111,7 +110,6 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     # items that share their indices move
     given: Row = {}
     unique = timed(given, "unique_seconds", lambda: tree.unique_indices(vectors))
-    given["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     given["moved"] = float((codes != unique).any(1).double().mean())
     added = measure_error(tree, vectors, unique) / measure_error(tree, vectors, codes)
     given["added"] = added - 1
@@ -131,8 +129,6 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     return [
         {
             "side": side,
-            "items": len(vectors),
-            "shape": f"{codewords}^{levels}",
             "collisions": collisions(ids),
             "kept_1": neighbours_kept(vectors, ids, seed, 1),
             "kept_2": neighbours_kept(vectors, ids, seed, 2),
@@ -147,8 +143,6 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
 COLUMNS = {
     "IDs by": "{side}",
     "seed": "{seed}",
-    "items": "{items:,}",
-    "shape": "{shape}",
     "collisions": "{collisions:,}",
     "moved": "{moved:.1%}",
     "error added": "{added:+.2%}",
@@ -159,7 +153,6 @@ COLUMNS = {
     "fit s": "{fit_seconds:.1f}",
     "encode s": "{encode_seconds:.1f}",
     "unique s": "{unique_seconds:.1f}",
-    "peak MB": "{peak_MB:,.0f}",
 }
 
 

@@ -15,7 +15,6 @@ aside. Test images are measured once, with the settings that were chosen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,12 @@ from benchmarks.laboratory.settings import LADDERS, SEED, Settings, open_trials
 from hrvqvae.config import DataConfig
 from hrvqvae.quantize.layer import TreeVQ
 
+DATA = DataConfig(dataset="fashion-mnist", size=28, channels=1)
 WIDTH = 32
+LEVELS = 4
+CODEWORDS = 4
+LINKED = 2  # levels of a group
+BATCH = 32
 LOSS_WEIGHT = 10.0
 SET_ASIDE = 5_000  # training images that trials are measured on
 RATE, DECAY, COMMITMENT = LADDERS
@@ -116,103 +120,84 @@ class SmallAutoencoder(nn.Module):
         return squared / images.numel(), len(np.unique(torch.cat(leaves).numpy()))
 
 
-def train(
-    model: SmallAutoencoder, images: Tensor, rate: float, steps: int, batch: int, seed: int
-) -> None:
+def train(model: SmallAutoencoder, images: Tensor, rate: float, steps: int, seed: int) -> None:
     """Train for so many steps; the order of the images depends on the seed alone."""
     optimizer = torch.optim.AdamW(model.parameters(), rate)
     rng = torch.Generator().manual_seed(seed)
     order = torch.cat(
         [
             torch.randperm(len(images), generator=rng)
-            for _ in range(-(-steps * batch // len(images)))
+            for _ in range(-(-steps * BATCH // len(images)))
         ]
     )
     model.train()
-    for chosen in order[: steps * batch].split(batch):  # type: ignore[no-untyped-call]
+    for chosen in order[: steps * BATCH].split(BATCH):  # type: ignore[no-untyped-call]
         output, _, loss = model(images[chosen])
         optimizer.zero_grad()
         ((output - images[chosen]).abs().mean() + LOSS_WEIGHT * loss).backward()
         optimizer.step()
 
 
-@dataclass(frozen=True)
-class Study:
-    """What all layers have in common: data, levels in groups of linked ones, and the budget."""
-
-    dataset: str = "fashion-mnist"
-    levels: int = 4
-    codewords: int = 4
-    linked: int = 2
-    steps: int = 2_000
-    batch: int = 32
-    trials: int = 10
-    images: int | None = None  # of each split at most
-
-    def layers(self) -> dict[str, tuple[Make, tuple[str, str]]]:
-        """Return each layer with the defaults of its decay and commitment weight.
-
-        Raises InputError without the library.
-        """
-        library = import_rival("vector_quantize_pytorch")
-        helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
-        ours = ("0.95", "0.25")
-        theirs = ("0.8", "1.0")
-
-        def tree(decay: float, beta: float, linked: int = 0) -> nn.Module:
-            fields: Any = {"decay": decay, "beta": beta, "linked": linked}
-            return TreeVQ(WIDTH, self.codewords, self.levels, channel_last=False, **fields)
-
-        def flat(decay: float, beta: float) -> nn.Module:
-            fields = {"decay": decay, "commitment_weight": beta, **helped}
-            size = self.codewords**self.levels
-            layer: nn.Module = library.VectorQuantize(
-                dim=WIDTH, codebook_size=size, accept_image_fmap=True, **fields
-            )
-            return layer
-
-        def residual(decay: float, beta: float) -> nn.Module:
-            fields = {"decay": decay, "commitment_weight": beta, **helped}
-            layer = library.ResidualVQ(
-                dim=WIDTH, num_quantizers=self.levels, codebook_size=self.codewords, **fields
-            )
-            return ResidualWithBeam(layer)
-
-        return {
-            "TreeVQ, groups": (partial(tree, linked=self.linked), ours),
-            "TreeVQ": (tree, ours),
-            "VectorQuantize": (flat, theirs),
-            "ResidualVQ, beam": (residual, theirs),
-        }
-
-    def read(self, split: str) -> Tensor:
-        """Read images (N, 1, 28, 28) in [-1, 1]. Raises InputError where the data is missing."""
-        data = DataConfig(dataset=self.dataset, size=28, channels=1)
-        return read_images(data, self.images, split).float() / 127.5 - 1
-
-
 Make = Callable[[float, float], nn.Module]
 """Return a layer with a decay and a commitment weight."""
 
 
-def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) -> list[Row]:
+def make_layers() -> dict[str, tuple[Make, tuple[str, str]]]:
+    """Return each layer with the defaults of its decay and commitment weight.
+
+    Raises InputError without the library.
+    """
+    library = import_rival("vector_quantize_pytorch")
+    helped = {"kmeans_init": True, "threshold_ema_dead_code": 2}
+    ours = ("0.95", "0.25")
+    theirs = ("0.8", "1.0")
+
+    def tree(decay: float, beta: float, linked: int = 0) -> nn.Module:
+        fields: Any = {"decay": decay, "beta": beta, "linked": linked}
+        return TreeVQ(WIDTH, CODEWORDS, LEVELS, channel_last=False, **fields)
+
+    def flat(decay: float, beta: float) -> nn.Module:
+        fields = {"decay": decay, "commitment_weight": beta, **helped}
+        layer: nn.Module = library.VectorQuantize(
+            dim=WIDTH, codebook_size=CODEWORDS**LEVELS, accept_image_fmap=True, **fields
+        )
+        return layer
+
+    def residual(decay: float, beta: float) -> nn.Module:
+        fields = {"decay": decay, "commitment_weight": beta, **helped}
+        layer = library.ResidualVQ(
+            dim=WIDTH, num_quantizers=LEVELS, codebook_size=CODEWORDS, **fields
+        )
+        return ResidualWithBeam(layer)
+
+    return {
+        "TreeVQ, groups": (partial(tree, linked=LINKED), ours),
+        "TreeVQ": (tree, ours),
+        "VectorQuantize": (flat, theirs),
+        "ResidualVQ, beam": (residual, theirs),
+    }
+
+
+def bench_layer_tuned(
+    steps: int, trials: int, seeds: int, limit: int | None, kept: Path | None
+) -> list[Row]:
     """Search, then train every layer with each seed.
 
     Rows have layer, learning_rate, decay, commitment, seed, mse (of test images in [0, 1]) and used
-    (leaves). `kept` is a file of rows, to go on where it stopped. Raises InputError if
-    vector-quantize-pytorch or the data is missing.
+    (leaves). `limit` is a number of images of each split, `kept` a file of rows, to go on where it
+    stopped. Raises InputError if vector-quantize-pytorch or the data is missing.
     """
-    layers = study.layers()
+    layers = make_layers()
     rows = Rows(kept)
-    train_images = study.read("train")
-    test_images = study.read("test")
+    splits = (read_images(DATA, limit, split) for split in ("train", "test"))
+    train_images, test_images = (images.float() / 127.5 - 1 for images in splits)
     aside = min(SET_ASIDE, len(train_images) // 2)
 
     def run(name: str, settings: Settings, seed: int) -> Row:
-        seen, tested, steps = train_images, test_images, study.steps
+        seen, tested, count = train_images, test_images, steps
         if seed == SEED:  # a trial
             seen, tested = train_images[aside:], train_images[:aside]
-            steps = max(1, steps // 4)
+            count = max(1, steps // 4)
         rate, decay, commitment = (float(value) for _, value in settings)
         labels: Row = {
             "layer": name,
@@ -220,19 +205,14 @@ def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) ->
             "decay": decay,
             "commitment": commitment,
             "seed": seed,
-            "steps": steps,
-            "batch": study.batch,
-            "dataset": study.dataset,
+            "steps": count,
             "images": len(seen),
-            "levels": study.levels,
-            "codewords": study.codewords,
-            "linked": study.linked,
         }
 
         def measure() -> Row:
             model = SmallAutoencoder(partial(layers[name][0], decay, commitment), seed)
-            train(model, seen, rate, steps, study.batch, seed)
-            mse, used = model.measure(tested, study.codewords)
+            train(model, seen, rate, count, seed)
+            mse, used = model.measure(tested, CODEWORDS)
             return {"mse": mse, "used": used}
 
         return rows.get(labels, measure)
@@ -242,7 +222,7 @@ def bench_layer_tuned(study: Study, seeds: int = 5, kept: Path | None = None) ->
         # search, by training images that are set aside
         start = ((RATE, "0.001"), (DECAY, decay), (COMMITMENT, commitment))
         tried: dict[Settings, float] = {}
-        while wanted := open_trials(start, tried, study.trials):
+        while wanted := open_trials(start, tried, trials):
             tried |= {settings: run(name, settings, SEED)["mse"] for settings in wanted}
 
         # measure the best settings once, by test images
@@ -273,8 +253,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=positive, metavar="N", help="of each split (default: all)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="keep rows, to go on from")
     arguments = parser.parse_args(argv)
-    study = Study(steps=arguments.steps, trials=arguments.trials, images=arguments.images)
-    rows = bench_layer_tuned(study, arguments.seeds, arguments.out)
+    rows = bench_layer_tuned(
+        arguments.steps, arguments.trials, arguments.seeds, arguments.images, arguments.out
+    )
     finish(rows, COLUMNS, arguments.json)
     if not arguments.json:
         print(f"\n{compare_pairs(rows, 'layer')}")

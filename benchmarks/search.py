@@ -226,32 +226,19 @@ def _time_in_turns(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]
     return {name: median(spent) for name, spent in times.items()}
 
 
-_STYLES = {
-    "tree": ("tree of linked codebooks", "o-"),
-    "flat": ("flat, ours", "s-"),
-    "cdist": ("torch.cdist + argmin", "x:"),
-    "vector_quantize": ("flat, vector-quantize-pytorch", "^--"),
-    "residual_vq": ("unlinked residual, vector-quantize-pytorch", "v--"),
-}
-
-
 def plot_growth(rows: Sequence[Row], path: Path) -> None:
     """Plot the cost of a search against the number of leaves: m = 8 left, L = 3 right."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = (("codewords", 8, "m = 8, L = 1 to 6"), ("levels", 3, "L = 3, m = 4 to 64"))
     for axes, (fixed, value, title) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         shown = sorted((row for row in rows if row[fixed] == value), key=lambda row: row["leaves"])
-        for method, (label, style) in _STYLES.items():
+        for method in dict.fromkeys(row["method"] for row in shown):
             points = [row for row in shown if row["method"] == method]
-            axes.plot(
-                [row["leaves"] for row in points],
-                [1e3 * row["seconds"] for row in points],
-                style,
-                label=label,
-            )
+            leaves = [row["leaves"] for row in points]
+            axes.plot(leaves, [1e3 * row["seconds"] for row in points], "o-", label=method)
         axes.legend(frameon=False, fontsize=8)
         axes.set(title=title, xlabel="leaves (m^L)", xscale="log", yscale="log")
-    figure.axes[0].set_ylabel(f"milliseconds for {rows[0]['vectors']:,} vectors of width {WIDTH}")
+    figure.axes[0].set_ylabel("milliseconds")
     save_figure(figure, path)
 
 
