@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vectors", type=positive, nargs=2, default=(20_000, 10_000), metavar=("TRAIN", "TEST")
     )
-    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="(default: 3)")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     train_count, test_count = arguments.vectors
