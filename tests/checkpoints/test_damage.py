@@ -155,10 +155,14 @@ OF_MAPS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def equal(one: CodeMaps, other: CodeMaps) -> bool:
-    levels = zip(one.levels, other.levels, strict=True)
+def equal(first: CodeMaps, second: CodeMaps) -> bool:
+    levels = zip(first.levels, second.levels, strict=True)
     same_levels = all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in levels)
-    return same_levels and np.array_equal(one.labels, other.labels) and one.classes == other.classes
+    return (
+        same_levels
+        and np.array_equal(first.labels, second.labels)
+        and first.classes == second.classes
+    )
 
 
 def test_damaged_code_maps_are_made_again(taken: Callable[[], CodeMaps], tmp_path: Path) -> None:
@@ -204,11 +208,11 @@ STORED["tied"] = STORED["half"]
 META = {"step": 7, "name": "ünïcode"}
 
 
-def same(found: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
-    tensors, meta = found
+def same(stored: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
+    tensors, meta = stored
     equal = all(
-        tensors[name].dtype == one.dtype and torch.equal(tensors[name], one)
-        for name, one in STORED.items()
+        tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+        for name, tensor in STORED.items()
     )
     return meta == META and tensors.keys() == STORED.keys() and equal
 

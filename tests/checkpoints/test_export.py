@@ -5,12 +5,14 @@ it is.
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
@@ -31,6 +33,14 @@ def front_matter(card: str) -> Any:
     return yaml.safe_load(card.split("---\n")[1])
 
 
+def prior_tensors(exported: Path, original: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the name of each tensor of the priors of two runs, and the tensor in each run."""
+    networks = (Run(run).load_priors().networks for run in (exported, original))
+    for pair in zip(*networks, strict=True):
+        first, second = (network.state_dict() for network in pair)
+        yield from ((name, tensor, second[name]) for name, tensor in first.items())
+
+
 def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(
     whole: Path, tmp_path: Path
 ) -> None:
@@ -47,11 +57,8 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(
     prior = prior_folder(whole, 1).model
     assert (tmp_path / "out" / prior.relative_to(whole)).stat().st_size < 0.7 * prior.stat().st_size
     assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
-    for one, other in zip(
-        Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True
-    ):
-        for name, tensor in one.state_dict().items():
-            torch.testing.assert_close(tensor, other.state_dict()[name], rtol=1e-3, atol=1e-5)
+    for name, exported, original in prior_tensors(tmp_path / "out", whole):
+        torch.testing.assert_close(exported, original, rtol=1e-3, atol=1e-5, msg=name)
     there = hrvqvae.load(tmp_path / "out")
     here = hrvqvae.load(whole)
     assert torch.equal(
@@ -78,26 +85,17 @@ def test_a_compact_export_is_half_the_size(
     for name, tensor in there.state_dict().items():
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
             torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
-    assert (
-        sum(
-            (one == other).sum()
-            for one, other in zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
-        )
-        > 300
-    )
-    for one, other in zip(
-        Run(tmp_path / "out").load_priors().networks, Run(whole).load_priors().networks, strict=True
-    ):
-        for name, tensor in one.state_dict().items():
-            own = other.state_dict()[name]
-            assert (tensor - own).abs().max() <= own.abs().max() / 250
+    codes = zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
+    assert sum(int((exported == original).sum()) for exported, original in codes) > 300
+    for name, exported, original in prior_tensors(tmp_path / "out", whole):
+        assert (exported - original).abs().max() <= original.abs().max() / 250, name
 
 
 def test_a_number_too_large_for_half_precision_stays() -> None:
     weights = {"large": torch.tensor([7e4, 0.1]), "small": torch.tensor([0.5])}
-    found = restored(compacted(weights, matrices=False))
-    assert torch.equal(found["large"], weights["large"])
-    assert found["small"].dtype == torch.float16
+    stored = restored(compacted(weights, matrices=False))
+    assert torch.equal(stored["large"], weights["large"])
+    assert stored["small"].dtype == torch.float16
 
 
 def test_moving_averages_are_left_out() -> None:
@@ -113,11 +111,11 @@ def test_moving_averages_are_left_out() -> None:
 def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
     sections = ("training", "prior.training", "progressive.training")
     for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
-        given = {"data.root": name, "prior.codes": name} | {
+        fields = {"data.root": name, "prior.codes": name} | {
             f"{section}.init_from": name for section in sections
         }
-        left = dict(flatten(to_dict(without_paths(override(tiny, given)))))
-        assert {name: left[name] for name in given} == {
+        left = dict(flatten(to_dict(without_paths(override(tiny, fields)))))
+        assert {name: left[name] for name in fields} == {
             "data.root": None,
             "prior.codes": None,
             **{f"{section}.init_from": kept for section in sections},
@@ -158,7 +156,7 @@ def test_the_card_and_what_it_shows(
         "batches of 16",
         "60 steps",
         "7x7 of 3, 7x7 of 3",
-        ", ".join(f"{one:.3f}" for one in bits),
+        ", ".join(f"{level_bits:.3f}" for level_bits in bits),
         "PixelSNAIL of level 1; ",
         "trained 5 steps",
         "| license | cc-by-4.0 |",

@@ -60,18 +60,18 @@ class Hub:
         path = unquote(request.url.path)
         self.requests.append(f"{request.method} {path}")
         parts = path.strip("/").split("/")
-        known = request.headers.get("Authorization") == f"Bearer {TOKEN}"
+        is_user = request.headers.get("Authorization") == f"Bearer {TOKEN}"
         if request.method in ("GET", "HEAD"):
-            return self._read(parts, known)
-        if not known:
+            return self._read(parts, is_user)
+        if not is_user:
             return http.Response(401, json={"error": "Invalid username or password."})
         return self._write(parts, request.read())
 
-    def _read(self, parts: list[str], known: bool) -> Any:
+    def _read(self, parts: list[str], is_user: bool) -> Any:
         of_api = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if of_api else parts[:2])
         repository = self.repositories.get(name)
-        if repository is None or (repository.private and not known):
+        if repository is None or (repository.private and not is_user):
             return http.Response(401, headers={"X-Error-Code": "RepoNotFound"})
         if of_api and parts[-1] not in ("main", repository.commit) and "revision" in parts:
             return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
@@ -100,16 +100,16 @@ class Hub:
         return http.Response(200, content=content, headers=tags)
 
     def _write(self, parts: list[str], body: bytes) -> Any:
-        found: Any = {"errors": [], "warnings": []}  # of a card's YAML
+        answer: Any = {"errors": [], "warnings": []}  # of a card's YAML
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             private = asked.get("visibility") == "private" or bool(asked.get("private"))
             self.repositories.setdefault(name, Repository(private=private))
-            found = {"url": f"{self.url}/{name}", "id": name}
+            answer = {"url": f"{self.url}/{name}", "id": name}
         elif "preupload" in parts:
-            files = [one["path"] for one in json.loads(body)["files"]]
-            found = {
+            files = [file["path"] for file in json.loads(body)["files"]]
+            answer = {
                 "files": [
                     {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files
                 ]
@@ -124,8 +124,8 @@ class Hub:
                 elif kind == "deletedFile":
                     del repository.files[value["path"]]
             url = f"{self.url}/{'/'.join(parts[2:4])}/commit/{repository.commit}"
-            found = {"commitUrl": url, "commitOid": repository.commit, "success": True}
-        return http.Response(200, json=found)
+            answer = {"commitUrl": url, "commitOid": repository.commit, "success": True}
+        return http.Response(200, json=answer)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from hrvqvae.utils.errors import InputError
-from tests.conftest import drawn_digits, with_quantizer, with_training
+from tests.conftest import drawn_digits, same, with_quantizer, with_training
 
 
 def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +199,7 @@ def test_without_a_class_all_come_and_batches_change_nothing(
     monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 7)
     in_parts = model.draw(40, seed=0)
     assert in_parts.classes == together.classes
-    assert all(
-        torch.equal(one, other) for one, other in zip(in_parts.codes, together.codes, strict=True)
-    )
+    assert same(in_parts.codes, together.codes)
     torch.testing.assert_close(in_parts.images, together.images)
 
 
@@ -224,19 +222,19 @@ def test_completions_keep_the_codes_of_that_part(
     )
     kept = model.keep_part(image, keep)
     drawn = model.draw(5, seed=2, class_name="3", kept=kept)
-    for codes, given in zip(drawn.codes, model.encode(image[None]), strict=True):
-        expected = given.expand(5, -1, -1)
+    for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):
+        expected = original.expand(5, -1, -1)
         assert torch.equal(codes[:, :rows, :columns], expected[:, :rows, :columns])
         assert not torch.equal(codes, expected)
     assert torch.equal(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
-    for other, part, message in (
+    for wrong, part, message in (
         (image[:, 2:], keep, "the image has 10x12 pixels; this model completes 12"),
         (image, torch.ones(3, 12, 12), r"the mask has shape \(3, 12, 12\); expected \(12, 12\)"),
         (image + 2.0, keep, "2"),
         (image, "bottom", "^keep is 'bottom'"),
     ):
         with pytest.raises(InputError, match=message):
-            model.complete(other, keep=part)
+            model.complete(wrong, keep=part)
 
 
 CODES: dict[str, Any] = json.loads(

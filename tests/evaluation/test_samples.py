@@ -97,9 +97,9 @@ def test_distances_by_hand() -> None:
     real, near, far = sets(80)
     kept = RealImages(PIXELS, [real[:50], real[50:]])
     assert (kept.frechet_name, kept.kernel_name) == ("FID of 80 images", "KID of 80 images")
-    for other in (near, far, near):
-        left, right = (images.flatten(1).double() for images in (real, other))
-        distances = kept.compare([other[:30], other[30:]])
+    for drawn in (near, far, near):
+        left, right = (images.flatten(1).double() for images in (real, drawn))
+        distances = kept.compare([drawn[:30], drawn[30:]])
         assert distances.frechet == pytest.approx(
             frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4
         )
@@ -467,10 +467,10 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path: Path) -> Non
     with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
         with pytest.raises(InputError, match="trains anew"):
             classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
-        own = classifier.describe_images(config)
-        with patch.object(storage, "read_meta", return_value={"images": own}):
-            found = classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
-    assert found.accuracy > 0.99
+        images = classifier.describe_images(config)
+        with patch.object(storage, "read_meta", return_value={"images": images}):
+            shipped = classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
+    assert shipped.accuracy > 0.99
 
 
 def test_the_classifier_learns(mnist_root: Path) -> None:

@@ -66,7 +66,8 @@ def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
         )
         codes = model.encode(images)
         assert all(
-            torch.equal(one, other) for one, other in zip(codes, graphs.encode(images), strict=True)
+            torch.equal(expected, codes_of_graph)
+            for expected, codes_of_graph in zip(codes, graphs.encode(images), strict=True)
         )
         for levels in model.prefixes:
             expected = model.decode(codes[:levels], levels, (height, width))

@@ -112,10 +112,10 @@ def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (kept[7:] == 128).all()
     completed = hrvqvae.load(run).complete(image, 3, class_name="1")
     below = sheet[0, 2 * top + side : 2 * top + 2 * side : zoom]
-    for number, one in enumerate(completed):
+    for number, completion in enumerate(completed):
         left = gap + number * (side + gap)
         assert np.array_equal(
-            below[:, left : left + side : zoom], (one[0] * 255).round().byte().numpy()
+            below[:, left : left + side : zoom], (completion[0] * 255).round().byte().numpy()
         )
     mask = np.full((1, 12, 12), 255, np.uint8)
     mask[0, 9:, 9:] = 0
@@ -152,8 +152,8 @@ def test_colours_for_a_greyscale_model_are_converted(
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
     for path in paths:
         write_picture(path, 1, (28, 28), path.stem)
-    found = reconstruct("mnist", paths, tmp_path / "sheet.png")
-    assert [path for path, _ in found] == paths
+    errors = reconstruct("mnist", paths, tmp_path / "sheet.png")
+    assert [path for path, _ in errors] == paths
 
     def messages() -> list[str]:
         return [line for line in caplog.messages if not line.startswith("compiling")]
@@ -161,7 +161,7 @@ def test_colours_for_a_greyscale_model_are_converted(
     assert messages() == [
         f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"
     ]
-    assert found[1][1] == found[3][1], "an opaque RGBA image is the RGB image"
+    assert errors[1][1] == errors[3][1], "an opaque RGBA image is the RGB image"
     with pytest.raises(InputError, match="is an input and is never overwritten"):
         reconstruct("mnist", paths[:1], paths[0], force=True)
     reconstruct("mnist", paths[:1], tmp_path / "sheet.png", force=True)

@@ -385,10 +385,10 @@ def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Pat
     tokenize("mnist", tmp_path / "digits.npz", tmp_path / "arrays")
     arrays = read_table(tmp_path / "arrays")
     numbers = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
-    for other in (listed, arrays.take(np.argsort(numbers))):
-        assert list(map(str, other.column("label").to_pylist())) == labels
+    for table in (listed, arrays.take(np.argsort(numbers))):
+        assert list(map(str, table.column("label").to_pylist())) == labels
         assert all(
-            other.column(f"codes_{level}").equals(rows.column(f"codes_{level}"))
+            table.column(f"codes_{level}").equals(rows.column(f"codes_{level}"))
             for level in (1, 2, 3)
         )
 
