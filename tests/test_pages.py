@@ -82,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         write_picture(tmp_path / "my-photos" / f"{index:02d}.jpg", index, (100, 80))
     write_picture(tmp_path / "x.png", 1, (28, 28), "L")
     write_picture(tmp_path / "photo.jpg", 1, (120, 90))
+    write_picture(tmp_path / "docs" / "pictures" / "web.jpg", 2, (120, 90))
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     with undrawn():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,9 +51,9 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
     """Print `prefix` and how a training ended, then `suffix` if it is complete. Return the exit
     code.
     """
-    spent = (
-        f"in {outcome.seconds / 60:.1f} minutes, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
-    )
+    minutes = f"{outcome.seconds / 60:.1f}"
+    unit = "minute" if minutes == "1.0" else "minutes"
+    spent = f"in {minutes} {unit}, peak memory {outcome.peak_bytes / 2**30:.2f} GiB"
     if outcome.signal is not None:
         print(f"{prefix}stopped at step {outcome.step}, saved; continue with --resume ({spent})")
         return 128 + outcome.signal
@@ -64,9 +65,6 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
 
 
 def _train(arguments: Arguments) -> int:
-    from hrvqvae.config import to_dict
-    from hrvqvae.config.parsing import base_config, override
-
     single = os.environ.get("WORLD_SIZE", "1") == "1"
     with (
         nullcontext()
@@ -74,12 +72,13 @@ def _train(arguments: Arguments) -> int:
         else importlib.import_module("hrvqvae.distributed.launch").process_group()
     ):
         fields = _collect_fields(arguments, "training")
-        config = override(
-            base_config(arguments.preset), fields
-        )  # a mistake is reported before torch is imported
         if arguments.print_config:
             import yaml
 
+            from hrvqvae.config import to_dict
+            from hrvqvae.config.parsing import base_config, override
+
+            config = override(base_config(arguments.preset), fields)
             print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
             return 0
         from hrvqvae import distributed
@@ -219,7 +218,7 @@ def _demo(arguments: Arguments) -> int:
             str(pictures / "samples-of-the-shipped-model.png"),
         ),
     ):
-        print(f"\n$ hrvqvae {' '.join(words)}", flush=True)
+        print(f"\n$ hrvqvae {shlex.join(words)}", flush=True)
         code = run(words)
         if code:
             return code

@@ -104,7 +104,13 @@ def train_autoencoder(
             preset, fields, run.read_config() if resume and run.config.is_file() else None
         )
 
-    task = AutoencoderTask(distributed.on_rank_zero(resolve), run)
+    config = distributed.on_rank_zero(resolve)
+    if config.data.size >= 256 and config.training.device == "cpu" and not resume:
+        progress.say(
+            f"hint: a CPU trains few images of {config.data.size} pixels per second; begin with"
+            " --data.size 64 or 128"
+        )
+    task = AutoencoderTask(config, run)
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 
 

@@ -79,10 +79,11 @@ def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -
         try:
             lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
         except Timeout:
-            process = ""
+            user = "another process"
             with suppress(OSError, ValueError):
-                process = f" (pid {int(holder.read_text())})"
-            in_use = f"{target} is in use by another process{process}"
+                pid = int(holder.read_text())
+                user = "another thread" if pid == os.getpid() else f"another process (pid {pid})"
+            in_use = f"{target} is in use by {user}"
             if wait is None:
                 raise InUseError(f"{in_use}; wait until it has ended, or choose another") from None
             wait(f"{in_use}; waiting for it")
