@@ -425,9 +425,14 @@ class Model:
     ) -> Sampled:
         num_levels = self.autoencoder.check_levels(params.levels)
         priors = self.load_priors(num_levels)
+        networks = [prior for prior in priors.networks if prior.level.index < num_levels]
         label = self.draw_labels(indices, seed, class_name, priors)
+        if kept is not None and label is not None and class_name is None:
+            label = generative.draw_kept_labels(
+                networks[0], priors.class_counts, kept, seed, indices
+            )
         codes = generative.sample_codes(
-            [prior for prior in priors.networks if prior.level.index < num_levels],
+            networks,
             self.autoencoder.codeword_indices,
             indices,
             seed=seed,
@@ -439,6 +444,11 @@ class Model:
         on_device = tuple(level.to(self.device) for level in codes)
         size = self.config.data.size
         images = self.generator.decode(on_device, num_levels, (size, size)).cpu()
+        if kept is not None and num_levels < len(kept.codes):
+            all_kept = tuple(level.to(self.device) for level in kept.codes)
+            whole = self.autoencoder.decode(all_kept, None, (size, size)).cpu()
+            geometry = self.config.model.geometry
+            images = generative.paste_kept_part(images, whole, kept, geometry)
         classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
         return Sampled(images, tuple(classes), codes)
 

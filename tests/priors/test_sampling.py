@@ -2,6 +2,7 @@
 dropout.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +24,12 @@ from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import (
     KeptCodes,
     Sampler,
+    draw_kept_labels,
     draw_labels,
     mask_kept_codes,
     sample_cached,
     sample_codes,
+    weigh_classes,
 )
 from hrvqvae.priors.sampling import SamplingParams, draw, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
@@ -521,3 +524,40 @@ def test_no_position_waits_for_a_gpu(kind: str) -> None:
             guided_codes(two_levels(kind, grid, 4, 0), SamplingParams(guidance=2.0))
         reads.append(mode.reads)
     assert reads[0] == reads[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
+def test_the_class_of_a_completion_follows_from_the_kept_codes(kind: str) -> None:
+    prior = two_levels(kind, (2, 2), 2, 0)[0]
+    codes = (torch.tensor([[[1, 0], [0, 1]]]),)
+    counts = (5, 0, 20)
+    top = torch.tensor([[True, True], [False, False]])
+    weights = weigh_classes(prior, counts, KeptCodes(codes, (top,)))
+
+    # by definition: the sum over all codes that agree with the kept codes
+    shares = []
+    for label, count in enumerate(counts):
+        total = 0.0
+        for hidden in itertools.product(range(2), repeat=2):
+            filled = codes[0].clone()
+            filled[0, 1] = torch.tensor(hidden)
+            logits = prior.level_logits([filled], [], torch.tensor([label]))[0]
+            total += float(logits.double().softmax(1).gather(1, filled[:, None]).prod())
+        shares.append(count * total)
+    assert weights == pytest.approx([share / sum(shares) for share in shares], rel=1e-4)
+    labels = draw_kept_labels(prior, counts, KeptCodes(codes, (top,)), 0, range(400))
+    assert float((labels == 2).double().mean()) == pytest.approx(weights[2], abs=0.08)
+
+    # with a drawn code before a kept one
+    weights = weigh_classes(prior, counts, KeptCodes(codes, (~top,)))
+    assert weights[1] == 0
+    assert sum(weights) == pytest.approx(1)
+
+
+def test_the_kept_part_of_a_completion_shows_all_levels() -> None:
+    model = load("treevq-cifar10")
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    whole = model.decode(model.encode(image[None]))[0]
+    completed = model.complete(image, class_name=0, params=SamplingParams(levels=4))[0]
+    assert torch.equal(completed[:, :16], whole[:, :16])
+    assert not torch.equal(completed[:, 16:], whole[:, 16:])

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.functional import adaptive_max_pool2d, cross_entropy
 
 from hrvqvae.config import Grid
+from hrvqvae.config.model import Geometry
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Prior
 from hrvqvae.priors.sampling import SamplingParams, expand_labels
@@ -47,11 +48,13 @@ class KeptCodes:
         return KeptCodes(codes, self.masks)
 
 
-def draw_labels(class_counts: Sequence[int], seed: int, indices: Sequence[int]) -> Tensor:
-    """Draw the classes (B,) int64 of samples, with the frequencies of the classes among the
-    training images.
+def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> Tensor:
+    """Draw the classes (B,) int64 of samples from the weights of the classes.
+
+    The weights are the counts of the classes among the training images, or for a completion the
+    result of `weigh_classes`.
     """
-    cumulative = np.cumsum(class_counts) / np.sum(class_counts)
+    cumulative = np.cumsum(weights) / np.sum(weights)
     uniforms = [np.random.default_rng((seed, index)).random() for index in indices]
     return torch.from_numpy(np.searchsorted(cumulative, uniforms, side="right"))
 
@@ -136,6 +139,73 @@ def sample_codes(
             params,
         )
     return tuple(level_codes.cpu() for level_codes in codes)
+
+
+@torch.inference_mode()
+def weigh_classes(
+    prior: Prior, class_counts: Sequence[int], kept: KeptCodes, *, seed: int = 0
+) -> list[float]:
+    """Return p(class | kept codes) of an image under the coarsest prior, by Bayes' rule.
+
+    p(kept codes | class) is exact if the kept codes come first in raster order. Otherwise the codes
+    between are drawn once per class, which estimates it without bias. The counts of the classes
+    give p(class).
+    """
+    labels = torch.arange(len(class_counts), device="cpu")
+    device = next(prior.parameters()).device
+    masks = kept.masks[: len(prior.levels)]
+    if all(bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks):
+        codes = tuple(
+            level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
+        )
+    else:
+        codes = sample_codes(
+            [prior],
+            lambda _: (),
+            labels.tolist(),
+            seed=seed,
+            label=labels,
+            params=SamplingParams(),
+            kept=kept,
+        )
+    all_logits = prior.level_logits([level.to(device) for level in codes], [], labels.to(device))
+
+    scores = torch.tensor(class_counts, dtype=torch.float64, device="cpu").log()
+    for logits, level_codes, mask in zip(all_logits, codes, masks, strict=True):
+        nats = cross_entropy(logits.cpu().double(), level_codes.cpu(), reduction="none")
+        scores = scores - (nats * mask).sum((1, 2))
+    return scores.softmax(0).tolist()
+
+
+def draw_kept_labels(
+    prior: Prior,
+    class_counts: Sequence[int],
+    kept: KeptCodes,
+    seed: int,
+    indices: Sequence[int],
+) -> Tensor:
+    """Draw the classes (B,) int64 of completions by `weigh_classes`."""
+    images = max(map(len, kept.codes))
+    weights = [
+        weigh_classes(prior, class_counts, kept.take(range(image, image + 1)), seed=seed)
+        for image in range(images)
+    ]
+    labels = [
+        draw_labels(weights[position % images], seed, [index])
+        for position, index in enumerate(indices)
+    ]
+    return torch.cat(labels)
+
+
+def paste_kept_part(
+    images: Tensor, reconstructions: Tensor, kept: KeptCodes, geometry: Geometry
+) -> Tensor:
+    """Return images (B, C, Y, X) that show the reconstructions of all levels in the kept part."""
+    size = images.shape[-1]
+    start = geometry.margin // 2
+    mask = min(kept.masks, key=len)
+    pixels = mask.repeat_interleave(geometry.unit, 0).repeat_interleave(geometry.unit, 1)
+    return torch.where(pixels[start : start + size, start : start + size], reconstructions, images)
 
 
 @dataclass(frozen=True)
