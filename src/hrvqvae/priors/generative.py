@@ -19,7 +19,7 @@ from torch.nn.functional import adaptive_max_pool2d, cross_entropy
 from hrvqvae.config import Grid
 from hrvqvae.config.model import Geometry
 from hrvqvae.config.registry import PRIORS
-from hrvqvae.priors.base import Prior
+from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.sampling import SamplingParams, expand_labels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
@@ -66,6 +66,16 @@ def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> No
             params.check(level)
 
 
+def _check_kept(level: Level, codes: Tensor, count: int) -> None:
+    """Raise InputError if the kept codes of a level do not fit `count` images."""
+    name = f"kept codes of level {level.index + 1}"
+    shape = tuple(codes.shape)
+    if shape[1:] != level.grid or shape[0] not in (1, count):
+        raise InputError(f"{name} have shape {shape}; expected {(count, *level.grid)}")
+    if codes.min() < 0 or codes.max() >= level.symbols:
+        raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
+
+
 def sample_codes(
     priors: Sequence[Prior],
     codeword_indices: Callable[[Codes], tuple[Tensor, ...]],
@@ -104,14 +114,7 @@ def sample_codes(
     if kept is not None:
         by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
         for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
-            name = f"kept codes of level {level.index + 1}"
-            shape = tuple(kept_codes.shape)
-            if shape[1:] != level.grid or shape[0] not in (1, len(indices)):
-                raise InputError(
-                    f"{name} have shape {shape}; expected {(len(indices), *level.grid)}"
-                )
-            if kept_codes.min() < 0 or kept_codes.max() >= level.symbols:
-                raise InputError(f"{name} have a value outside 0..{level.symbols - 1}")
+            _check_kept(level, kept_codes, len(indices))
             level_codes.copy_(kept_codes)
             level_mask.copy_(kept_mask)
     level_uniforms = [
@@ -154,6 +157,8 @@ def weigh_classes(
     labels = torch.arange(len(class_counts), device="cpu")
     device = next(prior.parameters()).device
     masks = kept.masks[: len(prior.levels)]
+    for level, level_codes in zip(prior.levels, kept.codes, strict=False):
+        _check_kept(level, level_codes, 1)
     if all(bool(mask.flatten().cummin(0).values.equal(mask.flatten())) for mask in masks):
         codes = tuple(
             level_codes.expand(len(labels), -1, -1) for level_codes in kept.codes[: len(masks)]
