@@ -7,7 +7,7 @@ The state holds no random generator: every draw depends on (seed, step) alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -207,7 +207,7 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
-        named = {f"averaged.{name}": tensor for name, tensor in self._averaged_tensors().items()}
+        named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for prefix, network in self._prefixed_networks():
             named |= {
                 f"{prefix}model.{name}": tensor
@@ -218,16 +218,6 @@ class TrainState:
                     f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()
                 }
         return named
-
-    def whole_tensors(self) -> Iterator[Tensor]:
-        """Yield all tensors of the state; those of `tensors` may have other shapes in other
-        processes.
-        """
-        for network in self.networks.values():
-            for values in network.optimizer.state_dict()["state"].values():
-                yield from values.values()
-        for module in (self.averaged, *(network.module for network in self.networks.values())):
-            yield from (value.detach() for value in (*module.parameters(), *module.buffers()))
 
     def meta(self) -> dict[str, Any]:
         """Return the rest of the state, which a checkpoint keeps as plain values."""
@@ -255,25 +245,13 @@ class TrainState:
             for prefix, network in self._prefixed_networks():
                 network.module.load_state_dict(select(f"{prefix}model."))
                 _restore_moments(network.optimizer, select(f"{prefix}optimizer."))
-            averaged = {name: tensors[f"averaged.{name}"] for name in self._averaged_tensors()}
-            self.averaged.load_state_dict({**self.averaged.state_dict(), **averaged})
+            self.averaged.load_state_dict(select("averaged."))
             self.step = int(meta["step"])
             self.seconds = float(meta["seconds"])
             self.window = list(meta["window"])
             self.broken = set(meta["broken"])
         except (RuntimeError, KeyError) as error:
             raise DamagedFileError("the checkpoint does not fit the run's configuration") from error
-
-    def _averaged_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of the average, without those that are the model's own (`start`)."""
-        weights = self.model.state_dict()
-        averaged = self.averaged.state_dict()
-        shared = {
-            f"module.{name}"
-            for name in weights
-            if averaged[f"module.{name}"].is_set_to(weights[name])
-        }
-        return {name: tensor for name, tensor in averaged.items() if name not in shared}
 
     def _prefixed_networks(self) -> list[tuple[str, TrainedNetwork]]:
         """Return each network with the prefix of its names in a checkpoint."""
@@ -291,16 +269,10 @@ def _make_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        separate = [
-            pair for pair in zip(averaged, current, strict=True) if not pair[0].is_set_to(pair[1])
-        ]
-        floats = [
-            pair for pair in separate if pair[0].is_floating_point()
-        ]  # all of a call, or none
-        if floats:
-            average(*(list(tensors) for tensors in zip(*floats, strict=True)), steps)
+        if averaged[0].is_floating_point():  # a call has tensors of one dtype
+            average(averaged, current, steps)
         else:
-            for mean, value in separate:
+            for mean, value in zip(averaged, current, strict=True):
                 mean.copy_(value)
 
     return update

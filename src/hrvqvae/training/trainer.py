@@ -404,7 +404,7 @@ class Trainer(Generic[B]):
         state = TrainState.start(model, training, task.build_objective(), budget)
         if checkpoint is not None:
             self._restore(state, *checkpoint)
-        distributed.broadcast(state.whole_tensors())
+        distributed.broadcast(state.tensors().values())
         if task.compute.emulates_bf16:
             device_type = task.compute.device.type
             self.say(
