@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.files.curves import Count, FileCodec, Images, Shape
 from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, locate
-from hrvqvae.compression.rate_distortion import explain_no_lambda
+from hrvqvae.compression.decoder_search import explain_no_search
 from hrvqvae.model import Model
 
 _LAMBDAS = tuple(2.0**power for power in range(-9, -1))
@@ -57,7 +57,7 @@ class TrainedFiles(FileCodec):
         lmbdas = (0.0, *_LAMBDAS) if networks else (0.0,)
         for levels in self.model.autoencoder.prefixes:
             yield TrainedSetting(levels)
-            if not explain_no_lambda(self.model.autoencoder, levels):
+            if not explain_no_search(self.model.autoencoder):
                 yield from (TrainedSetting(levels, lmbda) for lmbda in lmbdas)
 
     def encode(self, images: Images, setting: TrainedSetting) -> list[bytes]:

@@ -102,12 +102,11 @@ def bits_of(
     """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have
     them.
     """
-    leaves = codes.reshape(len(codes), levels, -1).transpose(0, 2, 1)
-    numbers = np.arange(leaves[..., 0].size, dtype=np.int32).reshape(*leaves.shape[:2], 1)
     networks = [entropy_model.network(level) for level in range(levels)]
     layout = entropy_model.layout(size)
     layout = Layout(layout.grids[:levels], layout.symbols[:levels])
-    return Choice(layout, networks, leaves.reshape(-1, levels), numbers).bits
+    images = np.ascontiguousarray(codes.reshape(len(codes), levels, -1))
+    return Choice(layout, [network for network in networks if network], images).bits
 
 
 def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:

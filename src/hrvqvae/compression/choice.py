@@ -1,21 +1,20 @@
-"""Choose a leaf per position among a few candidates, by error and bits.
+"""Choose codes per position among a few options, by error and bits.
 
 A code costs bits, and as a context it changes the bits of the codes around. Positions are visited
-one after the other. With all other codes fixed, a position takes the candidate with the least
+one after the other. With all other codes fixed, a position takes the option with the least
 
     error + lmbda * bits of all codes of the image
 
-Hence the sum over an image never grows (iterated conditional modes: Besag 1986). All levels lie on
-one grid.
+or keeps its codes. Hence the sum over an image never grows (iterated conditional modes: Besag
+1986). All levels lie on one grid.
 
 The state holds, per image, network and position, the hidden units before the ReLU and the bits of
-the code. To compute the bits of the codes around takes most of the time. So candidates are tried in
+the code. To compute the bits of the codes around takes most of the time. So options are tried in
 the order of error + lmbda * their own bits, up to a margin above the best. Threads work on strips
 of rows: first on every other strip, then on the strips between. A change reaches less far than a
 strip, so the choice does not depend on the number of threads.
 
-Shapes: N images, P positions, K candidates, L levels, n leaves; M networks, H hidden units of the
-    largest network.
+Shapes: N images, P positions, K options, L levels; M networks, H hidden units of the largest.
 """
 
 from __future__ import annotations
@@ -36,10 +35,8 @@ CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _STAGES = (1, 9, 1 << 30)  # the first stage takes the nearest offsets, 1 to 8, the second the rest
-_MARGINS = (
-    4.0,
-    2.0,
-)  # bits per stage; a candidate this far above the best is dropped before the stage
+# bits per stage; an option this far above the best is dropped before the stage
+_MARGINS = (4.0, 2.0)
 _STRIP_ROWS = 32  # per strip; more than twice the largest offset
 # numba compiles once more for Python literals
 _FIRST_OFFSET = np.int64(0)
@@ -164,10 +161,10 @@ def _compute_state(
 
 
 @compiled()
-def _evaluate_leaf(
+def _evaluate_option(
     position: int,
-    leaves: CodeArray,
-    leaf: int,
+    options: CodeArray,
+    option: int,
     begin: int,
     end: int,
     apply: bool,
@@ -178,11 +175,11 @@ def _evaluate_leaf(
     bits: Any,
     work: Any,
 ) -> float:
-    """Return how many more bits the codes of an image (L, P) take if a position gets a leaf of
-    `leaves` (L, n).
+    """Return how many more bits the codes of an image (L, P) take with an option (L, K) of a
+    position.
 
     Only the offsets `begin` to `end - 1` of each network are evaluated. With `apply`, the position
-    gets the leaf and the state is updated; this needs all offsets. Otherwise nothing changes.
+    gets the option and the state is updated; this needs all offsets. Otherwise nothing changes.
     """
     _, grids, symbols = layout
     (
@@ -215,7 +212,7 @@ def _evaluate_leaf(
         members = all_members[network]
         for group in range(numbers[network, 5]):
             before[group] = _compute_value(codes, position, groups, group, symbols)
-            after[group] = _compute_value(leaves, leaf, groups, group, symbols)
+            after[group] = _compute_value(options, option, groups, group, symbols)
         for offset in range(begin, min(end, numbers[network, 7])):
             row = y - around[offset, 0]
             column = x - around[offset, 1]
@@ -240,7 +237,7 @@ def _evaluate_leaf(
                 for h in range(num_hidden):
                     sums[network, affected, h] = new_sums[h]
             weight_set = 0
-            code = leaves[level, leaf]
+            code = options[level, option]
             if affected == position:
                 if selecting >= 0:
                     weight_set = after[selecting]
@@ -257,15 +254,14 @@ def _evaluate_leaf(
                 bits[network, affected] = new_bits
     if apply:
         for level in range(len(codes)):
-            codes[level, position] = leaves[level, leaf]
+            codes[level, position] = options[level, option]
     return growth
 
 
 @compiled(inline="always")
 def _count_own_bits(
     position: int,
-    candidates: CodeArray,
-    leaves: CodeArray,
+    options: CodeArray,
     codes: CodeArray,
     layout: Any,
     networks: Any,
@@ -273,8 +269,9 @@ def _count_own_bits(
     work: Any,
     bits: Any,
 ) -> None:
-    """Write the bits of each candidate's own codes to `bits` (K,); equal coarser codes share their
-    frequencies.
+    """Write the bits of each option's own codes to `bits` (K,).
+
+    Options with equal coarser codes share their frequencies.
     """
     symbols = layout[2]
     (
@@ -290,8 +287,8 @@ def _count_own_bits(
         all_members,
     ) = networks
     new_sums, before, frequencies, totals = work
-    for candidate in range(len(candidates)):
-        bits[candidate] = 0.0
+    count = options.shape[1]
+    bits[:count] = 0.0
     for network in range(len(numbers)):
         level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
         table = tables[network]
@@ -302,39 +299,37 @@ def _count_own_bits(
         offsets = all_offsets[network]
         for group in range(numbers[network, 5]):
             before[group] = _compute_value(codes, position, groups, group, symbols)
-        for candidate in range(len(candidates)):
-            leaf = candidates[candidate]
+        for option in range(count):
+            # find the first option with the same coarser codes
             twin = 0
             equal = False
-            while (
-                twin < candidate and not equal
-            ):  # find the first candidate with the same coarser codes
+            while twin < option and not equal:
                 equal = True
                 for coarser in range(level):
-                    equal = equal and leaves[coarser, candidates[twin]] == leaves[coarser, leaf]
+                    equal = equal and options[coarser, twin] == options[coarser, option]
                 twin += 0 if equal else 1
-            if twin == candidate:
+            if twin == option:
                 for h in range(num_hidden):
                     new_sums[h] = sums[network, position, h]
                 for member in range(all_firsts[network, 1]):  # at the position itself
                     group = features[members[member], 0]
                     start = features[members[member], 3]
-                    after = _compute_value(leaves, leaf, groups, group, symbols)
+                    after = _compute_value(options, option, groups, group, symbols)
                     _replace_row(new_sums, table, start + before[group], start + after, num_hidden)
                 weight_set = 0
                 if selecting >= 0:
-                    weight_set = _compute_value(leaves, leaf, groups, selecting, symbols)
-                totals[candidate] = compute_frequencies(
+                    weight_set = _compute_value(options, option, groups, selecting, symbols)
+                totals[option] = compute_frequencies(
                     new_sums,
                     num_hidden,
                     weight_set,
                     weights,
                     offsets,
                     shift,
-                    frequencies[candidate],
+                    frequencies[option],
                     num_symbols,
                 )
-            bits[candidate] += math.log2(totals[twin] / frequencies[twin, leaves[level, leaf]])
+            bits[option] += math.log2(totals[twin] / frequencies[twin, options[level, option]])
 
 
 @compiled()
@@ -344,10 +339,8 @@ def _update(
     strips: Integers,
     positions: Integers,
     images: CodeArray,
-    candidates: CodeArray,
-    leaves: CodeArray,
+    all_options: CodeArray,
     errors: Floats,
-    chosen: CodeArray,
     lmbdas: Floats,
     margins: Any,
     layout: Any,
@@ -355,11 +348,11 @@ def _update(
     state: Any,
     work: Any,
 ) -> int:
-    """Give positions their best candidates. Unit i of the work is strip i % S of image i // S.
+    """Give positions their best options. Unit i of the work is strip i % S of image i // S.
 
     `strips` (S, 2) are ranges of indices into `positions`; `images` are codes (N, L, P).
     """
-    costs, bits, leaf_work, bits_work = work
+    costs, bits, option_work, bits_work = work
     count = len(costs)
     for unit in range(begin_unit, end_unit):
         image = unit // len(strips)
@@ -370,68 +363,48 @@ def _update(
         image_bits = state[1][image]
         for index in range(strips[strip, 0], strips[strip, 1]):
             position = positions[index]
-            current = chosen[image, position]
-            for k in range(count):
-                bits[k] = 0.0
-            if lmbda > 0:
-                _count_own_bits(
-                    position,
-                    candidates[image, position],
-                    leaves,
-                    codes,
-                    layout,
-                    networks,
-                    sums,
-                    bits_work,
-                    bits,
-                )
-            for k in range(count):
-                costs[k] = (
-                    errors[image, index, k]
-                    - errors[image, index, current]
-                    + lmbda * (bits[k] - bits[current])
-                )
-            costs[current] = np.inf
-            best = current
+            options = all_options[image, index]
+            _count_own_bits(position, options, codes, layout, networks, sums, bits_work, bits)
+            own_bits = 0.0
+            for network in range(len(image_bits)):
+                own_bits += image_bits[network, position]
+            for option in range(count):
+                costs[option] = errors[image, index, option] + lmbda * (bits[option] - own_bits)
+
+            # try the options in the order of their costs without the codes around
+            best = -1
             least = 0.0
-            for _ in range(count - 1):
-                k = 0
-                for other in range(1, count):
-                    if costs[other] < costs[k]:
-                        k = other
-                cost = costs[k]
-                costs[k] = np.inf
+            for _ in range(count):
+                option = int(np.argmin(costs))
+                cost = costs[option]
+                costs[option] = np.inf
                 if cost >= least + lmbda * margins[0]:
                     break
-                leaf = candidates[image, position, k]
-                for stage in range(len(margins) if lmbda > 0 else 0):
+                for stage in range(len(margins)):
                     if cost < least + lmbda * margins[stage]:
-                        begin = _STAGES[stage]
-                        end = _STAGES[stage + 1]
-                        cost += lmbda * _evaluate_leaf(
+                        cost += lmbda * _evaluate_option(
                             position,
-                            leaves,
-                            leaf,
-                            begin,
-                            end,
+                            options,
+                            option,
+                            _STAGES[stage],
+                            _STAGES[stage + 1],
                             _ESTIMATE,
                             codes,
                             layout,
                             networks,
                             sums,
                             image_bits,
-                            leaf_work,
+                            option_work,
                         )
                 if cost < least:
-                    best = k
+                    best = option
                     least = cost
-            if best != current:
-                chosen[image, position] = best
-                leaf = candidates[image, position, best]
-                _evaluate_leaf(
+
+            if best >= 0:
+                _evaluate_option(
                     position,
-                    leaves,
-                    leaf,
+                    options,
+                    best,
                     _FIRST_OFFSET,
                     _STAGES[2],
                     _APPLY,
@@ -440,49 +413,39 @@ def _update(
                     networks,
                     sums,
                     image_bits,
-                    leaf_work,
+                    option_work,
                 )
     return end_unit - begin_unit
 
 
 class Choice:
-    """The chosen candidate of each position (N, P), and the bits of the chosen codes."""
+    """The codes of images (N, L, P), and their bits."""
 
     def __init__(
         self,
         layout: Layout,
-        networks: Sequence[EntropyNetwork | None],
-        leaves: CodeArray,
-        candidates: CodeArray,
+        networks: Sequence[EntropyNetwork],
+        codes: CodeArray,
         window: tuple[int, int, int, int] | None = None,
     ) -> None:
-        """Choose the first candidate of each position. `candidates` (N, P, K) are indices of
-        `leaves` (n, L).
+        """Compute the state of the codes (N, L, P), which `update` changes in place.
 
         Args:
             layout: Grids of the levels, all of one size.
-            networks: One per level; a level with None takes no bits.
+            networks: One per level.
+            codes: Contiguous.
             window: For a tile of an image: the tile's first row and column, and the rows and
                 columns of the whole grid.
         """
+        self.codes = codes
         self._layout = layout
-        self._leaves = leaves
-        self._candidates = candidates
-        self.chosen = np.zeros((len(candidates), candidates.shape[1]), np.int32)
-        self._codes = np.ascontiguousarray(
-            leaves[candidates[:, :, 0]].transpose(0, 2, 1)
-        )  # (N, L, P)
-        present = [network for network in networks if network is not None]
-        self._state: Any = None
-        if not present:
-            return
-        stacks = _stack_networks(present)
+        stacks = _stack_networks(networks)
         self._arguments = layout.arrays, stacks
         units = stacks[2].shape[1]
         groups = stacks[5].shape[1]
         features = stacks[6].shape[1]
         self._buffer_sizes = units, groups, int(layout.symbols.max())
-        shape = (len(candidates), len(present), candidates.shape[1])
+        shape = (len(codes), len(networks), codes.shape[2])
         self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
         window = window or (0, 0, *layout.grids[0].tolist())
         height, width = layout.grids[0] + 2 * FRAME
@@ -494,62 +457,44 @@ class Choice:
                 np.empty(units, np.int32),
                 np.empty(self._buffer_sizes[2], np.int64),
             )
-            _compute_state(self.codes, begin, end, window, *self._arguments, self._state, work)
+            flat_codes = codes.reshape(len(codes), -1)
+            _compute_state(flat_codes, begin, end, window, *self._arguments, self._state, work)
 
-        in_parts(len(candidates), compute_state)
-
-    @property
-    def codes(self) -> CodeArray:
-        """The chosen codes (N, codes of all levels), level after level."""
-        return self._codes.reshape(len(self._codes), -1)
+        in_parts(len(codes), compute_state)
 
     @property
     def bits(self) -> NDArray[np.float64]:
-        """Bits of the chosen codes of each image (N,), without levels that have no network."""
-        if self._state is None:
-            return np.zeros(len(self.codes))
+        """Bits of the codes of each image (N,)."""
         bits: NDArray[np.float64] = self._state[1].sum((1, 2), dtype=np.float64)
         return bits
 
-    @property
-    def leaves(self) -> CodeArray:
-        """The index of the chosen leaf of each position (N, P)."""
-        return np.take_along_axis(self._candidates, self.chosen[:, :, None], 2)[:, :, 0]
-
     def update(
-        self, positions: Integers, errors: Floats, lmbdas: NDArray[np.floating[Any]]
+        self, positions: Integers, options: CodeArray, errors: Floats, lmbdas: Floats
     ) -> None:
-        """Choose the best candidates of P' positions (ascending), by errors (N, P', K) and lambdas
-        (N,).
+        """Choose the best options of P' positions (ascending).
+
+        Args:
+            positions: (P',) indices of positions.
+            options: (N, P', L, K) codes of all levels.
+            errors: (N, P', K) change of the error with each option.
+            lmbdas: (N,) weight of a bit.
         """
-        if self._state is None:  # by error alone; the current candidate wins a tie
-            current = self.chosen[:, positions]
-            least = errors.argmin(-1)
-            better = np.take_along_axis(errors, least[..., None], 2) < np.take_along_axis(
-                errors, current[..., None], 2
-            )
-            self.chosen[:, positions] = np.where(better[..., 0], least, current)
-            self._codes[:, :, positions] = self._leaves[self.leaves[:, positions]].transpose(
-                0, 2, 1
-            )
-            return
         width = int(self._layout.grids[0, 1])
-        count = self._candidates.shape[2]
-        ends = np.searchsorted(
-            positions,
-            width * np.arange(0, self.chosen.shape[1] // width + _STRIP_ROWS, _STRIP_ROWS),
-        )
+        count = options.shape[3]
+        num_strips = -(-self.codes.shape[2] // (width * _STRIP_ROWS))
+        ends = np.searchsorted(positions, width * _STRIP_ROWS * np.arange(num_strips + 1))
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        leaves = np.ascontiguousarray(self._leaves.T)
-        lmbdas = lmbdas.astype(np.float32)
         units, groups, symbols = self._buffer_sizes
 
         def update_units(begin: int, end: int) -> None:
-            sums, before, after = np.empty(units, np.int32), *np.empty((2, groups), np.int64)
+            sums = np.empty(units, np.int32)
+            before = np.empty(groups, np.int64)
+            after = np.empty(groups, np.int64)
             frequencies = np.empty((count, symbols), np.int64)
             totals = np.empty(count, np.int64)
             work = (
-                *np.empty((2, count), np.float64),
+                np.empty(count, np.float64),
+                np.empty(count, np.float64),
                 (sums, before, after, np.empty(symbols, np.int64)),
                 (sums, before, frequencies, totals),
             )
@@ -558,11 +503,9 @@ class Choice:
                 end,
                 half,
                 positions,
-                self._codes,
-                self._candidates,
-                leaves,
+                self.codes,
+                options,
                 errors,
-                self.chosen,
                 lmbdas,
                 np.array(_MARGINS),
                 *self._arguments,
@@ -570,8 +513,6 @@ class Choice:
                 work,
             )
 
-        for half in (
-            strips[::2].copy(),
-            strips[1::2].copy(),
-        ):  # the strips of one half are independent of each other
+        # the strips of one half are independent of each other
+        for half in (strips[::2].copy(), strips[1::2].copy()):
             in_parts(len(self.codes) * len(half), update_units)

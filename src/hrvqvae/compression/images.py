@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrvqvae.compression.decoder_search import DecoderSearch, explain_no_search
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
-from hrvqvae.compression.rate_distortion import RateDistortion, explain_no_lambda
 from hrvqvae.config import Grid
 from hrvqvae.models.base import Autoencoder, Encode
 from hrvqvae.quantize import Codes
@@ -35,6 +35,7 @@ _USUAL_LAMBDAS = 64  # most files fit with one of the first 64
 _FIRST_LAMBDA = 20  # index of the first lambda to try, 0.004
 _SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
 _MOST_TRIES = 6  # twice as many for files that need a larger lambda than usual
+_SAVED_LEVELS = 2  # levels whose bytes a lambda may save
 _CLOSE = 0.99  # a file of this share of the limit ends the search
 
 
@@ -121,20 +122,25 @@ def _fit_files(
         raise InputError(f"the limit of a file is {max_bytes} bytes; it must be at least 1")
     best = [_BestFile(max_bytes) for _ in images]
     prefixes = [prefix for prefix in reversed(model.prefixes) if prefix <= levels]
-    if explain_no_lambda(model, levels):
+    codes = flat_codes(model.encode(images))
+    plain_files = [write(entropy_model, codes, _image_size(images), prefix) for prefix in prefixes]
+    if explain_no_search(model):
         # the most levels that fit have the least error
-        codes = flat_codes(model.encode(images))
-        for rank, prefix in enumerate(prefixes):
-            files = write(entropy_model, codes, _image_size(images), prefix)
+        for rank, files in enumerate(plain_files):
             for image_best, file in zip(best, files, strict=True):
                 image_best.offer(file, rank)
     else:
-        # an image that fits with lambda 0 gets no fewer levels
+        # a lambda saves the bytes of two levels at most; an image that fits with lambda 0 gets no
+        # fewer levels
         unfitted = list(range(len(images)))
-        for prefix in prefixes:
-            if unfitted:
-                encoder = RateDistortion(model, entropy_model, prefix)
-                unfitted = _search_lambdas(encoder, images, unfitted, best)
+        for rank, prefix in enumerate(prefixes):
+            least = plain_files[min(rank + _SAVED_LEVELS, len(prefixes) - 1)]
+            is_last = rank + _SAVED_LEVELS >= len(prefixes) - 1
+            tried = [index for index in unfitted if is_last or len(least[index]) <= max_bytes]
+            if tried:
+                encoder = DecoderSearch(model, entropy_model, prefix)
+                too_large = _search_lambdas(encoder, images, tried, best)
+                unfitted = [index for index in unfitted if index not in tried or index in too_large]
     for image_best, name in zip(best, names, strict=True):
         if image_best.error == math.inf:
             least = len(image_best.content)
@@ -171,7 +177,7 @@ class _LambdaSearch:
 
 
 def _search_lambdas(
-    encoder: RateDistortion, images: Tensor, indices: list[int], best: Sequence[_BestFile]
+    encoder: DecoderSearch, images: Tensor, indices: list[int], best: Sequence[_BestFile]
 ) -> list[int]:
     """Offer files with the encoder's number of levels to `best`, and return which images do not fit
     with lambda 0.
@@ -180,7 +186,7 @@ def _search_lambdas(
     def try_lambdas(selected: list[int], lmbdas: list[float]) -> list[int]:
         """Return the bytes of the files of selected images."""
         batch = images[torch.tensor(selected, device=images.device)]
-        codes, errors = encoder.encode(batch, torch.tensor(lmbdas, dtype=torch.float64))
+        codes, errors = encoder.encode_and_measure(batch, torch.tensor(lmbdas))
         model = encoder.entropy_model
         files = write(model, flat_codes(codes), _image_size(batch), encoder.levels)
         for index, file, error in zip(selected, files, errors.tolist(), strict=True):

@@ -1,0 +1,395 @@
+"""Codes chosen by the decoder: less error, a trade of error against bits, and files like any."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+import hrvqvae
+from hrvqvae.compression import choice, decoder_search
+from hrvqvae.compression.choice import Choice
+from hrvqvae.compression.decoder_search import DecoderSearch
+from hrvqvae.compression.entropy_model import EntropyModel
+from hrvqvae.compression.images import flat_codes
+from hrvqvae.compression.levels import encode_level
+from hrvqvae.compression.zips import read_zip
+from hrvqvae.models.base import Autoencoder
+from hrvqvae.models.single_grid import SingleGridAutoencoder
+from hrvqvae.models.tiles import divide_grid
+from hrvqvae.quantize import Codes
+from hrvqvae.utils.errors import InputError
+from tests.compression.made import (
+    ALL,
+    TREE,
+    bits_of,
+    digits,
+    random_codes,
+    single_grid,
+    squared_errors,
+    untrained,
+)
+from tests.conftest import do, on_each_device, refused
+from tests.trained_run import tiny_systems
+
+
+def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
+    return squared_errors(
+        model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images
+    )
+
+
+def bits(entropy_model: EntropyModel, images: Tensor, codes: Codes) -> Tensor:
+    size = (images.shape[-2], images.shape[-1])
+    return torch.from_numpy(bits_of(entropy_model, size, flat_codes(codes), len(codes)))
+
+
+def total(model: hrvqvae.Model, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
+    return errors(model.autoencoder, images, codes) + lmbda * bits(
+        model.entropy_model, images, codes
+    )
+
+
+@pytest.fixture(autouse=True)
+def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients and errors as on a machine without bfloat16, so that they are exact."""
+    monkeypatch.setattr(decoder_search, "computes_bf16", lambda _: False)
+
+
+@pytest.mark.parametrize("name", ["groups", "vqvae", "rqvae"])
+def test_effort_2_never_has_more_error_than_the_nearest_codewords(
+    name: str, mnist_root: Path
+) -> None:
+    """Of groups of levels, a flat codebook, and unlinked levels; images that do not fill a grid."""
+    model, entropy_model = untrained(single_grid(name, mnist_root))
+    model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
+    search = DecoderSearch(model, entropy_model)
+    for images in (digits(), digits(3)[:, :, 2:7]):
+        nearest = model.encode(images)
+        chosen, squares = search.encode_and_measure(images)
+        assert [code.shape for code in chosen] == [code.shape for code in nearest]
+        before = errors(model, images, nearest)
+        after = errors(model, images, chosen)
+        assert (after <= before + 1e-4).all()
+        assert after.sum() < 0.997 * before.sum()
+        torch.testing.assert_close(squares.float(), after, rtol=1e-4, atol=1e-4)
+    empty = search.encode(digits(1)[:0])
+    assert [len(code) for code in empty] == [0] * len(entropy_model.symbols)
+
+
+def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(mnist_root: Path) -> None:
+    """One turn against the equations of the module, written out for one image."""
+    model, entropy_model = untrained(single_grid("groups", mnist_root))
+    model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
+    assert isinstance(model, SingleGridAutoencoder)
+    image = digits(1)
+    nearest = model.encode(image)
+    vectors = model.quantizer.lookup(nearest).detach().requires_grad_()
+    height, width = image.shape[-2:]
+    decoded = ((model.pixels(vectors, (height, width)) + 1) / 2).clamp(0, 1)
+    error = (decoded - image / 255).square().sum()
+    (gradient,) = torch.autograd.grad(error, vectors)
+    weight = decoder_search._FIRST_WEIGHT * gradient.square().sum() / (4 * error)
+    weight = weight * image.numel() / vectors.numel()
+    expected = [code.clone() for code in nearest]
+    for row, column in np.ndindex(*nearest[0].shape[1:]):
+        here = vectors[0, row, column].detach()
+        goal = here - gradient[0, row, column] / (2 * weight)
+        leaf = model.quantizer.encode(goal[None, None, None].detach())
+        moved = model.quantizer.lookup(leaf)[0, 0, 0]
+        if (row + column) % 2 == 0 and (moved - goal).norm() < (here - goal).norm():
+            for code, moved_code in zip(expected, leaf, strict=True):
+                code[0, row, column] = moved_code[0, 0, 0]
+    turns = (0, 1, 10)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decoder_search, "_TURNS", turns)
+        chosen = DecoderSearch(model, entropy_model).encode(image, effort=1)
+    assert any(not torch.equal(*pair) for pair in zip(chosen, nearest, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(chosen, expected, strict=True))
+
+
+def test_more_effort_means_less_error(run: Path) -> None:
+    model = hrvqvae.load(run)
+    images = digits(30)
+    by_effort = [
+        float(errors(model.autoencoder, images, model.encode(images, effort=effort)).sum())
+        for effort in (0, 1, 2)
+    ]
+    assert by_effort[0] > by_effort[1] > by_effort[2]
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(model.encode(images, effort=0), model.encode(images), strict=True)
+    )
+    with pytest.raises(InputError, match="the effort is 3; it must be 0, 1 or 2"):
+        model.encode(images, effort=3)
+    with pytest.raises(InputError, match="a lambda needs effort 2; the effort is 1"):
+        model.encode(images, 0.1, effort=1)
+
+
+def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(
+    run: Path,
+) -> None:
+    model = hrvqvae.load(run)
+    images = digits(30)
+    usual = model.encode(images)
+    used = list[float]()
+    lost = list[float]()
+    for lmbda in (0.0, 0.02, 1.0, 1e3, 1e6):
+        found = model.encode(images, lmbda)
+        before, after = (total(model, images, codes, lmbda) for codes in (usual, found))
+        assert (after <= before * (1 + 1e-6) + 1e-3).all()
+        assert after.sum() < before.sum()
+        used.append(float(bits(model.entropy_model, images, found).sum()))
+        lost.append(float(errors(model.autoencoder, images, found).sum()))
+    assert used[0] > max(used[1:])
+    assert lost[0] < lost[2]
+
+
+def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
+    model = hrvqvae.load(run)
+    images = digits(5)
+    files = model.compress(images, lmbda=0.05)
+    assert sum(map(len, files)) < sum(map(len, model.compress(images)))
+    expected = model.decode(model.encode(images, 0.05), size=(12, 12))
+    assert torch.equal(torch.stack(model.decompress(files)), expected)
+    assert [model.compress(one[None], lmbda=0.05)[0] for one in images] == files
+    with torch.inference_mode():  # a model that is loaded in it has gradients too
+        assert hrvqvae.load(run).compress(images, lmbda=0.05) == files
+
+
+@on_each_device
+def test_images_have_a_lambda_each(device: str, run: Path) -> None:
+    model = hrvqvae.load(run)
+    images = digits(3)
+    encoder = DecoderSearch(model.autoencoder, model.entropy_model)
+    lmbdas = torch.tensor([0.0, 0.05, 1.0], device=device)
+    codes, squares = encoder.encode_and_measure(images, lmbdas)
+    for number, lmbda in enumerate((0.0, 0.05, 1.0)):
+        alone = encoder.encode(images[number : number + 1], lmbda)
+        assert all(
+            torch.equal(one[number], other[0]) for one, other in zip(codes, alone, strict=True)
+        )
+    torch.testing.assert_close(
+        squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> None:
+    model = hrvqvae.load(run)
+    images = digits()
+    levels = 2
+    found = model.encoder(0.02, levels)(images)
+    usual = model.encode(images)[:levels]
+    of_all = model.encode(images, 0.02)[:levels]
+    sums = [total(model, images, codes, 0.02) for codes in (usual, of_all, found)]
+    assert len(found) == levels
+    assert (sums[2] <= sums[0] + 1e-3).all()
+    assert sums[2].sum() < sums[1].sum()
+    files = model.compress(images, levels, lmbda=0.02)
+    assert torch.equal(torch.stack(model.decompress(files)), model.decode(found, levels, (12, 12)))
+
+
+def test_chunks_change_next_to_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hrvqvae.load(run)
+    images = digits(4).repeat(1, 1, 3, 3)
+    usual = total(model, images, model.encode(images, 0.02), 0.02)
+    monkeypatch.setattr(decoder_search, "_MOST_POSITIONS", 400)
+    found = total(model, images, model.encode(images, 0.02), 0.02)
+    torch.testing.assert_close(found, usual, rtol=0.01, atol=0)
+    assert found.sum() < 1.001 * usual.sum()
+
+
+def test_the_command_writes_files_and_zips_of_the_same_images(run: Path, tmp_path: Path) -> None:
+    images = tmp_path / "in"
+    images.mkdir()
+    for number, pixels in enumerate(digits(4)):
+        Image.fromarray(pixels[0].numpy()).save(images / f"{number}.png")
+    options = ["--lmbda", "0.05", "--device", "cpu", "--levels", "2"]
+    for out in ("files", "all.zip"):
+        do("compress", run, images, "-o", tmp_path / out, *options)
+    files = [path.read_bytes() for path in sorted((tmp_path / "files").iterdir())]
+    assert files == hrvqvae.load(run).compress(digits(4), 2, lmbda=0.05)
+    assert [content for _, content in read_zip(tmp_path / "all.zip")] == files
+    bad = ["compress", run, images, "-o", tmp_path / "bad.zip", "--lmbda", 1000001]
+    assert "the lambda is 1000001.0; it must be from 0 to 1e6" in refused(bad)
+    assert not (tmp_path / "bad.zip").exists()
+
+
+def test_models_of_several_grids_are_told(mnist_root: Path) -> None:
+    with pytest.raises(InputError, match="one latent grid"):
+        DecoderSearch(*untrained(tiny_systems(mnist_root)["vqvae2"]))
+
+
+def test_large_images_are_searched_in_tiles_to_codes_about_as_good(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And to what they decode to, of which the errors are told."""
+    model = hrvqvae.load(run)
+    lmbda = 0.02
+    image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[
+        None, :, :55, :70
+    ]
+    encoder = DecoderSearch(model.autoencoder, model.entropy_model)
+    whole = encoder.encode(image, lmbda)
+    usual = model.encode(image)
+    monkeypatch.setattr(decoder_search, "_TILE_SIDE", 12)
+    monkeypatch.setattr(decoder_search, "_HALO", 6)
+    assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
+    found, squares = encoder.encode_and_measure(image, lmbda)
+    assert not all(torch.equal(*one) for one in zip(found, whole, strict=True))
+    least, most, tiled = (
+        float(total(model, image, codes, lmbda)) for codes in (whole, usual, found)
+    )
+    assert tiled < least + 0.1 * (most - least)
+    assert float(squares) == pytest.approx(float(errors(model.autoencoder, image, found)), rel=0.02)
+
+
+ENTROPY_MODELS = {name: ALL[name] for name in ("tree", "flat", "half")}
+HEIGHT = 6  # of the images in pixels; the width is another
+
+
+class Problem:
+    """Images with options for each position, and errors in 64ths, which float32 holds."""
+
+    def __init__(
+        self,
+        entropy_model: EntropyModel,
+        width: int,
+        count: int = 2,
+        num_options: int = 2,
+        seed: int = 0,
+        height: int = HEIGHT,
+    ) -> None:
+        random = np.random.default_rng(seed)
+        self.entropy_model = entropy_model
+        self.size = (height, width)
+        layout = entropy_model.layout(self.size)
+        positions = int(layout.begins[1])
+        levels = len(entropy_model.symbols)
+        images = random_codes(entropy_model, self.size, count, seed)
+        codes = np.ascontiguousarray(images.reshape(count, levels, positions).astype(np.int32))
+        shape = (count, positions, num_options, levels)
+        options = random.integers(0, entropy_model.symbols, shape).astype(np.int32)
+        self.options = np.ascontiguousarray(options.transpose(0, 1, 3, 2))
+        errors = random.integers(-64, 64, (count, positions, num_options)) / 64
+        self.errors = errors.astype(np.float32)
+        self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
+        self.positions: NDArray[np.int64] = np.arange(positions)
+        networks = [entropy_model.network(level) for level in range(levels)]
+        self.choice = Choice(layout, [network for network in networks if network], codes)
+
+    @property
+    def codes(self) -> NDArray[np.int32]:
+        return self.choice.codes
+
+    def bits(self, codes: NDArray[np.int32]) -> NDArray[np.float64]:
+        flat = codes.reshape(len(codes), -1)
+        return bits_of(self.entropy_model, self.size, flat, codes.shape[1])
+
+    def choose(self, lmbda: float, positions: NDArray[np.int64] | None = None) -> None:
+        positions = self.positions if positions is None else positions
+        self.choice.update(
+            positions,
+            np.ascontiguousarray(self.options[:, positions]),
+            np.ascontiguousarray(self.errors[:, positions]),
+            np.full(len(self.errors), lmbda, np.float32),
+        )
+
+    def error_of_changes(self, before: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Return the sum of the errors (N,) of the options that were taken."""
+        taken = (self.options == self.codes.transpose(0, 2, 1)[..., None]).all(2)
+        changed = (self.codes != before).any(1)[..., None]
+        least = np.where(taken & changed, self.errors, np.inf).min(-1)
+        return np.where(np.isfinite(least), least, 0).sum(1).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", ENTROPY_MODELS)
+def test_bits_are_those_that_a_file_takes(name: str) -> None:
+    entropy_model = ENTROPY_MODELS[name]
+    size = (40, 50)
+    codes = random_codes(entropy_model, size, 5)
+    levels = len(entropy_model.symbols)
+    layout = entropy_model.layout(size)
+    networks = [(level, network) for level, network in enumerate(entropy_model.networks) if network]
+    lengths = [[len(stream) for stream in encode_level(codes, layout, *pair)] for pair in networks]
+    excess = 8 * np.sum(lengths, 0) - bits_of(entropy_model, size, codes, levels)
+    assert (excess > -0.1).all()
+    assert (excess < 12 * len(networks)).all()
+
+
+@pytest.mark.parametrize("name", ENTROPY_MODELS)
+def test_each_position_takes_the_option_of_the_least_sum(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain descent computes the bits of the whole image for every option; twice, since the
+    state is kept.
+    """
+    monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
+    problem = Problem(ENTROPY_MODELS[name], 5 if name == "half" else 8, count=1, seed=3)
+    lmbda = 0.02
+    start = problem.codes.copy()
+    expected = start.copy()
+    for _ in range(2):
+        for position in problem.positions.tolist():
+            tried = np.repeat(expected, 1 + problem.options.shape[3], 0)
+            tried[1:, :, position] = problem.options[0, position].T
+            changes = np.array([0.0, *problem.errors[0, position].tolist()])
+            best = (changes + lmbda * problem.bits(tried)).argmin()
+            expected = tried[best : best + 1]
+        problem.choose(lmbda)
+        assert np.array_equal(problem.codes, expected)
+        assert problem.choice.bits == pytest.approx(problem.bits(expected), rel=1e-5)
+    assert (problem.codes != start).any(), "nothing was better than what there was"
+
+
+@pytest.mark.parametrize("name", ENTROPY_MODELS)
+def test_the_sum_never_grows_and_margins_lose_little(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lmbda = 0.05
+    problem = Problem(ENTROPY_MODELS[name], 30, count=10, num_options=5)
+    before = problem.codes.copy()
+    bits_before = problem.choice.bits
+    problem.choose(lmbda)
+    sums = problem.error_of_changes(before) + lmbda * problem.choice.bits
+    assert (sums <= lmbda * bits_before + 1e-3).all()
+    monkeypatch.setattr(choice, "_MARGINS", (1e6, 1e6))
+    thorough = Problem(ENTROPY_MODELS[name], 30, count=10, num_options=5)
+    thorough.choose(lmbda)
+    least = thorough.error_of_changes(before) + lmbda * thorough.choice.bits
+    gains = [(lmbda * bits_before - total).sum() for total in (sums, least)]
+    assert gains[0] > 0.95 * gains[1]
+
+
+def test_a_larger_lambda_means_fewer_bits() -> None:
+    used = []
+    for lmbda in (0.001, 0.05, 1.0):
+        problem = Problem(TREE, 30, count=10, num_options=5)
+        problem.choose(lmbda)
+        used.append(float(problem.choice.bits.sum()))
+    assert used[0] > used[1] > used[2]
+
+
+def test_other_positions_keep_their_codes() -> None:
+    problem = Problem(TREE, 11)
+    before = problem.codes.copy()
+    chosen = problem.positions[1::3]
+    problem.choose(0.01, chosen)
+    changed = (problem.codes != before).any((0, 1))
+    assert changed[chosen].any()
+    assert not np.delete(changed, chosen).any()
+
+
+def test_threads_do_not_change_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        problem = Problem(TREE, 8, count=1, height=208)
+        assert problem.grid[0] > 3 * choice._STRIP_ROWS
+        problem.choose(0.02, problem.positions[::3])
+        problem.choose(0.02)
+        results.append((problem.codes.tolist(), problem.choice.bits.tolist()))
+    assert results[0] == results[1]
