@@ -258,6 +258,7 @@ class Model:
         max_bytes: int | None = None,
         lmbda: float | None = None,
         names: Sequence[str] | None = None,
+        effort: int | None = None,
     ) -> list[bytes]:
         """Return the content of a file of codes (.hrv, docs/format.md) for each image.
 
@@ -269,14 +270,16 @@ class Model:
                 grids writes as many levels as fit.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
+            effort: As for `encode`; max_bytes has an effort of its own.
 
         Raises:
-            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda and
-                max_bytes are given; the run was trained further after the model was loaded.
+            InputError: As for `encode`; levels are out of range; max_bytes is too small; lmbda or
+                effort and max_bytes are given; the run was trained further after the model was
+                loaded.
         """
-        if lmbda is not None and max_bytes is not None:
-            raise InputError("give a limit of bytes or a lambda, not both")
-        encode = self.encoder(lmbda, levels)
+        if max_bytes is not None and (lmbda is not None or effort is not None):
+            raise InputError("give a limit of bytes, or a lambda and an effort, not both")
+        encode = self.encoder(lmbda, levels, effort)
         self.run.keep_state()  # the files stay readable after further training
         model = self.autoencoder
         entropy_model = self.entropy_model

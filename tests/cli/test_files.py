@@ -254,7 +254,7 @@ def test_what_can_not_be_done(
         (["compress", run, image, "-o", new, "--bytes", "6"], f"{image} takes"),
         (
             ["compress", run, image, "-o", new, "--bytes", "60", "--lmbda", "1"],
-            "a limit of bytes or a lambda",
+            "a limit of bytes, or a lambda and an effort",
         ),
         (
             ["decompress", file, "-o", tmp_path / "y.png"],

@@ -119,6 +119,15 @@ COMMON: Mapping[str, Option] = {
             " 0.005"
         ),
     ),
+    "--effort": option(
+        "--effort",
+        type=int,
+        choices=(0, 1, 2),
+        help=(
+            "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
+            " 3 and 12 times the time (default: 2 with --lmbda, else 0)"
+        ),
+    ),
 }
 """Arguments of several commands."""
 

@@ -37,6 +37,7 @@ def _compress(arguments: Arguments) -> int:
         levels=arguments.levels,
         max_bytes=arguments.bytes,
         lmbda=arguments.lmbda,
+        effort=arguments.effort,
     )
     count = len(written.lost)  # which has an entry per image
     if count:  # an interrupted call may have left nothing to do
@@ -238,6 +239,7 @@ def add(commands: Group) -> None:
         ),
         "--beam",
         "--lmbda",
+        "--effort",
         "--device",
     )
     command(

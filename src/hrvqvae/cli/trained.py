@@ -30,6 +30,7 @@ def _evaluate(arguments: Arguments) -> int:
         limit=arguments.images,
         beam=arguments.beam,
         lmbda=arguments.lmbda,
+        effort=arguments.effort,
         sample_levels=arguments.sample_levels,
     )
     report = evaluated.report
@@ -134,6 +135,7 @@ def _reconstruct(arguments: Arguments) -> int:
         arguments.levels,
         arguments.beam,
         arguments.lmbda,
+        arguments.effort,
         force=arguments.force,
     )
     for path, error in errors:
@@ -196,6 +198,7 @@ def add(commands: Group) -> None:
         "--device",
         "--beam",
         "--lmbda",
+        "--effort",
         "--json",
         option(
             "--split",
@@ -226,7 +229,7 @@ def add(commands: Group) -> None:
         help="write the picture to SHEET.png",
     )
     paths = option("images", nargs="+", metavar="IMAGE", type=Path, help="images of any sizes")
-    options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--force")
+    options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--effort", "--force")
     command(
         commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options
     )

@@ -134,9 +134,9 @@ def _fit_files(
         # fewer levels
         unfitted = list(range(len(images)))
         for rank, prefix in enumerate(prefixes):
-            least = plain_files[min(rank + _SAVED_LEVELS, len(prefixes) - 1)]
+            shorter = plain_files[min(rank + _SAVED_LEVELS, len(prefixes) - 1)]
             is_last = rank + _SAVED_LEVELS >= len(prefixes) - 1
-            tried = [index for index in unfitted if is_last or len(least[index]) <= max_bytes]
+            tried = [index for index in unfitted if is_last or len(shorter[index]) <= max_bytes]
             if tried:
                 encoder = DecoderSearch(model, entropy_model, prefix)
                 too_large = _search_lambdas(encoder, images, tried, best)

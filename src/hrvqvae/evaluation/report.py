@@ -240,6 +240,7 @@ def evaluate_run(
     limit: int | None = None,
     beam: int | None = None,
     lmbda: float | None = None,
+    effort: int | None = None,
     sample_levels: int | None = None,
     rate: bool = True,
 ) -> RunEvaluation:
@@ -252,7 +253,7 @@ def evaluate_run(
         root: folder of the images (default: as in training).
         samples: number of samples to draw and measure with each weight of `guidance`.
         limit: number of images, spread evenly over the split (None: all).
-        beam: as for `hrvqvae.load`; `lmbda` is as for `Model.encode`.
+        beam: as for `hrvqvae.load`; `lmbda` and `effort` are as for `Model.encode`.
         sample_levels: levels to draw (default: all; of sampling.json, if a level has no prior).
         rate: measure the rate; if False, samples are not measured either.
 
@@ -274,7 +275,7 @@ def evaluate_run(
     for weight in guidance if samples else ():
         networks = model.load_priors(num_drawn).networks
         check_sampling_params(networks, SamplingParams(guidance=weight))
-    encode = model.encoder(lmbda)
+    encode = model.encoder(lmbda, effort=effort)
 
     data, split = choose_data(model.config.data, root, split)
     images = load_with_labels(data, split)
@@ -315,6 +316,7 @@ def evaluate_run(
             samples,
             guidance=guidance,
             lmbda=lmbda,
+            effort=effort,
             levels=sample_levels,
             maps=reused,
         )

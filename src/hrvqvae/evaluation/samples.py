@@ -236,6 +236,7 @@ def measure_samples(
     *,
     guidance: Sequence[float] = (1.0,),
     lmbda: float | None = None,
+    effort: int | None = None,
     levels: int | None = None,
     maps: CodeMaps | None = None,
 ) -> tuple[SampleQuality, ...]:
@@ -244,8 +245,8 @@ def measure_samples(
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of
     samples, whose classes are drawn by their frequency in training, with test images. A set has
     `count` images, but at most half of the test split or all of the train split. Return a
-    `SampleQuality` per guidance weight. `lmbda` is for reconstructions, `levels` for samples;
-    `maps` are the codes of the whole test split, if they are known.
+    `SampleQuality` per guidance weight. `lmbda` and `effort` are for reconstructions, `levels` for
+    samples; `maps` are the codes of the whole test split, if they are known.
 
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
     support guidance.
@@ -265,7 +266,10 @@ def measure_samples(
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
     if maps is None:
-        coded = (model.encode(images, lmbda) for images in read_images_at(tests, reference))
+        coded = (
+            model.encode(images, lmbda, effort=effort)
+            for images in read_images_at(tests, reference)
+        )
     else:
         coded = (maps.read(indices)[0] for indices in _split(reference))
     decoded = torch.cat([model.decode(codes, size=(config.size, config.size)) for codes in coded])
