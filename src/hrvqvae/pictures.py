@@ -59,8 +59,8 @@ def reconstruct(
 
     The MSE is of values in [0, 1]. Images keep their sizes. They are converted to the model's
     channels, with a notice. `levels`, `lmbda` and `effort` are as for `Model.encode` and
-    `Model.decode`, `beam` as for `hrvqvae.load`. Raises InputError as these, or if an image can't be read, or the
-    sheet can't be written or exists and `force` is not given.
+    `Model.decode`, `beam` as for `hrvqvae.load`. Raises InputError as these, or if an image can't
+    be read, or the sheet can't be written or exists and `force` is not given.
     """
     check_output(out, force=force, inputs=paths, suffix=".png")
     model = Model(run, beam=beam)

@@ -181,7 +181,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(
     monkeypatch.setattr(compression, "write", write)
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     entropy_model = SimpleNamespace(networks=(None,))
-    encoder: Any = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1)
+    encoder: Any = SimpleNamespace(encode_and_measure=encode, entropy_model=entropy_model, levels=1)
     best = compression._BestFile(30)
     assert compression._search_lambdas(encoder, torch.zeros(1, 1), [0], [best]) == [0]
     assert best.content == bytes(28)
