@@ -12,12 +12,13 @@ from pathlib import Path
 from hrvqvae.data.images import write_image
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
+from hrvqvae.priors.guidance import Guidance, parse_guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import check_output
 
 
-def draw(run: str, out: Path, count: int, guidance: float, seed: int) -> int:
+def draw(run: str, out: Path, count: int, guidance: Guidance, seed: int) -> int:
     """Write the figure and return the number of classes.
 
     Raises:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="draw N images per class (default: 8)",
     )
     what = "above 1, draw images more typical of their class (default: 1)"
-    parser.add_argument("--guidance", type=float, default=1.0, metavar="W", help=what)
+    parser.add_argument("--guidance", type=parse_guidance, default=1.0, metavar="W", help=what)
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
     try:

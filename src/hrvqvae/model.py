@@ -31,6 +31,7 @@ from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
 from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
@@ -354,7 +355,7 @@ class Model:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
         levels: int | None = None,
     ) -> Tensor:
         """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in
@@ -364,7 +365,7 @@ class Model:
             class_name: Name or index of a class (default: classes as often as in training).
             seed: Sample i depends on the seed and on i, not on count.
             guidance: How much samples follow their class; 1 leaves the prior's predictions as they
-                are.
+                are. A number, or a number per level; the last one counts for finer levels.
             levels: Number of levels to draw, coarse first. If both guidance and levels are left
                 out, sampling.json in the model's folder gives them. Otherwise they default to 1 and
                 all levels.

@@ -236,12 +236,12 @@ def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(
 ) -> None:
     plain = hrvqvae.load(whole).sample(2, seed=1)
     second = hrvqvae.load(whole).sample(2, seed=1, levels=2)
-    RunFolder(whole).sampling.write_text('{"guidance": 1, "levels": 2}')
+    RunFolder(whole).sampling.write_text('{"guidance": [1, 1], "levels": 2}')
     export(whole, tmp_path / "out")
     model = hrvqvae.load(whole)
     for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
         assert torch.equal(drawn, second)
     assert torch.equal(model.sample(2, seed=1, guidance=1), plain), "the prior itself"
     card = RunFolder(tmp_path / "out").card.read_text()
-    assert "guidance 1 and levels 1 to 2; `--guidance 1` draws from the prior itself" in card
-    assert Run(tmp_path / "out").sampling_options() == {"guidance": 1.0, "levels": 2}
+    assert "guidance 1,1 and levels 1 to 2; `--guidance 1` draws from the prior itself" in card
+    assert Run(tmp_path / "out").sampling_options() == {"guidance": [1, 1], "levels": 2}

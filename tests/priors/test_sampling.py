@@ -31,6 +31,7 @@ from hrvqvae.priors.generative import (
     sample_codes,
     weigh_classes,
 )
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams, draw, expand_labels, sample_plain
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
@@ -57,7 +58,7 @@ def drawn(
     uniforms = [
         torch.rand(tensor.shape, generator=generator, dtype=torch.float64) for tensor in codes
     ]
-    guidance = [params.guidance] * len(prior.levels)
+    guidance = [params.guidance_of(level) for level in prior.levels]
     labels, mixing = expand_labels(prior.level, label, guidance)
     before = [tensor.clone() for tensor in codes]
     seen = [tensor.repeat(mixing.shape[1], 1, 1) for tensor in coarser]
@@ -110,7 +111,7 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
         temperature=choose(1.0, 0.7, 1.5),
         top_k=choose(0, 1, fewest),
         top_p=choose(1.0, 0.9, 0.4),
-        guidance=choose(0.0, 1.0, 1.5, 3.0) if about["unconditional"] else 1.0,
+        guidance=choose(0.0, 1.0, 3.0, (1.5, 1.0, 0.0)) if about["unconditional"] else 1.0,
     )
     prior = random_prior(config, *levels, seed=seed)
     batch = draw(4)
@@ -275,6 +276,12 @@ def test_options_out_of_range() -> None:
             ({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000")
             for w in (-0.5, np.nan, 1000.5)
         ),
+        (
+            {"guidance": (2, -1)},
+            "guidance is -1; it must be .*, or several such numbers, one per level",
+        ),
+        ({"guidance": "5"}, "guidance is '5'; it must be"),
+        ({"guidance": ()}, r"guidance is \(\); it must be"),
     ):
         with pytest.raises(InputError, match=message):
             SamplingParams(**options)
@@ -417,37 +424,47 @@ def guided_codes(
     )
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5, 3.0])
-def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: float) -> None:
-    prior = random_network("gpt", Level(grid=(2, 3), symbols=4, classes=3, unconditional=True))
-    (codes,) = guided_codes([prior], SamplingParams(guidance=guidance), sample_plain)
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0, (1.5, 0.0), (1.0, 3.0), (2.0,)])
+def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance) -> None:
+    levels = levels_of((2, 3), (4, 3), linked=True, classes=3, unconditional=True)
+    prior = random_prior(SMALL, *levels)
+    codes = guided_codes([prior], SamplingParams(guidance=guidance), sample_plain)
+    weights = np.broadcast_to(guidance, 2)
     for index, label in enumerate(_LABEL.tolist()):
         generator = np.random.default_rng((6, index))
         generator.random()  # the class
-        expected = torch.zeros(1, 2, 3, dtype=torch.long)
-        for place, uniform in enumerate(generator.random(6)):
+        uniforms = generator.random(12).reshape(2, 6)
+        expected = [torch.zeros(1, 2, 3, dtype=torch.long) for _ in levels]
+        for place, level in itertools.product(range(6), range(2)):
             c, u = (
-                prior.level_logits([expected], [], torch.tensor([condition]))[0].flatten(2)[
-                    0, :, place
-                ]
+                prior.level_logits(expected, [], torch.tensor([condition]))[level].flatten(2)
                 for condition in (label, 3)
             )
-            mixed = np.exp((u + guidance * (c - u)).double().numpy())
-            expected.view(-1)[place] = int(
-                np.searchsorted(np.cumsum(mixed / mixed.sum()), uniform, side="right")
-            )
-        assert torch.equal(codes[index], expected[0])
+            mixed = np.exp((u + weights[level] * (c - u))[0, :, place].double().numpy())
+            cumulative = np.cumsum(mixed / mixed.sum())
+            drawn_code = np.searchsorted(cumulative, uniforms[level, place], side="right")
+            expected[level].view(-1)[place] = int(drawn_code)
+        assert same([level_codes[index] for level_codes in codes], [code[0] for code in expected])
 
 
 @pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
 def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
     priors = two_levels(kind, (5, 4), 4, 0)
-    weak, strong = (
-        guided_codes(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0)
+    weak, strong, mixed = (
+        guided_codes(priors, SamplingParams(guidance=guidance))
+        for guidance in (1.0, 3.0, (3.0, 1.0))
     )
     assert not torch.equal(weak[0], strong[0])
     with threads(2):
         assert same(strong, guided_codes(priors, SamplingParams(guidance=3.0)))
+
+    # guidance per level: the coarse codes of 3, below them the fine codes of 1
+    every = torch.ones(5, 4, dtype=torch.bool)
+    kept = KeptCodes(strong, (every, ~every))
+    assert same(mixed, guided_codes(priors, PLAIN, kept=kept))
+    line = "guidance has 3 values, but the priors have 2 levels; give at most 2"
+    with pytest.raises(InputError, match=line):
+        guided_codes(priors, SamplingParams(guidance=(3, 2, 1)))
 
 
 @settings(deadline=None, max_examples=30)

@@ -406,16 +406,27 @@ def test_guidance_needs_class_dropout(
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
     weak, strong = (
-        model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, 4.0)
+        model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, (4.0, 1.0))
     )
     assert not torch.equal(weak, strong)
-    do("sample", guided, "-n", 2, "--guidance", 1.5, "-o", tmp_path / "sheet.png")
+    do("sample", guided, "-n", 2, "--guidance", "1.5,1", "-o", tmp_path / "sheet.png")
     monkeypatch.setattr(
         classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
     )
-    command = ("evaluate", guided, "--samples", 6, "--guidance", 1, 3, "--device", "cpu", "--json")
+    command = (
+        "evaluate",
+        guided,
+        "--samples",
+        6,
+        "--guidance",
+        1,
+        "3,1",
+        "--device",
+        "cpu",
+        "--json",
+    )
     report = json.loads(done(*command)[1])
-    assert [row["guidance"] for row in report["by_guidance"]] == [1, 3]
+    assert [row["guidance"] for row in report["by_guidance"]] == [1, [3, 1]]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
     assert first != second
     assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])

@@ -31,6 +31,7 @@ from hrvqvae.config.parsing import OWN_IMAGES, name_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
 from hrvqvae.models.build import get_system
+from hrvqvae.priors.guidance import format_guidance
 from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.outputs import create_folder, write_atomic
 from hrvqvae.utils.progress import told_once
@@ -256,7 +257,7 @@ def _describe_sampling(defaults: SamplingDefaults) -> str:
     levels = "all levels" if defaults.levels is None else level_names(range(defaults.levels))
     is_plain = (defaults.guidance, defaults.levels) == (1, None)
     hint = "" if is_plain else _MORE_VARIETY
-    return f"drawn by default with guidance {defaults.guidance:g} and {levels}{hint}"
+    return f"drawn by default with guidance {format_guidance(defaults.guidance)} and {levels}{hint}"
 
 
 def _read_evaluation(run: RunFolder) -> str:

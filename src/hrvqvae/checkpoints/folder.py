@@ -32,7 +32,6 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.config import Config, Levels, presets, to_dict
 from hrvqvae.config.parsing import from_file
 from hrvqvae.distributed.launch import job_id
+from hrvqvae.priors.guidance import Guidance, list_weights
 from hrvqvae.utils.errors import (
     DamagedFileError,
     InputError,
@@ -62,7 +62,7 @@ _SHIPPED = Path(__file__).parent.parent / "weights"  # one folder per model, as 
 class SamplingDefaults:
     """How samples are drawn if no option says otherwise: the fields of sampling.json."""
 
-    guidance: float = 1.0
+    guidance: Guidance = 1.0
     levels: int | None = None  #: number of levels to draw; None: all
     decoder: str = PROGRESSIVE  #: the decoder of prefixes, PROGRESSIVE or GENERATION
 
@@ -138,8 +138,7 @@ class RunFolder:
             return SamplingDefaults()
         try:
             defaults = SamplingDefaults(**json.loads(self.sampling.read_bytes()))
-            if type(defaults.guidance) not in (int, float) or not isfinite(defaults.guidance):
-                raise ValueError("guidance is no number")
+            list_weights(defaults.guidance)
             if defaults.levels is not None and type(defaults.levels) is not int:
                 raise ValueError("levels is no whole number")
             if defaults.decoder not in (PROGRESSIVE, GENERATION):

@@ -47,6 +47,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.priors.base import Prior, Priors, build_prior
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
@@ -318,7 +319,7 @@ class Run:
         return Priors(tuple(networks), classes, class_counts)
 
     def sampling_options(
-        self, guidance: float | None = None, levels: int | None = None
+        self, guidance: Guidance | None = None, levels: int | None = None
     ) -> dict[str, Any]:
         """Return the options `guidance` and `levels` of samples.
 

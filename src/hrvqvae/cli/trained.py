@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table, whole
+from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr
 
@@ -88,7 +89,10 @@ def _print_rate(rate: Rate) -> None:
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
-    by_title = {f"samples with guidance {quality.guidance:g}": quality for quality in qualities}
+    by_title = {
+        f"samples with guidance {format_guidance(quality.guidance)}": quality
+        for quality in qualities
+    }
     for name, quality in by_title.items():
         print(
             f"{name}: classification accuracy {quality.classification_accuracy:.1%} of"
@@ -211,10 +215,10 @@ def add(commands: Group) -> None:
         ),
         option(
             "--guidance",
-            type=float,
+            type=parse_guidance,
             nargs="+",
             metavar="W",
-            help=f"{samples} with each guidance W (default: 1)",
+            help=f"{samples} with each guidance W, a number or one per level (default: 1)",
         ),
         option(
             "--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"
@@ -235,8 +239,8 @@ def add(commands: Group) -> None:
     )
 
     guided = (
-        "above 1, draw images more typical of their class; 1: no guidance (default: the model's;"
-        " with --levels, 1)"
+        "above 1, draw images more typical of their class; 1: no guidance; 4,3,1,1: per level, the"
+        " last for finer levels too (default: the model's; with --levels, 1)"
     )
     label = "draw images of class C, a name or an index (default: any)"
     prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
@@ -257,7 +261,7 @@ def add(commands: Group) -> None:
             help="draw from the K likeliest codes only (default: all)",
         ),
         option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
-        option("--guidance", type=float, metavar="W", help=guided),
+        option("--guidance", type=parse_guidance, metavar="W", help=guided),
         option("--levels", type=int, metavar="K", help=prefix),
         option(
             "--seed",

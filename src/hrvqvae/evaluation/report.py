@@ -32,6 +32,7 @@ from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.generative import check_sampling_params
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError
@@ -148,7 +149,7 @@ class RunEvaluation:
     report: Report
     rate: Rate | None
     no_rate: str  # why there is no rate; "" if there is one
-    samples: tuple[SampleQuality, ...] = ()  # one for each guidance weight
+    samples: tuple[SampleQuality, ...] = ()  # one for each guidance
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -236,7 +237,7 @@ def evaluate_run(
     device: str = "auto",
     samples: int = 0,
     *,
-    guidance: Sequence[float] = (1.0,),
+    guidance: Sequence[Guidance] = (1.0,),
     limit: int | None = None,
     beam: int | None = None,
     lmbda: float | None = None,

@@ -27,6 +27,7 @@ from hrvqvae.evaluation.classifier import TrainedClassifier, find_recipe, obtain
 from hrvqvae.model import Model
 from hrvqvae.models import published
 from hrvqvae.models.perceptual import EfficientNetDistance, has_efficientnet, to_three_channels
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
@@ -209,7 +210,7 @@ class SampleQuality:
     samples: (
         int  #: number of samples that are classified; their classes are requested equally often
     )
-    guidance: float  #: guidance weight of the samples
+    guidance: Guidance  #: of the samples
     classification_accuracy: (
         float  #: share of the samples whose predicted class is the requested class
     )
@@ -234,7 +235,7 @@ def measure_samples(
     config: DataConfig,
     count: int,
     *,
-    guidance: Sequence[float] = (1.0,),
+    guidance: Sequence[Guidance] = (1.0,),
     lmbda: float | None = None,
     effort: int | None = None,
     levels: int | None = None,
@@ -245,7 +246,7 @@ def measure_samples(
     Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of
     samples, whose classes are drawn by their frequency in training, with test images. A set has
     `count` images, but at most half of the test split or all of the train split. Return a
-    `SampleQuality` per guidance weight. `lmbda` and `effort` are for reconstructions, `levels` for
+    `SampleQuality` per guidance. `lmbda` and `effort` are for reconstructions, `levels` for
     samples; `maps` are the codes of the whole test split, if they are known.
 
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not

@@ -31,6 +31,7 @@ from hrvqvae.play import tasks
 from hrvqvae.play.address import LOOPBACK, is_admitted, list_hosts
 from hrvqvae.play.tasks import MOST_IMAGES, Picture
 from hrvqvae.plots import sheets
+from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
@@ -243,7 +244,7 @@ class Page:
         """Return the widgets of a sampling: number of images, class, temperature, seed,
         guidance.
         """
-        guidance = self.sampling["guidance"]
+        guidance = format_guidance(self.sampling["guidance"])
         with gr.Row():
             return [
                 gr.Slider(1, MOST_IMAGES, value=count, step=1, label="Images"),
@@ -252,18 +253,16 @@ class Page:
                 ),
                 gr.Slider(0.05, 2, value=1, step=0.05, label="Temperature"),
                 gr.Number(0, precision=0, minimum=0, maximum=2**32, label="Seed"),
-                gr.Slider(
-                    0,
-                    max(4, guidance),
-                    value=guidance,
-                    step=0.1,
+                gr.Textbox(
+                    guidance,
                     label="Guidance",
+                    info="a number, or one per level: 4,3,1,1",
                     visible=self.guided,
                 ),
             ]
 
     def _parse_options(
-        self, count: int, name: str, temperature: float, seed: int | None, guidance: float
+        self, count: int, name: str, temperature: float, seed: int | None, guidance: str
     ) -> dict[str, Any]:
         """Return the values of the widgets of a sampling by name. Raises InputError if one is out
         of range or empty.
@@ -280,7 +279,7 @@ class Page:
             "class_name": class_name,
             "temperature": float(temperature),
             "seed": int(seed),
-            "guidance": float(guidance),
+            "guidance": parse_guidance(str(guidance)),
             "levels": self.sampling["levels"],
         }
 

@@ -14,6 +14,7 @@ from hrvqvae.compression.images import make_files
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
+from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
@@ -99,7 +100,7 @@ def complete(
     class_name: str | None,
     temperature: float,
     seed: int,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     levels: int | None = None,
 ) -> tuple[Tensor, float, Tensor]:
     """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.guidance import Guidance, list_weights
 from hrvqvae.utils.errors import InputError, NonFiniteError
 
 
@@ -28,10 +29,10 @@ class SamplingParams:
     top_k: int = 0  #: draw only from the k likeliest codes (0: all)
     #: draw only from the fewest likeliest codes that together reach this probability (1: all)
     top_p: float = 1.0
-    #: w in the mixed logits u + w (c - u), from 0 to 1000; c are the logits for the class, u the
-    #: logits for "no class"
-    #: (1: c alone, 0: u alone).
-    guidance: float = 1.0
+    #: w in the mixed logits u + w (c - u), from 0 to 1000, or a w per level, of which the last
+    #: counts for finer levels; c are the logits for the class, u the logits for "no class" (1: c
+    #: alone, 0: u alone)
+    guidance: Guidance = 1.0
     levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
 
     def __post_init__(self) -> None:
@@ -44,10 +45,12 @@ class SamplingParams:
             raise InputError(f"top-k is {self.top_k}; it must be at least 0 (0 keeps all codes)")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
-        if not 0 <= self.guidance <= 1000:
-            raise InputError(
-                f"guidance is {self.guidance:g}; it must be from 0 to 1000 (1 is the model's own)"
-            )
+        list_weights(self.guidance)
+
+    def guidance_of(self, level: Level) -> float:
+        """Return the guidance of a level."""
+        weights = list_weights(self.guidance)
+        return weights[min(level.index, len(weights) - 1)]
 
     def check(self, level: Level) -> None:
         """Raise InputError if a level has fewer symbols than top-k, or if its prior does not
@@ -57,9 +60,10 @@ class SamplingParams:
             raise InputError(
                 f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}"
             )
-        if self.guidance == 1 or level.unconditional:
+        guidance = self.guidance_of(level)
+        if guidance == 1 or level.unconditional:
             return
-        subject = f"guidance is {self.guidance:g}, but the prior of level {level.index + 1}"
+        subject = f"guidance is {guidance:g}, but the prior of level {level.index + 1}"
         if not level.classes:
             raise InputError(
                 f"{subject} knows no classes: leave it at 1, or train on images with classes"

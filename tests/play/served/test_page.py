@@ -18,6 +18,7 @@ from PIL import Image
 
 from hrvqvae.model import Model
 from hrvqvae.play.page import Guard, Page
+from hrvqvae.utils.errors import InputError
 from tests.play.served.conftest import Server
 
 
@@ -140,13 +141,16 @@ def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: S
 )  # gradio leaves event loops open
 def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
     page = Page(Model("treevq-cifar10"), 1 << 24, 1 << 24)
-    sliders = [
+    boxes = [
         block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"
     ]
-    assert [(slider.value, slider.maximum) for slider in sliders] == [(5, 5)] * 2
-    del sliders
+    assert [box.value for box in boxes] == ["5"] * 2
+    del boxes
     gc.collect()
-    assert page._parse_options(1, "any class", 1, 0, 5)["levels"] == 8
+    options = page._parse_options(1, "any class", 1, 0, "4,1")
+    assert (options["guidance"], options["levels"]) == ([4, 1], 8)
+    with pytest.raises(InputError, match="guidance is '4,x'; it must be such as 5 or 4,3,1,1"):
+        page._parse_options(1, "any class", 1, 0, "4,x")
 
 
 def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
