@@ -61,7 +61,6 @@ NEED = {
         "train-prior mnist --max-steps 1",
         "demo --out demo",
         "evaluate mnist",
-        "compare mnist --systems hrvqvae --max-steps 1 --out compared",
     ),
     "play": ("play mnist",),
     "shards": ("tokenize mnist . tokens", "detokenize tokens decoded"),

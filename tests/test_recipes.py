@@ -176,7 +176,9 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "README.md",
         *(f"{folder}model.safetensors" for folder in folders),
     }
-    assert {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")} == files
+    exported_files = {path.relative_to(exported).as_posix() for path in exported.rglob("*.*")}
+    # drawn images are not those of the classifier in the package, so that one is trained
+    assert exported_files - {"classifier.safetensors"} == files
     assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
@@ -280,6 +282,7 @@ def test_a_row_of_samples_for_each_class(
     assert "class_dropout" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss")  # two runs with equal errors
 def test_the_error_of_prefixes(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_priors_that_are_missing(whole: Path) -> None:
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
     prior_folder(whole, 1).model.unlink()
-    for lacking in (f"hrvqvae train-prior {whole} --level 2", f"hrvqvae train-prior {whole}"):
+    for lacking in (f"hrvqvae train-prior {whole} --resume", f"hrvqvae train-prior {whole}"):
         assert Run(whole).missing_priors() == lacking
         with pytest.raises(InputError, match=f"{whole} lacks priors; train them: {lacking}$"):
             Run(whole).load_priors()

@@ -151,7 +151,7 @@ def test_a_training_goes_on_after_images_are_deleted(
     images = load_images(folder_config(picture_folder, memory_mb=0), "train")
     broken = [Path(images.source.where(int(row))) for row in images.rows[:2]]
     broken[0].write_bytes(b"no image")
-    with pytest.raises(InputError, match="delete it, .*; a training goes on with --resume"):
+    with pytest.raises(InputError, match="delete it, .*; a training goes on with resume=True"):
         hrvqvae.train(run, data=picture_folder, resume=True, max_steps=4)
     for path in broken:
         path.unlink()

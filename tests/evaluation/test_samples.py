@@ -228,7 +228,9 @@ class Rings:
             labels[:] = self.classes.index(class_name)
         return Sampled(rings(labels, generator), (), ())
 
-    def encode(self, images: Tensor, lmbda: float | None) -> tuple[Tensor, ...]:
+    def encode(
+        self, images: Tensor, lmbda: float | None = None, effort: int | None = None
+    ) -> tuple[Tensor, ...]:
         return (images,)
 
     def decode(self, codes: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
@@ -408,8 +410,8 @@ def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     encoded = list[int]()
     make = Model.encoder
 
-    def counting(model: Model, *options: object) -> Encode:
-        encode = make(model, *options)
+    def counting(model: Model, *options: Any, **named: Any) -> Encode:
+        encode = make(model, *options, **named)
 
         def encode_and_count(images: Tensor) -> tuple[Tensor, ...]:
             encoded.append(len(images))
@@ -534,6 +536,7 @@ def test_a_folder_without_classes_knows_none(
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == [
         "0000.png",
         "0001.png",
+        "samples.json",
     ]
     assert "know no classes" in refused(
         ["sample", run, "--class", "cats", "-o", tmp_path / "x.png"]
