@@ -97,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 other = first.get(round(bits), ())
                 if len(other) > 1:
                     p = stats.ttest_ind(runs[:, level], other, equal_var=False).pvalue
+                    if np.isnan(p):  # sets of one and the same value
+                        p = 1.0
                     line += f", p {p:.2g}"
                 line += ")"
             print(line)

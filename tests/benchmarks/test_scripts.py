@@ -164,7 +164,7 @@ def test_vectors(
     rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 2 --json", capsys))
     assert [row["side"] for row in rows] == 2 * list(vectors.sides(0))
     assert all(
-        0 < row["left"] < 1 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
+        0 < row["left"] < 2 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
     )
 
 
