@@ -22,7 +22,7 @@ from hrvqvae.checkpoints.export import export, push_run
 from hrvqvae.checkpoints.folder import is_hub_name, list_models, run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.compression import hrv
-from hrvqvae.compression.decoder_search import EFFORTS, DecoderSearch
+from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.config import Grid
@@ -34,7 +34,7 @@ from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.device import exact_float32, resolve_device, torch_defaults
+from hrvqvae.utils.device import resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, name_arguments
 from hrvqvae.utils.progress import tracked
 from hrvqvae.utils.quantities import counted
@@ -211,19 +211,7 @@ class Model:
 
         With an effort or a lambda, the error and the bits of the first `levels` count.
         """
-        if effort is None:
-            effort = 0 if lmbda is None else 2
-        if effort not in EFFORTS:
-            raise InputError(f"the effort is {effort!r}; it must be 0, 1 or 2")
-        if lmbda is not None and effort < 2:
-            raise InputError(f"a lambda needs effort 2; the effort is {effort}")
-        if lmbda is not None and not 0 <= lmbda <= 1e6:
-            raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
-        if effort == 0:
-            return exact_float32()(self.autoencoder.encode)
-        num_levels = self.autoencoder.check_levels(levels)
-        search = DecoderSearch(self.autoencoder, self.entropy_model, num_levels)
-        return exact_float32()(lambda images: search.encode(images, lmbda or 0.0, effort))
+        return open_encoder(self.autoencoder, lambda: self.entropy_model, lmbda, levels, effort)
 
     @torch_defaults()
     @torch.no_grad()

@@ -48,6 +48,11 @@ SCRIPTS = {
         8,
     ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
+    "effort": (
+        "mnist --models mnist --images 3 --lmbda 0.01 --bytes 60",
+        ("model", "coding", "MSE"),
+        5,
+    ),
     "train": (
         (
             f"--rounds 1 --preset vqgan/mnist {SMALL} --model.adversarial_start 0"
@@ -73,7 +78,8 @@ SCRIPTS = {
 def test_rows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drawn_mnist(tmp_path, monkeypatch, "fashion-mnist")
+    for dataset in ("mnist", "fashion-mnist"):
+        drawn_mnist(tmp_path, monkeypatch, dataset)
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
     assert tuple(lines[0].split()[:3]) == heads

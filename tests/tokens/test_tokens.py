@@ -241,6 +241,35 @@ def test_a_folder_that_was_begun_otherwise(
     assert read_files(out) == before
 
 
+def test_more_effort_gives_other_shards_of_less_error(
+    shards: Path, digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ("mnist", digits, out, "--shard-size", 20)
+    tokenize(*options, "--effort", 1)
+    errors = []
+    model = hrvqvae.load("mnist")
+    images = [read_image(path, 1) for path in sorted(digits.rglob("*.png"))]
+    for folder in (shards, out):
+        rows = read_table(folder)
+        codes = [torch.from_numpy(np.stack(read_codes(rows, level))).long() for level in (1, 2, 3)]
+        decoded = model.decode(tuple(codes), size=(28, 28))
+        errors.append(float((decoded - torch.from_numpy(np.stack(images)) / 255).square().sum()))
+    assert errors[1] < 0.98 * errors[0]
+    assert "was begun with another effort: 1, not 0" in refused(["tokenize", *options])
+
+
+def test_a_manifest_without_an_effort_is_of_effort_0(
+    shards: Path, digits: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(shards, tmp_path / "out")
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert manifest.pop("effort") == 0
+    (out / "_manifest.json").write_text(json.dumps(manifest))
+    tokenize("mnist", digits, out)
+    assert read_files(out) == read_files(shards)
+
+
 def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> None:
     more = shutil.copytree(digits, tmp_path / "more")
     write_picture(more / "0" / "more.png", 1)

@@ -175,6 +175,7 @@ def _tokenize(arguments: Arguments) -> int:
         engine=arguments.engine,
         retry_broken=arguments.retry_broken,
         beam=arguments.beam,
+        effort=arguments.effort or 0,
     )
     if arguments.json:
         print_json(vars(tokenized))
@@ -309,6 +310,7 @@ def add(commands: Group) -> None:
         ),
         "--device",
         "--beam",
+        "--effort",
         "--json",
         option(
             "--engine",

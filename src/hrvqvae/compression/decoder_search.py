@@ -30,6 +30,7 @@ Shapes: B images, P positions, P' positions of a turn, K options, L levels, D ch
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import cast
 
@@ -43,13 +44,13 @@ from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import EntropyNetwork
 from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, to_unit_images
+from hrvqvae.models.base import Autoencoder, Encode, to_unit_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid, index_pixels
 from hrvqvae.quantize import Codes
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.search.tensors import search_tensors
-from hrvqvae.utils.device import computes_bf16
+from hrvqvae.utils.device import computes_bf16, exact_float32
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
@@ -71,6 +72,28 @@ def explain_no_search(model: Autoencoder) -> str:
     if not isinstance(model.quantizer, ResidualQuantizer):
         return "an effort or a lambda needs a model with codebooks"
     return ""
+
+
+def open_encoder(
+    model: Autoencoder,
+    load_entropy_model: Callable[[], EntropyModel],
+    lmbda: float | None = None,
+    levels: int | None = None,
+    effort: int | None = None,
+) -> Encode:
+    """Return a function that encodes images; see `Model.encode`. Raises InputError."""
+    if effort is None:
+        effort = 0 if lmbda is None else 2
+    if effort not in EFFORTS:
+        raise InputError(f"the effort is {effort!r}; it must be 0, 1 or 2")
+    if lmbda is not None and effort < 2:
+        raise InputError(f"a lambda needs effort 2; the effort is {effort}")
+    if lmbda is not None and not 0 <= lmbda <= 1e6:
+        raise InputError(f"the lambda is {lmbda!r}; it must be from 0 to 1e6")
+    if effort == 0:
+        return exact_float32()(model.encode)
+    search = DecoderSearch(model, load_entropy_model(), model.check_levels(levels))
+    return exact_float32()(lambda images: search.encode(images, lmbda or 0.0, effort))
 
 
 class DecoderSearch:

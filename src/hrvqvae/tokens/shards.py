@@ -72,6 +72,7 @@ class Plan:
     beam: int | None = (
         None  # paths that the search keeps at each level; None keeps as many as in training
     )
+    effort: int = 0  # of the search with the decoder
 
     @property
     def shards(self) -> dict[str, range]:

@@ -29,6 +29,7 @@ from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import weights_digest
+from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import explain_worker_errors, open_loader
 from hrvqvae.data.images import Pixels, decode_image
@@ -36,7 +37,6 @@ from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.data.sources.parquet import ParquetSource
 from hrvqvae.tokens.shards import FORMAT, MOST_VALUES, PREFIX, SUFFIX, Plan, open_shards
-from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.locks import lock_folder
@@ -172,11 +172,12 @@ class Tokenizer:
         workers: int | None,
         device: str,
         beam: int | None,
+        effort: int,
     ) -> None:
         """Load the model; the arguments are those of `tokenize`. Raises InputError as
         `Run.load`.
         """
-        self.options = model, full_size, beam
+        self.options = model, full_size, beam, effort
         self.run = run = Run(model)
         self.model, config = run.load(device, beam)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -184,6 +185,8 @@ class Tokenizer:
         self.device = next(self.model.parameters()).device
         self.size = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
+        load_entropy_model = partial(run.entropy_model.load, self.digest)
+        self._encode_batch = open_encoder(self.model, load_entropy_model, effort=effort)
         self._metadata = {
             "format": FORMAT,
             "model": self.digest,
@@ -273,7 +276,6 @@ class Tokenizer:
             )
         return len(indices), losses
 
-    @exact_float32()
     @torch.inference_mode()
     def _encode(self, images: dict[int, Pixels]) -> list[Row]:
         """Encode images, given by index; return their rows, sorted by index."""
@@ -282,7 +284,7 @@ class Tokenizer:
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in images.values()]
         for group in group_by_size(sizes, _MAX_PIXELS.get(self.device.type, _MAX_PIXELS["cpu"])):
             batch = torch.from_numpy(np.stack([images[indices[position]] for position in group]))
-            codes = [level.cpu().numpy() for level in self.model.encode(batch.to(self.device))]
+            codes = [level.cpu().numpy() for level in self._encode_batch(batch.to(self.device))]
             for position, *levels in zip(group, *codes, strict=True):
                 rows.append((indices[position], sizes[position], levels))
         return sorted(rows, key=lambda row: row[0])
@@ -330,6 +332,7 @@ def tokenize(
     engine: Literal["local", "ray"] = "local",
     retry_broken: bool = False,
     beam: int | None = None,
+    effort: int = 0,
 ) -> Tokenized:
     """Write the codes of images to a folder of shards; continue if an earlier call was stopped.
 
@@ -344,6 +347,7 @@ def tokenize(
         engine: "local", or "ray" to distribute the shards over a Ray cluster, whose machines all
             see the same paths.
         beam: paths that the model's search keeps at each level; None keeps as many as in training.
+        effort: as for `Model.encode`.
 
     Raises:
         InputError: the model, source or images are missing; `out` is in use, can't be written, or
@@ -353,7 +357,7 @@ def tokenize(
     if run_folder(model) == Path(model):
         model = str(Path(model).absolute())  # processes of Ray have another working folder
     images = load_keyed_images(source)
-    tokenizer = Tokenizer(model, images, full_size, workers, device, beam)
+    tokenizer = Tokenizer(model, images, full_size, workers, device, beam, effort)
     with explain_write_errors(out, "; run the same command again to go on"), lock_folder(out):
         remove_temporaries(out)
         existing = Plan.read(out)
@@ -364,6 +368,7 @@ def tokenize(
             keys_digest=images.digest(),
             shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE),
             beam=beam,
+            effort=effort,
         )
         plan.write_or_compare(out)
         tokenizer.run.keep_state()  # the shards stay readable after further training
@@ -478,9 +483,9 @@ def _write_on_ray(
             max_actors = min(gpus, cpus // (1 + workers))
         max_actors = max(1, max_actors)
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
-        model, full_size, beam = tokenizer.options
+        model, full_size, *search = tokenizer.options
         images = ray.put(tokenizer.images)
-        arguments = (model, images, full_size, workers, tokenizer.device.type, beam)
+        arguments = (model, images, full_size, workers, tokenizer.device.type, *search)
         actors = [actor.remote(*arguments) for _ in range(min(max_actors, len(shards)))]
         written = ActorPool(actors).map_unordered(
             lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]),
