@@ -269,15 +269,21 @@ def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
     )
 
 
+def effort_changes(path: str, model: str) -> str:
+    """Return the error of effort 0, and the changes of efforts 1 and 2."""
+    errors = where(path, "mse", model=model)
+    changes = (change([error], errors[:1]) for error in errors[1:])
+    return " | ".join((f"{1e4 * errors[0]:.2f}", *changes))
+
+
 def efforts(model: str) -> str:
     """Return the cells of a model: error, its changes, bits, CPU ms of effort 0, and ratios."""
-    rows = [row for row in read("effort/rows.json") if row["model"] == model]
-    errors = [row["mse"] for row in rows]
+    path = "effort/rows.json"
+    rows = [row for row in read(path) if row["model"] == model]
     times = [row["seconds"] for row in rows]
-    changes = " | ".join(change([error], errors[:1]) for error in errors[1:])
     bits = " | ".join(f"{row['bits']:,.0f}" for row in rows)
     ratios = " | ".join(f"{time / times[0]:.1f}" for time in times[1:])
-    return f"{1e4 * errors[0]:.2f} | {changes} | {bits} | {1e3 * times[0]:.2f} | {ratios}"
+    return f"{effort_changes(path, model)} | {bits} | {1e3 * times[0]:.2f} | {ratios}"
 
 
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
