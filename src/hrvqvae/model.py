@@ -186,8 +186,8 @@ class Model:
                 values in [0, 1]; needs effort 2. Without an entropy model all codes of a level cost
                 the same bits.
             effort: 0 takes the codewords nearest to the latents. 1 and 2 look at the decoded image
-                too, for less error at the same number of codes: 1 takes three times, 2 some twelve
-                times as long as 0 (default: 2 with a lambda, else 0).
+                too, for less error at the same number of codes: 1 takes three to four times, 2
+                thirteen to fifteen times as long as 0 (default: 2 with a lambda, else 0).
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
                 latent grid.
 
@@ -255,7 +255,7 @@ class Model:
             images: As for `encode`, but images of a sequence may have several sizes.
             levels: Number of levels to write, coarse first (default: all).
             max_bytes: Largest size of a file. Of the codes whose file fits, those with the least
-                error are written; this takes a hundred times as long. A model of several latent
+                error are written; this takes a thousand times as long. A model of several latent
                 grids writes as many levels as fit.
             lmbda: As for `encode`, but only the bits of the written levels count.
             names: Names of the images in messages (default: image 1, image 2, ...).
