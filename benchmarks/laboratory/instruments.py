@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, empty
 
+from benchmarks.common import read_images
 from benchmarks.laboratory.systems import codewords_searched
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features, read_split
+from hrvqvae.evaluation.samples import CLASSIFIER, RealImages, choose_features
 from hrvqvae.models.perceptual import PerceptualDistance, choose_perceptual, perceptual_distance
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.state import count_parameters
@@ -55,7 +56,11 @@ _SHOWN = 12
 
 def shown_images(config: Config) -> Tensor:
     """Return the test images (B, C, Y, X) in [0, 1] whose reconstructions every row keeps."""
-    return read_split(config.data, "test", _FEATURE_IMAGES)[:_SHOWN]
+    return _read_tests(config)[:_SHOWN]
+
+
+def _read_tests(config: Config) -> Tensor:
+    return read_images(config.data, _FEATURE_IMAGES).float() / 255
 
 
 class Instruments:
@@ -68,7 +73,7 @@ class Instruments:
         """Load the networks, or raise InputError. A classifier that must be trained is kept in
         `folder`.
         """
-        self.images = torch.split(read_split(config.data, "test", _FEATURE_IMAGES), _BATCH)
+        self.images = torch.split(_read_tests(config), _BATCH)
         self.real = RealImages(choose_features(config.data, folder / CLASSIFIER), self.images)
         self.perceptual: PerceptualDistance | None = None
         with suppress(InputError):  # the perceptual distance is optional: it needs a network

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +12,10 @@ from typing import Any
 
 from hrvqvae.config import Config, ModelConfig, presets
 from hrvqvae.config.model import CodebookConfig
-from hrvqvae.config.parsing import digest_of, override
+from hrvqvae.config.parsing import RESULT_FREE, override
 from hrvqvae.config.registry import RIVALS
+from hrvqvae.config.schema import STAGES, default_config
+from hrvqvae.config.section import to_leaves
 from hrvqvae.utils.errors import InputError
 
 _SECTIONS = ("data", "model", "training", "prior")
@@ -23,6 +27,33 @@ _OPTIONS = {
     "training.max_minutes": "--max-steps",
     "training.epochs": "--max-steps",
 }
+
+
+def digest_of(config: Config, *sections: str) -> str:
+    """Return a hash, 16 hexadecimal digits, of the fields of `sections` that decide the result of a
+    training.
+
+    Fields at their defaults are left out, so that the digest stays the same when a later version
+    adds fields.
+    """
+    kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
+    default = to_leaves(default_config(*kinds.values()))
+    left_out = {
+        "data.root",
+        "data.workers",
+        *(f"{stage}.{name}" for stage in STAGES for name in RESULT_FREE),
+    }
+    left_out.remove(
+        "prior.training.evaluate_every"
+    )  # the best state of a prior is chosen among the evaluated states
+    values = {
+        name: value
+        for name, value in to_leaves(config).items()
+        if name.split(".")[0] in sections
+        and name not in left_out
+        and (name in kinds or value != default[name])
+    }
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

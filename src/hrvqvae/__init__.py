@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError
 
 _MODULES = {
-    "checkpoints.folder": ("list_models",),
-    "data.images": ("read_image", "to_pil"),
-    "config": ("Config", "DataConfig", "QuantizerConfig", "SingleGridConfig", "TrainingConfig"),
-    "model": ("Model", "load", "train"),
-    "models.base": ("Autoencoder",),
-    "models.single_grid": ("SingleGridAutoencoder",),
-    "priors.sampling": ("SamplingParams",),
-    "quantize": ("Codes", "ResidualQuantizer"),
-    "quantize.layer": ("TreeVQ",),
-    "utils.errors": ("DamagedFileError", "InputError", "NonFiniteError"),
+    "checkpoints.folder": "list_models",
+    "data.images": "read_image to_pil",
+    "config": "Config DataConfig QuantizerConfig SingleGridConfig TrainingConfig",
+    "model": "Model load train",
+    "models.base": "Autoencoder",
+    "models.single_grid": "SingleGridAutoencoder",
+    "priors.sampling": "SamplingParams",
+    "quantize": "Codes ResidualQuantizer",
+    "quantize.layer": "TreeVQ",
+    "utils.errors": "DamagedFileError InputError NonFiniteError",
 }
 
 __all__ = [
@@ -71,6 +71,6 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     for module, names in _MODULES.items():
-        if name in names:
+        if name in names.split():
             return getattr(importlib.import_module(f"hrvqvae.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -72,9 +72,8 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
         zips.is_zip(path)  # refuses archives of version 1.0.0
         suffix = path.suffix.lower()
         is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
-        is_collection = path.is_dir() or suffix in LIST_SUFFIXES or is_shards
         source: Source = FolderSource(path.parent, [path.name])
-        if is_collection:
+        if path.is_dir() or suffix in LIST_SUFFIXES or is_shards:
             source = open_whole(path, labels=False)
         if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
             raise InputError(
@@ -182,12 +181,12 @@ def _open_zip(
 ) -> _Output:
     check_output(out, force=force, inputs=paths)
     outputs = Outputs(out)  # names that differ and are safe on every system
-    names = dict[str, str]()
-    for image in images:
-        path = outputs.reserve(image.name, hrv.SUFFIX)
-        names[image.name] = path.relative_to(out).as_posix()
+    paths_in_zip = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
     with zips.create_zip(out) as write:
-        yield lambda name, content: write(names[name], content), images
+        yield (
+            lambda name, content: write(paths_in_zip[name].relative_to(out).as_posix(), content),
+            images,
+        )
 
 
 @contextmanager
@@ -321,10 +320,9 @@ def decompress_files(
     if unknown:
         raise InputError(f"no file of codes is named {min(unknown)!r}")
     marks = [(file.place, header.fingerprint) for file, header in headers.values()]
+    makers = find_makers(marks, model)
     jobs = dict[int, _Job]()
-    for (index, (file, header)), maker in zip(
-        headers.items(), find_makers(marks, model), strict=True
-    ):
+    for maker, (index, (file, header)) in zip(makers, headers.items(), strict=True):
         maker.autoencoder.check_levels(levels)
         jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(file.name, ".png"))
 

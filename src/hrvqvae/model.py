@@ -366,31 +366,13 @@ class Model:
         params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
-    def draw(
-        self,
-        count: int,
-        *,
-        seed: int = 0,
-        class_name: str | int | None = None,
-        params: SamplingParams | None = None,
-        kept: KeptCodes | None = None,
-        sampler: Sampler = sample_cached,
-    ) -> Sampled:
-        """Draw as `sample` does, and return classes and codes beside the images; `kept` codes
-        replace drawn ones.
+    def draw(self, count: int, **options: Any) -> Sampled:
+        """Draw as `sample` does, and return classes and codes beside the images; options are as in
+        `draw_batches`.
         """
         if count < 1:
             raise InputError(f"the number of samples is {count}; it must be at least 1")
-        batches = list(
-            self.draw_batches(
-                range(count),
-                seed=seed,
-                class_name=class_name,
-                params=params,
-                kept=kept,
-                sampler=sampler,
-            )
-        )
+        batches = list(self.draw_batches(range(count), **options))
         classes = chain.from_iterable(batch.classes for batch in batches)
         levels = zip(*(batch.codes for batch in batches), strict=True)
         codes = tuple(torch.cat(level) for level in levels)
@@ -408,7 +390,7 @@ class Model:
     ) -> Iterator[Sampled]:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 
-        `kept` is for consecutive indices.
+        `kept` codes replace drawn ones; they are for consecutive indices.
         """
         params = params or SamplingParams(**self.run.sampling_options())
         starts = range(0, len(indices), _BATCH_SIZE)
@@ -425,9 +407,9 @@ class Model:
             raise InputError(f"seed is {seed}; it must be at least 0")
         if class_name is not None:
             return torch.full((len(indices),), priors.class_index(class_name))
-        return (
-            generative.draw_labels(priors.class_counts, seed, indices) if priors.classes else None
-        )
+        if not priors.classes:
+            return None
+        return generative.draw_labels(priors.class_counts, seed, indices)
 
     @torch_defaults()
     @torch.inference_mode()
@@ -489,12 +471,8 @@ class Model:
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             geometry = self.config.model.geometry
             height, width = (geometry.unit * side for side in min(grids))  # of the padded image
-            keep = (
-                pad_to_grid(
-                    keep.reshape(1, 1, size, size).float(), geometry.margin // 2, height, width
-                )[0, 0]
-                > 0
-            )
+            mask = keep.reshape(1, 1, size, size).float()
+            keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
     @name_arguments()

@@ -76,9 +76,8 @@ def reconstruct(
         for path in paths:
             array, conversions[path] = decode_image(path, autoencoder.channels, max_pixels)
             pixels = torch.from_numpy(array)
-            image = autoencoder.decode(
-                encode(pixels[None]), levels, (pixels.shape[-2], pixels.shape[-1])
-            )[0]
+            size = (pixels.shape[-2], pixels.shape[-1])
+            (image,) = autoencoder.decode(encode(pixels[None]), levels, size)
             error = 0.0
             rounded = torch.empty_like(pixels)
             for top in range(0, pixels.shape[1], _PIXEL_ROWS):
@@ -92,10 +91,8 @@ def reconstruct(
     note_conversions(conversions)
     total = "" if levels == 1 else f" of {autoencoder.prefixes[-1]}"
     caption = f"reconstruction, {level_names(range(num_levels))}{total}"
-    write_image(
-        sheets.draw([sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]),
-        out,
-    )
+    sheet_rows = [sheets.SheetRow("original", originals), sheets.SheetRow(caption, decoded)]
+    write_image(sheets.draw(sheet_rows), out)
     return errors
 
 

@@ -20,7 +20,7 @@ from benchmarks.laboratory import instruments
 from benchmarks.laboratory.instruments import COLUMNS
 from benchmarks.laboratory.report import compare_pairs, mean_errors, table, welch
 from benchmarks.laboratory.settings import LADDERS, Search, Settings, open_trials
-from benchmarks.laboratory.systems import Comparison, codewords_searched
+from benchmarks.laboratory.systems import Comparison, codewords_searched, digest_of
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
 from hrvqvae.config.parsing import override
@@ -32,6 +32,13 @@ from hrvqvae.utils.outputs import TEMPORARY
 from tests.kills import at_step, in_another_process
 
 Row = dict[str, Any]
+SECTIONS = ("data", "model", "training", "prior")
+DIGESTS = [
+    "97462af6fca1ce17",
+    "64c6c45addbd3a27",
+    "7879b174cd59ae2c",
+    "4f3c46e89e677c94",
+]  # of treevq/cifar10
 RATE, DECAY, BETA = LADDERS
 START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
@@ -356,3 +363,35 @@ def test_two_processes_share_a_search(tmp_path: Path, monkeypatch: pytest.Monkey
     trials = list(dict.fromkeys(name for name in made if name != "rqvae-0"))
     assert len(trials) == 6
     assert trials[-1] == first
+
+
+def test_what_decides_the_result_changes_the_digest() -> None:
+    config = presets.get("hrvqvae/mnist").config
+    for name, value, same in (
+        ("training.device", "cuda:1", True),
+        ("training.threads", "3", True),
+        ("training.loggers", "tensorboard", True),
+        ("data.root", "/elsewhere", True),
+        ("data.workers", "0", True),
+        ("prior.training.checkpoint_every", "7", True),
+        ("progressive.training.max_steps", "7", True),
+        ("training.seed", "7", False),
+        ("data.size", "32", False),
+        ("training.max_steps", "7", False),
+        ("training.precision", "bf16", False),
+        ("prior.network.kind", "gpt", False),
+        ("model.quantizer.level_betas", "0.1,0.2,0.3", False),
+        ("prior.training.evaluate_every", "7", False),
+    ):
+        changed = override(config, {name: value})
+        assert (digest_of(changed, *SECTIONS) == digest_of(config, *SECTIONS)) == same, name
+        others = [section for section in SECTIONS if not name.startswith(f"{section}.")]
+        assert digest_of(changed, *others) == digest_of(config, *others)
+
+
+def test_digests_differ_between_systems_and_stay() -> None:
+    """A new digest would refuse to resume runs, and to add to comparisons, of earlier versions."""
+    names = [name for name in presets.names() if name.endswith("/cifar10")]
+    assert len({digest_of(presets.get(name).config, "model") for name in names}) == len(names)
+    config = presets.get("treevq/cifar10").config
+    assert [digest_of(config, part) for part in SECTIONS] == DIGESTS

@@ -137,7 +137,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_commands_that_texts_name_exist() -> None:
     """In pages, and in docstrings of scripts."""
-    commands = {name for names in GROUPS.values() for name in names}
+    commands = {name for names in GROUPS.values() for name in names.split()}
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     scripts = [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "recipes").rglob("*.py")]
     for path in (*texts, *scripts):

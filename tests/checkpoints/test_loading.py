@@ -103,11 +103,13 @@ def test_priors_that_are_missing(whole: Path) -> None:
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
     prior_folder(whole, 1).model.unlink()
-    for lacking in (f"hrvqvae train-prior {whole} --resume", f"hrvqvae train-prior {whole}"):
+    folders = {" --resume": prior_folder(whole, 1).path, " --level 2": whole / "priors", "": whole}
+    for option, folder in folders.items():
+        lacking = f"hrvqvae train-prior {whole}{option}"
         assert Run(whole).missing_priors() == lacking
         with pytest.raises(InputError, match=f"{whole} lacks priors; train them: {lacking}$"):
             Run(whole).load_priors()
-        shutil.rmtree(whole / "priors", ignore_errors=True)
+        shutil.rmtree(folder)
 
 
 def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> None:

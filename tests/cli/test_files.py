@@ -332,8 +332,7 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(
 
 
 @pytest.mark.parametrize(
-    "names",
-    [["../out"], ["/out"], ["a/../../out"], ["..\\out"], ["C:/out"], ["x", "X", "x"]],
+    "names", [["../out"], ["/out"], ["a/../../out"], ["..\\out"], ["C:/out"], ["x", "X", "x"]]
 )
 def test_a_zip_writes_nowhere_but_where_it_is_told(
     names: list[str], run: Path, tmp_path: Path

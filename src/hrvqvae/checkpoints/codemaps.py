@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,7 @@ def extract_codes(
     model.to(device)
     recorder = CodeRecorder(model.encode, config.model.num_symbols)
     batches = evaluation_batches(
-        images,
-        batch_size=_BATCH_SIZE,
-        workers=config.data.workers,
-        rank_slice=rank_slice,
+        images, batch_size=_BATCH_SIZE, workers=config.data.workers, rank_slice=rank_slice
     )
     total = len(rank_slice.of(len(images)))
     title = f"codes of the {split} split"
@@ -148,16 +146,13 @@ def load_or_extract(
     source = distributed.on_rank_zero(lambda: describe_source(folder, model_digest, config, split))
 
     def extract() -> WriteArrays:
-        share = extract_codes(
-            model, config, split, device, rank_slice=distributed.rank_slice(), augment=augment
-        )
+        share = extract_codes(model, config, split, device, distributed.rank_slice(), augment)
         shares = distributed.gather_object(share)
 
         def write_arrays(paths: Sequence[Path]) -> Sequence[str]:
-            for path, *arrays in zip(
-                paths, *((*share.levels, share.labels) for share in shares), strict=True
-            ):
-                write_array(path, np.concatenate(arrays))  # one array per share
+            by_share = ((*share.levels, share.labels) for share in shares)
+            for path, *arrays in zip(paths, *by_share, strict=True):
+                write_array(path, np.concatenate(arrays))
             return share.classes
 
         return write_arrays
@@ -179,15 +174,13 @@ def load_or_write(
     `prepare` is called in every process; `say` is called before waiting for another process that
     works in the folder.
     """
+    read = partial(read_maps, folder, name, source, symbols)
     with distributed.lock_on_rank_zero(folder, say):
-        if not distributed.on_rank_zero(
-            lambda: read_maps(folder, name, source, symbols) is not None
-        ):
+        if distributed.on_rank_zero(lambda: read() is None):
             write_arrays = prepare()
-            distributed.on_rank_zero(
-                lambda: write_maps(folder, name, source, len(symbols), write_arrays)
-            )
-        maps = read_maps(folder, name, source, symbols)
+            write = partial(write_maps, folder, name, source, len(symbols), write_arrays)
+            distributed.on_rank_zero(write)
+        maps = read()
     if maps is None:
         raise InputError(
             f"the codes in {folder} can't be read; every process has to see that folder"
@@ -202,8 +195,9 @@ def write_maps(
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
         (folder / f"{name}.json").unlink(missing_ok=True)
-        classes = write_arrays(array_paths(folder, name, num_levels))
-        arrays = _open_arrays(folder, name, num_levels)
+        paths = array_paths(folder, name, num_levels)
+        classes = write_arrays(paths)
+        arrays = _open_arrays(paths)
         description = {
             "source": source,
             "classes": list(classes),
@@ -227,18 +221,17 @@ def read_maps(
     """
     with suppress(Exception):  # json and numpy raise errors of many types for damaged files
         description = json.loads((folder / f"{name}.json").read_text())
-        arrays = _open_arrays(folder, name, len(symbols))
+        arrays = _open_arrays(array_paths(folder, name, len(symbols)))
         *levels, labels = arrays
-        matches = (
+        classes = tuple(description["classes"])
+        dtypes = [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
+        if (
             description["source"] == source
             and description["shapes"] == [list(level.shape) for level in levels]
-            and [array.dtype for array in arrays]
-            == [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
-        )
-        classes = tuple(description["classes"])
-        if matches and description["digests"] == _hash_arrays(
-            arrays, classes
-        ):  # last, as it reads every byte
+            and [array.dtype for array in arrays] == dtypes
+            # the last, as it reads every byte
+            and description["digests"] == _hash_arrays(arrays, classes)
+        ):
             return CodeMaps(tuple(levels), np.array(labels), classes)
     return None
 
@@ -255,9 +248,8 @@ def describe_source(folder: Path, model_digest: str, config: Config, split: str)
         images_digest = open_images(config.data, split).digest()
     except InputError as error:
         try:
-            images_digest = str(
-                json.loads((folder / f"{split}.json").read_text())["source"]["images"]
-            )
+            description = json.loads((folder / f"{split}.json").read_text())
+            images_digest = str(description["source"]["images"])
         except (OSError, ValueError, LookupError, TypeError):
             raise error from None
         note(f"the codes in {folder} are used without their images: {error}")
@@ -270,11 +262,8 @@ def array_paths(folder: Path, name: str, num_levels: int) -> list[Path]:
     return [folder / f"{name}-{array}.npy" for array in arrays]
 
 
-def _open_arrays(folder: Path, name: str, num_levels: int) -> list[NDArray[Any]]:
-    return [
-        np.load(path, mmap_mode="r", allow_pickle=False)
-        for path in array_paths(folder, name, num_levels)
-    ]
+def _open_arrays(paths: Sequence[Path]) -> list[NDArray[Any]]:
+    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
 
 
 def _hash_arrays(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:

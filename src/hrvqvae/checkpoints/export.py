@@ -26,10 +26,11 @@ from hrvqvae.checkpoints.folder import (
     list_models,
 )
 from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
-from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
+from hrvqvae.config import Config, bits_per_image, level_names, to_dict
 from hrvqvae.config.parsing import OWN_IMAGES, name_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS
 from hrvqvae.config.schema import STAGES
+from hrvqvae.config.section import to_leaves
 from hrvqvae.models.build import get_system
 from hrvqvae.priors.guidance import format_guidance
 from hrvqvae.utils.errors import InputError, printable
@@ -39,6 +40,33 @@ from hrvqvae.utils.progress import told_once
 _FENCE = "---\n"  # before and after the YAML at the top of a card
 _MORE_VARIETY = "; `--guidance 1` draws from the prior itself, with more variety"
 _UNMEASURED = "not in training; `hrvqvae evaluate` measures it"
+_SAMPLE_LINE = "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n"
+_CARD = """\
+# Model card: {name}
+
+{title}: images to small grids of discrete codes, and codes to images{drawing}.
+
+| | |
+|---|---|
+{table}
+## How to use it
+
+With the Python package hrvqvae:
+
+```python
+from hrvqvae import Model
+
+model = Model.from_pretrained("{name}")
+codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in [0, 1]
+decoded = model.decode(codes)                # levels=1: from the coarsest level alone
+{sample_line}```
+
+In a shell, beside the folder `{folder}`:
+
+```console
+{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png
+```
+"""
 _TAGS = ("vector-quantization", "vq-vae", "image-compression", "image-generation", "pytorch")
 
 
@@ -75,12 +103,10 @@ def export(
     weights = source.weights if weights is None else weights
 
     # Leave out what was made for other weights.
-    is_unchanged = storage.weights_digest(weights) == source.weights_digest
-    if is_unchanged:
-        stale = {artifact.path for artifact in source.stale_artifacts()}
-        left_out = stale_notice(run)
-    else:
-        stale = {artifact.path for artifact in (*source.networks, source.entropy_model)}
+    stale = source.stale_artifacts()
+    left_out = stale_notice(run)
+    if storage.weights_digest(weights) != source.weights_digest:
+        stale = [*source.networks, source.entropy_model]
         left_out = [f"priors, decoders and entropy model, made for the weights of {run}"]
     for line in left_out:
         told_once(f"left out of {out}: {line}")
@@ -89,31 +115,28 @@ def export(
     with create_folder(out) as folder:
         target = RunFolder(folder)
         meta = {**storage.read_meta(source.path), "config": to_dict(config)}
-        storage.write(
-            target.model, storage.compacted(weights, matrices=False) if compact else weights, meta
-        )
+        if compact:
+            weights = storage.compacted(weights, matrices=False)
+        storage.write(target.model, weights, meta)
         autoencoder_digest = storage.digest(target.model)
         for network in source.networks:
-            if network.path in stale or not network.file.is_file():
+            if network in stale or not network.file.is_file():
                 continue
             network_weights, about = network.read()
             if network.levels is not None or compact:
                 network_weights = storage.compacted(network_weights, matrices=compact)
-            network_config = without_paths(config_of(about, network.file))
-            about = {
-                **about,
-                "config": to_dict(network_config),
-                "autoencoder": autoencoder_digest,
-            }
+            about["config"] = to_dict(without_paths(config_of(about, network.file)))
+            about["autoencoder"] = autoencoder_digest
             abouts[str(network)] = about
-            (folder / str(network)).mkdir(parents=True)
-            storage.write(RunFolder(folder / str(network)).model, network_weights, about)
+            network_target = RunFolder(folder / str(network))
+            network_target.path.mkdir(parents=True)
+            storage.write(network_target.model, network_weights, about)
         if compact:
             told_once(
                 f"{out} has other weights than {run}, so no entropy model: hrvqvae"
                 f" fit-entropy-model {shlex.quote(str(out))}"
             )
-        elif source_folder.tables.is_file() and source_folder.tables not in stale:
+        elif source_folder.tables.is_file() and source.entropy_model not in stale:
             write_atomic(target.tables, source.entropy_model.load().content)
         if source_folder.sampling.is_file() and abouts:
             write_atomic(target.sampling, source_folder.sampling.read_bytes())
@@ -143,7 +166,7 @@ def without_paths(config: Config) -> Config:
     """Return a configuration without the paths of this machine: of data, codes and initial
     weights.
     """
-    values = dict(flatten(to_dict(config)))
+    values = to_leaves(config)
     names = [f"{stage}.init_from" for stage in STAGES]
     emptied = {name: "" for name in names if values[name] not in list_models()}
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
@@ -214,27 +237,15 @@ def _card(
     rows["measured"] = _read_evaluation(source)
     rows["license"] = license or "not stated"
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
-    sample_line = (
-        "new = model.sample(16, seed=0)               # (16, C, Y, X), float32 in [0, 1]\n"
-        if priors
-        else ""
-    )
     on_hub = is_hub_name(name)
-    folder = shlex.quote(name.rpartition("/")[2] if on_hub else name)
-    get_line = f"$ hrvqvae hub get {name}\n" if on_hub else ""
-    return (
-        f"# Model card: {name}\n\n"
-        f"{title}: images to small grids of discrete codes,"
-        " and codes to images"
-        f"{', with priors that draw new ones' if priors else ''}.\n\n| | |\n|---|---|\n{table}\n"
-        "## How to use it\n\nWith the Python package hrvqvae:\n\n```python\nfrom hrvqvae import"
-        " Model\n\n"
-        f'model = Model.from_pretrained("{name}")\n'
-        "codes = model.encode(images)                 # images: (B, C, Y, X), uint8 or float32 in"
-        " [0, 1]\n"
-        "decoded = model.decode(codes)                # levels=1: from the coarsest level alone\n"
-        f"{sample_line}```\n\nIn a shell, beside the folder `{folder}`:\n\n"
-        f"```console\n{get_line}$ hrvqvae reconstruct {folder} x.png -o y.png\n```\n"
+    return _CARD.format(
+        name=name,
+        title=title,
+        drawing=", with priors that draw new ones" if priors else "",
+        table=table,
+        sample_line=_SAMPLE_LINE if priors else "",
+        folder=shlex.quote(name.rpartition("/")[2] if on_hub else name),
+        get_line=f"$ hrvqvae hub get {name}\n" if on_hub else "",
     )
 
 

@@ -197,11 +197,10 @@ def prior_folder(run: str | Path, *levels: int) -> RunFolder:
     """Return the folder of a run's prior of consecutive levels. Levels are counted from 0, the
     coarsest.
     """
-    first = levels[0] + 1
-    last = levels[-1] + 1
-    return RunFolder(
-        Path(run) / "priors" / (f"level-{first}" if first == last else f"levels-{first}-{last}")
-    )
+    name = f"level-{levels[0] + 1}"
+    if len(levels) > 1:
+        name = f"levels-{levels[0] + 1}-{levels[-1] + 1}"
+    return RunFolder(Path(run) / "priors" / name)
 
 
 def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
@@ -267,12 +266,14 @@ def locate(run: str | Path) -> Path:
     """
     path = run_folder(run)
     folder = RunFolder(path)
-    if path.is_file() and path.suffix != ".safetensors":
+    if folder.model.is_file():
+        return folder.model
+    if path.suffix == ".safetensors" and path.is_file():
+        return path
+    if path.is_file():
         raise InputError(
             f"{path} is no model: give a run folder, a file .safetensors or a model of the package"
         )
-    if path.is_file() or folder.model.is_file():
-        return path if path.is_file() else folder.model
     if folder.config.is_file():
         raise InputError(
             f"{path} has no model.safetensors yet; train it: hrvqvae train ... --resume --out"
@@ -280,18 +281,12 @@ def locate(run: str | Path) -> Path:
         )
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")
-    matches = near_names(str(run).lower(), list_models())
-    hint = (
-        f"did you mean {matches}?"
-        if matches
-        else f"models of the package: {', '.join(list_models())}"
-    )
+    hint = f"models of the package: {', '.join(list_models())}"
+    if matches := near_names(str(run).lower(), list_models()):
+        hint = f"did you mean {matches}?"
     if str(run) in presets.names():
         command = f"hrvqvae train {run} --out runs/{str(run).replace('/', '-')}"
         raise InputError(f"{run} is a preset, not a trained model; {hint}; train one: {command}")
-    hub_hint = (
-        f"; from the hub: hrvqvae hub get {run}"
-        if is_hub_name(run) and not path.parent.is_dir()
-        else ""
-    )
-    raise InputError(f"{path}: there is no such run folder; {hint}{hub_hint}")
+    if is_hub_name(run) and not path.parent.is_dir():
+        hint += f"; from the hub: hrvqvae hub get {run}"
+    raise InputError(f"{path}: there is no such run folder; {hint}")

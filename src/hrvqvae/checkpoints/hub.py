@@ -17,12 +17,9 @@ from hrvqvae.data.fetch import quiet_network
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import create_folder
 
-_PATTERNS = (
-    "*.safetensors",
-    "*.json",
-    "*.md",
-    "*.hrvt",
-)  # files that are uploaded or downloaded; none holds code
+# files that are uploaded or downloaded; none holds code
+_PATTERNS = ("*.safetensors", "*.json", "*.md", "*.hrvt")
+_ARTIFACTS = ("priors/", "prefixes/", "generation/", "tables.hrvt", "sampling.json")
 _HTTP_CLIENTS = ("requests", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
@@ -42,9 +39,8 @@ def fetch(
     if into is not None:
         with create_folder(into) as partial:
             fetch(name, revision=revision, local_dir=partial, **options)
-            shutil.rmtree(
-                partial / ".cache", ignore_errors=True
-            )  # the library's records of the download
+            # the library's records of the download
+            shutil.rmtree(partial / ".cache", ignore_errors=True)
         return into
     with _library(name, revision) as hub:
         options |= {"allow_patterns": [*_PATTERNS], "library_name": "hrvqvae", "revision": revision}
@@ -76,14 +72,14 @@ def push(
             for path in folder.rglob(pattern)
         }
         changes = [hub.CommitOperationAdd(file, path) for file, path in sorted(files.items())]
-        for file in api.list_repo_files(
-            name, revision=branch
-        ):  # artifacts of an earlier model do not fit this one
-            if file not in files and file.startswith(
-                ("priors/", "prefixes/", "generation/", "tables.hrvt", "sampling.json")
-            ):
+
+        # Artifacts of an earlier model do not fit this one.
+        for file in api.list_repo_files(name, revision=branch):
+            if file not in files and file.startswith(_ARTIFACTS):
                 changes.append(hub.CommitOperationDelete(file))
-        commit = api.create_commit(  # a single commit changes all files or none
+
+        # A single commit changes all files or none.
+        commit = api.create_commit(
             name, changes, commit_message=commit_message, revision=branch, create_pr=create_pr
         )
     return str(commit.pr_url or commit.commit_url)
@@ -113,20 +109,14 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         with quiet_network():
             yield hub
     except Exception as error:
-        types = (
-            error_type
-            for error_type in messages
-            if isinstance(error, getattr(hub.errors, error_type))
-        )
-        message = messages.get(next(types, ""))
-        library = type(error).__module__.partition(".")[
-            0
-        ]  # versions of huggingface_hub use different HTTP clients
-        if (
-            message is None
-            and not isinstance(error, (OSError, RuntimeError))
-            and library not in _HTTP_CLIENTS
-        ):
+        message = ""
+        for error_type, text in messages.items():
+            if not message and isinstance(error, getattr(hub.errors, error_type)):
+                message = text
+        # Versions of huggingface_hub use different HTTP clients.
+        library = type(error).__module__.partition(".")[0]
+        is_known = isinstance(error, (OSError, RuntimeError)) or library in _HTTP_CLIENTS
+        if not message and not is_known:
             raise
         cause: BaseException = error
         while cause.__cause__ is not None and isinstance(cause, (FileNotFoundError, RuntimeError)):

@@ -272,8 +272,8 @@ class Run:
         Return "" if each of these levels has a prior. Reads no weights.
         """
         trained = [levels for levels, prior in self.priors.items() if prior.file.is_file()]
-        covered = {level for levels in trained for level in levels}
-        missing = sorted({*range(num_levels or len(self.config.model.num_symbols))} - covered)
+        count = num_levels or len(self.config.model.num_symbols)
+        missing = [n for n in range(count) if not any(n in levels for levels in trained)]
         if not missing:
             return ""
         option = f" --level {missing[0] + 1}" if trained else ""
@@ -296,27 +296,23 @@ class Run:
         if command := self.missing_priors(num_levels):
             raise InputError(f"{self} lacks priors; train them: {command}")
         networks = list[Prior]()
-        classes = tuple[str, ...]()
-        class_counts = tuple[int, ...]()
+        first = dict[str, Any]()  # the metadata of the first prior
         for covered, prior in self.priors.items():
             if num_levels is not None and covered.start >= num_levels:
                 break
             weights, meta = prior.read()
             config = config_of(meta, prior.file)
-            names = tuple(meta["classes"])
-            if not networks:
-                classes = names
-                class_counts = tuple(meta["class_counts"])
-            elif names != classes:
+            first = first or meta
+            if meta["classes"] != first["classes"]:
                 raise InputError(
                     f"{prior.file} was trained on other classes than level 1; delete {prior.path},"
                     " train anew"
                 )
             _check_agreement("prior.network", config, prior.file)
             levels = range(meta["level"], meta["level"] + meta.get("levels", 1))
-            make = partial(build_prior, config, levels, len(names))
+            make = partial(build_prior, config, levels, len(meta["classes"]))
             networks.append(_build_with_weights(make, weights, prior.file))
-        return Priors(tuple(networks), classes, class_counts)
+        return Priors(tuple(networks), tuple(first["classes"]), tuple(first["class_counts"]))
 
     def sampling_options(
         self, guidance: Guidance | None = None, levels: int | None = None
@@ -328,7 +324,8 @@ class Run:
         """
         if guidance is None and levels is None:
             defaults = self.folder.read_sampling()
-            return {"guidance": defaults.guidance, "levels": defaults.levels}
+            guidance = defaults.guidance
+            levels = defaults.levels
         return {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
 
     def wrote(self, fingerprint: bytes) -> bool:
@@ -355,23 +352,18 @@ def copy_state(run: Run, target: RunFolder) -> None:
     if not there yet.
     """
     state = RunFolder(target.states / run.weights_digest)
-    artifacts = {
-        decoder_folder(state.path, PROGRESSIVE).model: run.decoders[PROGRESSIVE],
-        state.tables: run.entropy_model,
-    }
-    current = {
+    decoder = decoder_folder(state.path, PROGRESSIVE).model
+    artifacts = {decoder: run.decoders[PROGRESSIVE], state.tables: run.entropy_model}
+    files = {
         path: part.file
         for path, part in artifacts.items()
         if part.file.is_file() and not part.is_stale()
     }
+    files[state.model] = run.path  # the last, because it completes the state
     try:
-        for path, source in {
-            **current,
-            state.model: run.path,
-        }.items():  # the model last: it completes the state
-            if not path.is_file() or (
-                path.parent.name == PROGRESSIVE and path.read_bytes() != source.read_bytes()
-            ):
+        for path, source in files.items():
+            is_new = not path.is_file()
+            if is_new or (path == decoder and path.read_bytes() != source.read_bytes()):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with replace_file(path) as copy:
                     copy.write_bytes(source.read_bytes())
@@ -450,12 +442,10 @@ class EntropyModelArtifact(Artifact):
     """
 
     def is_stale(self) -> bool:
-        if not self.path.is_file():
-            return False
-        return (
-            read_entropy_model(self.path.read_bytes(), str(self.path)).model
-            != self.run.weights_digest
-        )
+        return self.path.is_file() and self._read().model != self.run.weights_digest
+
+    def _read(self) -> EntropyModel:
+        return read_entropy_model(self.path.read_bytes(), str(self.path))
 
     def load(self, weights_digest: str | None = None) -> EntropyModel:
         """Return the fitted entropy model or, if none was fitted, an entropy model without
@@ -472,7 +462,7 @@ class EntropyModelArtifact(Artifact):
         )
         if not self.path.is_file():
             return bare
-        fitted = read_entropy_model(self.path.read_bytes(), str(self.path))
+        fitted = self._read()
         if fitted.model != digest:
             raise InputError(f"{self.file} was {renewal_advice(self.run.name)}")
         if (fitted.geometry, fitted.symbols) != (bare.geometry, bare.symbols):
@@ -536,8 +526,7 @@ class EntropyModelArtifact(Artifact):
             if not self._restore_fitted(say):
                 with explain_write_errors(self.path):
                     if self.path.is_file():  # of other weights, which restore it
-                        earlier = read_entropy_model(self.path.read_bytes()).model
-                        state = RunFolder(self.run.folder.states / earlier)
+                        state = RunFolder(self.run.folder.states / self._read().model)
                         state.path.mkdir(parents=True, exist_ok=True)
                         self.path.replace(state.tables)
                     write_atomic(self.path, content)
@@ -618,8 +607,7 @@ def stale_notice(name: str | Path) -> list[str]:
     """Return a list of one line that names a run's stale artifacts and their renewal; [] if none is
     stale.
     """
-    try:
+    stale = list[Artifact]()
+    with suppress(InputError):
         stale = Run(name).stale_artifacts()
-    except InputError:
-        return []
     return [f"{', '.join(map(str, stale))}: {renewal_advice(name)}"] if stale else []

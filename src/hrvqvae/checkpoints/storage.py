@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,22 +53,19 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
 def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write tensors and `meta`, which must be JSON, atomically. Raises OSError."""
     meta_text = json.dumps(meta, sort_keys=True)
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    uses = Counter(
-        tensor.data_ptr() for tensor in on_cpu.values()
-    )  # safetensors refuses tied weights
+    # A copy of each tensor, because safetensors refuses tied weights.
     on_cpu = {
-        name: tensor.clone() if uses[tensor.data_ptr()] > 1 else tensor
-        for name, tensor in on_cpu.items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
     }
     content = save_tensors(
         on_cpu, metadata={"format": "pt", "meta": meta_text, "digest": _digest(on_cpu, meta_text)}
     )
-    header_end = 8 + int.from_bytes(content[:8], "little")
+
     # Sort the header, which safetensors writes in any order.
-    header = json.dumps(
-        json.loads(content[8:header_end]), sort_keys=True, separators=(",", ":")
-    ).encode()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8:header_end])
+    header = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     write_atomic(path, len(header).to_bytes(8, "little") + header + content[header_end:])
 
@@ -96,9 +92,8 @@ def _header(content: bytes) -> tuple[str, dict[str, Any], str]:
     """Return the text of `meta`, `meta` and the digest from the content of a file, of which the
     header suffices.
     """
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())[
-        "__metadata__"
-    ]
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:header_end].decode())["__metadata__"]
     meta = json.loads(header["meta"])
     if not isinstance(meta, dict):
         raise TypeError("meta is no JSON object")
@@ -159,16 +154,19 @@ def compacted(
             and tensor.ndim > 1
             and not name.endswith(".count")
         ):
-            scale = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12) / (
-                32767 if name in fine else 127
-            )
-            rounded = (tensor.float() / scale.view(-1, *[1] * (tensor.ndim - 1))).round()
-            compact[name] = rounded.to(torch.int16 if name in fine else torch.int8)
+            dtype = torch.int16 if name in fine else torch.int8
+            largest = tensor.float().flatten(1).abs().amax(1).clamp(min=1e-12)
+            scale = largest / torch.iinfo(dtype).max
+            compact[name] = (tensor.float() / _per_row(scale, tensor)).round().to(dtype)
             compact[name + _SCALE] = scale
         else:
             half = tensor.half() if tensor.is_floating_point() else tensor
             compact[name] = half if half.isfinite().all() else tensor
     return compact
+
+
+def _per_row(scale: Tensor, tensor: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (tensor.ndim - 1))
 
 
 def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,12 +178,13 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if (scale := stored.get(name + _SCALE)) is not None:
             if scale.shape != tensor.shape[:1]:
                 raise ValueError(f"{name} has {scale.numel()} scales")
-            weights[name] = tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
+            weights[name] = tensor * _per_row(scale, tensor)
         elif not name.endswith((_SCALE, _PRODUCT)):
             weights[name] = tensor
-    for prefix in (
-        name.removesuffix(f"total{_PRODUCT}") for name in stored if name.endswith(_PRODUCT)
-    ):
+    for name in stored:
+        if not name.endswith(_PRODUCT):
+            continue
+        prefix = name.removesuffix(f"total{_PRODUCT}")
         codewords = weights[f"{prefix}codewords"].float()
         count = weights[f"{prefix}count"].float()
         if count.shape != codewords.shape[:-1]:

@@ -23,27 +23,11 @@ from hrvqvae.utils.progress import LOG
 from hrvqvae.version import __version__
 
 GROUPS = {
-    "Use a model": ("sample", "complete", "reconstruct", "play"),
-    "Train": (
-        "presets",
-        "data",
-        "train",
-        "train-prior",
-        "train-progressive",
-        "refresh",
-        "runs",
-        "demo",
-    ),
-    "Measure": ("evaluate", "train-classifier", "doctor"),
-    "Files of codes": (
-        "compress",
-        "decompress",
-        "inspect",
-        "fit-entropy-model",
-        "tokenize",
-        "detokenize",
-    ),
-    "Share": ("export", "hub"),
+    "Use a model": "sample complete reconstruct play",
+    "Train": "presets data train train-prior train-progressive refresh runs demo",
+    "Measure": "evaluate train-classifier doctor",
+    "Files of codes": "compress decompress inspect fit-entropy-model tokenize detokenize",
+    "Share": "export hub",
 }
 """Commands by purpose, in the order of `hrvqvae --help`."""
 
@@ -70,11 +54,9 @@ def _parser() -> Parser:
         module.add(commands)
     lines = []
     for title, names in GROUPS.items():
-        lines += [
-            f"{title}:",
-            *(f"  {name:18} {commands.choices[name].description}" for name in names),
-            "",
-        ]
+        lines.append(f"{title}:")
+        lines += [f"  {name:18} {commands.choices[name].description}" for name in names.split()]
+        lines.append("")
     parser.epilog = "\n".join([*lines, "hrvqvae COMMAND --help shows the options of a command."])
     return parser
 
@@ -107,12 +89,12 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
     name = argument.partition("=")[0].lstrip("-")
     near = ""
     if argument.startswith("--") and arguments.takes_fields:
-        from hrvqvae.config import Config, flatten, to_dict
+        from hrvqvae.config import Config
+        from hrvqvae.config.section import to_leaves
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-        near = " or --".join(
-            field for field, _ in flatten(to_dict(Config())) if field.rpartition(".")[2] == leaf
-        )
+        fields = to_leaves(Config())
+        near = " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
     if argument.startswith("-"):
         near = near or near_names(name, arguments.options).replace(" or ", " or --")
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"
@@ -127,17 +109,15 @@ def _explain(error: Exception) -> str:
 
         extra = extra_of(error.name or "")
         return f"this needs {error.name}: pip install 'hrvqvae[{extra}]'" if extra else ""
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(
-        error
-    ):
+    names = ("MemoryError", "OutOfMemoryError")
+    if type(error).__name__ in names or "DefaultCPUAllocator" in str(error):
         return (
             "out of memory: take a smaller batch (--training.batch_size,"
             " --prior.training.batch_size of priors) in a new run, smaller images, or fewer workers"
             " (--data.workers)"
         )
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(
-        error
-    ):  # of `Path.resolve`, before Python 3.13
+    # of `Path.resolve`, before Python 3.13
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return f"{error}; name another file"
     if isinstance(error, OSError):
         causes = {
@@ -167,10 +147,8 @@ def _end_cleanly() -> Iterator[None]:
             signal.signal(ignored, signal.SIG_IGN)
         raise SystemExit(128 + signum)
 
-    signals = [
-        getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-    ]  # Windows: one
-    signals = [signum for signum in signals if signal.getsignal(signum) is signal.SIG_DFL]
+    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows: one
+    signals = [signum for signum in known if signum and signal.getsignal(signum) is signal.SIG_DFL]
     if (
         threading.current_thread() is not threading.main_thread()
         or os.environ.get("WORLD_SIZE", "1") != "1"
@@ -198,10 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler = logging.StreamHandler()
     level = LOG.level
     handler.setFormatter(_PrintableFormatter("hrvqvae: %(message)s"))
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a name that the encoding can't express must not end a command
+    # A name that the encoding can't express must not end a command.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     handler.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)

@@ -32,13 +32,9 @@ def _presets(arguments: Arguments) -> int:
     rows = []
     for name, value in entry["derived"].items():
         printed = f"; printed: {entry['printed'][name]:,}" if name in entry["printed"] else ""
-        shown = (
-            f"{value:,.2f}"
-            if isinstance(value, float)
-            else f"{value:,}"
-            if isinstance(value, int)
-            else value
-        )
+        shown = value
+        if isinstance(value, (int, float)):
+            shown = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
         rows.append((name, shown, f"computed{printed}"))
     print()
     print_table(rows)
@@ -179,26 +175,20 @@ def _doctor(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """Add presets, runs, data list, data get and doctor."""
-    name = option(
-        "name", nargs="?", metavar="NAME", help="show the preset NAME (default: list all)"
-    )
+    name = option("name NAME", "show the preset NAME (default: list all)", nargs="?")
     about = "list the presets, or show the values of a preset with their sources"
     command(commands, "presets", about, _presets, name, "--json")
     where = "look below FOLDER (default: runs)"
-    folder = option(
-        "folder", nargs="?", default=Path("runs"), type=Path, metavar="FOLDER", help=where
-    )
+    folder = option("folder FOLDER", where, nargs="?", default=Path("runs"), type=Path)
     about = "list the runs below a folder: step, error, priors, what is stale"
     command(commands, "runs", about, _runs, folder, "--json")
 
     actions = group(commands, "data", "list and get data sets, and networks that compare images")
     root = option(
-        "--root",
-        metavar="DIR",
-        help="keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)",
+        "--root DIR", "keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)"
     )
     command(actions, "list", "list data sets and networks, and where they are", _data_list, root)
-    name = option("name", metavar="NAME", help="data set or network, such as mnist")
+    name = option("name NAME", "data set or network, such as mnist")
     command(actions, "get", "get a data set or a network", _data_get, name, root)
 
     about = "check this installation: packages, device, folders; exit code 1 if it can't work"

@@ -49,16 +49,24 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
-def option(*names: str, **settings: Any) -> Option:
-    """Return an argument of a command; `settings` are for argparse's `add_argument`."""
+def option(usage: str, about: str, **settings: Any) -> Option:
+    """Return an argument of a command, such as `option("-o --out OUT", "write to OUT")`.
+
+    `settings` are for argparse's `add_argument`.
+    """
+    *names, last = usage.split()
+    if last.startswith("-"):
+        names.append(last)
+    else:
+        settings["metavar"] = last
     if settings.get("type") is Path:
         settings["type"] = _path
-    return names, settings
+    return tuple(names), {**settings, "help": about}
 
 
 def flag(name: str, about: str) -> Option:
     """Return an option without a value."""
-    return option(name, action="store_true", help=about)
+    return option(name, about, action="store_true")
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -75,58 +83,44 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 COMMON: Mapping[str, Option] = {
-    "run": option(
-        "run",
-        metavar="RUN",
-        help="run folder, weights file, or a model of the package such as mnist",
-    ),
+    "run": option("run RUN", "run folder, weights file, or a model of the package such as mnist"),
     "model": option(
-        "model",
-        metavar="MODEL",
-        help="run folder, weights file, or a model of the package such as mnist",
+        "model MODEL", "run folder, weights file, or a model of the package such as mnist"
     ),
     "--json": flag("--json", "print JSON"),
     "--device": option(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device NAME", "auto, cpu, cuda or cuda:N (default: auto)", default="auto"
     ),
-    "--data": option(
-        "--data", metavar="DIR", help="read the data from DIR (default: where it was in training)"
-    ),
+    "--data": option("--data DIR", "read the data from DIR (default: where it was in training)"),
     "--force": flag("--force", "overwrite files that exist"),
-    "--levels": option(
-        "--levels", type=whole(1), metavar="K", help="use levels 1 to K only (default: all)"
-    ),
+    "--levels": option("--levels K", "use levels 1 to K only (default: all)", type=whole(1)),
     "--model": option(
-        "--model",
-        metavar="RUN",
-        help="run that encoded the files (default: the models of the package)",
+        "--model RUN", "run that encoded the files (default: the models of the package)"
     ),
     "--beam": option(
-        "--beam",
-        type=whole(1),
-        metavar="N",
-        help=(
+        "--beam N",
+        (
             "keep the N best partial sums per level in the search for the codes of an image"
             " (default: as in training)"
         ),
+        type=whole(1),
     ),
     "--lmbda": option(
-        "--lmbda",
-        type=float,
-        metavar="X",
-        help=(
+        "--lmbda X",
+        (
             "choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try"
             " 0.005"
         ),
+        type=float,
     ),
     "--effort": option(
         "--effort",
-        type=int,
-        choices=(0, 1, 2),
-        help=(
+        (
             "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
             " 3 and 12 times the time (default: 2 with --lmbda, else 0)"
         ),
+        type=int,
+        choices=(0, 1, 2),
     ),
 }
 """Arguments of several commands."""
@@ -151,6 +145,11 @@ def command(
     long_names = [name[2:] for names, _ in arguments for name in names if name.startswith("--")]
     parser.set_defaults(call=call, takes_fields=bool(fields), parser=parser, options=long_names)
     return parser
+
+
+def pick(arguments: Arguments, names: str) -> dict[str, Any]:
+    """Return arguments by name, as keyword arguments of a function; spaces separate the names."""
+    return {name: getattr(arguments, name) for name in names.split()}
 
 
 def group(commands: Group, name: str, about: str) -> Group:

@@ -15,6 +15,7 @@ from hrvqvae.cli.console import (
     command,
     flag,
     option,
+    pick,
     print_json,
     print_table,
     whole,
@@ -32,12 +33,9 @@ def _compress(arguments: Arguments) -> int:
         model,
         arguments.images,
         arguments.out,
-        force=arguments.force,
         skip=arguments.on_error == "skip",
-        levels=arguments.levels,
         max_bytes=arguments.bytes,
-        lmbda=arguments.lmbda,
-        effort=arguments.effort,
+        **pick(arguments, "force levels lmbda effort"),
     )
     count = len(written.lost)  # which has an entry per image
     if count:  # an interrupted call may have left nothing to do
@@ -60,10 +58,8 @@ def _decompress(arguments: Arguments) -> int:
     count = decompress_files(
         arguments.files,
         arguments.out,
-        arguments.model,
-        arguments.levels,
-        arguments.names or (),
-        force=arguments.force,
+        names=arguments.names or (),
+        **pick(arguments, "model levels force"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
@@ -165,16 +161,8 @@ def _tokenize(arguments: Arguments) -> int:
     from hrvqvae.tokens.tokenize import tokenize
 
     tokenized = tokenize(
-        arguments.model,
-        arguments.source,
-        arguments.out,
-        shard_size=arguments.shard_size,
-        full_size=arguments.full_size,
-        workers=arguments.workers,
-        device=arguments.device,
-        engine=arguments.engine,
-        retry_broken=arguments.retry_broken,
-        beam=arguments.beam,
+        **pick(arguments, "model source out shard_size full_size workers device engine"),
+        **pick(arguments, "retry_broken beam"),
         effort=arguments.effort or 0,
     )
     if arguments.json:
@@ -189,14 +177,7 @@ def _tokenize(arguments: Arguments) -> int:
 def _detokenize(arguments: Arguments) -> int:
     from hrvqvae.tokens.shards import detokenize
 
-    count = detokenize(
-        arguments.shards,
-        arguments.out,
-        model=arguments.model,
-        levels=arguments.levels,
-        device=arguments.device,
-        force=arguments.force,
-    )
+    count = detokenize(**pick(arguments, "shards out model levels device force"))
     print(f"{counted(count, 'image')}: {arguments.out}")
     return 0
 
@@ -210,34 +191,18 @@ def add(commands: Group) -> None:
         _compress,
         "model",
         option(
-            "images",
-            nargs="+",
-            type=Path,
-            metavar="IMAGE",
-            help="files, folders, lists, tars, Parquet, arrays",
+            "images IMAGE", "files, folders, lists, tars, Parquet, arrays", nargs="+", type=Path
         ),
-        option(
-            "-o",
-            "--out",
-            required=True,
-            type=Path,
-            metavar="OUT",
-            help="X.hrv, X.zip, or a folder",
-        ),
-        option("--levels", type=int, metavar="K", help="write levels 1 to K only (default: all)"),
+        option("-o --out OUT", "X.hrv, X.zip, or a folder", required=True, type=Path),
+        option("--levels K", "write levels 1 to K only (default: all)", type=int),
         "--force",
         option(
             "--on-error",
+            "at an unreadable image (default: stop)",
             choices=("stop", "skip"),
             default="stop",
-            help="at an unreadable image (default: stop)",
         ),
-        option(
-            "--bytes",
-            type=whole(1),
-            metavar="N",
-            help="minimize the error in at most N bytes per image",
-        ),
+        option("--bytes N", "minimize the error in at most N bytes per image", type=whole(1)),
         "--beam",
         "--lmbda",
         "--effort",
@@ -248,36 +213,21 @@ def add(commands: Group) -> None:
         "decompress",
         "decode files of codes to PNG",
         _decompress,
-        option(
-            "files", nargs="+", type=Path, metavar="FILE", help="X.hrv, X.zip, or a folder of them"
-        ),
-        option("-o", "--out", required=True, type=Path, metavar="OUT", help="Y.png, or a folder"),
+        option("files FILE", "X.hrv, X.zip, or a folder of them", nargs="+", type=Path),
+        option("-o --out OUT", "Y.png, or a folder", required=True, type=Path),
         "--model",
         "--force",
         "--levels",
-        option(
-            "--names",
-            nargs="+",
-            metavar="NAME",
-            help="decode only the images with these names",
-        ),
+        option("--names NAME", "decode only the images with these names", nargs="+"),
     )
-    sheet = option(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="SHEET.png",
-        help="draw the levels of the file to SHEET.png",
-    )
+    sheet = option("-o --out SHEET.png", "draw the levels of the file to SHEET.png", type=Path)
     about = "show what a file of codes or a zip of them holds"
-    file = option("file", type=Path, metavar="FILE", help="X.hrv or X.zip")
+    file = option("file FILE", "X.hrv or X.zip", type=Path)
     command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force")
     about = "fit the entropy model of a run, which makes its files smaller"
-    effort = option(
-        "--effort", type=float, default=1.0, metavar="X", help="train X times as long (default: 1)"
-    )
+    effort = option("--effort X", "train X times as long (default: 1)", type=float, default=1.0)
     copies = "train on N shifted copies of each image too (default: 0)"
-    shifts = option("--shifts", type=whole(0), default=0, metavar="N", help=copies)
+    shifts = option("--shifts N", copies, type=whole(0), default=0)
     small = flag(
         "--small",
         "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)",
@@ -291,32 +241,22 @@ def add(commands: Group) -> None:
         "encode many images as Parquet shards of codes; the same command resumes",
         _tokenize,
         "model",
-        option("source", type=Path, metavar="SOURCE", help=source),
-        option("out", type=Path, metavar="OUT", help="write the shards to the folder OUT"),
-        option(
-            "--shard-size",
-            type=whole(1),
-            metavar="N",
-            help="write N images per shard (default: 10,000)",
-        ),
+        option("source SOURCE", source, type=Path),
+        option("out OUT", "write the shards to the folder OUT", type=Path),
+        option("--shard-size N", "write N images per shard (default: 10,000)", type=whole(1)),
         flag(
             "--full-size", "encode images in their own sizes, not cropped to the size in training"
         ),
-        option(
-            "--workers",
-            type=whole(0),
-            metavar="N",
-            help="decode images in N processes per copy of the model",
-        ),
+        option("--workers N", "decode images in N processes per copy of the model", type=whole(0)),
         "--device",
         "--beam",
         "--effort",
         "--json",
         option(
             "--engine",
+            "ray: on a Ray cluster (default: local)",
             choices=("local", "ray"),
             default="local",
-            help="ray: on a Ray cluster (default: local)",
         ),
         flag("--retry-broken", "retry images that were broken in an earlier call"),
     )
@@ -325,13 +265,8 @@ def add(commands: Group) -> None:
         "detokenize",
         "decode shards of codes to PNG",
         _detokenize,
-        option("shards", type=Path, metavar="SHARDS", help="a folder of shards, or one shard"),
-        option(
-            "out",
-            type=Path,
-            metavar="OUT",
-            help="write each image to OUT/KEY, by its key in the shards",
-        ),
+        option("shards SHARDS", "a folder of shards, or one shard", type=Path),
+        option("out OUT", "write each image to OUT/KEY, by its key in the shards", type=Path),
         "--model",
         "--levels",
         "--device",

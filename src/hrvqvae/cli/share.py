@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, whole
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, pick, whole
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting
@@ -44,14 +44,8 @@ def _push(arguments: Arguments) -> int:
     from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
-    print(
-        push_run(
-            arguments.run,
-            arguments.name,
-            license=arguments.license,
-            private=arguments.private or None,
-        )
-    )
+    private = arguments.private or None
+    print(push_run(private=private, **pick(arguments, "run name license")))
     return 0
 
 
@@ -81,10 +75,10 @@ def add(commands: Group) -> None:
 
     def folder(default: str) -> Option:
         text = f"write to the new folder DIR (default: ./{default})"
-        return option("out", nargs="?", metavar="DIR", type=Path, help=text)
+        return option("out DIR", text, nargs="?", type=Path)
 
     text = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
-    license = option("--license", metavar="ID", help=text)
+    license = option("--license ID", text)
     about = (
         "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web"
         " page"
@@ -104,14 +98,12 @@ def add(commands: Group) -> None:
     export.get_default("options").extend(("compact", "onnx", "web"))
 
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
-    name = option("name", metavar="USER/NAME", help="repository of the hub")
+    name = option("name USER/NAME", "repository of the hub")
     private = flag("--private", "make a new repository private")
     command(
         actions, "push", "export a run and put it on the hub", _push, "run", name, license, private
     )
-    revision = option(
-        "--revision", metavar="REV", help="get branch, tag or commit REV (default: the newest)"
-    )
+    revision = option("--revision REV", "get branch, tag or commit REV (default: the newest)")
     about = "get a model from the hub into a folder"
     command(actions, "get", about, _get, name, folder("NAME"), revision)
 
@@ -120,40 +112,18 @@ def add(commands: Group) -> None:
         "play",
         "serve a local page to try a model in a browser (docs/play.md)",
         _play,
+        option("run RUN", "run folder or model (default: mnist)", nargs="?", default="mnist"),
         option(
-            "run",
-            nargs="?",
-            default="mnist",
-            metavar="RUN",
-            help="run folder or model (default: mnist)",
+            "--host NAME", "serve at NAME (default: 127.0.0.1, this machine)", default="127.0.0.1"
         ),
         option(
-            "--host",
-            default="127.0.0.1",
-            metavar="NAME",
-            help="serve at NAME (default: 127.0.0.1, this machine)",
+            "--port N", "serve at port N (default: the first free from 7860)", type=whole(1, 65535)
+        ),
+        option("--device NAME", "cpu, cuda or cuda:N (default: cpu)", default="cpu"),
+        option(
+            "--max-bytes N", "largest upload (default: 16 MiB)", type=whole(1), default=16 << 20
         ),
         option(
-            "--port",
-            type=whole(1, 65535),
-            metavar="N",
-            help="serve at port N (default: the first free from 7860)",
-        ),
-        option(
-            "--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:N (default: cpu)"
-        ),
-        option(
-            "--max-bytes",
-            type=whole(1),
-            default=16 << 20,
-            metavar="N",
-            help="largest upload (default: 16 MiB)",
-        ),
-        option(
-            "--max-pixels",
-            type=whole(1),
-            default=1 << 24,
-            metavar="N",
-            help="pixels per image (default: 16 Mi)",
+            "--max-pixels N", "pixels per image (default: 16 Mi)", type=whole(1), default=1 << 24
         ),
     )

@@ -9,16 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hrvqvae.cli.console import (
-    Arguments,
-    Group,
-    Option,
-    command,
-    flag,
-    option,
-    set_field,
-    whole,
-)
+from hrvqvae.cli.console import Arguments, Group, Option, command, flag, option, set_field, whole
 from hrvqvae.utils.errors import InputError, expand_home
 from hrvqvae.utils.quantities import counted
 
@@ -31,16 +22,15 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     training's fields.
     """
     fields = dict[str, str](arguments.fields)
-    of_stage = {
-        name: f"{stage}.{name}"
-        for name in ("max_steps", "max_minutes", "seed", "device", "init_from")
-    }
-    for option_name, field in {"data": "data.root", "codes": "prior.codes", **of_stage}.items():
+    names = {"data": "data.root", "codes": "prior.codes"}
+    for name in ("max_steps", "max_minutes", "seed", "device", "init_from"):
+        names[name] = f"{stage}.{name}"
+    for option_name, field in names.items():
         if (value := getattr(arguments, option_name, None)) is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
-    return fields | {
-        name: _absolute(fields[name]) for name in ("data.root", "prior.codes") if name in fields
-    }
+    for name in {"data.root", "prior.codes"} & fields.keys():
+        fields[name] = _absolute(fields[name])
+    return fields
 
 
 def _absolute(path: str | Path) -> str:
@@ -66,11 +56,8 @@ def _report_outcome(outcome: Outcome, prefix: str, suffix: str) -> int:
 
 def _train(arguments: Arguments) -> int:
     single = os.environ.get("WORLD_SIZE", "1") == "1"
-    with (
-        nullcontext()
-        if single
-        else importlib.import_module("hrvqvae.distributed.launch").process_group()
-    ):
+    launch = "hrvqvae.distributed.launch"
+    with nullcontext() if single else importlib.import_module(launch).process_group():
         fields = _collect_fields(arguments, "training")
         if arguments.print_config:
             import yaml
@@ -137,10 +124,8 @@ def _refresh(arguments: Arguments) -> int:
         if signal is not None:
             print("stopped, saved; the same command continues")
             return 128 + signal
-        print(
-            *(stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]),
-            sep="\n",
-        )
+        for line in stale_notice(arguments.run) or [f"everything in {arguments.run} is up to date"]:
+            print(line)
         return 0
 
 
@@ -153,9 +138,8 @@ def _train_classifier(arguments: Arguments) -> int:
     out = arguments.out
     check_output(out, force=None)
     root = arguments.data and _absolute(arguments.data)
-    trained = train_classifier(
-        data_config(DATASETS.get(arguments.dataset)).replace(root=root), seed=arguments.seed
-    )
+    config = data_config(DATASETS.get(arguments.dataset)).replace(root=root)
+    trained = train_classifier(config, seed=arguments.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_classifier(out, trained)
     print(
@@ -230,29 +214,21 @@ def _demo(arguments: Arguments) -> int:
 
 
 _DATA = option(
-    "--data",
-    type=Path,
-    metavar="DIR",
-    help=(
+    "--data DIR",
+    (
         "read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default:"
         " the run's, else HRVQVAE_DATA, else the user's cache)"
     ),
+    type=Path,
 )
 _TRAINING: tuple[Option, ...] = (
     _DATA,
-    option("--max-steps", metavar="N", help="stop after N steps (default: the preset's)"),
-    option("--max-minutes", metavar="M", help="stop after M minutes (default: the preset's)"),
+    option("--max-steps N", "stop after N steps (default: the preset's)"),
+    option("--max-minutes M", "stop after M minutes (default: the preset's)"),
+    option("--seed S", "draw weights and the order of images from seed S (default: the preset's)"),
+    option("--device NAME", "train on auto, cpu, cuda or cuda:N (default: auto)"),
     option(
-        "--seed",
-        metavar="S",
-        help="draw weights and the order of images from seed S (default: the preset's)",
-    ),
-    option("--device", metavar="NAME", help="train on auto, cpu, cuda or cuda:N (default: auto)"),
-    option(
-        "--init-from",
-        type=Path,
-        metavar="MODEL",
-        help="start from the weights of a run or model, such as cifar10",
+        "--init-from MODEL", "start from the weights of a run or model, such as cifar10", type=Path
     ),
     flag("--resume", "continue from the newest good checkpoint"),
 )
@@ -266,15 +242,8 @@ def add(commands: Group) -> None:
         "train",
         "train an autoencoder by a preset, or by a YAML or JSON file",
         _train,
-        option(
-            "preset", metavar="PRESET", help="preset, configuration file, or a run folder to resume"
-        ),
-        option(
-            "--out",
-            type=Path,
-            metavar="RUN",
-            help="write to the run folder RUN (default: runs/PRESET)",
-        ),
+        option("preset PRESET", "preset, configuration file, or a run folder to resume"),
+        option("--out RUN", "write to the run folder RUN (default: runs/PRESET)", type=Path),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING,
         fields=_FIELDS.format("--model.quantizer.codewords 8"),
@@ -287,8 +256,8 @@ def add(commands: Group) -> None:
         "train the priors of a run, which draw new images",
         _train_prior,
         "run",
-        option("--level", type=int, metavar="L", help=level),
-        option("--codes", type=Path, metavar="SHARDS", help=codes),
+        option("--level L", level, type=int),
+        option("--codes SHARDS", codes, type=Path),
         *_TRAINING,
         fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )
@@ -312,22 +281,10 @@ def add(commands: Group) -> None:
         "train-classifier",
         "train the classifier that measures samples",
         _train_classifier,
-        option("dataset", metavar="DATASET", help="data set, such as cifar10"),
-        option(
-            "--out",
-            required=True,
-            type=Path,
-            metavar="FILE",
-            help="write the classifier to FILE.safetensors",
-        ),
+        option("dataset DATASET", "data set, such as cifar10"),
+        option("--out FILE", "write the classifier to FILE.safetensors", required=True, type=Path),
         _DATA,
-        option(
-            "--seed",
-            type=whole(0, 2**31 - 1),
-            default=1,
-            metavar="S",
-            help="of the weights (default: 1)",
-        ),
+        option("--seed S", "of the weights (default: 1)", type=whole(0, 2**31 - 1), default=1),
     )
     preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
@@ -335,30 +292,13 @@ def add(commands: Group) -> None:
         "demo",
         "get MNIST, train, evaluate and draw, in a quarter of an hour",
         _demo,
-        option("--preset", default="treevq-deep/mnist", help=preset),
+        option("--preset", preset, default="treevq-deep/mnist"),
         option(
-            "--out",
-            default="runs/demo",
-            metavar="RUN",
-            help="write to the run folder RUN (default: runs/demo)",
+            "--out RUN", "write to the run folder RUN (default: runs/demo)", default="runs/demo"
         ),
+        option("--root DIR", "keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
+        option("--max-minutes M", "train M minutes in all (default: 9.5)", type=float, default=9.5),
         option(
-            "--root",
-            metavar="DIR",
-            help="keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)",
-        ),
-        option(
-            "--max-minutes",
-            type=float,
-            default=9.5,
-            metavar="M",
-            help="train M minutes in all (default: 9.5)",
-        ),
-        option(
-            "--max-steps",
-            type=int,
-            default=0,
-            metavar="N",
-            help="limit each stage to N steps (default: no limit)",
+            "--max-steps N", "limit each stage to N steps (default: no limit)", type=int, default=0
         ),
     )

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hrvqvae.cli.console import Arguments, Group, command, option, print_json, print_table, whole
+from hrvqvae.cli.console import (
+    Arguments,
+    Group,
+    command,
+    option,
+    pick,
+    print_json,
+    print_table,
+    whole,
+)
 from hrvqvae.priors.guidance import format_guidance, parse_guidance
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted, psnr
@@ -22,17 +31,10 @@ def _evaluate(arguments: Arguments) -> int:
     if (arguments.guidance or arguments.sample_levels) and not arguments.samples:
         raise InputError("--guidance and --sample-levels need samples: add --samples N")
     evaluated = evaluate_run(
-        arguments.run,
-        arguments.split,
-        arguments.data,
-        arguments.device,
-        arguments.samples,
+        root=arguments.data,
         guidance=arguments.guidance or (1.0,),
         limit=arguments.images,
-        beam=arguments.beam,
-        lmbda=arguments.lmbda,
-        effort=arguments.effort,
-        sample_levels=arguments.sample_levels,
+        **pick(arguments, "run split device samples beam lmbda effort sample_levels"),
     )
     report = evaluated.report
     if arguments.json:
@@ -50,16 +52,8 @@ def _evaluate(arguments: Arguments) -> int:
     ]
     for index, level in enumerate(report.levels, start=1):
         error = "-" if level.mse is None else f"{level.mse:.4e}"
-        rows.append(
-            (
-                index,
-                level.codewords,
-                level.used,
-                f"{level.usage:.1%}",
-                f"{level.perplexity:.1f}",
-                error,
-            )
-        )
+        shares = f"{level.usage:.1%}", f"{level.perplexity:.1f}"
+        rows.append((index, level.codewords, level.used, *shares, error))
     print_table(rows)
     if evaluated.rate is None:
         print(f"\nno priors: {evaluated.no_rate}")
@@ -107,16 +101,10 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
     rows: list[Sequence[object]] = [
         ("from test images", first.frechet, "kernel", "precision", "recall")
     ]
-    distances = {name: quality.distances["samples"] for name, quality in by_title.items()} | dict(
-        first.distances
-    )
-    del distances["samples"]
+    distances = {name: quality.distances["samples"] for name, quality in by_title.items()}
+    distances |= {name: of for name, of in first.distances.items() if name != "samples"}
     for name, spreads in distances.items():
-        cells = (
-            _format_spread(spread, places)
-            for spread, places in zip(spreads.values(), (3, 4, 3, 3), strict=True)
-        )
-        rows.append((name, *cells))
+        rows.append((name, *map(_format_spread, spreads.values(), (3, 4, 3, 3))))
     print_table(rows)
     floor = "the distance of test images from other test images is the floor"
     print(f"mean ± standard deviation over several sets; {floor}")
@@ -133,14 +121,7 @@ def _reconstruct(arguments: Arguments) -> int:
     from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
-        arguments.run,
-        arguments.images,
-        arguments.out,
-        arguments.levels,
-        arguments.beam,
-        arguments.lmbda,
-        arguments.effort,
-        force=arguments.force,
+        arguments.run, arguments.images, **pick(arguments, "out levels beam lmbda effort force")
     )
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
@@ -154,23 +135,16 @@ def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
     from hrvqvae.priors.sampling import SamplingParams
 
     options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
-    temperature = arguments.temperature
-    top_k = arguments.top_k or 0
-    top_p = arguments.top_p
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
-    return {
-        "seed": arguments.seed,
-        "class_name": arguments.class_name,
-        "params": params,
-        "force": arguments.force,
-    }
+    options |= pick(arguments, "temperature top_p")
+    params = SamplingParams(top_k=arguments.top_k or 0, **options)
+    return {"params": params, **pick(arguments, "run count out seed class_name force")}
 
 
 def _sample(arguments: Arguments) -> int:
     from hrvqvae.pictures import sample
 
     options = _collect_sampling_options(arguments)
-    sample(arguments.run, arguments.count, arguments.out, save_dir=arguments.save_dir, **options)
+    sample(save_dir=arguments.save_dir, **options)
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
         print(f"single images: {arguments.save_dir}")
@@ -181,9 +155,7 @@ def _complete(arguments: Arguments) -> int:
     from hrvqvae.pictures import complete
 
     options = _collect_sampling_options(arguments)
-    complete(
-        arguments.run, arguments.image, arguments.keep, arguments.count, arguments.out, **options
-    )
+    complete(path=arguments.image, keep=arguments.keep, **options)
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
     return 0
 
@@ -206,33 +178,21 @@ def add(commands: Group) -> None:
         "--json",
         option(
             "--split",
+            "images to measure (default: test; with --data, all if they have no splits)",
             choices=("test", "train", "all"),
-            help="images to measure (default: test; with --data, all if they have no splits)",
         ),
-        option("--images", type=whole(1), metavar="N", help=images),
+        option("--images N", images, type=whole(1)),
+        option("--samples N", f"{samples} too (default: 0)", type=whole(0), default=0),
         option(
-            "--samples", type=whole(0), default=0, metavar="N", help=f"{samples} too (default: 0)"
-        ),
-        option(
-            "--guidance",
+            "--guidance W",
+            f"{samples} with each guidance W, a number or one per level (default: 1)",
             type=parse_guidance,
             nargs="+",
-            metavar="W",
-            help=f"{samples} with each guidance W, a number or one per level (default: 1)",
         ),
-        option(
-            "--sample-levels", type=int, metavar="K", help="draw levels 1 to K only (default: all)"
-        ),
+        option("--sample-levels K", "draw levels 1 to K only (default: all)", type=int),
     )
-    sheet = option(
-        "-o",
-        "--out",
-        required=True,
-        metavar="SHEET.png",
-        type=Path,
-        help="write the picture to SHEET.png",
-    )
-    paths = option("images", nargs="+", metavar="IMAGE", type=Path, help="images of any sizes")
+    sheet = option("-o --out SHEET.png", "write the picture to SHEET.png", required=True, type=Path)
+    paths = option("images IMAGE", "images of any sizes", nargs="+", type=Path)
     options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--effort", "--force")
     command(
         commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options
@@ -246,34 +206,19 @@ def add(commands: Group) -> None:
     prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
-        option("--class", dest="class_name", metavar="C", help=label),
+        option("--class C", label, dest="class_name"),
         option(
-            "--temperature",
-            type=float,
-            default=1.0,
-            metavar="T",
-            help="below 1, prefer likely codes (default: 1)",
+            "--temperature T", "below 1, prefer likely codes (default: 1)", type=float, default=1.0
         ),
-        option(
-            "--top-k",
-            type=whole(1),
-            metavar="K",
-            help="draw from the K likeliest codes only (default: all)",
-        ),
-        option("--top-p", type=float, default=1.0, metavar="P", help=likeliest),
-        option("--guidance", type=parse_guidance, metavar="W", help=guided),
-        option("--levels", type=int, metavar="K", help=prefix),
-        option(
-            "--seed",
-            type=int,
-            default=0,
-            metavar="S",
-            help="draw the images of seed S (default: 0)",
-        ),
+        option("--top-k K", "draw from the K likeliest codes only (default: all)", type=whole(1)),
+        option("--top-p P", likeliest, type=float, default=1.0),
+        option("--guidance W", guided, type=parse_guidance),
+        option("--levels K", prefix, type=int),
+        option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
         sheet,
         "--force",
     )
-    count = {"dest": "count", "type": whole(1), "metavar": "N"}
+    count = {"dest": "count", "type": whole(1)}
     each = "write each image to DIR as well, as PNG named by class and number"
     command(
         commands,
@@ -281,9 +226,9 @@ def add(commands: Group) -> None:
         "draw new images with the priors of a run",
         _sample,
         "run",
-        option("-n", default=64, help="draw N images (default: 64)", **count),
+        option("-n N", "draw N images (default: 64)", default=64, **count),
         *drawing,
-        option("--save-dir", type=Path, metavar="DIR", help=each),
+        option("--save-dir DIR", each, type=Path),
     )
     kept = (
         "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
@@ -295,10 +240,8 @@ def add(commands: Group) -> None:
         "keep a part of an image and draw the rest with the priors of a run",
         _complete,
         "run",
-        option(
-            "image", type=Path, metavar="IMAGE", help="image, cropped and resized as in training"
-        ),
-        option("--keep", default="top", metavar="PART", help=kept),
-        option("-n", default=8, help="draw N completions (default: 8)", **count),
+        option("image IMAGE", "image, cropped and resized as in training", type=Path),
+        option("--keep PART", kept, default="top"),
+        option("-n N", "draw N completions (default: 8)", default=8, **count),
         *drawing,
     )

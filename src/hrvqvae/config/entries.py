@@ -29,16 +29,14 @@ class Dataset:
     name: str  # also the name of its folder below the root folder
     about: str  # one line, for lists
     settings: Settings  # fields that the data decides
-    column: str = (
-        ""  # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
-    )
+    # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
+    column: str = ""
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
     how: str = ""  # how a person gets the data, if no command does
     files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
-    read: str = (
-        ""  # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
-    )
+    # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
+    read: str = ""
     # of samples: "module:RECIPE", an `evaluation.classifier.Recipe` (default: a small classifier)
     classifier: str = ""
 
@@ -61,9 +59,8 @@ class System:
     name: str  # `model.system`, and the first part of the presets' names
     title: str
     config: ModelConfig  # with default values; its `system` is set to `name`
-    model: str = (
-        "hrvqvae.models.single_grid:SingleGridAutoencoder"  # called with (config, channels)
-    )
+    # called with (config, channels)
+    model: str = "hrvqvae.models.single_grid:SingleGridAutoencoder"
     objective: str = "hrvqvae.models.objective:Objective"  # a `models.objective.Objective`
     settings: Settings
     extras: tuple[ExtraPreset, ...] = ()

@@ -115,9 +115,8 @@ class NetworkConfig(ModelConfig):
     stride: Annotated[
         int, Range(lambda value: value >= 2 and value & (value - 1) == 0, "a power of two, from 2")
     ] = 2
-    padding: Count = (
-        0  #: pixels added on each side of an image before encoding, and cropped after decoding
-    )
+    #: pixels added on each side of an image before encoding, and cropped after decoding
+    padding: Count = 0
     hidden_units: AtLeastTwo = 64  #: channels of the convolutions
     residual_units: Positive = 64  #: channels inside a residual block
     residual_blocks: Count = 2  #: residual blocks in the encoder, and as many in the decoder
@@ -154,24 +153,19 @@ class QuantizerConfig(Section, section="model.quantizer"):
     #: Default: `beta` for
     #: all, as in the paper; with a single level, no such term.
     level_betas: tuple[Weight, ...] = ()
-    update: Literal["ema", "gradient"] = (
-        "ema"  #: ema: moving averages of the latents; gradient: the codebook loss
-    )
+    #: ema: moving averages of the latents; gradient: the codebook loss
+    update: Literal["ema", "gradient"] = "ema"
     decay: Share = 0.99  #: of the moving averages
-    init_vectors: Count = (
-        131_072  #: latents for the k-means start (0: noise at the scale of the latents)
-    )
+    #: latents for the k-means start (0: noise at the scale of the latents)
+    init_vectors: Count = 131_072
     restart_every: Count = 100  #: training steps between restarts of dead codewords (0: none)
-    restart_below: Weight = (
-        0.03  #: a codeword is dead if its share of the codebook's vectors is below this / m
-    )
+    #: a codeword is dead if its share of the codebook's vectors is below this / m
+    restart_below: Weight = 0.03
     beam: Positive = 1  #: candidates that the search keeps per level; 1 is greedy, as in the paper
-    joint_beam: bool = (
-        False  #: the beam decides after the last level, not after each group of linked levels
-    )
-    coarse_weight: Weight = (
-        0.0  #: weight of the coarser levels' squared residuals in a beam's objective
-    )
+    #: the beam decides after the last level, not after each group of linked levels
+    joint_beam: bool = False
+    #: weight of the coarser levels' squared residuals in a beam's objective
+    coarse_weight: Weight = 0.0
 
     def check(self) -> None:
         self.require(self.levels <= 255, "levels", "at most 255")
@@ -262,9 +256,8 @@ class SingleGridConfig(CodebookConfig):
 
     system: str = "hrvqvae"
     quantizer: QuantizerConfig = QuantizerConfig(levels=3, codewords=8)
-    train_prefixes: bool = (
-        False  #: train the decoder on all prefixes of the levels, in place of a progressive decoder
-    )
+    #: train the decoder on all prefixes of the levels, in place of a progressive decoder
+    train_prefixes: bool = False
 
     @property
     def num_symbols(self) -> tuple[int, ...]:
@@ -289,9 +282,8 @@ class VQGANConfig(SingleGridConfig):
     #: auto: the best perceptual loss that this machine has when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
     perceptual_weight: Weight = 1.0  #: of the perceptual loss; the squared error has weight 1
-    adversarial_weight: Weight = (
-        0.8  #: factor of the adaptive weight (Esser et al. 2021, equation 7)
-    )
+    #: factor of the adaptive weight (Esser et al. 2021, equation 7)
+    adversarial_weight: Weight = 0.8
     adversarial_start: Count = 10_000  #: training steps before the discriminator begins
     discriminator_units: Positive = 64  #: channels of the patch discriminator's first layer
     discriminator_layers: Positive = 3  #: layers that halve the resolution
@@ -316,17 +308,11 @@ class VQVAE2Config(CodebookConfig):
     """
 
     system: str = "vqvae2"
-    grids: Positive = (
-        3  #: number of latent grids; the finest is `stride` times coarser than the image
-    )
+    #: number of latent grids; the finest is `stride` times coarser than the image
+    grids: Positive = 3
 
     def check(self) -> None:
-        require(
-            self.quantizer.levels == 1,
-            "model.quantizer.levels",
-            self.quantizer.levels,
-            "1: a grid has one level",
-        )
+        self.quantizer.require(self.quantizer.levels == 1, "levels", "1: a grid has one level")
 
     @property
     def geometry(self) -> Geometry:

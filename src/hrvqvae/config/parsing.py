@@ -7,7 +7,6 @@ the field, its value and valid values.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,17 +25,15 @@ from hrvqvae.config.schema import (
     decide_auto,
     default_config,
 )
-from hrvqvae.config.section import AUTO, flatten, to_dict
+from hrvqvae.config.section import AUTO, flatten, to_leaves
 from hrvqvae.utils.errors import InputError, one_line
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
 # Where a run computes, and how often it logs, evaluates and saves: fields that do not change its
 # result.
-_RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
+RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
 # Where and how a run reads its data: fields that may change when the run is resumed.
-_READING = frozenset(
-    f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")
-)
+_READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
 
 
 def from_dict(tree: Any, where: str) -> Config:
@@ -49,11 +46,9 @@ def from_dict(tree: Any, where: str) -> Config:
         if not isinstance(tree, Mapping):
             raise InputError("a configuration is a mapping with data, model and training")
         values = dict(flatten(tree))
-        kinds = (
-            values.get("model.system", DEFAULT_SYSTEM),
-            values.get("prior.network.kind", DEFAULT_PRIOR),
-        )
-        return override(default_config(*map(str, kinds)), values)
+        system = str(values.get("model.system", DEFAULT_SYSTEM))
+        kind = str(values.get("prior.network.kind", DEFAULT_PRIOR))
+        return override(default_config(system, kind), values)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -90,7 +85,7 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     if kind != base.prior.network.kind:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
-    after = dict(flatten(to_dict(config)))
+    after = to_leaves(config)
     for stage in STAGES:
         names = [f"{stage}.{name}" for name in BUDGET]
         budget = {name: after[name] if name in values else 0 for name in names}
@@ -132,12 +127,10 @@ def autoencoder_config(
     file = dict[str, Any]()
     if Path(name).is_file():
         # An option may have replaced a default when the run began, and need not be repeated.
-        default = dict(
-            flatten(to_dict(default_config(stored.model.system, stored.prior.network.kind)))
-        )
+        default = to_leaves(default_config(stored.model.system, stored.prior.network.kind))
         file = {
             field: value
-            for field, value in flatten(to_dict(base))
+            for field, value in to_leaves(base).items()
             if value not in (AUTO, default.get(field))
         }
         if stored.data.dataset == OWN_IMAGES:
@@ -158,16 +151,16 @@ def stage_config(
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
             stage = {"prior": "priors", "progressive": "progressive decoder"}[section]
             raise InputError(f"--{name} is no field of the {stage}: give --{section}.* and --data")
-    config = (
-        override(run, options)
-        if stored is None
-        else _resumed(stored, options, f"{section}.training", {})
-    )
+    if stored is None:
+        config = override(run, options)
+    else:
+        config = _resumed(stored, options, f"{section}.training", {})
     levels = len(run.model.num_symbols)
-    for name, values in flatten(to_dict(getattr(config, section)), f"{section}."):
+    for name, values in to_leaves(getattr(config, section)).items():
         if isinstance(values, tuple) and len(values) not in (1, levels):
             raise InputError(
-                f"{name} has {len(values)} values; give one, or one for each of the {levels} levels"
+                f"{section}.{name} has {len(values)} values; give one, or one for each of the"
+                f" {levels} levels"
             )
     return decide_auto(config, section)
 
@@ -193,46 +186,15 @@ def _resumed(
     """Return a stored configuration with options. Raises InputError if options or file change the
     run's result.
     """
-    may_change = {
-        *_READING,
-        *(f"{stage}.{name}" for name in (*_RESULT_FREE, *BUDGET, "evaluation_images")),
-    }
+    may_change = {f"{stage}.{name}" for name in (*RESULT_FREE, *BUDGET, "evaluation_images")}
     may_change.discard("prior.training.evaluation_images")  # they choose the best state of a prior
     config = override(stored, options)
-    before, after = (dict(flatten(to_dict(whole))) for whole in (stored, config))
-    for name, value in (
-        after | {name: value for name, value in file.items() if name not in options}
-    ).items():
-        if value != before.get(name) and name not in may_change:
+    before = to_leaves(stored)
+    after = to_leaves(config) | {name: file[name] for name in file if name not in options}
+    for name, value in after.items():
+        if value != before.get(name) and name not in may_change | _READING:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"
             )
     return config
-
-
-def digest_of(config: Config, *sections: str) -> str:
-    """Return a hash, 16 hexadecimal digits, of the fields of `sections` that decide the result of a
-    training.
-
-    Fields at their defaults are left out, so that the digest stays the same when a later version
-    adds fields.
-    """
-    kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
-    default = dict(flatten(to_dict(default_config(*kinds.values()))))
-    left_out = {
-        "data.root",
-        "data.workers",
-        *(f"{stage}.{name}" for stage in STAGES for name in _RESULT_FREE),
-    }
-    left_out.remove(
-        "prior.training.evaluate_every"
-    )  # the best state of a prior is chosen among the evaluated states
-    values = {
-        name: value
-        for name, value in flatten(to_dict(config))
-        if name.split(".")[0] in sections
-        and name not in left_out
-        and (name in kinds or value != default[name])
-    }
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()

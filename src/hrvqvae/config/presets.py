@@ -19,7 +19,7 @@ from hrvqvae.config.schema import (
     bits_per_image,
     compression_ratio,
 )
-from hrvqvae.config.section import flatten, to_dict
+from hrvqvae.config.section import to_leaves
 from hrvqvae.config.systems import OURS, PRINTED, column
 from hrvqvae.utils.errors import InputError, near_names
 
@@ -52,7 +52,7 @@ def _build_preset(
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = Config(model=system.config, prior=PriorConfig(network=network))
-    fields = dict(flatten(to_dict(config)))
+    fields = to_leaves(config)
     config = config.replace(**{field: value for field, value in values.items() if field in fields})
     sources = {field: source for field, (_, source) in settings.items()}
     return Preset(config=config, sources=sources, about=about, notes=notes)
@@ -61,9 +61,8 @@ def _build_preset(
 def _merge_settings(system: System, dataset: Dataset) -> Settings:
     """Return the settings of a system for a data set."""
     rows = column(system.settings, dataset.column)
-    if (
-        dataset.column != dataset.name
-    ):  # the paper has no column for the data set, which takes another's
+    # The data set takes the values of another set, if the paper has no column for it.
+    if dataset.column != dataset.name:
         label = f" ({dataset.column})"
         rows = {
             field: (value, source if source == OURS else source + label)
@@ -141,14 +140,13 @@ def describe(preset: Preset) -> dict[str, Any]:
     """Return everything about a preset as plain values: values with sources, derived and printed
     figures, notes.
     """
-    values = flatten(to_dict(preset.config))
     return {
         "name": preset.config.name,
         "about": preset.about,
         "system": preset.config.model.system,
         "values": {
             name: {"value": value, "source": preset.source(name)}
-            for name, value in values
+            for name, value in to_leaves(preset.config).items()
             if name != "name"
         },
         "derived": derive_figures(preset.config),

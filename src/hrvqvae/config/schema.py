@@ -47,22 +47,19 @@ class DataConfig(Section, section="data"):
     #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the
     #: user's cache).
     root: str | None = None
-    size: Positive = (
-        28  #: height and width in pixels, to which images of a folder are resized and cropped
-    )
+    #: height and width in pixels, to which images of a folder are resized and cropped
+    size: Positive = 28
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    train_samples: Count = (
-        0  #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
-    )
+    #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
+    train_samples: Count = 0
     test_samples: Count = 0
     #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name,
     #: where the first
     #: `train_samples` images are for training (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
     test_fraction: OpenUnit = 0.1  #: share of test files in a split by hash
-    validation: Share = (
-        0.0  #: share of the training images, evenly spaced, to test on instead of the test images
-    )
+    #: share of the training images, evenly spaced, to test on instead of the test images
+    validation: Share = 0.0
     crop: Literal["center", "random"] = "center"  #: of training images; test images take the centre
     flip: bool = False  #: mirror half of the training images
     labels: bool = True  #: read the classes of images, such as the names of class folders
@@ -89,20 +86,17 @@ class StageConfig(Section, section="training"):
     epochs: Count = 0
     max_steps: Count = 0
     max_minutes: Weight = 0.0
-    optimizer: Literal["adam", "muon"] = (
-        "adam"  #: muon: for matrices and filters, and Adam for the rest
-    )
+    #: muon: for matrices and filters, and Adam for the rest
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: Rate = 3e-3  #: highest rate, at the end of the warm-up
     adam_beta2: Share = 0.999  #: decay of Adam's second moment; the first moment's is 0.9
-    schedule: Literal["constant", "cosine"] = (
-        "cosine"  #: cosine: a linear warm-up, then a fall to zero
-    )
+    #: cosine: a linear warm-up, then a fall to zero
+    schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Count = 100
     polyak_decay: Share = 0.9  #: decay of the moving average of the network's weights
     device: str = AUTO  #: cpu, cuda or cuda:N; auto: a GPU if there is one when a run begins
-    precision: Literal["auto", "fp32", "bf16"] = (
-        AUTO  #: auto: bf16 if the device supports it when a run begins
-    )
+    #: auto: bf16 if the device supports it when a run begins
+    precision: Literal["auto", "fp32", "bf16"] = AUTO
     memory_format: Literal["channels_last", "contiguous"] = "channels_last"
     threads: Count = 0  #: CPU threads (0: torch decides)
     #: Seed of start weights, data order, augmentation, k-means and restarts.
@@ -122,11 +116,10 @@ class StageConfig(Section, section="training"):
 
     def check(self) -> None:
         if not (self.epochs or self.max_steps or self.max_minutes):
-            fields = (
-                f"{self.section}.epochs, {self.section}.max_steps (--max-steps) or"
+            raise InputError(
+                f"no budget: give {self.section}.epochs, {self.section}.max_steps (--max-steps) or"
                 f" {self.section}.max_minutes"
             )
-            raise InputError(f"no budget: give {fields}")
 
     def with_batch_size(self, batch_size: int) -> TrainingConfig:
         """Return the training configuration of one network, with the given batch size."""
@@ -142,9 +135,8 @@ class TrainingConfig(StageConfig):
 class PriorTrainingConfig(StageConfig, section="prior.training"):
     """Training of each prior."""
 
-    batch_size: PerLevel[Positive] = (
-        32,
-    )  #: a prior of several levels takes the value of its coarsest level
+    #: a prior of several levels takes the value of its coarsest level
+    batch_size: PerLevel[Positive] = (32,)
     epochs: Count = 50
     learning_rate: Rate = 1e-3
     polyak_decay: Share = 0.99
@@ -181,16 +173,13 @@ class PriorConfig(Section, section="prior"):
     training: PriorTrainingConfig = PriorTrainingConfig()
     #: share of the images held out from training; the weights that suit them best are kept
     held_out: OpenUnit = 0.05
-    codes: str | None = (
-        None  #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
-    )
-    class_dropout: Share = (
-        0.0  #: share of images trained without their class, for guidance (Ho and Salimans 2022)
-    )
+    #: shards to train from (docs/tokens.md), a file or folder (default: the run's images)
+    codes: str | None = None
+    #: share of images trained without their class, for guidance (Ho and Salimans 2022)
+    class_dropout: Share = 0.0
     flip: bool = False  #: train also on the codes of mirror images
-    shifts: Count = (
-        0  #: train also on this many copies of each image, shifted by up to an eighth of a side
-    )
+    #: train also on this many copies of each image, shifted by up to an eighth of a side
+    shifts: Count = 0
     #: Train also on this many copies of each image, enlarged and in other colours in turn.
     #: The prior is told which copy it sees, shifted copies too (DistAug, Jun et al. 2020).
     variants: Count = 0
@@ -206,9 +195,8 @@ class RefinerConfig(Section, section="progressive.network"):
     """
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
-    residual_blocks: Count = (
-        4  #: each a dilated and a pointwise convolution, with a bias for each number of levels
-    )
+    #: each a dilated and a pointwise convolution, with a bias for each number of levels
+    residual_blocks: Count = 4
     kernel: Odd = 3
 
 
@@ -256,15 +244,9 @@ def decide_auto(config: Config, *sections: str) -> Config:
     values = dict[str, Any]()
     for part in queue:  # inner sections are appended to the queue
         queue += [value for value in vars(part).values() if isinstance(value, Section)]
-        undecided = {
-            name: function
-            for name, function in part.decided_by.items()
-            if getattr(part, name) == AUTO
-        }
-        values |= {
-            f"{part.section}.{name}": resolve_name(function)(part)
-            for name, function in undecided.items()
-        }
+        for name, function in part.decided_by.items():
+            if getattr(part, name) == AUTO:
+                values[f"{part.section}.{name}"] = resolve_name(function)(part)
     return config.replace(**values)
 
 

@@ -102,9 +102,8 @@ class Section:
     tuple, "null" for None.
     """
 
-    section: ClassVar[str] = (
-        ""  # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
-    )
+    # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
+    section: ClassVar[str] = ""
     decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Fields that are "auto" until a run begins: name -> "module:function", which returns the value
     for the section.
@@ -150,7 +149,7 @@ class Section:
             first, _, rest = name.partition(".")
             if first not in fields or (rest and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
-                inside = [field for field, _ in flatten(to_dict(self))]
+                inside = to_leaves(self)
                 same_leaf = [self._qualify(field) for field in inside if field.endswith(f".{leaf}")]
                 near = " or ".join(same_leaf) or near_names(first, fields)
                 near = near or near_names(leaf, {field.rpartition(".")[2] for field in inside})
@@ -175,6 +174,11 @@ def to_dict(section: Section) -> dict[str, Any]:
         name: to_dict(value) if isinstance(value, Section) else value
         for name, value in vars(section).items()
     }
+
+
+def to_leaves(section: Section) -> dict[str, Any]:
+    """Return the value of every leaf of a configuration by its dotted name, in order."""
+    return dict(flatten(to_dict(section)))
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

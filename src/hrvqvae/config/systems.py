@@ -13,12 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hrvqvae.config.entries import ExtraPreset, Settings, System
-from hrvqvae.config.model import (
-    QuantizerConfig,
-    SingleGridConfig,
-    VQGANConfig,
-    VQVAE2Config,
-)
+from hrvqvae.config.model import QuantizerConfig, SingleGridConfig, VQGANConfig, VQVAE2Config
 from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
 
@@ -252,10 +247,8 @@ VQVAE = System(
     config=SingleGridConfig(quantizer=QuantizerConfig()),
     settings=AS_HRVQVAE | _FLAT | _LEAVES,
     notes=(
-        (
-            "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same"
-            " bits per position."
-        ),
+        "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same"
+        " bits per position.",
     ),
 )
 
@@ -265,10 +258,8 @@ RQVAE = System(
     settings=AS_HRVQVAE,
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
     notes=(
-        (
-            "RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same"
-            " bits per position."
-        ),
+        "RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same"
+        " bits per position.",
     ),
 )
 
@@ -303,11 +294,9 @@ VQGAN = System(
     objective="hrvqvae.models.vqgan:AdversarialObjective",
     settings=mark_as_borrowed(TABLE_6) | _FLAT | settings(OURS, _VQGAN),
     notes=(
-        (
-            "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a"
-            " transformer prior. Its adversarial weight is 0.1: with the usual 0.8 and this"
-            " learning rate, an untrained discriminator undoes the decoder at once."
-        ),
+        "VQGAN is not printed: the HR-VQVAE row's grid and network, 1,024 codewords, a"
+        " transformer prior. Its adversarial weight is 0.1: with the usual 0.8 and this"
+        " learning rate, an untrained discriminator undoes the decoder at once.",
     ),
 )
 
@@ -323,10 +312,8 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
         settings=column(TABLE_4, name, TABLE_4_COLUMNS)
         | settings(OURS, table_5 | _PIXELSNAIL | ours),
         notes=(
-            (
-                "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts"
-                " for two levels of ImageNet: 512 codewords of dimension 64 per level are taken."
-            ),
+            "Table 4 prints codebook size 64 beside 512 codewords, and three codeword counts"
+            " for two levels of ImageNet: 512 codewords of dimension 64 per level are taken.",
         ),
     )
 

@@ -117,12 +117,10 @@ def turn_and_shift(images: Tensor, rng: torch.Generator) -> Tensor:
     """Rotate each image by up to 0.15 radians and shift it by up to 8% of a side, at random."""
     turn = (torch.rand(len(images), generator=rng) * 2 - 1) * 0.15
     shift = (torch.rand(len(images), 2, generator=rng) * 2 - 1) * 0.08 * 2
-    affine = torch.stack(
-        [turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]], 1
-    ).view(-1, 2, 3)
-    return grid_sample(
-        images, affine_grid(affine, list(images.shape), align_corners=False), align_corners=False
-    )
+    rows = [turn.cos(), -turn.sin(), shift[:, 0], turn.sin(), turn.cos(), shift[:, 1]]
+    affine = torch.stack(rows, 1).view(-1, 2, 3)
+    grid = affine_grid(affine, list(images.shape), align_corners=False)
+    return grid_sample(images, grid, align_corners=False)
 
 
 def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -137,9 +135,8 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     order = torch.arange(width)
     columns = right[:, None] + torch.where(flipped[:, None], width - 1 - order, order)
     rows = down[:, None] + torch.arange(height)
-    return padded[
-        torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]
-    ].permute(0, 3, 1, 2)
+    image = torch.arange(count)[:, None, None]
+    return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,10 +300,8 @@ def train_classifier(
             schedule.step()
             if step % 500 == 0:
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
-    digests = describe_images(config)
-    trained = TrainedClassifier(
-        classifier.eval().requires_grad_(False), 0.0, images.classes, digests
-    )
+    classifier.eval().requires_grad_(False)
+    trained = TrainedClassifier(classifier, 0.0, images.classes, describe_images(config))
     test_batches = evaluation_batches(test_images, batch_size=_BATCH)
     correct = torch.cat(
         [trained.classify(batch.images.float() / 255) == batch.labels for batch in test_batches]

@@ -89,9 +89,8 @@ def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -
         codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
         flat = flat_codes(codes)
         for level in range(len(level_bytes)):
-            level_bytes[level] += sum(
-                map(len, encode_level(flat, layout, level, entropy_model.network(level)))
-            )
+            encoded = encode_level(flat, layout, level, entropy_model.network(level))
+            level_bytes[level] += sum(map(len, encoded))
     return tuple((8 * level_bytes / len(maps)).tolist())
 
 
@@ -103,18 +102,15 @@ def measure_prior_bits(
     first = prior.level.index
     count = len(prior.levels)
     bits = np.zeros(count)
-    title = (
-        f"bits of {level_names(range(first, first + count))} under"
-        f" {'its' if count == 1 else 'their'} prior"
-    )
+    owner = "its" if count == 1 else "their"
+    title = f"bits of {level_names(range(first, first + count))} under {owner} prior"
     starts = range(0, len(maps), _BATCH)
     for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
         codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         prior_codes = [code.to(device) for code in codes[first : first + count]]
-        bits += measure_bits(
-            prior, prior_codes, coarser, labels.to(device) if prior.level.classes else None
-        )
+        label = labels.to(device) if prior.level.classes else None
+        bits += measure_bits(prior, prior_codes, coarser, label)
     prior.cpu()
     return tuple((bits / len(maps)).tolist())
 
@@ -164,10 +160,13 @@ class RunEvaluation:
         values["no_priors"] = self.no_rate or None
         if self.samples:
             values |= asdict(self.samples[0])
-            names = ("guidance", "classification_accuracy")
-            plain = [asdict(quality) for quality in self.samples]
             values["by_guidance"] = [
-                {name: of[name] for name in names} | of["distances"]["samples"] for of in plain
+                {
+                    "guidance": quality.guidance,
+                    "classification_accuracy": quality.classification_accuracy,
+                    **asdict(quality)["distances"]["samples"],
+                }
+                for quality in self.samples
             ]
         return values
 
@@ -282,19 +281,16 @@ def evaluate_run(
     images = load_with_labels(data, split)
     if samples and images.classes != model.classes:
         raise InputError(_describe_other_classes(model.classes, images.classes))
-    priors, no_rate = (
-        load_fitting_priors(model, images.classes) if rate else (None, "not asked for")
-    )
+    priors: Priors | None = None
+    no_rate = "not asked for"
+    if rate:
+        priors, no_rate = load_fitting_priors(model, images.classes)
 
     # Encode, decode and compare; the recorder keeps the codes.
     config = replace(model.config, data=data)
     recorder = CodeRecorder(encode, config.model.num_symbols)
-    batches = evaluation_batches(
-        images,
-        batch_size=min(128, config.training.batch_size),
-        limit=limit,
-        workers=data.workers,
-    )
+    batch_size = min(128, config.training.batch_size)
+    batches = evaluation_batches(images, batch_size=batch_size, limit=limit, workers=data.workers)
     total = len(images) if limit is None else min(limit, len(images))
     title = f"evaluate on the {split} split" if split != "all" else "evaluate"
     progress = tracked(recorder.watch(batches), title, total, lambda batch: len(batch.images))

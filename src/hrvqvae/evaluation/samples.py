@@ -21,7 +21,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import ImageSet, chunk_samples, evaluation_batches, make_rng, read_batches
+from hrvqvae.data.batches import ImageSet, chunk_samples, make_rng, read_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation.classifier import TrainedClassifier, find_recipe, obtain_classifier
 from hrvqvae.model import Model
@@ -132,11 +132,11 @@ class RealImages:
             raise InputError(
                 f"a Frechet distance needs two test images at least; there is {self.count}"
             )
-        names = ("Frechet distance", "kernel distance") if features.source else ("FID", "KID")
-        suffix = f", features of {features.source}" if features.source else ""
-        self.frechet_name, self.kernel_name = (
-            f"{name} of {self.count:,} images{suffix}" for name in names
-        )
+        self.frechet_name = f"FID of {self.count:,} images"
+        if features.source:
+            self.frechet_name = (
+                f"Frechet distance of {self.count:,} images, features of {features.source}"
+            )
 
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
         return torch.cat([self._extractor(images) for images in batches])
@@ -159,9 +159,7 @@ class RealImages:
         )
 
     def _measure_frechet(self, features: Tensor) -> float:
-        network = (
-            torch.nn.Identity()
-        )  # in place of Inception, because the metric gets features, not images
+        network = torch.nn.Identity()  # for Inception, because the metric gets features
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
         metric.update(self._real, real=True)
@@ -192,14 +190,11 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
     2019, equation 1).
     """
     rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
-    blocks = torch.split(centres, _BLOCK)
-    radii = torch.cat(
-        [torch.cdist(block, centres).kthvalue(rank, dim=1).values for block in blocks]
-    )
-    inside = sum(
-        int((torch.cdist(block, centres) <= radii).any(dim=1).sum())
-        for block in torch.split(points, _BLOCK)
-    )
+    distances = (torch.cdist(block, centres) for block in torch.split(centres, _BLOCK))
+    radii = torch.cat([block.kthvalue(rank, dim=1).values for block in distances])
+    inside = 0
+    for block in torch.split(points, _BLOCK):
+        inside += int((torch.cdist(block, centres) <= radii).any(dim=1).sum())
     return inside / len(points)
 
 
@@ -207,20 +202,16 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
 class SampleQuality:
     """Accuracy of the samples' classes, and distances of the samples from test images."""
 
-    samples: (
-        int  #: number of samples that are classified; their classes are requested equally often
-    )
+    #: number of samples that are classified; their classes are requested equally often
+    samples: int
     guidance: Guidance  #: of the samples
-    classification_accuracy: (
-        float  #: share of the samples whose predicted class is the requested class
-    )
+    #: share of the samples whose predicted class is the requested class
+    classification_accuracy: float
     classifier_accuracy: float  #: accuracy of the classifier on the test split
-    reconstructions_accuracy: (
-        float  #: the classifier's accuracy on reconstructions, the most that samples can reach
-    )
-    compared: (
-        int  #: number of images per set, and number of test images with which a set is compared
-    )
+    #: the classifier's accuracy on reconstructions, the most that samples can reach
+    reconstructions_accuracy: float
+    #: number of images per set, and number of test images with which a set is compared
+    compared: int
     frechet: str  #: name of the Frechet distance
     #: Distances from the `compared` test images, by key: "samples" (DRAWS sets, whose classes are
     #: drawn by their
@@ -267,12 +258,11 @@ def measure_samples(
     reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
     if maps is None:
-        coded = (
-            model.encode(images, lmbda, effort=effort)
-            for images in read_images_at(tests, reference)
-        )
+        batches = read_images_at(tests, reference)
+        coded = (model.encode(images, lmbda, effort=effort) for images in batches)
     else:
-        coded = (maps.read(indices)[0] for indices in _split(reference))
+        parts = np.split(reference, range(_BATCH, size, _BATCH))
+        coded = (maps.read(indices)[0] for indices in parts)
     decoded = torch.cat([model.decode(codes, size=(config.size, config.size)) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
     distances = {"reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))])}
@@ -333,16 +323,6 @@ def read_images_at(images: ImageSet, indices: NDArray[np.int64]) -> Iterator[Ten
         yield batch.images.float() / 255
 
 
-def _split(indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
-
-
 def _measure_accuracy(trained: TrainedClassifier, images: Tensor, classes: Tensor) -> float:
     """Return the share of images whose predicted class equals that in `classes` (B,)."""
     return float((trained.classify(images) == classes).double().mean())
-
-
-def read_split(config: DataConfig, split: str, count: int) -> Tensor:
-    """Return `count` images (B, C, Y, X) in [0, 1], spread evenly over a split."""
-    batches = evaluation_batches(load_images(config, split), batch_size=_BATCH, limit=count)
-    return torch.cat([batch.images for batch in batches]).float() / 255

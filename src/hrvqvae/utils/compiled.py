@@ -89,9 +89,8 @@ class _Cache(FunctionCache):
         with suppress(OSError):  # a full disk, or a folder that was removed
             path = self._path(sig, data.codegen)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._cache_file._open_for_write(
-                str(path)
-            ) as stream:  # renamed once it is complete
+            # The file is renamed once it is complete.
+            with self._cache_file._open_for_write(str(path)) as stream:
                 stream.write(hashlib.sha256(content).digest() + content)
             for old in path.parent.glob(f"{self._prefix}-*.nbc"):
                 if not old.name.startswith(self._current_prefix):
@@ -109,9 +108,8 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
     def compile_function(function: Function) -> Any:
         defaults = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
         dispatcher: Any = numba.njit(**{**defaults, **options})(function)
-        with suppress(
-            RuntimeError
-        ):  # no folder can be written, so each process compiles the function
+        # If no folder can be written, each process compiles the function.
+        with suppress(RuntimeError):
             dispatcher._cache = _Cache(function)
         return dispatcher
 
@@ -173,9 +171,8 @@ def in_parts(count: int, run: Callable[[int, int], T], *, one_thread_up_to: int 
         for index in indices:  # shared by the threads
             try:
                 results[index] = run(*ranges[index])
-            except (
-                BaseException
-            ) as error:  # also Ctrl-C: no exception can pass through the OpenMP runtime
+            # No exception can pass through the OpenMP runtime, not even Ctrl-C.
+            except BaseException as error:
                 errors.append(error)
 
     run_on_team(_CALLBACK(work), None, threads, 0)

@@ -84,9 +84,8 @@ def exact_float32() -> Iterator[None]:
         ("fp32_precision", (matmul, convolution), "ieee"),
     ):
         for target in targets:
-            with suppress(
-                AttributeError, RuntimeError
-            ):  # fp32_precision is of torch 2.9; once set, allow_tf32 raises
+            # fp32_precision is of torch 2.9; once it is set, allow_tf32 raises
+            with suppress(AttributeError, RuntimeError):
                 previous.append((target, name, getattr(target, name), exact))
     precision = ""
     with suppress(RuntimeError):  # it raises if fp32_precision has been set

@@ -90,9 +90,8 @@ def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -
             lock.acquire()
     try:
         if outermost:
-            with suppress(
-                OSError
-            ):  # only `is_locked` and messages read this file, so a full disk does no harm
+            # Only `is_locked` and messages read this file, so a full disk does no harm.
+            with suppress(OSError):
                 holder.write_text(str(os.getpid()))
         yield
     finally:

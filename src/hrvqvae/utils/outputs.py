@@ -193,9 +193,8 @@ def replace_file(path: Path, *, flush: bool = True) -> Iterator[Path]:
     power. Raises OSError if the disk is full or the folder can't be written.
     """
     path = path.resolve()
-    suffix = (
-        path.suffix if len(path.suffix) <= 12 else ""
-    )  # some libraries choose the format by the suffix
+    # Some libraries choose the format by the suffix.
+    suffix = path.suffix if len(path.suffix) <= 12 else ""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}{suffix}")
     try:
         yield temporary
