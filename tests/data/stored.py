@@ -8,11 +8,14 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import ImageCms
 
 from hrvqvae.config import DataConfig
+from hrvqvae.data.batches import ImageSet
+from hrvqvae.data.loading import load_images
 
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
@@ -26,6 +29,19 @@ def folder_config(folder: Path, **changes: object) -> DataConfig:
             **changes,
         }  # type: ignore[arg-type]
     )
+
+
+def loaded(root: object, split: str = "train", /, **changes: object) -> ImageSet:
+    """Return the images of a split, not held in memory unless `memory_mb` is given."""
+    return load_images(folder_config(Path(str(root)), **{"memory_mb": 0, **changes}), split)
+
+
+def content(images: ImageSet) -> np.ndarray:
+    return np.stack([images.decode(index, None).pixels for index in range(len(images))])
+
+
+def paths_of(images: ImageSet) -> list[Path]:
+    return [Path(images.source.where(int(row))) for row in images.rows]
 
 
 def swapped_profile() -> bytes:

@@ -65,6 +65,11 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
+def swap_a_byte(packed: bytes) -> bytes:
+    """Return a gzip file with a damage for which zlib has its own error."""
+    return packed[:15] + bytes([packed[15] ^ 255]) + packed[16:]
+
+
 def test_ways_are_tried_in_order_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,8 +107,7 @@ def test_damaged_files_are_got_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "notes.txt").write_text("mine")
     target = folder / "t10k-images-idx3-ubyte.gz"
     whole = target.read_bytes()
-    swapped = whole[:15] + bytes([whole[15] ^ 255]) + whole[16:]  # zlib has its own error for this
-    for content in (None, whole[:-9], swapped, b"", gzip.compress(b"other")):
+    for content in (None, whole[:-9], swap_a_byte(whole), b"", gzip.compress(b"other")):
         target.write_bytes(content) if content is not None else target.unlink()
         with pytest.raises(DamagedFileError, match=target.name):
             fetch.check(DATASETS.get("mnist"), folder)
@@ -289,9 +293,8 @@ def test_damaged_idx_is_named(mnist_root: Path, tmp_path: Path) -> None:
     mnist.write_idx(path, np.zeros((5, 4, 4), np.uint8))
     whole = path.read_bytes()
     inside = gzip.decompress(whole)
-    swapped = whole[:15] + bytes([whole[15] ^ 255]) + whole[16:]  # zlib has its own error for this
     damaged = (inside[:-1], inside[:9], inside[:2], b"\0\0\x09" + inside[3:], b"\1" + inside[1:])
-    for content in (whole[:30], b"", swapped, *map(gzip.compress, damaged)):
+    for content in (whole[:30], b"", swap_a_byte(whole), *map(gzip.compress, damaged)):
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match=r"images\.gz.*get it again"):
             mnist.read_idx(path)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from functools import partial
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from unittest.mock import Mock
@@ -34,21 +35,14 @@ from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
 from tests.conftest import drawn_digits, same, write_picture
-from tests.data.stored import folder_config
-
-
-def paths_of(folder: Path, split: str = "train") -> list[Path]:
-    images = load_images(folder_config(folder, memory_mb=0), split)
-    return [Path(images.source.where(int(row))) for row in images.rows]
+from tests.data.stored import content, loaded, paths_of
 
 
 def test_published_sets_are_held_in_memory(mnist_root: Path) -> None:
     config = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     images = load_images(config, "train")
     expected, labels = drawn_digits(96, 1)
-    np.testing.assert_array_equal(
-        np.stack([images.decode(index, None).pixels for index in range(96)])[:, 0], expected
-    )
+    np.testing.assert_array_equal(content(images)[:, 0], expected)
     np.testing.assert_array_equal(images.labels, labels)
     direct = load_images(dataclasses.replace(config, root=str(mnist_root / "mnist")), "test")
     assert len(direct) == 40
@@ -92,27 +86,23 @@ def test_root_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_root_that_is_given_is_all_of_it(picture_folder: Path) -> None:
     """Also where a folder in it has the name of the preset's data set."""
     (picture_folder / "cats").rename(picture_folder / "photos")
-    config = folder_config(picture_folder, dataset="photos", memory_mb=0)
-    assert sum(len(load_images(config, split)) for split in ("train", "test")) == 30
+    splits = [loaded(picture_folder, split, dataset="photos") for split in ("train", "test")]
+    assert sum(map(len, splits)) == 30
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_small_folders_are_held_and_large_ones_decoded(workers: int, picture_folder: Path) -> None:
-    held = load_images(folder_config(picture_folder, workers=workers), "train")
-    decoded = load_images(folder_config(picture_folder, memory_mb=0), "train")
-    assert held.pixels is not None
+    held = loaded(picture_folder, memory_mb=512, workers=workers)
+    decoded = loaded(picture_folder)
     assert decoded.pixels is None
-    for index in range(len(decoded)):
-        np.testing.assert_array_equal(
-            held.decode(index, None).pixels, decoded.decode(index, None).pixels
-        )
-    assert load_images(folder_config(picture_folder, crop="random"), "train").pixels is None
+    np.testing.assert_array_equal(held.pixels, content(decoded))
+    assert loaded(picture_folder, memory_mb=512, crop="random").pixels is None
 
 
 def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
     """An error that no setting skips: here an image that is gone between listing and reading."""
-    images = load_images(folder_config(picture_folder, memory_mb=0), "train")
-    for path in paths_of(picture_folder):
+    images = loaded(picture_folder)
+    for path in paths_of(images):
         path.unlink()
     with pytest.raises(InputError, match="there is no such image") as caught:
         next(iter(evaluation_batches(images, batch_size=4, workers=2)))
@@ -123,23 +113,21 @@ def test_errors_of_workers_are_one_line(picture_folder: Path) -> None:
 def test_validation_images_are_cut_from_the_training_split(
     memory_mb: int, picture_folder: Path
 ) -> None:
-    config = folder_config(picture_folder, memory_mb=memory_mb)
-    whole = load_images(config, "train")
-    cut = dataclasses.replace(config, validation=0.2)
+    read = partial(loaded, picture_folder, memory_mb=memory_mb)
 
-    def pixels(images: ImageSet) -> list[bytes]:
-        return [images.decode(index, None).pixels.tobytes() for index in range(len(images))]
+    def pixels(split: str, **changes: object) -> list[bytes]:
+        return [image.tobytes() for image in content(read(split, **changes))]
 
-    train, validation = (pixels(load_images(cut, split)) for split in ("train", "test"))
+    whole = pixels("train")
+    train, validation = (pixels(split, validation=0.2) for split in ("train", "test"))
     assert len(validation) == len(whole) // 5
-    assert [image for image in pixels(whole) if image not in validation] == train
-    assert set(validation) <= set(pixels(whole))
-    assert not set(validation) & set(pixels(load_images(config, "test")))
+    assert [image for image in whole if image not in validation] == train
+    assert set(validation) <= set(whole)
+    assert not set(validation) & set(pixels("test"))
     with pytest.raises(InputError, match="leaves a split empty"):
-        load_images(dataclasses.replace(config, validation=0.01), "test")
-    paths_of(picture_folder)[0].write_bytes(b"no image")
-    cut = dataclasses.replace(cut, on_error="skip")
-    counts = [len(load_images(cut, split)) for split in ("train", "test")]
+        read("test", validation=0.01)
+    paths_of(loaded(picture_folder))[0].write_bytes(b"no image")
+    counts = [len(read(split, validation=0.2, on_error="skip")) for split in ("train", "test")]
     assert counts == [
         len(train) - bool(memory_mb),
         len(validation),
@@ -179,12 +167,12 @@ def test_every_stream_is_its_own() -> None:
 def test_a_part_of_a_split_is_spread_over_its_classes(
     limit: int | None, picture_folder: Path
 ) -> None:
-    images = load_images(folder_config(picture_folder), "train")
+    images = loaded(picture_folder)
     seen = list(evaluation_batches(images, batch_size=3, limit=limit))
     pixels = torch.cat([batch.images for batch in seen])
     count = len(images) if limit is None else min(limit, len(images))
     assert len(pixels) == count
-    whole = np.stack([images.decode(index, None).pixels for index in range(len(images))])
+    whole = content(images)
     places = [int(np.flatnonzero((whole == image.numpy()).all((1, 2, 3)))[0]) for image in pixels]
     assert places[0] == 0
     assert all(
@@ -196,7 +184,7 @@ def test_a_part_of_a_split_is_spread_over_its_classes(
 def test_one_core_gets_one_worker(picture_folder: Path) -> None:
     """torch warns of more, and a warning is an error here; the images are the same."""
     cores = os.sched_getaffinity(0)
-    images = load_images(folder_config(picture_folder, memory_mb=0), "train")
+    images = loaded(picture_folder)
     expected = list(evaluation_batches(images, batch_size=7))
     os.sched_setaffinity(0, {min(cores)})
     try:
@@ -249,7 +237,7 @@ def test_conversion_is_told_once(
     workers: int, picture_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     told_once.cache_clear()
-    images = load_images(folder_config(picture_folder, channels=1, crop="random"), "train")
+    images = loaded(picture_folder, channels=1, crop="random")
     first = list(islice(batches(images, batch_size=8, seed=0, workers=workers), 5))
     assert [len(batch.lost) for batch in first] == [8] * 5
     assert all(batch.images.shape == (8, 1, 16, 16) for batch in first)

@@ -18,7 +18,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from types import FrameType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -77,12 +76,9 @@ class ImageSet:
         )
         if self.source:
             state.update(self.source.digest(self.rows).encode())
-            labels = (
-                self.source.labels[self.rows].tolist()
-                if self.classes and self.source.labels is not None
-                else []
-            )
-            state.update(repr(labels).encode("utf-8", "surrogateescape"))
+            labels = self.source.labels if self.classes else None
+            listed = [] if labels is None else labels[self.rows].tolist()
+            state.update(repr(listed).encode("utf-8", "surrogateescape"))
         else:
             assert self.pixels is not None
             for array in (self.labels, self.pixels):
@@ -94,9 +90,9 @@ class ImageSet:
 
         The array is empty if an image's name may change when other images go.
         """
-        numbers = list[int]()
         if self.source is None or not self.source.has_stable_names:
-            return np.array(numbers, np.uint64)
+            return np.empty(0, np.uint64)
+        numbers = list[int]()
         labels = self.source.labels if self.classes else None
         for row in map(int, self.rows):
             label = "" if labels is None else labels[row]
@@ -113,7 +109,7 @@ class ImageSet:
             return Decoded(self.take([(index, augmentation)]).images[0].numpy())
         assert self.source
         config = self.config
-        rng = None if augmentation is None else make_rng("augmentation", *augmentation)
+        rng = make_rng("augmentation", *augmentation) if augmentation else None
         place = (0.5, 0.5)
         if rng and config.crop == "random":
             place = (rng.random(), rng.random())
@@ -335,14 +331,12 @@ def _ignore_signals(_: int) -> None:
     """Ignore SIGINT, and SIGTERM and SIGHUP once: the main process saves first, and ends its
     workers then.
     """
-
-    def ignore_once(signum: int, _: FrameType | None) -> None:
-        signal.signal(signum, signal.SIG_DFL)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), ignore_once)
+            signal.signal(
+                getattr(signal, name), lambda number, _: signal.signal(number, signal.SIG_DFL)
+            )
 
 
 @contextmanager

@@ -289,18 +289,14 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
     listed = list_images(images, channels, max_pixels)
     if not listed:
         raise InputError("there is no image")
-    kinds = {(*image.shape, image.dtype): image for image in listed}
+    kinds = [f"{tuple(image.shape)} {image.dtype}".replace("torch.", "") for image in listed]
+    kinds = list(dict.fromkeys(kinds))
     if len(kinds) > 1:
-        first, second = list(kinds.values())[:2]
         raise InputError(
-            f"the images of a batch have one size and type; here are {_describe(first)} and"
-            f" {_describe(second)}: give them in several calls"
+            f"the images of a batch have one size and type; here are {kinds[0]} and {kinds[1]}:"
+            " give them in several calls"
         )
     return torch.stack(listed)
-
-
-def _describe(image: Tensor) -> str:
-    return f"{tuple(image.shape)} {str(image.dtype).removeprefix('torch.')}"
 
 
 def read_image(
@@ -337,7 +333,7 @@ def to_pil(image: Any) -> Image.Image:
     )
 
 
-def note_conversions(lost: Mapping[Path, str] | Mapping[str, str]) -> None:
+def note_conversions(lost: Mapping[Any, str]) -> None:
     """Log a notice about the images that lost something; `lost` has the loss of each image."""
     losing = {name: loss for name, loss in lost.items() if loss}
     if losing:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
@@ -92,22 +93,20 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     ):
         return images
     pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
-    labels = np.empty(len(images), np.int64)
-    count = 0
+    labels = list[int]()
     broken = list[str]()
     workers = config.workers if len(images) > _BATCH else 0  # starting them takes longer
     for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), workers):
-        end = count + len(batch.images)
-        pixels[count:end] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
-        labels[count:end] = batch.labels.numpy()
-        count = end
+        start = len(labels)
+        labels += batch.labels.tolist()
+        pixels[start : len(labels)] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
         broken += batch.broken
-    if not count:
+    if not labels:
         raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
     if broken:
         note(f"broken images skipped: {len(broken)} of {len(images)}, the first: {broken[0]}")
-    images.pixels = pixels[:count]
-    images.labels = labels[:count]
+    images.pixels = pixels[: len(labels)]
+    images.labels = np.array(labels)
     return images
 
 
@@ -134,42 +133,44 @@ def open_images(config: DataConfig, split: str) -> ImageSet:
         if not selected.any():
             share = f"data.validation {config.validation} of {len(images):,} training images"
             raise InputError(f"{share} leaves a split empty")
-        rows = images.rows[selected] if images.source else images.rows
-        pixels = None if images.pixels is None else images.pixels[selected]
-        return dataclasses.replace(
-            images, config=config, labels=images.labels[selected], rows=rows, pixels=pixels
-        )
+        images = dataclasses.replace(images, config=config, labels=images.labels[selected])
+        if images.pixels is None:
+            images.rows = images.rows[selected]
+        else:
+            images.pixels = images.pixels[selected]
+        return images
     dataset = DATASETS.get(config.dataset) if config.dataset in DATASETS else None
-    is_registered = (config.root or "").startswith(datasets.PREFIX)
-    if dataset is not None and dataset.read and not is_registered:
+    if dataset and dataset.read and not (config.root or "").startswith(datasets.PREFIX):
         return _read_published(dataset, find_data_root(config.root), config, split)
-    return _select_split(_open_sources(config, split), split, config)
+    return _select_split(*_open_sources(config, split), split, config)
 
 
 def is_undivided(config: DataConfig) -> bool:
     """Return whether the images have no splits by their names, so that `data.split` divides them.
     Raises InputError as `open_images`.
     """
-    return "" in _open_sources(config, "test")
+    return "" in _open_sources(config, "test")[1]
 
 
-def _open_sources(config: DataConfig, split: str) -> Mapping[str, Source]:
-    """Return the sources of images by the names of their splits; all under "" if `data.split`
-    divides them.
+def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Source]]:
+    """Return the place of images, for messages, and their sources by the names of their splits; all
+    under "" if `data.split` divides them.
     """
-    if (config.root or "").startswith(datasets.PREFIX):
-        return datasets.open_registered(str(config.root), config.labels)
-    path = _locate(config)
+    if config.root and config.root.startswith(datasets.PREFIX):
+        return "the data set", datasets.open_registered(config.root, config.labels)
+    path = find_data_root(config.root)
+    if config.root is None:
+        path /= config.dataset
     if config.root is None and not path.is_dir():
         hint = f", or take one of {', '.join(DATASETS)}"
         if config.dataset in DATASETS:
             hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
         raise InputError(f"no folder {path}; name it with --data DIR{hint}")
-    sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
+    sources = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)
-        return sources
-    return _open_shards(path, split, config.labels)
+        return str(path), sources
+    return str(path), _open_shards(path, split, config.labels)
 
 
 def _note_shards_beside(folder: Path) -> None:
@@ -182,36 +183,27 @@ def _note_shards_beside(folder: Path) -> None:
 
 def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str) -> ImageSet:
     if missing := list_missing_files(dataset, root):
-        advice = (
-            f"hrvqvae data get {dataset.name} ({dataset.how}), or train on other data:"
-            " --data.dataset mine"
-        )
         raise InputError(
-            f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: {advice}"
+            f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: hrvqvae"
+            f" data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
         )
     folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
     if (channels, height, width) != (config.channels, config.size, config.size):
-        expected = f"data.channels is {config.channels}, data.size is {config.size}"
         raise InputError(
-            f"{dataset.name} has {channels} channels of {height}x{width} pixels; {expected}"
+            f"{dataset.name} has {channels} channels of {height}x{width} pixels; data.channels is"
+            f" {config.channels}, data.size is {config.size}"
         )
     return ImageSet(config, data.labels, data.classes, pixels=data.images)
 
 
-def _locate(config: DataConfig) -> Path:
-    """Return the folder or the pattern of images that are no published set."""
-    root = find_data_root(config.root)
-    return root / config.dataset if config.root is None else root
-
-
-def _select_split(sources: Mapping[str, Source], split: str, config: DataConfig) -> ImageSet:
+def _select_split(
+    where: str, sources: Mapping[str, Source], split: str, config: DataConfig
+) -> ImageSet:
     """Return the images of a split. `sources` has one per split name, or one under "" that
     `data.split` divides; with the split "all", it is not divided.
     """
-    is_registered = (config.root or "").startswith(datasets.PREFIX)
-    where = "the data set" if is_registered else str(_locate(config))
     if "" in sources:
         source = sources[""]
         is_test = _mark_test_images(source, config)
@@ -302,26 +294,23 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
     `data.split` divides them.
     """
     source_class, shards = _list_shards(path)
-    by_name: dict[str, list[Shard]] = {}
+    by_name = defaultdict[str, list[Shard]](list)
     for shard in shards:
         words = re.findall("[a-z]+", shard.name.lower())
-        by_name.setdefault(
-            next((word for word in reversed(words) if word in SPLIT_NAMES), ""), []
-        ).append(shard)
+        names_of_splits = [word for word in words if word in SPLIT_NAMES]
+        by_name[names_of_splits[-1] if names_of_splits else ""].append(shard)
     names = by_name if path.is_dir() else {"": [], **by_name}  # a pattern may match one split
-    splits = files.find_split(
-        names, path, f"'{shards[0].path.with_name('*')}{shards[0].path.suffix}'"
-    )
+    first = shards[0].path
+    splits = files.find_split(names, path, f"'{first.with_name('*')}{first.suffix}'")
     if splits is None:
         return {"": source_class(shards, labels)}
     if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
-        left_out = (
-            f"{counted(len(outside), 'shard')} outside of {splits[0]} and {splits[1]} left out"
+        told_once(
+            f"{path}: {counted(len(outside), 'shard')} outside of {' and '.join(splits)} left out,"
+            f" such as {outside[0].name}"
         )
-        told_once(f"{path}: {left_out}, such as {outside[0].name}")
-    needed = (
-        splits if labels else (splits[0 if split == "train" else 1],)
-    )  # both splits decide the classes
+    # Both splits decide the classes.
+    needed = [name for name in splits if labels or (name == TRAIN) == (split == "train")]
     return {name: source_class(by_name[name], labels) for name in needed}
 
 
@@ -335,10 +324,9 @@ def _mark_test_images(source: Source, config: DataConfig) -> NDArray[np.bool_]:
     hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
     threshold = config.test_fraction * 2**64
     test = np.fromiter((int.from_bytes(value, "big") < threshold for value in hashes), np.bool_)
-    if len(test) > 1 and not test.any():  # leave no split empty
-        test[-1] = True
-    if len(test) > 1 and test.all():
-        test[0] = False
+    if len(test) > 1:  # leave no split empty
+        test[-1] |= not test.any()
+        test[0] &= not test.all()
     return test
 
 
@@ -348,15 +336,13 @@ def check_labels(source: Source) -> None:
     """
     if source.labels is None or not source.class_names:
         return
-    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= len(source.class_names)))
+    count = len(source.class_names)
+    wrong = np.flatnonzero((source.labels < 0) | (source.labels >= count))
     if len(wrong):
-        fault = (
-            f"label {source.labels[wrong[0]]}, but there are"
-            f" {counted(len(source.class_names), 'class name')}"
-        )
-        where = source.where(int(wrong[0]))
         raise InputError(
-            f"{where} has {fault}; correct the labels, or train with --data.labels false"
+            f"{source.where(int(wrong[0]))} has label {source.labels[wrong[0]]}, but there are"
+            f" {counted(count, 'class name')}; correct the labels, or train with --data.labels"
+            " false"
         )
 
 

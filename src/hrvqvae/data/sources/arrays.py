@@ -131,16 +131,9 @@ def _list_keys(path: Path) -> list[str]:
 def _read_array(shard: Shard) -> NDArray[Any]:
     """Return an array of a file, as a memory map if the array is not compressed."""
     try:
-        mapped = (
-            _map_member(shard)
-            if shard.key
-            else np.load(shard.path, mmap_mode="r", allow_pickle=False)
-        )
-        return (
-            np.asarray(np.load(shard.path, allow_pickle=False)[shard.key])
-            if mapped is None
-            else mapped
-        )
+        if shard.key:
+            return _read_member(shard)
+        return np.asanyarray(np.load(shard.path, mmap_mode="r", allow_pickle=False))
     except InputError:
         raise
     except Exception as error:
@@ -149,31 +142,28 @@ def _read_array(shard: Shard) -> NDArray[Any]:
         ) from error
 
 
-def _map_member(shard: Shard) -> NDArray[Any] | None:
-    """Return a memory map of an array in an .npz, or None if the array is compressed or empty."""
+def _read_member(shard: Shard) -> NDArray[Any]:
+    """Return an array in an .npz, as a memory map unless the array is compressed or empty."""
     with shard.path.open("rb") as stream:
         with zipfile.ZipFile(stream) as archive:
             member = archive.getinfo(f"{shard.key}.npy")
-        if member.compress_type != zipfile.ZIP_STORED:
-            if member.file_size > _MAX_INFLATED + _MAX_INFLATION * member.compress_size:
-                sizes = f"{member.file_size / 1e6:,.0f} MB in {member.compress_size / 1e6:,.1f} MB"
-                raise InputError(
-                    f"{shard} has {sizes}, too much for memory; write it uncompressed with"
-                    " numpy.savez"
-                )
-            return None
-        stream.seek(member.header_offset)
-        name_length, extra_length = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
-        stream.seek(name_length + extra_length, 1)
-        read_header = (
-            npy.read_array_header_1_0
-            if npy.read_magic(stream) == (1, 0)
-            else npy.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(stream)
-        if dtype.hasobject or 0 in shape:
-            return None
-        return np.memmap(shard.path, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
+        if member.compress_type == zipfile.ZIP_STORED:
+            stream.seek(member.header_offset)
+            name_length, extra_length = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
+            stream.seek(name_length + extra_length, 1)
+            is_short = npy.read_magic(stream) == (1, 0)
+            read_header = npy.read_array_header_1_0 if is_short else npy.read_array_header_2_0
+            shape, fortran, dtype = read_header(stream)
+            if not dtype.hasobject and 0 not in shape:
+                start = stream.tell()
+                return np.memmap(shard.path, dtype, "r", start, shape, "F" if fortran else "C")
+        elif member.file_size > _MAX_INFLATED + _MAX_INFLATION * member.compress_size:
+            raise InputError(
+                f"{shard} has {member.file_size / 1e6:,.0f} MB in"
+                f" {member.compress_size / 1e6:,.1f} MB, too much for memory; write it uncompressed"
+                " with numpy.savez"
+            )
+    return np.asarray(np.load(shard.path, allow_pickle=False)[shard.key])
 
 
 def _read_images(shard: Shard) -> NDArray[np.uint8]:

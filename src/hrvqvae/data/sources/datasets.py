@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class DatasetSource(Source):
             raise InputError(f"{self._title} has no item")
         if not labels or _split_item(dataset[0])[1] is None:
             return
-        targets = _list_targets(dataset)
+        targets, class_names = _read_annotations(dataset)
         if targets is None:
             targets = [_split_item(dataset[row])[1] for row in range(len(self))]
         try:
@@ -107,7 +108,7 @@ class DatasetSource(Source):
         if self.labels.shape != (len(self),) or self.labels.dtype.kind not in "iuU":
             raise InputError(f"{self._title} has labels that are neither whole numbers nor texts")
         if self.labels.dtype.kind != "U":
-            self.class_names = _find_classes(dataset)
+            self.class_names = class_names
 
     def name(self, row: int) -> str:
         return str(row)
@@ -153,37 +154,26 @@ def _find_label_column(names: Any) -> str | None:
     return next((name for name in LABEL_COLUMNS if name in names), None)
 
 
-def _list_targets(dataset: Any) -> Sequence[Any] | None:
-    """Return the labels that a data set keeps apart from its images, or None.
+def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ...]]:
+    """Return the labels that a data set keeps apart from its images, or None, and its class names,
+    or ().
 
-    These are `targets`, as in torchvision, or the column of a data set of Hugging Face.
+    Labels are `targets`, as in torchvision, or the column of a data set of Hugging Face. Parts must
+    agree on the class names.
     """
     if isinstance(dataset, Subset):
-        targets = _list_targets(dataset.dataset)
-        return None if targets is None else [targets[index] for index in dataset.indices]
+        targets, classes = _read_annotations(dataset.dataset)
+        return targets and [targets[index] for index in dataset.indices], classes
     if isinstance(dataset, ConcatDataset):
-        parts = [_list_targets(part) for part in dataset.datasets]
-        if any(part is None for part in parts):
-            return None
-        return [target for part in parts for target in part or ()]
+        parts, class_lists = zip(*map(_read_annotations, dataset.datasets), strict=True)
+        whole = None if None in parts else [*chain(*parts)]
+        return whole, class_lists[0] if len(set(class_lists)) == 1 else ()
     if hasattr(dataset, "column_names"):
-        return list(dataset[_find_label_column(dataset.column_names)])
-    if getattr(dataset, "target_transform", None) is not None:
-        return None
-    targets = getattr(dataset, "targets", None)
-    return None if targets is None else list(targets)
-
-
-def _find_classes(dataset: Any) -> tuple[str, ...]:
-    """Return the class names of a data set, () if it has none; parts must agree."""
-    if isinstance(dataset, Subset):
-        return _find_classes(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        of_parts = {_find_classes(part) for part in dataset.datasets}
-        return of_parts.pop() if len(of_parts) == 1 else ()
-    if hasattr(dataset, "column_names"):
-        feature = dataset.features[_find_label_column(dataset.column_names)]
-        classes = getattr(feature, "names", None)
+        column = _find_label_column(dataset.column_names)
+        targets = dataset[column]
+        names = getattr(dataset.features[column], "names", None)
     else:
-        classes = getattr(dataset, "classes", None)
-    return tuple(map(str, classes or ()))
+        is_changed = getattr(dataset, "target_transform", None) is not None
+        targets = None if is_changed else getattr(dataset, "targets", None)
+        names = getattr(dataset, "classes", None)
+    return None if targets is None else list(targets), tuple(map(str, names or ()))

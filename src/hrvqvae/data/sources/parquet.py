@@ -14,7 +14,7 @@ import io
 import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +39,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 class Group(NamedTuple):
     """A row group of a file."""
 
-    file: Path
-    name: str  # path relative to the folder
+    shard: Shard
     position: int  # index of the group in the file
     first_row: int  # index of the group's first row in the file
     rows: int
@@ -58,70 +57,31 @@ class ParquetSource(Source):
         file has a row.
         """
         groups = list[Group]()
-        labels_of_files = list[NDArray[Any] | None]()
-        class_lists = set[tuple[str, ...]]()
+        labels_of_files = list[tuple[Any, tuple[str, ...]]]()
         for shard in shards:
             with open_parquet(shard.path) as file:
-                rows = file.metadata.num_rows
-                file_size = shard.path.stat().st_size
-                if rows > file_size:
-                    raise InputError(
-                        f"{shard.path} has {rows:,} rows in {file_size:,} bytes, which are no"
-                        " images"
-                    )
-                column = _find_image_column(file.schema_arrow, shard.path)
-                first_row = 0
-                for index in range(file.num_row_groups):
-                    group = file.metadata.row_group(
-                        index
-                    )  # with damaged statistics, `group.column` crashes
-                    if group.num_rows:
-                        size = group.total_byte_size
-                        if size >= _MAX_GROUP_BYTES:
-                            fault = (
-                                f"row group {index} holds {size:,} bytes, {_MAX_GROUP_BYTES:,} or"
-                                " more"
-                            )
-                            raise InputError(
-                                f"{shard.path}: {fault}; write it again with row_group_size=1000"
-                            )
-                        groups.append(
-                            Group(
-                                shard.path,
-                                shard.name,
-                                index,
-                                first_row,
-                                group.num_rows,
-                                size,
-                                column,
-                            )
-                        )
-                    first_row += group.num_rows
-                if labels and rows:
-                    values, class_names = _read_labels(file, shard.path)
-                    labels_of_files.append(values)
-                    class_lists.add(class_names)
+                groups += _list_groups(file, shard)
+                if labels and file.metadata.num_rows:
+                    labels_of_files.append(_read_labels(file, shard.path))
         if not groups:
             raise InputError(f"{shards[0].path}: there is no row in it")
         super().__init__(group.rows for group in groups)
         self.groups = tuple(groups)
         self._max_bytes = WINDOW_BYTES
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        complete = [values for values in labels_of_files if values is not None]
-        if complete and len(complete) == len(labels_of_files):  # every file has all its labels
-            if len(class_lists) > 1 or len({values.dtype.kind for values in complete}) > 1:
+        if labels_of_files and all(values is not None for values, _ in labels_of_files):
+            if len({(values.dtype.kind, names) for values, names in labels_of_files}) > 1:
                 raise InputError(
                     f"{shards[0].path} and others name different classes; use --data.labels false"
                 )
-            self.labels = np.concatenate(complete)
-            self.class_names = class_lists.pop()
+            self.labels = np.concatenate([values for values, _ in labels_of_files])
+            self.class_names = labels_of_files[0][1]
 
-    def __getstate__(
-        self,
-    ) -> dict[str, Any]:  # a worker process reads the paths and row groups anew
-        return {name: value for name, value in vars(self).items() if name != "_paths"} | {
-            "_cache": OrderedDict()
-        }
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without what a worker process reads anew: the paths and row groups."""
+        state = vars(self) | {"_cache": OrderedDict()}
+        state.pop("_paths", None)
+        return state
 
     @cached_property
     def _paths(self) -> NDArray[np.bytes_] | None:
@@ -129,18 +89,16 @@ class ParquetSource(Source):
         paths are equal.
         """
         paths = list[str]()
-        for file, column in dict.fromkeys(
-            (group.file, group.column.removesuffix(".bytes")) for group in self.groups
+        for file, images in dict.fromkeys(
+            (group.shard.path, group.column) for group in self.groups
         ):
+            column = f"{images.removesuffix('.bytes')}.path"
             with open_parquet(file) as reader:
-                if f"{column}.path" not in {
-                    reader.schema.column(index).path for index in range(len(reader.schema))
-                }:
+                schema = reader.schema
+                if column not in {schema.column(index).path for index in range(len(schema))}:
                     return None
-                values = reader.read(columns=[f"{column}.path"], use_threads=False).column(0)
-                paths += [
-                    value for chunk in values.chunks for value in chunk.field("path").to_pylist()
-                ]
+                for chunk in reader.read(columns=[column], use_threads=False).column(0).chunks:
+                    paths += chunk.field("path").to_pylist()
         named = all(isinstance(path, str) for path in paths) and len(set(paths)) == len(paths)
         return encode_names(paths) if named else None
 
@@ -148,11 +106,13 @@ class ParquetSource(Source):
         if self._paths is not None:
             return decode_name(self._paths, row)
         index, offset = self.locate(row)
-        return f"{self.groups[index].name}/{self.groups[index].first_row + offset}"
+        group = self.groups[index]
+        return f"{group.shard.name}/{group.first_row + offset}"
 
     def where(self, row: int) -> str:
         index, offset = self.locate(row)
-        return f"{self.groups[index].file}: row {self.groups[index].first_row + offset}"
+        group = self.groups[index]
+        return f"{group.shard}: row {group.first_row + offset}"
 
     def open(self, row: int) -> Image.Image:
         index, offset = self.locate(row)
@@ -160,11 +120,8 @@ class ParquetSource(Source):
             self._cache.move_to_end(index)
         else:
             group = self.groups[index]
-            while (
-                self._cache
-                and sum(self.groups[kept].bytes for kept in self._cache) + group.bytes
-                > self._max_bytes
-            ):
+            free = self._max_bytes - group.bytes
+            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) > free:
                 self._cache.popitem(last=False)
             self._cache[index] = _read_group(group)
         encoded = self._cache[index][offset].as_py()
@@ -181,7 +138,7 @@ class ParquetSource(Source):
         each row group.
         """
         state = hashlib.blake2b(digest_size=16)
-        for path in dict.fromkeys(group.file for group in self.groups):
+        for path in dict.fromkeys(group.shard.path for group in self.groups):
             with path.open("rb") as stream:
                 stream.seek(-8, io.SEEK_END)
                 length = int.from_bytes(stream.read(4), "little")
@@ -200,13 +157,12 @@ class ParquetSource(Source):
         filled = 0
         for index in rng.permutation(len(present)):
             if filled and filled + sizes[index] > self._max_bytes:
-                window = window + 1
+                window += 1
                 filled = 0
             windows[index] = window
             filled += sizes[index]
-        return np.lexsort(
-            (rng.random(len(rows)), np.repeat(windows, counts))
-        )  # `rows` are in ascending order
+        # `rows` are in ascending order
+        return np.lexsort((rng.random(len(rows)), np.repeat(windows, counts)))
 
 
 @contextmanager
@@ -235,12 +191,37 @@ def _read_group(group: Group) -> Any:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(group.file, pre_buffer=False) as file:
+        with pyarrow.parquet.ParquetFile(group.shard.path, pre_buffer=False) as file:
             table = file.read_row_group(group.position, columns=[group.column], use_threads=False)
     except pyarrow.ArrowException as error:
         raise OSError(f"row group {group.position}: {one_line(error)}") from error
     images = table.column(0).combine_chunks()
     return images.field("bytes") if pyarrow.types.is_struct(images.type) else images
+
+
+def _list_groups(file: Any, shard: Shard) -> Iterator[Group]:
+    """Yield the row groups of an open file that have rows. Raises InputError if these are no
+    images, or too large.
+    """
+    path = shard.path
+    rows = file.metadata.num_rows
+    file_size = path.stat().st_size
+    if rows > file_size:
+        raise InputError(f"{path} has {rows:,} rows in {file_size:,} bytes, which are no images")
+    column = _find_image_column(file.schema_arrow, path)
+    first_row = 0
+    for index in range(file.num_row_groups):
+        # With damaged statistics, `group.column` crashes.
+        group = file.metadata.row_group(index)
+        size = group.total_byte_size
+        if group.num_rows:
+            if size >= _MAX_GROUP_BYTES:
+                raise InputError(
+                    f"{path}: row group {index} holds {size:,} bytes, {_MAX_GROUP_BYTES:,} or more;"
+                    " write it again with row_group_size=1000"
+                )
+            yield Group(shard, index, first_row, group.num_rows, size, column)
+        first_row += group.num_rows
 
 
 def _find_image_column(schema: Any, path: Path) -> str:
@@ -250,8 +231,8 @@ def _find_image_column(schema: Any, path: Path) -> str:
     from pyarrow import types
 
     def is_bytes(kind: Any) -> bool:
-        return bool(
-            types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+        return any(
+            test(kind) for test in (types.is_binary, types.is_large_binary, types.is_binary_view)
         )
 
     columns = dict[str, str]()
@@ -265,16 +246,13 @@ def _find_image_column(schema: Any, path: Path) -> str:
             and is_bytes(kind["bytes"].type)
         ):
             columns[field.name] = f"{field.name}.bytes"
-    if len(columns) > 1:
-        columns = {
-            name: column for name, column in columns.items() if name in IMAGE_COLUMNS
-        } or columns
+    preferred = [name for name in columns if name in IMAGE_COLUMNS]
+    if len(columns) > 1 and len(preferred) == 1:
+        return columns[preferred[0]]
     if len(columns) != 1:
-        fault = (
-            f"columns {', '.join(columns)} may be images, name one image"
-            if columns
-            else "no column holds images"
-        )
+        fault = "no column holds images"
+        if columns:
+            fault = f"columns {', '.join(preferred or columns)} may be images, name one image"
         fields = ", ".join(f"{field.name} ({field.type})" for field in schema)
         raise InputError(
             f"{path}: {fault}; there are {fields}, and images are bytes or the struct {{bytes,"
@@ -297,26 +275,27 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     kind = schema.field(column).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not (types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)):
-        fault = f"column {column} has type {kind}, no numbers or texts"
-        raise InputError(f"{path}: {fault}; leave it out, or train with --data.labels false")
-    try:  # the library `datasets` keeps the class names in this metadata
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column].get(
-            "names"
+        raise InputError(
+            f"{path}: column {column} has type {kind}, no numbers or texts; leave it out, or train"
+            " with --data.labels false"
         )
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        names = None
-    with pyarrow.parquet.ParquetFile(
-        path, read_dictionary=[column]
-    ) as reader:  # hold equal texts only once
+    # Equal texts are held once.
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as reader:
         values = reader.read(columns=[column], use_threads=False).column(0)
-    labels: NDArray[Any] | None = None
-    if not values.null_count and types.is_integer(kind):
-        labels = values.to_numpy()
-        if labels.max(initial=0) >= 2**63:
-            raise InputError(
-                f"{path}: column {column} has labels of 2^63 or more; use --data.labels false"
-            )
-    elif not values.null_count:
+    if not types.is_integer(kind):
+        if values.null_count:
+            return None, ()
         texts = values.unify_dictionaries().combine_chunks()
-        labels = np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()]
-    return labels, tuple(map(str, names or ())) if types.is_integer(kind) else ()
+        return np.array(texts.dictionary.to_pylist(), object)[texts.indices.to_numpy()], ()
+
+    names: Any = ()
+    # The library `datasets` keeps the class names in this metadata.
+    with suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        names = features[column].get("names") or ()
+    labels = None if values.null_count else values.to_numpy()
+    if labels is not None and labels.max(initial=0) >= 2**63:
+        raise InputError(
+            f"{path}: column {column} has labels of 2^63 or more; use --data.labels false"
+        )
+    return labels, tuple(map(str, names))

@@ -17,6 +17,7 @@ import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,11 +168,7 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
     links = list[str]()
     others = list[str]()
     with path.open("rb") as stream:
-        matches = (
-            (_MEMBER_NAME.fullmatch(member.name), member) for member in _read_members(path, stream)
-        )
-        members = ((matched[1], matched[2], member) for matched, member in matches if matched)
-        for _, sample in groupby(members, key=lambda parts: parts[0]):
+        for _, sample in groupby(_read_members(path, stream), itemgetter(0)):
             candidates = dict[str, int]()
             first = len(names)
             for _, extension, member in sample:
@@ -200,9 +197,10 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
         )
 
 
-def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and links in a tar, in order. Raises InputError if the tar is cut short,
-    damaged or no tar.
+def _read_members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yield the files and links in a tar, in order, after the sample and the extension of each.
+
+    Raises InputError if the tar is cut short, damaged or no tar.
     """
     # the first two are parts of the message
     place = ""
@@ -215,8 +213,9 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 if not member.issparse() and not 0 <= member.size <= size - member.offset_data:
                     raise EOFError(f"{member.name} is longer than the file")
                 place = f" after its member {member.name}"
-                if member.isreg() or member.issym() or member.islnk():
-                    yield member
+                matched = _MEMBER_NAME.fullmatch(member.name)
+                if matched and (member.isreg() or member.issym() or member.islnk()):
+                    yield matched[1], matched[2], member
             stream.seek(archive.offset)
             if stream.read(_BLOCK) == bytes(_BLOCK):  # a complete tar ends with blocks of zeros
                 return
