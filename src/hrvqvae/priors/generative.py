@@ -27,7 +27,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import counted
 
 Sampler = Callable[..., None]
-"""Draws the codes that are not kept; arguments as in `sampling.sample_plain`."""
+"""Draws the codes that are not kept; arguments as in `sampling.draw_positions`, from `prior` on."""
 
 
 def sample_cached(prior: Prior, *arguments: Any) -> None:

@@ -7,6 +7,7 @@ is `path_units`, the width of the codewords' embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.functional import gelu, interpolate, pad
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import AttentionCache, cheap_dropout, self_attention
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.sampling import SamplingParams, draw_positions
+from hrvqvae.priors.sampling import draw_positions
 from hrvqvae.utils.quantities import counted
 
 
@@ -285,17 +286,5 @@ class _CachedSteps:
         return logits
 
 
-@torch.inference_mode()
-def sample_gpt(
-    prior: GPT,
-    codes: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    coarser: Sequence[Tensor],
-    label: Tensor | None,
-    uniforms: Sequence[Tensor],
-    mixing: Tensor,
-    params: SamplingParams,
-) -> None:
-    """Draw as `sampling.sample_plain`, with the same arguments and each number computed once."""
-    steps = _CachedSteps(prior, codes, coarser, label, mixing.shape[1])
-    draw_positions(steps, prior.levels, codes, kept, uniforms, mixing, params)
+sample_gpt = partial(draw_positions, _CachedSteps)
+"""Draws as `sampling.draw_positions`; each number is computed once."""

@@ -16,7 +16,7 @@ def list_weights(guidance: Guidance) -> list[float]:
     """Return the weights of guidance. Raises InputError if one is not a number from 0 to 1000."""
     weights: list[Any] = list(guidance) if isinstance(guidance, Sequence) else [guidance]
     for weight in weights or [guidance]:
-        if not isinstance(weight, Real) or not 0 <= weight <= 1000:
+        if not isinstance(weight, Real) or not 0 <= float(weight) <= 1000:
             raise InputError(
                 f"guidance is {_format(weight)}; it must be from 0 to 1000 (1 is the model's own),"
                 " or several such numbers, one per level"

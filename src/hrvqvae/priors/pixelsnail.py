@@ -7,6 +7,7 @@ Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from hrvqvae.priors.causal import (
     GatedResidualBlock,
 )
 from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.priors.sampling import SamplingParams, draw_positions
+from hrvqvae.priors.sampling import draw_positions
 
 
 class PixelSNAIL(Prior):
@@ -136,16 +137,16 @@ class _CachedSteps:
     def __init__(
         self,
         prior: PixelSNAIL,
-        codes: Tensor,
+        codes: Sequence[Tensor],
         coarser: Sequence[Tensor],
         label: Tensor | None,
         copies: int,
     ) -> None:
         self.prior = prior
-        self.codes = codes
+        self.codes = codes[0]
         self.copies = copies
         grid = prior.level.grid
-        batch = len(codes)
+        batch = len(codes[0])
         rows = batch * copies
         hidden = prior.config.hidden_units
 
@@ -200,17 +201,5 @@ class _CachedSteps:
         return logits.view(self.copies, -1, logits.shape[1])
 
 
-@torch.inference_mode()
-def sample_pixelsnail(
-    prior: PixelSNAIL,
-    codes: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    coarser: Sequence[Tensor],
-    label: Tensor | None,
-    uniforms: Sequence[Tensor],
-    mixing: Tensor,
-    params: SamplingParams,
-) -> None:
-    """Draw as `sampling.sample_plain`, with the same arguments and each number computed once."""
-    steps = _CachedSteps(prior, codes[0], coarser, label, mixing.shape[1])
-    draw_positions(steps, prior.levels, codes, kept, uniforms, mixing, params)
+sample_pixelsnail = partial(draw_positions, _CachedSteps)
+"""Draws as `sampling.draw_positions`; each number is computed once."""

@@ -5,8 +5,9 @@ Letters: B images, D levels of a prior, m symbols, K labels per image, 1 or 2 (`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.guidance import Guidance, list_weights
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +37,11 @@ class SamplingParams:
     levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
 
     def __post_init__(self) -> None:
-        if not 1e-6 <= self.temperature <= 1e6:
-            raise InputError(
-                f"temperature is {self.temperature:g}; it must be from 1e-6 to 1e6 (1 is the"
-                " model's own)"
-            )
-        if self.top_k < 0:
-            raise InputError(f"top-k is {self.top_k}; it must be at least 0 (0 keeps all codes)")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
+        temperature = self.temperature
+        limits = "from 1e-6 to 1e6 (1 is the model's own)"
+        require(1e-6 <= temperature <= 1e6, "temperature", temperature, limits)
+        require(self.top_k >= 0, "top-k", self.top_k, "at least 0 (0 keeps all codes)")
+        require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
         list_weights(self.guidance)
 
     def guidance_of(self, level: Level) -> float:
@@ -143,18 +140,35 @@ class LogitSteps(Protocol):
 
 @torch.inference_mode()
 def draw_positions(
-    steps: LogitSteps,
-    levels: Sequence[Level],
+    make_steps: Callable[..., LogitSteps],
+    prior: Prior,
     codes: Sequence[Tensor],
     kept: Sequence[Tensor],
+    coarser: Sequence[Tensor],
+    label: Tensor | None,
     uniforms: Sequence[Tensor],
     mixing: Tensor,
     params: SamplingParams,
 ) -> None:
     """Draw the codes that are not kept: positions in raster order, and all levels of a position,
-    coarse first. Arguments and errors are as in `sample_plain`.
+    coarse first.
+
+    All tensors are on the prior's device. Raises NonFiniteError if a logit is NaN or infinite; the
+    message names the position.
+
+    Args:
+        make_steps: called with prior, codes, coarser, label and K.
+        prior: in evaluation mode.
+        codes: (B, H, W) int64 of each level of the prior; drawn codes are written in place.
+        kept: (B, H, W) bool of each level; true where a code is kept.
+        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
+        label: (K * B,) or None, as `expand_labels` returns it.
+        uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
+        mixing: (D, K), as `expand_labels` returns it.
     """
-    height, width = levels[0].grid
+    steps = make_steps(prior, codes, coarser, label, mixing.shape[1])
+    levels = prior.levels
+    height, width = prior.level.grid
     all_kept = [mask.all(0).tolist() for mask in kept]
     some_kept = [bool(mask.any()) for mask in kept]
     totals = [torch.ones_like(values) for values in uniforms]
@@ -212,30 +226,5 @@ class _PlainSteps:
         return logits.view(self.copies, -1, logits.shape[1])
 
 
-@torch.inference_mode()
-def sample_plain(
-    prior: Prior,
-    codes: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    coarser: Sequence[Tensor],
-    label: Tensor | None,
-    uniforms: Sequence[Tensor],
-    mixing: Tensor,
-    params: SamplingParams,
-) -> None:
-    """Draw the codes that are not kept, with a pass through the whole network per code.
-
-    All tensors are on the prior's device. Raises NonFiniteError if a logit is NaN or infinite; the
-    message names the position.
-
-    Args:
-        prior: in evaluation mode.
-        codes: (B, H, W) int64 of each level of the prior; drawn codes are written in place.
-        kept: (B, H, W) bool of each level; true where a code is kept.
-        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
-        label: (K * B,) or None, as `expand_labels` returns it.
-        uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
-        mixing: (D, K), as `expand_labels` returns it.
-    """
-    steps = _PlainSteps(prior, codes, coarser, label, mixing.shape[1])
-    draw_positions(steps, prior.levels, codes, kept, uniforms, mixing, params)
+sample_plain = partial(draw_positions, _PlainSteps)
+"""Draws with a pass through the whole network per code."""
