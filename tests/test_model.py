@@ -47,6 +47,21 @@ def test_a_mask_of_numpy_and_a_single_file(model: Model, images: torch.Tensor) -
     assert torch.equal(model.decompress(file)[0], model.decompress([file])[0])
 
 
+def test_evaluate_takes_a_folder_and_a_data_set(
+    model: Model, images: torch.Tensor, tmp_path: Path
+) -> None:
+    pictures = [hrvqvae.to_pil(image) for image in images]
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{index}.png")
+    error = model.decode(model.encode(images)) - images / 255
+    datasets = (pictures, torch.utils.data.Subset(pictures, range(3)))
+    for data in (tmp_path, str(tmp_path), *datasets):
+        evaluated = model.evaluate(data)
+        assert evaluated.report.images == 3
+        assert evaluated.report.mse == pytest.approx(float(error.square().mean()), rel=1e-5)
+        assert "tensor(" not in repr(evaluated), "no counts of single codewords"
+
+
 def test_what_it_says(model: Model) -> None:
     assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
     assert model.to("cpu") is model

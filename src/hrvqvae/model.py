@@ -505,16 +505,21 @@ class Model:
         kept = self.keep_part(batch[0], keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
-    def evaluate(self, data: str | Path | None = None, **options: Any) -> Any:
+    @name_arguments()
+    def evaluate(self, data: Any = None, **options: Any) -> Any:
         """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
 
         Args:
-            data: A folder of images, tars, Parquet files or arrays.
+            data: As for `train`. A data set without splits is measured whole.
             options: As for `evaluation.report.evaluate_run`, such as split, limit or lmbda.
         """
+        from hrvqvae.training import stages
+
         # by name, because evaluation/ stands on this module
         evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
-        root = None if data is None else str(data)
+        # under a name of its own, so that the data of the run stay registered
+        fields = stages.collect_fields("training", {}, "the data set", data)
+        root = fields.get("data.root")
         return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
 
     @name_arguments()

@@ -52,7 +52,7 @@ def test_runs_that_are_none(tmp_path: Path) -> None:
     for name, message in (
         (tmp_path / "none", "there is no such run folder"),
         (tmp_path / "empty", "is not a run folder"),
-        (tmp_path / "begun", "has no model.safetensors yet"),
+        (tmp_path / "begun", "has no model.safetensors yet.* train .*/begun --resume$"),
         (tmp_path / "file", "is no model: give a run folder"),
         ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
     ):

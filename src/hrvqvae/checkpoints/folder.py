@@ -276,8 +276,8 @@ def locate(run: str | Path) -> Path:
         )
     if folder.config.is_file():
         raise InputError(
-            f"{path} has no model.safetensors yet; train it: hrvqvae train ... --resume --out"
-            f" {shlex.quote(str(path))}"
+            f"{path} has no model.safetensors yet; train it: hrvqvae train"
+            f" {shlex.quote(str(path))} --resume"
         )
     if path.is_dir():
         raise InputError(f"{path} is not a run folder (it has no model.safetensors)")

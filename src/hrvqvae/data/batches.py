@@ -260,7 +260,7 @@ def read_batches(
                 raise batch.fatal
             if batch.broken and images.config.on_error == "stop":
                 raise BrokenImageError(
-                    f"{batch.broken[0]}; delete it, or leave such images out with --data.on_error"
+                    f"{batch.broken[0]}; delete it, or train with --data.on_error"
                     " skip; a training goes on with --resume"
                 )
             if batch.lost:

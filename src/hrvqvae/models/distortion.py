@@ -6,7 +6,7 @@ Errors are over the original pixels in [0, 1], never over padding.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class LevelReport:
         #: error of images decoded from the levels up to this level; None if they can't be decoded
         #: alone
     )
-    counts: Tensor  #: (K_l,) int64, how often each codeword was chosen
+    counts: Tensor = field(repr=False)  #: (K_l,) int64, how often each codeword was chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def open_registered(root: str, labels: bool) -> dict[str, DatasetSource]:
     divides is under "".
     """
     if root not in _REGISTERED:
-        advice = "give it again, hrvqvae.train(..., data=...), or name its images with --data"
+        advice = "give it again with data=..., or name its images with --data"
         raise InputError(
             f"{root.removeprefix(PREFIX)} is trained on a data set given from Python: {advice}"
         )
