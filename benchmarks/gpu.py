@@ -1,5 +1,5 @@
-"""Check and time a GPU in minutes: codes, search, training and memory; without a GPU, a small form
-on the CPU.
+"""Check and time a GPU in minutes: codes, search, training, sampling and memory; without a GPU, a
+small form on the CPU.
 
 The exit code is 1 if the codes of its searches are not the CPU's.
 
@@ -30,12 +30,13 @@ from benchmarks.common import (
     show,
     side_by_side,
 )
-from benchmarks.prior import PriorSide
+from benchmarks.prior import PriorSide, draws, random_priors
 from benchmarks.search import TOLERANCE, exact_search, make_problem
 from benchmarks.train import AutoencoderSide
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
+from hrvqvae.models.build import build
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.device import computes_bf16, resolve_device
@@ -224,6 +225,25 @@ def bench_trainings(device: torch.device, form: Form, rate: float) -> list[Row]:
     return rows
 
 
+def bench_sampling(device: torch.device, form: Form) -> list[Row]:
+    """Return a row with sampled, images, seconds, images_per_second, peak_bytes, for priors with
+    random weights.
+    """
+    waiting(f"sampling with the priors of {_PRIOR}")
+    config = override(presets.get(_PRIOR).config, form.prior)
+    model = build(config).eval().to(device)
+    priors = [prior.to(device) for prior in random_priors(config)]
+    reset_peak(device)
+    spent = median_seconds(draws(model, priors, form.sampled), 3, device)
+    row = {
+        "sampled": _PRIOR,
+        "images": form.sampled,
+        "seconds": spent,
+        "images_per_second": form.sampled / spent,
+    }
+    return [{**row, **read_peak(device)}]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """How much is measured."""
@@ -240,6 +260,7 @@ class Form:
     prior: Mapping[str, str]  # fields that differ from the preset whose priors are trained
     prior_levels: Sequence[int]  # 0 is the coarsest
     steps: int  # of each training that are timed
+    sampled: int  # images that are drawn together
     rounds: int  # of other measurements
 
 
@@ -253,10 +274,11 @@ FULL = Form(
     compared=2**17,
     searched=2**20,
     calls=10,
-    trained={"hrvqvae/cifar10": {}, "hrvqvae/ffhq": {}},
+    trained={"hrvqvae/cifar10": {}, "treevq/cifar10": {}, "hrvqvae/ffhq": {}},
     prior={},
     prior_levels=(0, 2),
     steps=30,
+    sampled=256,
     rounds=20,
 )
 SMALL = Form(
@@ -268,11 +290,13 @@ SMALL = Form(
     calls=1,
     trained={
         "hrvqvae/cifar10": {"training.batch_size": "16"},
+        "treevq/cifar10": {"training.batch_size": "16"},
         "hrvqvae/ffhq": {"training.batch_size": "2"},
     },
     prior={"prior.training.batch_size": "8"},
     prior_levels=(0,),
     steps=5,
+    sampled=2,
     rounds=5,
 )
 
@@ -287,8 +311,8 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     """Check and time a device.
 
     Return device, device_name, form, torch (version), precision, matrix_rate (FLOP per second in
-    that precision); the rows codes, search and training; faults, a line for each search whose codes
-    are not the CPU's; and seconds.
+    that precision); the rows codes, search, training and sampling; faults, a line for each search
+    whose codes are not the CPU's; and seconds.
     """
     begun = time.perf_counter()
     bf16 = computes_bf16(device)
@@ -299,6 +323,7 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
     waiting("timing the search")
     search = bench_searches(device, form.searched, form.trees[0], form.rounds, form.calls)
     training = bench_trainings(device, form, rate)
+    sampling = bench_sampling(device, form)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "device": device.type,
@@ -310,6 +335,7 @@ def bench_gpu(device: torch.device, form: Form) -> Row:
         "codes": codes,
         "search": search,
         "training": training,
+        "sampling": sampling,
         "faults": [_FAULT.format(**row) for row in codes if row["errors"]],
         "seconds": time.perf_counter() - begun,
     }
@@ -347,6 +373,13 @@ COLUMNS = {
         "share": "{matrix_share:.1%}",
         "peak MB": "{peak_MB:,.0f}",
     },
+    "sampling": {
+        "sampled": "{sampled}",
+        "images": "{images}",
+        "s": "{seconds:.2f}",
+        "images/s": "{images_per_second:,.1f}",
+        "peak MB": "{peak_MB:,.0f}",
+    },
 }
 
 
@@ -375,6 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "training",
                 f"training (share: of the rate of matrix products in {report['precision']})",
             ),
+            ("sampling", "sampling, with random weights"),
         ):
             print(f"\n{title}")
             show(report[name], COLUMNS[name])

@@ -310,6 +310,8 @@ def test_the_gpu_report_in_its_small_form(
     for row in report["search"]:
         assert row["bytes"] == 300 * (4 * 4 + 8 * row["levels"]), "latents in, codes out"
         assert row["ratio"] == pytest.approx(row["seconds"] / row["copy_seconds"])
+    (sampling,) = report["sampling"]
+    assert sampling["images_per_second"] == pytest.approx(2 / sampling["seconds"])
     assert len(report["training"]) == 2, "an autoencoder and a prior"
     assert all(row["flop"] > 0 for row in report["training"])
     for row in report["training"]:
@@ -333,6 +335,7 @@ def test_wrong_codes_end_it(
     monkeypatch.setattr(gpu, "SMALL", TINY)
     monkeypatch.setattr(gpu, "search_tensors", rounded)
     monkeypatch.setattr(gpu, "bench_trainings", lambda *_: [])
+    monkeypatch.setattr(gpu, "bench_sampling", lambda *_: [])
     with pytest.raises(SystemExit) as ended:
         gpu.main([])
     assert ended.value.code == 1

@@ -1,0 +1,152 @@
+"""The trainer's whole loop on a GPU that is not there, in one process and in two.
+
+Tensors of the device "meta" stand for those of the GPU: torch refuses to mix them with others, or
+to read them. A copy to the CPU is filled with zeros.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.optim import optimizer
+
+from hrvqvae import distributed
+from hrvqvae.checkpoints import storage
+from hrvqvae.config import Config
+from hrvqvae.config.parsing import override
+from tests.conftest import with_quantizer, with_training
+from tests.newest.waits import Waits
+from tests.trained_run import GIVEN_GPT, tiny_systems, trained_copy
+from tests.training.tasks import Case
+
+GPU = torch.device("meta")
+aten = torch.ops.aten
+
+
+class StandIn(Waits):
+    """Copies from the device become zeros, and values that are read are 0."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        to_host = options.get("device", GPU) != GPU
+        if func is aten._to_copy.default and args[0].device == GPU and to_host:
+            kind = options.get("dtype") or args[0].dtype
+            return torch.zeros(args[0].shape, dtype=kind)
+        if func is aten.copy_.default and args[1].device == GPU != args[0].device:
+            return args[0].zero_()
+        if torch.is_inference_mode_enabled():  # where composed operations come whole
+            with self:
+                parts = func.decompose(*args, **options)
+            if parts is not NotImplemented:
+                return parts
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+@contextmanager
+def gpu() -> Iterator[None]:
+    """Let every task compute on the stand-in."""
+    supported = [*optimizer._get_fused_kernels_supported_devices(), GPU.type]
+    with ExitStack() as stack:
+        for target, value in {
+            "hrvqvae.utils.device.resolve_device": lambda _: GPU,
+            "torch.autocast": lambda *_, **__: nullcontext(),
+            # their numbers of vectors are read, and decide shapes
+            "hrvqvae.quantize.ResidualQuantizer.initialize": lambda *_: None,
+            "hrvqvae.quantize.ResidualQuantizer.restart_dead_codes": lambda *_: 0,
+            "torch.optim.optimizer._get_fused_kernels_supported_devices": lambda: supported,
+        }.items():
+            stack.enter_context(patch(target, value))
+        stack.enter_context(StandIn(value=0))
+        yield
+
+
+@contextmanager
+def two_processes() -> Iterator[None]:
+    """Make this process the first of two, whose other has the same values."""
+
+    def keep(*_: object, **__: object) -> None:
+        pass
+
+    def gather(parts: list[Any], value: Any, **_: object) -> None:
+        parts[:] = [value] * len(parts)
+
+    def gather_to_first(value: Any, parts: list[Any]) -> None:
+        gather(parts, value)
+
+    stand_ins = {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda group=None: 2,
+        "get_rank": lambda group=None: 0,
+        "get_process_group_ranks": lambda group: [0, 1],
+        "get_backend_config": lambda group=None: "cpu meta",
+        "all_reduce": keep,
+        "broadcast": keep,
+        "broadcast_object_list": keep,
+        "all_gather": gather,
+        "all_gather_object": gather,
+        "gather_object": gather_to_first,
+    }
+    alone = {
+        "average_gradients": distributed._PassLoss,
+        "all_gather": lambda vectors, group=None: torch.cat([vectors, vectors]),
+    }
+    with patch.multiple(dist, **stand_ins), patch.multiple(distributed, **alone):
+        yield
+
+
+def config_of(name: str, tiny: Config, mnist_root: Path) -> Config:
+    """Return a configuration that logs, saves, restarts and evaluates within 6 steps."""
+    systems = tiny_systems(mnist_root)
+    if name not in systems:
+        return tiny
+    config = systems[name]
+    if name == "vqgan":
+        return dataclasses.replace(config, prior=tiny.prior)
+    return with_quantizer(config, restart_every=2)
+
+
+# of a checkpoint that is read
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("processes", [2])
+@pytest.mark.parametrize("name", ["treevq", "vqgan", "progressive"])
+def test_the_whole_loop(
+    name: str,
+    processes: int,
+    tiny: Config,
+    mnist_root: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    config = config_of(name, tiny, mnist_root)
+    kind = {"gpt": "prior", "prior": "prior", "progressive": "progressive"}.get(name, "autoencoder")
+    path = tmp_path / "run"
+    if kind != "autoencoder":
+        trained_copy(tiny, tmp_path_factory, path)
+    case = Case(kind, path, with_training(config, precision="fp32"))
+    with gpu(), two_processes() if processes == 2 else nullcontext():
+        for steps in (4, 6):
+            fields = {
+                "max_steps": steps,
+                "log_every": 1,
+                "checkpoint_every": 2,
+                "evaluate_every": 3,
+            }
+            chosen = override(case.config(**fields), {"prior.network.dropout": "0"})
+            if name == "gpt":
+                chosen = override(
+                    chosen,
+                    {
+                        **GIVEN_GPT,
+                        **{f"prior.training.{key}": str(value) for key, value in fields.items()},
+                    },
+                )
+            outcome = case.train(config=chosen, resume=steps == 6)
+            assert outcome.step == steps
+    assert [record["step"] for record in case.records("evaluation")] == [3, 4, 6]
+    assert storage.read(case.folder.saved()[0])[1]["device"] == GPU.type
