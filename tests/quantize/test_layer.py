@@ -368,7 +368,7 @@ def test_restarted_codewords_are_copied_to_an_average_in_each_form() -> None:
             book.count[:, 0] = 0
         averaged = AveragedModel(nn.Sequential(nn.Linear(DIM, DIM), one))
         one(features(10, 20))
-        moved = [rows for _, rows in one.schedule._moved]
+        moved = list(one.schedule._moved.values())
         one.schedule.forget(averaged=take(averaged))
         copies = averaged.module[1].quantizer.levels
         for book, copied, rows in zip(one.quantizer.levels, copies, moved, strict=True):

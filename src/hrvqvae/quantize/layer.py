@@ -362,11 +362,8 @@ class TreeVQ(nn.Module):
         indices = [
             torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches
         ]
-        return (
-            torch.cat(indices)
-            if indices
-            else torch.empty(0, self.quantizer.config.levels, dtype=torch.long)
-        )
+        none = torch.empty(0, self.quantizer.config.levels, dtype=torch.long, device="cpu")
+        return torch.cat([none, *indices])
 
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.

@@ -92,11 +92,14 @@ class ResidualQuantizer(Quantizer):
                 update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
             straight_through = (z + (z_q - z).detach()).view(latents.shape)
-        codes = tuple(
+        return Quantized(straight_through, self._codes(indices, latents), losses, level_losses)
+
+    def _codes(self, indices: Sequence[Tensor], latents: Tensor) -> Codes:
+        """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
+        return tuple(
             (index % size).view(latents.shape[:-1])
             for index, size in zip(indices, self.config.sizes, strict=True)
         )
-        return Quantized(straight_through, codes, losses, level_losses)
 
     def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of each level, and the
@@ -140,20 +143,20 @@ class ResidualQuantizer(Quantizer):
         losses: dict[str, Tensor] = {}
         level_losses = []
         for level, codeword in enumerate(codewords):
-            before = len(losses)
+            terms = {}
             z_q = z_q + codeword
             if is_gradient and betas:
                 error = residuals[level].detach() - codeword
-                losses[f"codebook_{level + 1}"] = error.square().sum()
+                terms[f"codebook_{level + 1}"] = error.square().sum()
             if betas and betas[level]:
                 error = residuals[level + 1]
-                losses[f"commitment_{level + 1}"] = betas[level] * error.square().sum()
+                terms[f"commitment_{level + 1}"] = betas[level] * error.square().sum()
             if level + 1 == len(codewords):
                 if is_gradient:
-                    losses["codebook"] = (z.detach() - z_q).square().sum()
-                losses["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
-            level_terms = list(losses.values())[before:]
-            level_losses.append(torch.stack(level_terms).sum() if level_terms else z.new_zeros(()))
+                    terms["codebook"] = (z.detach() - z_q).square().sum()
+                terms["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
+            losses |= terms
+            level_losses.append(sum(terms.values(), z.new_zeros(())))
         return z_q, losses, torch.stack(level_losses)
 
     @torch.no_grad()
@@ -164,10 +167,7 @@ class ResidualQuantizer(Quantizer):
                 indices = list(self._search(z, self._searches[0]))
             else:
                 indices, _, _ = self.descend(z)
-        return tuple(
-            (index % size).view(latents.shape[:-1])
-            for index, size in zip(indices, self.config.sizes, strict=True)
-        )
+        return self._codes(indices, latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
@@ -215,10 +215,9 @@ class ResidualQuantizer(Quantizer):
                 codebooks.initialize(residual, parent, rng, weight, even, shared)
 
                 # again from the first level: a beam may change coarser levels too
-                begun = range(levels.start, level + 1)
-                indices = self._search(flat, begun)
-                pairs = zip(self.levels[begun.start : begun.stop], indices, strict=True)
-                chosen = [coarser.lookup(index) for coarser, index in pairs]
+                indices = self._search(flat, range(levels.start, level + 1))
+                begun = zip(self.levels[levels.start :], indices, strict=False)
+                chosen = [coarser.lookup(index) for coarser, index in begun]
                 residual = flat - torch.stack(chosen).sum(0)
                 parent = indices[-1]
             flat = residual

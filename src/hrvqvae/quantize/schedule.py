@@ -47,8 +47,8 @@ class CodebookSchedule(nn.Module):
         self.processes = processes or distributed.GroupHandle()
         self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
-        # codebooks, and whether each of their codewords has moved since the last `forget`
-        self._moved: list[tuple[LevelCodebooks, Tensor]] = []
+        # which codewords of each level have moved since the last `forget`
+        self._moved: dict[LevelCodebooks, Tensor] = {}
         self._copy: tuple[Tensor, int, int, int] | None = (
             None  # `progress`, its version and its two values
         )
@@ -125,14 +125,9 @@ class CodebookSchedule(nn.Module):
         yield
         values = (value for book in books for value in (*book.parameters(), *book.buffers()))
         distributed.broadcast((value.detach() for value in values), self.processes.group)
-        moved = [
-            (book.codewords.detach() != old).any(-1)
-            for book, old in zip(books, before, strict=True)
-        ]
-        earlier = [rows.to(new.device) for (_, rows), new in zip(self._moved, moved, strict=False)]
-        for rows, earlier_rows in zip(moved, earlier, strict=False):
-            rows |= earlier_rows
-        self._moved = list(zip(books, moved, strict=True))
+        for book, old in zip(books, before, strict=True):
+            moved = (book.codewords.detach() != old).any(-1)
+            self._moved[book] = moved | self._moved.get(book, moved).to(moved.device)
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
@@ -147,19 +142,19 @@ class CodebookSchedule(nn.Module):
                 layers, of which each takes its own copy.
         """
         copies = [] if averaged is None else _codebooks_of(averaged)
-        shapes = [book.codewords.shape for book, _ in self._moved]
-        if self._moved and averaged is not None and [c.codewords.shape for c in copies] != shapes:
+        shapes = [book.codewords.shape for book in self._moved]
+        if shapes and averaged is not None and [c.codewords.shape for c in copies] != shapes:
             raise InputError(
                 f"the average has {len(copies)} levels of codebooks, this layer {len(shapes)}, or"
                 " of other shapes: give the copy of this layer in the average"
             )
-        for book, moved in self._moved:
+        for book, moved in self._moved.items():
             rows = moved.to(book.codewords.device).unsqueeze(-1)
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     moment.masked_fill_(rows, 0)
-        for copy, (book, moved) in zip(copies, self._moved, strict=False):
+        for copy, (book, moved) in zip(copies, self._moved.items(), strict=False):
             for values, copied in zip(_averages_of(book), _averages_of(copy), strict=True):
                 rows = moved.to(values.device).view(*moved.shape, *[1] * (values.ndim - 2))
                 copied.copy_(torch.where(rows, values, copied))
@@ -177,7 +172,7 @@ class CodebookSchedule(nn.Module):
         """Leave out what belongs to this module alone. In an average, `_copy` would miss new values
         of `progress`.
         """
-        return {**self.__dict__, "_copy": None, "_moved": []}
+        return {**self.__dict__, "_copy": None, "_moved": {}}
 
 
 def _codebooks_of(module: nn.Module) -> list[LevelCodebooks]:

@@ -12,7 +12,7 @@ sums of (r - c)^2, which are accurate far from the origin.
 **Three loops**, for three shapes of the work:
 
 * `_search_greedy`: a beam of 1 in several levels. Vectors descend level by level in batches of 64,
-  so that the processor fetches the codebook of a later vector while it searches that of another.
+  so that the processor works on several vectors at once.
 * `_search_beam`: one vector after the other, with the residuals of all its branches.
 * `_search_flat`: a single codebook, which is too large for the cache. 128 vectors share one pass
   over it, in tiles of 4 vectors and 32 codewords, whose distances stay in registers.
@@ -56,8 +56,6 @@ Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
 _TOGETHER = 64  # vectors that descend together
-_AHEAD = 4  # vectors between the fetch of a codebook and its use
-_NEAR_BYTES = 2**16  # levels up to this size stay in the innermost caches and need no fetch ahead
 _BLOCK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 
@@ -87,18 +85,11 @@ def _search_greedy(
             address = books[level]
             size = shapes[level, 0]
             padded_size = shapes[level, 1]
-            num_books = shapes[level, 2]
             book_bytes = row_bytes * padded_size
-            is_far = num_books > 1 and num_books * book_bytes > _NEAR_BYTES
-            if num_books == 1:
+            if shapes[level, 2] == 1:
                 index[:count] = 0
             residual_at = np.int64(residual.ctypes.data)
             for i in range(count):
-                if is_far and i + _AHEAD < count:
-                    later = address + index[i + _AHEAD] * book_bytes
-                    for line in range(0, book_bytes, 64):
-                        simd.prefetch(later + line)
-
                 # the nearest child, eight at a time
                 codebook = address + index[i] * book_bytes
                 key = simd.key_of_nearest(residual_at, codebook, width)

@@ -134,17 +134,6 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
     return _sum_lanes(builder, _loop_of_sums(builder, SIDE_BY_SIDE, row_bytes, 4 * LANES, add))
 
 
-@_intrinsic(types.int64)
-def prefetch(builder: Any, address: Any) -> None:
-    """Prefetch the cache line at an address."""
-    pointer = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-    builder.call(
-        function, [builder.inttoptr(address, pointer), _INT(0), _INT(3), _INT(1)]
-    )  # read, keep, data
-
-
 @_intrinsic(*[types.int64] * 3, returns=types.int64)
 def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
     """Return the key of the nearest of eight codewords to a residual, from their addresses.
