@@ -143,7 +143,7 @@ class ResidualQuantizer(Quantizer):
         losses: dict[str, Tensor] = {}
         level_losses = []
         for level, codeword in enumerate(codewords):
-            terms = {}
+            terms: dict[str, Tensor] = {}
             z_q = z_q + codeword
             if is_gradient and betas:
                 error = residuals[level].detach() - codeword
