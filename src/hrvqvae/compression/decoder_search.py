@@ -19,7 +19,7 @@ With a lambda, the least of
 is wanted. Then a position chooses among the leaves nearest to its goal, for each group of levels
 with the other groups fixed (`choice.py`). The beam of the search finds these leaves.
 
-Effort 1 is one turn. Effort 2 is ten turns, and keeps the codes of the least error, or sum, of all
+Effort 1 is two turns, effort 2 is ten. An image keeps the codes of the least error, or sum, of all
 turns, the encoder's codes included.
 
 A large image is searched in tiles. The codes in the halo of a tile are discarded.
@@ -193,10 +193,7 @@ class DecoderSearch:
         best = codes
         for turn in range(turns + 1):
             vectors = self._quantizer.lookup(tuple(codes)).view_as(latents)
-            if effort == 1 and turn == turns:
-                best = codes
-                break
-            gradients, errors = self._compute_gradient(vectors, targets)
+            gradients, errors = self._differentiate(vectors, targets, with_gradient=turn < turns)
             if turn == 0:
                 # |g|^2 / 4 e would be the curvature along the error, were the error noise
                 squares = gradients.square().sum((1, 2, 3))
@@ -245,16 +242,23 @@ class DecoderSearch:
         levels = torch.tensor(self.levels, device=vectors.device) if is_prefix else None
         return (self._model.pixels(vectors, size, levels) + 1) / 2
 
-    @torch.enable_grad()
-    def _compute_gradient(self, vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient (B, H, W, D) of the images' squared errors, and the errors (B,)."""
-        inputs = vectors.detach().requires_grad_()
+    def _differentiate(
+        self, vectors: Tensor, targets: Tensor, *, with_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradient (B, H, W, D) of the images' squared errors, and the errors (B,).
+
+        Without the gradient, `vectors` stand in its place.
+        """
+        inputs = vectors.detach().requires_grad_(with_gradient)
         # bfloat16 takes half of the time; its error of 2% changes no choice that matters
         use_bf16 = computes_bf16(inputs.device)
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=use_bf16):
-            decoded = self._decode(inputs, (targets.shape[-2], targets.shape[-1]))
-        errors = (decoded.float().clamp(0, 1) - targets).square().sum((1, 2, 3))
-        (gradients,) = torch.autograd.grad(errors.sum(), inputs)
+        with torch.set_grad_enabled(with_gradient):
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=use_bf16):
+                decoded = self._decode(inputs, (targets.shape[-2], targets.shape[-1]))
+            errors = (decoded.float().clamp(0, 1) - targets).square().sum((1, 2, 3))
+            if not with_gradient:
+                return vectors, errors
+            (gradients,) = torch.autograd.grad(errors.sum(), inputs)
         return gradients, errors.detach()
 
     def _codebooks(self, levels: range) -> list[Tensor]:
