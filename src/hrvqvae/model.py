@@ -61,6 +61,7 @@ class Model:
         self._earlier_states = dict[Path, Model]()
         self._makers = dict[bytes, Model]()
         self._priors: Priors | None = None
+        self._generators = dict[tuple[int | None, str | None], Autoencoder]()
 
     def __repr__(self) -> str:
         model = self.config.model
@@ -73,7 +74,7 @@ class Model:
         """Move the model to a device and return it. Raises InputError if there is none."""
         self.device = resolve_device(str(device))
         self.autoencoder.to(self.device)
-        self.__dict__.pop("generator", None)
+        self._generators.clear()
         return self
 
     @classmethod
@@ -134,10 +135,12 @@ class Model:
         """The class names of the priors."""
         return self.load_priors(1).classes
 
-    @cached_property
-    def generator(self) -> Autoencoder:
-        """The autoencoder with the decoder of samples and completions (`Run.load_generator`)."""
-        return self.run.load_generator(self.autoencoder, self.config)
+    def load_generator(self, levels: int | None = None, decoder: str | None = None) -> Autoencoder:
+        """Return the autoencoder with the decoder of samples; see `Run.load_generator`."""
+        key = (levels, decoder)
+        if key not in self._generators:
+            self._generators[key] = self.run.load_generator(self.autoencoder, self.config, *key)
+        return self._generators[key]
 
     @cached_property
     def entropy_model(self) -> EntropyModel:
@@ -345,6 +348,7 @@ class Model:
         top_p: float = 1.0,
         guidance: Guidance | None = None,
         levels: int | None = None,
+        decoder: str | None = None,
     ) -> Tensor:
         """Draw images (count, C, Y, X) float32 in [0, 1] of the training size; options are as in
         `SamplingParams`.
@@ -357,13 +361,15 @@ class Model:
             levels: Number of levels to draw, coarse first. If both guidance and levels are left
                 out, sampling.json in the model's folder gives them. Otherwise they default to 1 and
                 all levels.
+            decoder: As in `SamplingParams`.
 
         Raises:
             InputError: A level has no prior, or a prior can't be guided; the class is unknown; a
                 value is out of range.
         """
         options = self.run.sampling_options(guidance, levels)
-        params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, **options)
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "decoder": decoder}
+        params = SamplingParams(**options)
         return self.draw(count, seed=seed, class_name=class_name, params=params).images
 
     def draw(self, count: int, **options: Any) -> Sampled:
@@ -442,7 +448,8 @@ class Model:
         )[:num_levels]
         on_device = tuple(level.to(self.device) for level in codes)
         size = self.config.data.size
-        images = self.generator.decode(on_device, num_levels, (size, size)).cpu()
+        generator = self.load_generator(num_levels, params.decoder)
+        images = generator.decode(on_device, num_levels, (size, size)).cpu()
         if kept is not None and num_levels < len(kept.codes):
             all_kept = tuple(level.to(self.device) for level in kept.codes)
             whole = self.autoencoder.decode(all_kept, None, (size, size)).cpu()

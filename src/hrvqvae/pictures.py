@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hrvqvae.checkpoints.folder import GENERATION
 from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
@@ -145,9 +146,12 @@ def _write_samples(
 
     # A record in the folder tells which samples it holds.
     weights = hashlib.blake2b(digest_size=16)
-    for file in (model.run.path, *(prior.file for prior in model.run.priors.values())):
+    networks = [*model.run.priors.values(), model.run.decoders[GENERATION]]
+    for file in (model.run.path, *(network.file for network in networks)):
         weights.update(file.read_bytes() if file.is_file() else b"")
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
+    if params.decoder is None:  # so that folders of earlier versions go on
+        del options["decoder"]
     record = {"options": options, "digits": max(4, len(str(count - 1)))}
     stored = _read_record(folder / _RECORD)
     if goes_on := stored.get("options") == json.loads(json.dumps(options)):

@@ -34,10 +34,10 @@ def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(
     assert len(drawn.codes) == 2
     reconstructed = model.decode(drawn.codes, size=(12, 12))
     assert not torch.equal(drawn.images, reconstructed)
-    by_name = model.run.load_generator(model.autoencoder, model.config, GENERATION)
+    by_name = model.run.load_generator(model.autoencoder, model.config, decoder=GENERATION)
     assert torch.equal(by_name.decode(drawn.codes, 2, (12, 12)), drawn.images)
 
-    RunFolder(generative).sampling.write_text('{"levels": 2}')
+    RunFolder(generative).sampling.write_text('{"levels": 2, "decoder": "progressive"}')
     progressive = hrvqvae.load(generative)
     assert torch.equal(progressive.draw(2, seed=1).images, reconstructed)
     assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
@@ -51,8 +51,8 @@ def test_a_decoder_of_samples_is_exported_and_named_on_the_card(
         assert Run(out).stale_artifacts() == []
         assert "| decoder for samples | trained 5 steps |" in RunFolder(out).card.read_text()
     codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
-    here = hrvqvae.load(generative).generator.decode(codes, 2)
-    there = hrvqvae.load(tmp_path / "out").generator.decode(codes, 2)
+    here = hrvqvae.load(generative).load_generator().decode(codes, 2)
+    there = hrvqvae.load(tmp_path / "out").load_generator().decode(codes, 2)
     assert torch.equal(there, here)
 
 
@@ -62,7 +62,7 @@ def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
     codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
 
     def decode() -> torch.Tensor:
-        return hrvqvae.load(generative).generator.decode(codes, 2)
+        return hrvqvae.load(generative).load_generator().decode(codes, 2)
 
     generation = decode()
     change(generative)
@@ -87,7 +87,7 @@ def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
         ('{"guidance": []}', r"guidance is \[\]; it must be"),
         ('{"levels": "all"}', "levels is no whole number"),
         ('{"levels": true}', "levels is no whole number"),
-        ('{"decoder": "best"}', "decoder is neither prefixes nor generation"),
+        ('{"decoder": "best"}', "decoder is neither progressive nor generation"),
     ],
 )
 def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path: Path) -> None:
@@ -127,3 +127,12 @@ def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path) -> Non
     assert report["prior_bits_per_image"] is None
     rows = do("evaluate", whole, "--device", "cpu", "--images", 8).splitlines()
     assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
+
+
+def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path: Path) -> None:
+    sheets = [tmp_path / f"{name}.png" for name in ("generation", "progressive")]
+    for sheet in sheets:
+        do("sample", generative, "-n", "2", "--decoder", sheet.stem, "--levels", "2", "-o", sheet)
+    assert sheets[0].read_bytes() != sheets[1].read_bytes()
+    with pytest.raises(InputError, match="must be generation or progressive"):
+        hrvqvae.load(generative).sample(1, decoder="best")

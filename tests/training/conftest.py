@@ -7,7 +7,7 @@ import pytest
 
 from hrvqvae.config import Config
 from tests.trained_run import trained_copy
-from tests.training.tasks import SECTIONS, Case
+from tests.training.tasks import Case
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) 
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
 
 
-@pytest.fixture(params=SECTIONS)
+@pytest.fixture(params=("autoencoder", "prior", "progressive"))
 def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
     if request.param == "autoencoder":
         shutil.rmtree(run)

@@ -13,6 +13,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.training.autoencoder import AutoencoderTask
+from hrvqvae.training.generation import GenerationTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
@@ -32,11 +33,25 @@ PROGRESSIVE = {
     "progressive.training.log_every": "4",
     "progressive.training.polyak_decay": "0.5",
 }
+GENERATION = {
+    name.replace("progressive", "generation"): value
+    for name, value in PROGRESSIVE.items()
+    if "training" in name
+}
+GENERATION |= {
+    "generation.levels": "2",
+    "generation.perceptual": "none",
+    "generation.adversarial_start": "2",
+    "generation.discriminator_units": "4",
+    "generation.training.batch_size": "16",
+    "generation.training.adam_beta1": "0.5",
+}
 AUTOENCODER = {"training.max_steps": "12", "training.evaluate_every": "4"}
 SECTIONS = {
     "autoencoder": "training",
     "prior": "prior.training",
     "progressive": "progressive.training",
+    "generation": "generation.training",
 }
 
 
@@ -44,31 +59,31 @@ SECTIONS = {
 class Case:
     """A task in a run folder, which holds a trained autoencoder unless the task trains it."""
 
-    name: str  # autoencoder, prior (of level 2) or progressive
+    name: str  # a key of SECTIONS; the prior is that of level 2
     path: Path
     base: Config
 
     @property
     def kind(self) -> type[Task[Any]]:
-        return {"autoencoder": AutoencoderTask, "prior": PriorTask, "progressive": ProgressiveTask}[
-            self.name
-        ]
+        kinds = (AutoencoderTask, PriorTask, ProgressiveTask, GenerationTask)
+        return dict(zip(SECTIONS, kinds, strict=True))[self.name]
 
     @property
     def folder(self) -> RunFolder:
         folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
-        return folders.get(self.name, decoder_folder(self.path, "prefixes"))
+        name = "generation" if self.name == "generation" else "prefixes"
+        return folders.get(self.name, decoder_folder(self.path, name))
 
     def config(self, **training: object) -> Config:
-        fields = {**AUTOENCODER, **PRIOR, **PROGRESSIVE}
+        fields = {**AUTOENCODER, **PRIOR, **PROGRESSIVE, **GENERATION}
         fields |= {f"{SECTIONS[self.name]}.{name}": str(value) for name, value in training.items()}
         return override(self.base, fields)
 
     def task(self, config: Config) -> Task[Any]:
         if self.name == "autoencoder":
             return AutoencoderTask(config, self.folder)
-        if self.name == "progressive":
-            return ProgressiveTask(self.path, config)
+        if self.name in ("progressive", "generation"):
+            return self.kind(self.path, config)  # type: ignore[arg-type]
         run = Run(self.path)
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 

@@ -64,7 +64,8 @@ class SamplingDefaults:
 
     guidance: Guidance = 1.0
     levels: int | None = None  #: number of levels to draw; None: all
-    decoder: str = PROGRESSIVE  #: the decoder of prefixes, PROGRESSIVE or GENERATION
+    #: "progressive" or "generation"; None: the second, if there is one for these levels
+    decoder: str | None = None
 
 
 class RunFolder:
@@ -141,8 +142,8 @@ class RunFolder:
             list_weights(defaults.guidance)
             if defaults.levels is not None and type(defaults.levels) is not int:
                 raise ValueError("levels is no whole number")
-            if defaults.decoder not in (PROGRESSIVE, GENERATION):
-                raise ValueError(f"decoder is neither {PROGRESSIVE} nor {GENERATION}")
+            if defaults.decoder not in ("progressive", GENERATION, None):
+                raise ValueError(f"decoder is neither progressive nor {GENERATION}")
         except (ValueError, TypeError, RecursionError) as error:
             reason = one_line(error).removeprefix("SamplingDefaults.__init__() ")
             raise DamagedFileError(

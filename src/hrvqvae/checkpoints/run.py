@@ -40,7 +40,7 @@ from hrvqvae.checkpoints.folder import (
 )
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.learning import fit
-from hrvqvae.config import Config, Levels, QuantizerConfig, to_dict
+from hrvqvae.config import Config, Levels, QuantizerConfig, level_names, to_dict
 from hrvqvae.config.parsing import from_dict, from_file
 from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
@@ -178,21 +178,43 @@ class Run:
         return model.to(resolve_device(device)), config
 
     def load_generator(
-        self, autoencoder: Autoencoder, config: Config, decoder: str | None = None
+        self,
+        autoencoder: Autoencoder,
+        config: Config,
+        levels: int | None = None,
+        decoder: str | None = None,
     ) -> Autoencoder:
         """Return an autoencoder that decodes samples: it shares the networks of `autoencoder`, but
         decodes prefixes with another decoder of this run.
 
-        `decoder` is one of `DECODERS` (default: the one that sampling.json names). A decoder that
-        is missing or stale is replaced by the progressive decoder, with a notice. `config` is the
-        configuration that `load` returned. Raises DamagedFileError as `load`.
+        Args:
+            config: The configuration that `load` returned.
+            levels: Number of levels of the samples (default: those that the decoder was trained
+                for).
+            decoder: "progressive" or "generation" (default: the one that sampling.json names, else
+                the decoder of samples, if there is one). A decoder of samples that is missing or
+                stale is replaced by the progressive decoder, with a notice; one of other levels is
+                too, unless it is given.
+
+        Raises:
+            InputError: The decoder of samples is given, and was trained for other levels.
+            DamagedFileError: As `load`.
         """
-        decoder = decoder or self.folder.read_sampling().decoder
-        if decoder == PROGRESSIVE:
+        name = decoder or self.folder.read_sampling().decoder
+        if name is None and self.decoders[GENERATION].file.is_file():
+            name = GENERATION
+        if name != GENERATION:
             return autoencoder
         generator = copy.copy(autoencoder)
-        self._use_decoder(generator, config, decoder)
-        return generator
+        trained = self._use_decoder(generator, config, GENERATION).generation.levels
+        if levels is None or trained in (0, levels):
+            return generator
+        if decoder is None:
+            return autoencoder
+        raise InputError(
+            f"the decoder of samples of {self} decodes {level_names(range(trained))}, not"
+            f" {level_names(range(levels))}: give --levels {trained}, or --decoder progressive"
+        )
 
     def _use_decoder(self, model: Autoencoder, config: Config, name: str) -> Config:
         """Let a model decode prefixes with a decoder of this run, unless it is missing or stale.
@@ -207,7 +229,8 @@ class Run:
                 told_once(f"{DECODERS[name]}: {decoder.path} {reason}")
             return config
         weights, meta = decoder.read()
-        config = replace(config, progressive=config_of(meta, decoder.file).progressive)
+        stored = config_of(meta, decoder.file)
+        config = replace(config, progressive=stored.progressive, generation=stored.generation)
 
         def make() -> ProgressiveDecoder:
             return build_progressive_decoder(require_several_levels(build(config), config), config)

@@ -24,7 +24,7 @@ from hrvqvae.version import __version__
 
 GROUPS = {
     "Use a model": "sample complete reconstruct play",
-    "Train": "presets data train train-prior train-progressive refresh runs demo",
+    "Train": "presets data train train-prior train-progressive train-decoder refresh runs demo",
     "Measure": "evaluate train-classifier doctor",
     "Files of codes": "compress decompress inspect fit-entropy-model tokenize detokenize",
     "Share": "export hub",

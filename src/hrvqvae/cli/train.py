@@ -6,6 +6,7 @@ import importlib
 import os
 import shlex
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,16 +101,16 @@ def _train_prior(arguments: Arguments) -> int:
         return exit_codes[-1]
 
 
-def _train_progressive(arguments: Arguments) -> int:
+def _train_decoder(arguments: Arguments, kind: str, section: str) -> int:
     from hrvqvae.distributed.launch import process_group
 
     with process_group():
-        from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
-        from hrvqvae.training.stages import train_progressive_decoder
+        from hrvqvae.checkpoints.folder import decoder_folder
+        from hrvqvae.training.stages import train_decoder
 
-        fields = _collect_fields(arguments, "progressive.training")
-        folder = decoder_folder(arguments.run, PROGRESSIVE)
-        outcome = train_progressive_decoder(arguments.run, fields, resume=arguments.resume)
+        fields = _collect_fields(arguments, f"{section}.training")
+        folder = decoder_folder(arguments.run, kind)
+        outcome = train_decoder(arguments.run, kind, fields, resume=arguments.resume)
         return _report_outcome(outcome, "", f": {folder.model}\npictures in {folder.pictures}")
 
 
@@ -236,7 +237,7 @@ _FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets
 
 
 def add(commands: Group) -> None:
-    """Add train, train-prior, train-progressive, refresh, train-classifier and demo."""
+    """Add the commands that train."""
     command(
         commands,
         "train",
@@ -261,16 +262,28 @@ def add(commands: Group) -> None:
         *_TRAINING,
         fields=_FIELDS.format("--prior.network.hidden_units 128"),
     )
-    about = "train a decoder for the first levels of a run"
+    about = "train a decoder for the first levels of a run, with the least error"
     fields = "--progressive.network.hidden_units 32"
+    train = partial(_train_decoder, kind="prefixes", section="progressive")
     command(
         commands,
         "train-progressive",
         about,
-        _train_progressive,
+        train,
         "run",
         *_TRAINING,
         fields=_FIELDS.format(fields),
+    )
+    about = "train the decoder of samples of a run, which draws them sharp"
+    train = partial(_train_decoder, kind="generation", section="generation")
+    command(
+        commands,
+        "train-decoder",
+        about,
+        train,
+        "run",
+        *_TRAINING,
+        fields=_FIELDS.format("--generation.levels 4"),
     )
     about = (
         "train again, or fit again, what no longer matches the model of a run, such as its priors"

@@ -136,7 +136,7 @@ def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
 
     options = Run(arguments.run).sampling_options(arguments.guidance, arguments.levels)
     options |= pick(arguments, "temperature top_p")
-    params = SamplingParams(top_k=arguments.top_k or 0, **options)
+    params = SamplingParams(top_k=arguments.top_k or 0, decoder=arguments.decoder, **options)
     return {"params": params, **pick(arguments, "run count out seed class_name force")}
 
 
@@ -204,6 +204,10 @@ def add(commands: Group) -> None:
     )
     label = "draw images of class C, a name or an index (default: any)"
     prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
+    decoder = (
+        "make images with the decoder of train-decoder or of train-progressive (default: the"
+        " model's, else the first if there is one for these levels)"
+    )
     likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
         option("--class C", label, dest="class_name"),
@@ -214,6 +218,7 @@ def add(commands: Group) -> None:
         option("--top-p P", likeliest, type=float, default=1.0),
         option("--guidance W", guided, type=parse_guidance),
         option("--levels K", prefix, type=int),
+        option("--decoder", decoder, choices=("generation", "progressive")),
         option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
         sheet,
         "--force",

@@ -272,13 +272,9 @@ class SingleGridConfig(CodebookConfig):
         return tuple(parents > 1 for parents in self.quantizer.num_codebooks)
 
 
-class VQGANConfig(SingleGridConfig):
-    """A latent grid with a flat codebook, trained with a perceptual and an adversarial loss
-    (docs/method.md).
-    """
+class AdversarialConfig(Section):
+    """A perceptual and an adversarial loss beside the squared error (docs/method.md)."""
 
-    system: str = "vqgan"
-    quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
     #: auto: the best perceptual loss that this machine has when a run begins.
     perceptual: Literal["auto", "lpips-vgg16", "efficientnet-lite0", "none"] = AUTO
     perceptual_weight: Weight = 1.0  #: of the perceptual loss; the squared error has weight 1
@@ -295,11 +291,18 @@ class VQGANConfig(SingleGridConfig):
         # Each layer halves the side, rounded down; then two convolutions take away a row each.
         least = 3 * 2**self.discriminator_layers
         if size < least:
-            layers = f"model.discriminator_layers {self.discriminator_layers}"
+            layers = f"{self._qualify('discriminator_layers')} {self.discriminator_layers}"
             raise InputError(
                 f"{layers} needs images of {least} pixels a side; these have {size}: take fewer"
                 " layers"
             )
+
+
+class VQGANConfig(AdversarialConfig, SingleGridConfig, section="model"):
+    """A latent grid with a flat codebook, trained with an `AdversarialConfig` (docs/method.md)."""
+
+    system: str = "vqgan"
+    quantizer: QuantizerConfig = QuantizerConfig(codewords=1024)
 
 
 class VQVAE2Config(CodebookConfig):

@@ -141,15 +141,17 @@ def autoencoder_config(
 def stage_config(
     section: str, run: Config, options: Mapping[str, str], stored: Config | None = None
 ) -> Config:
-    """Return the configuration of a later stage of a run, "prior" or "progressive": new, or
-    `stored` if it resumes.
+    """Return the configuration of a later stage of a run, "prior", "progressive" or "generation":
+    new, or `stored` if it resumes.
 
     Raises InputError if a value is invalid, a field belongs to another stage, or options contradict
     `stored`.
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
-            stage = {"prior": "priors", "progressive": "progressive decoder"}[section]
+            stage = {"prior": "priors", "progressive": "progressive decoder"}.get(
+                section, "decoder of samples"
+            )
             raise InputError(f"--{name} is no field of the {stage}: give --{section}.* and --data")
     if stored is None:
         config = override(run, options)

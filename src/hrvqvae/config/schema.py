@@ -11,7 +11,7 @@ from dataclasses import field
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import Levels, ModelConfig, PriorNetworkConfig
+from hrvqvae.config.model import AdversarialConfig, Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import (
     AUTO,
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 DEFAULT_SYSTEM = "hrvqvae"
 DEFAULT_PRIOR = "pixelsnail"
-STAGES = ("training", "prior.training", "progressive.training")
+STAGES = ("training", "prior.training", "progressive.training", "generation.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
@@ -89,7 +89,8 @@ class StageConfig(Section, section="training"):
     #: muon: for matrices and filters, and Adam for the rest
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: Rate = 3e-3  #: highest rate, at the end of the warm-up
-    adam_beta2: Share = 0.999  #: decay of Adam's second moment; the first moment's is 0.9
+    adam_beta1: Share = 0.9  #: decay of Adam's first moment
+    adam_beta2: Share = 0.999  #: decay of Adam's second moment
     #: cosine: a linear warm-up, then a fall to zero
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Count = 100
@@ -152,6 +153,18 @@ class ProgressiveTrainingConfig(StageConfig, section="progressive.training"):
     warmup_steps: Count = 50
 
 
+class GenerationTrainingConfig(TrainingConfig, section="generation.training"):
+    """Training of the decoder of samples."""
+
+    batch_size: Positive = 64
+    max_steps: Count = 4_000
+    learning_rate: Rate = 8e-4
+    adam_beta1: Share = 0.5
+    adam_beta2: Share = 0.99
+    warmup_steps: Count = 50
+    polyak_decay: Share = 0.997
+
+
 def level_names(levels: Levels) -> str:
     """Return levels in words, counted from 1: "level 2", or "levels 1 to 3"."""
     first = levels.start + 1
@@ -209,8 +222,22 @@ class ProgressiveConfig(Section, section="progressive"):
     training: ProgressiveTrainingConfig = ProgressiveTrainingConfig()
 
 
+class GenerationConfig(AdversarialConfig, section="generation"):
+    """The decoder of samples and completions, and its training on a frozen autoencoder
+    (`train-decoder`). Its refiner is that of `progressive.network`.
+    """
+
+    levels: Count = 0  #: decode samples of this many levels (0: the levels of the first prior)
+    #: share of the codes of the last of these levels that are drawn anew, as a prior errs
+    redraw: Share = 0.03
+    adversarial_start: Count = 100
+    discriminator_layers: Positive = 2
+    discriminator_rate: Rate = 0.5  #: learning rate of the discriminator over the decoder's
+    training: GenerationTrainingConfig = GenerationTrainingConfig()
+
+
 class Config(Section):
-    """A run: data, model, training, priors and progressive decoder."""
+    """A run: data, model, training, priors and further decoders."""
 
     name: str = "custom"  #: name of the preset from which the run began
     data: DataConfig = DataConfig()
@@ -218,6 +245,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig(epochs=1)
     prior: PriorConfig = field(default_factory=PriorConfig)
     progressive: ProgressiveConfig = ProgressiveConfig()
+    generation: GenerationConfig = GenerationConfig()
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:

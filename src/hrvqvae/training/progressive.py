@@ -13,7 +13,7 @@ from torch import nn
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
-from hrvqvae.config import Config
+from hrvqvae.config import Config, TrainingConfig
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
@@ -36,6 +36,8 @@ class ProgressiveTask(ImageTask):
     """
 
     name_suffix = ", prefixes"
+    kind = PROGRESSIVE  # of the decoder, in `checkpoints.run.DECODERS`
+    command = "train-progressive"
 
     def __init__(self, path: str | Path, config: Config) -> None:
         run = Run(path)
@@ -43,8 +45,11 @@ class ProgressiveTask(ImageTask):
         self.autoencoder_digest = run.digest
         self.model = require_several_levels(model, stored)
         self.parent_run = Path(path)
-        training = config.progressive.training.with_batch_size(config.training.batch_size)
-        super().__init__(decoder_folder(path, PROGRESSIVE), config, training)
+        super().__init__(decoder_folder(path, self.kind), config, self.training_of(config))
+
+    def training_of(self, config: Config) -> TrainingConfig:
+        """Return the training of the decoder."""
+        return config.progressive.training.with_batch_size(config.training.batch_size)
 
     def open(self, say: Say) -> None:
         super().open(say)
@@ -55,13 +60,13 @@ class ProgressiveTask(ImageTask):
 
     def init_from(self, model: nn.Module) -> str:
         name = self.training.init_from
-        source = getattr(Run(name).load()[0], "progressive_decoder", None)
-        if source is None:
+        decoder = Run(name).decoders[self.kind]
+        if not decoder.file.is_file():
             raise InputError(
-                f"{name} has no progressive decoder; train it: hrvqvae train-progressive {name}"
+                f"{decoder.path} has no model; train it: hrvqvae {self.command} {name}"
             )
-        copy_weights(model, source.state_dict(), f"the progressive decoder of {name}")
-        return f"beginning with the progressive decoder of {name}"
+        copy_weights(model, decoder.read()[0], str(decoder.path))
+        return f"beginning with the decoder in {decoder.path}"
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = state.model
@@ -118,6 +123,6 @@ class ProgressiveTask(ImageTask):
             self.config,
             weights,
             state.step,
-            "prefixes",
+            self.kind,
             autoencoder=self.autoencoder_digest,
         )

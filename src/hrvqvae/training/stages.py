@@ -1,5 +1,4 @@
-"""Train the stages of a run, for the command line and for Python: autoencoder, priors, progressive
-decoder.
+"""Train the stages of a run, for the command line and for Python: autoencoder, priors, decoders.
 
 Processes that torchrun restarted always resume, also with `resume=False`.
 """
@@ -13,6 +12,7 @@ from typing import Any
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import (
+    GENERATION,
     PROGRESSIVE,
     RunFolder,
     decoder_folder,
@@ -26,12 +26,14 @@ from hrvqvae.data.sources.datasets import register_datasets
 from hrvqvae.distributed.launch import is_restarted
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
+from hrvqvae.training.generation import GenerationTask, resolve_generation
 from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Outcome, Say, Task, Trainer
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError, expand_home
 
+_DECODER_TASKS = {PROGRESSIVE: ProgressiveTask, GENERATION: GenerationTask}
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
 _SHORT_NAMES = (
     "max_steps",
@@ -132,19 +134,26 @@ def train_missing_priors(
     return train_priors(run, configs, resume=resume, callbacks=[draw_training])
 
 
-def train_progressive_decoder(run: str | Path, fields: Fields, *, resume: bool = False) -> Outcome:
-    """Train the progressive decoder of a run. Raises as `Trainer.train` and `stage_config`."""
-    folder = decoder_folder(run, PROGRESSIVE)
+def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = False) -> Outcome:
+    """Train a decoder of a run, PROGRESSIVE or GENERATION.
+
+    Raises as `Trainer.train`, `stage_config` and `resolve_generation`.
+    """
+    folder = decoder_folder(run, kind)
     resume = resume or is_restarted(folder.belongs_to_this_job)
 
     def resolve() -> Config:
         stored = Run(run).folder_config
         require_trainable(run)
         begun_config = folder.read_config() if resume and folder.config.is_file() else None
-        return stage_config("progressive", stored, fields, begun_config)
+        if kind == PROGRESSIVE:
+            return stage_config("progressive", stored, fields, begun_config)
+        config = stage_config("generation", stored, fields, begun_config)
+        return config if begun_config else resolve_generation(Run(run), config)
 
     config = distributed.on_rank_zero(resolve)
-    return Trainer(ProgressiveTask(run, config), resume=resume, callbacks=[draw_training]).train()
+    task = _DECODER_TASKS[kind](run, config)
+    return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 
 
 def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> int | None:
@@ -157,7 +166,7 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
     """
     run = Run(name)
     stale = distributed.on_rank_zero(lambda: {artifact.path for artifact in run.stale_artifacts()})
-    for network in (*run.priors.values(), run.decoders[PROGRESSIVE]):
+    for network in run.networks:
         mark = network.path / _REFRESH_MARK
         if not (network.path in stale or mark.is_file()):
             continue
@@ -165,7 +174,7 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
         distributed.on_rank_zero(mark.touch)
         task: Task[Any]
         if network.levels is None:
-            task = ProgressiveTask(name, config)
+            task = _DECODER_TASKS[network.kind](name, config)
         else:
             task = PriorTask(name, network.levels, config, (*run.load(decoder=None), run.digest))
         outcome = Trainer[Any](
