@@ -25,7 +25,8 @@ def draw(run: str, out: Path, count: int, guidance: Guidance, seed: int) -> int:
         InputError: The priors know no classes or can't be guided, or the file can't be written.
     """
     check_output(out, force=True, suffix=".png")
-    model, params = Model(run), SamplingParams(guidance=guidance)
+    model = Model(run)
+    params = SamplingParams(**model.run.sampling_options(guidance))
     if not model.classes:
         raise InputError(
             f"the priors of {run} know no classes; draw samples: hrvqvae sample {run} -o {out}"

@@ -112,6 +112,10 @@ def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_pa
     assert torch.equal(model.sample(3, seed=1, levels=2), before)
     assert model.classes == tuple("0123456789")
     assert Run(whole).missing_priors(2) == ""
+    RunFolder(whole).sampling.write_text('{"guidance": 2, "levels": 2}')
+    assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": 2}
+    RunFolder(whole).sampling.unlink()
+    assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": None}
     do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
     with pytest.raises(InputError, match=r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)

@@ -342,12 +342,15 @@ class Run:
     ) -> dict[str, Any]:
         """Return the options `guidance` and `levels` of samples.
 
-        If neither is given, both come from sampling.json. Otherwise guidance defaults to 1 and
-        levels to None, which stands for all levels. Raises DamagedFileError as `read_sampling`.
+        If neither is given, both come from sampling.json. Otherwise guidance defaults to 1, and
+        levels to None, which stands for all levels; if a level has no prior, the levels come from
+        sampling.json all the same. Raises DamagedFileError as `read_sampling`.
         """
+        defaults = self.folder.read_sampling()
         if guidance is None and levels is None:
-            defaults = self.folder.read_sampling()
             guidance = defaults.guidance
+            levels = defaults.levels
+        if levels is None and self.missing_priors():
             levels = defaults.levels
         return {"guidance": 1.0 if guidance is None else guidance, "levels": levels}
 
