@@ -172,7 +172,7 @@ class Tokenizer:
         workers: int | None,
         device: str,
         beam: int | None,
-        effort: int,
+        effort: int = 0,
     ) -> None:
         """Load the model; the arguments are those of `tokenize`. Raises InputError as
         `Run.load`.
