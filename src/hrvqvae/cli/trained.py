@@ -185,7 +185,7 @@ def add(commands: Group) -> None:
         option("--samples N", f"{samples} too (default: 0)", type=whole(0), default=0),
         option(
             "--guidance W",
-            f"{samples} with each guidance W, a number or one per level (default: 1)",
+            f"{samples} with each guidance W, such as 3 or 1,5 (default: 1)",
             type=parse_guidance,
             nargs="+",
         ),
@@ -199,8 +199,8 @@ def add(commands: Group) -> None:
     )
 
     guided = (
-        "above 1, draw images more typical of their class; 1: no guidance; 4,3,1,1: per level, the"
-        " last for finer levels too (default: the model's; with --levels, 1)"
+        "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
+        " first position to 5 at the last (default: the model's; with --levels, 1)"
     )
     label = "draw images of class C, a name or an index (default: any)"
     prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"

@@ -256,7 +256,7 @@ class Page:
                 gr.Textbox(
                     guidance,
                     label="Guidance",
-                    info="a number, or one per level: 4,3,1,1",
+                    info="a number, or first and last: 1,5",
                     visible=self.guided,
                 ),
             ]

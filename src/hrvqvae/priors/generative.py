@@ -20,11 +20,9 @@ from hrvqvae.config import Grid
 from hrvqvae.config.model import Geometry
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.guidance import list_weights
 from hrvqvae.priors.sampling import SamplingParams, expand_labels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.quantities import counted
 
 Sampler = Callable[..., None]
 """Draws the codes that are not kept; arguments as in `sampling.draw_positions`, from `prior` on."""
@@ -62,18 +60,10 @@ def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> 
 
 
 def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> None:
-    """Call `SamplingParams.check` for every level of the priors, and count the values of
-    guidance.
-    """
-    levels = [level for prior in priors for level in prior.levels]
-    for level in levels:
-        params.check(level)
-    values = len(list_weights(params.guidance))
-    if values > max(1, len(levels)):
-        raise InputError(
-            f"guidance has {values} values, but the priors have {counted(len(levels), 'level')};"
-            f" give at most {len(levels)}"
-        )
+    """Call `SamplingParams.check` for every level of the priors."""
+    for prior in priors:
+        for level in prior.levels:
+            params.check(level)
 
 
 def _check_kept(level: Level, codes: Tensor, count: int) -> None:
@@ -133,12 +123,11 @@ def sample_codes(
     for prior in priors:
         first = prior.level.index
         covered = slice(first, first + len(prior.levels))
-        guidance = [params.guidance_of(level) for level in prior.levels]
         labels, mixing = expand_labels(
-            prior.level, None if label is None else label.to(device), guidance
+            prior.level, None if label is None else label.to(device), params.guidance
         )
         coarser = [
-            level_indices.repeat(mixing.shape[1], 1, 1)
+            level_indices.repeat(mixing.shape[-1], 1, 1)
             for level_indices in codeword_indices(tuple(codes[:first]))
         ]
         sampler(

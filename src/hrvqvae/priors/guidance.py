@@ -1,4 +1,4 @@
-"""Guidance of samples (docs/method.md): a weight for all levels, or one per level."""
+"""Guidance of samples (docs/method.md): a weight for all positions, or from first to last."""
 
 from __future__ import annotations
 
@@ -6,34 +6,55 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from hrvqvae.config import Grid
 from hrvqvae.utils.errors import InputError
 
 Guidance = float | Sequence[float]
-"""A weight for all levels, or one per level, coarse first; the last one counts for finer levels."""
+"""A weight for all positions, or those of the first and of the last position."""
 
 
 def list_weights(guidance: Guidance) -> list[float]:
-    """Return the weights of guidance. Raises InputError if one is not a number from 0 to 1000."""
+    """Return the one or two weights of guidance. Raises InputError if there are more, or one is not
+    a number from 0 to 1000.
+    """
     weights: list[Any] = list(guidance) if isinstance(guidance, Sequence) else [guidance]
-    for weight in weights or [guidance]:
-        if not isinstance(weight, Real) or not 0 <= float(weight) <= 1000:
-            raise InputError(
-                f"guidance is {_format(weight)}; it must be from 0 to 1000 (1 is the model's own),"
-                " or several such numbers, one per level"
-            )
+    wrong = [weight for weight in weights if not _is_weight(weight)]
+    if wrong or len(weights) not in (1, 2):
+        raise InputError(
+            f"guidance is {_format(wrong[0] if wrong else guidance)}; it must be from 0 to 1000 (1"
+            " is the model's own), or two such numbers, for the first and the last position"
+        )
     return weights
 
 
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) <= 1000
+
+
+def weigh_positions(guidance: Guidance, grid: Grid) -> Tensor:
+    """Return the weights (H, W) float64 of the positions of a grid.
+
+    Between the first and the last position in raster order they change with the square root of the
+    position.
+    """
+    weights = list_weights(guidance)
+    share = torch.linspace(0, 1, grid[0] * grid[1], dtype=torch.float64, device="cpu").sqrt()
+    return (weights[0] + (weights[-1] - weights[0]) * share).view(grid)
+
+
 def parse_guidance(text: str) -> Guidance:
-    """Return the guidance of a text such as "5" or "4,3,1,1". Raises InputError."""
+    """Return the guidance of a text such as "3" or "1,5". Raises InputError."""
     try:
         weights = [float(weight) for weight in text.split(",")]
     except ValueError as error:
-        raise InputError(f"guidance is {text!r}; it must be such as 5 or 4,3,1,1") from error
+        raise InputError(f"guidance is {text!r}; it must be such as 3 or 1,5") from error
     return weights[0] if len(weights) == 1 else weights
 
 
-parse_guidance.__name__ = "number, or one per level such as 4,3,1,1"  # for argparse's message
+parse_guidance.__name__ = "number, or first and last such as 1,5"  # for argparse's message
 
 
 def format_guidance(guidance: Guidance) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.guidance import Guidance, list_weights
+from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights, weigh_positions
 from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 
@@ -30,9 +30,9 @@ class SamplingParams:
     top_k: int = 0  #: draw only from the k likeliest codes (0: all)
     #: draw only from the fewest likeliest codes that together reach this probability (1: all)
     top_p: float = 1.0
-    #: w in the mixed logits u + w (c - u), from 0 to 1000, or a w per level, of which the last
-    #: counts for finer levels; c are the logits for the class, u the logits for "no class" (1: c
-    #: alone, 0: u alone)
+    #: w in the mixed logits u + w (c - u), from 0 to 1000, or w of the first and of the last
+    #: position (`weigh_positions`); c are the logits for the class, u the logits for "no class" (1:
+    #: c alone, 0: u alone)
     guidance: Guidance = 1.0
     levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
     #: of the images: "generation" (see `train-decoder`) or "progressive" (None: as sampling.json
@@ -51,11 +51,6 @@ class SamplingParams:
                 f"the decoder is {self.decoder!r}; it must be generation or progressive"
             )
 
-    def guidance_of(self, level: Level) -> float:
-        """Return the guidance of a level."""
-        weights = list_weights(self.guidance)
-        return weights[min(level.index, len(weights) - 1)]
-
     def check(self, level: Level) -> None:
         """Raise InputError if a level has fewer symbols than top-k, or if its prior does not
         support guidance.
@@ -64,10 +59,10 @@ class SamplingParams:
             raise InputError(
                 f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}"
             )
-        guidance = self.guidance_of(level)
-        if guidance == 1 or level.unconditional:
+        if set(list_weights(self.guidance)) == {1} or level.unconditional:
             return
-        subject = f"guidance is {guidance:g}, but the prior of level {level.index + 1}"
+        guidance = format_guidance(self.guidance)
+        subject = f"guidance is {guidance}, but the prior of level {level.index + 1}"
         if not level.classes:
             raise InputError(
                 f"{subject} knows no classes: leave it at 1, or train on images with classes"
@@ -113,23 +108,24 @@ def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
 
 
 def expand_labels(
-    level: Level, label: Tensor | None, guidance: Sequence[float]
+    level: Level, label: Tensor | None, guidance: Guidance
 ) -> tuple[Tensor | None, Tensor]:
     """Return the labels that guidance needs for a batch with labels (B,), and the weights that mix
     the logits.
 
     The mixed logits are u + w (c - u), with c for the class and u for "no class". So the network
     takes K * B inputs: the whole batch with the class labels, then the whole batch with "no class".
-    Inputs whose weight is 0 for every level are left out. Labels are (K * B,) int64, None if the
-    prior has no classes; weights (D, K) float32 with rows of sum 1, one per value of guidance.
+    Inputs whose weight is 0 at every position are left out. Labels are (K * B,) int64, None if the
+    prior has no classes; weights (H, W, K) float32 of sum 1.
     """
     device = None if label is None else label.device
-    mixing = torch.tensor([[w, 1 - w] for w in guidance], dtype=torch.float32, device="cpu")
+    weights = weigh_positions(guidance, level.grid)
+    mixing = torch.stack([weights, 1 - weights], dim=-1).float()
     if label is None or not level.unconditional:
-        return label, mixing[:, :1].to(device)
+        return label, mixing[..., :1].to(device)
     labels = torch.stack([label, torch.full_like(label, level.classes)])
-    needed = mixing.any(0)
-    return labels[needed.to(device)].flatten(), mixing[:, needed].to(device)
+    needed = mixing.flatten(0, 1).any(0)
+    return labels[needed.to(device)].flatten(), mixing[..., needed].to(device)
 
 
 class LogitSteps(Protocol):
@@ -171,9 +167,9 @@ def draw_positions(
         coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
         label: (K * B,) or None, as `expand_labels` returns it.
         uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
-        mixing: (D, K), as `expand_labels` returns it.
+        mixing: (H, W, K), as `expand_labels` returns it.
     """
-    steps = make_steps(prior, codes, coarser, label, mixing.shape[1])
+    steps = make_steps(prior, codes, coarser, label, mixing.shape[-1])
     levels = prior.levels
     height, width = prior.level.grid
     all_kept = [mask.all(0).tolist() for mask in kept]
@@ -187,7 +183,7 @@ def draw_positions(
                     continue
                 logits = steps.logits(level)
                 if len(logits) > 1:
-                    logits = logits * mixing[level, :, None, None]
+                    logits = logits * mixing[row, column, :, None, None]
                 uniform = uniforms[level][:, row, column, None]
                 drawn, total = draw(logits.sum(0), uniform, params)
                 target = codes[level][:, row, column]
