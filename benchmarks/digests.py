@@ -65,13 +65,13 @@ def digest_training(system: str, folder: Path) -> Iterator[tuple[str, str]]:
 def digest_model(name: str) -> Iterator[tuple[str, str]]:
     """Yield a name and a digest of a shipped model's codes, files and samples."""
     model = hrvqvae.load(name)
-    size = model.config.data.size
+    height, width = model.config.data.image_size
 
     # made images: no data set is needed, and every machine makes the same
     image = torch.arange(200)[:, None, None, None]
     channel = torch.arange(1, model.config.data.channels + 1)[:, None, None]
-    row = torch.arange(size)[:, None]
-    column = torch.arange(size)
+    row = torch.arange(height)[:, None]
+    column = torch.arange(width)
     pattern = image * channel * 7 + row * 5 + column * 3 + row * column * image * channel // 64
     images = (pattern % 256).to(torch.uint8)
 

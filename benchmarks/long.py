@@ -201,7 +201,7 @@ def encode_error(run: Path, fields: Fields) -> Row:
     model = build(override(config, fields))
     model.load_state_dict(trained.state_dict())
     model.eval()
-    size = (config.data.size, config.data.size)
+    size = config.data.image_size
     squared = 0.0
     images = read_images(config.data, IMAGES)
     for batch in torch.split(images, 50):

@@ -38,7 +38,7 @@ class PriorSide:
         self.step = PriorTask("", levels, config, (build(config), config, "")).step
         size = batch or training.batch_size
         codes = tuple(torch.randint(level.symbols, (size, *level.grid)) for level in prior.levels)
-        grids = config.model.geometry.grids(config.data.size, config.data.size)
+        grids = config.model.geometry.grids(*config.data.image_size)
         coarser = zip(prior.level.coarser, grids, strict=False)
         indices = tuple(torch.randint(codewords, (size, *grid)) for codewords, grid in coarser)
         self.batch = CodeBatch(codes, indices, torch.randint(10, (size,)))

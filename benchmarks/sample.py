@@ -89,7 +89,7 @@ def bench_images(preset: str, batch: int, rounds: int, rate: float) -> Row:
     model = build(config).eval().requires_grad_(False)
     priors = random_priors(config)
     draw = draws(model, priors, batch)
-    size = (config.data.size, config.data.size)
+    size = config.data.image_size
     seconds = median_seconds(lambda: model.decode(draw(), size=size), rounds)
     return _make_row("cached", f"{preset}, decoded", priors, batch, seconds, rate)
 

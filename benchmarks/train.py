@@ -60,8 +60,7 @@ class AutoencoderSide:
         shape = (
             config.training.batch_size,
             config.data.channels,
-            config.data.size,
-            config.data.size,
+            *config.data.image_size,
         )
         images = torch.randint(
             256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

@@ -57,7 +57,7 @@ def test_the_notebook(tmp_path: Path) -> None:
         one.text for cell in code for one in cell.outputs if one.output_type == "stream"
     )
     assert "3 of 3 levels: " in printed
-    assert "trained 2 steps" in printed
+    assert "step 2  test MSE" in printed
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
 
 

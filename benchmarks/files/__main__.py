@@ -102,7 +102,7 @@ def compare_files(
             " images"
         )
         curves += measure(codec, images)
-    budgets = LARGE_BUDGETS if config.size >= _LARGE else BUDGETS
+    budgets = LARGE_BUDGETS if max(config.image_size) >= _LARGE else BUDGETS
     return FilesCompared(images, budgets, tuple(codecs), tuple(curves))
 
 

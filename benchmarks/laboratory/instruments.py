@@ -102,7 +102,7 @@ class Instruments:
 
         # distances, on the images of the features
         model, config = Run(run.path).load()
-        size = (config.data.size, config.data.size)
+        size = config.data.image_size
         decoded = [model.decode(model.encode(images), size=size) for images in self.images]
         shown = torch.cat(decoded)[:_SHOWN]
         distance = None

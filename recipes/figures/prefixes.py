@@ -40,7 +40,7 @@ def measure(folder: Path, images: int | None) -> Errors:
         )
         errors.setdefault(name, []).append([level.mse or np.nan for level in report.levels])
         config = RunFolder(run).read_config()
-        positions = np.prod(config.model.geometry.grids(config.data.size, config.data.size), axis=1)
+        positions = np.prod(config.model.geometry.grids(*config.data.image_size), axis=1)
         bits[name] = np.cumsum(positions * np.log2(config.model.num_symbols))
     if not errors:
         raise InputError(f"{folder} has no runs: give the folder of a comparison")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from hrvqvae.utils.quantities import counted
 # limits of a batch
 _BATCH_IMAGES = 1024
 _BATCH_PIXELS = 1 << 26
-_UNFINISHED = ".unfinished"  # in a folder of files: a digest of the call that has not ended yet
+_UNFINISHED = ".unfinished"  # in a folder of files: the call that has not ended yet
 
 
 class _NamedImage(NamedTuple):
@@ -153,12 +154,8 @@ def compress_images(
     """
     model.autoencoder.check_levels(options.get("levels"))
     images = _find_images(paths)
-    if zips.is_zip(out):
-        output = _open_zip(out, images, paths, force)
-    else:
-        output = _open_files(out, images, paths, force, _digest_call(model, paths, options))
     outcome = CompressionOutcome({})
-    with output as (write, remaining):
+    with _open_output(model, images, paths, out, force, options) as (write, remaining):
         for batch in _read_batches(model, remaining, outcome, skip):
             places = [image.where for image, _ in batch]
             files = model.compress([pixels for _, pixels in batch], names=places, **options)
@@ -171,66 +168,97 @@ def compress_images(
     return outcome
 
 
-_Output = Iterator[tuple[zips.Write, Sequence[_NamedImage]]]
-"""Yields a function that writes the file of an image, and the images that have no file yet."""
-
-
 @contextmanager
-def _open_zip(
-    out: Path, images: Sequence[_NamedImage], paths: Sequence[Path], force: bool
-) -> _Output:
-    check_output(out, force=force, inputs=paths)
-    outputs = Outputs(out)  # names that differ and are safe on every system
-    paths_in_zip = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
-    with zips.create_zip(out) as write:
-        yield (
-            lambda name, content: write(paths_in_zip[name].relative_to(out).as_posix(), content),
-            images,
-        )
+def _open_output(
+    model: Model,
+    images: Sequence[_NamedImage],
+    paths: Sequence[Path],
+    out: Path,
+    force: bool,
+    options: dict[str, Any],
+) -> Iterator[tuple[zips.Write, Sequence[_NamedImage]]]:
+    """Yield a function that writes the file of an image, and the images that have no file yet."""
+    if zips.is_zip(out):
+        check_output(out, force=force, inputs=paths)
+        outputs = Outputs(out)  # names that differ and are safe on every system
+        targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
+        with zips.create_zip(out) as write:
+            yield (
+                lambda name, content: write(targets[name].relative_to(out).as_posix(), content),
+                images,
+            )
+        return
 
-
-@contextmanager
-def _open_files(
-    out: Path, images: Sequence[_NamedImage], paths: Sequence[Path], force: bool, call: str
-) -> _Output:
-    """Write one file, or files into a folder. `call` is marked as unfinished there, until all files
-    are written.
-    """
-    mark = out / _UNFINISHED
-    goes_on = mark.is_file() and not force
-    if goes_on and mark.read_text() != call:
+    resumption = Resumption(out / _UNFINISHED, _describe_call(model, paths, options), restart=force)
+    if resumption.stored and not (resumption.goes_on or force):
         raise InputError(
             f"{out} holds files of an interrupted call, by another model, of other images or with"
             " other options; choose another folder, or write all files with --force"
         )
     suffixes = [hrv.SUFFIX, zips.SUFFIX]
-    outputs = Outputs(out, suffixes, force=force or goes_on, inputs=paths)
+    outputs = Outputs(out, suffixes, force=force or resumption.goes_on, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
-    remaining = images
-    if goes_on:
-        remaining = [image for image in images if not targets[image.name].exists()]
-        num_written = len(images) - len(remaining)
-        note(f"{out}: an interrupted call wrote {num_written} of {counted(len(images), 'file')}")
-    if force and out.is_dir():
-        mark.unlink(missing_ok=True)
 
-    def write(name: str, content: bytes) -> None:
-        if not force and targets[name] != out and not mark.exists():
-            write_output(mark, call.encode())
+    def write_file(name: str, content: bytes) -> None:
         write_output(targets[name], content)
 
-    yield write, remaining
-    if out.is_dir():
-        mark.unlink(missing_ok=True)
+    if out in targets.values():
+        yield write_file, images
+        return
+    with resumption.fill([targets[image.name] for image in images]) as missing:
+        yield write_file, [images[index] for index in missing]
+    resumption.record.unlink(missing_ok=True)
 
 
-def _digest_call(model: Model, paths: Sequence[Path], options: dict[str, Any]) -> str:
-    """Return a digest of all that decides the content of files, but not of the images."""
-    inputs = [str(path.resolve()) for path in paths]
-    settings = to_dict(model.config.model)  # with the beam
-    state = hashlib.blake2b(model.entropy_model.content, digest_size=16)
-    state.update(repr((settings, sorted(options.items()), inputs)).encode(errors="replace"))
-    return state.hexdigest()
+def _describe_call(model: Model, paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
+    """Return all that decides the content of files, but not the images."""
+    return {
+        "entropy model": hashlib.blake2b(model.entropy_model.content, digest_size=16).hexdigest(),
+        "model": to_dict(model.config.model),  # with the beam
+        "images": [str(path.resolve()) for path in paths],
+        **options,
+    }
+
+
+class Resumption:
+    """Lets a repeated call go on where the first stopped, in a folder of files.
+
+    A record in the folder names the call.
+
+    Attributes:
+        stored: the record; empty if there is none that can be read.
+        goes_on: whether the record names this call, so that its files are kept; never with
+            `restart`.
+    """
+
+    def __init__(self, record: Path, call: dict[str, Any], *, restart: bool = False) -> None:
+        self.record = record
+        self.call = json.loads(json.dumps(call))
+        self.stored = dict[str, Any]()
+        with suppress(OSError, ValueError):
+            self.stored = dict(json.loads(record.read_bytes()))
+        self.goes_on = self.stored.get("options") == self.call and not restart
+
+    @contextmanager
+    def fill(self, paths: Sequence[Path], **details: Any) -> Iterator[list[int]]:
+        """Write the record, with `details`, and yield the indices of the files that are missing.
+
+        Notes count the files at the beginning, and where the call is interrupted.
+        """
+        folder = self.record.parent
+        total = counted(len(paths), "file")
+        missing = [
+            index for index, path in enumerate(paths) if not (self.goes_on and path.is_file())
+        ]
+        if len(missing) < len(paths):
+            note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
+        write_output(self.record, json.dumps({"options": self.call, **details}).encode())
+        try:
+            yield missing
+        except (KeyboardInterrupt, SystemExit):
+            count = sum(path.is_file() for path in paths)
+            note(f"{folder} has {count:,} of {total}; the same command goes on")
+            raise
 
 
 class _CodeFile(NamedTuple):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
@@ -66,8 +67,8 @@ class Model:
     def __repr__(self) -> str:
         model = self.config.model
         levels = " x ".join(map(str, model.num_symbols))
-        size = self.config.data.size
-        images = f"{size}x{size}, {counted(self.autoencoder.channels, 'channel')}"
+        height, width = self.config.data.image_size
+        images = f"{height}x{width}, {counted(self.autoencoder.channels, 'channel')}"
         return f"Model({str(self.run)!r}: {model.system}, codes of {levels}, images of {images})"
 
     def to(self, device: str | torch.device) -> Self:
@@ -447,12 +448,12 @@ class Model:
             sampler=sampler,
         )[:num_levels]
         on_device = tuple(level.to(self.device) for level in codes)
-        size = self.config.data.size
+        size = self.config.data.image_size
         generator = self.load_generator(num_levels, params.decoder)
-        images = generator.decode(on_device, num_levels, (size, size)).cpu()
+        images = generator.decode(on_device, num_levels, size).cpu()
         if kept is not None and num_levels < len(kept.codes):
             all_kept = tuple(level.to(self.device) for level in kept.codes)
-            whole = self.autoencoder.decode(all_kept, None, (size, size)).cpu()
+            whole = self.autoencoder.decode(all_kept, None, size).cpu()
             geometry = self.config.model.geometry
             images = generative.paste_kept_part(images, whole, kept, geometry)
         classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
@@ -460,25 +461,23 @@ class Model:
 
     @torch_defaults()
     def keep_part(self, image: Tensor, keep: str | Mask) -> KeptCodes:
-        """Encode an image (C, size, size), and choose the codes that a completion keeps (see
+        """Encode an image (C, height, width), and choose the codes that a completion keeps (see
         `complete`).
         """
-        size = self.config.data.size
+        size = self.config.data.image_size
         keep = torch.from_numpy(keep).bool() if isinstance(keep, np.ndarray) else keep
         for noun, pixels in {"image": image, "mask": keep}.items():
-            if isinstance(pixels, Tensor) and pixels.shape[-2:] != (size, size):
-                height, width = pixels.shape[-2:]
-                raise InputError(
-                    f"the {noun} has {height}x{width} pixels; this model completes {size}"
-                )
-        if isinstance(keep, Tensor) and keep.numel() != size * size:
-            raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {(size, size)}")
+            if isinstance(pixels, Tensor) and pixels.shape[-2:] != size:
+                sides = tuple(pixels.shape[-2:])
+                raise InputError(f"the {noun} has {sides} pixels; this model completes {size}")
+        if isinstance(keep, Tensor) and keep.numel() != math.prod(size):
+            raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
             geometry = self.config.model.geometry
             height, width = (geometry.unit * side for side in min(grids))  # of the padded image
-            mask = keep.reshape(1, 1, size, size).float()
+            mask = keep.reshape(1, 1, *size).float()
             keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +16,13 @@ from hrvqvae.compression.hrv import ImageCodes
 from hrvqvae.compression.images import decode_images
 from hrvqvae.config import level_names
 from hrvqvae.data.images import decode_image, note_conversions, read_image, to_pil, write_image
+from hrvqvae.image_files import Resumption
 from hrvqvae.model import Model
 from hrvqvae.plots import sheets
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
-from hrvqvae.utils.outputs import Outputs, check_output, write_output
+from hrvqvae.utils.outputs import Outputs, check_output
 from hrvqvae.utils.progress import note
-from hrvqvae.utils.quantities import counted
 
 _COMPLETIONS_PER_ROW = 8
 _SHEET_PIXELS = 1 << 24  # of the samples on a sheet
@@ -116,7 +114,7 @@ def sample(
     """
     check_output(out, force=force, suffix=".png")
     model = Model(run)
-    shown = min(count, max(1, _SHEET_PIXELS // model.config.data.size**2))
+    shown = min(count, max(1, _SHEET_PIXELS // math.prod(model.config.data.image_size)))
     params = params or SamplingParams(**model.run.sampling_options())
     if save_dir is None:
         if shown < count:
@@ -143,8 +141,6 @@ def _write_samples(
 ) -> list[Path]:
     """Write the samples that a folder lacks, and return the paths of all."""
     check_output(folder / _RECORD, force=True)
-
-    # A record in the folder tells which samples it holds.
     weights = hashlib.blake2b(digest_size=16)
     networks = [*model.run.priors.values(), model.run.decoders[GENERATION]]
     for file in (model.run.path, *(network.file for network in networks)):
@@ -152,17 +148,17 @@ def _write_samples(
     options = {"weights": weights.hexdigest(), "seed": seed, "class": class_name, **vars(params)}
     if params.decoder is None:  # so that folders of earlier versions go on
         del options["decoder"]
-    record = {"options": options, "digits": max(4, len(str(count - 1)))}
-    stored = _read_record(folder / _RECORD)
-    if goes_on := stored.get("options") == json.loads(json.dumps(options)):
-        record = stored
-    elif not force and next(folder.glob("*.png"), None):
+    resumption = Resumption(folder / _RECORD, options)
+    if not (resumption.goes_on or force) and next(folder.glob("*.png"), None):
         raise InputError(
             f"{folder} has other images already; choose another folder, or overwrite them with"
             " --force"
         )
 
-    # Names need the classes alone.
+    # Names need the classes alone. The numbers in them are as long as those of the first call.
+    digits = max(4, len(str(count - 1)))
+    if resumption.goes_on:
+        digits = int(resumption.stored["digits"])
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
     outputs = Outputs(folder, force=True)
@@ -170,29 +166,17 @@ def _write_samples(
         outputs.reserve(out.stem, out.suffix)
     paths = []
     for index in range(count):
-        name = f"{index:0{record['digits']}d}"
+        name = f"{index:0{digits}d}"
         if labels is not None:
             name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
         paths.append(outputs.reserve(name, ".png"))
 
-    missing = [index for index in range(count) if not (goes_on and paths[index].is_file())]
-    if len(missing) < count:
-        note(f"{folder} has {counted(count - len(missing), 'sample')} already")
-    write_output(folder / _RECORD, json.dumps(record).encode())
-    remaining = iter(missing)
-    for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
-        for image in batch.images:
-            write_image(to_pil(image), paths[next(remaining)])
+    with resumption.fill(paths, digits=digits) as missing:
+        remaining = iter(missing)
+        for batch in model.draw_batches(missing, seed=seed, class_name=class_name, params=params):
+            for image in batch.images:
+                write_image(to_pil(image), paths[next(remaining)])
     return paths
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return the record of a folder of samples; {} if there is none that can be read."""
-    with suppress(OSError, ValueError):
-        record = json.loads(path.read_bytes())
-        if isinstance(record, dict) and isinstance(record.get("digits"), int):
-            return record
-    return {}
 
 
 def draw_completions(
@@ -238,7 +222,7 @@ def complete(
     check_output(out, force=force, inputs=[path, Path(keep)], suffix=".png")
     model = Model(run)
     data = model.config.data
-    array, conversion = decode_image(path, data.channels, data.max_pixels, data.size)
+    array, conversion = decode_image(path, data.channels, data.max_pixels, data.image_size)
     note_conversions({path: conversion})
     pixels = torch.from_numpy(array)
     mask = read_image(Path(keep), 1)[0] > 127 if Path(keep).is_file() else keep

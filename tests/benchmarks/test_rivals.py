@@ -141,7 +141,7 @@ def test_presets_have_the_tree_s_network_and_bits(rivals: ModuleType) -> None:
                 tree, name=""
             )
             assert config.model.num_symbols == (np.prod(tree.model.num_symbols),)
-            size = (config.data.size, config.data.size)
+            size = config.data.image_size
             assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
     lfq = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
     assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"  # type: ignore[union-attr]

@@ -84,6 +84,7 @@ def test_wrong_commands() -> None:
             ["evaluate", "nowhere", "--data.size", "12"],
             "'--data.size' of hrvqvae evaluate: did you mean --data",
         ),
+        (["evaluate", "mnist", "--limit", "9"], "did you mean --images?"),
         (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
         (["xyz"], "unknown command 'xyz': there are presets, runs, "),
         (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),

@@ -5,6 +5,7 @@
 
 import io
 import sys
+import tarfile
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -44,6 +45,17 @@ def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
     return stream.getvalue()
 
 
+def tarred(files: Mapping[str, Image.Image | bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in files.items():
+            data = content if isinstance(content, bytes) else encoded("PNG")
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
 def pets(folder: str = "", count: int = 4, suffix: str = ".png") -> dict[str, Image.Image]:
     names = (f"{folder}{('cat', 'dog')[index % 2]}/{index}{suffix}" for index in range(count))
     return {name: drawn(index) for index, name in enumerate(names)}
@@ -74,17 +86,26 @@ def splits() -> Iterator[People]:
         files |= {"y_train.npy": np.arange(6) % 2, f"y_{test}.npy": np.arange(2)}
         yield People(files, given(6, 2, test))
     yield People(pets("train/") | pets("boat/", 2), divided(6, "2 classes"))
+    unlabelled = f"{NONE}: 4 images without .cls or .json"
+    yield People({"x.tar": tarred(pets())}, divided(4, unlabelled))
+    yield People(
+        {"x.tar": tarred(pets() | {"cat/0.cls": b"1"})}, divided(4, unlabelled.replace("4", "3"))
+    )
+    yield People({"x.tar": tarred(pets())}, divided(4), labels=False)
 
 
 def nesting() -> Iterator[People]:
     """Where images lie in a folder."""
     for depth in range(4):
         files = {f"{'a/b/c/'[: 2 * depth]}{index}.jpg": encoded("JPEG") for index in range(4)}
-        yield People(files, divided(4, "1 classes" if depth else NONE))
+        yield People(files, divided(4, "1 class" if depth else NONE))
     yield People(pets(), divided(4, PETS))
-    yield People(pets(), divided(4), labels=False)
-    yield People(pets("deep/pets/"), divided(4, "1 classes"))
-    yield People(pets() | {"x.png": drawn()}, divided(5), "1 image outside of class folders")
+    unread = f"{NONE}: data.labels is false"
+    yield People(pets(), divided(4, unread), labels=False)
+    yield People(pets("deep/pets/"), divided(4, "1 class"))
+    yield People(
+        pets() | {"x.png": drawn()}, divided(5, f"{NONE}: 1 image outside of class folders")
+    )
     for junk in ("Thumbs.db", ".DS_Store", "._0.png", ".git/x.png", "notes.txt", "labels.csv"):
         yield People(pets() | {junk: b"junk"}, divided(4, PETS))
     run = {f"runs/x/{name}": b"" for name in ("config.yaml", "metrics.jsonl", "sheet.png")}
@@ -118,7 +139,7 @@ def links() -> Iterator[People]:
     pictures = {f"../there/{index}.png": drawn(index) for index in range(4)}
     to_files = {f"{index}.png": f"../there/{index}.png" for index in range(4)}
     yield People(pictures | to_files, divided(4))
-    yield People(pictures | {"pictures": "../there"}, divided(4, "1 classes"))
+    yield People(pictures | {"pictures": "../there"}, divided(4, "1 class"))
     yield People(pets() | {"cat/again": ".."}, divided(4, PETS))
     gone = "to files that are not there left out, such as "
     yield People(pets() | {"cat/x.png": "gone.png"}, divided(4, PETS), f"1 link {gone}")

@@ -374,13 +374,13 @@ def test_crops_are_where_they_are_drawn(tmp_path: Path) -> None:
     gradient = np.tile(np.arange(0, 200, dtype=np.uint8), (50, 1))
     Image.fromarray(gradient).save(tmp_path / "x.png")
     crops = [
-        decode_image(tmp_path / "x.png", 1, size=50, position=(x, 0.5)).pixels
+        decode_image(tmp_path / "x.png", 1, size=(50, 50), position=(x, 0.5)).pixels
         for x in (0.0, 0.5, 1.0)
     ]
     assert [int(crop[0, 0, 0]) for crop in crops] == [0, 75, 150]
     assert all(crop.shape == (1, 50, 50) for crop in crops)
     Image.new("L", (1, 60_000), 7).save(tmp_path / "x.png")
-    pixels = decode_image(tmp_path / "x.png", 1, size=256).pixels
+    pixels = decode_image(tmp_path / "x.png", 1, size=(256, 256)).pixels
     assert pixels.shape == (1, 256, 256)
     assert (pixels == 7).all(), "it is cropped before it is resized"
 

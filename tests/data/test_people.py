@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hrvqvae.data.loading import load_images
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
-from tests.data.people import PEOPLE, People, write
+from tests.data.people import PEOPLE, People, drawn, write
 from tests.data.stored import folder_config
 
 
@@ -30,3 +31,9 @@ def test_what_is_meant_is_understood(
     assert sum(line.endswith(understood) for line in lines) == 1, lines
     assert people.note in caplog.text
     assert len(caplog.messages) == 1 + bool(people.note), caplog.messages
+
+
+def test_a_single_image_is_no_set(tmp_path: Path) -> None:
+    drawn().save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=f"a.png is one image; give the folder .*: {tmp_path}$"):
+        load_images(folder_config(tmp_path / "a.png"), "train")

@@ -121,7 +121,7 @@ def _reduce(config: Config) -> Config:
     return dataclasses.replace(
         config,
         model=narrow(config.model, perceptual="none", **fields),
-        data=narrow(config.data, size=min(config.data.size, 64)),
+        data=narrow(config.data, size=min(*config.data.image_size, 64)),
         prior=narrow(config.prior, network=network),
     )
 
@@ -140,7 +140,7 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name:
     torch.manual_seed(0)
     model = build(config)
     images = torch.randint(
-        256, (2, config.data.channels, config.data.size, config.data.size), dtype=torch.uint8
+        256, (2, config.data.channels, *config.data.image_size), dtype=torch.uint8
     )
     model.initialize(images, torch.Generator().manual_seed(0))
     task = AutoencoderTask(config, RunFolder(Path()))

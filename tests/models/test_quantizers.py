@@ -29,7 +29,7 @@ def test_presets_have_the_tree_s_network_grid_and_bits(system: str, data: str) -
     fields["system"] = tree_fields["system"]
     assert fields | {"train_prefixes": False} == tree_fields
     assert quantizer["dim"] == tree_quantizer["dim"]
-    size = (config.data.size, config.data.size)
+    size = config.data.image_size
     assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
     if system == "rqvae":
         assert quantizer == {**tree_quantizer, "linked": 1}, "only the linking differs"

@@ -61,18 +61,18 @@ def test_a_hostile_upload_is_one_line(
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match=f"^hostile.png .*{message}") as caught:
-        read_upload(tmp_path / "hostile.png", 1, 28, *LIMITS)
+        read_upload(tmp_path / "hostile.png", 1, (28, 28), *LIMITS)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
-    picture = read_upload(tmp_path / "x.png", 1, 28, *LIMITS)
+    picture = read_upload(tmp_path / "x.png", 1, (28, 28), *LIMITS)
     assert (picture.whole.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
     assert picture.note == "colour to greyscale"
     monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
-    small = read_upload(tmp_path / "x.png", 3, 28, *LIMITS)
+    small = read_upload(tmp_path / "x.png", 3, (28, 28), *LIMITS)
     assert small.whole.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
     assert (

@@ -761,7 +761,7 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
         (
             tmp_path / "tokens",
             [],
-            "priors are trained on 7x7, of images of 12x12 pixels: make the shards without ",
+            "priors are trained on 7x7, of images of (12, 12) pixels: make the shards without ",
         ),
         (
             tmp_path / "none",

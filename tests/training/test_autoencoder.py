@@ -237,6 +237,23 @@ def test_a_run_goes_on_without_a_broken_image_that_is_deleted(
         case.train(resume=True, max_steps=12)
 
 
+def test_a_prior_goes_on_without_images_that_are_deleted(pictures: Config, tmp_path: Path) -> None:
+    trained(pictures, tmp_path / "run", 3)
+    case = Case("prior", tmp_path / "run", pictures)
+    case.train(max_steps=3)
+    images = load_images(pictures.data, "train")
+    assert images.source is not None
+    path = Path(images.source.where(int(images.rows[0])))
+    content = path.read_bytes()
+    path.unlink()
+    said = list[str]()
+    assert case.train(resume=True, max_steps=5, say=said.append).step == 5
+    assert any(line.startswith("1 training image gone since the last checkpoint") for line in said)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="trained on other images"):
+        case.train(resume=True, max_steps=6)
+
+
 def test_messages_about_broken_images_are_bounded(tiny: Config) -> None:
     state = TrainState.start(build(tiny), tiny.training)
     for start in range(0, 3_000, 500):

@@ -209,14 +209,15 @@ def _card(
     title = f"{get_system(config).title} of {images}"
     if data.dataset in DATASETS:  # without the size: images may be resized for training
         images = re.sub(r",? \d+x\d+ \w+", "", DATASETS.get(data.dataset).about)
-    grids = model.geometry.grids(data.size, data.size)
+    height, width = data.image_size
+    grids = model.geometry.grids(*data.image_size)
     colours = "greyscale" if data.channels == 1 else "colour"
     levels = ", ".join(
         f"{h}x{w} of {k}" for (h, w), k in zip(grids, model.num_symbols, strict=True)
     )
     steps = f", {meta['step']:,} steps" if meta.get("step") else ""
     rows = {
-        "data": f"{images}; trained on {data.size}x{data.size} pixels, {colours}",
+        "data": f"{images}; trained on {height}x{width} pixels, {colours}",
         "recipe": (
             f"`{config.name}`, batches of {training.batch_size}, {training.optimizer.capitalize()}"
             f" at {training.learning_rate:g}, seed {training.seed}{steps}; every field is in"
@@ -224,7 +225,7 @@ def _card(
         ),
         "codes": (
             f"grids and symbols of the levels, coarse first: {levels}; "
-            f"{bits_per_image(model, data.size, data.size):,.0f} bits per image before priors"
+            f"{bits_per_image(model, height, width):,.0f} bits per image before priors"
         ),
         "priors": _describe_priors(priors),
     }

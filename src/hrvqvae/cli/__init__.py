@@ -87,14 +87,14 @@ def run(argv: Sequence[str]) -> int:
 def _hint(argument: str, arguments: argparse.Namespace) -> str:
     """Return a hint for an unknown argument: similar options or fields, or where to look."""
     name = argument.partition("=")[0].lstrip("-")
-    near = ""
+    near = "images" if name == "limit" and "images" in arguments.options else ""
     if argument.startswith("--") and arguments.takes_fields:
         from hrvqvae.config import Config
         from hrvqvae.config.section import to_leaves
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
         fields = to_leaves(Config())
-        near = " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
+        near = near or " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
     if argument.startswith("-"):
         near = near or near_names(name, arguments.options).replace(" or ", " or --")
     return f"did you mean --{near}?" if near else f"see {arguments.parser.prog} --help"

@@ -4,6 +4,7 @@ have other names.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -125,11 +126,11 @@ def derive_figures(config: Config) -> dict[str, Any]:
     model = config.model
     training = config.training
     figures: dict[str, Any] = {
-        "latent_grids": model.geometry.grids(data.size, data.size),
+        "latent_grids": model.geometry.grids(*data.image_size),
         "codewords": model.num_codewords,
-        "image_bits": 8 * data.channels * data.size * data.size,
-        "bits_per_image": bits_per_image(model, data.size, data.size),
-        "compression_ratio": compression_ratio(model, data.channels, data.size, data.size),
+        "image_bits": 8 * data.channels * math.prod(data.image_size),
+        "bits_per_image": bits_per_image(model, *data.image_size),
+        "compression_ratio": compression_ratio(model, data.channels, *data.image_size),
     }
     if data.train_samples and training.epochs:  # rounded down, as in Table 5
         figures["training_steps"] = data.train_samples * training.epochs // training.batch_size

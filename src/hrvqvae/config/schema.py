@@ -7,11 +7,12 @@ The dotted name of a field is its option (`--model.quantizer.codewords 8`), its 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import field
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from hrvqvae.config.model import AdversarialConfig, Levels, ModelConfig, PriorNetworkConfig
+from hrvqvae.config.model import AdversarialConfig, Grid, Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
 from hrvqvae.config.section import (
     AUTO,
@@ -34,6 +35,7 @@ DEFAULT_SYSTEM = "hrvqvae"
 DEFAULT_PRIOR = "pixelsnail"
 STAGES = ("training", "prior.training", "progressive.training", "generation.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
+_RECTANGLE = re.compile(r"[1-9]\d*x[1-9]\d*")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
@@ -47,8 +49,9 @@ class DataConfig(Section, section="data"):
     #: Folder, or path or pattern of tars, Parquet files or arrays (default: HRVQVAE_DATA, or the
     #: user's cache).
     root: str | None = None
-    #: height and width in pixels, to which images of a folder are resized and cropped
-    size: Positive = 28
+    #: Height and width in pixels, to which images of a folder are resized and cropped: 64, or 64x48
+    #: (height x width).
+    size: Positive | Annotated[str, Range(_RECTANGLE.fullmatch, "HEIGHTxWIDTH")] = 28
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
     #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
     train_samples: Count = 0
@@ -70,6 +73,12 @@ class DataConfig(Section, section="data"):
     workers: Count = 2  #: processes that decode images
     #: keep decoded images in memory if all fit in this many MB (not to be cropped at random)
     memory_mb: Count = 512
+
+    @property
+    def image_size(self) -> Grid:
+        """Height and width of images in pixels."""
+        height, _, width = str(self.size).partition("x")
+        return int(height), int(width or height)
 
     def check(self) -> None:
         has_count = self.split != "sorted" or self.train_samples > 0
@@ -252,7 +261,7 @@ class Config(Section):
         """The levels that each prior covers, coarse first. Raises InputError if its network can't
         cover them.
         """
-        grids = self.model.geometry.grids(self.data.size, self.data.size)
+        grids = self.model.geometry.grids(*self.data.image_size)
         return self.prior.network.covers(grids, self.model.linked)
 
     def with_root(self, root: str | None) -> Config:
@@ -267,7 +276,7 @@ def decide_auto(config: Config, *sections: str) -> Config:
     model can't be trained on images of `data.size`.
     """
     if "model" in sections:
-        config.model.check_images(config.data.size)
+        config.model.check_images(min(config.data.image_size))
     queue = [getattr(config, name) for name in sections]
     values = dict[str, Any]()
     for part in queue:  # inner sections are appended to the queue

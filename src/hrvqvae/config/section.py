@@ -62,12 +62,15 @@ def _parse(value: Any, hint: Any) -> Any:
                 raise ValueError(limit.requirement)
         return parsed
     if origin in (Union, UnionType):
-        if value in (None, "null"):
+        if NoneType in parts and value in (None, "null"):
             return None
-        try:
-            return _parse(value, next(part for part in parts if part is not NoneType))
-        except ValueError as error:
-            raise ValueError(f"{error} or null") from None
+        requirements = list[str]()
+        for part in parts:
+            try:
+                return _parse(value, part)
+            except ValueError as error:
+                requirements.append("null" if part is NoneType else str(error))
+        raise ValueError(" or ".join(requirements))
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.strip().strip("[]").split(",") if part.strip()]

@@ -118,7 +118,7 @@ class ImageSet:
             partial(self.source.open, row),
             config.channels,
             config.max_pixels,
-            config.size,
+            config.image_size,
             place,
             self.source.where(row),
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
+from hrvqvae.config import Grid
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import note
@@ -54,7 +55,7 @@ def decode_image(
     image: Path | OpenImage,
     channels: int | None,
     max_pixels: int = MAX_PIXELS,
-    size: int | None = None,
+    size: Grid | None = None,
     position: tuple[float, float] = (0.5, 0.5),
     name: str = "",
 ) -> Decoded:
@@ -66,9 +67,9 @@ def decode_image(
 
     Args:
         channels: 1 (greyscale), 3 (RGB), or None: 1 for a greyscale image, else 3.
-        size: crop the largest square and resize it to `size` pixels per side; None keeps the
-            image's size.
-        position: position of the square, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
+        size: height and width; the largest part of this shape is cropped and resized. None keeps
+            the image's size.
+        position: position of the part, (x, y) in [0, 1]^2: (0.5, 0.5) is the centre.
         name: name of the image in messages (default: its path).
 
     Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than
@@ -94,14 +95,13 @@ def decode_image(
             f"{name} is not a readable PNG, JPEG or WebP image ({error})"
         ) from error
     if size is not None:
-        side = min(picture.size)
-        left, top = (
-            round(share * (length - side))
-            for share, length in zip(position, picture.size, strict=True)
-        )
-        picture = picture.resize(
-            (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
-        )
+        height, width = size
+        columns = min(picture.width, max(1, picture.height * width // height))
+        rows = min(picture.height, max(1, picture.width * height // width))
+        left = round(position[0] * (picture.width - columns))
+        top = round(position[1] * (picture.height - rows))
+        box = (left, top, left + columns, top + rows)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, box=box)
     array = np.array(picture, np.uint8)
     array = array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
     return Decoded(array, ", ".join(lost))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections import defaultdict
@@ -85,21 +86,21 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
     `on_error` is "stop".
     """
     images = open_images(config, split)
-    num_bytes = len(images) * config.channels * config.size**2
+    shape = (len(images), config.channels, *config.image_size)
     if (
         images.source is None
         or (split == "train" and config.crop == "random")
-        or num_bytes > config.memory_mb * 2**20
+        or math.prod(shape) > config.memory_mb * 2**20
     ):
         return images
-    pixels = np.empty((len(images), config.channels, config.size, config.size), np.uint8)
+    pixels = np.empty(shape, np.uint8)
     labels = list[int]()
     broken = list[str]()
     workers = config.workers if len(images) > _BATCH else 0  # starting them takes longer
     for batch in read_batches(images, chunk_samples(range(len(images)), _BATCH), workers):
         start = len(labels)
         labels += batch.labels.tolist()
-        pixels[start : len(labels)] = batch.images.numpy().reshape(-1, *pixels.shape[1:])
+        pixels[start : len(labels)] = batch.images.numpy().reshape(-1, *shape[1:])
         broken += batch.broken
     if not labels:
         raise InputError(f"all images are broken ({len(images)} of {len(images)}): {broken[0]}")
@@ -190,7 +191,7 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
     folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
-    if (channels, height, width) != (config.channels, config.size, config.size):
+    if (channels, height, width) != (config.channels, *config.image_size):
         raise InputError(
             f"{dataset.name} has {channels} channels of {height}x{width} pixels; data.channels is"
             f" {config.channels}, data.size is {config.size}"
@@ -227,7 +228,13 @@ def _select_split(
         )
 
     classes, labels = _number_classes(where, sources) if config.labels else ((), {})
-    told_once(f"{where}: {counts}; {f'{len(classes):,} classes' if classes else 'no classes'}")
+    kinds = "1 class" if len(classes) == 1 else f"{len(classes) or 'no'} classes"
+    reasons = [part.unlabelled for part in sources.values() if part.unlabelled]
+    if not config.labels:
+        reasons = [] if source.labels is None else ["data.labels is false"]
+    if reasons and not classes:
+        kinds += f": {reasons[0]}"
+    told_once(f"{where}: {counts}; {kinds}")
     source_labels = labels[source] if classes else np.zeros(len(source), np.int64)
     return ImageSet(config, source_labels[rows], classes, source, rows)
 
@@ -272,6 +279,8 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
         base = Path(os.path.commonpath([file.parent for file in paths]))
     elif not path.exists():
         raise InputError(f"{path}: there is no such file or folder")
+    elif path.suffix.lower() in SUFFIXES:
+        raise InputError(f"{path} is one image; give the folder of the images: {path.parent}")
     else:
         raise InputError(
             f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files"
@@ -352,12 +361,6 @@ def _number_classes(
     """Return the names of the classes, and the class numbers of each source; both are empty without
     labels.
     """
-    for source in sources.values():
-        if isinstance(source, files.FolderSource) and 0 < source.outside < len(source):
-            told_once(
-                f"{source.folder}: no classes: {counted(source.outside, 'image')} outside of class"
-                " folders"
-            )
     labelled = {source: source.labels for source in sources.values() if source.labels is not None}
     if not labelled:
         return (), {}

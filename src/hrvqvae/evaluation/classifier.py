@@ -230,7 +230,8 @@ def describe_images(config: DataConfig) -> str:
     are missing.
     """
     digests = (open_images(config, split).digest() for split in ("train", "test"))
-    return f"{config.size}x{config.size}x{config.channels} {' '.join(digests)}"
+    height, width = config.image_size
+    return f"{height}x{width}x{config.channels} {' '.join(digests)}"
 
 
 def write_classifier(path: Path, trained: TrainedClassifier) -> None:

@@ -301,9 +301,10 @@ def evaluate_run(
     autoencoder.cpu()
     measured = None
     if priors is not None:
-        size = (data.size, data.size)
         entropy_model = _load_entropy_model(model)
-        measured = measure_rate(priors, autoencoder, entropy_model, maps, size, compute.device)
+        measured = measure_rate(
+            priors, autoencoder, entropy_model, maps, data.image_size, compute.device
+        )
     quality: tuple[SampleQuality, ...] = ()
     if samples:
         reused = maps if split == "test" and limit is None else None

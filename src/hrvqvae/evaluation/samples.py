@@ -263,7 +263,7 @@ def measure_samples(
     else:
         parts = np.split(reference, range(_BATCH, size, _BATCH))
         coded = (maps.read(indices)[0] for indices in parts)
-    decoded = torch.cat([model.decode(codes, size=(config.size, config.size)) for codes in coded])
+    decoded = torch.cat([model.decode(codes, size=config.image_size) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
     distances = {"reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))])}
     others = {

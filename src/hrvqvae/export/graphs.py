@@ -279,7 +279,7 @@ def export_graphs(
         for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
             (folder / f"{name}.onnx").write_bytes(content)
         generator = torch.Generator().manual_seed(0)
-        size = max(config.data.size, smallest)
+        size = max(*config.data.image_size, smallest)
         shapes = (
             (3, size, size),
             (1, size + 3, size + size // 2 + 1),

@@ -91,7 +91,7 @@ def evaluate(
     counts = [torch.zeros(size, dtype=torch.long) for size in codewords]
     errors = dict.fromkeys(model.prefixes, 0.0)
     images = values = prefix_values = ssim = 0.0
-    has_ssim = config.data.size >= 11  # SSIM has a window of 11x11 pixels
+    has_ssim = min(config.data.image_size) >= 11  # SSIM has a window of 11x11 pixels
     for batch in batches:
         original = batch.images.to(device).float() / 255
         size = (original.shape[-2], original.shape[-1])
@@ -141,7 +141,7 @@ def evaluate(
         mse=total,
         psnr=psnr(total),
         ssim=ssim / images if has_ssim else None,
-        bits_per_image=bits_per_image(config.model, data.size, data.size),
-        compression_ratio=compression_ratio(config.model, data.channels, data.size, data.size),
+        bits_per_image=bits_per_image(config.model, *data.image_size),
+        compression_ratio=compression_ratio(config.model, data.channels, *data.image_size),
         levels=reports,
     )

@@ -53,7 +53,7 @@ class Page:
     def __init__(self, model: Model, most_bytes: int, most_pixels: int) -> None:
         self.model = model
         self.limits = (most_bytes, most_pixels)
-        self.size = model.config.data.size
+        self.size = model.config.data.image_size
         self.sampling: dict[str, Any] = {"guidance": 1.0, "levels": None}
         try:
             self.sampling = model.run.sampling_options()
@@ -84,7 +84,9 @@ class Page:
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        canvas = json.dumps({"picture": url, "side": min(tasks.MOST_MARKS, self.size), "marks": ""})
+        canvas = json.dumps(
+            {"picture": url, "side": min(tasks.MOST_MARKS, max(self.size)), "marks": ""}
+        )
         return (
             picture,
             _enlarge(picture.whole),
@@ -140,11 +142,12 @@ class Page:
         """Build the widgets and connect them."""
         config = self.model.config
         prefixes = self.model.autoencoder.prefixes
+        size = "x".join(map(str, self.size))
         can_draw = not self.missing
         about = (
             f"## {config.name}\n{config.model.system}, codewords by level:"
             f" {', '.join(f'{count:,}' for count in config.model.num_codewords)}; trained on"
-            f" {config.data.dataset} at {self.size}x{self.size}"
+            f" {config.data.dataset} at {size}"
             f" pixels.{'' if can_draw else f' Nothing can be drawn: {self.missing}'}"
         )
         most = self.limits[0] / (1 << 20)
@@ -179,7 +182,7 @@ class Page:
                             interactive=len(prefixes) > 1,
                             elem_id="levels",
                         )
-                        own_size = f"at its own size (else as in training, {self.size}x{self.size})"
+                        own_size = f"at its own size (else as in training, {size})"
                         whole = gr.Checkbox(True, label=own_size)
                         line = gr.Markdown(elem_id="line")
                         decoded = _make_image("From the file of its codes", "made")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrvqvae.compression.images import make_files
+from hrvqvae.config import Grid
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
@@ -30,11 +31,13 @@ class Picture(NamedTuple):
     """An uploaded or sampled image, uint8."""
 
     whole: Tensor  # (C, Y, X), at its full size or reduced
-    square: Tensor  # (C, size, size), cropped and resized as in training
+    square: Tensor  # (C, height, width), cropped and resized as in training
     note: str  # what was changed; may be empty
 
 
-def read_upload(path: Path, channels: int, size: int, most_bytes: int, most_pixels: int) -> Picture:
+def read_upload(
+    path: Path, channels: int, size: Grid, most_bytes: int, most_pixels: int
+) -> Picture:
     """Read an image file for a model with this number of channels and size of images. Raises
     InputError.
     """
@@ -106,8 +109,8 @@ def complete(
     """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C,
     size, size).
     """
-    size = model.config.data.size
-    mask = interpolate(marks[None, None].float(), (size, size), mode="nearest-exact")[0, 0] > 0.5
+    size = model.config.data.image_size
+    mask = interpolate(marks[None, None].float(), size, mode="nearest-exact")[0, 0] > 0.5
     params = SamplingParams(temperature=temperature, guidance=guidance, levels=levels)
     return draw_completions(
         model, image, mask, count, seed=seed, class_name=class_name, params=params

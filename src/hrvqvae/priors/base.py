@@ -231,7 +231,6 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     in float32.
     """
     model = config.model
-    size = config.data.size
     network = config.prior.network
     copies = config.prior.shifts + config.prior.variants if config.prior.variants else 0
     prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
@@ -240,7 +239,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
         network,
         *(
             Level(
-                grid=model.geometry.grids(size, size)[index],
+                grid=model.geometry.grids(*config.data.image_size)[index],
                 symbols=model.num_symbols[index],
                 coarser=model.num_codewords[:index],
                 codewords=model.num_codewords[index],

@@ -68,8 +68,8 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
     classes.
     """
     symbols = config.model.num_symbols
-    size = config.data.size
-    grids = config.model.geometry.grids(size, size)
+    size = config.data.image_size
+    grids = config.model.geometry.grids(*size)
     labels = list[str | int | None]()
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
@@ -103,7 +103,7 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
 
 
 def _stack_codes(
-    rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: int
+    rows: Rows, level: int, grid: tuple[int, int], symbols: int, size: tuple[int, int]
 ) -> NDArray[Any]:
     """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the
     model.
@@ -112,13 +112,10 @@ def _stack_codes(
         rows.keys, (codes.shape for codes in rows.codes[level]), strict=True
     ):
         if (height, width) != tuple(grid):
-            expected = (
-                f"{grid[0]}x{grid[1]}, of images of {size}x{size} pixels: make the shards without"
-                " --full-size"
-            )
             raise InputError(
                 f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on"
-                f" {expected}"
+                f" {grid[0]}x{grid[1]}, of images of {size} pixels: make the shards without"
+                " --full-size"
             )
     codes = np.stack(rows.codes[level])
     if int(codes.max()) >= symbols or int(codes.min()) < 0:

@@ -63,9 +63,8 @@ class Plan:
     """The model, images and options of a folder of shards, as stored in the manifest."""
 
     model: str  # digest of the weights
-    image_size: (
-        int | None
-    )  # height and width that every image is resized to; None keeps the size of each image
+    #: `data.size`, that every image is resized to; None keeps the size of each image
+    image_size: int | str | None
     keys: int  # number of images
     keys_digest: str  # digest of all keys and labels, in order
     shard_size: int  # images per shard

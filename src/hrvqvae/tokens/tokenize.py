@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -133,7 +134,7 @@ class _ChunkReader(Dataset[Chunk]):
     """Decodes chunks of images, which are lists of indices."""
 
     def __init__(
-        self, images: KeyedImages, channels: int, size: int | None, max_pixels: int
+        self, images: KeyedImages, channels: int, size: Grid | None, max_pixels: int
     ) -> None:
         self.images = images
         self.channels = channels
@@ -183,14 +184,16 @@ class Tokenizer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = images
         self.device = next(self.model.parameters()).device
-        self.size = None if full_size else config.data.size
+        # None: images keep their sizes
+        self.size = None if full_size else config.data.image_size
+        self.size_field = None if full_size else config.data.size
         self.digest = weights_digest(self.model.state_dict())
         load_entropy_model = partial(run.entropy_model.load, self.digest)
         self._encode_batch = open_encoder(self.model, load_entropy_model, effort=effort)
         self._metadata = {
             "format": FORMAT,
             "model": self.digest,
-            "image_size": json.dumps(self.size),
+            "image_size": json.dumps(self.size_field),
             "version": __version__,
             "config": json.dumps(to_dict(without_paths(run.folder_config)), sort_keys=True),
             "classes": json.dumps(list(images.classes)),
@@ -220,7 +223,7 @@ class Tokenizer:
         """Divide indices into chunks."""
         count = 1  # of images that keep their size, which may be large
         if self.size is not None:
-            count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // self.size**2))
+            count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // math.prod(self.size)))
         return [indices[start : start + count] for start in range(0, len(indices), count)]
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
@@ -363,7 +366,7 @@ def tokenize(
         existing = Plan.read(out)
         plan = Plan(
             model=tokenizer.digest,
-            image_size=tokenizer.size,
+            image_size=tokenizer.size_field,
             keys=len(images.keys),
             keys_digest=images.digest(),
             shard_size=shard_size or (existing.shard_size if existing else SHARD_SIZE),

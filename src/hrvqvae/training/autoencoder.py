@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import io
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
-from hrvqvae.data.batches import Batch, batches, evaluation_batches
+from hrvqvae.data.batches import Batch, ImageSet, batches, evaluation_batches
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_objective
@@ -30,17 +26,16 @@ from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
 from hrvqvae.training.trainer import Evaluation, Say, Task
-from hrvqvae.utils.outputs import write_atomic
 from hrvqvae.utils.progress import waiting
 from hrvqvae.utils.quantities import counted
 
-_IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
 class ImageTask(Task[Batch]):
     """A task that trains on images and is evaluated as an autoencoder."""
 
+    images: ImageSet
     name_suffix = ""  # follows the name of the configuration in messages
 
     @abstractmethod
@@ -54,23 +49,15 @@ class ImageTask(Task[Batch]):
         self.test_images = load_images(data, "test")
         self.num_samples = len(self.images)
         self.data_digest = distributed.on_rank_zero(self.images.digest)
-
-    @cached_property
-    def _fingerprints(self) -> NDArray[np.uint64]:
-        return self.images.fingerprints()
-
-    def count_lost_samples(self) -> int:
-        with suppress(OSError, ValueError):  # a run of an earlier version has no record
-            recorded = np.load(self.run.path / _IMAGES)
-            if len(self._fingerprints) and np.isin(self._fingerprints, recorded).all():
-                return len(recorded) - len(self._fingerprints)
-        return 0
-
-    def record_samples(self) -> None:
-        if len(self._fingerprints):
-            content = io.BytesIO()
-            np.save(content, self._fingerprints)
-            write_atomic(self.run.path / _IMAGES, content.getvalue())
+        if (
+            max(data.image_size) >= 256
+            and self.compute.device.type == "cpu"
+            and not self.run.saved()
+        ):
+            say(
+                f"hint: a CPU trains few images of {data.size} pixels per second; begin with"
+                " --data.size 64 or 128"
+            )
 
     def describe(self) -> str:
         return (
@@ -151,7 +138,7 @@ class AutoencoderTask(ImageTask):
         config = self.config
         size = self.training.batch_size
         seed = self.training.seed
-        rows, columns = config.model.geometry.grids(config.data.size, config.data.size)[-1]
+        rows, columns = config.model.geometry.grids(*config.data.image_size)[-1]
         num_images = max(1, min(len(self.images), config.model.start_vectors // (rows * columns)))
         chunks = islice(
             batches(self.images, batch_size=min(num_images, size), seed=seed),

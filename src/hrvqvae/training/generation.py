@@ -43,7 +43,7 @@ def resolve_generation(run: Run, config: Config) -> Config:
             f"a decoder of samples of {levels} levels is the model's own, since the model has no"
             f" more: give --generation.levels 1 to {finest}, and draw so many by --levels"
         )
-    config.generation.check_images(config.data.size)
+    config.generation.check_images(min(config.data.image_size))
     return config.replace(**{"generation.levels": levels, "progressive": stored.progressive})
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from hrvqvae.config import Config, Levels, level_names
 from hrvqvae.config.parsing import stage_config
 from hrvqvae.data.batches import make_rng, sample_stream
 from hrvqvae.data.copies import list_copies
+from hrvqvae.data.loading import open_images
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.priors.base import Level, Prior, build_prior, compute_loss, measure_bits
@@ -176,6 +177,8 @@ class PriorTask(Task[CodeBatch]):
                 for copy in copies
             ]
             self.copy_labels = torch.tensor([copy.index for copy in copies])
+            with suppress(InputError):  # the codes do without images
+                self.images = open_images(self.config.data, "train")
         elif prior.flip or prior.shifts or prior.variants:
             raise InputError(
                 "prior.flip, prior.shifts and prior.variants need the run's own images: leave out"

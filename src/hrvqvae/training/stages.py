@@ -107,11 +107,6 @@ def train_autoencoder(
         )
 
     config = distributed.on_rank_zero(resolve)
-    if config.data.size >= 256 and config.training.device == "cpu" and not resume:
-        progress.say(
-            f"hint: a CPU trains few images of {config.data.size} pixels per second; begin with"
-            " --data.size 64 or 128"
-        )
     task = AutoencoderTask(config, run)
     return Trainer(task, resume=resume, callbacks=[draw_training]).train()
 

@@ -7,6 +7,7 @@ is killed, and a resumed run repeats the evaluation.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -16,11 +17,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hrvqvae import distributed
@@ -28,7 +32,7 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import renewal_advice
 from hrvqvae.config import Config, TrainingConfig
-from hrvqvae.data.batches import explain_worker_errors, make_rng
+from hrvqvae.data.batches import ImageSet, explain_worker_errors, make_rng
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import Metrics
@@ -46,6 +50,7 @@ from hrvqvae.utils.quantities import clock, counted
 
 B = TypeVar("B")
 Say = Callable[[str], None]
+_IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Task(ABC, Generic[B]):
 
     num_samples: int  #: number of samples in an epoch; set by `open`
     data_digest: str  #: digest of the samples; set by `open`
+    images: ImageSet | None = None  #: training images, if any; set by `open`
     #: the autoencoder's run, if the network is a prior or a progressive decoder
     parent_run: Path | None = None
     autoencoder_digest = ""  #: digest of the autoencoder's weights file in the parent run
@@ -103,12 +109,24 @@ class Task(ABC, Generic[B]):
     def open(self, say: Say) -> None:
         """Read the data. Raises InputError if there is none."""
 
+    @cached_property
+    def _fingerprints(self) -> NDArray[np.uint64]:
+        return np.empty(0, np.uint64) if self.images is None else self.images.fingerprints()
+
     def count_lost_samples(self) -> int:
-        """Return how many samples went since `record_samples`; 0 if others are among them."""
+        """Return how many images went since `record_samples`; 0 if others are among them."""
+        with suppress(OSError, ValueError):  # a run of an earlier version has no record
+            recorded = np.load(self.run.path / _IMAGES)
+            if len(self._fingerprints) and np.isin(self._fingerprints, recorded).all():
+                return len(recorded) - len(self._fingerprints)
         return 0
 
     def record_samples(self) -> None:
-        """Write to the folder which samples there are."""
+        """Write to the folder which images there are."""
+        if len(self._fingerprints):
+            content = io.BytesIO()
+            np.save(content, self._fingerprints)
+            write_atomic(self.run.path / _IMAGES, content.getvalue())
 
     @abstractmethod
     def describe(self) -> str:

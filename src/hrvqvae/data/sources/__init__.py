@@ -85,6 +85,8 @@ class Source(ABC):
 
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] = ()
+    unlabelled = ""
+    """Which images have no label, if a user may expect labels."""
     has_stable_names = True
     """Whether an image keeps its name if other images go."""
 

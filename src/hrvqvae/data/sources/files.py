@@ -50,11 +50,13 @@ class FolderSource(Source):
         super().__init__([len(files)])
         self.folder = folder
         self._names = encode_names(files)
-        self.outside = sum(name.count("/") <= depth for name in files)  # of class folders
-        if not self.outside:
+        outside = sum(name.count("/") <= depth for name in files)
+        if not outside:
             self.labels = np.array(
                 [sys.intern(normalize(name).split("/")[depth]) for name in files], object
             )
+        elif outside < len(files):
+            self.unlabelled = f"{counted(outside, 'image')} outside of class folders"
 
     def name(self, row: int) -> str:
         return _PARENTS.sub("", normalize(decode_name(self._names, row)))

@@ -73,7 +73,9 @@ class TarSource(Source):
                 f"{where}: its .cls file is no number; correct it, or train with --data.labels"
                 " false"
             )
-        if labels and NO_LABEL not in stored_labels:
+        if missing := int((stored_labels == NO_LABEL).sum()):
+            self.unlabelled = f"{counted(missing, 'image')} without .cls or .json"
+        elif labels:
             self.labels = stored_labels
             self.class_names = _read_class_names(self.files)
 

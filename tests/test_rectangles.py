@@ -1,0 +1,81 @@
+"""Images that are no squares: `--data.size 12x16` for every stage (height x width)."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import hrvqvae
+from hrvqvae.config import DataConfig
+from hrvqvae.data.images import decode_image, read_image, to_pil
+from hrvqvae.utils.errors import InputError
+from tests.conftest import do, write_file
+from tests.trained_run import GIVEN, GIVEN_GPT, tiny_systems
+
+SIDES = (12, 16)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("12x", "HEIGHTxWIDTH"), ("0x4", "HEIGHTxWIDTH"), ("0", "at least 1"), ("x", "whole number")],
+)
+def test_sizes_that_are_none_are_refused(value: str, message: str) -> None:
+    assert DataConfig(size="12").size == 12  # type: ignore[arg-type]
+    assert DataConfig(size="12").image_size == (12, 12)  # type: ignore[arg-type]
+    assert DataConfig(size="12x16").image_size == SIDES
+    with pytest.raises(InputError, match=f"data.size is '?{value}.*{message}"):
+        DataConfig(size=value)
+
+
+@pytest.mark.parametrize("size", [(100, 30), (30, 100), (61, 40)])
+@pytest.mark.parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 1.0])
+def test_the_largest_part_of_the_shape_is_taken(
+    size: tuple[int, int], sides: tuple[int, int], share: float
+) -> None:
+    """A picture whose rows and columns count up tells which part was taken."""
+    width, height = size
+    rows, columns = np.mgrid[:height, :width]
+    picture = np.stack([rows, columns, rows * 0]).astype(np.uint8)
+    pixels = decode_image(lambda: to_pil(picture), 3, size=sides, position=(share, share)).pixels
+    assert pixels.shape == (3, *sides)
+    scale = min(height / sides[0], width / sides[1])
+    for axis, (side, length) in enumerate(zip(sides, (height, width), strict=True)):
+        middle = share * (length - side * scale) + side * scale / 2 - 0.5
+        assert abs(pixels[axis].mean() - middle) < 1.5
+
+
+@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan"])
+def test_every_stage_takes_rectangles(system: str, picture_folder: Path, tmp_path: Path) -> None:
+    config = tiny_systems(tmp_path)[system].replace(
+        **{"data.dataset": "mine", "data.root": str(picture_folder), "data.channels": 3}
+    )
+    file = str(write_file(config, tmp_path / "tiny.yaml"))
+    run = str(tmp_path / "run")
+    prior = GIVEN_GPT if system == "treevq" else GIVEN
+    if system == "vqgan":
+        prior = {name: value for name, value in prior.items() if "network" not in name}
+    prior = prior | {"prior.training.max_steps": "2"}
+    steps = ["--max-steps", "2"]
+    do("train", file, "--data.size", "12x16", "--out", run, *steps)
+    options = [f"--{name}={value}" for name, value in prior.items()]
+    do("train-prior", run, *options)
+    do("evaluate", run, "--samples", "4")
+    image = str(next(picture_folder.rglob("*.png")))
+    do("complete", run, image, "--keep", "left", "-n", "2", "-o", str(tmp_path / "left.png"))
+    do("tokenize", run, str(picture_folder), str(tmp_path / "codes"), "--workers", "0")
+    if system == "treevq":
+        shutil.rmtree(Path(run) / "priors")
+        do("train-prior", run, "--codes", str(tmp_path / "codes"), *options)
+
+    samples = tmp_path / "samples"
+    do("sample", run, "-n", "3", "--save-dir", str(samples), "-o", str(tmp_path / "sheet.png"))
+    assert {read_image(path).shape[1:] for path in samples.glob("*.png")} == {SIDES}
+    model = hrvqvae.load(run)
+    assert "12x16" in repr(model)
+    mask = torch.arange(SIDES[1]).expand(SIDES) < 8
+    assert model.complete(torch.rand(3, *SIDES), keep=mask).shape == (1, 3, *SIDES)
+    with pytest.raises(InputError, match=r"\(16, 12\) pixels; this model completes \(12, 16\)"):
+        model.complete(torch.rand(3, 16, 12))
