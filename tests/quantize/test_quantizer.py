@@ -238,7 +238,7 @@ def test_a_vector_that_overflowed_moves_no_codeword(
 
     def update(vectors: Tensor, index: Tensor) -> None:
         counts = torch.bincount(index, minlength=3).float()
-        book.average(counts, *book.sums(vectors, index, counts))
+        book.average(counts, *book.batch_sums(vectors, index, counts))
 
     update(vectors, index)
     torch.testing.assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))

@@ -46,8 +46,7 @@ class LevelCodebooks(nn.Module):
         self.num_codewords = num_books * size
         self.is_ema = config.update == "ema"
         codewords = torch.zeros(num_books, size, config.dim, dtype=torch.float32)
-        self.is_large = codewords.numel() > _LARGE
-        keeps_total = self.is_ema and not self.is_large
+        keeps_total = self.is_ema and codewords.numel() <= _LARGE
         self.register_buffer("count", torch.ones(num_books, size, dtype=torch.float32))
         self.codewords = nn.Buffer(codewords) if self.is_ema else nn.Parameter(codewords)
         self.register_buffer("total", torch.zeros_like(codewords) if keeps_total else None)
@@ -56,18 +55,18 @@ class LevelCodebooks(nn.Module):
         """Reset to the state of new codebooks, also after `to_empty`."""
         self.set_codewords(slice(None), self.count.new_zeros(()), self.count.new_ones(()))
 
-    def codewords_of(self, books: Tensor) -> Tensor:
-        """Return the indices of all codewords of codebooks (K,): (K * m,)."""
-        children = torch.arange(self.size, device=books.device)
-        return (books.unsqueeze(-1) * self.size + children).flatten()
+    def children_of(self, parents: Tensor) -> Tensor:
+        """Return the indices of the children of codewords (K,) of the coarser level: (K * m,)."""
+        children = torch.arange(self.size, device=parents.device)
+        return (parents.unsqueeze(-1) * self.size + children).flatten()
 
     def lookup(self, index: Tensor) -> Tensor:
         """Return the codewords of indices (...) int64: (..., D)."""
         return self.codewords.flatten(0, 1)[index]
 
     def set_codewords(self, index: Tensor | slice, vectors: Tensor, count: Tensor) -> None:
-        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,) and sums that give
-        these codewords.
+        """Set the codewords of indices (K,) to vectors (K, D), with counts (K,), or to what can be
+        broadcast to these shapes; sums follow from both.
         """
         self.codewords.data.flatten(0, 1)[index] = vectors
         self.count.view(-1)[index] = count
@@ -83,46 +82,45 @@ class LevelCodebooks(nn.Module):
                 flat = values.view(self.num_codewords, -1)
                 flat.copy_(flat[index])
 
-    def sums(self, residual: Tensor, index: Tensor, counts: Tensor) -> tuple[Any, Tensor]:
-        """Sum the residuals (N, D) of each codeword that a batch may move.
+    def batch_sums(self, residual: Tensor, index: Tensor, counts: Tensor) -> tuple[Any, Tensor]:
+        """Sum this process's residuals (N, D) of each codeword that a batch may move.
 
         Args:
             index: codeword (N,) of each residual.
             counts: vectors (num_codewords,) of each codeword in the batch, over all processes.
 
         Returns:
-            The codewords (K,), or a slice of all, and the sums (K, D).
+            The codewords (K,), or a slice of all, equal in all processes, and the sums (K, D).
         """
-        if not self.is_large or counts.device.type != "cpu":  # a GPU would have to wait for K
+        if self.total is not None or counts.device.type != "cpu":  # `nonzero` waits for a GPU
             return slice(None), vq.sums(residual, index, self.num_codewords)
         rows = counts.nonzero().flatten()
-        position = index.new_empty(self.num_codewords)
-        position[rows] = torch.arange(len(rows))
-        return rows, vq.sums(residual, position[index], len(rows))
+        return rows, vq.sums(residual, torch.searchsorted(rows, index), len(rows))
 
     def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
-        """Update averages and codewords from the counts (num_codewords,) of a batch and the `sums`
+        """Update averages and codewords from the counts (num_codewords,) of a batch and the sums
         (K, D) of the codewords `rows` (docs/method.md, "Moving averages").
 
-        Sums that overflowed on a GPU are skipped.
+        A codeword stays where it is if its sum is not finite: on a GPU the search does not refuse
+        vectors that are not.
         """
         new = 1 - self.decay
-        finite = sums.sum(-1).isfinite()
-        count = self.count.view(-1)
+        finite = sums.sum(-1, keepdim=True).isfinite()
+        count = self.count.view(-1, 1)
+        counts = counts.unsqueeze(-1)
         codewords = self.codewords.flatten(0, 1)
         if self.total is not None:
             total = self.total.flatten(0, 1)
             count.lerp_(torch.where(finite, counts, count), new)
-            total.lerp_(torch.where(finite.unsqueeze(-1), sums, total), new)
-            codewords.copy_(vq.moving_average_codewords(count, total, codewords))
+            total.lerp_(torch.where(finite, sums, total), new)
+            codewords.copy_(vq.moving_average_codewords(count[:, 0], total, codewords))
             return
 
-        # s / n, with s = decay * (n before) * codeword + (1 - decay) * sums
-        row_counts = counts[rows].masked_fill(~finite, 0).unsqueeze(-1)
-        sums = sums.masked_fill(~finite.unsqueeze(-1), 0)
+        # s / n = c + (1 - decay) * (sums - counts * c) / n, with c before and n after the batch
         count.lerp_(counts, new)
-        step = new / count[rows].clamp(min=1e-5).unsqueeze(-1)
-        codewords[rows] += (sums - row_counts * codewords[rows]) * step
+        step = new / count[rows].clamp(min=1e-5)
+        change = (sums - counts[rows] * codewords[rows]).masked_fill(~finite, 0)
+        codewords[rows] += change * step
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Save `total` of every level, as all versions do."""
@@ -131,8 +129,9 @@ class LevelCodebooks(nn.Module):
             destination[f"{prefix}total"] = self.codewords.detach() * self.count.unsqueeze(-1)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        if f"{prefix}shared" in state_dict:
-            arguments[-1].append(  # error_msgs
+        *_, errors = arguments
+        if f"{prefix}shared" in state_dict:  # of `shrinkage`, which is gone (docs/findings.md)
+            errors.append(
                 f"{prefix}shared: trees with `shrinkage` load in versions up to commit 620d44e0"
             )
         if self.total is None:
@@ -157,22 +156,19 @@ class LevelCodebooks(nn.Module):
         `even`, clusters have about the same size. With `shared`, all codebooks start from one
         k-means.
         """
-        size = self.size
         books = parent if self.num_books > 1 else torch.zeros_like(parent)
-        if shared:
-            centers, _ = kmeans(residual, size, rng)
+        if shared:  # in two steps: the nearest center, and its copy in the vector's codebook
+            centers, _ = kmeans(residual, self.size, rng)
             start = centers.repeat(self.num_books, 1)
-            index = books * size + search(residual, [centers[None]])[0]
-            count = vq.counts(index, self.num_codewords).to(centers.dtype)
+            (nearest,) = search(residual, [centers[None]])
+            count = vq.counts(books * self.size + nearest, self.num_codewords).float()
         else:
-            noise = torch.randn(
-                self.num_codewords, residual.shape[-1], generator=rng, dtype=torch.float32
-            )
-            start = noise.to(residual) * (residual.std(0, correction=0) * 0.1)
             count = residual.new_zeros(self.num_codewords)
+            noise = torch.randn(len(count), residual.shape[1], generator=rng, dtype=torch.float32)
+            start = noise.to(residual) * (residual.std(0, correction=0) * 0.1)
             for book, members in vq.members_of_books(books):
-                children = slice(book * size, (book + 1) * size)
-                start[children], count[children] = kmeans(residual[members], size, rng, even)
+                children = slice(book * self.size, (book + 1) * self.size)
+                start[children], count[children] = kmeans(residual[members], self.size, rng, even)
         self.set_codewords(slice(None), start, count * weight)
 
     def restart_dead_codes(
@@ -190,12 +186,15 @@ class LevelCodebooks(nn.Module):
         dead = self.count < book_count * (below / self.size)
         moved = [index[:0]]
         source = [index[:0]]
-        candidates = (~dead.view(-1)[index] & dead.any(1)[index // self.size]).nonzero().flatten()
-        for book, positions in vq.members_of_books(index[candidates] // self.size):
-            members = candidates[positions]
-            target = book * self.size + dead[book].nonzero().flatten()[: len(members)]
-            order = torch.randperm(len(members), generator=rng)[: len(target)]
-            drawn = members[order.to(members.device)]
+
+        # vectors of living codewords, in codebooks that have dead ones
+        book_of_vector = index // self.size
+        is_candidate = ~dead.view(-1)[index] & dead.any(1)[book_of_vector]
+        candidates = is_candidate.nonzero().flatten()
+        for book, positions in vq.members_of_books(book_of_vector[candidates]):
+            target = book * self.size + dead[book].nonzero().flatten()[: len(positions)]
+            order = torch.randperm(len(positions), generator=rng)[: len(target)]
+            drawn = candidates[positions[order.to(positions.device)]]
             self.set_codewords(target, residual[drawn], book_count[book] / self.size)
             moved.append(target)
             source.append(index[drawn])
@@ -209,24 +208,17 @@ def update_codebooks(
     indices: Sequence[Tensor],
     group: Any = None,
 ) -> None:
-    """Update all levels from residuals (N, D) and codeword indices (N,) per level, summed over the
-    ranks of `group`.
-    """
-    counts = distributed.all_reduce(
-        [
-            vq.counts(index, level.num_codewords).to(level.count.dtype)
-            for level, index in zip(levels, indices, strict=True)
-        ],
-        group,
-    )
+    """Update all levels from the residuals (N, D) and indices (N,) of each, over all processes."""
+    pairs = zip(levels, indices, strict=True)
+    of_rank = [vq.counts(index, level.num_codewords).float() for level, index in pairs]
+    counts = distributed.all_reduce(of_rank, group)
     if not levels[0].is_ema:
         for level, level_counts in zip(levels, counts, strict=True):
             level.count.view(-1).lerp_(level_counts, 1 - level.decay)
         return
     batch = zip(levels, residuals, indices, counts, strict=True)
-    statistics = [level.sums(*of_level) for level, *of_level in batch]
+    statistics = [level.batch_sums(*of_level) for level, *of_level in batch]
     sums = distributed.all_reduce([level_sums for _, level_sums in statistics], group)
-    for level, level_counts, (rows, _), level_sums in zip(
-        levels, counts, statistics, sums, strict=True
-    ):
+    reduced = zip(levels, counts, statistics, sums, strict=True)
+    for level, level_counts, (rows, _), level_sums in reduced:
         level.average(level_counts, rows, level_sums)

@@ -19,12 +19,13 @@ from hrvqvae.utils.errors import InputError, require
 from hrvqvae.utils.progress import task, waiting
 
 Vectors = NDArray[Any] | Tensor | Iterable[Any]
-_ENOUGH_PER_CODEWORD = (
-    8  # vectors: with fewer, a level's codebooks share one k-means and split fewer codewords
-)
 MOST_VALUES = 2**24  # of the vectors that are held at once: 64 MiB
-# vectors at the mean of a level's codewords with the same code, added to each codeword
-_SHARED_VECTORS = 2.0
+# vectors per codeword from which each codebook of a level has a k-means of its own, and codewords
+# of two vectors are split
+_ENOUGH_PER_CODEWORD = 8
+# added to the vectors of each codeword of a linked level: so many at the mean of all residuals of
+# the level with the same code
+_PSEUDO_VECTORS = 2.0
 
 
 def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
@@ -41,13 +42,10 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
             rows = array[first : first + batch]
-            rows = (
-                rows.detach().float()
-                if isinstance(rows, Tensor)
-                else torch.from_numpy(np.array(rows, np.float32))
-            )
+            if not isinstance(rows, Tensor):
+                rows = torch.from_numpy(np.array(rows, np.float32))
             require_finite(rows, ())
-            yield rows
+            yield rows.detach().float()
 
 
 @torch.no_grad()
@@ -67,7 +65,7 @@ def fit(
     sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")
-    waiting("k-means start")
+    waiting("k-means start")  # says so
     even = quantizer.config.beam > 1  # a beam codes better with clusters of similar size
     sample = sample.to(quantizer.levels[0].count.device)
     quantizer.initialize(sample, rng, even=even, least=_ENOUGH_PER_CODEWORD)
@@ -129,10 +127,12 @@ def _refit(
     """Set codewords to the means of the residuals that chose them, by counts (num_books, m) and
     sums (num_books, m, D).
 
-    In levels of several codebooks a mean includes `_SHARED_VECTORS` vectors at the mean of all
-    codewords with the same code. Each vector adds `weight` to the count of its codeword.
+    In levels of several codebooks a mean includes `_PSEUDO_VECTORS`. Each vector adds `weight` to
+    the count of its codeword. Codewords without vectors become 0, if they are not split.
     """
-    # move of the sum of codewords from level 1 to each codeword of the coarser level, (K, D)
+    # How far this pass has moved the sum of the codewords down to each codeword of the coarser
+    # level, (K, D). It begins anew in each group of linked levels; moves of earlier groups are
+    # neglected.
     shift = totals[0].new_zeros(0)
     for level, count, total in zip(levels, counts, totals, strict=True):
         is_linked = level.num_books > 1
@@ -140,11 +140,11 @@ def _refit(
 
         # the residuals were taken before the coarser codewords moved
         total = total - count.unsqueeze(-1) * parent_shift
-        shared = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
-        codewords = shared.unsqueeze(0)
+        mean_of_code = total.sum(0) / count.sum(0).clamp(min=1).unsqueeze(-1)
+        codewords = mean_of_code.unsqueeze(0)
         if is_linked:
-            denominator = (count + _SHARED_VECTORS).unsqueeze(-1)
-            codewords = (total + _SHARED_VECTORS * shared) / denominator
+            denominator = (count + _PSEUDO_VECTORS).unsqueeze(-1)
+            codewords = (total + _PSEUDO_VECTORS * mean_of_code) / denominator
         shift = (codewords - level.codewords.detach() + parent_shift).flatten(0, 1)
         level.set_codewords(slice(None), codewords.flatten(0, 1), count.flatten() * weight)
 
@@ -158,28 +158,32 @@ def _split_fullest(
     A codeword is split if it has more vectors than leaves below it, or at least two where the level
     has many vectors per codeword.
     """
-    leaves = math.prod(quantizer.config.sizes)  # below a codeword of the level
-    for index, level in enumerate(quantizer.levels):
-        leaves //= level.size
-        enough = weight * (
-            (1 if num_vectors >= _ENOUGH_PER_CODEWORD * level.num_codewords else leaves) + 0.5
-        )
-        unused = level.count == 0
-        rank = (unused.cumsum(1) - 1).clamp(
-            min=0
-        )  # the first unused codeword splits the fullest one, and so on
-        fullest = level.count.argsort(dim=1, descending=True, stable=True).gather(1, rank)
-        book, child = (unused & (level.count.gather(1, fullest) > enough)).nonzero(as_tuple=True)
-        if len(book):
-            target = book * level.size + child
-            source = book * level.size + fullest[book, child]
-            codewords = level.lookup(source).detach()
-            half = level.count.view(-1)[source] / 2
-            noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32).to(
-                codewords.device
-            )
-            offset = noise * level.codewords.detach().std(correction=0) / 20
-            level.set_codewords(target, codewords + offset, half)
-            quantizer.copy_subtrees(index, source, target)
-            level.set_codewords(source, codewords - offset, half)
-            quantizer.copy_subtrees(index, target, source)  # whose counts are half of the source's
+    leaves = math.prod(quantizer.config.sizes)  # below the root
+    for level, codebooks in enumerate(quantizer.levels):
+        leaves //= codebooks.size  # below a codeword of this level
+        is_dense = num_vectors >= _ENOUGH_PER_CODEWORD * codebooks.num_codewords
+        most_kept = 1 if is_dense else leaves  # vectors of a codeword that is not split
+
+        # The k-th unused codeword of a codebook takes half of its k-th fullest one.
+        unused = codebooks.count == 0
+        rank = (unused.cumsum(1) - 1).clamp(min=0)  # means nothing at codewords that are used
+        by_fullness = codebooks.count.argsort(dim=1, descending=True, stable=True)
+        partner = by_fullness.gather(1, rank)
+        is_full = codebooks.count.gather(1, partner) > weight * (most_kept + 0.5)
+        book, child = (unused & is_full).nonzero(as_tuple=True)
+        if not len(book):
+            continue
+        target = book * codebooks.size + child
+        source = book * codebooks.size + partner[book, child]
+        codewords = codebooks.lookup(source).detach()
+        half = codebooks.count.view(-1)[source] / 2
+        noise = torch.randn(codewords.shape, generator=rng, dtype=torch.float32)
+        spread = codebooks.codewords.detach().std(correction=0)
+        offset = noise.to(codewords.device) * spread / 20
+
+        # Copies of subtrees have counts in proportion: here half, as the source is still whole.
+        codebooks.set_codewords(target, codewords + offset, half)
+        quantizer.copy_subtrees(level, source, target)
+        # And here the same: the source's subtree gets the halved counts of its copy.
+        codebooks.set_codewords(source, codewords - offset, half)
+        quantizer.copy_subtrees(level, target, source)

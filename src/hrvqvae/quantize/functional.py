@@ -16,16 +16,13 @@ _CHUNK_VALUES = 2**24  # most exchange costs in memory at once
 
 
 def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
-    """Return the means total (..., m, D) / count (..., m) (appendix A.1 of VQVAE, equations 6 to
-    8).
+    """Return the means total (..., m, D) / count (..., m) (VQVAE's appendix A.1, equations 6 to 8).
 
     A codeword whose count has decayed to zero stays as it is in `codewords` (..., m, D).
     """
-    present = count > 1e-5
-    means = total / torch.where(present, count, 1.0).unsqueeze(-1)
-    return means.lerp_(
-        codewords, (~present).to(means.dtype).unsqueeze(-1)
-    )  # up to 30 times faster than `where`
+    absent = (count <= 1e-5).unsqueeze(-1)
+    means = total / count.unsqueeze(-1).masked_fill(absent, 1.0)
+    return means.lerp_(codewords, absent.to(means.dtype))  # up to 30 times faster than `where`
 
 
 def counts(index: Tensor, num_codewords: int) -> Tensor:
@@ -40,9 +37,7 @@ def sums(vectors: Tensor, index: Tensor, num_codewords: int) -> Tensor:
 
 
 def perplexity(count: Tensor) -> float:
-    """Return exp(entropy) of the distribution of the counts, between 1 and the number of
-    codewords.
-    """
+    """Return exp(entropy) of the shares of the counts, from 1 to the number of codewords."""
     share = count.double() / count.sum().clamp(min=1)
     return float(torch.exp(torch.special.entr(share).sum()))
 
@@ -59,21 +54,18 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
     order = torch.arange(size, device=count.device).repeat(books, 1)
     for _ in range(_ROUNDS):
         moved = codewords.gather(1, order[..., None].expand_as(codewords))
-        used = count.gather(1, order)[..., None]
-        means = (moved * used).sum(0) / used.sum(0).clamp(min=1e-9)
+        weight = count.gather(1, order)[..., None]
+        means = (moved * weight).sum(0) / weight.sum(0).clamp(min=1e-9)
         before = order.clone()
-        chunks = (
-            torch.split(values, max(1, _CHUNK_VALUES // size**2))
-            for values in (order, codewords, count)
-        )
-        for arranged, vectors, weights in zip(
-            *chunks, strict=True
-        ):  # `arranged` is a view of `order`
-            cost = (
-                torch.cdist(vectors, means).square() * weights[..., None]
-            )  # (books, codeword, position)
-            book = torch.arange(len(arranged), device=arranged.device)[:, None]
-            for left, right in _pairings(size, arranged.device):
+        step = max(1, _CHUNK_VALUES // size**2)
+        for start in range(0, books, step):
+            part = slice(start, start + step)
+            arranged = order[part]  # a view
+
+            # cost of each codeword at each position, (books, codeword, position)
+            cost = torch.cdist(codewords[part], means).square() * count[part, :, None]
+            book = torch.arange(len(cost), device=cost.device)[:, None]
+            for left, right in _pairings(size, cost.device):
                 first = arranged[:, left]
                 second = arranged[:, right]
                 kept = cost[book, first, left] + cost[book, second, right]
@@ -86,9 +78,7 @@ def alignment(codewords: Tensor, count: Tensor) -> Tensor:
 
 
 def _pairings(size: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield rounds of disjoint pairs of positions (2, k), in which every pair occurs once (the
-    circle method).
-    """
+    """Yield disjoint pairs of positions (2, k), in which every pair occurs once (circle method)."""
     last = size + size % 2 - 1
     for turn in range(last):
         circle = torch.arange(last + 1, device=device)

@@ -31,10 +31,10 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
     sizes = quantizer.config.sizes
     num_leaves = math.prod(sizes)
     device = quantizer.levels[0].count.device
-    encoded = (torch.stack(quantizer.encode(batch.to(device)), -1) for batch in batches())
-    leaves = torch.cat(
-        [torch.empty(0, dtype=torch.long), *(leaf_of(indices, sizes).cpu() for indices in encoded)]
-    )
+    leaves = torch.empty(0, dtype=torch.long)
+    for batch in batches():
+        codes = torch.stack(quantizer.encode(batch.to(device)), -1)
+        leaves = torch.cat([leaves, number_of(codes, sizes).cpu()])
     if len(leaves) > num_leaves:
         raise InputError(
             f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
@@ -65,13 +65,10 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
         placed = leaf >= 0
         leaves[unplaced[now][placed]] = leaf[placed]
         taken = torch.cat([taken, leaf[placed]])
-        unplaced, row = (
-            torch.cat([items[now.stop :], items[now][~placed]]) for items in (unplaced, row)
-        )
+        unplaced = torch.cat([unplaced[now.stop :], unplaced[now][~placed]])
+        row = torch.cat([row[now.stop :], row[now][~placed]])
         count = min(count * 4, num_leaves)
-    strides = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
-    codes = [leaves // stride % size for stride, size in zip(strides, sizes, strict=True)]
-    return torch.stack(codes, -1)
+    return torch.stack(torch.unravel_index(leaves, sizes), -1)
 
 
 def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
@@ -106,17 +103,19 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     return torch.cat([leaves, torch.full((count,), -1)])[chosen]
 
 
-def leaf_of(indices: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Number the leaves of l levels: return the leaf (...) int64 of indices (..., l). Raises
-    InputError if too many.
+def number_of(prefixes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the numbers (...) int64 of prefixes (..., l) among all prefixes of l levels, whose
+    codes are below `sizes`. Raises InputError if there are too many.
     """
     if math.prod(sizes) > 2**63:
         raise InputError(
             f"there are {math.prod(sizes)} leaves of {len(sizes)} levels; at most 2^63 can be"
             " numbered"
         )
-    strides = [math.prod(sizes[level + 1 :]) for level in range(len(sizes))]
-    return (indices * indices.new_tensor(strides, dtype=torch.long)).sum(-1)
+    number = prefixes.new_zeros(prefixes.shape[:-1], dtype=torch.long)
+    for code, size in zip(prefixes.unbind(-1), sizes, strict=True):
+        number = number * size + code
+    return number
 
 
 def _nearest_leaves(
@@ -131,10 +130,8 @@ def _nearest_leaves(
     distances = []
     for chunk in torch.split(vectors, max(1, _CHUNK_VALUES // (count * config.dim))):
         indices = search_tensors(chunk, codebooks, count, config.coarse_weight, count)
-        quantized = quantizer.levels[0].lookup(indices[0])
-        for level, index in zip(quantizer.levels[1:], indices[1:], strict=True):
-            quantized = quantized + level.lookup(index)
         codes = [index % size for index, size in zip(indices, config.sizes, strict=True)]
-        leaves.append(leaf_of(torch.stack(codes, -1), config.sizes).cpu())
+        leaves.append(number_of(torch.stack(codes, -1), config.sizes).cpu())
+        quantized = quantizer.lookup(tuple(codes), check=False)
         distances.append((chunk.unsqueeze(1) - quantized).detach().square().sum(-1).cpu())
     return torch.cat(leaves), torch.cat(distances).double()

@@ -2,8 +2,8 @@
 (docs/layer.md).
 
 >>> quantize = TreeVQ(dim=256, codewords=8, levels=4)
->>> quantized, indices, loss = quantize(features)  # features and quantized (B, N, 256), indices (B,
-N, 4), a scalar
+>>> # features and quantized: (B, N, 256); indices: (B, N, 4); loss: a scalar
+>>> quantized, indices, loss = quantize(features)
 >>> coarse = quantize.get_output_from_indices(indices[..., :2])  # (B, N, 256), from two levels
 
 Shapes: D channels, L levels, m codewords per codebook; positions are all other dimensions, such as
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hrvqvae import distributed
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize.fitting import MOST_VALUES, Vectors, batches_of, fit
-from hrvqvae.quantize.identifiers import leaf_of, unique_indices
+from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
@@ -34,7 +34,8 @@ PADDING = -1  # index at masked positions
 _VECTORS_PER_CODEWORD = 8
 _MIN_VECTORS = 4_096
 _MAX_VECTORS = 65_536
-_ALIASES = {  # arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
+# arguments of vector-quantize-pytorch, EnCodec, Sonnet, taming-transformers
+_COUNTERPARTS = {
     "num_quantizers": "levels",
     "n_q": "levels",
     "codebook_size": "codewords",
@@ -124,7 +125,8 @@ class TreeVQ(nn.Module):
         for name in unknown:
             near = near_names(name, self.__init__.__annotations__)  # type: ignore[misc]
             hint = f"; did you mean {near}?" if near else ""
-            hint = f"; it is called {_ALIASES[name]} here" if name in _ALIASES else hint
+            if name in _COUNTERPARTS:
+                hint = f"; it is called {_COUNTERPARTS[name]} here"
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
@@ -154,17 +156,13 @@ class TreeVQ(nn.Module):
                 restart_below=restart_below,
             )
         except InputError as error:
-            line = (
-                str(error).replace("model.quantizer.", "").replace("level_codewords", "codewords")
-            )
-            raise InputError(line) from None
+            line = str(error).replace("model.quantizer.", "")
+            raise InputError(line.replace("level_codewords", "codewords")) from None
         self.channel_last = channel_last
         processes = distributed.GroupHandle(process_group)
         self.quantizer = ResidualQuantizer(config, processes)
-        most = min(_MAX_VECTORS, max(_MIN_VECTORS, MOST_VALUES // dim))
-        start = start_vectors or min(
-            max(_MIN_VECTORS, _VECTORS_PER_CODEWORD * max(config.num_codewords)), most
-        )
+        start = min(_VECTORS_PER_CODEWORD * max(config.num_codewords), MOST_VALUES // dim)
+        start = start_vectors or max(_MIN_VECTORS, min(start, _MAX_VECTORS))
         self.schedule = CodebookSchedule(restart_every, total_steps, start, dim, processes)
 
     def forward(
@@ -189,19 +187,16 @@ class TreeVQ(nn.Module):
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
-        inputs = (
-            features if self.channel_last or features.ndim < 2 else features.movedim(1, -1)
-        )  # (B, ..., D)
         dim = self.quantizer.config.dim
-        if features.ndim < 2 or inputs.shape[-1] != dim or not features.is_floating_point():
+        channel = -1 if self.channel_last else 1
+        if features.ndim < 2 or features.shape[channel] != dim or not features.is_floating_point():
             shape = f"(B, ..., {dim})" if self.channel_last else f"(B, {dim}, ...)"
-            problem = (
-                f"features are {features.dtype} {tuple(features.shape)}; they must be"
-                f" floating-point {shape}"
-            )
             raise InputError(
-                f"{problem} (channel_last={not self.channel_last} is for channels elsewhere)"
+                f"features are {features.dtype} {tuple(features.shape)}; they must be"
+                f" floating-point {shape} (channel_last={not self.channel_last} is for channels"
+                " elsewhere)"
             )
+        inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
             raise InputError(
@@ -214,8 +209,9 @@ class TreeVQ(nn.Module):
             if torch.compiler.is_compiling():  # the update depends on the step number
                 quantize = torch.compiler.disable(quantize)  # type: ignore[no-untyped-call]
         result = quantize(vectors)
-        num_values = max(1, vectors.numel())
-        losses = torch.stack([loss / num_values for loss in result.losses.values()])
+        level_losses: Any = result.level_losses  # sums over all values
+        level_losses = level_losses / max(1, vectors.numel())
+        loss = level_losses.sum()
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
 
@@ -227,11 +223,12 @@ class TreeVQ(nn.Module):
             quantized = torch.zeros_like(inputs).masked_scatter(mask.unsqueeze(-1), quantized)
             padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
             indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
-        quantized = quantized if self.channel_last else quantized.movedim(-1, 1)
-        if return_losses:
-            level_losses: Any = result.level_losses
-            return quantized, indices, losses.sum(), level_losses / num_values
-        return quantized, indices, losses.sum()
+        quantized = quantized.movedim(-1, channel)
+        return (
+            (quantized, indices, loss, level_losses)
+            if return_losses
+            else (quantized, indices, loss)
+        )
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead
@@ -249,9 +246,9 @@ class TreeVQ(nn.Module):
             raise InputError(
                 "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
             )
-        steps, _ = schedule.read_progress()
+        steps = schedule.steps
         if steps == 0:
-            self._start(vectors)
+            self._start(vectors)  # the call that completes the start makes it 1
         result: Quantized = quantizer(vectors)
         if steps:
             if schedule.restart_due(steps):
@@ -273,7 +270,8 @@ class TreeVQ(nn.Module):
         sample, weight = start
         with torch.device("cpu"), schedule.track_moves(self.quantizer):
             self.quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
-        if len(sample) == schedule.start_vectors:  # after the fit, which Ctrl-C may have ended
+        is_complete = len(sample) == schedule.start_vectors
+        if is_complete:  # only now: a fit that Ctrl-C ends is made again
             schedule.finish_start()
 
     def freeze(self) -> TreeVQ:
@@ -358,12 +356,10 @@ class TreeVQ(nn.Module):
         as an iterator.
         """
         device = self.quantizer.levels[0].count.device
-        batches = batches_of(vectors, batch, self.quantizer.config.dim)
-        indices = [
-            torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu() for chunk in batches
-        ]
-        none = torch.empty(0, self.quantizer.config.levels, dtype=torch.long, device="cpu")
-        return torch.cat([none, *indices])
+        indices = [torch.empty(0, self.quantizer.config.levels, dtype=torch.long, device="cpu")]
+        for chunk in batches_of(vectors, batch, self.quantizer.config.dim):
+            indices.append(torch.stack(self.quantizer.encode(chunk.to(device)), -1).cpu())
+        return torch.cat(indices)
 
     def unique_indices(self, vectors: Vectors) -> Tensor:
         """Return unique indices for the vectors of items, (N, L) int64 on the CPU.
@@ -377,27 +373,27 @@ class TreeVQ(nn.Module):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
-        """Return a mask (..., m) of next indices that some item's `indices` (..., L) have after
-        prefixes (..., l).
+        """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
+        (..., L), as in constrained decoding: bool.
 
         Raises InputError for a wrong number of levels.
         """
         sizes = self.quantizer.config.sizes
         length = prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
-            problem = (
-                f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes"
-            )
             raise InputError(
-                f"{problem} of fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
+                f"prefixes have {length} levels and indices {indices.shape[-1]}; give prefixes of"
+                f" fewer than {len(sizes)} levels, and indices of all {len(sizes)}"
             )
-        existing = torch.unique(leaf_of(indices[..., : length + 1], sizes[: length + 1]))
-        parents = leaf_of(prefixes, sizes[:length]) * sizes[length]
+
+        # values that no index has would take the number of another prefix
+        below = prefixes < prefixes.new_tensor(sizes[:length])
+        is_prefix = ((prefixes >= 0) & below).all(-1, keepdim=True)
+
+        parents = number_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
-        inside = ((prefixes >= 0) & (prefixes < prefixes.new_tensor(sizes[:length]))).all(
-            -1, keepdim=True
-        )
-        return torch.isin(children, existing.to(children.device)) & inside
+        existing = number_of(indices[..., : length + 1], sizes[: length + 1])
+        return torch.isin(children, existing.to(children.device)) & is_prefix
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero
@@ -405,11 +401,10 @@ class TreeVQ(nn.Module):
 
         Raises InputError if the number of levels is wrong, or another index is not in [0, m).
         """
-        indices = indices if indices.is_floating_point() else indices.long()
+        indices = indices if indices.is_floating_point() else indices.long()  # refuse floats below
         padding = (indices == PADDING).all(-1, keepdim=True)
-        summed = self.quantizer.lookup(indices.masked_fill(padding, 0).unbind(-1)).masked_fill(
-            padding, 0
-        )
+        codes = indices.masked_fill(padding, 0).unbind(-1)
+        summed = self.quantizer.lookup(codes).masked_fill(padding, 0)
         return summed if self.channel_last or summed.ndim < 2 else summed.movedim(-1, 1)
 
     def codeword_indices(self, indices: Tensor) -> Tensor:
@@ -418,9 +413,8 @@ class TreeVQ(nn.Module):
 
         Values are not checked.
         """
-        codewords = torch.stack(
-            self.quantizer.codeword_indices(indices.long().clamp(min=0).unbind(-1)), -1
-        )
+        codes = indices.long().clamp(min=0).unbind(-1)
+        codewords = torch.stack(self.quantizer.codeword_indices(codes), -1)
         return codewords.masked_fill(indices == PADDING, PADDING)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TreeVQ:

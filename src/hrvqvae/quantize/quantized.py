@@ -80,20 +80,18 @@ def check_codes(codes: Codes, sizes: Sequence[int], scale: int = 1) -> None:
             raise InputError(
                 f"level {level} has codes {code.dtype} {tuple(code.shape)}; expected int64 {shape}"
             )
-        if (
-            not torch.compiler.is_compiling()
-            and code.numel()
-            and (code.min() < 0 or code.max() >= size)
-        ):
-            worst = int(code.min()) if code.min() < 0 else int(code.max())
+        if torch.compiler.is_compiling() or not code.numel():
+            continue
+        lowest, highest = (int(value) for value in code.aminmax())
+        if lowest < 0 or highest >= size:
+            worst = lowest if lowest < 0 else highest
             raise InputError(f"level {level} has code {worst}; codes lie in 0..{size - 1}")
 
 
 def require_finite(latents: Tensor, codebooks: Sequence[Tensor]) -> None:
     """Raise NonFiniteError if a latent or a codeword is NaN or infinite."""
-    tensors = {"latents": latents} | {
-        f"codebook of level {i}": book for i, book in enumerate(codebooks, start=1)
-    }
-    for name, values in tensors.items():
-        if wrong := int(torch.isfinite(values).logical_not().sum()):
+    names = ["latents", *(f"codebook of level {level + 1}" for level in range(len(codebooks)))]
+    for name, values in zip(names, [latents, *codebooks], strict=True):
+        wrong = values.numel() - int(values.isfinite().sum())
+        if wrong:
             raise NonFiniteError(f"{name}: {wrong} of {values.numel()} values are NaN or infinite")

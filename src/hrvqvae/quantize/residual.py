@@ -15,7 +15,7 @@ tests/quantize/oracle.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,69 +37,65 @@ class ResidualQuantizer(Quantizer):
     """L levels on one latent grid: VQ with one level, RQ if no levels are linked, HR-VQVAE if all
     are.
 
-    Level l = 0, 1, ... of a group has codebooks (m^l, m, D). Codewords change only in training
-    mode, and not while `frozen`. Everything is computed in float32, also under autocast.
+    Within a group of linked levels, the first level has one codebook, and each finer level has one
+    per codeword of the level above. Codewords change only in training mode, and not while `frozen`.
+    Everything is computed in float32, also under autocast.
 
     Args:
         processes: processes that train together.
     """
 
     config: QuantizerConfig
+    #: searches codebooks with the configured beam; also used by compression/decoder_search.py
+    search: Callable[..., Tensor]
 
     def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
         super().__init__()
         self.config = config
         self.processes = processes or GroupHandle()
         self.frozen = False
-        self.search: Callable[..., Tensor] = partial(
-            search, width=config.beam, coarse_weight=config.coarse_weight
-        )
-        codebooks = nn.ModuleList(
-            LevelCodebooks(config, num_books, size)
-            for num_books, size in zip(config.num_codebooks, config.sizes, strict=True)
-        )
+        self.search = partial(search, width=config.beam, coarse_weight=config.coarse_weight)
+        sizes = zip(config.num_codebooks, config.sizes, strict=True)
+        levels = nn.ModuleList(LevelCodebooks(config, *size) for size in sizes)
+
+        # Files name the weights `codebook.*` if there is one level, and their digests say so.
         if config.levels == 1:
-            self.codebook = codebooks[0]  # name of the weights in files, whose digests depend on it
+            self.codebook = levels[0]
         else:
-            self.codebooks = codebooks
-        self._level_betas = config.beta_of_levels
-        self.levels: list[Any] = list(codebooks)  # LevelCodebooks, coarse first
+            self.codebooks = levels
+        self.levels: list[Any] = list(levels)  # LevelCodebooks, coarse first
 
         # the levels of each search
         step = config.levels if config.joint_beam else config.group_size
-        self._searches = [
-            range(first, min(first + step, config.levels))
-            for first in range(0, config.levels, step)
-        ]
+        starts = range(0, config.levels, step)
+        self._searches = [self.levels[start : start + step] for start in starts]
+        self._betas = config.beta_of_levels
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents (B, H, W, D); in training mode, update the codewords.
 
-        If a latent is not finite, raise NonFiniteError on a CPU; on a GPU and in graphs the loss is
-        NaN.
+        If a latent is not finite, raise NonFiniteError on a CPU; on a GPU, and in traced or
+        compiled graphs, the loss is NaN.
         """
-        with torch.autocast(latents.device.type, enabled=False):
-            z = latents.reshape(-1, latents.shape[-1]).float()
+        z = latents.flatten(0, -2).float()
 
-            # "Quantization": e_l is nearest to r_(l-1), and r_l = r_(l-1) - e_l
-            indices, codewords, residuals = self.descend(z)
+        # docs/method.md, "Quantization": e_l is nearest to r_(l-1), and r_l = r_(l-1) - e_l
+        indices, codewords, residuals = self.descend(z)
+        z_q = sum(codewords, torch.zeros_like(z))
 
-            # "Training", loss: z_q = e_1 + ... + e_L
-            z_q, losses, level_losses = self._losses(codewords, residuals)
+        # "Training": loss, and moving averages
+        losses, level_losses = self._losses(z_q, codewords, residuals)
+        if self.training and not self.frozen:
+            update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
 
-            # "Training", moving averages
-            if self.training and not self.frozen:
-                update_codebooks(self.levels, residuals[:-1], indices, self.processes.group)
-
-            straight_through = (z + (z_q - z).detach()).view(latents.shape)
+        straight_through = (z + (z_q - z).detach()).view(latents.shape)
         return Quantized(straight_through, self._codes(indices, latents), losses, level_losses)
 
-    def _codes(self, indices: Sequence[Tensor], latents: Tensor) -> Codes:
+    def _codes(self, indices: Iterable[Tensor], latents: Tensor) -> Codes:
         """Return the codes (B, H, W) of each level for indices (N,) of latents (B, H, W, D)."""
-        return tuple(
-            (index % size).view(latents.shape[:-1])
-            for index, size in zip(indices, self.config.sizes, strict=True)
-        )
+        shape = latents.shape[:-1]
+        pairs = zip(indices, self.levels, strict=True)
+        return tuple((index % codebooks.size).view(shape) for index, codebooks in pairs)
 
     def descend(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return, for vectors (N, D), the indices (N,) and codewords (N, D) of each level, and the
@@ -111,77 +107,70 @@ class ResidualQuantizer(Quantizer):
         codewords: list[Tensor] = []
         residuals = [z]
         for levels in self._searches:
-            for level, index in zip(levels, self._search(residuals[-1], levels), strict=True):
-                codeword = self.levels[level].lookup(index)
+            nearest = self._search(residuals[-1], levels)
+            for codebooks, index in zip(levels, nearest, strict=True):
                 indices.append(index)
-                codewords.append(codeword)
-                residuals.append(residuals[-1] - codeword.detach())
+                codewords.append(codebooks.lookup(index))
+                residuals.append(residuals[-1] - codewords[-1].detach())
         return indices, codewords, residuals
 
-    def _search(self, residual: Tensor, levels: range) -> Tensor:
+    def _search(self, residual: Tensor, levels: Sequence[LevelCodebooks]) -> Tensor:
         """Return the indices (l, N) of vectors (N, D) from one search of consecutive levels."""
-        codebooks = [level.codewords.detach() for level in self.levels]
         try:
-            return self.search(residual.detach(), codebooks[levels.start : levels.stop])
+            return self.search(residual.detach(), [level.codewords.detach() for level in levels])
         except NonFiniteError:
-            require_finite(residual, codebooks)  # whose message names the level of the model
+            # name the level of the model: the search numbers levels from the first one searched
+            require_finite(residual, [level.codewords for level in self.levels])
             raise
 
     def _losses(
-        self, codewords: Sequence[Tensor], residuals: Sequence[Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return z_q (N, D), the terms of the loss (docs/method.md), summed over all vectors, and
-        their sums by level (L,).
+        self, z_q: Tensor, codewords: Sequence[Tensor], residuals: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the terms of the loss (docs/method.md), summed over all vectors, and their sums by
+        level (L,), of which the last includes the terms of z_q.
 
         Residuals carry no gradient to codewords, so the commitment of every level reaches the
         encoder alone.
         """
         z = residuals[0]
-        z_q = torch.zeros_like(z)
-        betas = self._level_betas
+        betas = self._betas  # empty if a single level has no term of its own
         is_gradient = self.config.update == "gradient"
-        losses: dict[str, Tensor] = {}
-        level_losses = []
+        terms: list[dict[str, Tensor]] = []
         for level, codeword in enumerate(codewords):
-            terms: dict[str, Tensor] = {}
-            z_q = z_q + codeword
-            if is_gradient and betas:
+            terms.append({})
+            if betas and is_gradient:
                 error = residuals[level].detach() - codeword
-                terms[f"codebook_{level + 1}"] = error.square().sum()
+                terms[-1][f"codebook_{level + 1}"] = error.square().sum()
             if betas and betas[level]:
                 error = residuals[level + 1]
-                terms[f"commitment_{level + 1}"] = betas[level] * error.square().sum()
-            if level + 1 == len(codewords):
-                if is_gradient:
-                    terms["codebook"] = (z.detach() - z_q).square().sum()
-                terms["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
-            losses |= terms
-            level_losses.append(sum(terms.values(), z.new_zeros(())))
-        return z_q, losses, torch.stack(level_losses)
+                terms[-1][f"commitment_{level + 1}"] = betas[level] * error.square().sum()
+        if is_gradient:
+            terms[-1]["codebook"] = (z.detach() - z_q).square().sum()
+        terms[-1]["commitment"] = self.config.beta * (z - z_q.detach()).square().sum()
+        losses = {name: term for level_terms in terms for name, term in level_terms.items()}
+        sums = [sum(level_terms.values(), z.new_zeros(())) for level_terms in terms]
+        return losses, torch.stack(sums)
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Codes:
-        with torch.autocast(latents.device.type, enabled=False):
-            z = latents.reshape(-1, latents.shape[-1]).float()
-            if len(self._searches) == 1:  # without residuals
-                indices = list(self._search(z, self._searches[0]))
-            else:
-                indices, _, _ = self.descend(z)
-        return self._codes(indices, latents)
+        z = latents.flatten(0, -2).float()
+        if len(self._searches) == 1:  # without residuals
+            return self._codes(self._search(z, self.levels), latents)
+        return self._codes(self.descend(z)[0], latents)
 
     def lookup(self, codes: Codes, *, check: bool = True) -> Tensor:
         if check:
             check_codes(codes, self.config.sizes)
         quantized = torch.zeros((), device=codes[0].device)
-        for level, index in zip(self.levels, self.codeword_indices(codes), strict=False):
-            quantized = quantized + level.lookup(index)
+        for codebooks, index in zip(self.levels, self.codeword_indices(codes), strict=False):
+            quantized = quantized + codebooks.lookup(index)
         return quantized
 
     def codeword_indices(self, codes: Codes) -> Codes:
         indices: list[Tensor] = []
-        for code, level in zip(codes, self.levels, strict=False):
-            is_linked = level.num_books > 1
-            indices.append(indices[-1] * level.size + code if is_linked else code)
+        for code, codebooks in zip(codes, self.levels, strict=False):
+            parent = indices[-1] if codebooks.num_books > 1 else 0
+            indices.append(parent * codebooks.size + code)
         return tuple(indices)
 
     @torch.no_grad()
@@ -193,52 +182,51 @@ class ResidualQuantizer(Quantizer):
         even: bool = False,
         least: int = 0,
     ) -> None:
-        """Start by k-means on the residuals, level by level, with the options of
-        `LevelCodebooks.initialize`.
+        """Start by k-means on the residuals, level by level (`LevelCodebooks.initialize`).
 
         A level with fewer than `least` latents per codeword has one k-means for all its codebooks.
         If `init_vectors` is 0 in the configuration, k-means runs on noise with the mean and the
         standard deviation of the latents.
         """
-        flat = latents.reshape(-1, latents.shape[-1]).float()
+        start = latents.flatten(0, -2).float()
         if not self.config.init_vectors:
             count = max(1024, 4 * max(self.config.num_codewords))
-            weight = 1.0
-            noise = torch.randn(count, flat.shape[-1], generator=rng, dtype=torch.float32)
-            flat = noise.to(flat.device) * flat.std(0, correction=0) + flat.mean(0)
+            weight = 1.0  # of a latent; noise has none
+            noise = torch.randn(count, start.shape[-1], generator=rng, dtype=torch.float32)
+            start = noise.to(start.device) * start.std(0, correction=0) + start.mean(0)
         for levels in self._searches:
-            residual = flat
-            parent = flat.new_zeros(len(flat), dtype=torch.long)
-            for level in levels:
-                codebooks = self.levels[level]
-                shared = len(flat) < least * codebooks.num_codewords
+            residual = start
+            parent = torch.zeros_like(start[:, 0], dtype=torch.long)
+            for count, codebooks in enumerate(levels, start=1):
+                shared = len(start) < least * codebooks.num_codewords
                 codebooks.initialize(residual, parent, rng, weight, even, shared)
 
-                # again from the first level: a beam may change coarser levels too
-                indices = self._search(flat, range(levels.start, level + 1))
-                begun = zip(self.levels[levels.start :], indices, strict=False)
-                chosen = [coarser.lookup(index) for coarser, index in begun]
-                residual = flat - torch.stack(chosen).sum(0)
+                # search again from the first level: a beam may change coarser levels too
+                indices = self._search(start, levels[:count])
+                pairs = zip(levels, indices, strict=False)
+                codewords = [begun.lookup(index) for begun, index in pairs]
+                residual = start - torch.stack(codewords).sum(0)
                 parent = indices[-1]
-            flat = residual
+            start = residual
 
     @torch.no_grad()
     def restart_dead_codes(self, latents: Tensor, rng: torch.Generator) -> int:
         """Move dead codewords to vectors of living ones, with a copy of their subtrees; return how
         many moved.
         """
-        z = latents.reshape(-1, latents.shape[-1]).float()
+        z = latents.flatten(0, -2).float()
         indices, _, residuals = self.descend(z)  # before any codeword moves
-        kept = z.square().sum(1).isfinite()  # on a GPU the search refuses nothing
+        usable = z.square().sum(1).isfinite()  # on a GPU the search raises nothing
         restarted = 0
-        for level, (codebooks, residual, index) in enumerate(
-            zip(self.levels, residuals, indices, strict=False)
-        ):
+        for level, codebooks in enumerate(self.levels):
+            index = indices[level]
             moved, source = codebooks.restart_dead_codes(
-                residual[kept], index[kept], self.config.restart_below, rng
+                residuals[level][usable], index[usable], self.config.restart_below, rng
             )
             self.copy_subtrees(level, source, moved)
-            kept &= ~torch.isin(index, moved)  # drop the vectors of moved codewords
+
+            # a moved codeword has new codebooks below it, so its vectors' finer indices are void
+            usable &= ~torch.isin(index, moved)
             restarted += len(moved)
         return restarted
 
@@ -250,31 +238,30 @@ class ResidualQuantizer(Quantizer):
 
     def copy_subtrees(self, level: int, source: Tensor, target: Tensor) -> None:
         """Copy the subtrees of codewords `source` (K,) of a level to `target` (K,), with counts in
-        proportion.
+        proportion to those of source and target.
         """
         count = self.levels[level].count.view(-1)
         weight = count[target] / count[source]  # a source is alive, so its count is not zero
-        for book in self._linked_below(level):
-            source = book.codewords_of(source)
-            target = book.codewords_of(target)
-            weight = weight.repeat_interleave(book.size)
-            book.set_codewords(target, book.lookup(source), book.count.view(-1)[source] * weight)
+        for finer in self._linked_below(level):
+            source = finer.children_of(source)
+            target = finer.children_of(target)
+            weight = weight.repeat_interleave(finer.size)
+            finer.set_codewords(target, finer.lookup(source), finer.count.view(-1)[source] * weight)
 
     @torch.no_grad()
     def align(self) -> None:
-        """Renumber children, with their subtrees, so that an index means about the same below every
+        """Renumber children, with their subtrees, so that a code means about the same below every
         parent.
 
         Codebooks of more than 1,024 codewords stay as they are.
         """
-        for level, book in enumerate(self.levels):
-            if book.num_books == 1 or book.size > _MAX_ALIGNED_SIZE:
+        for level, codebooks in enumerate(self.levels):
+            if codebooks.num_books == 1 or codebooks.size > _MAX_ALIGNED_SIZE:
                 continue
-            order = vq.alignment(book.codewords, book.count)
-            index = (
-                torch.arange(book.num_books, device=order.device)[:, None] * book.size + order
-            ).flatten()
-            book.reorder(index)
+            order = vq.alignment(codebooks.codewords, codebooks.count)
+            books = torch.arange(codebooks.num_books, device=order.device)
+            permutation = (books[:, None] * codebooks.size + order).flatten()
+            codebooks.reorder(permutation)
             for finer in self._linked_below(level):
-                index = finer.codewords_of(index)
-                finer.reorder(index)
+                permutation = finer.children_of(permutation)
+                finer.reorder(permutation)

@@ -32,11 +32,11 @@ def search_tensors(
     leaves = min(leaves, branches * codebooks[-1].shape[1])
     coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
     options = (codebooks, width, coarse_weight, leaves)
-    if torch.compiler.is_compiling():  # `ResidualQuantizer` has ended autocast
-        return _beam(latents, *options)
-    values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
-    values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
     with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
+        if torch.compiler.is_compiling():
+            return _beam(latents, *options)
+        values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
+        values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
         return torch.cat([_beam(chunk, *options) for chunk in chunks], 1)
 
