@@ -167,9 +167,9 @@ def show(rows: Sequence[Row], columns: Columns) -> None:
 
 
 def _format_cell(row: Row, form: str) -> str:
-    numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
-    derived = {name.replace("seconds", "ms"): 1e3 * value for name, value in numbers.items()}
-    derived |= {name.replace("bytes", "MB"): value / 1e6 for name, value in numbers.items()}
+    figures = {name: value for name, value in row.items() if isinstance(value, int | float)}
+    derived = {name.replace("seconds", "ms"): 1e3 * value for name, value in figures.items()}
+    derived |= {name.replace("bytes", "MB"): value / 1e6 for name, value in figures.items()}
     try:
         return form.format(**{**derived, **row})
     except (KeyError, TypeError):

@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import Row, as_script, finish, options, positive
-from benchmarks.vectors import Floats, features, fit_faiss, read_pixels
+from benchmarks.common import (
+    Row,
+    as_script,
+    finish,
+    import_rival,
+    options,
+    positive,
+    read_images,
+)
+from hrvqvae.config import DataConfig
+from hrvqvae.models.perceptual import EFFICIENTNET, EfficientNetDistance, perceptual_distance
 from hrvqvae.quantize.layer import TreeVQ
 
 T = TypeVar("T")
+Floats = NDArray[np.float32]
 Codes = NDArray[np.int64]
 
 NEIGHBOURS = 10
@@ -27,6 +37,35 @@ QUERIES = 1_000
 _SLICE = 50_000
 _DIM = 64
 _CENTRES = 64
+_ALL_POINTS = 10**9  # per codeword; faiss's default is 256
+
+
+def features() -> Floats:
+    """Return the features (N, 320) of efficientnet-lite0 for the training images of CIFAR10."""
+    network = perceptual_distance(EFFICIENTNET)
+    assert isinstance(network, EfficientNetDistance)
+    images = read_images(DataConfig(dataset="cifar10", size=32, channels=3), split="train")
+    with torch.no_grad():
+        return torch.cat([network.pooled(part / 255) for part in torch.split(images, 250)]).numpy()
+
+
+def fit_residual(vectors: Floats, bits: int, levels: int, seed: int) -> Callable[[], Codes]:
+    """Fit faiss's residual k-means; return the function that encodes the vectors. Raises
+    InputError.
+    """
+    faiss = import_rival("faiss")
+    faiss.omp_set_num_threads(1)
+    quantizer: Any = faiss.ResidualQuantizer(vectors.shape[1], levels, bits)
+    quantizer.cp.seed = seed + 1
+    quantizer.cp.max_points_per_centroid = _ALL_POINTS
+    quantizer.max_beam_size = 1
+    quantizer.train(vectors)
+
+    def encode() -> Codes:
+        codes: Codes = faiss.unpack_bitstrings(quantizer.compute_codes(vectors), levels, bits)
+        return codes.astype(np.int64)
+
+    return encode
 
 
 def synthetic(count: int) -> Floats:
@@ -108,22 +147,20 @@ def bench_ids(vectors: Floats, codewords: int, levels: int, passes: int, seed: i
     codes = timed(spent, "encode_seconds", lambda: tree.encode(vectors))
 
     # items that share their indices move
-    given: Row = {}
-    unique = timed(given, "unique_seconds", lambda: tree.unique_indices(vectors))
-    given["moved"] = float((codes != unique).any(1).double().mean())
+    moving: Row = {}
+    unique = timed(moving, "unique_seconds", lambda: tree.unique_indices(vectors))
+    moving["moved"] = float((codes != unique).any(1).double().mean())
     added = measure_error(tree, vectors, unique) / measure_error(tree, vectors, codes)
-    given["added"] = added - 1
+    moving["added"] = added - 1
 
     # residual k-means
     theirs: Row = {}
     bits = codewords.bit_length() - 1
-    encode = timed(
-        theirs, "fit_seconds", lambda: fit_faiss(vectors, seed, bits=bits, levels=levels, beam=1)
-    )
-    their_codes = timed(theirs, "encode_seconds", lambda: encode(vectors)[0])
+    encode = timed(theirs, "fit_seconds", lambda: fit_residual(vectors, bits, levels, seed))
+    their_codes = timed(theirs, "encode_seconds", encode)
     sides: dict[str, tuple[Codes, Row]] = {
         "TreeVQ": (codes.numpy(), spent),
-        "TreeVQ, unique": (unique.numpy(), given),
+        "TreeVQ, unique": (unique.numpy(), moving),
         "residual k-means": (their_codes, theirs),
     }
     return [
@@ -165,10 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if arguments.synthetic:
-        vectors = synthetic(arguments.synthetic)
-    else:
-        vectors = features(read_pixels("train", 50_000))
+    vectors = synthetic(arguments.synthetic) if arguments.synthetic else features()
     codewords, levels = arguments.size
     rows = list[Row]()
     for seed in arguments.seeds:

@@ -176,7 +176,7 @@ def read_chosen(folder: Folder) -> dict[str, Fields]:
 def study_depth(folder: Path) -> None:
     """Train the variants of 36 bits per position, then encode with every search."""
     settings = {_RATE: "0.003", _DECAY: "0.95"}
-    systems = {name: ("treevq-deep", "", {**settings, **own}) for name, own in DEPTH.items()}
+    systems = {name: ("treevq-deep", "", {**settings, **fields}) for name, fields in DEPTH.items()}
     comparison = make_comparison(systems, {}, DEPTH_STEPS, SEEDS)
     _stop(compare(comparison, folder, _say)[1])
     beams = Rows(folder / "beams.jsonl")
@@ -242,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         make_comparison(longest, chosen, LONGEST_STEPS, 1), out / "longest", _say
     )
     _stop(signal)
-    named = [{**row, "system": f"{row['system']}, {LONGEST_STEPS:,} steps"} for row in more]
-    draw_curves([*rows, *named], out / "steps.png")
+    longer = [{**row, "system": f"{row['system']}, {LONGEST_STEPS:,} steps"} for row in more]
+    draw_curves([*rows, *longer], out / "steps.png")
 
 
 if __name__ == "__main__":

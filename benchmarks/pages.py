@@ -64,8 +64,8 @@ def gain(folder: str, system: str, **wanted: str) -> str:
 
 def settings(trial: Row) -> str:
     """Return learning rate; decay; commitment."""
-    named = (trial.get(name) for name in ("learning_rate", "decay", "beta"))
-    return "; ".join(f"{float(value):g}" for value in named if value not in (None, "null"))
+    values = (trial.get(name) for name in ("learning_rate", "decay", "beta"))
+    return "; ".join(f"{float(value):g}" for value in values if value not in (None, "null"))
 
 
 def ladder(folder: str, system: str, field: str, values: Values, optimizer: str = "") -> str:
@@ -73,13 +73,13 @@ def ladder(folder: str, system: str, field: str, values: Values, optimizer: str 
     lines = dict[tuple[object, ...], dict[float, float]]()
     for path in (DATA / folder / "tuning" / "rows").glob(f"{system}-{optimizer}*.json"):
         trial = read(str(path))
-        others = tuple(
+        settings_but_field = tuple(
             trial.get(name)
             for name in ("optimizer", "learning_rate", "decay", "beta")
             if name != field
         )
         if trial.get(field, "null") != "null":
-            lines.setdefault(others, {})[float(trial[field])] = trial["validation_mse"]
+            lines.setdefault(settings_but_field, {})[float(trial[field])] = trial["validation_mse"]
     line = max(lines.values(), key=len, default={})
     assert line.keys() <= set(values)
     return (
@@ -195,11 +195,11 @@ class Table:
         order = sorted(self.rows.keys() - {without}, key=lambda name: mean(self.values(name)))
         place = order.index(system)
         cells = [
-            f"{self.change(system, other, 0)}, {self.holm(system, other)}"
-            for other in order[:place]
+            f"{self.change(system, rival, 0)}, {self.holm(system, rival)}"
+            for rival in order[:place]
         ]
         return " | ".join(
-            [*cells, "", *(self.least(system, other) for other in order[place + 1 :])]
+            [*cells, "", *(self.least(system, rival) for rival in order[place + 1 :])]
         )
 
     def least(self, first: str, second: str) -> str:
@@ -212,10 +212,10 @@ class Table:
         p = [self.corrected[pair] for pair in pairs]
         return f"p at least {shorten(min(p))}, {min(percents)}% to {max(percents)}% would show"
 
-    def extremes(self, system: str, *others: str) -> tuple[str, str]:
+    def extremes(self, system: str, *rivals: str) -> tuple[str, str]:
         """Return the least and the largest p of a system against others."""
-        found = [self.corrected[tuple(sorted((system, other)))] for other in others]
-        return shorten(min(found)), shorten(max(found))
+        p_values = [self.corrected[tuple(sorted((system, rival)))] for rival in rivals]
+        return shorten(min(p_values)), shorten(max(p_values))
 
 
 def read_table(folder: str) -> Table:
@@ -255,8 +255,8 @@ def measures(folder: str, system: str, place: int) -> str:
 
 def steps(folder: str, system: str) -> str:
     """Return the least and the most steps of a prior of a system, over seeds and levels."""
-    every: Any = where(f"{folder}/samples/rows.jsonl", "steps", what="samples", system=system)
-    return f"{min(map(min, every)):,} to {max(map(max, every)):,}"
+    all_steps: Any = where(f"{folder}/samples/rows.jsonl", "steps", what="samples", system=system)
+    return f"{min(map(min, all_steps)):,} to {max(map(max, all_steps)):,}"
 
 
 def sampled(folder: str, field: str, place: int | None, *systems: str) -> Table:
@@ -289,17 +289,17 @@ def efforts(model: str) -> str:
 def grid(positions: str, bits: int) -> tuple[float, float, int]:
     """Return mean, deviation and n of an error of docs/data/grids-cifar10."""
     pattern = rf"^{positions}, levels 1 to \d+, {bits} bits: (\S+) ± (\S+) \(n = (\d+)"
-    found = re.search(pattern, (DATA / "grids-cifar10" / "prefixes.txt").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1e4 * float(found[1]), 1e4 * float(found[2]), int(found[3])
+    match = re.search(pattern, (DATA / "grids-cifar10" / "prefixes.txt").read_text(), re.MULTILINE)
+    assert match is not None
+    return 1e4 * float(match[1]), 1e4 * float(match[2]), int(match[3])
 
 
 def grids(first: str, second: str, bits: int) -> str:
     """Return the difference of two grids at so many bits, and p."""
-    one = grid(first, bits)
-    other = grid(second, bits)
-    p = shorten(stats.ttest_ind_from_stats(*one, *other, equal_var=False).pvalue)
-    return f"{change(one[:1], other[:1], 0)}, p {p if '<' in p else '= ' + p}"
+    left = grid(first, bits)
+    right = grid(second, bits)
+    p = shorten(stats.ttest_ind_from_stats(*left, *right, equal_var=False).pvalue)
+    return f"{change(left[:1], right[:1], 0)}, p {p if '<' in p else '= ' + p}"
 
 
 def main() -> None:

@@ -118,9 +118,8 @@ class Adapter(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         vectors = latents.reshape(1, -1, latents.shape[-1]).float()
-        if (
-            vectors.device.type == "cpu" and not torch.compiler.is_compiling()
-        ):  # the check would wait for a GPU
+        # the check would wait for a GPU
+        if vectors.device.type == "cpu" and not torch.compiler.is_compiling():
             require_finite(vectors, ())
         with torch.autocast(latents.device.type, enabled=False):
             quantized, codes, losses = self._quantize(vectors)

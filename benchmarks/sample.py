@@ -149,14 +149,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of the plain sampler that are timed",
     )
     usual = [("hrvqvae/mnist", 1), ("hrvqvae/ffhq", 2)]
-    what = "that both samplers draw"
+    text = "that both samplers draw"
     parser.add_argument(
-        "--levels", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:LEVEL", help=what
+        "--levels", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:LEVEL", help=text
     )
     usual = [("hrvqvae/mnist", 1), ("hrvqvae/mnist", 64)]
-    what = "of which whole images are drawn"
+    text = "of which whole images are drawn"
     parser.add_argument(
-        "--images", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:BATCH", help=what
+        "--images", type=_parse_pair, nargs="*", default=usual, metavar="PRESET:BATCH", help=text
     )
     arguments = parser.parse_args(argv)
     rows = bench_sample(arguments.levels, arguments.images, arguments.rounds, arguments.positions)

@@ -64,9 +64,8 @@ class Method:
     run: Callable[[Tensor], Tensor]  # returns the leaves of vectors
     distances: int  # per vector
     full_matrix: bool  # whether it makes a matrix of vectors by codewords
-    books: (
-        Sequence[Tensor] | None
-    )  # None if the method has codebooks of its own, and is not checked
+    # None if the method has codebooks of its own, and is not checked
+    books: Sequence[Tensor] | None
 
 
 def make_problem(
@@ -119,9 +118,8 @@ def _search_chunk(
         least, best = costs.topk(min(kept + 1, costs.shape[1]), largest=False)
         if least.shape[1] > kept:
             gap = (least[:, kept] - least[:, kept - 1]) / least[:, kept]
-            margin = torch.minimum(
-                margin, gap.nan_to_num(0.0)
-            )  # 0 / 0: two codewords equal the vector
+            # 0 / 0: two codewords equal the vector
+            margin = torch.minimum(margin, gap.nan_to_num(0.0))
         best = best[:, :kept]
         parents = best // size
         before = before[rows, parents] + weight * distances[rows, best]

@@ -22,11 +22,9 @@ from PIL import Image
 from hrvqvae.config.presets import get
 from hrvqvae.data.loading import load_images
 
-SIZE, CROPS, LEAST = (
-    32,
-    40,
-    200,
-)  # crops of each photograph; a picture with a shorter side is an icon
+SIZE = 32
+CROPS = 40  # of each photograph
+LEAST = 200  # pixels; a picture with a shorter side is an icon
 
 
 def pictures(folder: Path) -> Iterator[Image.Image]:

@@ -37,14 +37,14 @@ on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", 
 
 
 def same(
-    one: Mapping[str, Tensor] | Sequence[Tensor], other: Mapping[str, Tensor] | Sequence[Tensor]
+    left: Mapping[str, Tensor] | Sequence[Tensor], right: Mapping[str, Tensor] | Sequence[Tensor]
 ) -> bool:
     """Return whether two states, or two sequences of tensors, are equal bit for bit."""
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(
-            torch.equal(value, other[name]) for name, value in one.items()
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(
+            torch.equal(value, right[name]) for name, value in left.items()
         )  # type: ignore[union-attr,call-overload]
-    return len(one) == len(other) and all(map(torch.equal, one, other))
+    return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from tests.conftest import do, drawn_digits, write_mnist
 Cut = tuple[str, str]  # a pattern in a command, and its replacement
 
 
-def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist") -> None:
-    write_mnist(root / name, 120, 60, size=28)
+def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(root / "mnist", 120, 60, size=28)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
@@ -27,9 +27,7 @@ def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "mnist"
 def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "cifar10"
     folder.mkdir(parents=True)
-    for seed, name in enumerate(
-        [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    ):
+    for seed, name in enumerate([*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]):
         grey, labels = drawn_digits(60, seed, size=32)
         tint = np.random.default_rng(seed).integers(80, 256, (60, 3, 1, 1))
         planes = (grey[:, None] * tint // 255).astype(np.uint8).reshape(60, -1)

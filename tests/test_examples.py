@@ -18,8 +18,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def test_audio_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
     text = (EXAMPLES / "audio_autoencoder.py").read_text()
-    cut, number = re.subn(r"^STEPS, BATCH = .*$", "STEPS, BATCH = 3, 4", text, flags=re.MULTILINE)
-    assert number == 1
+    cut, count = re.subn(r"^STEPS, BATCH = .*$", "STEPS, BATCH = 3, 4", text, flags=re.MULTILINE)
+    assert count == 1
     names: dict[str, object] = {}
     exec(compile(cut, "audio_autoencoder.py", "exec"), names)
     printed = capsys.readouterr().out
@@ -43,8 +43,8 @@ def test_the_notebook(tmp_path: Path) -> None:
     shown = [kinds(cell) for cell in code]
     for cell in code:
         cell.outputs = []
-    code[0].source, number = re.subn(r"^STEPS = \d+", "STEPS = 2", code[0].source)
-    assert number == 1
+    code[0].source, count = re.subn(r"^STEPS = \d+", "STEPS = 2", code[0].source)
+    assert count == 1
     nbformat.write(notebook, tmp_path / "start.ipynb")
     # a process of its own: the client leaves sockets open, which a later test would be blamed for
     subprocess.run(
@@ -54,7 +54,7 @@ def test_the_notebook(tmp_path: Path) -> None:
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [kinds(cell) for cell in code] == shown
     printed = "".join(
-        one.text for cell in code for one in cell.outputs if one.output_type == "stream"
+        output.text for cell in code for output in cell.outputs if output.output_type == "stream"
     )
     assert "3 of 3 levels: " in printed
     assert "step 2  test MSE" in printed
@@ -63,9 +63,9 @@ def test_the_notebook(tmp_path: Path) -> None:
 
 def kinds(cell: Any) -> set[str]:
     return {
-        "text" if one.output_type == "stream" else "picture"
-        for one in cell.outputs
-        if "text/html" not in one
+        "text" if output.output_type == "stream" else "picture"
+        for output in cell.outputs
+        if "text/html" not in output
     }
 
 

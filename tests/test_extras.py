@@ -114,7 +114,7 @@ def test_a_missing_extra_is_one_line_before_anything_is_written(
 def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
     required = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
     base = set().union(*map(modules_of, required))
-    found = set()
+    imported = set()
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -123,17 +123,17 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
                 if isinstance(node, ast.ImportFrom) and node.module and not node.level
                 else []
             )
-            found |= {name.partition(".")[0] for name in names}
-    others = found - set(sys.stdlib_module_names) - base - {"hrvqvae"}
+            imported |= {name.partition(".")[0] for name in names}
+    packages = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
-    assert others <= brought, (
-        f"{sorted(others - brought)} are imported, but neither required nor in an extra"
+    assert packages <= brought, (
+        f"{sorted(packages - brought)} are imported, but neither required nor in an extra"
     )
-    assert "matplotlib" in others, "and not required"
-    named = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
+    assert "matplotlib" in packages, "and not required"
+    extras = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert (
         set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"}
-        == named
+        == extras
     )
 
 
@@ -151,9 +151,8 @@ assert main(["reconstruct", "mnist", "x.png", "-o", "sheet.png"]) == 0
 
 def run(*command: object, cwd: Path, **more: str) -> str:
     environment = {**os.environ, **more}
-    environment.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # setuptools would say that it compiles nothing
+    # setuptools would say that it compiles nothing
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [*map(str, command)],
         cwd=cwd,
@@ -230,13 +229,11 @@ def test_the_wheel_works_outside_of_the_repository(built: Path, tmp_path: Path) 
         wheel,
         cwd=elsewhere,
     )
-    for path in (ROOT / "src").rglob(
-        "*.nbc"
-    ):  # compiled from these very sources, by which it is known
+    # compiled from these very sources, by which it is known
+    for path in (ROOT / "src").rglob("*.nbc"):
         copy = site / path.relative_to(ROOT / "src")
-        with suppress(
-            FileNotFoundError
-        ):  # of a folder that is no more, or compiled anew by another process
+        # of a folder that is no more, or compiled anew by another process
+        with suppress(FileNotFoundError):
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(path, copy)
     write_picture(elsewhere / "x.png", 1, (28, 28), "L")

@@ -30,9 +30,9 @@ def test_images_as_python_has_them(model: Model, images: torch.Tensor, tmp_path:
     for path, picture in zip(paths, pictures, strict=True):
         picture.save(path)
     expected = model.encode(images, stacked=True)
-    for given in (pictures, paths, [*map(str, paths)], images.permute(0, 2, 3, 1).numpy()):
-        assert torch.equal(model.encode(given, stacked=True), expected)
-        assert model.compress(given) == model.compress(images)
+    for form in (pictures, paths, [*map(str, paths)], images.permute(0, 2, 3, 1).numpy()):
+        assert torch.equal(model.encode(form, stacked=True), expected)
+        assert model.compress(form) == model.compress(images)
     for single in (pictures[0], paths[0], images[0], images[0, 0].numpy()):
         assert torch.equal(model.encode(single, stacked=True), expected[:1])
     assert torch.equal(hrvqvae.read_image(paths[0]), images[0])

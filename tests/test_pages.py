@@ -126,12 +126,8 @@ def test_a_guide(page: str) -> None:
         ]:
             subprocess.run(words, check=True) if words[0] == "tar" else run(words, (*CUTS, *FEWER))
     if page == "docs/start.md":
-        assert (
-            names["digits"].shape
-            == names["images"].shape
-            == names["coarse"].shape
-            == (4, 1, 28, 28)
-        )
+        shapes = {names[name].shape for name in ("digits", "images", "coarse")}
+        assert shapes == {(4, 1, 28, 28)}
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
@@ -247,18 +243,14 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     for line in re.findall(
         r"^(?:\$ )?hrvqvae ([a-z].*)", page.read_text().replace("\\\n", " "), re.MULTILINE
     ):
-        if page.parent.name == "docs" and not line.startswith(
-            ("turns ", "needs ", "cifar10 ")
-        ):  # prose and tables
+        # prose and tables
+        if page.parent.name == "docs" and not line.startswith(("turns ", "needs ", "cifar10 ")):
             _parser().parse_args(
                 split_fields(shlex.split(line.partition(" > ")[0], comments=True))[0]
             )
     for name in re.findall(r"`([a-z_]+/[\w/]*\w\.py)`", text):
-        assert (
-            "binary_codes" in name
-            or (ROOT / "src" / "hrvqvae" / name).exists()
-            or (ROOT / name).exists()
-        ), name
+        places = (ROOT / "src" / "hrvqvae" / name, ROOT / name)
+        assert "binary_codes" in name or any(place.exists() for place in places), name
 
 
 def test_figures_are_those_of_the_rows() -> None:
@@ -270,19 +262,9 @@ def test_figures_are_those_of_the_rows() -> None:
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(
     tmp_path: Path,
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--keep-going",
-        "--quiet",
-        "-b",
-        "html",
-    ]
-    done = subprocess.run(
-        [*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    options = ["-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
+    command = [sys.executable, *options, str(ROOT / "docs"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "class_name" in (tmp_path / "api.html").read_text(), "signatures are read from the code"
     loads = r"<(?:script|img|iframe)[^>]*\ssrc=\"(?:https?:)?//|<link[^>]*\shref=\"(?:https?:)?//"

@@ -123,8 +123,8 @@ def check_contract() -> None:
     assert codes.shape == (2, 8, 8)
     assert 0 <= codes.min() <= codes.max() < 64
     signs = model.autoencoder.latents(images) > 0
-    number = sum(signs[..., bit].long() << bit for bit in range(6))
-    assert torch.equal(codes, number), "the code is not the signs' number"
+    signed = sum(signs[..., bit].long() << bit for bit in range(6))
+    assert torch.equal(codes, signed), "the code is not the signs' number"
     assert torch.equal(model.autoencoder.quantizer.lookup((codes,)) > 0, signs), (
         "the code does not give its signs back"
     )

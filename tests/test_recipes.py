@@ -71,9 +71,9 @@ def recorded(folder: Path) -> list[list[str]]:
     return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("number", ["11", "14", "15"])
+@pytest.mark.parametrize("figure_name", ["11", "14", "15"])
 def test_a_figure_from_data_to_its_sheet(
-    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    figure_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index in range(24):
         write_picture(
@@ -83,25 +83,24 @@ def test_a_figure_from_data_to_its_sheet(
         )
     drawn_mnist(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
-    small = "" if number == "15" else " --model.stride 8 --data.size 32 --data.split hash"
-    arguments = {"11": ["images"], "14": ["images", "birds"], "15": []}[number]
+    small = "" if figure_name == "15" else " --model.stride 8 --data.size 32 --data.split hash"
+    arguments = {"11": ["images"], "14": ["images", "birds"], "15": []}[figure_name]
     fields = f"{SMALL} {SMALL_PRIOR} {PIXELSNAIL} --data.workers 0{small}"
-    done = recipe("figure", tmp_path, number, *arguments, "0.02", fields=fields)
+    done = recipe("figure", tmp_path, figure_name, *arguments, "0.02", fields=fields)
     assert done.returncode == 0, done.stderr
     commands = recorded(tmp_path)
     stopped = [words for words in commands if words[1] in ("data", "train")]
-    for steps, several in (
-        (1, stopped),
-        (2, commands),
-        (3, commands[-1:]),
-    ):  # it goes on, and draws the sheet again
+    # it goes on, and draws the sheet again
+    for steps, several in ((1, stopped), (2, commands), (3, commands[-1:])):
         for words in several:
             replay(cut(words, [("--max-minutes 0.02", f"--max-steps {steps}")]))
     folder, name = (
-        ("figure-14-images", "figure-14-birds") if number == "14" else (f"figure-{number}",) * 2
+        ("figure-14-images", "figure-14-birds")
+        if figure_name == "14"
+        else (f"figure-{figure_name}",) * 2
     )
     sheet = tmp_path / "runs" / folder / f"{name}.png"
-    assert done.stdout == f"figure {number}: {sheet.relative_to(tmp_path)}\n"
+    assert done.stdout == f"figure {figure_name}: {sheet.relative_to(tmp_path)}\n"
     assert read_image(sheet, 3).shape[2] > 4 * 28
 
 
@@ -126,8 +125,8 @@ def test_other_figures_and_usage(tmp_path: Path) -> None:
             "there is no class birdd" if "birdd" in arguments else "recipes/figure 11 DATA"
         ) in done.stderr
         assert not (tmp_path / "record").exists()
-    for number in ("12", "13"):
-        assert recipe("figure", tmp_path, number, "images").returncode == 0
+    for name in ("12", "13"):
+        assert recipe("figure", tmp_path, name, "images").returncode == 0
     presets_used = [words[2] for words in recorded(tmp_path) if words[1] == "train"]
     assert presets_used == ["vqvae2/ffhq", "vqgan/ffhq"]
 
@@ -153,10 +152,8 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             r"^(hrvqvae train treevq-deep/cifar10 .*)",
             r"\1 --model.stride 8 --model.residual_blocks 1",
         ),
-        (
-            r" --prior.(training.batch_size|network.(hidden_units|layers|dropout)) [^\0]+",
-            "",
-        ),  # a field may be given once
+        # a field may be given once
+        (r" --prior.(training.batch_size|network.(hidden_units|layers|dropout)) [^\0]+", ""),
         (r"^(hrvqvae train-prior .*)", rf"\1 {SMALL_PRIOR} {fields}"),
     ]
     for words in recorded(tmp_path):
@@ -300,8 +297,10 @@ def test_the_error_of_prefixes(
         lines[2]
         == f"one, levels 1 to 3, {bits[2]:.0f} bits: {report.mse:.3e} ± 0.0e+00 (n = 2, p 1)"
     )
-    for line, level, some, one in zip(lines[3:], (1, 2, 3), bits, report.levels, strict=True):
-        assert line == f"two, levels 1 to {level}, {some:.0f} bits: {one.mse:.3e}"
+    for line, level, level_bits, level_report in zip(
+        lines[3:], (1, 2, 3), bits, report.levels, strict=True
+    ):
+        assert line == f"two, levels 1 to {level}, {level_bits:.0f} bits: {level_report.mse:.3e}"
     with pytest.raises(SystemExit):
         figure("prefixes", tmp_path / "elsewhere", "-o", tmp_path / "figure.png")
     assert "no runs" in capsys.readouterr().err
@@ -319,6 +318,6 @@ def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
     )
     moved = (images * 0.9 + 0.01).clamp(0, 1)
     nearest = runpy.run_path(str(RECIPES / "figures" / "nearest.py"))["nearest_training_images"]
-    found, errors = nearest(moved, config)
-    assert torch.equal(found, images)
+    neighbours, errors = nearest(moved, config)
+    assert torch.equal(neighbours, images)
     assert errors == pytest.approx((moved - images).square().flatten(1).mean(1).tolist(), rel=1e-3)

@@ -191,8 +191,8 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
         },
     }
     models = {
-        name: dataclasses.replace(SYSTEMS.get(name).config, **network, **own)
-        for name, own in fields.items()
+        name: dataclasses.replace(SYSTEMS.get(name).config, **network, **changes)
+        for name, changes in fields.items()
     }
     configs = {
         name: dataclasses.replace(tree, name=f"{name}/mnist", model=model)

@@ -23,8 +23,8 @@ def main() -> None:
     """Write the file."""
     images = load_images(get("treevq/cifar10").config.data, "test")
     labels, codec, examples = np.asarray(images.labels), Avif(), []
-    for number, name in enumerate(CLASSES):
-        row = int(np.flatnonzero(labels == number)[3])
+    for label, name in enumerate(CLASSES):
+        row = int(np.flatnonzero(labels == label)[3])
         picture = Image.fromarray(np.asarray(images.pixels[row]).transpose(1, 2, 0))
         stream = io.BytesIO()
         picture.save(stream, "PNG", optimize=True)

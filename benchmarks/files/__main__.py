@@ -64,7 +64,7 @@ class FilesCompared:
     def ahead(self) -> dict[str, list[Row]]:
         """Title of each trained model -> `curves.against` all other curves."""
         return {
-            curve.title: against(curve, [other for other in self.curves if other is not curve])
+            curve.title: against(curve, [rival for rival in self.curves if rival is not curve])
             for curve in self.curves
             if curve.learned
         }
@@ -164,8 +164,8 @@ def rows_at_equal_bytes(
             if chosen is None:
                 continue
             files = [
-                codec.encode(images[at : at + 1], codec.settings[one])[0]
-                for at, one in enumerate(chosen)
+                codec.encode(images[at : at + 1], codec.settings[setting])[0]
+                for at, setting in enumerate(chosen)
             ]
             size = curve.sizes[chosen, np.arange(len(chosen))].mean()
             caption = (
@@ -232,16 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "(in brackets): not every byte that a reader needs is counted; model: what it needs beside"
         " the file"
     )
-    for way, title in (
-        (
-            "within",
-            (
-                "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in"
-                " the mean"
-            ),
+    titles = {
+        "within": (
+            "PSNR, dB, of the mean squared error: fixed settings, so many bytes per image in"
+            " the mean"
         ),
-        ("fitted", "PSNR: so many bytes at most for each image, its setting chosen for it"),
-    ):
+        "fitted": "PSNR: so many bytes at most for each image, its setting chosen for it",
+    }
+    for way, title in titles.items():
         print(f"\n{title}")
         reached = {
             f"{budget} B": f"{{{way}[{place}]:.2f}}"
@@ -258,14 +256,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     for title, rows in compared.ahead().items():
         print(f"\n{title}: dB above (below: -) the others at the same mean bytes")
-        beside = {f"- {other}": f"{{ahead_of[{other}]:+.2f}}" for other in rows[0]["ahead_of"]}
-        own = {
+        columns = {
             "setting": "{setting}",
             "bytes": "{bytes:.1f}",
             "PSNR": "{psnr:.2f}",
             "SSIM": "{ssim:.3f}",
         }
-        show(rows, {**own, **beside})
+        columns |= {f"- {rival}": f"{{ahead_of[{rival}]:+.2f}}" for rival in rows[0]["ahead_of"]}
+        show(rows, columns)
 
 
 if __name__ == "__main__":

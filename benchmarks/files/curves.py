@@ -112,22 +112,20 @@ class Curve:
 
     @property
     def hull(self) -> list[int]:
-        """Numbers of the settings that neither another nor a mixture of two others beats, the
-        smallest files first.
-
-        They are the lower convex hull, from the smallest size to the least error.
+        """Indices of the settings that no setting and no mixture of two beats, the smallest files
+        first: the lower convex hull.
         """
         points = list(zip(self.sizes.mean(1).tolist(), self.errors.mean(1).tolist(), strict=True))
         hull: list[int] = []
-        for number in sorted(range(len(points)), key=points.__getitem__):
-            point = points[number]
+        for index in sorted(range(len(points)), key=points.__getitem__):
+            point = points[index]
             if hull and point[1] >= points[hull[-1]][1]:
                 continue
             while len(hull) > 1 and _slope(points[hull[-2]], points[hull[-1]]) >= _slope(
                 points[hull[-2]], point
             ):
                 hull.pop()
-            hull.append(number)
+            hull.append(index)
         return hull
 
     def within(self, budget: float) -> float | None:
@@ -154,15 +152,13 @@ class Curve:
         image.
         """
         chosen = self.chosen(budget)
-        return (
-            None
-            if chosen is None
-            else psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
-        )
+        if chosen is None:
+            return None
+        return psnr(float(self.errors[chosen, np.arange(len(chosen))].mean()))
 
 
-def _slope(one: tuple[float, float], other: tuple[float, float]) -> float:
-    return (other[1] - one[1]) / (other[0] - one[0]) if other[0] > one[0] else -math.inf
+def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0]) if right[0] > left[0] else -math.inf
 
 
 def measure(codec: FileCodec, images: Images) -> list[Curve]:
@@ -205,34 +201,34 @@ def _batches(images: Images) -> list[Images]:
     return [images[at : at + _BATCH] for at in range(0, len(images), _BATCH)]
 
 
-def squared_errors(images: Images, others: Images) -> Floats:
+def squared_errors(images: Images, decoded: Images) -> Floats:
     """(N,) mean squared errors in [0, 1]."""
-    errors: Floats = ((images.astype(np.float64) - others) ** 2).mean((1, 2, 3)) / 255**2
+    errors: Floats = ((images.astype(np.float64) - decoded) ** 2).mean((1, 2, 3)) / 255**2
     return errors
 
 
-def _similarities(images: Images, others: Images) -> Floats:
-    one, other = (
-        torch.from_numpy(np.ascontiguousarray(some)).float() / 255 for some in (images, others)
-    )
-    found = structural_similarity_index_measure(other, one, data_range=1.0, reduction="none")
-    assert isinstance(found, torch.Tensor)
-    return found.double().reshape(-1).numpy()
+def _similarities(*pair: Images) -> Floats:
+    """(N,) SSIM of images and decoded images."""
+    target, preds = (torch.from_numpy(np.ascontiguousarray(part)).float() / 255 for part in pair)
+    ssim = structural_similarity_index_measure(preds, target, data_range=1.0, reduction="none")
+    assert isinstance(ssim, torch.Tensor)
+    return ssim.double().reshape(-1).numpy()
 
 
-def against(curve: Curve, others: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The best settings of a curve (`Curve.hull`) beside what others reach with as many bytes, in
-    dB above them.
+def against(curve: Curve, rivals: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The best settings of a curve (`Curve.hull`) beside what rivals reach with as many bytes.
 
     Returns:
-        Rows with setting, bytes, psnr, ssim and ahead_of (title -> dB, or None where there is none
-        so small).
+        Rows with setting, bytes, psnr, ssim and ahead_of (dB above each rival by title, or None
+        where it has no file so small).
     """
     rows = []
     points = curve.points
-    for number in curve.hull:
-        point = points[number]
-        found = {other.title: other.within(point.bytes) for other in others}
-        ahead = {title: None if one is None else point.psnr - one for title, one in found.items()}
-        rows.append({"setting": curve.settings[number], **vars(point), "ahead_of": ahead})
+    for index in curve.hull:
+        point = points[index]
+        ahead = dict[str, float | None]()
+        for rival in rivals:
+            reached = rival.within(point.bytes)
+            ahead[rival.title] = None if reached is None else point.psnr - reached
+        rows.append({"setting": curve.settings[index], **vars(point), "ahead_of": ahead})
     return rows

@@ -153,11 +153,8 @@ def frame_bytes(file: bytes) -> int:
     return sum(len(body) for kind, body in _obus(media) if kind in _FRAMES)
 
 
-_FRAMES = (
-    3,
-    4,
-    6,
-)  # OBU_FRAME_HEADER, OBU_TILE_GROUP, OBU_FRAME (AV1 bitstream specification, 6.2.2)
+# OBU_FRAME_HEADER, OBU_TILE_GROUP, OBU_FRAME (AV1 bitstream specification, 6.2.2)
+_FRAMES = (3, 4, 6)
 
 
 def _boxes(file: bytes) -> Iterator[tuple[bytes, bytes]]:

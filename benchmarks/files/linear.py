@@ -8,9 +8,11 @@ seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product, starmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +35,9 @@ _PER_VALUE = 5
 
 def to_blocks(images: Images, side: int) -> Images:
     """(N, C, Y, X) -> (N, blocks, C * side * side), row by row."""
-    number, channels, height, width = images.shape
-    cut = images.reshape(number, channels, height // side, side, width // side, side)
-    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(number, -1, channels * side * side)
+    count, channels, height, width = images.shape
+    cut = images.reshape(count, channels, height // side, side, width // side, side)
+    return cut.transpose(0, 2, 4, 1, 3, 5).reshape(count, -1, channels * side * side)
 
 
 def from_blocks(blocks: NDArray[np.generic], shape: Shape) -> NDArray[np.generic]:
@@ -72,16 +74,16 @@ class Components:
         order = np.random.default_rng(0)
         apart = np.arange(len(images)) % 5 == 4
 
-        def some(which: NDArray[np.bool_], most: int) -> Floats:
+        def draw(which: NDArray[np.bool_], most: int) -> Floats:
             blocks = to_blocks(images[which], side).reshape(-1, images.shape[1] * side * side)
             return _unit(blocks[order.permutation(len(blocks))[:most]])
 
-        vectors = some(~apart, _VECTORS)
+        vectors = draw(~apart, _VECTORS)
         mean = vectors.mean(0)
         vectors -= mean
         basis = np.linalg.eigh(vectors.T @ vectors / len(vectors))[1][:, ::-1].astype(np.float32)
         return cls(
-            side, mean, basis, np.matmul(some(apart, _COUNTED) - mean, basis, dtype=np.float32)
+            side, mean, basis, np.matmul(draw(apart, _COUNTED) - mean, basis, dtype=np.float32)
         )
 
 
@@ -106,18 +108,18 @@ class LinearSetting:
         largest + 1).
         """
         held_out = self.components.held_out
-        numbers = self.quantize(held_out)
-        largest = np.abs(numbers).max(0)
+        quantized = self.quantize(held_out)
+        largest = np.abs(quantized).max(0)
         middle = int(largest.max())
-        width = 2 * int(largest.max()) + 1
-        cells = (numbers + middle + np.arange(numbers.shape[1]) * width).ravel()
-        shape = (numbers.shape[1], width)
-        counts = np.bincount(cells, minlength=shape[0] * width).reshape(shape).astype(np.float64)
-        sums = np.bincount(cells, held_out.ravel(), shape[0] * width).reshape(shape)
-        values = np.arange(-middle, middle + 1) * self.step
-        decoded = np.where(counts > 0, sums / np.maximum(counts, 1), values).astype(np.float32)
+        shape = (len(largest), 2 * middle + 1)
+        cells = (quantized + middle + np.arange(shape[0]) * shape[1]).ravel()
+        counts = np.bincount(cells, minlength=math.prod(shape)).reshape(shape).astype(np.float64)
+        sums = np.bincount(cells, held_out.ravel(), math.prod(shape)).reshape(shape)
+        steps = np.arange(-middle, middle + 1)
+        means = sums / np.maximum(counts, 1)
+        decoded = np.where(counts > 0, means, steps * self.step).astype(np.float32)
         counts += _PRIOR_COUNT
-        used = np.abs(np.arange(-middle, middle + 1)) <= largest[:, None]
+        used = np.abs(steps) <= largest[:, None]
         total = np.where(used, counts, 0).sum(1, keepdims=True)
         return largest, np.where(used, np.log2(total / counts), np.inf), decoded
 
@@ -137,21 +139,21 @@ class Linear(FileCodec):
         Raises:
             InputError: they are too few, or can't be cut into blocks.
         """
-        number, channels, height, width = train.shape
+        count, channels, height, width = train.shape
         sides = [
             side
             for side in _SIDES
             if height % side == width % side == 0
-            and 0.8 * number * height * width >= _PER_VALUE * channels * side**4
+            and 0.8 * count * height * width >= _PER_VALUE * channels * side**4
         ]
         if not sides:
             raise InputError(
-                f"a linear transform can't be learned from {number} images of {width}x{height}"
+                f"a linear transform can't be learned from {count} images of {width}x{height}"
                 f" pixels: too few, or not to be cut into blocks of {_SIDES[0]} to {_SIDES[-1]};"
                 " leave it out with --no-linear"
             )
         components = [Components.learn(train, side) for side in sides[-2:]]
-        self.settings = tuple(LinearSetting(one, step) for one in components for step in steps)
+        self.settings = tuple(starmap(LinearSetting, product(components, steps)))
         self.counts = (Count("PCA, ideal codes", self.ideal_bytes, whole=False),)
 
     @property
@@ -162,27 +164,25 @@ class Linear(FileCodec):
         sizes = []
         for setting in self.settings:
             largest = setting.tables[0]
-            used = int((largest > 0).sum())
-            sizes.append(
-                2 * len(largest) * (used + 1) + 4 * int((2 * largest[largest > 0] + 1).sum())
-            )
+            used = largest[largest > 0]
+            sizes.append(2 * len(largest) * (len(used) + 1) + 4 * int((2 * used + 1).sum()))
         return max(sizes)
 
     def encode(self, images: Images, setting: LinearSetting) -> list[bytes]:
-        components, (largest, _, _) = setting.components, setting.tables
-        coefficients = (
-            _unit(to_blocks(images, components.side)) - components.mean
-        ) @ components.basis
-        numbers = setting.quantize(coefficients).clip(-largest, largest)
+        components = setting.components
+        largest = setting.tables[0]
+        blocks = _unit(to_blocks(images, components.side))
+        coefficients = (blocks - components.mean) @ components.basis
+        quantized = setting.quantize(coefficients).clip(-largest, largest).astype(np.int16)
         head = np.int16(self.settings.index(setting)).tobytes()
-        return [head + one.astype(np.int16).tobytes() for one in numbers]
+        return [head + image.tobytes() for image in quantized]
 
     def _read(self, file: bytes) -> tuple[LinearSetting, NDArray[np.int64]]:
         """Setting of a file, and the places of its numbers in the tables (blocks, D)."""
-        numbers = np.frombuffer(file, np.int16).astype(np.int64)
-        setting: LinearSetting = self.settings[numbers[0]]
+        values = np.frombuffer(file, np.int16).astype(np.int64)
+        setting: LinearSetting = self.settings[values[0]]
         largest = setting.tables[0]
-        return setting, numbers[1:].reshape(-1, len(largest)) + largest.max()
+        return setting, values[1:].reshape(-1, len(largest)) + largest.max()
 
     def ideal_bytes(self, file: bytes) -> float:
         """Length of the file in an ideal coder, in bytes, which need not be whole."""

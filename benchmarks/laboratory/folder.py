@@ -28,7 +28,7 @@ from torch import Tensor, empty
 from benchmarks.laboratory.instruments import Instruments, Row, Say
 from benchmarks.laboratory.systems import Case
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import flatten, schema, to_dict
+from hrvqvae.config import flatten, schema
 from hrvqvae.config.section import AUTO
 from hrvqvae.data.images import read_image, to_pil, write_image
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -168,12 +168,12 @@ def decide_case(case: Case, chosen: dict[str, str]) -> Case:
     The decisions of this machine are added to `chosen`.
     """
     # decisions of the first machine hold for all
-    before = dict(flatten(to_dict(case.config)))
-    known = {name: value for name, value in chosen.items() if before.get(name) == AUTO}
+    before = flatten(case.config)
+    decided = {name: value for name, value in chosen.items() if before.get(name) == AUTO}
 
     # what is still open is decided here
-    config = schema.decide_auto(case.config.replace(**known), "model", "training")
-    after = flatten(to_dict(config))
+    config = schema.decide_auto(case.config.replace(**decided), "model", "training")
+    after = flatten(config).items()
     chosen |= {name: value for name, value in after if before[name] == AUTO != value}
     return dataclasses.replace(case, config=config)
 
@@ -239,8 +239,8 @@ def describe_machine() -> Row:
     lines = cpu.read_text().splitlines() if cpu.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(
+    described = subprocess.run(
         command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
     )
     machine = f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
-    return {"machine": machine, "commit": found.stdout.strip()}
+    return {"machine": machine, "commit": described.stdout.strip()}

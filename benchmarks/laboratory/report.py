@@ -51,11 +51,11 @@ def compare(comparison: Comparison, out: Path, say: Say = print) -> tuple[list[R
     return rows, signal
 
 
-def group_rows(rows: Sequence[Row], by: str = "system") -> dict[str, list[Row]]:
+def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each system, in the order of their first rows."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row[by], []).append(row)
+        groups.setdefault(row["system"], []).append(row)
     return groups
 
 
@@ -80,13 +80,13 @@ def _format_cell(name: str, rows: Sequence[Row]) -> str:
     return text if len(values) == len(rows) else f"{text} (n={len(values)})"
 
 
-def compare_pairs(rows: Sequence[Row], by: str = "system") -> str:
+def compare_pairs(rows: Sequence[Row]) -> str:
     """Return a table of all pairs of systems with several seeds: difference of the MSE, and p.
 
     The p-values are two-sided, of Welch's t-test, without and with Holm's correction for the number
     of pairs.
     """
-    errors = {name: [row["mse"] for row in group] for name, group in group_rows(rows, by).items()}
+    errors = {name: [row["mse"] for row in group] for name, group in group_rows(rows).items()}
     repeated = [name for name, values in errors.items() if len(values) > 1]
 
     # Holm: the k-th smallest of n p-values times n - k + 1, and never below one before it

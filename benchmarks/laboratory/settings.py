@@ -19,7 +19,7 @@ from benchmarks.laboratory.folder import Folder, decide_case, run_cases
 from benchmarks.laboratory.instruments import Row, Say, Validation
 from benchmarks.laboratory.systems import Case, Comparison
 from hrvqvae.config.parsing import override
-from hrvqvae.config.section import flatten, to_dict
+from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
 
 Settings = tuple[tuple[str, str], ...]
@@ -116,7 +116,7 @@ class Search:
     def start(self) -> Settings:
         """The fields to search, at the preset's values."""
         fixed = self.comparison.fields_of(self.system)
-        values = dict(flatten(to_dict(self.comparison.config(self.system, SEED))))
+        values = flatten(self.comparison.config(self.system, SEED))
         names = [name for name in (_OPTIMIZER, *LADDERS) if name in values and name not in fixed]
         return tuple(
             (name, "null" if values[name] is None else str(values[name])) for name in names

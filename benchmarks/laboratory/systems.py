@@ -14,8 +14,8 @@ from hrvqvae.config import Config, ModelConfig, presets
 from hrvqvae.config.model import CodebookConfig
 from hrvqvae.config.parsing import RESULT_FREE, override
 from hrvqvae.config.registry import RIVALS
-from hrvqvae.config.schema import STAGES, default_config
-from hrvqvae.config.section import to_leaves
+from hrvqvae.config.schema import TRAINING_SECTIONS, default_config
+from hrvqvae.config.section import flatten
 from hrvqvae.utils.errors import InputError
 
 _SECTIONS = ("data", "model", "training", "prior")
@@ -37,18 +37,17 @@ def digest_of(config: Config, *sections: str) -> str:
     adds fields.
     """
     kinds = {"model.system": config.model.system, "prior.network.kind": config.prior.network.kind}
-    default = to_leaves(default_config(*kinds.values()))
+    default = flatten(default_config(*kinds.values()))
     left_out = {
         "data.root",
         "data.workers",
-        *(f"{stage}.{name}" for stage in STAGES for name in RESULT_FREE),
+        *(f"{stage}.{name}" for stage in TRAINING_SECTIONS for name in RESULT_FREE),
     }
-    left_out.remove(
-        "prior.training.evaluate_every"
-    )  # the best state of a prior is chosen among the evaluated states
+    # the best state of a prior is chosen among the evaluated states
+    left_out.remove("prior.training.evaluate_every")
     values = {
         name: value
-        for name, value in to_leaves(config).items()
+        for name, value in flatten(config).items()
         if name.split(".")[0] in sections
         and name not in left_out
         and (name in kinds or value != default[name])

@@ -35,7 +35,7 @@ from hrvqvae.config.parsing import from_file
 from hrvqvae.data.images import decode_image
 from hrvqvae.data.loading import load_images, open_whole
 from hrvqvae.model import Model
-from hrvqvae.tokens.shards import Plan, find_shards
+from hrvqvae.tokens.shards import Plan, find_shards, read_rows
 from hrvqvae.training.loggers import MetricsLog
 from hrvqvae.utils.errors import InputError
 
@@ -414,7 +414,7 @@ def _of_file(path: Path) -> Parts:
 def _of_shards(path: Path) -> Parts:
     shards = find_shards(path.parent)
     found = Parts()
-    for rows in shards.read_rows(2):
+    for rows in read_rows(shards.paths, 2):
         for place, key in enumerate(rows.keys):
             found[key] = digest(
                 [rows.labels[place], rows.sizes[place], [one[place] for one in rows.codes]]

@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="N",
         help="draw N images per class (default: 8)",
     )
-    what = "above 1, draw images more typical of their class (default: 1)"
-    parser.add_argument("--guidance", type=parse_guidance, default=1.0, metavar="W", help=what)
+    text = "above 1, draw images more typical of their class (default: 1)"
+    parser.add_argument("--guidance", type=parse_guidance, default=1.0, metavar="W", help=text)
     parser.add_argument("--seed", type=int, default=0, metavar="S")
     arguments = parser.parse_args(argv)
     try:

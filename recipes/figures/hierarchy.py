@@ -300,8 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "-o", "--out", required=True, type=Path, metavar="FIG.png", help="PNG or SVG"
     )
     place = parser.add_mutually_exclusive_group()
-    what = "quantize the latent at row Y, column X of the first test image"
-    place.add_argument("--position", nargs=2, type=int, metavar=("Y", "X"), help=what)
+    text = "quantize the latent at row Y, column X of the first test image"
+    place.add_argument("--position", nargs=2, type=int, metavar=("Y", "X"), help=text)
     place.add_argument(
         "--path",
         type=children,

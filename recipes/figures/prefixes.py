@@ -85,18 +85,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     of_first = next(iter(errors.values()))
     first = {round(bits): runs for bits, runs in zip(of_first[0], of_first[1].T, strict=True)}
-    for name, (every, runs) in errors.items():
+    for name, (all_bits, runs) in errors.items():
         for level, (bits, mean, around) in enumerate(
-            zip(every, runs.mean(axis=0), spread(runs), strict=True)
+            zip(all_bits, runs.mean(axis=0), spread(runs), strict=True)
         ):
             if np.isnan(mean):
                 continue  # levels that have no image of their own
             line = f"{name}, levels 1 to {level + 1}, {bits:.0f} bits: {mean:.3e}"
             if len(runs) > 1:
                 line += f" ± {around:.1e} (n = {len(runs)}"
-                other = first.get(round(bits), ())
-                if len(other) > 1:
-                    p = stats.ttest_ind(runs[:, level], other, equal_var=False).pvalue
+                first_runs = first.get(round(bits), ())
+                if len(first_runs) > 1:
+                    p = stats.ttest_ind(runs[:, level], first_runs, equal_var=False).pvalue
                     if np.isnan(p):  # sets of one and the same value
                         p = 1.0
                     line += f", p {p:.2g}"

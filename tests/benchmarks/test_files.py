@@ -50,18 +50,13 @@ from tests.conftest import drawn_digits
 def smooth_images(
     count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0
 ) -> np.ndarray:
+    """Return a slope and a disc in each channel."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
-    images = np.empty((count, channels, height, width), np.uint8)
-    for image in images:
-        slopes = generator.uniform(-100, 100, (channels, 2))
-        centre = generator.uniform(0.2, 0.8, 2)
-        disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < generator.uniform(0.02, 0.1)
-        for plane, (down, across) in zip(image, slopes, strict=True):
-            plane[:] = np.clip(
-                128 + down * y + across * x + disc * generator.uniform(-80, 80), 0, 255
-            )
-    return images
+    down, across, step = generator.uniform(-80, 80, (3, count, channels, 1, 1))
+    row, column = generator.uniform(0.2, 0.8, (2, count, 1, 1, 1))
+    disc = (y - row) ** 2 + (x - column) ** 2 < generator.uniform(0.02, 0.1, row.shape)
+    return (128 + down * y + across * x + disc * step).clip(0, 255).astype(np.uint8)
 
 
 KINDS = {WebP: "WEBP", Avif: "AVIF", Jpeg: "JPEG", JpegScan: "JPEG", JpegXL: "JXL"}
@@ -74,35 +69,16 @@ def test_by_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trained, "_LAMBDAS", ())
-    command = [
-        "mnist",
-        "--data",
-        str(mnist_root),
-        "--data.size",
-        "12",
-        "--formats",
-        "webp",
-        "jpeg",
-        "--images",
-        "2",
-    ]
+    options = f"--data {mnist_root} --data.size 12 --formats webp jpeg --images 2"
+    command = ["mnist", *options.split()]
     main([*command, "--json", "-o", str(tmp_path / "out")])
     report = json.loads(capsys.readouterr().out)
-    assert (report["images"], report["shape"], [*report["ahead"]]) == (
-        2,
-        [1, 12, 12],
-        ["hrvqvae mnist"],
-    )
-    assert [curve["title"] for curve in report["curves"]] == [
-        "hrvqvae mnist",
-        "WebP",
-        "JPEG",
-        "PCA, ideal codes",
-    ]
-    assert (report["curves"][2]["within"][0], report["curves"][2]["fitted"][0]) == (
-        None,
-        None,
-    ), "no JPEG is so small"
+    assert (report["images"], report["shape"]) == (2, [1, 12, 12])
+    assert [*report["ahead"]] == ["hrvqvae mnist"]
+    titles = [curve["title"] for curve in report["curves"]]
+    assert titles == ["hrvqvae mnist", "WebP", "JPEG", "PCA, ideal codes"]
+    jpeg = report["curves"][2]
+    assert (jpeg["within"][0], jpeg["fitted"][0]) == (None, None), "no JPEG is so small"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "sheet.png"]
     main([*command, "--no-linear", "--models"])
     assert "\nWebP " in capsys.readouterr().out
@@ -121,10 +97,8 @@ def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
         assert (opened.format, opened.height) == (KINDS[kind], shape[1] // setting.reduced)
         decoded = codec.decode(files, shape)
         assert (decoded.shape, decoded.dtype) == (images.shape, np.uint8)
-        errors[str(setting)], sizes[str(setting)] = (
-            squared_errors(images, decoded).mean(),
-            sum(map(len, files)),
-        )
+        errors[str(setting)] = squared_errors(images, decoded).mean()
+        sizes[str(setting)] = sum(map(len, files))
     assert sizes["quality 90 at 1/2 size"] < sizes["quality 90"]
     assert sizes["quality 5"] < sizes["quality 90"]
     assert errors["quality 90"] < min(errors["quality 5"], 1e-3)
@@ -133,9 +107,8 @@ def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
 
 def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
     (file,) = JpegScan(qualities=(40,), reductions=(1,)).encode(smooth_images(1), Setting(40))
-    scan = file[
-        file.rindex(b"\xff\xda") + 2 + 12 : -2
-    ]  # the header of a scan of three components has 12 bytes
+    # the header of a scan of three components has 12 bytes
+    scan = file[file.rindex(b"\xff\xda") + 2 + 12 : -2]
     assert scan_bytes(file) == len(scan)
     assert b"\xff" not in scan.replace(b"\xff\x00", b""), "no further marker"
     avif = Avif(qualities=(0, 30, 60))
@@ -148,7 +121,7 @@ def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
 def curve_of(
     sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True
 ) -> Curve:
-    names = tuple(f"setting {number}" for number in range(len(sizes)))
+    names = tuple(f"setting {index}" for index in range(len(sizes)))
     return Curve(title, whole, False, 0, names, sizes.astype(float), errors, 1 - 10 * errors)
 
 
@@ -202,13 +175,13 @@ def test_budgets_against_plain_searches(seed: int, count: int, images: int, budg
 
 def test_measured_is_what_torchmetrics_finds() -> None:
     images = smooth_images(6, 3, 16, 16)
-    whole, pixels = measure(Shaved(), images)
-    assert (whole.sizes == 769).all()
+    files, pixels = measure(Shaved(), images)
+    assert (files.sizes == 769).all()
     assert (pixels.sizes == 768).all()
-    assert (whole.whole, pixels.whole, whole.model_bytes) == (True, False, 7)
-    assert whole.points[0].psnr == math.inf
+    assert (files.whole, pixels.whole, files.model_bytes) == (True, False, 7)
+    assert files.points[0].psnr == math.inf
     originals = torch.from_numpy(images).float() / 255
-    for setting, point in zip(Shaved.settings[1:], whole.points[1:], strict=True):
+    for setting, point in zip(Shaved.settings[1:], files.points[1:], strict=True):
         shaved = torch.from_numpy(images >> setting << setting).float() / 255
         assert point.psnr == pytest.approx(
             float(PeakSignalNoiseRatio(data_range=1.0)(shaved, originals)), abs=1e-3
@@ -224,10 +197,8 @@ def test_a_curve_beside_others() -> None:
     poor = curve_of(np.array([[10], [120]]), np.array([[0.08], [0.08]]), "poor")
     ideal = curve_of(np.array([[1]]), np.array([[0.001]]), "ideal", whole=False)
     small, large = against(ours, [good, poor, ideal])
-    assert (small["setting"], large["setting"]) == (
-        "setting 1",
-        "setting 2",
-    ), "what others beat is left out"
+    settings = (small["setting"], large["setting"])
+    assert settings == ("setting 1", "setting 2"), "what others beat is left out"
     assert small["ahead_of"]["poor"] == pytest.approx(10 * math.log10(2))
     assert large["ahead_of"]["good"] == pytest.approx(10 * math.log10(2))
     assert small["ahead_of"]["good"] is None
@@ -264,17 +235,16 @@ def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
         for image, file in zip(images, codec.encode(images, setting), strict=True):
             bits = 0.0
             for block in to_blocks(image[None], components.side)[0]:
-                numbers = setting.quantize((block / 255 - components.mean) @ components.basis)
-                for column, number in zip(held_out.T, numbers, strict=True):
+                values = setting.quantize((block / 255 - components.mean) @ components.basis)
+                for column, value in zip(held_out.T, values, strict=True):
                     largest = int(np.abs(column).max())
-                    count = Counter(column.tolist())[int(np.clip(number, -largest, largest))] + 0.05
+                    count = Counter(column.tolist())[int(np.clip(value, -largest, largest))] + 0.05
                     bits -= math.log2(count / (len(column) + 0.05 * (2 * largest + 1)))
             assert codec.ideal_bytes(file) == pytest.approx(bits / 8, rel=1e-3)
     finest = next(setting for setting in codec.settings if setting.step == 0.05)
     decoded = codec.decode(codec.encode(images, finest), (3, 16, 16))
-    assert (
-        squared_errors(images, decoded).mean() < 0.05**2 / 2
-    )  # a step of 0.05 errs by 0.05^2 / 12 a number at most
+    # a step of 0.05 errs by 0.05^2 / 12 per value at most
+    assert squared_errors(images, decoded).mean() < 0.05**2 / 2
 
 
 def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,9 +266,8 @@ def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
         decoded = (model.decode(codes, levels, (28, 28)) * 255).round() / 255
         expected = (decoded - originals / 255).square().mean((1, 2, 3)).numpy()
         assert curve.errors[usual] == pytest.approx(expected, rel=1e-3)
-        assert (
-            curve.errors[none] <= curve.errors[usual] * 1.01
-        ).all()  # before pixels are rounded to 8 bits, no more
+        # before pixels are rounded to 8 bits, no more
+        assert (curve.errors[none] <= curve.errors[usual] * 1.01).all()
         sizes = curve.sizes[[none, *weighed]].mean(1)
         assert (np.diff(sizes) <= 0).all()
         assert sizes[-1] < 0.95 * curve.sizes[usual].mean()

@@ -105,8 +105,8 @@ def test_trials_and_variants_of_the_protocol() -> None:
     assert bits["vqvae"] == (1, 512)
     assert bits["treevq15size"] == (3, 15)
     deep = {
-        name: ("treevq-deep", "", {"training.learning_rate": "0.003", **own})
-        for name, own in long.DEPTH.items()
+        name: ("treevq-deep", "", {"training.learning_rate": "0.003", **fields})
+        for name, fields in long.DEPTH.items()
     }
     comparison = long.make_comparison(deep, {}, long.DEPTH_STEPS, long.SEEDS)
     leaves = {name: comparison.config(name, 0).model.num_symbols for name in deep}

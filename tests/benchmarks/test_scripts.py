@@ -8,25 +8,23 @@ import json
 import os
 import re
 from importlib.util import find_spec
-from math import inf, log2
+from math import log2
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks import compare, gpu, sampled, vectors
+from benchmarks import compare, gpu
 from benchmarks.common import as_script
 from benchmarks.gpu import SEARCHES
-from benchmarks.layer_tuned import SmallAutoencoder
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
 from benchmarks.torture.readers import Parts, Reader
 from hrvqvae.cli import GROUPS
-from hrvqvae.data.images import read_image
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
 from tests.quantize import oracle
-from tests.replay import drawn_cifar10, drawn_mnist
+from tests.replay import drawn_mnist
 
 SMALL = (
     "--model.hidden_units 8 --training.batch_size 4 --training.device cpu"
@@ -42,11 +40,6 @@ def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> st
 
 SCRIPTS = {
     "search": ("--size 2 3 --vectors 300", ("method", "L", "m"), 5),
-    "layer_tuned": (
-        "--steps 2 --seeds 2 --images 80 --trials 2",
-        ("layer", "rate", "decay"),
-        8,
-    ),
     "ids": ("--synthetic 300 --size 8 3 --passes 1", ("IDs", "by", "seed"), 3),
     "effort": (
         "mnist --models mnist --images 3 --lmbda 0.01 --bytes 60",
@@ -78,8 +71,7 @@ SCRIPTS = {
 def test_rows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for dataset in ("mnist", "fashion-mnist"):
-        drawn_mnist(tmp_path, monkeypatch, dataset)
+    drawn_mnist(tmp_path, monkeypatch)
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
     assert tuple(lines[0].split()[:3]) == heads
@@ -88,48 +80,6 @@ def test_rows(
     ratios = [line[column:].split()[0] for line in lines[1:]] if column >= 0 else []
     assert all(ratio == "-" or float(ratio) > 0 for ratio in ratios)
     assert name != "train" or "1.00" in ratios
-
-
-@pytest.mark.usefixtures("systems")
-def test_samples_of_a_comparison(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The best of three rates, and rows that are not made again."""
-    small = {
-        "prior.network.hidden_units": "8",
-        "prior.network.layers": "1",
-        "prior.training.warmup_steps": "0",
-    }
-    monkeypatch.setattr(sampled, "PRIOR", {**sampled.PRIOR, **small})
-    printed(
-        "compare", f"mnist --systems hrvqvae --max-steps 2 --seeds 2 --out {tmp_path / 'c'}", capsys
-    )
-    arguments = f"{tmp_path / 'c'} --systems hrvqvae --steps 2 --seeds 2 --samples 8"
-    lines = printed("sampled", arguments, capsys).splitlines()[-7:]
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "c" / "samples" / "rows.jsonl").read_text().splitlines()
-    ]
-    priors = [row for row in rows if row["what"] == "prior"]
-    best = min(priors, key=lambda row: row["held_out_bits"] if row["seed"] == 0 else inf)[
-        "learning_rate"
-    ]
-    assert {(row["learning_rate"], row["seed"]) for row in priors} == {
-        *((rate, 0) for rate in sampled.RATES),
-        (best, 1),
-    }
-    assert [row["learning_rate"] for row in rows if row["what"] == "samples"] == [best] * 2
-    weights = ("1", "1.5", "-")
-    assert [line.split()[:3] for line in lines[1:]] == [
-        ["hrvqvae", seed, of] for seed in "01" for of in weights
-    ]
-    assert (
-        read_image(tmp_path / "c" / "samples" / "hrvqvae.png", 3).shape[1] > 2 * 2 * 12
-    )  # two rows, enlarged
-    monkeypatch.setattr(sampled, "train_priors", None)
-    for path in (tmp_path / "c" / "samples").glob("*.png"):
-        path.unlink()
-    assert printed("sampled", arguments, capsys).splitlines() == lines
 
 
 ROOT = Path(__file__).parents[2]
@@ -160,18 +110,6 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["bytes"] == pytest.approx(sum(row["parts"]))
     assert row["raw"] == pytest.approx(3 * 49 * log2(3) / 8)
     assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
-
-
-def test_vectors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn_cifar10(tmp_path, monkeypatch)
-    monkeypatch.setattr(vectors, "BITS", 3)
-    rows = json.loads(printed("vectors", "--vectors 300 60 --seeds 2 --json", capsys))
-    assert [row["side"] for row in rows] == 2 * list(vectors.sides(0))
-    assert all(
-        0 < row["left"] < 2 and 1 < row["used"] <= 300 and row["fit_seconds"] > 0 for row in rows
-    )
 
 
 def read(path: Path) -> Parts:
@@ -217,21 +155,6 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     (folder := tmp_path / "bomb").mkdir()
     assert big.bomb(lambda folder: folder / "none", folder).fault == "memory"
     assert "KeyError" in capfd.readouterr().err
-
-
-def test_error_and_leaves_of_a_layer_by_hand() -> None:
-    class Halves(nn.Module):
-        def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            indices = torch.zeros(len(features), 7, 7, 2, dtype=torch.long)
-            indices[..., 3:, 0] = 2
-            indices[..., 1] = 1
-            return features * 0, indices, torch.zeros(())
-
-    model = SmallAutoencoder(Halves, 0)
-    constant = model(torch.zeros(1, 1, 28, 28))[0].detach()
-    mse, used = model.measure(constant.expand(6, 1, 28, 28) + 0.5, 3)
-    assert mse == pytest.approx(0.25**2, rel=1e-5)
-    assert used == 2, "leaves 1 and 7"
 
 
 @pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])

@@ -21,7 +21,7 @@ from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
-from hrvqvae.config import Config, flatten, to_dict
+from hrvqvae.config import Config, flatten
 from hrvqvae.config.parsing import override
 from hrvqvae.utils.errors import InputError
 from tests.conftest import do, refused, same, write_picture
@@ -114,7 +114,7 @@ def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
         fields = {"data.root": name, "prior.codes": name} | {
             f"{section}.init_from": name for section in sections
         }
-        left = dict(flatten(to_dict(without_paths(override(tiny, fields)))))
+        left = flatten(without_paths(override(tiny, fields)))
         assert {name: left[name] for name in fields} == {
             "data.root": None,
             "prior.codes": None,

@@ -36,8 +36,8 @@ def test_options_replace_fields_and_only_those() -> None:
     changed = override(
         mnist(), {"model.quantizer.codewords": "8", "data.labels": "false", "data.on_error": "skip"}
     )
-    before = dict(flatten(to_dict(mnist())))
-    after = dict(flatten(to_dict(changed)))
+    before = flatten(mnist())
+    after = flatten(changed)
     assert {name: after[name] for name in after if after[name] != before[name]} == {
         "model.quantizer.codewords": 8,
         "data.labels": False,
@@ -223,8 +223,8 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:
     assert autoencoder_config(str(path), {"training.seed": "5"}, stored) == stored
     with pytest.raises(InputError, match=r"--training\.seed is 5 there, 0 here"):
         autoencoder_config(str(path), {"training.seed": "0"}, stored)
-    given = {"training.seed": "5", "training.max_steps": "9", "data.on_error": "skip"}
-    on = autoencoder_config(str(path), given, stored)
+    options = {"training.seed": "5", "training.max_steps": "9", "data.on_error": "skip"}
+    on = autoencoder_config(str(path), options, stored)
     assert (on.training.max_steps, on.data.on_error) == (9, "skip")
 
 
@@ -269,5 +269,5 @@ def test_own_images_are_not_called_by_the_name_of_a_published_set(
     config = autoencoder_config(preset, {"data.root": root})
     assert config.data.dataset == name
     assert autoencoder_config(preset, {"data.root": root}, config) == config, "when it is resumed"
-    named = autoencoder_config(preset, {"data.root": root, "data.dataset": "imagenet"})
-    assert named.data.dataset == "imagenet"
+    published = autoencoder_config(preset, {"data.root": root, "data.dataset": "imagenet"})
+    assert published.data.dataset == "imagenet"

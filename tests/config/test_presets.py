@@ -18,7 +18,7 @@ from hrvqvae.config import (
 )
 from hrvqvae.config.entries import System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, register_system
-from hrvqvae.config.section import flatten, to_dict
+from hrvqvae.config.section import flatten
 from hrvqvae.config.systems import column
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
@@ -139,28 +139,28 @@ def as_number(text: str) -> float | str:
         return text
 
 
-@pytest.mark.parametrize("number", ROWS)
-def test_a_table_of_the_page_is_the_presets(number: int) -> None:
+@pytest.mark.parametrize("table", ROWS)
+def test_a_table_of_the_page_is_the_presets(table: int) -> None:
     (text,) = re.findall(
-        rf"^\*\*Table {number}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL
+        rf"^\*\*Table {table}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL
     )
     head, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
     )
     printed = {row: dict(zip(head[1:], cells, strict=True)) for row, *cells in rows}
-    system, fields = ROWS[number]
-    for title, name in (ORIGINAL if number == 4 else COLUMNS).items():
+    system, fields = ROWS[table]
+    for title, name in (ORIGINAL if table == 4 else COLUMNS).items():
         preset = presets.get(f"{system}/{name}")
-        values = dict(flatten(to_dict(preset.config)))
+        values = flatten(preset.config)
         for row, field in fields.items():
             value = values[field]
             ours = (
-                ", ".join(f"{one:.9g}" for one in reversed(value))
+                ", ".join(f"{level:.9g}" for level in reversed(value))
                 if isinstance(value, tuple)
                 else str(value)
             )
             assert as_number(ours) == as_number(printed[row][title]), (row, title)
-            assert preset.source(field) == f"Table {number}"
+            assert preset.source(field) == f"Table {table}"
 
 
 REGISTRIES = (SYSTEMS, PRIORS, DATASETS)

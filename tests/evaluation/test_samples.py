@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torchmetrics.image.kid import poly_mmd
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
@@ -43,7 +44,6 @@ from hrvqvae.evaluation.samples import (
     choose_features,
     measure_samples,
     measure_share_inside,
-    summarize,
 )
 from hrvqvae.model import Model
 from hrvqvae.models import published
@@ -69,22 +69,6 @@ def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     )
 
 
-def kernel_by_hand(left: np.ndarray, right: np.ndarray) -> float:
-    """E k(x, x') + E k(y, y') - 2 E k(x, y), without pairs of the same image."""
-    width = left.shape[1]
-
-    def mean(x: np.ndarray, y: np.ndarray, same: bool) -> float:
-        values = [
-            (a @ b / width + 1) ** 3
-            for i, a in enumerate(x)
-            for j, b in enumerate(y)
-            if not (same and i == j)
-        ]
-        return float(np.mean(values))
-
-    return mean(left, left, True) + mean(right, right, True) - 2 * mean(left, right, False)
-
-
 def sets(count: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     return tuple(
@@ -103,9 +87,7 @@ def test_distances_by_hand() -> None:
         assert distances.frechet == pytest.approx(
             frechet_by_hand(left.numpy(), right.numpy()), rel=1e-4
         )
-        assert distances.kernel == pytest.approx(
-            kernel_by_hand(left.numpy(), right.numpy()), rel=1e-6
-        )
+        assert distances.kernel == pytest.approx(float(poly_mmd(left, right)), rel=1e-6)
         assert distances.precision == measure_share_inside(right, left)
         assert distances.recall == measure_share_inside(left, right) != distances.precision
     assert kept.compare([real]).frechet == pytest.approx(0, abs=1e-4)
@@ -124,10 +106,9 @@ def test_numbers_of_images_that_have_no_distance() -> None:
     real, near, _ = sets(6)  # of 6 features
     distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
-    assert distances.kernel == pytest.approx(
-        kernel_by_hand(*(x.flatten(1).double().numpy() for x in (real, near)))
-    )
-    assert summarize([distances, distances])["frechet"] is None
+    features = (images.flatten(1).double() for images in (real, near))
+    assert distances.kernel == pytest.approx(float(poly_mmd(*features)))
+    assert RealImages(PIXELS, [real]).summarize([[near], [near]])["frechet"] is None
     real, near, _ = sets(20)
     with pytest.raises(InputError, match="there is 1$"):
         RealImages(PIXELS, [real[:1]])
@@ -164,9 +145,8 @@ def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_
         assert train.call_count == 2, "other images take another classifier"
     assert first.source == "a classifier of mnist"
     assert first(images).shape == (3, 128)
-    torch.testing.assert_close(
-        first(images), again(images), atol=1e-3, rtol=1e-2
-    )  # kept in half precision
+    # kept in half precision
+    torch.testing.assert_close(first(images), again(images), atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("cache")
@@ -281,10 +261,10 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
 def test_sets_are_no_larger_than_the_train_split(
     unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = samples.load_images(unequal_classes, "test")
-    few = ImageSet(whole.config, whole.labels[:50], whole.classes, pixels=whole.pixels[:50])
+    images = samples.load_images(unequal_classes, "test")
+    few = ImageSet(images.config, images.labels[:50], images.classes, pixels=images.pixels[:50])
     monkeypatch.setattr(
-        samples, "load_images", lambda _, split: {"train": few, "test": whole}[split]
+        samples, "load_images", lambda _, split: {"train": few, "test": images}[split]
     )
     assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
 
@@ -292,7 +272,7 @@ def test_sets_are_no_larger_than_the_train_split(
 def test_the_deviation_is_that_of_repetitions(
     unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean of DRAWS sets deviates by the deviation of a set / sqrt(DRAWS)."""
+    """The mean of several sets deviates by the deviation of a set / sqrt(their number)."""
     model = Rings((0.95, 0.05))
     means = list[float]()
     deviations = list[float]()
@@ -307,7 +287,9 @@ def test_the_deviation_is_that_of_repetitions(
         spread = quality.distances["samples"]["kernel"]
         means.append(spread.mean)
         deviations.append(float(spread.deviation or 0))
-    ratio = np.std(means, ddof=1) * np.sqrt(samples.DRAWS) / np.sqrt(np.mean(np.square(deviations)))
+    ratio = (
+        np.std(means, ddof=1) * np.sqrt(samples.NUM_SETS) / np.sqrt(np.mean(np.square(deviations)))
+    )
     assert 0.5 < ratio < 2
 
 
@@ -363,7 +345,7 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     rate = measure_rate(priors, Paths(), None, maps, (6, 10), torch.device("cpu"))
     assert rate.prior == (pytest.approx(15),)
     assert rate.positions == (15,)
-    assert rate.files is None
+    assert rate.file == ()
     assert rate.label == pytest.approx(2)
     assert (rate.per_code("prior"), rate.per_image("prior")) == ([pytest.approx(1)], rate.prior[0])
     first = dataclasses.replace(rate, positions=(15, 15))
@@ -409,8 +391,8 @@ def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     encoded = list[int]()
     make = Model.encoder
 
-    def counting(model: Model, *options: Any, **named: Any) -> Encode:
-        encode = make(model, *options, **named)
+    def counting(model: Model, *options: Any, **keywords: Any) -> Encode:
+        encode = make(model, *options, **keywords)
 
         def encode_and_count(images: Tensor) -> tuple[Tensor, ...]:
             encoded.append(len(images))

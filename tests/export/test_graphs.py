@@ -128,23 +128,23 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) 
     follow.
     """
     model = model_of(config_of(system))
-    one, other = torch.rand(2, 1, 1, 12, 12)
-    while float((one - other).abs().max()) > 1e-6:
-        middle = (one + other) / 2
+    left, right = torch.rand(2, 1, 1, 12, 12)
+    while float((left - right).abs().max()) > 1e-6:
+        middle = (left + right) / 2
         same = all(
             torch.equal(*codes)
-            for codes in zip(model.encode(one), model.encode(middle), strict=True)
+            for codes in zip(model.encode(left), model.encode(middle), strict=True)
         )
-        one, other = (middle, other) if same else (one, middle)
-    ours = model.encode(one)
-    theirs = model.encode(other)
+        left, right = (middle, right) if same else (left, middle)
+    ours = model.encode(left)
+    theirs = model.encode(right)
     assert any(bool((code != instead).any()) for code, instead in zip(ours, theirs, strict=True))
-    assert count_errors(model, one, ours, theirs) == 0
+    assert count_errors(model, left, ours, theirs) == 0
     for level, symbols in enumerate(model.config.num_symbols):
         wrong = theirs[level].clone()
         place = tuple((ours[level] == theirs[level]).nonzero()[0])
         wrong[place] = (wrong[place] + 1) % symbols
-        assert count_errors(model, one, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
+        assert count_errors(model, left, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
 
 
 def test_graphs_that_do_not_agree_or_fail_are_not_written(

@@ -24,6 +24,7 @@ from hrvqvae.model import Model
 from hrvqvae.play import tasks
 from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_hosts
 from hrvqvae.play.tasks import _reduce, parse_marks, read_upload
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits, refused, write_picture
 from tests.trained_run import tiny_run_with_priors
@@ -69,14 +70,14 @@ def test_a_hostile_upload_is_one_line(
 def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_picture(tmp_path / "x.png", 1, (60, 40))
     picture = read_upload(tmp_path / "x.png", 1, (28, 28), *LIMITS)
-    assert (picture.whole.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
+    assert (picture.full.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
     assert picture.note == "colour to greyscale"
     monkeypatch.setattr(tasks, "_CODED_PIXELS", 600)
     small = read_upload(tmp_path / "x.png", 3, (28, 28), *LIMITS)
-    assert small.whole.shape == (3, 20, 30)
+    assert small.full.shape == (3, 20, 30)
     assert small.note == "60x40 pixels reduced to 30x20"
     assert (
-        abs(float(small.whole.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean())
+        abs(float(small.full.float().mean()) - np.asarray(Image.open(tmp_path / "x.png")).mean())
         < 1
     )
 
@@ -145,18 +146,19 @@ def test_what_is_looked_at_is_not_kept(image: Tensor, mnist_root: Path, tmp_path
 def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None:
     painted = torch.zeros(6, 6, dtype=torch.bool)  # stretched over 12x12
     painted[1:4, :3] = True
-    shown, share, images = tasks.complete(model, image, painted, 4, "3", 1.0, 2)
+    options = {"count": 4, "class_name": "3", "seed": 2, "params": SamplingParams()}
+    shown, share, images = tasks.complete(model, image, painted, **options)
     pixels = painted.repeat_interleave(2, 0).repeat_interleave(2, 1)
     kept = model.keep_part(image, pixels)
     assert share == pytest.approx(float(kept.masks[0].float().mean())) == 6 / 49
     assert images.shape == (4, 1, 12, 12)
     assert torch.equal(shown[0][4, :3], image[0][4, :3] / 255)
     assert shown[0][-1].tolist() == [0.5] * 12
-    assert torch.equal(images, tasks.complete(model, image, painted, 4, "3", 1.0, 2)[2])
+    assert torch.equal(images, tasks.complete(model, image, painted, **options)[2])
     assert len({image.numpy().tobytes() for image in images}) > 1
     for value, line in ((False, "keeps 0 of"), (True, "keeps 49 of 49")):
         with pytest.raises(InputError, match=line):
-            tasks.complete(model, image, torch.full((12, 12), value), 1, None, 1.0, 0)
+            tasks.complete(model, image, torch.full((12, 12), value), **options)
 
 
 def test_usage_by_counting(model: Model, image: Tensor) -> None:
@@ -177,13 +179,13 @@ def test_usage_by_counting(model: Model, image: Tensor) -> None:
 
 
 def test_an_address_that_can_not_be_served_is_one_line() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
         for host, port in (
             ("nohost.invalid", None),
             ("192.0.2.1", None),
-            ("127.0.0.1", taken.getsockname()[1]),
+            ("127.0.0.1", busy.getsockname()[1]),
         ):
             with pytest.raises(InputError, match=f"can't be served at --host {host}"):
                 check_address(host, port)
@@ -198,9 +200,8 @@ def test_foreign_names_of_the_host_are_refused() -> None:
         hosts = list_hosts(host)
         assert not is_admitted("rebound.example", hosts)
         assert not is_admitted("", hosts)
-        assert all(
-            is_admitted(name, hosts) for name in (*LOOPBACK, host, host.lower())
-        )  # browsers send small letters
+        # browsers send small letters
+        assert all(is_admitted(name, hosts) for name in (*LOOPBACK, host, host.lower()))
         assert (
             is_admitted("192.0.2.7", hosts)
             == is_admitted(socket.gethostname(), hosts)

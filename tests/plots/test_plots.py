@@ -10,12 +10,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import hrvqvae
-from hrvqvae.cli import main
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, sheets
 from hrvqvae.utils.errors import InputError
-from tests.conftest import refused, write_picture
+from tests.conftest import do, refused, write_picture
 
 
 def test_a_sheet_holds_every_image_at_its_pixels() -> None:
@@ -51,9 +50,9 @@ def test_curves_of_a_run_that_has_just_begun(
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
     values = {"kind": "train", "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0}
     records = [{**values, "step": step} for step in (9, 18)]
-    for some in (records[:1], records):
-        curves.plot_training(some, tmp_path / "curves.png")
-        curves.plot_prior(some, tmp_path / "curves.png")
+    for shown in (records[:1], records):
+        curves.plot_training(shown, tmp_path / "curves.png")
+        curves.plot_prior(shown, tmp_path / "curves.png")
     markers = [{line.get_marker() for line in figure.axes[0].lines} for figure in figures]
     assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
 
@@ -78,55 +77,38 @@ def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(
     assert drawn == [[[[5, 0.5]]], [[[3, 0.1]]], [[[3, 0.5]], [[3, 1.0]]]]
 
 
-def test_completion(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completion(run: Path, tmp_path: Path) -> None:
     """A row with the original and the part that is kept, then the completions, five times as
     large.
     """
     write_picture(tmp_path / "image.png", 3, (12, 12), "L")
     out = tmp_path / "sheet.png"
-    command = [
-        "complete",
-        str(run),
-        str(tmp_path / "image.png"),
-        "--class",
-        "1",
-        "-n",
-        "3",
-        "-o",
-        str(out),
-        "--force",
-    ]
-    assert main([*command, "--keep", "top"]) == 0
-    assert "3 completions" in capsys.readouterr().out
-    sheet = read_image(out, 1)
+    options = f"--class 1 -n 3 -o {out} --force --keep".split()
+    command = ["complete", run, tmp_path / "image.png", *options]
+    assert "3 completions" in do(*command, "top")
     image = read_image(tmp_path / "image.png", 1)
-    zoom = 5
-    gap = 4
-    caption = 20
-    top = gap + caption
-    side = 12 * zoom
-    shown = sheet[0, top : top + side : zoom, gap : 2 * gap + 2 * side]
-    assert np.array_equal(shown[:, :side:zoom], image[0])
-    kept = shown[:, side + gap :: zoom]
+
+    def part(row: int, column: int) -> np.ndarray:
+        top = 24 + 84 * row  # a gap of 4 and a caption of 20
+        left = 4 + 64 * column
+        return read_image(out, 1)[0, top : top + 60 : 5, left : left + 60 : 5].numpy()
+
+    assert np.array_equal(part(0, 0), image[0])
+    kept = part(0, 1)
     assert np.array_equal(kept[:7], image[0, :7]), "four of the seven rows of codes"
     assert (kept[7:] == 128).all()
     completed = hrvqvae.load(run).complete(image, 3, class_name="1")
-    below = sheet[0, 2 * top + side : 2 * top + 2 * side : zoom]
-    for number, completion in enumerate(completed):
-        left = gap + number * (side + gap)
-        assert np.array_equal(
-            below[:, left : left + side : zoom], (completion[0] * 255).round().byte().numpy()
-        )
+    for index, completion in enumerate(completed):
+        assert np.array_equal(part(1, index), (completion[0] * 255).round())
     mask = np.full((1, 12, 12), 255, np.uint8)
     mask[0, 9:, 9:] = 0
     write_image(Image.fromarray(mask[0]), tmp_path / "mask.png")
-    assert main([*command, "--keep", str(tmp_path / "mask.png")]) == 0
-    kept = read_image(out, 1)[0, top : top + side : zoom, 2 * gap + side : 2 * (gap + side) : zoom]
-    assert np.array_equal(kept == image[0], mask[0] > 0)
+    do(*command, tmp_path / "mask.png")
+    assert np.array_equal(part(0, 1) == image[0], mask[0] > 0)
     write_picture(tmp_path / "mask.png", 0, (9, 12), "L")
-    assert "the mask has 12x9 pixels" in refused([*command, "--keep", str(tmp_path / "mask.png")])
+    assert "the mask has 12x9 pixels" in refused([*command, tmp_path / "mask.png"])
     for keep in ("bottom", "1.0", "0"):
-        assert "--keep is" in refused([*command, "--keep", keep])
+        assert "--keep is" in refused([*command, keep])
 
 
 def test_bad_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.checkpoints.test_damage import equal
 from tests.conftest import do, drawn_digits, refused, same, write_picture
-from tests.data.stored import write_parquet, write_tar
+from tests.data.stored import write_tar
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
 
@@ -72,6 +72,12 @@ def read_codes(rows: pa.Table, level: int) -> list[Any]:
     ]
 
 
+def stack_codes(rows: pa.Table, levels: int) -> tuple[torch.Tensor, ...]:
+    """Return the codes of the first levels of images of one size."""
+    grids = (np.stack(read_codes(rows, level)) for level in range(1, levels + 1))
+    return tuple(torch.from_numpy(level).long() for level in grids)
+
+
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return digit_files(tmp_path_factory.mktemp("digits"), 90)
@@ -92,16 +98,10 @@ def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
     assert rows.column("label").to_pylist() == [name.split("/")[0] for name in names]
     assert set(rows.column("height").to_pylist()) == set(rows.column("width").to_pylist()) == {28}
     pixels = torch.from_numpy(np.stack([read_image(digits / name, 1) for name in names]))
-    for level, codes in enumerate(model.encode(pixels), start=1):
-        assert str(rows.schema.field(f"codes_{level}").type.value_type) == "uint8"
-        assert np.array_equal(np.stack(read_codes(rows, level)), codes.numpy())
-    assert [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))] == [
-        20,
-        20,
-        20,
-        20,
-        10,
-    ]
+    assert same(stack_codes(rows, 3), model.encode(pixels))
+    assert str(rows.schema.field("codes_3").type.value_type) == "uint8"
+    counts = [pq.read_metadata(path).num_rows for path in sorted(shards.glob("*.parquet"))]
+    assert counts == [20] * 4 + [10]
     metadata = pq.read_metadata(shards / "part-000004.parquet").metadata
     assert metadata[b"hrvqvae.format"] == b"1"
     assert metadata[b"hrvqvae.model"].decode() == model.entropy_model.model
@@ -251,9 +251,7 @@ def test_more_effort_gives_other_shards_of_less_error(
     model = hrvqvae.load("mnist")
     images = [read_image(path, 1) for path in sorted(digits.rglob("*.png"))]
     for folder in (shards, out):
-        rows = read_table(folder)
-        codes = [torch.from_numpy(np.stack(read_codes(rows, level))).long() for level in (1, 2, 3)]
-        decoded = model.decode(tuple(codes), size=(28, 28))
+        decoded = model.decode(stack_codes(read_table(folder), 3), size=(28, 28))
         errors.append(float((decoded - torch.from_numpy(np.stack(images)) / 255).square().sum()))
     assert errors[1] < 0.98 * errors[0]
     assert "was begun with another effort: 1, not 0" in refused(["tokenize", *options])
@@ -330,10 +328,18 @@ def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_pat
     """
     workers = set[int]()
     with patch.object(batches, "DataLoader", partial(DataLoader, multiprocessing_context="spawn")):
-        tokenizer = Tokenizer("mnist", load_keyed_images(digits), False, 1, "cpu", None)
-        for number in range(3):
-            path = f"part-{number:06d}.parquet"
-            tokenizer.write(tmp_path / path, range(20 * number, 20 * number + 20))
+        tokenizer = Tokenizer(
+            "mnist",
+            load_keyed_images(digits),
+            workers=1,
+            device="cpu",
+            full_size=False,
+            beam=None,
+            effort=0,
+        )
+        for index in range(3):
+            path = f"part-{index:06d}.parquet"
+            tokenizer.write(tmp_path / path, range(20 * index, 20 * index + 20))
             workers |= {process.pid for process in multiprocessing.active_children()}
             assert (tmp_path / path).read_bytes() == (shards / path).read_bytes()
     assert len(workers) == 1
@@ -380,22 +386,29 @@ def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_names_in_a_tar_need_not_be_utf_8(tmp_path: Path) -> None:
-    names = [os.fsdecode(b"caf\xe9.png"), "z.png"]
+def test_names_of_a_tar_become_names_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They need not be UTF-8, and may differ by their suffix alone."""
+    monkeypatch.chdir(tmp_path)
+    Path("mnist").mkdir()  # no run, but perhaps the data
     (image,) = digit_files(tmp_path / "in", 1).rglob("*.png")
-    tokenize(
-        "mnist",
-        write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes())),
-        tmp_path / "out",
-    )
-    assert read_table(tmp_path / "out").column("key").to_pylist() == ["caf\\udce9.png", "z.png"]
-    do("detokenize", tmp_path / "out", tmp_path / "back")
-    assert sorted(file.name for file in (tmp_path / "back").iterdir()) == ["caf_udce9.png", "z.png"]
+    names = [os.fsdecode(b"caf\xe9.png"), "a.png", "a.jpg"]
+    tar = write_tar(tmp_path / "a.tar", dict.fromkeys(names, image.read_bytes()))
+    tokenize("mnist", tar, "out")
+    keys = ["a.jpg", "a.png", "caf\\udce9.png"]
+    assert read_table(tmp_path / "out").column("key").to_pylist() == keys
+    do("detokenize", "out", "back")
+    assert sorted(path.name for path in Path("back").iterdir()) == [
+        "a-2.png",
+        "a.png",
+        "caf_udce9.png",
+    ]
 
 
 def test_a_line_of_a_list_ends_nowhere_else(tmp_path: Path) -> None:
-    names = ["a\u2028b.png", "c\x85d.png", "e\x0bf.png"]
-    (tmp_path / "list.txt").write_bytes("\r\n".join([*names, ""]).encode())
+    names = ["a\u2028b.png", "c\x85d.png", "e\x0bf.png", "g.png"]
+    (tmp_path / "list.txt").write_bytes("\r\n".join([*names[:3], "../g.png", ""]).encode())
     source = load_keyed_images(tmp_path / "list.txt").source
     assert [source.name(row) for row in range(len(source))] == names
 
@@ -413,8 +426,8 @@ def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Pat
     np.savez(tmp_path / "digits.npz", images=pixels, labels=np.array(labels, np.int64))
     tokenize("mnist", tmp_path / "digits.npz", tmp_path / "arrays")
     arrays = read_table(tmp_path / "arrays")
-    numbers = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
-    for table in (listed, arrays.take(np.argsort(numbers))):
+    order = [int("".join(filter(str.isdigit, key))) for key in arrays.column("key").to_pylist()]
+    for table in (listed, arrays.take(np.argsort(order))):
         assert list(map(str, table.column("label").to_pylist())) == labels
         assert all(
             table.column(f"codes_{level}").equals(rows.column(f"codes_{level}"))
@@ -422,28 +435,30 @@ def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Pat
         )
 
 
+ON_RAY = """
+import sys
+from types import SimpleNamespace as Fake
+import ray
+from hrvqvae.cli import main
+from hrvqvae.tokens import tokenize
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+code = main(sys.argv[1:])
+options = {"model": "no/run", "full_size": False, "beam": None, "effort": 0}
+absent = Fake(options=options, images=None, workers=0, device=Fake(type="cpu"))
+try:
+    list(tokenize._write_on_ray(absent, {tokenize.Path("x"): range(1)}, print))
+except tokenize.InputError as error:
+    print(error)
+sys.exit(code)
+"""
+
+
 def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -> None:
-    program = (
-        "import ray, sys\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,"
-        " logging_level='error')\nfrom types import SimpleNamespace as Fake\nfrom hrvqvae.cli"
-        " import main\nfrom hrvqvae.tokens import tokenize\ncode = main(sys.argv[1:])\nabsent ="
-        " Fake(options=('no/run', False, None), images=None, workers=0,"
-        " device=Fake(type='cpu'))\ntry:\n    list(tokenize._write_on_ray(absent,"
-        " {tokenize.Path('x'): range(1)}, print))\nexcept tokenize.InputError as error:\n   "
-        " print(error)\nsys.exit(code)"
-    )
-    command = [
-        "tokenize",
-        "mnist",
-        str(digits),
-        str(tmp_path / "out"),
-        "--shard-size",
-        "20",
-        "--engine",
-        "ray",
-    ]
+    options = ("--shard-size", "20", "--engine", "ray")
+    command = ("tokenize", "mnist", str(digits), str(tmp_path / "out"), *options)
     done = subprocess.run(
-        [sys.executable, "-c", program, *command],
+        [sys.executable, "-c", ON_RAY, *command],
         capture_output=True,
         text=True,
         check=False,
@@ -460,17 +475,11 @@ def test_back_to_images(levels: int, shards: Path, tmp_path: Path) -> None:
     do("detokenize", shards, tmp_path / "back", *(["--levels", 1] * (levels == 1)))
     model = hrvqvae.load("mnist")
     rows = read_table(shards)
-    codes = tuple(
-        torch.from_numpy(np.stack(read_codes(rows, level))) for level in range(1, levels + 1)
-    )
-    for key, image in zip(
-        rows.column("key").to_pylist(), model.decode(codes, levels, (28, 28)), strict=True
-    ):
+    images = (model.decode(stack_codes(rows, levels), levels, (28, 28)) * 255).round()
+    for key, image in zip(rows.column("key").to_pylist(), images, strict=True):
         with Image.open(tmp_path / "back" / key) as written:
             assert (written.format, written.mode) == ("PNG", "L")
-            assert np.array_equal(
-                np.asarray(written), (image[0] * 255).round().to(torch.uint8).numpy()
-            )
+            assert np.array_equal(np.asarray(written), image[0])
 
 
 def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path) -> None:
@@ -482,25 +491,6 @@ def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path
     assert list(tmp_path.rglob("*.png")) == [mine], "nothing is written before all names are free"
     do("detokenize", shards, tmp_path, "--force")
     assert mine.read_bytes().startswith(b"\x89PNG")
-
-
-def test_names_that_differ_by_their_suffix_alone_and_lists_that_lead_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mnist").mkdir()  # no run, but perhaps the data
-    for name in ("a.png", "a.jpg", "b.png"):
-        Image.new("L", (28, 28), 7).save(tmp_path / name)
-    (tmp_path / "lists").mkdir()
-    (tmp_path / "lists" / "all.txt").write_text("../a.png\n../a.jpg\n../b.png\n")
-    tokenize("mnist", tmp_path / "lists" / "all.txt", tmp_path / "out")
-    assert read_table(tmp_path / "out").column("key").to_pylist() == ["a.jpg", "a.png", "b.png"]
-    do("detokenize", tmp_path / "out", tmp_path / "back")
-    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [
-        "a-2.png",
-        "a.png",
-        "b.png",
-    ]
 
 
 def _rewrite(
@@ -627,9 +617,8 @@ def test_shards_are_decoded_after_further_training(
     storage.write(
         RunFolder(run).model, {name: tensor * 1.01 for name, tensor in tensors.items()}, meta
     )
-    (tmp_path / "json.py").write_text(
-        "raise SystemExit"
-    )  # a module in the current folder is not imported
+    # a module in the current folder is not imported
+    (tmp_path / "json.py").write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
     do("detokenize", run_shards, tmp_path / "after", "--model", run)
     assert read_files(tmp_path / "before") == read_files(tmp_path / "after")
@@ -661,9 +650,8 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(
     run: Path, run_shards: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "copy")
-    train_levels(
-        tmp_path / "copy", training__schedule="constant"
-    )  # does not depend on where training ends
+    # does not depend on where training ends
+    train_levels(tmp_path / "copy", training__schedule="constant")
     fields = GIVEN | {"prior.training.schedule": "constant", "prior.training.max_steps": "5"}
     with undrawn():
         do(
@@ -709,9 +697,9 @@ def test_shards_of_another_tool(run: Path, run_shards: Path, tmp_path: Path) -> 
     assert maps.classes == tuple("0123456789")
     names = json.dumps([f"digit {label}" for label in reversed(range(10))])
     _rewrite(file, classes=names)
-    named = load_shard_maps(tmp_path / "a", file, model, config)
-    assert named.classes == tuple(json.loads(names)), "numbers index the names"
-    assert named.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
+    relabelled = load_shard_maps(tmp_path / "a", file, model, config)
+    assert relabelled.classes == tuple(json.loads(names)), "numbers index the names"
+    assert relabelled.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
 
 
 def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_path: Path) -> None:
@@ -761,7 +749,7 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
         (
             tmp_path / "tokens",
             [],
-            "priors are trained on 7x7, of images of (12, 12) pixels: make the shards without ",
+            "priors are trained on 7x7, of images of 12x12 pixels: make the shards without ",
         ),
         (
             tmp_path / "none",
@@ -793,9 +781,3 @@ def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) ->
         resolve_priors(run, None, {}, resume=True)
     with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)
-
-
-def test_a_label_without_a_class_name_is_refused(tmp_path: Path) -> None:
-    file = write_parquet(tmp_path / "train.parquet", [b"a", b"b"], [0, -1], names=["cat", "dog"])
-    with pytest.raises(InputError, match=r"has label -1, but there are 2 class names"):
-        load_keyed_images(file)

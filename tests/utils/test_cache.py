@@ -68,9 +68,9 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: 
     for name, text in FILES.items():
         (package / name).write_text(text)
     # at once, each another signature
-    whole = start(tmp_path, 3)
+    first = start(tmp_path, 3)
     broken = start(tmp_path, 0.5)
-    assert values_hits_misses(whole) == ([7], 0, 1)
+    assert values_hits_misses(first) == ([7], 0, 1)
     assert values_hits_misses(broken) == ([2.0], 0, 1)
     assert values_hits_misses(start(tmp_path, 3, 0.5)) == ([7, 2.0], 2, 0), (
         "later processes compile nothing"
@@ -148,7 +148,7 @@ def test_every_part_once_and_in_order_and_an_interruption_comes_out(
     with threads(2):
         for count in (1, 2, 7):
             parts = in_parts(count, lambda first, last: list(range(first, last)))
-            assert [number for part in parts for number in part] == list(range(count))
+            assert [item for part in parts for item in part] == list(range(count))
         with pytest.raises(KeyboardInterrupt):
             in_parts(4, interrupted)
     assert capfd.readouterr().err == ""

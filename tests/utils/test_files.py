@@ -49,11 +49,9 @@ def test_one_process_has_it(
     """The number of another one is named; a killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
     holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
-    with in_another_process(path, lock.__name__) as number:
+    with in_another_process(path, lock.__name__) as pid:
         with (
-            pytest.raises(
-                InUseError, match=rf"x is in use by another process \(pid {number}\); wait"
-            ),
+            pytest.raises(InUseError, match=rf"x is in use by another process \(pid {pid}\); wait"),
             lock(path),
         ):
             pass
@@ -65,7 +63,7 @@ def test_one_process_has_it(
             pass
         assert holder.read_text() == str(os.getpid()), "the outer one has it still"
         assert holder.with_name(holder.name.removesuffix("-holder")).exists()
-    assert {one.name for one in tmp_path.rglob("*")} == (
+    assert {path_inside.name for path_inside in tmp_path.rglob("*")} == (
         {"x", ".lock"} if lock is lock_folder else set()
     )
 

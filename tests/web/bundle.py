@@ -44,7 +44,6 @@ def read_bundle(path: Path) -> tuple[SingleGridAutoencoder, EntropyModel]:
             {name.removeprefix("progressive."): values for name, values in progressive.items()}
         )
         model.use_progressive_decoder(decoder.eval())
-    model.load_state_dict(
-        {**model.state_dict(), **weights}
-    )  # a bundle has no counts, which are for training only
+    # a bundle has no counts, which are for training only
+    model.load_state_dict({**model.state_dict(), **weights})
     return model.requires_grad_(False).eval(), entropy_model

@@ -30,6 +30,7 @@ from tests.export import test_graphs
 from tests.web.bundle import read_bundle
 
 WEB = Path(__file__).parents[2] / "web"
+WEB_TESTS = Path(__file__).parent
 DECODER = Path(__file__).parents[1] / "format" / "decode.mjs"
 CONSTRUCTED = [case for case in bombs.BOMBS if case[0] in ("file of codes", "tables")]
 MODEL = "treevq-mnist"  # with padding, a beam and a refiner of prefixes
@@ -44,25 +45,32 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )[0]
 
 
-def run_module(what: str, bundle: Path, entries: list[Any], folder: Path) -> list[Any]:
-    (folder / "in.json").write_text(json.dumps(entries))
-    arguments = [
-        str(Path(__file__).parent / "pictures.mjs"),
-        what,
-        str(bundle),
-        "in.json",
-        "out.json",
-    ]
-    done = node(
-        arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True
+def run_node(*arguments: object, **options: Any) -> str:
+    words = [*map(str, arguments)]
+    done = node(words, return_completed_process=True, capture_output=True, text=True, **options)
+    assert done.stderr == ""
+    return str(done.stdout)
+
+
+def run_module(task: str, bundle: Path, entries: list[Any], folder: Path) -> list[Any]:
+    """Let the module do a task with files, whose bytes become base64, or images as `rgba`."""
+    (folder / "in.json").write_text(
+        json.dumps([text_of(entry) if isinstance(entry, bytes) else entry for entry in entries])
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    (folder / "out.json").unlink(missing_ok=True)
+    run_node(WEB_TESTS / "pictures.mjs", task, bundle, "in.json", "out.json", cwd=folder)
     results: list[Any] = json.loads((folder / "out.json").read_text())
     return results
 
 
 def text_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def flip_bit(content: bytes, index: int) -> bytes:
+    changed = bytearray(content)
+    changed[index // 8] ^= 1 << index % 8
+    return bytes(changed)
 
 
 def codes_file(model: Any, entropy_model: Any, image: Tensor, levels: int | None = None) -> bytes:
@@ -76,6 +84,15 @@ def decoded(model: Any, entropy_model: Any, file: bytes) -> Pixels:
     codes = tuple(torch.from_numpy(level.astype(np.int64))[None] for level in image.codes)
     pixels = model.decode(codes, size=image.size)[0].expand(3, -1, -1).permute(1, 2, 0)
     return (pixels * 255).round().to(torch.uint8).numpy()
+
+
+def check_decoding(
+    bundle: Path, model: Any, entropy_model: Any, files: list[bytes], folder: Path
+) -> None:
+    for file, result in zip(files, run_module("decode", bundle, files, folder), strict=True):
+        pixels = pixels_of(result).astype(int)
+        assert np.abs(pixels[..., :3] - decoded(model, entropy_model, file)).max() <= 1
+        assert (pixels[..., 3] == 255).all()
 
 
 def rgba(image: Tensor, alpha: int | Pixels = 255) -> dict[str, Any]:
@@ -100,10 +117,10 @@ def images_of_many_sizes(count: int, channels: int) -> list[Tensor]:
         *((20 + 7 * i % 29, 10 + 11 * i % 37) for i in range(36)),
     ]
     images = []
-    for number in range(count):
-        height, width = sizes[number % len(sizes)]
+    for index in range(count):
+        height, width = sizes[index % len(sizes)]
         noise = torch.from_numpy(
-            np.random.default_rng(number).integers(0, 256, (1, channels, 4, 4), np.uint8)
+            np.random.default_rng(index).integers(0, 256, (1, channels, 4, 4), np.uint8)
         ).float()
         large = torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
         images.append(large.round().to(torch.uint8))
@@ -117,14 +134,10 @@ def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(
     model, entropy_model = read_bundle(bundle)
     images = images_of_many_sizes(FILES, model.channels)
     files = [
-        codes_file(model, entropy_model, one, i % model.prefixes[-1] + 1)
-        for i, one in enumerate(images)
+        codes_file(model, entropy_model, image, index % model.prefixes[-1] + 1)
+        for index, image in enumerate(images)
     ]
-    results = run_module("decode", bundle, [text_of(file) for file in files], tmp_path)
-    for file, result in zip(files, results, strict=True):
-        pixels = pixels_of(result)
-        assert np.abs(pixels[..., :3].astype(int) - decoded(model, entropy_model, file)).max() <= 1
-        assert (pixels[..., 3] == 255).all()
+    check_decoding(bundle, model, entropy_model, files, tmp_path)
 
 
 @torch.inference_mode()
@@ -138,16 +151,15 @@ def check_encoding(
     bundle: Path, model: Any, entropy_model: Any, count: int, tmp_path: Path
 ) -> None:
     images = images_of_many_sizes(count, model.channels)
-    results = run_module("encode", bundle, [rgba(one) for one in images], tmp_path)
+    results = run_module("encode", bundle, [*map(rgba, images)], tmp_path)
     for image, result in zip(images, results, strict=True):
         file = base64.b64decode(result)
         expected = codes_file(model, entropy_model, image)
         if file == expected:
             continue
         true = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy().astype(float)
-        errors = [
-            np.square(decoded(model, entropy_model, one) - true).mean() for one in (file, expected)
-        ]
+        files = (file, expected)
+        errors = [np.square(decoded(model, entropy_model, path) - true).mean() for path in files]
         assert abs(10 * np.log10(errors[0] / errors[1])) < 0.05
 
 
@@ -182,32 +194,21 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(
         hrv.read(entropy_model, [content])
     assert content[0] == 0xDC
     cuts = [content[:length] for length in range(1, 30)]
-    flips = [
-        content[: i // 8] + bytes([content[i // 8] ^ 1 << i % 8]) + content[i // 8 + 1 :]
-        for i in range(8, 200)
-    ]
-    whole, *others = run_module(
-        "decode", bundle, [text_of(one) for one in (content, *cuts, *flips)], tmp_path
-    )
-    visible = pixels_of(whole)[..., 3]
+    flips = [flip_bit(content, index) for index in range(8, 200)]
+    picture, *damaged = run_module("decode", bundle, [content, *cuts, *flips], tmp_path)
+    visible = pixels_of(picture)[..., 3]
     assert (visible[10:22, 10:22] == 255).all()
     assert (visible[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
-    assert all("refused" in one for one in others)
+    assert all("refused" in result for result in damaged)
 
 
 @torch.inference_mode()
 def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
     model, entropy_model = read_bundle(bundle)
     file = codes_file(model, entropy_model, images_of_many_sizes(1, model.channels)[0], 1)
-    flips = [
-        file[: i // 8] + bytes([file[i // 8] ^ 1 << i % 8]) + file[i // 8 + 1 :]
-        for i in range(8 * len(file))
-    ]
+    flips = [flip_bit(file, index) for index in range(8 * len(file))]
     bad = [b"", b"\x89PNG", file[:-1], b"\xd5\0\0\0" + file[4:], *flips]
-    assert all(
-        "refused" in one
-        for one in run_module("decode", bundle, [text_of(one) for one in bad], tmp_path)
-    )
+    assert all("refused" in result for result in run_module("decode", bundle, bad, tmp_path))
     content = bundle.read_bytes()
     damaged = [
         b"",
@@ -217,13 +218,10 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_pat
         content + b"x",
         b"HRVQWEB2" + content[8:],
     ]
-    damaged += [
-        content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]
-        for i in (9, 30, 200, 5000, len(content) - 1)
-    ]
-    names = run_module("bundles", bundle, [text_of(one) for one in (content, *damaged)], tmp_path)
-    assert names[0] == bundle.stem
-    assert all("refused" in one for one in names[1:])
+    damaged += [flip_bit(content, 8 * place) for place in (9, 30, 200, 5000, len(content) - 1)]
+    name, *answers = run_module("bundles", bundle, [content, *damaged], tmp_path)
+    assert name == bundle.stem
+    assert all("refused" in answer for answer in answers)
 
 
 @pytest.mark.parametrize("case", CONSTRUCTED, ids=" ".join)
@@ -232,10 +230,9 @@ def test_constructed_files_are_refused_in_node(case: tuple[str, str], tmp_path: 
     path = bombs.BOMBS[case](tmp_path, tmp_path)
     tables = tmp_path / "model.hrvt"
     tables.write_bytes(Model(bombs.MODEL).entropy_model.content)
-    arguments = [str(DECODER), *([str(tables)] if case[0] == "file of codes" else []), str(path)]
-    done = node(arguments, return_completed_process=True, capture_output=True, text=True)
-    assert (done.stderr, '"levels":[[' in done.stdout) == ("", False)
-    assert '"refused"' in done.stdout or '"fault":"' in done.stdout or case[0] == "tables"
+    out = run_node(DECODER, *([tables] if case[0] == "file of codes" else []), path)
+    assert '"levels":[[' not in out
+    assert '"refused"' in out or '"fault":"' in out or case[0] == "tables"
 
 
 def test_a_level_needs_as_many_bytes_as_in_python(bundle: Path) -> None:
@@ -259,13 +256,7 @@ for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
   if (!enough || (needed && less)) throw new Error(JSON.stringify([level, byTables, needed]));
 }}
 """
-    done = node(
-        ["--input-type=module", "-e", script],
-        return_completed_process=True,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_node("--input-type=module", "-e", script)
 
 
 def test_the_command_writes_a_bundle_of_the_model(
@@ -292,13 +283,7 @@ def test_a_model_with_a_joint_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model, entropy_model = read_bundle(bundle)
     check_encoding(bundle, model, entropy_model.bare, 4, tmp_path)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0])
-    (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
-    assert (
-        np.abs(
-            pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)
-        ).max()
-        <= 1
-    )
+    check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
 
 
 def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,13 +292,7 @@ def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.Mo
     bundle = export_web(test_graphs.saved("treevq", tmp_path), tmp_path / "web")[0]
     model, entropy_model = read_bundle(bundle)
     file = codes_file(model, entropy_model.bare, images_of_many_sizes(1, 1)[0], 1)
-    (result,) = run_module("decode", bundle, [text_of(file)], tmp_path)
-    assert (
-        np.abs(
-            pixels_of(result)[..., :3].astype(int) - decoded(model, entropy_model.bare, file)
-        ).max()
-        <= 1
-    )
+    check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
 
 
 def test_the_module_stays_small() -> None:

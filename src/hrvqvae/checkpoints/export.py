@@ -26,11 +26,10 @@ from hrvqvae.checkpoints.folder import (
     list_models,
 )
 from hrvqvae.checkpoints.run import Run, config_of, copy_state, stale_notice
-from hrvqvae.config import Config, bits_per_image, level_names, to_dict
+from hrvqvae.config import Config, bits_per_image, flatten, level_names, to_dict
 from hrvqvae.config.parsing import OWN_IMAGES, name_own_images
 from hrvqvae.config.registry import DATASETS, PRIORS
-from hrvqvae.config.schema import STAGES
-from hrvqvae.config.section import to_leaves
+from hrvqvae.config.schema import TRAINING_SECTIONS
 from hrvqvae.models.build import get_system
 from hrvqvae.priors.guidance import format_guidance
 from hrvqvae.utils.errors import InputError, printable
@@ -166,8 +165,8 @@ def without_paths(config: Config) -> Config:
     """Return a configuration without the paths of this machine: of data, codes and initial
     weights.
     """
-    values = to_leaves(config)
-    names = [f"{stage}.init_from" for stage in STAGES]
+    values = flatten(config)
+    names = [f"{section}.init_from" for section in TRAINING_SECTIONS]
     emptied = {name: "" for name in names if values[name] not in list_models()}
     return config.replace(**{"data.root": None, "prior.codes": None, **emptied})
 

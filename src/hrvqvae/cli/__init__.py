@@ -89,11 +89,10 @@ def _hint(argument: str, arguments: argparse.Namespace) -> str:
     name = argument.partition("=")[0].lstrip("-")
     near = "images" if name == "limit" and "images" in arguments.options else ""
     if argument.startswith("--") and arguments.takes_fields:
-        from hrvqvae.config import Config
-        from hrvqvae.config.section import to_leaves
+        from hrvqvae.config import Config, flatten
 
         leaf = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
-        fields = to_leaves(Config())
+        fields = flatten(Config())
         near = near or " or --".join(field for field in fields if field.rpartition(".")[2] == leaf)
     if argument.startswith("-"):
         near = near or near_names(name, arguments.options).replace(" or ", " or --")

@@ -65,7 +65,7 @@ def _evaluate(arguments: Arguments) -> int:
 
 
 def _print_rate(rate: Rate) -> None:
-    names = [name for name, bits in rate.measured.items() if bits]
+    names = [name for name in ("prior", "file") if getattr(rate, name)]
     per_code = zip(*(rate.per_code(name) for name in names), strict=True)
     rows: list[Sequence[object]] = [("bits per code", *names)]
     for index, codes in enumerate(per_code, start=1):

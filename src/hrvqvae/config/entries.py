@@ -33,6 +33,7 @@ class Dataset:
     column: str = ""
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
     how: str = ""  # how a person gets the data, if no command does
+    takes_any_folder: bool = False  # is a kind of images, not a published set
     files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
     # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")

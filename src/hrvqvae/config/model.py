@@ -267,10 +267,6 @@ class SingleGridConfig(CodebookConfig):
     def num_codewords(self) -> tuple[int, ...]:
         return self.quantizer.num_codewords
 
-    @property
-    def linked(self) -> tuple[bool, ...]:
-        return tuple(parents > 1 for parents in self.quantizer.num_codebooks)
-
 
 class AdversarialConfig(Section):
     """A perceptual and an adversarial loss beside the squared error (docs/method.md)."""

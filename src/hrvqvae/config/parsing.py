@@ -1,8 +1,9 @@
-"""Build a configuration from a preset or a file, a stored run and options; the later win.
+"""Build the configuration of a run.
 
-The values of a file replace the defaults of its system and network of priors. A new run takes its
-values from a preset or a file, a resumed run from its stored configuration. An error message names
-the field, its value and valid values.
+A new run: the preset or the file, then the options. A resumed run: its stored configuration, then
+the options that do not change its result; a file must agree with it. The values of a file replace
+the defaults of its system and network of priors. An error names the field, its value and valid
+values.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from hrvqvae.config.schema import (
     BUDGET,
     DEFAULT_PRIOR,
     DEFAULT_SYSTEM,
-    STAGES,
+    TRAINING_SECTIONS,
     Config,
     decide_auto,
     default_config,
 )
-from hrvqvae.config.section import AUTO, flatten, to_leaves
+from hrvqvae.config.section import AUTO, flatten
 from hrvqvae.utils.errors import InputError, one_line
 
 OWN_IMAGES = "mine"  # `data.dataset` of images that are not the published set of the preset
-# Where a run computes, and how often it logs, evaluates and saves: fields that do not change its
-# result.
+# Fields of a training that do not change its result: where it computes, and how often it logs,
+# evaluates and saves.
 RESULT_FREE = ("device", "threads", "log_every", "evaluate_every", "checkpoint_every", "loggers")
-# Where and how a run reads its data: fields that may change when the run is resumed.
+# Fields of the data that a resumed run may change too: where and how it is read.
 _READING = {f"data.{name}" for name in ("root", "workers", "on_error", "max_pixels", "memory_mb")}
 
 
@@ -45,7 +46,7 @@ def from_dict(tree: Any, where: str) -> Config:
     try:
         if not isinstance(tree, Mapping):
             raise InputError("a configuration is a mapping with data, model and training")
-        values = dict(flatten(tree))
+        values = flatten(tree)
         system = str(values.get("model.system", DEFAULT_SYSTEM))
         kind = str(values.get("prior.network.kind", DEFAULT_PRIOR))
         return override(default_config(system, kind), values)
@@ -72,8 +73,8 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     """Return `base` with new values, plain or as text, by dotted name. Raises InputError as
     `Section.replace`.
 
-    A new `prior.network.kind` replaces the whole section by the defaults of that network. A value
-    for one field of a budget sets the other fields of the budget to 0.
+    A new `prior.network.kind` replaces the whole section by the defaults of that network. A limit
+    above 0 in a budget removes the other limits of the budget that are not given.
     """
     system = base.model.system
     kind = str(values.get("prior.network.kind", base.prior.network.kind))
@@ -85,28 +86,30 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
     if kind != base.prior.network.kind:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
-    after = to_leaves(config)
-    for stage in STAGES:
-        names = [f"{stage}.{name}" for name in BUDGET]
-        budget = {name: after[name] if name in values else 0 for name in names}
-        if any(budget.values()):
-            config = config.replace(**budget)
+    leaves = flatten(config)
+    for section in TRAINING_SECTIONS:
+        names = [f"{section}.{name}" for name in BUDGET]
+        limits = {name: leaves[name] for name in names if name in values}
+        if any(limits.values()):
+            config = config.replace(**dict.fromkeys(names, 0) | limits)
     return config
 
 
 def base_config(name: str) -> Config:
-    """Return the configuration of a preset, a YAML or JSON file, or a run folder. Raises InputError
+    """Return the configuration of a run folder, a YAML or JSON file, or a preset. Raises InputError
     for any other.
     """
-    path = Path(name, "config.yaml") if Path(name, "config.yaml").is_file() else Path(name)
+    path = Path(name)
+    if (path / "config.yaml").is_file():
+        return from_file(path / "config.yaml")
     if path.is_dir() and name not in presets.names():
         raise InputError(
             f"{name} is a folder, not a preset; give a preset, and a folder of images as --data"
             f" {name}"
         )
-    return (
-        from_file(path) if path.suffix in (".yaml", ".yml", ".json") else presets.get(name).config
-    )
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return from_file(path)
+    return presets.get(name).config
 
 
 def autoencoder_config(
@@ -124,18 +127,18 @@ def autoencoder_config(
         return decide_auto(config, "model", "training")
     if stored.name != base.name:
         raise InputError(f"the folder holds a run of {stored.name}, not of {base.name}")
-    file = dict[str, Any]()
+    must_agree = dict[str, Any]()
     if Path(name).is_file():
-        # An option may have replaced a default when the run began, and need not be repeated.
-        default = to_leaves(default_config(stored.model.system, stored.prior.network.kind))
-        file = {
+        # What the file says. A default says nothing: an option may have replaced it at the start.
+        default = flatten(default_config(stored.model.system, stored.prior.network.kind))
+        must_agree = {
             field: value
-            for field, value in to_leaves(base).items()
+            for field, value in flatten(base).items()
             if value not in (AUTO, default.get(field))
         }
         if stored.data.dataset == OWN_IMAGES:
-            file.pop("data.dataset", None)
-    return decide_auto(_resumed(stored, options, "training", file), "model", "training")
+            must_agree.pop("data.dataset", None)
+    return decide_auto(_resumed(stored, options, "training", must_agree), "model", "training")
 
 
 def stage_config(
@@ -149,52 +152,56 @@ def stage_config(
     """
     for name in options:
         if not name.startswith(f"{section}.") and name not in ("data.root", "data.workers"):
-            stage = {"prior": "priors", "progressive": "progressive decoder"}.get(
-                section, "decoder of samples"
-            )
-            raise InputError(f"--{name} is no field of the {stage}: give --{section}.* and --data")
+            nouns = {"prior": "priors", "progressive": "progressive decoder"}
+            noun = nouns.get(section, "decoder of samples")
+            raise InputError(f"--{name} is no field of the {noun}: give --{section}.* and --data")
     if stored is None:
         config = override(run, options)
     else:
         config = _resumed(stored, options, f"{section}.training", {})
-    levels = len(run.model.num_symbols)
-    for name, values in to_leaves(getattr(config, section)).items():
-        if isinstance(values, tuple) and len(values) not in (1, levels):
+    num_levels = len(run.model.num_symbols)
+    for name, values in flatten(getattr(config, section)).items():
+        if isinstance(values, tuple) and len(values) not in (1, num_levels):
             raise InputError(
                 f"{section}.{name} has {len(values)} values; give one, or one for each of the"
-                f" {levels} levels"
+                f" {num_levels} levels"
             )
     return decide_auto(config, section)
 
 
 def name_own_images(config: Config) -> Config:
-    """Return a configuration whose `data.dataset` is OWN_IMAGES if it names a published set, but
-    the images are a data set from Python or lie in a folder of another name.
+    """Return a configuration whose `data.dataset` is OWN_IMAGES in place of a published set, if the
+    images come from Python or lie in a folder of another name.
     """
     name = config.data.dataset
-    root = config.data.root or ""
-    if not root or name not in DATASETS or "any folder" in DATASETS.get(name).how:
+    root = config.data.root
+    if not root or name not in DATASETS:
         return config
-    is_folder_of_set = bool(DATASETS.get(name).read) or name in root.lower()
+    dataset = DATASETS.get(name)
+    if dataset.takes_any_folder:
+        return config
     is_from_python = root.startswith("python:")  # `data.sources.datasets.PREFIX`
-    if is_folder_of_set and not is_from_python:
+    may_be_the_set = dataset.read or name in root.lower()  # `read` refuses other files
+    if may_be_the_set and not is_from_python:
         return config
     return config.replace(**{"data.dataset": OWN_IMAGES})
 
 
 def _resumed(
-    stored: Config, options: Mapping[str, str], stage: str, file: Mapping[str, Any]
+    stored: Config, options: Mapping[str, str], section: str, must_agree: Mapping[str, Any]
 ) -> Config:
-    """Return a stored configuration with options. Raises InputError if options or file change the
-    run's result.
+    """Return the stored configuration of a run whose training `section` resumes, with options.
+
+    Raises InputError if options change the run's result, or `must_agree` differs from it.
     """
-    may_change = {f"{stage}.{name}" for name in (*RESULT_FREE, *BUDGET, "evaluation_images")}
-    may_change.discard("prior.training.evaluation_images")  # they choose the best state of a prior
+    may_change = _READING | {f"{section}.{name}" for name in (*RESULT_FREE, *BUDGET)}
+    if section != "prior.training":  # whose evaluation images choose the best state
+        may_change.add(f"{section}.evaluation_images")
     config = override(stored, options)
-    before = to_leaves(stored)
-    after = to_leaves(config) | {name: file[name] for name in file if name not in options}
-    for name, value in after.items():
-        if value != before.get(name) and name not in may_change | _READING:
+    before = flatten(stored)
+    agreed = {name: value for name, value in must_agree.items() if name not in options}
+    for name, value in (flatten(config) | agreed).items():
+        if value != before.get(name) and name not in may_change:
             raise InputError(
                 f"--resume continues the same run: --{name} is {before.get(name)} there, {value}"
                 " here; give the same, or train anew in another folder"

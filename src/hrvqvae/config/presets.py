@@ -20,7 +20,7 @@ from hrvqvae.config.schema import (
     bits_per_image,
     compression_ratio,
 )
-from hrvqvae.config.section import to_leaves
+from hrvqvae.config.section import flatten
 from hrvqvae.config.systems import OURS, PRINTED, column
 from hrvqvae.utils.errors import InputError, near_names
 
@@ -37,23 +37,16 @@ class Preset:
     def source(self, name: str) -> str:
         return self.sources.get(name, OURS)
 
-    @property
-    def printed(self) -> dict[str, int]:
-        """Derived figures as the paper prints them: training steps, compression factor."""
-        return {
-            figure: values[self.config.name]
-            for figure, values in PRINTED.items()
-            if self.config.name in values
-        }
-
 
 def _build_preset(
     name: str, system: System, settings: Settings, about: str, notes: tuple[str, ...]
 ) -> Preset:
     values = {"name": name} | {field: value for field, (value, _) in settings.items()}
+
+    # A table has more fields than some systems: those that the defaults lack are left out.
     network = PRIORS.get(values.get("prior.network.kind", DEFAULT_PRIOR)).config()
     config = Config(model=system.config, prior=PriorConfig(network=network))
-    fields = to_leaves(config)
+    fields = flatten(config)
     config = config.replace(**{field: value for field, value in values.items() if field in fields})
     sources = {field: source for field, (_, source) in settings.items()}
     return Preset(config=config, sources=sources, about=about, notes=notes)
@@ -104,6 +97,8 @@ def get(name: str) -> Preset:
         SYSTEMS.get(first)  # raises an error that says where the rival is
     if first in SYSTEMS and data in DATASETS and DATASETS.get(data).column:
         return combine(SYSTEMS.get(first), DATASETS.get(data))
+
+    # an extra of a system
     for system in SYSTEMS.entries():
         for extra in system.extras:
             if extra.name == name:
@@ -111,6 +106,8 @@ def get(name: str) -> Preset:
                 return _build_preset(
                     name, system, {**base, **extra.settings}, extra.about, extra.notes
                 )
+
+    # Propose presets of that system or data set, or of a similar name.
     presets = [*names()]
     with_part = " or ".join([preset for preset in presets if name in preset.split("/")][:3])
     near = with_part or near_names(name, presets, cutoff=0.4)
@@ -118,14 +115,15 @@ def get(name: str) -> Preset:
     raise InputError(f"unknown preset {name!r}: {hint}hrvqvae presets lists them")
 
 
-def derive_figures(config: Config) -> dict[str, Any]:
-    """Return figures that follow from a configuration: grids, codewords, training steps, bits,
-    compression factor.
+def describe(preset: Preset) -> dict[str, Any]:
+    """Return everything about a preset as plain values: values with sources, notes, and derived
+    figures (grids, codewords, training steps, bits, compression factor), some also as printed.
     """
+    config = preset.config
     data = config.data
     model = config.model
     training = config.training
-    figures: dict[str, Any] = {
+    derived: dict[str, Any] = {
         "latent_grids": model.geometry.grids(*data.image_size),
         "codewords": model.num_codewords,
         "image_bits": 8 * data.channels * math.prod(data.image_size),
@@ -133,24 +131,21 @@ def derive_figures(config: Config) -> dict[str, Any]:
         "compression_ratio": compression_ratio(model, data.channels, *data.image_size),
     }
     if data.train_samples and training.epochs:  # rounded down, as in Table 5
-        figures["training_steps"] = data.train_samples * training.epochs // training.batch_size
-    return figures
-
-
-def describe(preset: Preset) -> dict[str, Any]:
-    """Return everything about a preset as plain values: values with sources, derived and printed
-    figures, notes.
-    """
+        derived["training_steps"] = data.train_samples * training.epochs // training.batch_size
+    values = flatten(config)
+    del values["name"]
     return {
-        "name": preset.config.name,
+        "name": config.name,
         "about": preset.about,
-        "system": preset.config.model.system,
+        "system": model.system,
         "values": {
-            name: {"value": value, "source": preset.source(name)}
-            for name, value in to_leaves(preset.config).items()
-            if name != "name"
+            name: {"value": value, "source": preset.source(name)} for name, value in values.items()
         },
-        "derived": derive_figures(preset.config),
-        "printed": preset.printed,
+        "derived": derived,
+        "printed": {
+            figure: by_preset[config.name]
+            for figure, by_preset in PRINTED.items()
+            if config.name in by_preset
+        },
         "notes": list(preset.notes),
     }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import field
+from itertools import chain
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -33,7 +35,7 @@ T = TypeVar("T")
 
 DEFAULT_SYSTEM = "hrvqvae"
 DEFAULT_PRIOR = "pixelsnail"
-STAGES = ("training", "prior.training", "progressive.training", "generation.training")
+TRAINING_SECTIONS = ("training", "prior.training", "progressive.training", "generation.training")
 BUDGET = ("epochs", "max_steps", "max_minutes")
 _RECTANGLE = re.compile(r"[1-9]\d*x[1-9]\d*")
 _PILLOW_PIXELS = 178_956_970  # Pillow itself refuses larger images
@@ -53,12 +55,12 @@ class DataConfig(Section, section="data"):
     #: (height x width).
     size: Positive | Annotated[str, Range(_RECTANGLE.fullmatch, "HEIGHTxWIDTH")] = 28
     channels: Annotated[int, Range((1, 3).__contains__, "1 (greyscale) or 3 (RGB)")] = 1
-    #: published number of images, for the steps that `hrvqvae presets` prints (0: unknown)
+    #: published number of training images (0: unknown), for the steps that `hrvqvae presets`
+    #: prints, and for `split: sorted`
     train_samples: Count = 0
-    test_samples: Count = 0
+    test_samples: Count = 0  #: published number of test images (0: unknown)
     #: Split of a folder without train/ and test/: by a hash of the file name; or sorted by name,
-    #: where the first
-    #: `train_samples` images are for training (as for FFHQ).
+    #: and the first `train_samples` images are for training (as for FFHQ).
     split: Literal["hash", "sorted"] = "hash"
     test_fraction: OpenUnit = 0.1  #: share of test files in a split by hash
     #: share of the training images, evenly spaced, to test on instead of the test images
@@ -71,7 +73,7 @@ class DataConfig(Section, section="data"):
         int, Range(range(1, _PILLOW_PIXELS + 1).__contains__, f"1 to {_PILLOW_PIXELS}")
     ] = 64_000_000
     workers: Count = 2  #: processes that decode images
-    #: keep decoded images in memory if all fit in this many MB (not to be cropped at random)
+    #: keep decoded images in memory if all fit in this many MB (unless `crop` is random)
     memory_mb: Count = 512
 
     @property
@@ -131,15 +133,16 @@ class StageConfig(Section, section="training"):
                 f" {self.section}.max_minutes"
             )
 
-    def with_batch_size(self, batch_size: int) -> TrainingConfig:
-        """Return the training configuration of one network, with the given batch size."""
-        return TrainingConfig(**{**vars(self), "batch_size": batch_size})
-
 
 class TrainingConfig(StageConfig):
     """Training of an autoencoder."""
 
     batch_size: Positive = 128  #: of all processes together (docs/scale.md)
+
+
+def with_batch_size(stage: StageConfig, batch_size: int) -> TrainingConfig:
+    """Return the training of one network of a stage; its `section` is "training" for any stage."""
+    return TrainingConfig(**vars(stage) | {"batch_size": batch_size})
 
 
 class PriorTrainingConfig(StageConfig, section="prior.training"):
@@ -202,13 +205,14 @@ class PriorConfig(Section, section="prior"):
     flip: bool = False  #: train also on the codes of mirror images
     #: train also on this many copies of each image, shifted by up to an eighth of a side
     shifts: Count = 0
-    #: Train also on this many copies of each image, enlarged and in other colours in turn.
-    #: The prior is told which copy it sees, shifted copies too (DistAug, Jun et al. 2020).
+    #: Train also on this many changed copies of each image: the first, third, ... enlarged, the
+    #: second, fourth, ... in other colours. If there are any, the prior is told which copy it sees,
+    #: also of `shifts` (DistAug, Jun et al. 2020).
     variants: Count = 0
 
     def training_of(self, level: int) -> TrainingConfig:
         """Return the training of the prior whose coarsest level is `level`, counted from 0."""
-        return self.training.with_batch_size(at_level(self.training.batch_size, level))
+        return with_batch_size(self.training, at_level(self.training.batch_size, level))
 
 
 class RefinerConfig(Section, section="progressive.network"):
@@ -217,7 +221,8 @@ class RefinerConfig(Section, section="progressive.network"):
     """
 
     hidden_units: Positive = 64  #: channels of the features; half as many inside a block
-    #: each a dilated and a pointwise convolution, with a bias for each number of levels
+    #: number of blocks, each of a dilated and a pointwise convolution, whose bias depends on the
+    #: number of levels that are decoded
     residual_blocks: Count = 4
     kernel: Odd = 3
 
@@ -232,16 +237,18 @@ class ProgressiveConfig(Section, section="progressive"):
 
 
 class GenerationConfig(AdversarialConfig, section="generation"):
-    """The decoder of samples and completions, and its training on a frozen autoencoder
+    """The decoder of samples and of completed images, and its training on a frozen autoencoder
     (`train-decoder`). Its refiner is that of `progressive.network`.
     """
 
     levels: Count = 0  #: decode samples of this many levels (0: the levels of the first prior)
-    #: share of the codes of the last of these levels that are drawn anew, as a prior errs
+    #: in training, this share of the codes of the last of these levels is replaced at random, to
+    #: imitate the errors of a prior
     redraw: Share = 0.03
     adversarial_start: Count = 100
     discriminator_layers: Positive = 2
-    discriminator_rate: Rate = 0.5  #: learning rate of the discriminator over the decoder's
+    #: the discriminator's learning rate divided by that of the decoder
+    discriminator_rate: Rate = 0.5
     training: GenerationTrainingConfig = GenerationTrainingConfig()
 
 
@@ -258,8 +265,8 @@ class Config(Section):
 
     @property
     def prior_levels(self) -> tuple[Levels, ...]:
-        """The levels that each prior covers, coarse first. Raises InputError if its network can't
-        cover them.
+        """The levels that each prior covers, coarse first. Raises InputError if the network of the
+        priors can't cover them.
         """
         grids = self.model.geometry.grids(*self.data.image_size)
         return self.prior.network.covers(grids, self.model.linked)
@@ -272,19 +279,25 @@ class Config(Section):
 def decide_auto(config: Config, *sections: str) -> Config:
     """Return a configuration in which every "auto" of the sections is decided.
 
-    Raises InputError if this machine lacks a requested device, number format or network, or the
-    model can't be trained on images of `data.size`.
+    Raises InputError if this machine lacks a requested device, number format or perceptual network,
+    or the model can't be trained on images of `data.size`.
     """
     if "model" in sections:
         config.model.check_images(min(config.data.image_size))
-    queue = [getattr(config, name) for name in sections]
     values = dict[str, Any]()
-    for part in queue:  # inner sections are appended to the queue
-        queue += [value for value in vars(part).values() if isinstance(value, Section)]
-        for name, function in part.decided_by.items():
-            if getattr(part, name) == AUTO:
-                values[f"{part.section}.{name}"] = resolve_name(function)(part)
+    for section in chain.from_iterable(_walk(getattr(config, name)) for name in sections):
+        for name, function in section.decided_by.items():
+            if getattr(section, name) == AUTO:
+                values[f"{section.section}.{name}"] = resolve_name(function)(section)
     return config.replace(**values)
+
+
+def _walk(section: Section) -> Iterator[Section]:
+    """Yield a section and all sections inside it."""
+    yield section
+    for value in vars(section).values():
+        if isinstance(value, Section):
+            yield from _walk(value)
 
 
 def default_config(system: str = DEFAULT_SYSTEM, network: str = DEFAULT_PRIOR) -> Config:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
@@ -37,7 +37,7 @@ Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]
 OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]
 Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
-PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
+PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]  # not empty
 """A value for all levels, or one per level, coarse first."""
 
 _TYPE_NAMES: Mapping[Any, str] = {
@@ -61,6 +61,7 @@ def _parse(value: Any, hint: Any) -> Any:
             if isinstance(limit, Range) and not limit.holds(parsed):
                 raise ValueError(limit.requirement)
         return parsed
+    # X | None
     if origin in (Union, UnionType):
         if NoneType in parts and value in (None, "null"):
             return None
@@ -84,6 +85,8 @@ def _parse(value: Any, hint: Any) -> Any:
         raise ValueError(" or ".join(map(str, parts)))
     if hint is bool and value in ("true", "false"):
         return value == "true"
+
+    # Numbers may be texts, or of another library such as numpy; a truth value is none.
     kind = {int: Integral, float: Real}.get(hint)
     if kind is None and isinstance(value, hint):
         return value
@@ -137,32 +140,34 @@ class Section:
         """Raise InputError about the field `name` unless `holds`; `requirement` names the valid
         values.
         """
-        if not holds:
-            require(False, self._qualify(name), getattr(self, name), requirement)
+        require(holds, self._qualify(name), getattr(self, name), requirement)
 
     def replace(self, /, **changes: Any) -> Self:
         """Return a copy with new values; a dotted name is a field of an inner section.
 
         Raises InputError if a field is unknown, or a value has the wrong type or is out of range.
         """
+        # Divide the changes into values of this section and of the sections inside it.
         fields = vars(self)
         values = dict[str, Any]()
         inner = dict[str, dict[str, Any]]()
         for name, value in changes.items():
-            first, _, rest = name.partition(".")
-            if first not in fields or (rest and not isinstance(fields[first], Section)):
+            first, _, below = name.partition(".")
+            if first not in fields or (below and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
-                inside = to_leaves(self)
-                same_leaf = [self._qualify(field) for field in inside if field.endswith(f".{leaf}")]
-                near = " or ".join(same_leaf) or near_names(first, fields)
-                near = near or near_names(leaf, {field.rpartition(".")[2] for field in inside})
+                leaves = flatten(self)
+                near = (
+                    " or ".join(self._qualify(path) for path in leaves if path.endswith(f".{leaf}"))
+                    or near_names(first, fields)
+                    or near_names(leaf, {path.rpartition(".")[2] for path in leaves})
+                )
                 hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
                 raise InputError(f"unknown field {self._qualify(name)!r}: {hint}")
-            if rest:
-                inner.setdefault(first, {})[rest] = value
+            if below:
+                inner.setdefault(first, {})[below] = value
             else:
                 values[first] = value
-        values |= {first: fields[first].replace(**leaves) for first, leaves in inner.items()}
+        values |= {first: fields[first].replace(**below) for first, below in inner.items()}
         changed = copy.copy(self)
         changed._set(values)
         return changed
@@ -179,19 +184,16 @@ def to_dict(section: Section) -> dict[str, Any]:
     }
 
 
-def to_leaves(section: Section) -> dict[str, Any]:
-    """Return the value of every leaf of a configuration by its dotted name, in order."""
-    return dict(flatten(to_dict(section)))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of every leaf of a nested mapping, in order. Raises InputError if
-    it is too deep.
+def flatten(tree: Section | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the value of every leaf of a configuration or of a nested mapping by its dotted name,
+    in order. Raises InputError if the mapping is too deep.
     """
     if prefix.count(".") > _MAX_DEPTH:
         raise InputError(f"{prefix[:40]}... is nested too deeply for a configuration")
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
+    leaves = dict[str, Any]()
+    for name, value in (vars(tree) if isinstance(tree, Section) else tree).items():
+        if isinstance(value, Section | Mapping):
+            leaves |= flatten(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            leaves[f"{prefix}{name}"] = value
+    return leaves

@@ -23,7 +23,7 @@ COLUMNS = ("ffhq", "imagenet", "cifar10", "mnist")
 
 def settings(source: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     """Return settings, all from one source, from values by dotted name or nested by section."""
-    return {name: (value, source) for name, value in flatten(values)}
+    return {name: (value, source) for name, value in flatten(values).items()}
 
 
 def column(
@@ -54,7 +54,8 @@ def _printed(table: str, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]
     """Return the settings of a printed table, whose strides follow from the latent grids."""
     grids = f"{table} (latent grid)"
     return {
-        name: (value, grids if name == "model.stride" else table) for name, value in flatten(values)
+        name: (value, grids if name == "model.stride" else table)
+        for name, value in flatten(values).items()
     }
 
 
@@ -104,12 +105,8 @@ _TABLES_6_AND_7 = {
     },
     "model.quantizer": {"dim": [32, 32, 16, 8], "beta": 0.25},
     "training": {"polyak_decay": 0.9, "learning_rate": 3e-3},
-    "model.quantizer.codewords": [
-        8,
-        8,
-        8,
-        4,
-    ],  # not nested above, since Table 7 replaces this value alone
+    # not nested above, since Table 7 replaces this value alone
+    "model.quantizer.codewords": [8, 8, 8, 4],
 }
 TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
 _TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
@@ -149,7 +146,7 @@ PRINTED = {
     },
     "compression_ratio": {"hrvqvae/ffhq": 171, "vqvae2/ffhq": 130},
 }
-"""Figures of Table 5 and appendix A.1, by preset. `presets.derive_figures` computes them from the
+"""Figures of Table 5 and appendix A.1, by preset. `presets.describe` computes them from the
 preset's values.
 """
 
@@ -237,9 +234,8 @@ TREEVQ = System(
 
 AS_HRVQVAE = mark_as_borrowed(TABLE_6 | TABLE_8) | _NOT_PRINTED
 _FLAT = settings(OURS, {"model.quantizer.levels": 1})
-_LEAVES = settings(
-    "as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]}
-)  # m^3, the leaves of HR-VQVAE
+# m^3, the leaves of HR-VQVAE
+_LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 64]})
 
 VQVAE = System(
     name="vqvae",

@@ -45,12 +45,10 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features (B, width) of images."""
-        features: Tensor = self.body(images * 2 - 1)
-        return features
+        return self.body(images * 2 - 1)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(images))
-        return logits
+        return self.head(self.features(images))  # type: ignore[no-any-return]
 
 
 def _convolution(inputs: int, outputs: int, *, halve: bool = False) -> list[nn.Module]:
@@ -88,8 +86,7 @@ class _Residual(nn.Module):
         self.branch = nn.Sequential(*_convolution(width, width), *_convolution(width, width))
 
     def forward(self, images: Tensor) -> Tensor:
-        output: Tensor = images + self.branch(images)
-        return output
+        return images + self.branch(images)  # type: ignore[no-any-return]
 
 
 def natural_classifier(channels: int, classes: int) -> Classifier:
@@ -127,6 +124,7 @@ def shift_and_flip(images: Tensor, rng: torch.Generator) -> Tensor:
     """Shift each image by up to an eighth of a side with mirrored borders, and flip half of the
     images, at random.
     """
+    # Pad, then take a window of each image at an offset of its own.
     count, _, height, width = images.shape
     reach = height // 8
     padded = pad(images, (reach, reach, reach, reach), mode="reflect")
@@ -275,6 +273,8 @@ def train_classifier(
     if not images.classes:
         raise InputError(f"{config.dataset} has no classes to classify")
     recipe = find_recipe(config) or SMALL
+
+    # network, optimizer and learning rate
     torch.manual_seed(seed)
     classifier = recipe.network(config.channels, len(images.classes)).to(
         memory_format=torch.channels_last
@@ -285,6 +285,8 @@ def train_classifier(
     decay = recipe.weight_decay
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
+
+    # training, with images that are changed at random
     rng = torch.Generator().manual_seed(seed)
     bf16 = computes_bf16(torch.device("cpu"))
     with closing(batches(images, batch_size=_BATCH, seed=seed)) as train_batches:
@@ -301,6 +303,8 @@ def train_classifier(
             schedule.step()
             if step % 500 == 0:
                 note(f"step {step:,}  loss {float(loss.detach()):.3f}")
+
+    # accuracy on the test split
     classifier.eval().requires_grad_(False)
     trained = TrainedClassifier(classifier, 0.0, images.classes, describe_images(config))
     test_batches = evaluation_batches(test_images, batch_size=_BATCH)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,20 @@ class Rate:
 
     #: bits of each level that has a prior, from the first on; given the class, if priors know it
     prior: tuple[float, ...]
-    #: bits of each level in files of codes; None if the run has no entropy model
-    files: tuple[float, ...] | None
+    file: tuple[float, ...]  #: bits of each level in files of codes; empty without an entropy model
     positions: tuple[int, ...]  #: number of positions of each level's grid
     label: float  #: bits of the class, by the classes' frequencies in training; 0 without classes
 
-    @property
-    def measured(self) -> dict[str, tuple[float, ...]]:
-        """The bits of each level by what codes them: "prior" and "file"."""
-        return {"prior": self.prior, "file": self.files or ()}
+    def per_code(self, coder: str) -> list[float | None]:
+        """Return the bits per code of each level by "prior" or "file"; None for a level that is not
+        measured.
+        """
+        pairs = zip_longest(getattr(self, coder), self.positions)
+        return [bits and bits / count for bits, count in pairs]
 
-    def per_code(self, name: str) -> list[float | None]:
-        """Return the bits per code of each level; None for a level that is not measured."""
-        bits = self.measured[name]
-        known = [level / count for level, count in zip(bits, self.positions, strict=False)]
-        return [*known, *[None] * (len(self.positions) - len(known))]
-
-    def per_image(self, name: str) -> float | None:
-        """Return the bits per image; None if a level is not measured."""
-        bits = self.measured[name]
+    def per_image(self, coder: str) -> float | None:
+        """Return the bits per image by "prior" or "file"; None if a level is not measured."""
+        bits = getattr(self, coder)
         return sum(bits) if len(bits) == len(self.positions) else None
 
 
@@ -79,15 +75,19 @@ def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
+def _split(count: int, size: int) -> list[NDArray[np.int64]]:
+    """Return the indices of `count` images in order, in parts of at most `size`."""
+    return np.split(np.arange(count), range(size, count, size))
+
+
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
     """Return the bits per image of each level in files, where a level takes whole bytes; images
     have `size` pixels.
     """
     layout = entropy_model.layout(size)
     level_bytes = np.zeros(len(maps.levels))
-    for start in range(0, len(maps), _FILES):
-        codes, _ = maps.read(np.arange(start, min(start + _FILES, len(maps))))
-        flat = flat_codes(codes)
+    for indices in _split(len(maps), _FILES):
+        flat = flat_codes(maps.read(indices)[0])
         for level in range(len(level_bytes)):
             encoded = encode_level(flat, layout, level, entropy_model.network(level))
             level_bytes[level] += sum(map(len, encoded))
@@ -104,9 +104,8 @@ def measure_prior_bits(
     bits = np.zeros(count)
     owner = "its" if count == 1 else "their"
     title = f"bits of {level_names(range(first, first + count))} under {owner} prior"
-    starts = range(0, len(maps), _BATCH)
-    for start in tracked(starts, title, len(maps), lambda start: min(_BATCH, len(maps) - start)):
-        codes, labels = maps.read(np.arange(start, min(start + _BATCH, len(maps))))
+    for part in tracked(_split(len(maps), _BATCH), title, len(maps), len):
+        codes, labels = maps.read(part)
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         prior_codes = [code.to(device) for code in codes[first : first + count]]
         label = labels.to(device) if prior.level.classes else None
@@ -132,7 +131,7 @@ def measure_rate(
             for prior in priors.networks
             for bits in measure_prior_bits(prior, model, maps, device)
         ),
-        files=measure_file_bits(entropy_model, maps, size) if entropy_model else None,
+        file=measure_file_bits(entropy_model, maps, size) if entropy_model else (),
         positions=tuple(int(np.prod(level[0].shape)) for level in maps.levels),
         label=measure_label_bits(priors.class_counts, maps.labels) if priors.classes else 0.0,
     )
@@ -151,11 +150,11 @@ class RunEvaluation:
         """Return plain values for JSON."""
         values = self.report.to_dict()
         rate = self.rate
-        for name in ("prior", "file"):
-            values[f"{name}_bits_per_image"] = rate and rate.per_image(name)
-            per_code = rate.per_code(name) if rate else [None] * len(values["levels"])
+        for coder in ("prior", "file"):
+            values[f"{coder}_bits_per_image"] = rate and rate.per_image(coder)
+            per_code = rate.per_code(coder) if rate else [None] * len(values["levels"])
             for columns, bits in zip(values["levels"], per_code, strict=True):
-                columns[f"{name}_bits_per_code"] = bits
+                columns[f"{coder}_bits_per_code"] = bits
         values["label_bits_per_image"] = rate and rate.label
         values["no_priors"] = self.no_rate or None
         if self.samples:
@@ -179,16 +178,20 @@ def choose_data(data: DataConfig, root: str | None, split: str | None) -> tuple[
     """
     if root is None:
         return data, split or "test"
+
+    # The published set, or the run's own folder, is measured as in training.
     dataset = DATASETS.get(data.dataset) if data.dataset in DATASETS else None
     is_published = dataset and dataset.read and not list_missing_files(dataset, Path(root))
     is_same_folder = data.root is not None and Path(root).resolve() == Path(data.root).resolve()
     if is_published or is_same_folder:
         return replace(data, root=root), split or "test"
+
+    # Any other folder gives the set its name, unless a published set would be looked for then.
     name = base_name(root)
-    if name in DATASETS and DATASETS.get(name).read:  # its published files would be looked for
+    if name in DATASETS and DATASETS.get(name).read:
         name = OWN_IMAGES
-    own = replace(data, dataset=name, root=root, validation=0.0)
-    return own, split or ("all" if is_undivided(own) else "test")
+    data = replace(data, dataset=name, root=root, validation=0.0)
+    return data, split or ("all" if is_undivided(data) else "test")
 
 
 def load_with_labels(data: DataConfig, split: str) -> ImageSet:
@@ -261,6 +264,7 @@ def evaluate_run(
         InputError: The run or the data is missing, the run does not support the lambda, or samples
             are asked for and the run lacks a prior, classes or guidance.
     """
+    # Check what is asked for, before anything is computed.
     compute = Compute(TrainingConfig(epochs=1, device=device, precision="fp32"))
     model = Model(run, str(compute.device), beam)
     if sample_levels is None and model.run.missing_priors():
@@ -272,11 +276,13 @@ def evaluate_run(
             f"the priors of {run} know no classes: leave out --samples, or train on images with"
             " classes"
         )
-    for weight in guidance if samples else ():
+    if samples:
         networks = model.load_priors(num_drawn).networks
-        check_sampling_params(networks, SamplingParams(guidance=weight))
+        for of_samples in guidance:
+            check_sampling_params(networks, SamplingParams(guidance=of_samples))
     encode = model.encoder(lmbda, effort=effort)
 
+    # Find the images, and the priors that fit them.
     data, split = choose_data(model.config.data, root, split)
     images = load_with_labels(data, split)
     if samples and images.classes != model.classes:
@@ -297,6 +303,7 @@ def evaluate_run(
     autoencoder = compute.place_model(model.autoencoder)
     report = evaluate(autoencoder, config, progress, split, compute.device, recorder.encode)
 
+    # Measure the rate of these codes, and samples.
     maps = recorder.maps(images.classes)
     autoencoder.cpu()
     measured = None
@@ -312,7 +319,7 @@ def evaluate_run(
             Model(run, beam=beam),
             data,
             samples,
-            guidance=guidance,
+            guidances=guidance,
             lmbda=lmbda,
             effort=effort,
             levels=sample_levels,

@@ -32,7 +32,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
-DRAWS = 5  # number of sets of samples that are compared with test images
+NUM_SETS = 5  # sets of samples, of training images, and at most of other test images
 _BLOCK = 1_024
 _BATCH = 128
 
@@ -81,8 +81,8 @@ class SetDistances:
     """Distances of a set of images from a set of real images."""
 
     #: Frechet distance between normal distributions with the sets' means and covariances (Heusel et
-    #: al. 2017, equation
-    #: 6); None if there are fewer images than features, since the covariance is then singular.
+    #: al. 2017, equation 6); None unless there are more images than features, since the covariance
+    #: is singular then.
     frechet: float | None
     #: unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3 (Binkowski et al.
     #: 2018)
@@ -107,16 +107,6 @@ Spreads = dict[str, Spread | None]
 """
 
 
-def summarize(distances: Sequence[SetDistances]) -> Spreads:
-    """Summarize the distances of several sets of equal size."""
-    spreads: Spreads = {}
-    for name in vars(distances[0]):
-        values = [vars(set_distances)[name] for set_distances in distances]
-        deviation = stdev(values) if len(values) > 1 and None not in values else None
-        spreads[name] = None if None in values else Spread(mean(values), deviation)
-    return spreads
-
-
 class RealImages:
     """A set of at least two real images and their features, with which other sets are compared.
 
@@ -124,18 +114,18 @@ class RealImages:
     size are compared.
     """
 
-    def __init__(self, features: Features, real: Iterable[Tensor]) -> None:
-        self._extractor = features
-        self._real = self._extract(real)
-        self.count, self.width = self._real.shape
+    def __init__(self, extractor: Features, batches: Iterable[Tensor]) -> None:
+        self._extractor = extractor
+        self._features = self._extract(batches)
+        self.count, self.width = self._features.shape
         if self.count < 2:
             raise InputError(
                 f"a Frechet distance needs two test images at least; there is {self.count}"
             )
         self.frechet_name = f"FID of {self.count:,} images"
-        if features.source:
+        if extractor.source:
             self.frechet_name = (
-                f"Frechet distance of {self.count:,} images, features of {features.source}"
+                f"Frechet distance of {self.count:,} images, features of {extractor.source}"
             )
 
     def _extract(self, batches: Iterable[Tensor]) -> Tensor:
@@ -153,34 +143,47 @@ class RealImages:
             )
         return SetDistances(
             frechet=self._measure_frechet(features) if self.count > self.width else None,
-            kernel=measure_kernel_distance(self._real, features),
-            precision=measure_share_inside(features, self._real),
-            recall=measure_share_inside(self._real, features),
+            kernel=measure_kernel_distance(self._features, features),
+            precision=measure_share_inside(features, self._features),
+            recall=measure_share_inside(self._features, features),
         )
 
+    def summarize(self, sets: Iterable[Iterable[Tensor]]) -> Spreads:
+        """Compare several sets, and summarize their distances."""
+        distances = [vars(self.compare(batches)) for batches in sets]
+        spreads: Spreads = {}
+        for name in distances[0]:
+            values = [of_set[name] for of_set in distances]
+            deviation = stdev(values) if len(values) > 1 and None not in values else None
+            spreads[name] = None if None in values else Spread(mean(values), deviation)
+        return spreads
+
     def _measure_frechet(self, features: Tensor) -> float:
-        network = torch.nn.Identity()  # for Inception, because the metric gets features
+        # torchmetrics runs Inception on images unless it has a network, here one that passes
+        # features on.
+        network = torch.nn.Identity()
         network.num_features = self.width  # type: ignore[assignment]
         metric = FrechetInceptionDistance(feature=network)
-        metric.update(self._real, real=True)
+        metric.update(self._features, real=True)
         metric.update(features, real=False)
         return float(metric.compute())
 
 
 def measure_kernel_distance(first: Tensor, second: Tensor) -> float:
-    """Return `SetDistances.kernel` of two sets of features (N, D), without their N x N products in
-    memory.
+    """Return `SetDistances.kernel` of two sets of features (N, D), block by block, so that no N x N
+    matrix is in memory.
     """
 
-    def total(a: Tensor, b: Tensor) -> float:
+    def sum_over_pairs(a: Tensor, b: Tensor) -> float:
         blocks = torch.split(a, _BLOCK)
         return fsum(float((block @ b.T / a.shape[1] + 1).pow(3).sum()) for block in blocks)
 
-    def among(a: Tensor) -> float:
-        itself = (a.square().mean(dim=1) + 1).pow(3).sum()
-        return (total(a, a) - float(itself)) / (len(a) * (len(a) - 1))
+    def mean_over_different(a: Tensor) -> float:
+        diagonal = (a.square().mean(dim=1) + 1).pow(3).sum()
+        return (sum_over_pairs(a, a) - float(diagonal)) / (len(a) * (len(a) - 1))
 
-    return among(first) + among(second) - 2 * total(first, second) / (len(first) * len(second))
+    mean_between = sum_over_pairs(first, second) / (len(first) * len(second))
+    return mean_over_different(first) + mean_over_different(second) - 2 * mean_between
 
 
 def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) -> float:
@@ -189,9 +192,12 @@ def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) ->
     A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al.
     2019, equation 1).
     """
-    rank = min(neighbour + 1, len(centres))  # the nearest centre is the centre itself
+    # The radius of each ball. The nearest centre to a centre is the centre itself.
+    rank = min(neighbour + 1, len(centres))
     distances = (torch.cdist(block, centres) for block in torch.split(centres, _BLOCK))
     radii = torch.cat([block.kthvalue(rank, dim=1).values for block in distances])
+
+    # Count the points inside any ball.
     inside = 0
     for block in torch.split(points, _BLOCK):
         inside += int((torch.cdist(block, centres) <= radii).any(dim=1).sum())
@@ -213,11 +219,11 @@ class SampleQuality:
     #: number of images per set, and number of test images with which a set is compared
     compared: int
     frechet: str  #: name of the Frechet distance
-    #: Distances from the `compared` test images, by key: "samples" (DRAWS sets, whose classes are
-    #: drawn by their
-    #: frequency in training), "reconstructions" (of the `compared` test images), "training images",
-    #: and "test images"
-    #: (sets of other test images). Samples can't do better than "test images".
+    #: Distances from the `compared` test images, by key:
+    #: "samples": sets whose classes are drawn by their frequency in training
+    #: "reconstructions": of the `compared` test images
+    #: "training images"
+    #: "test images": sets of other test images; samples can't do better
     distances: dict[str, Spreads]
 
 
@@ -226,7 +232,7 @@ def measure_samples(
     config: DataConfig,
     count: int,
     *,
-    guidance: Sequence[Guidance] = (1.0,),
+    guidances: Sequence[Guidance] = (1.0,),
     lmbda: float | None = None,
     effort: int | None = None,
     levels: int | None = None,
@@ -234,11 +240,11 @@ def measure_samples(
 ) -> tuple[SampleQuality, ...]:
     """Draw samples, classify them, and compare them with test images.
 
-    Classify `count` samples, drawn equally often from each class. Compare DRAWS other sets of
+    Classify `count` samples, drawn equally often from each class. Compare NUM_SETS other sets of
     samples, whose classes are drawn by their frequency in training, with test images. A set has
     `count` images, but at most half of the test split or all of the train split. Return a
-    `SampleQuality` per guidance. `lmbda` and `effort` are for reconstructions, `levels` for
-    samples; `maps` are the codes of the whole test split, if they are known.
+    `SampleQuality` per guidance. `levels` is for samples, `lmbda` and `effort` for reconstructions;
+    they are not used with `maps`, the codes of the whole test split.
 
     The model has classes. Raises InputError if the data or a prior is missing, or a prior does not
     support guidance.
@@ -254,9 +260,11 @@ def measure_samples(
             " and 4"
         )
 
-    # What samples are compared with, and what reconstructions and real images reach.
-    reference, *other_tests = draw_subsets(tests, size, 1 + DRAWS)
+    # What samples are compared with. The features may be those of the classifier that was written.
+    reference, *other_tests = draw_subsets(tests, size, 1 + NUM_SETS)
     real = RealImages(choose_features(config, classifier_path), read_images_at(tests, reference))
+
+    # What reconstructions and real images reach.
     if maps is None:
         batches = read_images_at(tests, reference)
         coded = (model.encode(images, lmbda, effort=effort) for images in batches)
@@ -265,44 +273,44 @@ def measure_samples(
         coded = (maps.read(indices)[0] for indices in parts)
     decoded = torch.cat([model.decode(codes, size=config.image_size) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
-    distances = {"reconstructions": summarize([real.compare(torch.split(decoded, _BATCH))])}
-    others = {
-        "training images": (train, draw_subsets(train, size, DRAWS)),
-        "test images": (tests, other_tests),
+    train_sets = (read_images_at(train, subset) for subset in draw_subsets(train, size, NUM_SETS))
+    test_sets = (read_images_at(tests, subset) for subset in other_tests)
+    distances = {
+        "reconstructions": real.summarize([torch.split(decoded, _BATCH)]),
+        "training images": real.summarize(train_sets),
+        "test images": real.summarize(test_sets),
     }
-    for title, (images, subsets) in others.items():
-        compared = [real.compare(read_images_at(images, indices)) for indices in subsets]
-        distances[title] = summarize(compared)
     reconstructions_accuracy = _measure_accuracy(trained, decoded, labels)
 
     qualities = []
-    for weight in guidance:
-        params = SamplingParams(guidance=weight, levels=levels)
+    for guidance in guidances:
+        params = SamplingParams(guidance=guidance, levels=levels)
 
         # Each class equally often, for the classifier.
         samples = []
-        requested = []
+        requested = sorted(index % len(model.classes) for index in range(count))
         for index, name in enumerate(model.classes):
-            share = count // len(model.classes) + (index < count % len(model.classes))
-            if share:
-                samples.append(model.draw(share, seed=index, class_name=name, params=params).images)
-                requested += [index] * share
+            num_drawn = requested.count(index)
+            if num_drawn:
+                drawn = model.draw(num_drawn, seed=index, class_name=name, params=params)
+                samples.append(drawn.images)
         accuracy = _measure_accuracy(trained, torch.cat(samples), torch.tensor(requested))
 
-        # Classes as often as in training, for the distances.
-        seeds = range(len(model.classes), len(model.classes) + DRAWS)
-        draws = (model.draw(size, seed=seed, params=params).images for seed in seeds)
-        drawn = summarize([real.compare(torch.split(images, _BATCH)) for images in draws])
+        # For the distances, without a class: `draw` takes classes as often as in training. The
+        # seeds differ from those above.
+        seeds = range(len(model.classes), len(model.classes) + NUM_SETS)
+        sets = (model.draw(size, seed=seed, params=params).images for seed in seeds)
+        spreads = real.summarize(torch.split(images, _BATCH) for images in sets)
         qualities.append(
             SampleQuality(
                 samples=count,
-                guidance=weight,
+                guidance=guidance,
                 compared=size,
                 frechet=real.frechet_name,
                 classification_accuracy=accuracy,
                 classifier_accuracy=trained.accuracy,
                 reconstructions_accuracy=reconstructions_accuracy,
-                distances={"samples": drawn, **distances},
+                distances={"samples": spreads, **distances},
             )
         )
     return tuple(qualities)

@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import logging
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -62,9 +61,8 @@ class _Encoder(nn.Module):
 class _Decoder(_Encoder):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__(autoencoder)
-        self.progressive = getattr(
-            autoencoder, "progressive_decoder", None
-        )  # registers its weights
+        # registers its weights
+        self.progressive = getattr(autoencoder, "progressive_decoder", None)
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:  # type: ignore[override]
         return self.autoencoder.decode_prefix(codes, levels)
@@ -81,6 +79,7 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     def coarsest_side(size: int) -> int:
         return min(config.model.geometry.grids(size, size)[0])
 
+    # An example whose sizes differ from all that torch.export could take for constants.
     smallest = next(size for size in itertools.count(1) if coarsest_side(size) >= 2)
     size = next(size for size in itertools.count(smallest + 1) if coarsest_side(size) >= _EXAMPLE)
     names = tuple(f"codes_{level}" for level in range(1, len(config.model.num_symbols) + 1))
@@ -90,18 +89,18 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + smallest)
     metadata = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
     with torch.no_grad(), _silence_torch():
+        # images to codes
         codes = autoencoder.encode(images)
         free = ({0: batch, 2: height, 3: width},)
         encoder = _build_graph(_Encoder(autoencoder), (images,), free, ("images",), names, metadata)
+
+        # codes to images
         rows = Dim("rows", min=coarsest_side(smallest))
         columns = Dim("columns", min=coarsest_side(smallest))
-        factors = [
-            len(code[0]) // len(codes[0][0]) for code in codes
-        ]  # each grid is a multiple of the coarsest
+        # Each grid is a multiple of the coarsest.
+        factors = [len(code[0]) // len(codes[0][0]) for code in codes]
         sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in factors]
-        grids = tuple(
-            {0: batch, 1: grid_height, 2: grid_width} for grid_height, grid_width in sides
-        )
+        grids = tuple({0: batch, 1: high, 2: wide} for high, wide in sides)
         example = (codes, torch.tensor(1))
         decoder = _build_graph(
             _Decoder(autoencoder), example, (grids, None), (*names, "levels"), ("images",), metadata
@@ -227,15 +226,17 @@ def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tens
             agreement.errors = agreement.codes
             agreement.difference = torch.inf
             break
+
+        # images of all prefixes of the levels
         for levels in model.prefixes:
             right = model.decode(expected[:levels], levels)
             decoded = graphs.decode(expected, levels)
-            difference = (
-                float((right - decoded).abs().max()) if right.shape == decoded.shape else torch.inf
-            )
-            agreement.difference = max(
-                agreement.difference, torch.inf if math.isnan(difference) else difference
-            )
+            difference = torch.inf
+            if right.shape == decoded.shape:
+                difference = float((right - decoded).abs().nan_to_num(torch.inf).max())
+            agreement.difference = max(agreement.difference, difference)
+
+        # codes; ties are no errors
         agreement.equal += sum(int((a == b).sum()) for a, b in zip(expected, codes, strict=True))
         agreement.errors += count_errors(model, images, expected, codes)
     return agreement
@@ -274,16 +275,18 @@ def export_graphs(
     with create_folder(out) as folder:
         for package in _PACKAGES:
             importlib.import_module(package)
+
+        # trace and write
         model, config = Run(run).load(beam=beam)
         encoder, decoder, smallest = trace(model, config)
         for name, content in zip(_GRAPHS, (encoder, decoder), strict=True):
             (folder / f"{name}.onnx").write_bytes(content)
+
+        # compare on images of two sizes and batch sizes
         generator = torch.Generator().manual_seed(0)
         size = max(*config.data.image_size, smallest)
-        shapes = (
-            (3, size, size),
-            (1, size + 3, size + size // 2 + 1),
-        )  # the second need not fill the grid
+        # the second need not fill the grid
+        shapes = ((3, size, size), (1, size + 3, size + size // 2 + 1))
         batches = [
             torch.rand(count, model.channels, *sides, generator=generator)
             for count, *sides in shapes

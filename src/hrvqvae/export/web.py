@@ -48,6 +48,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         )
     if model.quantizer.config.level_codewords:
         raise InputError(f"{run} can't be encoded by a page: its levels have several sizes")
+
+    # the tensors that a page needs; those in `fine` get 16 bits
     name = base_name(run)
     networks: dict[str, nn.Module] = {"": model}
     if model.progressive_decoder is not None:
@@ -69,6 +71,8 @@ def export_web(run: str | Path, out: Path) -> list[Path]:
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in compact.items()
     }
+
+    # magic, header as JSON, and a compressed body: entropy model, tensors, checksum of the header
     entropy_model = loaded.entropy_model.load()
     header = {
         "name": name,

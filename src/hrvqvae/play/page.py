@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,6 +32,7 @@ from hrvqvae.play.address import LOOPBACK, is_admitted, list_hosts
 from hrvqvae.play.tasks import MOST_IMAGES, Picture
 from hrvqvae.plots import sheets
 from hrvqvae.priors.guidance import format_guidance, parse_guidance
+from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import note
 
@@ -67,56 +68,47 @@ class Page:
             self.missing = str(error)
             self.guided = False
 
-    def show(self, picture: Picture, levels: int, whole: bool) -> tuple[Any, ...]:
-        """Return the contents of all widgets that show an image."""
-        rows = [
-            [
-                level,
-                codewords,
-                used,
-                *("-" if value is None else f"{value:.1f}" for value in perplexities),
-            ]
-            for level, (codewords, used, *perplexities) in enumerate(
-                tasks.measure_usage(self.model, picture.square), 1
-            )
-        ]
-        reconstruction = self.reconstruct(picture, levels, whole)
+    def show(self, picture: Picture, *modes: Any) -> tuple[Any, ...]:
+        """Return the contents of all widgets that show an image; `modes` are as for
+        `reconstruct`.
+        """
+        rows = []
+        usage = tasks.measure_usage(self.model, picture.square)
+        for level, (codewords, used, *perplexities) in enumerate(usage, 1):
+            texts = ("-" if value is None else f"{value:.1f}" for value in perplexities)
+            rows.append([level, codewords, used, *texts])
+        reconstruction = self.reconstruct(picture, *modes)
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        canvas = json.dumps(
-            {"picture": url, "side": min(tasks.MOST_MARKS, max(self.size)), "marks": ""}
-        )
-        return (
-            picture,
-            _enlarge(picture.whole),
-            picture.note,
-            *reconstruction,
-            canvas,
-            rows,
-        )
+        side = min(tasks.MOST_MARKS, max(self.size))
+        canvas = json.dumps({"picture": url, "side": side, "marks": ""})
+        original = _enlarge(picture.full)
+        return picture, original, picture.note, *reconstruction, canvas, rows
 
-    def upload(self, file: str | None, levels: int, whole: bool) -> tuple[Any, ...]:
+    def upload(self, file: str | None, *modes: Any) -> tuple[Any, ...]:
         """Show an uploaded image file."""
         picture = tasks.read_upload(
             Path(_require(file)), self.model.autoencoder.channels, self.size, *self.limits
         )
-        return self.show(picture, levels, whole)
+        return self.show(picture, *modes)
 
-    def borrow(self, seed: int, levels: int, whole: bool) -> tuple[Any, ...]:
+    def borrow(self, seed: int, *modes: Any) -> tuple[Any, ...]:
         """Show an image drawn by the model; return the next seed first."""
         drawn = (self.model.sample(1, seed=int(seed))[0] * 255).round().to(torch.uint8)
         picture = Picture(drawn, drawn, f"drawn by the model with seed {int(seed)}")
-        return int(seed) + 1, *self.show(picture, levels, whole)
+        return int(seed) + 1, *self.show(picture, *modes)
 
     def reconstruct(
-        self, picture: Picture | None, levels: int, whole: bool
+        self, picture: Picture | None, levels: int, at_own_size: bool
     ) -> tuple[Image.Image, str]:
         """Return an image from the chosen levels, and a line about it."""
-        image = _require(picture).whole if whole else _require(picture).square
+        picture = _require(picture)
+        image = picture.full if at_own_size else picture.square
         decoded, length, psnr = tasks.reconstruct(self.model, image, int(levels))
         error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
-        (height, width), pixels = image.shape[-2:], image.numel()
+        height, width = image.shape[-2:]
+        pixels = image.numel()
         line = (
             f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels;"
             f" {error}"
@@ -125,7 +117,7 @@ class Page:
 
     def draw(self, *options: Any) -> Image.Image:
         """Draw new images."""
-        return sheets.draw_grid(list(self.model.sample(**self._parse_options(*options))))
+        return sheets.draw_grid(list(self.model.draw(**self._parse_options(*options)).images))
 
     def complete(
         self, picture: Picture | None, painted: str | None, *options: Any
@@ -133,13 +125,13 @@ class Page:
         """Draw images that keep what is painted over."""
         image = _require(picture).square
         marks = tasks.parse_marks(painted)
-        kept, share, images = tasks.complete(
-            self.model, image, marks, **self._parse_options(*options)
-        )
+        drawn = tasks.complete(self.model, image, marks, **self._parse_options(*options))
+        kept, share, images = drawn
         return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
 
     def build(self) -> gr.Blocks:
         """Build the widgets and connect them."""
+        # what the page says of the model
         config = self.model.config
         prefixes = self.model.autoencoder.prefixes
         size = "x".join(map(str, self.size))
@@ -156,6 +148,8 @@ class Page:
             title=f"hrvqvae: {config.name}", analytics_enabled=False, delete_cache=deletion
         ) as page:
             gr.Markdown(about)
+
+            # on the left the image, on the right what is made of it
             picture = gr.State(None, time_to_live=_KEPT_SECONDS)
             next_seed = gr.State(1)
             with gr.Row():
@@ -182,8 +176,8 @@ class Page:
                             interactive=len(prefixes) > 1,
                             elem_id="levels",
                         )
-                        own_size = f"at its own size (else as in training, {size})"
-                        whole = gr.Checkbox(True, label=own_size)
+                        label = f"at its own size (else as in training, {size})"
+                        at_own_size = gr.Checkbox(True, label=label)
                         line = gr.Markdown(elem_id="line")
                         decoded = _make_image("From the file of its codes", "made")
                     with gr.Tab("Draw"):
@@ -211,11 +205,12 @@ class Page:
                             completed = _make_image("Completions", "completed")
                     with gr.Tab("Codebook"):
                         table = gr.Dataframe(headers=_HEADS, interactive=False, elem_id="usage")
+
+            # callbacks: the widgets that they read, and those that they write
             views = [picture, original, note, decoded, line, painter, table]
-            on = partial(
-                gr.on, concurrency_id="model", concurrency_limit=1
-            )  # one request at a time
-            modes = [levels, whole]
+            # one request at a time
+            on = partial(gr.on, concurrency_id="model", concurrency_limit=1)
+            modes = [levels, at_own_size]
             on(file.upload, _report(self.upload), [file, *modes], views, api_name="upload")
             on(
                 borrow.click,
@@ -225,7 +220,7 @@ class Page:
                 api_name="borrow",
             )
             on(
-                [levels.change, whole.change],
+                [levels.change, at_own_size.change],
                 _report(self.reconstruct),
                 [picture, *modes],
                 [decoded, line],
@@ -267,8 +262,8 @@ class Page:
     def _parse_options(
         self, count: int, name: str, temperature: float, seed: int | None, guidance: str
     ) -> dict[str, Any]:
-        """Return the values of the widgets of a sampling by name. Raises InputError if one is out
-        of range or empty.
+        """Return the arguments of `Model.draw` from the widgets of a sampling. Raises InputError if
+        a value is out of range or missing.
         """
         if not 1 <= count <= MOST_IMAGES:
             raise InputError(
@@ -276,15 +271,13 @@ class Page:
             )
         if seed is None:
             raise InputError("there is no seed; give a whole number")
+        params = SamplingParams(
+            temperature=float(temperature),
+            guidance=parse_guidance(str(guidance)),
+            levels=self.sampling["levels"],
+        )
         class_name = None if name == _ANY else name
-        return {
-            "count": int(count),
-            "class_name": class_name,
-            "temperature": float(temperature),
-            "seed": int(seed),
-            "guidance": parse_guidance(str(guidance)),
-            "levels": self.sampling["levels"],
-        }
+        return {"count": int(count), "class_name": class_name, "seed": int(seed), "params": params}
 
 
 def _report(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -321,15 +314,10 @@ def _require(value: _T | None) -> _T:
     return value
 
 
-def _choose_zoom(image: Tensor) -> int:
-    return max(1, round(_SIDE / max(image.shape[-2:])))
-
-
 def _enlarge(image: Tensor) -> Image.Image:
     """Return an image whose pixels can be seen."""
-    picture = to_pil(image)
-    zoom = _choose_zoom(image)
-    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    zoom = max(1, round(_SIDE / max(image.shape[-2:])))
+    return ImageOps.scale(to_pil(image), zoom, Image.Resampling.NEAREST)
 
 
 _MOST_SESSIONS = 32
@@ -356,12 +344,15 @@ class Guard:
 
     def check(self, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if the head of a request is refused, else None."""
+        # host and origin, as a browser sends them
         address = headers.get(b"host", "")
         host = address.rpartition(":")[0].strip("[]") or address
         if not is_admitted(host, self.hosts):
             return 403, f"this page answers to {' and '.join(self.hosts)} alone"
         if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != address:
             return 403, "this page answers to itself alone"
+
+        # sizes of this request, and of all uploads that are kept
         if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
             return 413, f"too large: at most {self.most_bytes:,} bytes are admitted"
         if path.endswith("/upload"):
@@ -380,6 +371,8 @@ class Guard:
                 pass
             await JSONResponse({"detail": refusal[1]}, refusal[0])(scope, receive, send)
             return
+
+        # A request may be longer than its head says. Each response gets the policy.
         received = 0
 
         async def receive_limited() -> Message:
@@ -419,6 +412,8 @@ def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixel
         )
         for name in ("no_proxy", "NO_PROXY"):  # Gradio asks the page whether it is there
             os.environ[name] = ",".join(filter(None, (os.environ.get(name), *LOOPBACK, host)))
+
+        # Gradio serves in a thread; this thread waits until it is interrupted.
         try:
             _, address, _ = page.launch(
                 server_name=f"[{host}]" if ":" in host else host,

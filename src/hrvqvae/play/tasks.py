@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from hrvqvae.config import Grid
 from hrvqvae.data.images import decode_image
 from hrvqvae.model import Model
 from hrvqvae.pictures import draw_completions
-from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize import functional as vq
 from hrvqvae.utils.errors import InputError
@@ -30,7 +28,7 @@ _CODED_PIXELS = 1 << 18  # of an image that a model encodes; a larger image is r
 class Picture(NamedTuple):
     """An uploaded or sampled image, uint8."""
 
-    whole: Tensor  # (C, Y, X), at its full size or reduced
+    full: Tensor  # (C, Y, X), at its full size or reduced
     square: Tensor  # (C, height, width), cropped and resized as in training
     note: str  # what was changed; may be empty
 
@@ -49,8 +47,8 @@ def read_upload(
         square = torch.from_numpy(decode_image(path, channels, most_pixels, size).pixels)
     except InputError as error:  # messages name the whole path
         raise InputError(str(error).replace(str(path), path.name)) from error
-    whole, reduction = _reduce(torch.from_numpy(decoded.pixels), _CODED_PIXELS)
-    return Picture(whole, square, "; ".join(note for note in (decoded.lost, reduction) if note))
+    full, reduction = _reduce(torch.from_numpy(decoded.pixels), _CODED_PIXELS)
+    return Picture(full, square, "; ".join(note for note in (decoded.lost, reduction) if note))
 
 
 def _reduce(image: Tensor, pixels: int) -> tuple[Tensor, str]:
@@ -60,6 +58,7 @@ def _reduce(image: Tensor, pixels: int) -> tuple[Tensor, str]:
     height, width = image.shape[-2:]
     if height * width <= pixels:
         return image, ""
+    # At most `pixels`, also after the sides are rounded, and at least one pixel per side.
     share = (pixels / (height * width)) ** 0.5
     rows = min(pixels, max(1, int(height * share)))
     size = (rows, max(1, min(int(width * share), pixels // rows)))
@@ -96,25 +95,14 @@ def reconstruct(model: Model, image: Tensor, levels: int) -> tuple[Tensor, int, 
 
 
 def complete(
-    model: Model,
-    image: Tensor,
-    marks: Tensor,
-    count: int,
-    class_name: str | None,
-    temperature: float,
-    seed: int,
-    guidance: Guidance = 1.0,
-    levels: int | None = None,
+    model: Model, image: Tensor, marks: Tensor, **options: Any
 ) -> tuple[Tensor, float, Tensor]:
     """Return `draw_completions` by a mask (side, side) bool that is stretched over an image (C,
-    size, size).
+    height, width); `options` are its other arguments.
     """
     size = model.config.data.image_size
     mask = interpolate(marks[None, None].float(), size, mode="nearest-exact")[0, 0] > 0.5
-    params = SamplingParams(temperature=temperature, guidance=guidance, levels=levels)
-    return draw_completions(
-        model, image, mask, count, seed=seed, class_name=class_name, params=params
-    )
+    return draw_completions(model, image, mask, **options)
 
 
 def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, float | None]]:
@@ -122,15 +110,13 @@ def measure_usage(model: Model, image: Tensor) -> list[tuple[int, int, float, fl
     (None if unknown).
     """
     level_indices = model.autoencoder.codeword_indices(model.encode(image[None]))
+    codewords = model.config.model.num_codewords
     quantizer = getattr(model.autoencoder, "quantizer", None)
-    codebooks = quantizer.levels if isinstance(quantizer, ResidualQuantizer) else ()
+    trained: list[float | None] = [None] * len(codewords)
+    if isinstance(quantizer, ResidualQuantizer):
+        trained = [vq.perplexity(level.count.flatten()) for level in quantizer.levels]
     rows = []
-    for level, (indices, codewords) in enumerate(
-        zip(level_indices, model.config.model.num_codewords, strict=True)
-    ):
-        counts = vq.counts(indices.cpu(), codewords)
-        trained = None
-        if codebooks:
-            trained = vq.perplexity(codebooks[level].count.flatten())
-        rows.append((codewords, int((counts > 0).sum()), vq.perplexity(counts), trained))
+    for indices, size, in_training in zip(level_indices, codewords, trained, strict=True):
+        counts = vq.counts(indices.cpu(), size)
+        rows.append((size, int((counts > 0).sum()), vq.perplexity(counts), in_training))
     return rows

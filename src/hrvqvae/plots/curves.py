@@ -19,14 +19,8 @@ from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import write_atomic
 
 _LINES = ("-", "--", ":", "-.")
-_TERMS = (
-    "loss",
-    "reconstruction",
-    "commitment",
-    "codebook",
-    "perceptual",
-    "discriminator",
-)  # none is below 0
+# none is below 0
+_TERMS = ("loss", "reconstruction", "commitment", "codebook", "perceptual", "discriminator")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

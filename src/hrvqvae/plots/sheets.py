@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from hrvqvae.data.images import to_pil
@@ -38,6 +38,7 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
     InputError if nearly all of the picture would be empty, as for a very wide image beside a very
     tall one.
     """
+    # Pictures of a column have its width, those of a row its height.
     pictures = [[to_pil(image) for image in row.images] for row in rows]
     largest = max(max(picture.size) for row in pictures for picture in row)
     factor = zoom or max(1, round(64 / largest))
@@ -47,6 +48,8 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
         for i in range(columns)
     ]
     heights = [max(picture.height for picture in row) * factor for row in pictures]
+
+    # the size of the sheet
     font = ImageFont.load_default(size=13)
     caption = 20 if any(row.caption for row in rows) else 0
     width = max(
@@ -60,6 +63,8 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
             f"a sheet of these images has {width}x{height} pixels, most of them empty: draw them"
             " apart"
         )
+
+    # captions and pictures, row by row
     sheet = Image.new("RGB", (width, height), _BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     top = _GAP
@@ -67,8 +72,8 @@ def draw(rows: Sequence[SheetRow], zoom: int | None = None) -> Image.Image:
         pen.text((_GAP, top), row.caption, fill=_INK, font=font)
         left = _GAP
         for picture, column in zip(images, widths, strict=False):
-            size = (picture.width * factor, picture.height * factor)
-            sheet.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top + caption))
+            enlarged = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left, top + caption))
             left += column + _GAP
         top += caption + tallest + _GAP
     return sheet

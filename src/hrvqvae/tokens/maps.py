@@ -47,7 +47,7 @@ def load_shard_maps(
     def open_source() -> tuple[Shards, dict[str, Any]]:
         shards = find_shards(path)
         digest = weights_digest(model.state_dict())
-        if shards.model != digest:
+        if shards.model_digest != digest:
             raise InputError(f"{path} holds codes of another model than this run's")
         if not shards.count:
             raise InputError(
@@ -67,12 +67,16 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
     """Write the codes of each level and the labels to files (.npy), and return the names of the
     classes.
     """
+    from hrvqvae.tokens.shards import read_rows
+
     symbols = config.model.num_symbols
     size = config.data.image_size
     grids = config.model.geometry.grids(*size)
     labels = list[str | int | None]()
     with ExitStack() as stack:
         advance = stack.enter_context(task("lay codes out", shards.count))
+
+        # open a file (.npy) per level, and write its header
         streams = []
         dtypes = [np.min_scalar_type(count - 1) for count in symbols]
         for path, grid, dtype in zip(paths, grids, dtypes, strict=False):
@@ -80,12 +84,16 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
             streams.append(stack.enter_context(temporary.open("xb")))
             header = {"descr": dtype.str, "fortran_order": False, "shape": (shards.count, *grid)}
             np.lib.format.write_array_header_1_0(streams[-1], header)
-        for rows in shards.read_rows(len(symbols)):
+
+        # append the codes of each row group
+        for rows in read_rows(shards.paths, len(symbols)):
             for level, stream in enumerate(streams):
                 codes = _stack_codes(rows, level, grids[level], symbols[level], size)
                 stream.write(codes.astype(dtypes[level]).tobytes())
             labels += rows.labels if config.data.labels else [None] * len(rows)
             advance(len(rows))
+
+        # Each image has a label, or none has.
         if len(labels) != shards.count:
             raise DamagedFileError(
                 f"the shards have {len(labels):,} rows, not {shards.count:,} as their ends say"
@@ -114,8 +122,8 @@ def _stack_codes(
         if (height, width) != tuple(grid):
             raise InputError(
                 f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on"
-                f" {grid[0]}x{grid[1]}, of images of {size} pixels: make the shards without"
-                " --full-size"
+                f" {grid[0]}x{grid[1]}, of images of {size[0]}x{size[1]} pixels: make the shards"
+                " without --full-size"
             )
     codes = np.stack(rows.codes[level])
     if int(codes.max()) >= symbols or int(codes.min()) < 0:

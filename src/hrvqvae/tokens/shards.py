@@ -1,8 +1,7 @@
 """Read shards of codes, which are Parquet files, and decode them to PNG files.
 
-docs/tokens.md describes the format. In the order of their keys, shard i of shards of S images holds
-the images i * S to
-(i + 1) * S - 1. A folder OUT of shards has these files:
+docs/tokens.md describes the format. Shard i of shards of S images holds the images i * S to
+(i + 1) * S - 1, in the order of `tokenize.KeyedImages`. A folder OUT of shards has these files:
 
 OUT/_manifest.json        the plan
     part-000000.parquet   the first S images; further shards follow
@@ -19,7 +18,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -44,43 +42,42 @@ from hrvqvae.utils.progress import task
 
 FORMAT = "1"
 SUFFIX = ".parquet"
-MANIFEST = (  # readers of folders of Parquet files skip names with a leading underscore
-    "_manifest.json"
-)
+# readers of folders of Parquet files skip names with a leading underscore
+MANIFEST = "_manifest.json"
 PREFIX = "hrvqvae."  # of the names of metadata
 _MAX_PIXELS = 1 << 18  # of images that are decoded together
-# limit of a row group's values: a few bytes can stand for billions
+# A small file can unpack to billions of values (run lengths, dictionaries). So the values of a row
+# group, and the bytes of its texts, are at most MOST_VALUES, and _VALUES_PER_BYTE for each byte of
+# the file more.
 MOST_VALUES = 1 << 26
 _VALUES_PER_BYTE = 64
 
 
-def _shard_name(index: int) -> str:
-    return f"part-{index:06d}{SUFFIX}"
+def level_columns(level: int, grid: Sequence[Any], codes: object) -> dict[str, Any]:
+    """Return values, or types, of the columns of a level by name; `grid` has a height and width."""
+    height, width = grid
+    number = level + 1
+    return {f"height_{number}": height, f"width_{number}": width, f"codes_{number}": codes}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The model, images and options of a folder of shards, as stored in the manifest."""
+    """The model, images and options of a folder of shards, by their names in the manifest."""
 
     model: str  # digest of the weights
-    #: `data.size`, that every image is resized to; None keeps the size of each image
+    # `data.size`, that every image is resized to; None keeps the size of each image
     image_size: int | str | None
     keys: int  # number of images
     keys_digest: str  # digest of all keys and labels, in order
     shard_size: int  # images per shard
-    beam: int | None = (
-        None  # paths that the search keeps at each level; None keeps as many as in training
-    )
+    # paths that the search keeps at each level; None keeps as many as in training
+    beam: int | None = None
     effort: int = 0  # of the search with the decoder
 
-    @property
-    def shards(self) -> dict[str, range]:
-        """The file name of each shard, and the indices of its images in the order of the keys."""
-        indices = range(self.keys)
-        starts = enumerate(range(0, self.keys, self.shard_size))
-        return {
-            _shard_name(index): indices[start : start + self.shard_size] for index, start in starts
-        }
+    def shards(self) -> Iterator[tuple[str, range]]:
+        """Yield the file name of each shard, and the indices of its images."""
+        for index, start in enumerate(range(0, self.keys, self.shard_size)):
+            yield f"part-{index:06d}{SUFFIX}", range(self.keys)[start : start + self.shard_size]
 
     @staticmethod
     def read(folder: Path) -> Plan | None:
@@ -129,9 +126,8 @@ class Rows:
     """Rows of a shard, one per image."""
 
     keys: Sequence[str]
-    labels: Sequence[
-        str | int | None
-    ]  # a class name or a whole number; None for an image without a label
+    # a class name or a whole number; None for an image without a label
+    labels: Sequence[str | int | None]
     sizes: Sequence[Grid]  # (height, width) in pixels, as encoded
     codes: Sequence[Sequence[NDArray[Any]]]  # codes[level][image]: (H_l, W_l)
 
@@ -144,46 +140,50 @@ class Shards:
     """Shards of one model, in order."""
 
     paths: tuple[Path, ...]
-    model: str  # digest of the weights
+    model_digest: str  # of the weights
     classes: tuple[str, ...]  # class names, from the metadata of the first shard
     count: int  # number of images in all shards
     broken: Mapping[str, str]  # error of each image that could not be read, by key
-    content_digests: tuple[str, ...]  # digest of the images of each shard
-
-    @cached_property
-    def _largest_groups(self) -> list[int | None]:
-        return _count_values(self.paths)
-
-    def read_rows(self, num_levels: int) -> Iterator[Rows]:
-        """Yield the rows of each row group, with the codes of the first `num_levels` levels.
-
-        Raises DamagedFileError if a file is damaged or lacks columns, or if a number of codes
-        differs from its grid.
-        """
-        types = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
-        for level in range(1, num_levels + 1):
-            types |= {f"height_{level}": pa.int64(), f"width_{level}": pa.int64()}
-            types[f"codes_{level}"] = pa.list_(pa.int64())
-        for path, values in zip(self.paths, self._largest_groups, strict=True):
-            limit = MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
-            if values is None:
-                raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")
-            if values > limit:
-                raise DamagedFileError(
-                    f"{path}: a row group has {values:,} values, too many for its size"
-                )
-            with open_parquet(path) as file:
-                texts = [name for name in ("key", "label") if name in file.schema.names]
-            with open_parquet(path, read_dictionary=texts) as file:
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=[*types, "label"])
-                    if sum(map(_count_text_bytes, table.columns)) > limit:
-                        raise DamagedFileError(f"{path}: its texts are too long for its size")
-                    if len(table):
-                        yield _parse_rows(table, path, types, num_levels)
+    content_digests: Mapping[Path, str]  # digest of the images of each shard
 
 
-# In a damaged footer, pyarrow's `column` can end the process.
+def read_rows(paths: Sequence[Path], num_levels: int) -> Iterator[Rows]:
+    """Yield the rows of each row group of shards, with the codes of the first `num_levels` levels.
+
+    Raises DamagedFileError if a file is damaged or lacks columns, or if a number of codes differs
+    from its grid.
+    """
+    types = {"key": pa.string(), "height": pa.int64(), "width": pa.int64()}
+    for level in range(num_levels):
+        types |= level_columns(level, (pa.int64(), pa.int64()), pa.list_(pa.int64()))
+    for path, values in zip(paths, _count_values(paths), strict=True):
+        limit = MOST_VALUES + _VALUES_PER_BYTE * path.stat().st_size
+        if values is None:
+            raise DamagedFileError(f"{path} is damaged, or no Parquet file; write it again")
+        if values > limit:
+            raise DamagedFileError(
+                f"{path}: a row group has {values:,} values, too many for its size"
+            )
+
+        # Texts are read as dictionaries, so that many rows of one long text take no memory.
+        with open_parquet(path) as file:
+            texts = [name for name in ("key", "label") if name in file.schema.names]
+        with open_parquet(path, read_dictionary=texts) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=[*types, "label"])
+                if sum(map(_count_text_bytes, table.columns)) > limit:
+                    raise DamagedFileError(f"{path}: its texts are too long for its size")
+                if len(table):
+                    yield _parse_rows(table, path, types, num_levels)
+
+
+def read_keys(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield the keys of all images of shards. Raises as `read_rows`."""
+    return (key for rows in read_rows(paths, 0) for key in rows.keys)
+
+
+# A program for a process of its own: with a damaged footer, pyarrow's `column` can end the process.
+# It prints the number of values in the largest row group of each file.
 _COUNT_VALUES = """
 import json, sys, pyarrow.parquet
 for path in json.load(sys.stdin):
@@ -198,8 +198,8 @@ for path in json.load(sys.stdin):
 
 
 def _count_values(paths: Sequence[Path]) -> list[int | None]:
-    """Return the number of values in the largest row group of each file; None from a damaged file
-    on.
+    """Return the number of values in the largest row group of each file; None for the first damaged
+    file and all that follow.
     """
     if not paths:
         return []
@@ -236,6 +236,8 @@ def _parse_rows(
         raise DamagedFileError(
             f"{path} has other columns than docs/tokens.md says ({one_line(error)})"
         ) from error
+
+    # Only labels may be null.
     columns = {name: table.column(name).combine_chunks() for name in types}
     lists = [columns.pop(f"codes_{level}") for level in range(1, num_levels + 1)]
     if any(
@@ -243,6 +245,8 @@ def _parse_rows(
         for column in (*columns.values(), *lists, *(column.values for column in lists))
     ):
         raise DamagedFileError(f"{path} has nulls; only labels may be null")
+
+    # Cut the codes of each level into the grids of its images.
     values = {name: column.to_pylist() for name, column in columns.items()}
     codes = list[list[NDArray[Any]]]()
     for level, column in enumerate(lists, start=1):
@@ -270,14 +274,14 @@ def open_shards(paths: Sequence[Path]) -> Shards:
     first = shards[0]
     broken = dict[str, str]()
     for shard in shards:
-        if shard.model != first.model:
+        if shard.model_digest != first.model_digest:
             raise InputError(
                 f"{shard.paths[0]} and {paths[0].name} are of two models; name shards of one model"
             )
         broken |= shard.broken
     count = sum(shard.count for shard in shards)
-    digests = tuple(shard.content_digests[0] for shard in shards)
-    return Shards(tuple(paths), first.model, first.classes, count, broken, digests)
+    digests = {path: shard.content_digests[path] for path, shard in zip(paths, shards, strict=True)}
+    return Shards(tuple(paths), first.model_digest, first.classes, count, broken, digests)
 
 
 def _open_shard(path: Path) -> Shards:
@@ -294,13 +298,16 @@ def _open_shard(path: Path) -> Shards:
         raise InputError(
             f"{path} is of version {values['format']} of the format; only {FORMAT} is read"
         )
+
+    # images that could not be read, and the names of the classes
     try:
         images = json.loads(values.get("broken", "[]"))
         broken = {str(image["key"]): str(image["error"]) for image in images}
         classes = tuple(map(str, json.loads(values.get("classes", "[]"))))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedFileError(f"{path} has damaged metadata ({error})") from error
-    return Shards((path,), values["model"], classes, count, broken, (values.get("content", ""),))
+    content = {path: values.get("content", "")}
+    return Shards((path,), values["model"], classes, count, broken, content)
 
 
 def find_shards(path: Path) -> Shards:
@@ -313,10 +320,9 @@ def find_shards(path: Path) -> Shards:
         raise InputError(f"{path}: there is no such file")
     plan = Plan.read(path)
     files = sorted(file for file in path.glob(f"*{SUFFIX}") if not file.name.startswith("."))
-    planned = -(-plan.keys // plan.shard_size) if plan else 0
     names = {file.name for file in files}
-    for name in map(_shard_name, range(planned)):
-        if name not in names:  # soon, also if a damaged plan has billions
+    for name, _ in plan.shards() if plan else ():  # a damaged plan may have billions
+        if name not in names:
             raise InputError(f"{path} lacks {name}; run the same hrvqvae tokenize again")
     if not files:
         raise InputError(
@@ -348,39 +354,38 @@ def detokenize(
         DamagedFileError: a shard is damaged.
     """
     opened = find_shards(shards)
-    autoencoder = _load_model(opened.model, shards, model, device)
+    autoencoder = _load_model(opened.model_digest, shards, model, device)
     num_levels = autoencoder.check_levels(levels)
     outputs = Outputs(out, force=force)
     count = 0
-    keys = (key for rows in opened.read_rows(0) for key in rows.keys)
-    paths = [
-        str(outputs.reserve(remove_image_suffix(key), ".png")) for key in keys
-    ]  # before the first is written
+    # all names are reserved before the first file is written; texts take less memory than paths
+    keys = map(remove_image_suffix, read_keys(opened.paths))
+    files = [str(outputs.reserve(key, ".png")) for key in keys]
     with task("detokenize", opened.count) as advance:
-        for rows in opened.read_rows(num_levels):
+        for rows in read_rows(opened.paths, num_levels):
             for index, image in _decode_rows(autoencoder, rows, num_levels, shards):
-                write_image(to_pil(image), Path(paths[count + index]), optimize=False)
+                write_image(to_pil(image), Path(files[count + index]), optimize=False)
                 advance(1)
             count += len(rows.keys)
     return count
 
 
-def _load_model(expected: str, path: Path, model: str | None, device: str) -> Autoencoder:
-    """Load the state of `model` (default: of a model of the package) whose weights have the
-    expected digest.
+def _load_model(digest: str, path: Path, model: str | None, device: str) -> Autoencoder:
+    """Load the weights with a digest: those of `model` (default: of any model of the package), or
+    earlier weights that its run has kept.
     """
-    for run in map(Run, [model] if model is not None else list_models()):
+    for run in map(Run, list_models() if model is None else [model]):
         for state in (run, *run.earlier_states()):
-            if state.weights_digest == expected:
+            if state.weights_digest == digest:
                 return state.load(device)[0]
-        if model is not None:
-            digest = run.weights_digest
-            raise InputError(
-                f"{path} was made by another model ({expected[:12]}) than {model} ({digest[:12]})"
-            )
+    if model is None:
+        raise InputError(
+            f"{path} was made by no model inside the package ({digest[:12]}): name it with"
+            " --model RUN"
+        )
     raise InputError(
-        f"{path} was made by no model inside the package ({expected[:12]}): name it with"
-        " --model RUN"
+        f"{path} was made by another model ({digest[:12]}) than {model}"
+        f" ({Run(model).weights_digest[:12]})"
     )
 
 

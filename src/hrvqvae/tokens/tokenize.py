@@ -14,10 +14,10 @@ import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,6 @@ from torch.utils.data import Dataset
 from hrvqvae.checkpoints.export import without_paths
 from hrvqvae.checkpoints.folder import run_folder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.checkpoints.storage import weights_digest
 from hrvqvae.compression.decoder_search import open_encoder
 from hrvqvae.config import Grid, to_dict
 from hrvqvae.data.batches import explain_worker_errors, open_loader
@@ -37,7 +36,16 @@ from hrvqvae.data.images import Pixels, decode_image
 from hrvqvae.data.loading import check_labels, open_whole
 from hrvqvae.data.sources import Source, decode_name, encode_names
 from hrvqvae.data.sources.parquet import ParquetSource
-from hrvqvae.tokens.shards import FORMAT, MOST_VALUES, PREFIX, SUFFIX, Plan, open_shards
+from hrvqvae.tokens.shards import (
+    FORMAT,
+    MOST_VALUES,
+    PREFIX,
+    SUFFIX,
+    Plan,
+    level_columns,
+    open_shards,
+    read_keys,
+)
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.locks import lock_folder
@@ -46,37 +54,37 @@ from hrvqvae.utils.progress import Advance, note, task
 from hrvqvae.version import __version__
 
 BROKEN = "_broken.jsonl"
-SHARD_SIZE = 10_000
-# rows of a row group at most; codes that end a row group sooner
-_GROUP_ROWS = 1_000
-_GROUP_CODES = 1 << 24
-# images and pixels of a chunk, which a worker decodes at a time
-_MAX_CHUNK = 256
-_MAX_CHUNK_PIXELS = 1 << 20
-_MAX_PIXELS = {
-    "cpu": 1 << 14,
-    "cuda": 1 << 22,
-}  # per call of the model; few on a CPU: activations stay in its cache
-Row = tuple[
-    int, Grid, list[NDArray[np.int64]]
-]  # index of an image, its height and width, its codes per level
-Chunk = tuple[
-    dict[int, Pixels], dict[str, str], list[str]
-]  # images by index, errors by key, losses of conversions
+SHARD_SIZE = 10_000  # images
+_GROUP_ROWS = 1_000  # rows of a row group at most
+_GROUP_CODES = 1 << 24  # codes that end a row group sooner
+_MAX_CHUNK = 256  # images that a worker decodes at a time
+_MAX_CHUNK_PIXELS = 1 << 20  # of these images
+# per call of the model; few on a CPU: activations stay in its cache
+_MAX_PIXELS = {"cpu": 1 << 14, "cuda": 1 << 22}
+EncodedImage = dict[str, Any]
+"""The value of each column of a shard."""
+
+
+class DecodedChunk(NamedTuple):
+    """Some images of a shard."""
+
+    images: dict[int, Pixels]  # by index
+    broken: dict[str, str]  # errors by key
+    conversions: list[str]  # what decoding took from images, such as "colour to greyscale"
 
 
 @dataclass(frozen=True)
 class KeyedImages:
-    """Images by their keys, which are their names in the source: sorted, but in row order if they
-    are of Parquet.
+    """Images in the order of their keys, which are their names in the source.
+
+    Keys are sorted, but images of Parquet files stay as they are stored.
     """
 
     source: Source
     keys: NDArray[np.bytes_]  # (N,) unique
-    rows: NDArray[np.int64]  # (N,) rows of the images in the source
-    labels: (
-        pa.Array
-    )  # class names, or numbers where classes have no names; null for an image without a label
+    source_rows: NDArray[np.int64]  # (N,) rows of the images in the source
+    # class names, or numbers where classes have no names; null for an image without a label
+    labels: pa.Array
     classes: tuple[str, ...]  # names of the classes, in order
 
     def key(self, index: int) -> str:
@@ -91,10 +99,11 @@ class KeyedImages:
         return state.hexdigest()
 
     def content_digest(self, indices: Sequence[int], broken: Collection[str]) -> str:
-        """Return a digest of the contents of images, except images whose keys are in `broken`."""
-        return self.source.digest(
-            self.rows[[index for index in indices if self.key(index) not in broken]]
-        )
+        """Return `Source.digest` of images (their names, sizes, and the ends of some), except
+        images whose keys are in `broken`.
+        """
+        readable = [index for index in indices if self.key(index) not in broken]
+        return self.source.digest(self.source_rows[readable])
 
 
 def load_keyed_images(path: Path) -> KeyedImages:
@@ -109,57 +118,59 @@ def load_keyed_images(path: Path) -> KeyedImages:
     names = [
         source.name(row).encode(errors="backslashreplace").decode() for row in range(len(source))
     ]
+
+    # The labels of a source are indices of its classes, numbers, or texts and None.
     classes = source.class_names
-    stored: Sequence[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
-    labels = [classes[label] if classes else label for label in stored]
-    classes = classes or tuple(sorted({label for label in labels if isinstance(label, str)}))
+    labels: list[Any] = [None] * len(names) if source.labels is None else source.labels.tolist()
+    if classes:
+        labels = [classes[label] for label in labels]
+    else:
+        classes = tuple(sorted({label for label in labels if isinstance(label, str)}))
+    labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
+
     rows = sorted(range(len(names)), key=names.__getitem__)
     for row, next_row in itertools.pairwise(rows):
         if names[row] == names[next_row]:
             raise InputError(
                 f"{path} has two images named {names[row]}; give every image a different name"
             )
-    if isinstance(
-        source, ParquetSource
-    ):  # a row group is read as a whole, so its images stay together
+    if isinstance(source, ParquetSource):  # row groups are read whole: their images stay together
         rows.sort()
-    labels_type = pa.int64() if isinstance(labels[0], int) else pa.string()
+    keys = encode_names(names[row] for row in rows)
     sorted_labels = pa.array([labels[row] for row in rows], labels_type)
-    return KeyedImages(
-        source, encode_names(names[row] for row in rows), np.array(rows), sorted_labels, classes
-    )
+    return KeyedImages(source, keys, np.array(rows), sorted_labels, classes)
 
 
-class _ChunkReader(Dataset[Chunk]):
+@dataclass(frozen=True)
+class _ChunkReader(Dataset[DecodedChunk]):
     """Decodes chunks of images, which are lists of indices."""
 
-    def __init__(
-        self, images: KeyedImages, channels: int, size: Grid | None, max_pixels: int
-    ) -> None:
-        self.images = images
-        self.channels = channels
-        self.size = size
-        self.max_pixels = max_pixels
+    images: KeyedImages
+    channels: int
+    size: Grid | None
+    max_pixels: int
 
-    def __getitem__(self, indices: Sequence[int]) -> Chunk:
-        decoded = dict[int, Pixels]()
-        broken = dict[str, str]()
-        losses = list[str]()
+    def __getitem__(self, indices: Sequence[int]) -> DecodedChunk:
+        chunk = DecodedChunk({}, {}, [])
         source = self.images.source
         for index in indices:
-            row = int(self.images.rows[index])
+            row = int(self.images.source_rows[index])
             where = source.where(row)
+            open_row = partial(source.open, row)
             try:
-                open_row = partial(source.open, row)
-                decoded[index], lost = decode_image(
+                image = decode_image(
                     open_row, self.channels, self.max_pixels, self.size, name=where
                 )
-                losses += [lost] if lost else []
-            except InputError as error:  # drop paths and addresses, which differ by machine
-                broken[self.images.key(index)] = (
-                    str(error).removeprefix(where).partition(" (")[0].strip(" :")
-                )
-        return decoded, broken, losses
+            except InputError as error:
+                # Without the path before the reason, and Pillow's text with an address in memory
+                # in brackets behind it: both differ by machine.
+                reason = str(error).removeprefix(where).partition(" (")[0].strip(" :")
+                chunk.broken[self.images.key(index)] = reason
+            else:
+                chunk.images[index] = image.pixels
+                if image.lost:
+                    chunk.conversions.append(image.lost)
+        return chunk
 
 
 class Tokenizer:
@@ -169,67 +180,59 @@ class Tokenizer:
         self,
         model: str,
         images: KeyedImages,
-        full_size: bool,
+        *,
         workers: int | None,
         device: str,
+        full_size: bool,
         beam: int | None,
-        effort: int = 0,
+        effort: int,
     ) -> None:
         """Load the model; the arguments are those of `tokenize`. Raises InputError as
         `Run.load`.
         """
-        self.options = model, full_size, beam, effort
+        # for Ray, whose actors make tokenizers of their own
+        self.options = {"model": model, "full_size": full_size, "beam": beam, "effort": effort}
         self.run = run = Run(model)
-        self.model, config = run.load(device, beam)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.autoencoder, config = run.load(device, beam)
+        self.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.images = images
-        self.device = next(self.model.parameters()).device
+        self.device = next(self.autoencoder.parameters()).device
         # None: images keep their sizes
         self.size = None if full_size else config.data.image_size
         self.size_field = None if full_size else config.data.size
-        self.digest = weights_digest(self.model.state_dict())
-        load_entropy_model = partial(run.entropy_model.load, self.digest)
-        self._encode_batch = open_encoder(self.model, load_entropy_model, effort=effort)
+        load_entropy_model = partial(run.entropy_model.load, run.weights_digest)
+        self._encode_batch = open_encoder(self.autoencoder, load_entropy_model, effort=effort)
         self._metadata = {
             "format": FORMAT,
-            "model": self.digest,
+            "model": run.weights_digest,
             "image_size": json.dumps(self.size_field),
             "version": __version__,
+            # with the data and the priors of config.yaml
             "config": json.dumps(to_dict(without_paths(run.folder_config)), sort_keys=True),
             "classes": json.dumps(list(images.classes)),
         }
-        columns = [
-            ("key", pa.string()),
-            ("label", images.labels.type),
-            ("height", pa.int32()),
-            ("width", pa.int32()),
-        ]
-        for level, count in enumerate(
-            config.model.num_symbols, start=1
-        ):  # the smallest type that fits the codes
-            codes = pa.list_(pa.from_numpy_dtype(np.min_scalar_type(count - 1)))
-            columns += [
-                (f"height_{level}", pa.int32()),
-                (f"width_{level}", pa.int32()),
-                (f"codes_{level}", codes),
-            ]
-        self._schema = pa.schema(columns)
+        side = pa.int32()
+        types = {"key": pa.string(), "label": images.labels.type, "height": side, "width": side}
+        for level, count in enumerate(config.model.num_symbols):
+            code = pa.from_numpy_dtype(np.min_scalar_type(count - 1))  # the smallest that fits
+            types |= level_columns(level, (side, side), pa.list_(code))
+        self._schema = pa.schema(types)
         self.workers = config.data.workers if workers is None else workers
-        self._chunks = list[Sequence[int]]()  # the samples of the loader; `read` replaces them
+        # The loader iterates over this list. `read` fills it in place, so that the loader and its
+        # worker processes stay for the next call: spawned anew, they would import everything anew.
+        self._chunks = list[Sequence[int]]()
         reader = _ChunkReader(images, config.data.channels, self.size, config.data.max_pixels)
         self._loader = open_loader(reader, self._chunks, self.workers, keep_workers=True)
 
     def _split(self, indices: Sequence[int]) -> list[Sequence[int]]:
-        """Divide indices into chunks."""
-        count = 1  # of images that keep their size, which may be large
+        """Divide indices into chunks. Images that keep their size may be large: each is alone."""
+        count = 1
         if self.size is not None:
             count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // math.prod(self.size)))
         return [indices[start : start + count] for start in range(0, len(indices), count)]
 
-    def read(self, shards: Iterable[Sequence[int]]) -> Iterator[Chunk]:
-        """Yield the decoded chunks of shards, in order. The worker processes stay for the next
-        call: where they are spawned, they would import everything anew.
-        """
+    def read(self, shards: Iterable[Sequence[int]]) -> Iterator[DecodedChunk]:
+        """Yield the decoded chunks of shards, in order."""
         self._chunks[:] = [chunk for shard in shards for chunk in self._split(shard)]
         with explain_worker_errors():
             yield from self._loader
@@ -238,79 +241,72 @@ class Tokenizer:
         self,
         path: Path,
         indices: Sequence[int],
-        chunks: Iterator[Chunk] | None = None,
+        chunks: Iterator[DecodedChunk] | None = None,
         advance: Advance = lambda _: None,
-    ) -> tuple[int, list[str]]:
-        """Write a complete shard or none; return its number of images, broken ones included, and
-        conversion losses.
+    ) -> list[str]:
+        """Write a complete shard or none; return the conversions of its images.
 
         `chunks` yields the decoded chunks of this shard and later shards (default: this shard is
         decoded here). `advance` is called with the number of images of each chunk. Raises OSError
         if the disk is full.
         """
         chunks = self.read([indices]) if chunks is None else chunks
-        rows = list[Row]()
+        rows = list[EncodedImage]()
         broken = dict[str, str]()
-        losses = list[str]()
+        conversions = list[str]()
         with (
             replace_file(path) as temporary,
             pq.ParquetWriter(
                 temporary, self._schema, compression="zstd", write_page_checksum=True
             ) as file,
         ):
-            for images, errors, lost in itertools.islice(chunks, len(self._split(indices))):
-                rows += self._encode(images)
-                broken |= errors
-                losses += lost
+            for chunk in itertools.islice(chunks, len(self._split(indices))):
+                rows += self._encode(chunk.images)
+                broken |= chunk.broken
+                conversions += chunk.conversions
+                values = (value for row in rows for value in row.values())
+                num_codes = sum(value.size for value in values if isinstance(value, np.ndarray))
+                if num_codes > MOST_VALUES:
+                    raise InputError(
+                        f"{rows[0]['key']} and what is read with it have {num_codes:,} codes, too"
+                        " many for a shard: shrink it"
+                    )
 
-                # Write groups of _GROUP_ROWS images, or sooner if they have many codes.
-                num_codes = sum(level.size for *_, levels in rows for level in levels)
-                while len(rows) >= (_GROUP_ROWS if num_codes < _GROUP_CODES else 1):
-                    self._append_group(file, rows[:_GROUP_ROWS])
+                # Write full groups, or all rows if they have many codes.
+                least = _GROUP_ROWS if num_codes < _GROUP_CODES else 1
+                while len(rows) >= least:
+                    file.write_table(pa.Table.from_pylist(rows[:_GROUP_ROWS], self._schema))
                     rows = rows[_GROUP_ROWS:]
-                advance(len(images) + len(errors))
+                advance(len(chunk.images) + len(chunk.broken))
             if rows:
-                self._append_group(file, rows)
+                file.write_table(pa.Table.from_pylist(rows, self._schema))
             faults = [{"key": key, "error": error} for key, error in broken.items()]
             content = self.images.content_digest(indices, broken)
             metadata = self._metadata | {"broken": json.dumps(faults), "content": content}
             file.add_key_value_metadata(
                 {f"{PREFIX}{name}": value for name, value in metadata.items()}
             )
-        return len(indices), losses
+        return conversions
 
     @torch.inference_mode()
-    def _encode(self, images: dict[int, Pixels]) -> list[Row]:
-        """Encode images, given by index; return their rows, sorted by index."""
-        rows = list[Row]()
+    def _encode(self, images: dict[int, Pixels]) -> list[EncodedImage]:
+        """Encode images, given by index; return their values by column, sorted by index."""
+        rows = dict[int, EncodedImage]()
         indices = list(images)
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in images.values()]
         for group in group_by_size(sizes, _MAX_PIXELS.get(self.device.type, _MAX_PIXELS["cpu"])):
-            batch = torch.from_numpy(np.stack([images[indices[position]] for position in group]))
+            batch = torch.from_numpy(np.stack([images[indices[place]] for place in group]))
             codes = [level.cpu().numpy() for level in self._encode_batch(batch.to(self.device))]
-            for position, *levels in zip(group, *codes, strict=True):
-                rows.append((indices[position], sizes[position], levels))
-        return sorted(rows, key=lambda row: row[0])
-
-    def _append_group(self, file: pq.ParquetWriter, rows: Sequence[Row]) -> None:
-        indices, sizes, codes = zip(*rows, strict=True)
-        keys = [self.images.key(index) for index in indices]
-        labels = self.images.labels.take(pa.array(indices))
-        values = [keys, labels.to_pylist(), *(list(side) for side in zip(*sizes, strict=True))]
-        for level in zip(*codes, strict=True):
-            values += [list(side) for side in zip(*(grid.shape for grid in level), strict=True)]
-            values.append([grid.ravel() for grid in level])
-        if (most := sum(grid.size for image in codes for grid in image)) > MOST_VALUES:
-            raise InputError(
-                f"{keys[0]} and what is read with it have {most:,} codes, too many for a shard:"
-                " shrink it"
-            )
-        arrays = [
-            pa.array(column, field.type) for column, field in zip(values, self._schema, strict=True)
-        ]
-        file.write_table(
-            pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(rows)
-        )
+            for place, *grids in zip(group, *codes, strict=True):
+                index = indices[place]
+                key = self.images.key(index)
+                label = self.images.labels[index].as_py()
+                height, width = sizes[place]
+                row = {"key": key, "label": label, "height": height, "width": width}
+                for level, grid in enumerate(grids):
+                    row |= level_columns(level, grid.shape, grid.ravel())
+                rows[index] = row
+        return [rows[index] for index in sorted(rows)]
 
 
 @dataclass(frozen=True)
@@ -357,15 +353,23 @@ def tokenize(
             was begun with another model, other images or other options.
         DamagedFileError: a shard of the folder is damaged.
     """
-    if run_folder(model) == Path(model):
+    if run_folder(model) == Path(model):  # not a model of the package
         model = str(Path(model).absolute())  # processes of Ray have another working folder
     images = load_keyed_images(source)
-    tokenizer = Tokenizer(model, images, full_size, workers, device, beam, effort)
+    tokenizer = Tokenizer(
+        model,
+        images,
+        workers=workers,
+        device=device,
+        full_size=full_size,
+        beam=beam,
+        effort=effort,
+    )
     with explain_write_errors(out, "; run the same command again to go on"), lock_folder(out):
         remove_temporaries(out)
         existing = Plan.read(out)
         plan = Plan(
-            model=tokenizer.digest,
+            model=tokenizer.run.weights_digest,
             image_size=tokenizer.size_field,
             keys=len(images.keys),
             keys_digest=images.digest(),
@@ -385,31 +389,30 @@ def _write_missing(
     before.
     """
     _, count_before, broken = _read_existing(out, plan, tokenizer.images)
-    planned = {out / name: indices for name, indices in plan.shards.items()}
+    planned = ((out / name, indices) for name, indices in plan.shards())
     missing: dict[Path, Sequence[int]] = {
-        path: indices for path, indices in planned.items() if not path.is_file()
+        path: indices for path, indices in planned if not path.is_file()
     }
 
-    # Images that were broken go to further shards, retry-*.
+    # Images that were broken go to further shards, retry-*, which take the free numbers.
     retried = list[int]()
     if retry:
         retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
-    for start in range(0, len(retried), plan.shard_size):
-        missing[next(free_paths)] = retried[start : start + plan.shard_size]
+    starts = range(0, len(retried), plan.shard_size)
+    retries = {next(free_paths): retried[start : start + plan.shard_size] for start in starts}
 
-    losses = Counter[str]()
-    with task("tokenize", plan.keys, done=count_before + len(broken) - len(retried)) as advance:
-        chunks = tokenizer.read(missing.values())
-        written = (
-            tokenizer.write(path, indices, chunks, advance) for path, indices in missing.items()
-        )
-        for _, losses_of_shard in _write_on_ray(tokenizer, missing, advance) if ray else written:
-            losses.update(losses_of_shard)
-    for path in missing.keys() - planned.keys():
-        if not pq.read_metadata(path).num_rows:
+    conversions = Counter[str]()
+    still_broken = len(broken) - len(retried)  # as done as the images of shards
+    write = _write_on_ray if ray else _write_here
+    with task("tokenize", plan.keys, done=count_before + still_broken) as advance:
+        for shard_conversions in write(tokenizer, missing | retries, advance):
+            conversions.update(shard_conversions)
+    for path in retries:
+        if not pq.read_metadata(path).num_rows:  # all its images are still broken
             path.unlink()
+
     shards, count, broken = _read_existing(out, plan, tokenizer.images)
     if broken:
         lines = [
@@ -423,9 +426,9 @@ def _write_missing(
         )
     else:
         (out / BROKEN).unlink(missing_ok=True)
-    if losses:
-        kinds = "; ".join(f"{count:,} {loss}" for loss, count in sorted(losses.items()))
-        note(f"images converted: {losses.total():,} ({kinds})")
+    if conversions:
+        kinds = "; ".join(f"{count:,} {kind}" for kind, count in sorted(conversions.items()))
+        note(f"images converted: {conversions.total():,} ({kinds})")
     return Tokenized(count, len(broken), shards, count - count_before)
 
 
@@ -434,30 +437,38 @@ def _read_existing(out: Path, plan: Plan, images: KeyedImages) -> tuple[int, int
     images by key.
     """
     retries = sorted(out.glob(f"retry-*{SUFFIX}"))
-    planned = {
-        path: indices for name, indices in plan.shards.items() if (path := out / name).is_file()
-    }
+    all_planned = {out / name: indices for name, indices in plan.shards()}
+    planned = {path: indices for path, indices in all_planned.items() if path.is_file()}
     if not (planned or retries):
         return 0, 0, {}
     shards = open_shards([*planned, *retries])
-    if shards.model != plan.model:
-        raise InputError(f"{out} holds shards of another model ({shards.model[:12]}); delete them")
-    for content, (path, indices) in zip(shards.content_digests, planned.items(), strict=False):
-        if content != images.content_digest(indices, shards.broken):
+    if shards.model_digest != plan.model:
+        raise InputError(
+            f"{out} holds shards of another model ({shards.model_digest[:12]}); delete them"
+        )
+    for path, indices in planned.items():
+        if shards.content_digests[path] != images.content_digest(indices, shards.broken):
             raise InputError(
                 f"{path} was made of other images of the same names; choose another folder, or"
                 " delete the file"
             )
-    repaired = {
-        key for rows in replace(shards, paths=tuple(retries)).read_rows(0) for key in rows.keys
-    }
+    repaired = {*read_keys(retries)}
     broken = {key: error for key, error in shards.broken.items() if key not in repaired}
     return len(shards.paths), shards.count, broken
 
 
+def _write_here(
+    tokenizer: Tokenizer, shards: dict[Path, Sequence[int]], advance: Advance
+) -> Iterator[list[str]]:
+    """Write shards in this process; yield the results of `Tokenizer.write`."""
+    chunks = tokenizer.read(shards.values())
+    for path, indices in shards.items():
+        yield tokenizer.write(path, indices, chunks, advance)
+
+
 def _write_on_ray(
     tokenizer: Tokenizer, shards: dict[Path, Sequence[int]], advance: Advance
-) -> Iterator[tuple[int, list[str]]]:
+) -> Iterator[list[str]]:
     """Write shards on the cluster of RAY_ADDRESS, or else on this machine; yield the results of
     `Tokenizer.write`.
     """
@@ -484,19 +495,22 @@ def _write_on_ray(
         if on_gpu:
             workers = max(0, min(tokenizer.workers, cpus // gpus - 1))
             max_actors = min(gpus, cpus // (1 + workers))
-        max_actors = max(1, max_actors)
         actor = ray.remote(num_cpus=1 + workers, num_gpus=int(on_gpu))(Tokenizer)
-        model, full_size, *search = tokenizer.options
-        images = ray.put(tokenizer.images)
-        arguments = (model, images, full_size, workers, tokenizer.device.type, *search)
-        actors = [actor.remote(*arguments) for _ in range(min(max_actors, len(shards)))]
-        written = ActorPool(actors).map_unordered(
+        arguments = {
+            "images": ray.put(tokenizer.images),
+            "workers": workers,
+            "device": tokenizer.device.type,
+            **tokenizer.options,
+        }
+        num_actors = min(max(1, max_actors), len(shards))
+        actors = [actor.remote(**arguments) for _ in range(num_actors)]
+        results = ActorPool(actors).map(
             lambda worker, shard: worker.write.remote(shard[0].resolve(), shard[1]),
             list(shards.items()),
         )
-        for count, losses in written:
-            advance(count)
-            yield count, losses
+        for indices, conversions in zip(shards.values(), results, strict=True):
+            advance(len(indices))
+            yield conversions
     except ray.exceptions.RayError as error:
         # The reason is at the end of the text.
         reason = " ".join(str(getattr(error, "cause", error)).split())[-200:]

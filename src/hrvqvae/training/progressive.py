@@ -14,6 +14,7 @@ from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import PROGRESSIVE, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config, TrainingConfig
+from hrvqvae.config.schema import with_batch_size
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.base import Autoencoder, to_unit_images
 from hrvqvae.models.blocks import ProgressiveDecoder
@@ -49,7 +50,7 @@ class ProgressiveTask(ImageTask):
 
     def training_of(self, config: Config) -> TrainingConfig:
         """Return the training of the decoder."""
-        return config.progressive.training.with_batch_size(config.training.batch_size)
+        return with_batch_size(config.progressive.training, config.training.batch_size)
 
     def open(self, say: Say) -> None:
         super().open(say)

@@ -108,18 +108,11 @@ class Compute:
 
     def __init__(self, config: Any) -> None:
         self.device = resolve_device(config.device)
-        self.bf16 = config.precision == "bf16" or (
-            config.precision == "auto" and computes_bf16(self.device)
-        )
-        self._format = (
-            torch.channels_last
-            if config.memory_format == "channels_last"
-            else torch.contiguous_format
-        )
-
-    @property
-    def precision(self) -> str:
-        return "bf16" if self.bf16 else "fp32"
+        is_auto = config.precision == "auto"
+        self.precision: str = decide_precision(config) if is_auto else config.precision
+        self.bf16 = self.precision == "bf16"
+        is_last = config.memory_format == "channels_last"
+        self._format = torch.channels_last if is_last else torch.contiguous_format
 
     @property
     def emulates_bf16(self) -> bool:

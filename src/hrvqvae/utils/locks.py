@@ -76,6 +76,8 @@ def _lock(target: Path, path: Path, wait: Callable[[str], None] | None = None) -
         lock = FileLock(path, is_singleton=True)
         holder = path.with_name(f"{path.name}-holder")
         outermost = not lock.is_locked
+
+        # Try for a moment; then name the holder, and wait if that is wanted.
         try:
             lock.acquire(timeout=_PATIENCE, poll_interval=0.02)
         except Timeout:

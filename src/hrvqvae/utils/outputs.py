@@ -159,9 +159,13 @@ class Outputs:
             self._counts[name] = 1
             _check_replaceable(self._out, self._force, self._inputs)
             return self._out
+
+        # A file can't stand where a folder is needed, nor a folder where a file is.
         safe = safe_name(name)
         if any(folder in self._counts for folder in _folder_keys(safe)):
             safe = safe.replace("/", "_")
+
+        # Number the name if it is taken.
         unique = f"{safe}{suffix}"
         first_key = key = _fold(unique)
         while key in self._counts or key in self._folders:
@@ -176,6 +180,8 @@ class Outputs:
             note(
                 f"names are changed so that they differ, and every system can write them: {example}"
             )
+
+        # The path may exist, or lead elsewhere.
         path = self._out / unique
         if not path.resolve().is_relative_to(self._root):
             raise InputError(f"{path} leads out of {self._out} by a symbolic link; remove the link")

@@ -49,10 +49,8 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-@cache
-def told_once(line: str) -> None:
-    """Log a notice, but only once in each process."""
-    LOG.warning("%s", line)
+told_once = cache(note)
+"""Log a notice, but only once in each process."""
 
 
 class Meter:

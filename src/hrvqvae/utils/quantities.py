@@ -17,5 +17,5 @@ def psnr(mse: float) -> float:
 
 def clock(seconds: float) -> str:
     """Return a time as h:mm:ss; 0:00:00 for a negative time."""
-    whole = max(0, int(seconds))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    total = max(0, int(seconds))
+    return f"{total // 3600}:{total // 60 % 60:02d}:{total % 60:02d}"

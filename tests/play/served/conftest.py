@@ -37,11 +37,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             "-c",
             "from hrvqvae.cli import main; raise SystemExit(main(['play', 'mnist']))",
         ]
-        environment = {
-            **os.environ,
-            "HTTP_PROXY": "http://127.0.0.1:9",
-            "NO_PROXY": "",
-        }  # a proxy that is not there
+        # a proxy that is not there
+        environment = {**os.environ, "HTTP_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=log, text=True, env=environment
         )

@@ -147,8 +147,8 @@ def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
     assert [box.value for box in boxes] == ["5"] * 2
     del boxes
     gc.collect()
-    options = page._parse_options(1, "any class", 1, 0, "4,1")
-    assert (options["guidance"], options["levels"]) == ([4, 1], 8)
+    params = page._parse_options(1, "any class", 1, 0, "4,1")["params"]
+    assert (params.guidance, params.levels) == ([4, 1], 8)
     with pytest.raises(InputError, match="guidance is '4,x'; it must be such as 3 or 1,5"):
         page._parse_options(1, "any class", 1, 0, "4,x")
 

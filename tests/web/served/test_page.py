@@ -147,8 +147,6 @@ def test_page(browser: webdriver.Chrome, site: tuple[str, Path], as_one_file: bo
     severe = [
         entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"
     ]
-    optional = (
-        "favicon",
-        "node_modules",
-    )  # a page without BlurHash and ThumbHash asks for them and goes on
+    # a page without BlurHash and ThumbHash asks for them and goes on
+    optional = ("favicon", "node_modules")
     assert [message for message in severe if not any(name in message for name in optional)] == []

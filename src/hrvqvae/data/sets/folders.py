@@ -61,6 +61,7 @@ EMOJI32 = Dataset(
     ),
     column="cifar10",
     how="any folder of small colour images: --data DIR",
+    takes_any_folder=True,
 )
 
 PHOTOS = Dataset(
@@ -83,4 +84,5 @@ PHOTOS = Dataset(
     ),
     column="ffhq",
     how="any folder of photographs: --data DIR",
+    takes_any_folder=True,
 )
