@@ -360,15 +360,20 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
     generator = torch.Generator().manual_seed(length)
-    queries, keys, values = (
-        torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64) for _ in range(3)
-    )
+    inputs = [
+        torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+        for _ in range(3)
+    ]
+    queries, keys, values = inputs
     scores = queries @ keys.transpose(-1, -2) / 2
     if causal:
         scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-    torch.testing.assert_close(
-        attend(queries, keys, values, causal=causal), scores.softmax(-1) @ values
-    )
+    expected = scores.softmax(-1) @ values
+    attended = attend(*inputs, causal=causal)
+    torch.testing.assert_close(attended, expected)
+    outer = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    gradients = (torch.autograd.grad((each * outer).sum(), inputs) for each in (attended, expected))
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.85])

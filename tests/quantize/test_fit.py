@@ -4,7 +4,7 @@ import copy
 import sys
 from itertools import product
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -420,6 +420,8 @@ def test_what_may_come_next_is_what_items_have() -> None:
         rows = list(product(*map(range, (5, 3, 2)[:length])))
         every = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
         mask = tree.valid_next(every, indices.view(3, 5, 3))
+        with patch.object(torch.Tensor, "sort", side_effect=AssertionError("sorted again")):
+            assert torch.equal(tree.valid_next(every, indices.unique(dim=0)), mask)
         assert mask.shape == (len(every), size)
         for prefix, row in zip(every.tolist(), mask.tolist(), strict=True):
             assert row == [
@@ -427,6 +429,7 @@ def test_what_may_come_next_is_what_items_have() -> None:
                 for child in range(size)
             ]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()
+    assert not tree.valid_next(torch.tensor([[1]]), indices[:0]).any()
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
     with pytest.raises(InputError, match="prefixes have 3 levels"):
         tree.valid_next(indices, indices)

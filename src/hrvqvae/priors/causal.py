@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,46 @@ class GatedResidualBlock(nn.Module):
 _BLOCK = 32
 
 
+class _BlockAttention(torch.autograd.Function):
+    """Attention of scaled queries, keys and values (R, N, d), by blocks of queries.
+
+    The backward pass adds the blocks' gradients of keys and values in place. torch's own would make
+    a tensor of all positions per block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+        shares = list[Tensor]()
+        blocks = list[Tensor]()
+        for block in torch.split(queries, _BLOCK, dim=1):
+            start = len(shares) * _BLOCK
+            stop = start + block.shape[1] if causal else keys.shape[1]
+            scores = block @ keys[:, :stop].mT
+            if causal:
+                later = torch.full_like(scores[0, :, start:], -math.inf).triu(1)
+                scores[:, :, start:] += later
+            shares.append(scores.softmax(-1).to(values.dtype))
+            blocks.append(shares[-1] @ values[:, :stop])
+        ctx.save_for_backward(queries, keys, values, *shares)
+        return torch.cat(blocks, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, *shares = ctx.saved_tensors
+        query_gradients = []
+        key_gradient = torch.zeros_like(keys)
+        value_gradient = torch.zeros_like(values)
+        blocks = (torch.split(tensor, _BLOCK, dim=1) for tensor in (queries, outer[0]))
+        for block, gradient, share in zip(*blocks, shares, strict=True):
+            stop = share.shape[2]
+            value_gradient[:, :stop].baddbmm_(share.mT, gradient)
+            inner = gradient @ values[:, :stop].mT
+            inner = torch._softmax_backward_data(inner, share, -1, share.dtype)
+            query_gradients.append(inner @ keys[:, :stop])
+            key_gradient[:, :stop].baddbmm_(inner.mT, block)
+        return torch.cat(query_gradients, dim=1), key_gradient, value_gradient, None
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Tensor:
     """Return softmax(queries keys^T / sqrt(d)) values; arguments and result are (B, heads, N, d).
 
@@ -103,23 +144,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     """
     if queries.is_cuda:
         return scaled_dot_product_attention(queries, keys, values, is_causal=causal)
-    shape = queries.shape
     scaled = queries / math.sqrt(queries.shape[-1])
-    queries, keys, values = (tensor.reshape(-1, *shape[-2:]) for tensor in (scaled, keys, values))
-    blocks = []
-    for start in range(0, shape[-2], _BLOCK):
-        block = queries[:, start : start + _BLOCK]
-        num_keys = start + block.shape[1] if causal else shape[-2]
-        block_keys = keys[:, :num_keys].transpose(-1, -2)
-        if causal:
-            mask = torch.full((block.shape[1], num_keys), -math.inf, dtype=block.dtype).triu(
-                start + 1
-            )
-            scores = torch.baddbmm(mask.expand(len(block), -1, -1), block, block_keys)
-        else:
-            scores = block @ block_keys
-        blocks.append(scores.softmax(-1) @ values[:, :num_keys])
-    return torch.cat(blocks, dim=1).view(shape)
+    flat = (tensor.flatten(0, 1) for tensor in (scaled, keys, values))
+    attended: Tensor = _BlockAttention.apply(*flat, causal)  # type: ignore[no-untyped-call]
+    return attended.view(queries.shape)
 
 
 def self_attention(

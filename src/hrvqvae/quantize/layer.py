@@ -376,6 +376,7 @@ class TreeVQ(nn.Module):
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
         (..., L), as in constrained decoding: bool.
 
+        The items are sorted in each call, unless they come sorted, as by `indices.unique(dim=0)`.
         Raises InputError for a wrong number of levels.
         """
         sizes = self.quantizer.config.sizes
@@ -392,8 +393,12 @@ class TreeVQ(nn.Module):
 
         parents = number_of(prefixes, sizes[:length]) * sizes[length]
         children = parents.unsqueeze(-1) + torch.arange(sizes[length], device=prefixes.device)
-        existing = number_of(indices[..., : length + 1], sizes[: length + 1])
-        return torch.isin(children, existing.to(children.device)) & is_prefix
+        existing = number_of(indices[..., : length + 1], sizes[: length + 1]).flatten()
+        existing = existing.to(children.device)
+        if (existing[1:] < existing[:-1]).any():
+            existing = existing.sort().values
+        after = torch.searchsorted(existing, children, right=True)
+        return (after > torch.searchsorted(existing, children)) & is_prefix
 
     def get_output_from_indices(self, indices: Tensor) -> Tensor:
         """Return the sum of the codewords for indices (..., l) of the first l levels, float32; zero

@@ -49,12 +49,20 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     """
     first, third, fifth = _ITERATION
     tall = matrices.shape[1] > matrices.shape[2]
-    wide = matrices.mT if tall else matrices
+    wide: Tensor = matrices.mT if tall else matrices
     wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+
+    # X becomes P X in each step, where P = first + third G + fifth G G and G = X X^T. All P commute
+    # with G, so the steps are taken on the small G, and X is multiplied once.
+    gram = wide @ wide.mT
+    identity = torch.eye(gram.shape[1], device=gram.device)
+    product: Tensor = identity.expand_as(gram)
     for _ in range(_ITERATIONS):
-        square = wide @ wide.mT
-        polynomial = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
-        wide = torch.baddbmm(wide, polynomial, wide, beta=first)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
+        polynomial = polynomial.add(identity, alpha=first)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    wide = product @ wide
     return wide.mT if tall else wide
 
 
