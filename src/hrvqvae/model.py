@@ -468,8 +468,8 @@ class Model:
         keep = torch.from_numpy(keep).bool() if isinstance(keep, np.ndarray) else keep
         for noun, pixels in {"image": image, "mask": keep}.items():
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != size:
-                sides = tuple(pixels.shape[-2:])
-                raise InputError(f"the {noun} has {sides} pixels; this model completes {size}")
+                sides, expected = ("x".join(map(str, grid)) for grid in (pixels.shape[-2:], size))
+                raise InputError(f"the {noun} has {sides} pixels; this model completes {expected}")
         if isinstance(keep, Tensor) and keep.numel() != math.prod(size):
             raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))

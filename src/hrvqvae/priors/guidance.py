@@ -6,10 +6,6 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hrvqvae.config import Grid
 from hrvqvae.utils.errors import InputError
 
 Guidance = float | Sequence[float]
@@ -32,17 +28,6 @@ def list_weights(guidance: Guidance) -> list[float]:
 
 def _is_weight(value: object) -> bool:
     return isinstance(value, Real) and 0 <= float(value) <= 1000
-
-
-def weigh_positions(guidance: Guidance, grid: Grid) -> Tensor:
-    """Return the weights (H, W) float64 of the positions of a grid.
-
-    Between the first and the last position in raster order they change with the square root of the
-    position.
-    """
-    weights = list_weights(guidance)
-    share = torch.linspace(0, 1, grid[0] * grid[1], dtype=torch.float64, device="cpu").sqrt()
-    return (weights[0] + (weights[-1] - weights[0]) * share).view(grid)
 
 
 def parse_guidance(text: str) -> Guidance:

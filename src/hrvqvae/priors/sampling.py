@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hrvqvae.config import Grid
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights, weigh_positions
+from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights
 from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
 
@@ -105,6 +106,17 @@ def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
     excluded = cumulative[:, :-1] >= params.top_p * cumulative[:, -1:]
     ordered[:, 1:].masked_fill_(excluded, 0)
     return torch.zeros_like(shares).scatter_(-1, order, ordered)
+
+
+def weigh_positions(guidance: Guidance, grid: Grid) -> Tensor:
+    """Return the weights (H, W) float64 of the positions of a grid.
+
+    Between the first and the last position in raster order they change with the square root of the
+    position.
+    """
+    weights = list_weights(guidance)
+    share = torch.linspace(0, 1, grid[0] * grid[1], dtype=torch.float64, device="cpu").sqrt()
+    return (weights[0] + (weights[-1] - weights[0]) * share).view(grid)
 
 
 def expand_labels(
