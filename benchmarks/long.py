@@ -152,11 +152,15 @@ def trials_of(system: str) -> list[Fields]:
 def choose(systems: Mapping[str, System], folder: Folder) -> dict[str, Fields]:
     """Make the missing trials of systems; return the settings with the least validation error."""
     comparison = make_comparison(systems, {}, STEPS, 1)
+    searched = [name for name, (_, base, _) in systems.items() if name == base]
+    most = max(len(trials_of(name)) for name in searched)
+
+    # the first trial of every system, then the second one of each
     cases = [
-        make_trial(comparison, name, tuple(settings.items()))
-        for name, (_, base, _) in systems.items()
-        if name == base
-        for settings in trials_of(name)
+        make_trial(comparison, name, tuple(trials_of(name)[number].items()))
+        for number in range(most)
+        for name in searched
+        if number < len(trials_of(name))
     ]
     _stop(run_cases(cases, comparison.about(), folder, _say, Validation))
     return read_chosen(folder)
