@@ -42,6 +42,12 @@ def where(path: str, field: str, **wanted: object) -> list[float]:
     ]
 
 
+def speeds(precision: str) -> list[str]:
+    """Return the images per second of docs/data/sizes.jsonl, for 32 to 256 pixels."""
+    rates = where("sizes.jsonl", "images_per_second", precision=precision)
+    return [f"{rate:.0f}" for rate in rates]
+
+
 def best(folder: str, system: str, **wanted: str) -> Row:
     """Return the trial of least validation error, of those with the wanted settings."""
     trials = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,40 @@ def bench_train(config: Config, rounds: int = 12) -> list[Row]:
     ]
 
 
+def bench_sizes(config: Config, sizes: Sequence[str], rounds: int) -> list[Row]:
+    """Return rows with preset, size, batch, precision and images_per_second of one CPU core.
+
+    The time is this process's own, so that other processes hardly count.
+    """
+    torch.set_num_threads(1)
+    rows = list[Row]()
+    for size in sizes:
+        side = AutoencoderSide(config.replace(**{"data.size": size}), plain=False)
+        side.train()
+        begun = time.process_time()
+        for _ in range(rounds):
+            side.train()
+        spent = time.process_time() - begun
+        batch = config.training.batch_size
+        rows.append(
+            {
+                "preset": config.name,
+                "size": size,
+                "batch": batch,
+                "precision": side.compute.precision,
+                "images_per_second": rounds * batch / spent,
+            }
+        )
+    return rows
+
+
+COLUMNS_OF_SIZES = {
+    "preset": "{preset}",
+    "pixels": "{size}",
+    "batch": "{batch}",
+    "precision": "{precision}",
+    "images/s": "{images_per_second:.1f}",
+}
 COLUMNS = {
     "method": "{method}",
     "preset": "{preset}",
@@ -165,7 +200,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=positive, default=12, metavar="N", help="steps of each side (default: 12)"
     )
+    parser.add_argument(
+        "--sizes", nargs="+", metavar="SIZE", help="time images of these sizes on one CPU core"
+    )
     arguments, config = preset_of(parser, argv)
+    if arguments.sizes:
+        rows = bench_sizes(config, arguments.sizes, arguments.rounds)
+        finish(rows, COLUMNS_OF_SIZES, arguments.json)
+        return
     finish(bench_train(config, arguments.rounds), COLUMNS, arguments.json)
 
 

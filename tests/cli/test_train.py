@@ -47,13 +47,13 @@ def test_resuming(tiny_file: str, tmp_path: Path) -> None:
     command = ["train", tiny_file, "--out", tmp_path / "run"]
     printed = do(*command, "--max-steps", "10") + do(*command, "--max-steps", "14", "--resume")
     assert "resuming" in printed
-    assert printed.count("hint: little is learned in 10 steps: go on with --resume") == 1
+    assert printed.count("hint: little is learned in 10 steps: resume with more steps") == 1
     printed = do("train", "--resume", tmp_path / "run", "--max-steps", "15")
     assert "trained 15 steps" in printed, "a run folder says itself what it is"
     printed = do("train", "--resume", tmp_path / "run")
     assert "its budget is spent, 15 steps in all; to train further, give a larger one" in printed
     printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
-    assert re.search(r"hint: little is learned in \d+ steps?: go on with --resume", printed)
+    assert re.search(r"hint: little is learned in \d+ steps?: resume with more", printed)
     line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
     (tmp_path / "mine").mkdir()

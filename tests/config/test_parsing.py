@@ -122,6 +122,7 @@ def test_another_network_of_priors_begins_with_its_defaults() -> None:
         ("model.strid", "8", "unknown field 'model.strid': did you mean stride?"),
         ("max_step", "8", "unknown field 'max_step': did you mean max_steps"),
         ("model.quantizer", "8", "model.quantizer is '8'; it must be a mapping of fields"),
+        ("data_size", "8", "unknown field 'data_size': did you mean data.size?"),
         ("model.a.b", "8", "unknown field 'model.a.b': the fields are system, stride, "),
         ("model.stride.b", "8", "unknown field 'model.stride.b'"),
         ("data.split", "sorted", "data.train_samples"),

@@ -35,5 +35,6 @@ def test_what_is_meant_is_understood(
 
 def test_a_single_image_is_no_set(tmp_path: Path) -> None:
     drawn().save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=f"a.png is one image; give the folder .*: {tmp_path}$"):
+    advice = f"for images give their folder: {tmp_path}"
+    with pytest.raises(InputError, match=f"a.png names .png files; {advice}$"):
         load_images(folder_config(tmp_path / "a.png"), "train")

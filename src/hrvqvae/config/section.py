@@ -156,8 +156,13 @@ class Section:
             if first not in fields or (below and not isinstance(fields[first], Section)):
                 leaf = name.rpartition(".")[2]
                 leaves = flatten(self)
+                same_leaf = (
+                    self._qualify(path)
+                    for path in leaves
+                    if path.endswith(f".{leaf}") or path.replace(".", "_") == name
+                )
                 near = (
-                    " or ".join(self._qualify(path) for path in leaves if path.endswith(f".{leaf}"))
+                    " or ".join(same_leaf)
                     or near_names(first, fields)
                     or near_names(leaf, {path.rpartition(".")[2] for path in leaves})
                 )

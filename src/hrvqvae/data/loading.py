@@ -1,8 +1,8 @@
 """Open the images of a split, as a configuration describes them.
 
 `data.dataset` names a published set of the registry, or a folder below `find_data_root(None)`.
-`data.root`, if set, is the folder of the published set, or the path of other images: a folder,
-tars, Parquet files or arrays.
+`data.root`, if set, is the folder of the published set or the folder above it, the path of other
+images (a folder, tars, Parquet files or arrays), or the name of a data set given from Python.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _SOURCES: Mapping[str, Callable[[Sequence[Shard], bool], Source]] = {
     ".npz": arrays.ArraySource,
 }
 _PATTERN_CHARACTERS = re.compile(r"[*?{\[]")
+_DIVIDED = "has splits: measure --split train or --split test"
 _BATCH = 64  # images per batch while decoding into memory
 
 
@@ -64,8 +65,8 @@ def find_data_root(root: str | None) -> Path:
 
 
 def find_published(dataset: Dataset, root: Path) -> Path:
-    """Return the folder of a published set: below `root`, or `root` itself, unless it is named like
-    another set.
+    """Return the folder of a published set: `root/NAME` if it is there, else `root` itself, but not
+    if `root` is named like another published set.
     """
     below = root / dataset.name
     is_other = root.name != dataset.name and root.name in DATASETS
@@ -112,24 +113,22 @@ def load_images(config: DataConfig, split: str) -> ImageSet:
 
 
 def open_images(config: DataConfig, split: str) -> ImageSet:
-    """Return the images of the split "train", "test" or "all" without decoding any; "all" is the
-    test split of images that are divided by their names, else all images.
+    """Return the images of the split "train", "test" or "all" without decoding any.
 
     With `data.validation`, "test" is that share of the training split, and "train" the rest.
 
     docs/own-data.md says which names of folders and files divide the images into splits. Without
-    such names, `data.split` divides them. The images have classes if every image of both splits has
-    a label.
+    such names, `data.split` divides them, and "all" are all images. The images have classes if
+    every image of both splits has a label.
 
     Raises:
         InputError: the data is missing or damaged, a published set has other channels or another
-            size, or a split would be empty.
+            size, a split would be empty, or is "all" of images that have splits by their names.
     """
-    if config.validation:
+    if config.validation and split != "all":
+        # image i is for validation if the count rises there
         images = open_images(dataclasses.replace(config, validation=0.0), "train")
-        counts = np.floor(
-            np.arange(len(images) + 1) * config.validation
-        )  # validation images among the first n
+        counts = np.floor(np.arange(len(images) + 1) * config.validation)
         selected = (counts[1:] > counts[:-1]) == (split == "test")
         if not selected.any():
             share = f"data.validation {config.validation} of {len(images):,} training images"
@@ -167,11 +166,10 @@ def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Sou
         if config.dataset in DATASETS:
             hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
         raise InputError(f"no folder {path}; name it with --data DIR{hint}")
-    sources = files.open_folder(path) if path.is_dir() else {}
+    sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)
-        return str(path), sources
-    return str(path), _open_shards(path, split, config.labels)
+    return str(path), sources or _open_shards(path, split, config.labels)
 
 
 def _note_shards_beside(folder: Path) -> None:
@@ -188,6 +186,8 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
             f"{dataset.name} is not in {root} ({missing[0].name} is missing); get it with: hrvqvae"
             f" data get {dataset.name} ({dataset.how}), or train on other data: --data.dataset mine"
         )
+    if split == "all":
+        raise InputError(f"{dataset.name} {_DIVIDED}")
     folder = find_published(dataset, root)
     data: Arrays = resolve_name(dataset.read)(folder, split)
     channels, height, width = data.images.shape[1:]
@@ -202,32 +202,31 @@ def _read_published(dataset: Dataset, root: Path, config: DataConfig, split: str
 def _select_split(
     where: str, sources: Mapping[str, Source], split: str, config: DataConfig
 ) -> ImageSet:
-    """Return the images of a split. `sources` has one per split name, or one under "" that
-    `data.split` divides; with the split "all", it is not divided.
-    """
-    if "" in sources:
-        source = sources[""]
-        is_test = _mark_test_images(source, config)
-        rows = np.flatnonzero(is_test == (split == "test"))
-        num_train = len(source) - int(is_test.sum())
-        how = "their names" if config.split == "hash" else "their order"
-        counts = f"{num_train:,} images to train and {is_test.sum():,} to test, by {how}"
+    """Return the images of a split; `sources` are those of `_open_sources`."""
+    name = ""
+    if "" not in sources:
         if split == "all":
-            rows = np.arange(len(source))
-            counts = f"all {len(source):,} images"
-    else:
-        # The other split is test, val, ...; of shards without labels, it is not read.
-        names = [name for name in sources if (name == TRAIN) == (split == "train")]
-        source = sources[names[0]]
-        rows = np.arange(len(source))
+            raise InputError(f"{where} {_DIVIDED}")
+        name = next(name for name in sources if (name == TRAIN) == (split == TRAIN))
+        rows = np.arange(len(sources[name]))
         counts = " and ".join(f"{len(part):,} images in {name}" for name, part in sources.items())
+    elif split == "all":
+        rows = np.arange(len(sources[name]))
+        counts = f"all {len(rows):,} images"
+    else:
+        is_test = _mark_test_images(sources[name], config)
+        rows = np.flatnonzero(is_test == (split == "test"))
+        num_test = np.count_nonzero(is_test)
+        how = "their names" if config.split == "hash" else "their order"
+        counts = f"{len(is_test) - num_test:,} images to train and {num_test:,} to test, by {how}"
+    source = sources[name]
     if not len(rows):
         images = counted(len(source), "image")
         raise InputError(
             f"{where} has {images}, none in the {split} split; add images, or change --data.split"
         )
 
-    classes, labels = _number_classes(where, sources) if config.labels else ((), {})
+    classes, numbers = _number_classes(where, sources) if config.labels else ((), {})
     kinds = "1 class" if len(classes) == 1 else f"{len(classes) or 'no'} classes"
     reasons = [part.unlabelled for part in sources.values() if part.unlabelled]
     if not config.labels:
@@ -235,8 +234,8 @@ def _select_split(
     if reasons and not classes:
         kinds += f": {reasons[0]}"
     told_once(f"{where}: {counts}; {kinds}")
-    source_labels = labels[source] if classes else np.zeros(len(source), np.int64)
-    return ImageSet(config, source_labels[rows], classes, source, rows)
+    labels = numbers[name][rows] if classes else np.zeros(len(rows), np.int64)
+    return ImageSet(config, labels, classes, source, rows)
 
 
 def is_shard_path(path: Path) -> bool:
@@ -274,21 +273,18 @@ def _list_shards(path: Path) -> tuple[Callable[[Sequence[Shard], bool], Source],
             raise InputError(
                 f"{path} has no image: neither PNG, JPEG or WebP nor tars, Parquet files or arrays"
             )
-    elif is_shard_path(path):
+    elif path.exists() or is_shard_path(path):
         paths = files.match_files(path)
         base = Path(os.path.commonpath([file.parent for file in paths]))
-    elif not path.exists():
-        raise InputError(f"{path}: there is no such file or folder")
-    elif path.suffix.lower() in SUFFIXES:
-        raise InputError(f"{path} is one image; give the folder of the images: {path.parent}")
     else:
-        raise InputError(
-            f"{path} is no folder, nor .tar, .parquet, .npy or .npz files; unpack compressed files"
-        )
+        raise InputError(f"{path}: there is no such file or folder")
     kinds = sorted({file.suffix.lower() for file in paths})
     source_class = _SOURCES.get(kinds[0])
     if source_class is None:
-        raise InputError(f"{path} names {kinds[0]} files; for images give their folder: {base}")
+        advice = "unpack compressed files, and give .tar, .parquet, .npy or .npz"
+        if kinds[0] in SUFFIXES:
+            advice = f"for images give their folder: {base}"
+        raise InputError(f"{path} names {kinds[0] or 'other'} files; {advice}")
     if any(_SOURCES.get(kind) is not source_class for kind in kinds):
         raise InputError(
             f"{path} names files of several kinds ({', '.join(kinds)}); name those of one kind"
@@ -308,9 +304,10 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
         words = re.findall("[a-z]+", shard.name.lower())
         names_of_splits = [word for word in words if word in SPLIT_NAMES]
         by_name[names_of_splits[-1] if names_of_splits else ""].append(shard)
-    names = by_name if path.is_dir() else {"": [], **by_name}  # a pattern may match one split
+    # A pattern may match one split alone, as if there were other files.
+    present = {*by_name} if path.is_dir() else {*by_name, ""}
     first = shards[0].path
-    splits = files.find_split(names, path, f"'{first.with_name('*')}{first.suffix}'")
+    splits = files.find_splits(present, path, f"'{first.with_name('*')}{first.suffix}'")
     if splits is None:
         return {"": source_class(shards, labels)}
     if outside := [shard for name in by_name if name not in splits for shard in by_name[name]]:
@@ -318,7 +315,7 @@ def _open_shards(path: Path, split: str, labels: bool) -> dict[str, Source]:
             f"{path}: {counted(len(outside), 'shard')} outside of {' and '.join(splits)} left out,"
             f" such as {outside[0].name}"
         )
-    # Both splits decide the classes.
+    # Both splits decide the classes; without labels, the other split is not read.
     needed = [name for name in splits if labels or (name == TRAIN) == (split == "train")]
     return {name: source_class(by_name[name], labels) for name in needed}
 
@@ -357,28 +354,27 @@ def check_labels(source: Source) -> None:
 
 def _number_classes(
     where: str, sources: Mapping[str, Source]
-) -> tuple[tuple[str, ...], dict[Source, NDArray[np.int64]]]:
-    """Return the names of the classes, and the class numbers of each source; both are empty without
+) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
+    """Return the names of the classes, and the class numbers of each split; both are empty without
     labels.
     """
-    labelled = {source: source.labels for source in sources.values() if source.labels is not None}
-    if not labelled:
+    labels = {name: part.labels for name, part in sources.items() if part.labels is not None}
+    if not labels:
         return (), {}
-    if len(labelled) < len(sources):
-        unlabelled = next(name for name, source in sources.items() if source not in labelled)
+    if len(labels) < len(sources):
         raise InputError(
-            f"{where}: images of the {unlabelled} split alone have no labels; use --data.labels"
-            " false"
+            f"{where}: images of the {min(sources.keys() - labels)} split alone have no labels; use"
+            " --data.labels false"
         )
-    classes = next(iter(labelled)).class_names
-    kinds = {array.dtype.kind in "iu" for array in labelled.values()}
-    if len(kinds) > 1 or any(source.class_names != classes for source in labelled):
+    are_numbers = {array.dtype.kind in "iu" for array in labels.values()}
+    class_names = {source.class_names for source in sources.values()}
+    if len(are_numbers) > 1 or len(class_names) > 1:
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
-    if not classes:
-        values = np.unique(np.concatenate([np.unique(array) for array in labelled.values()]))
-        return tuple(map(str, values)), {
-            source: np.searchsorted(values, array) for source, array in labelled.items()
-        }
-    for source in labelled:
-        check_labels(source)
-    return classes, {source: array.astype(np.int64) for source, array in labelled.items()}
+    (classes,) = class_names
+    if classes:
+        for source in sources.values():
+            check_labels(source)
+        return classes, {name: array.astype(np.int64) for name, array in labels.items()}
+    values = np.unique(np.concatenate([np.unique(array) for array in labels.values()]))
+    numbers = {name: np.searchsorted(values, array) for name, array in labels.items()}
+    return tuple(map(str, values)), numbers

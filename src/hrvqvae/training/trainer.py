@@ -319,10 +319,8 @@ class Trainer(Generic[B]):
             self._evaluate_once(state)
             state.seconds += processes.sync()
             if state.step < self.task.few_steps:
-                self.say(
-                    f"hint: little is learned in {counted(state.step, 'step')}: go on with --resume"
-                    " and more --max-steps or --max-minutes"
-                )
+                steps = counted(state.step, "step")
+                self.say(f"hint: little is learned in {steps}: resume with more steps or minutes")
 
     def check(self) -> bool:
         """Return whether the network in the folder is stale: it was trained for another state of
@@ -455,7 +453,7 @@ class Trainer(Generic[B]):
         if state.fraction >= 1:
             self.say(
                 f"its budget is spent, {describe_limit(task.training, state)} in all; to train"
-                f" further, give a larger one, such as --max-steps {2 * state.step}"
+                f" further, give a larger one, such as {2 * state.step:,} steps"
             )
         if (
             task.training.schedule == "cosine" and meta.get("spent", 0) >= 1 > state.fraction

@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,15 +117,17 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     if not files:
         return {}
     names = sorted(files)
-    folder_of_split = dict[str, str]()
+    folder_of_split = dict[str, str]()  # in lower case
     for top in {name.split("/")[0] for name in names if "/" in name}:
-        split = top.lower() if top.lower() in SPLIT_NAMES else ""
-        if split and folder_of_split.setdefault(split, top) != top:
+        split = top.lower()
+        if split not in SPLIT_NAMES:
+            split = top = ""
+        if folder_of_split.setdefault(split, top) != top:
             raise InputError(
                 f"{folder} has {folder_of_split[split]}/ and {top}/; rename one of them"
             )
-        folder_of_split[split] = top
-    splits = find_split(folder_of_split, folder)
+    only = folder / min(folder_of_split.values(), default="")
+    splits = find_splits({*folder_of_split}, folder, str(only))
     if splits is None:
         return {"": FolderSource(folder, [files[name] for name in names])}
 
@@ -140,22 +142,22 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     return sources
 
 
-def find_split(names: Mapping[str, object], where: Path, alone: str = "") -> tuple[str, str] | None:
+def find_splits(present: set[str], where: Path, only: str) -> tuple[str, str] | None:
     """Return the names of the train and the test split, or None if `data.split` is to divide the
     images.
 
-    `names` has what is there by split name, under "" what is of no split. Raises InputError if only
-    one split is there; `alone` is what to give then (default: its folder).
+    `present` are the names of splits that are there, and "" if there are other images. Raises
+    InputError if only one split is there, and no other images; `only` is the `--data` of this
+    split.
     """
-    test = next((name for name in HELD_OUT if name in names), None)
-    if TRAIN in names and test is not None:
+    test = next((name for name in HELD_OUT if name in present), None)
+    if TRAIN in present and test is not None:
         return TRAIN, test
-    if names and set(names) <= set(SPLIT_NAMES):
-        missing = "no train" if TRAIN not in names else f"none of {', '.join(HELD_OUT)}"
-        present = " and ".join(sorted(names))
+    if present and present <= {*SPLIT_NAMES}:
+        missing = "no train" if TRAIN not in present else f"none of {', '.join(HELD_OUT)}"
         raise InputError(
-            f"{where} has {present}, but {missing}: add it, or give --data"
-            f" {alone or where / str(names[min(names)])}"
+            f"{where} has {' and '.join(sorted(present))}, but {missing}: add it, or give --data"
+            f" {only}"
         )
     return None
 
