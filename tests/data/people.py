@@ -89,7 +89,7 @@ def splits() -> Iterator[People]:
     unlabelled = f"{NONE}: 4 images without .cls or .json"
     yield People({"x.tar": tarred(pets())}, divided(4, unlabelled))
     yield People(
-        {"x.tar": tarred(pets() | {"cat/0.cls": b"1"})}, divided(4, unlabelled.replace("4", "3"))
+        {"x.tar": tarred({"cat/0.cls": b"1"} | pets())}, divided(4, unlabelled.replace("4", "3"))
     )
     yield People({"x.tar": tarred(pets())}, divided(4), labels=False)
 
