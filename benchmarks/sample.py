@@ -14,10 +14,9 @@ from benchmarks.prior import draws, random_priors
 from hrvqvae.config import level_names, presets
 from hrvqvae.models.build import build
 from hrvqvae.priors.base import Prior
-from hrvqvae.priors.generative import sample_cached
 from hrvqvae.priors.gpt import GPT
 from hrvqvae.priors.pixelsnail import PixelSNAIL
-from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.training.state import count_parameters
 
 
@@ -71,11 +70,11 @@ def bench_levels(preset: str, index: int, rounds: int, positions: int, rate: flo
         coarser,
         label,
         uniforms,
-        torch.ones(len(prior.levels), 1),
+        torch.ones(*level.grid, 1),
     )
     step = median_seconds(lambda: prior.level_logits(codes, coarser, label), positions)
     plain = sum(entry.numel() for entry in codes) * step
-    cached = median_seconds(lambda: sample_cached(prior, *arguments, SamplingParams()), rounds)
+    cached = median_seconds(lambda: draw_positions(prior, *arguments, SamplingParams()), rounds)
     drawn = f"{preset}, {level_names(levels)}, {level.grid[0]}x{level.grid[1]}"
     return [
         {**_make_row("plain", drawn, [prior], 1, plain, rate), "timed_positions": positions},

@@ -31,9 +31,9 @@ from hrvqvae.data.images import as_images, list_images
 from hrvqvae.models.base import Autoencoder, pad_to_grid, to_unit_images
 from hrvqvae.priors import generative
 from hrvqvae.priors.base import Priors
-from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler, sample_cached
+from hrvqvae.priors.generative import KeptCodes, Sampled, Sampler
 from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, name_arguments
@@ -393,7 +393,7 @@ class Model:
         class_name: str | int | None = None,
         params: SamplingParams | None = None,
         kept: KeptCodes | None = None,
-        sampler: Sampler = sample_cached,
+        sampler: Sampler = draw_positions,
     ) -> Iterator[Sampled]:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 

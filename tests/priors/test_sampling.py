@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae.config import PriorNetworkConfig
-from hrvqvae.config.entries import PriorNetwork
-from hrvqvae.config.registry import PRIORS
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
@@ -28,17 +26,22 @@ from hrvqvae.priors.generative import (
     draw_kept_labels,
     draw_labels,
     mask_kept_codes,
-    sample_cached,
     sample_codes,
     weigh_classes,
 )
 from hrvqvae.priors.guidance import Guidance
-from hrvqvae.priors.sampling import SamplingParams, draw, expand_labels, sample_plain
+from hrvqvae.priors.sampling import (
+    SamplingParams,
+    draw,
+    draw_positions,
+    expand_labels,
+    sample_plain,
+)
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.conftest import same, threads
 from tests.priors.test_gpt import SMALL, levels_of, random_codes
-from tests.priors.test_pixelsnail import Table, TableConfig, inputs, network, random_prior
+from tests.priors.test_pixelsnail import Table, inputs, network, random_prior
 
 PLAIN = SamplingParams()
 
@@ -118,7 +121,7 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
     keep = choose(0.0, 0.0, 0.4)
     cached, plain = (
         drawn(sampler, prior, batch, seed, params, keep)
-        for sampler in (sample_cached, sample_plain)
+        for sampler in (draw_positions, sample_plain)
     )
     assert same(cached, plain)
 
@@ -302,7 +305,7 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
     assert draw_code(np.full(4, bad, np.float32), 0.3, params) is None
 
 
-@pytest.mark.parametrize("sampler", [sample_cached, sample_plain])
+@pytest.mark.parametrize("sampler", [draw_positions, sample_plain])
 def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler) -> None:
     of_one = random_prior(
         network(attention_layers=(0,)), Level(grid=(4, 5), symbols=3, coarser=(3, 9))
@@ -310,7 +313,7 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sam
     of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3), linked=True))
     of_one.rows[2], of_two.rows[1] = torch.nan, torch.nan
     line = "level {} gives logits that are NaN or infinite at row {}, column 0"
-    row = int(sampler is sample_cached)
+    row = int(sampler is draw_positions)
     for prior, place in ((of_one, (3, 2)), (of_two, (1, row))):  # a masked NaN is NaN
         with pytest.raises(NonFiniteError, match=line.format(*place)):
             drawn(sampler, prior, 2, 0, SamplingParams(top_k=2))
@@ -319,14 +322,9 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sam
         drawn(sampler, of_two, 2, 0)
 
 
-def test_a_prior_without_a_sampler_of_its_own_gets_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    place = f"{Table.__module__}:Table"
-    entry = PriorNetwork(name="table", title="a table", config=TableConfig, network=place)
-    monkeypatch.setitem(PRIORS._entries, "table", entry)
+def test_a_prior_without_steps_of_its_own_gets_the_plain_ones() -> None:
     prior = Table(Level(grid=(3, 40), symbols=3), [0.2, 0.5, 0.3])
-    (codes,) = drawn(sample_cached, prior, 5, 0)
+    (codes,) = drawn(draw_positions, prior, 5, 0)
     assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])
     assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx(
         [0.2, 0.5, 0.3], abs=0.06
@@ -421,7 +419,7 @@ def paths(codes: Codes) -> tuple[Tensor, ...]:
 def guided_codes(
     priors: list[Prior],
     params: SamplingParams,
-    sampler: Sampler = sample_cached,
+    sampler: Sampler = draw_positions,
     kept: KeptCodes | None = None,
 ) -> Codes:
     indices = range(len(_LABEL))

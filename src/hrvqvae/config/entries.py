@@ -73,14 +73,12 @@ class System:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorNetwork:
-    """A network of priors, with its sampler."""
+    """A network of priors."""
 
     name: str  # `prior.network.kind`
     title: str
     config: type[PriorNetworkConfig]  # its default `kind` is `name`
     network: str  # a `priors.base.Prior`, called with (config, *levels)
-    # the default computes the whole network per position
-    sampler: str = "hrvqvae.priors.sampling:sample_plain"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,18 +29,14 @@ class Level:
 
     grid: Grid  #: (H, W) of the codes
     symbols: int  #: m, the number of values of a code
-    coarser: tuple[
-        int, ...
-    ] = ()  #: number of codewords of each coarser level of the model, coarse first
+    #: number of codewords of each coarser level of the model, coarse first
+    coarser: tuple[int, ...] = ()
     codewords: int = 0  #: number of codewords of this level (0: as many as symbols)
-    linked: bool = (
-        False  #: whether each codeword of the next coarser level has a codebook of its own
-    )
+    linked: bool = False  #: whether this level has a codebook per codeword of the coarser level
     classes: int = 0  #: number of class labels, 0 if there are none
-    unconditional: bool = (
-        False  #: whether the prior also learns a label for "no class"; its value is `classes`
-    )
-    copies: int = 0  #: number of augmented copies that the prior is told apart; label 0 is none
+    #: whether the prior also learns a label for "no class", which is the number `classes`
+    unconditional: bool = False
+    copies: int = 0  #: kinds of augmented copies that have a label, 1 to `copies`; 0 is no copy
 
     @property
     def index(self) -> int:
@@ -64,20 +60,16 @@ class Level:
         """
 
         def exceeds_range(values: Tensor, end: int) -> bool:
-            skip = training and values.device.type != "cpu"
-            return (
-                not skip
-                and values.numel() > 0
-                and (int(values.min()) < 0 or int(values.max()) >= end)
-            )
+            if not values.numel() or (training and values.device.type != "cpu"):
+                return False
+            return int(values.min()) < 0 or int(values.max()) >= end
 
         if len(coarser) != len(self.coarser):
             raise InputError(
                 f"there are {len(coarser)} coarser levels; this prior needs {len(self.coarser)}"
             )
-        for level, (indices, codewords) in enumerate(
-            zip(coarser, self.coarser, strict=True), start=1
-        ):
+        pairs = zip(coarser, self.coarser, strict=True)
+        for level, (indices, codewords) in enumerate(pairs, start=1):
             if exceeds_range(indices, codewords):
                 raise InputError(f"coarser level {level} has an index outside 0..{codewords - 1}")
         if self.classes and label is None:
@@ -90,67 +82,119 @@ class Level:
             raise InputError(f"a label lies outside 0..{self.labels - 1}")
 
 
+class LogitSteps:
+    """Computes the logits of a prior position by position: here the whole network for each.
+
+    A network whose features can be kept from position to position has steps of its own.
+
+    Args:
+        prior: in evaluation mode.
+        codes: (B, H, W) of each level of the prior, written by the caller as they are drawn.
+        coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
+        label: (K * B,), or None without classes.
+        num_labels: K. Each image enters the network once per label.
+    """
+
+    def __init__(
+        self,
+        prior: Any,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        num_labels: int,
+    ) -> None:
+        self.prior = prior
+        self.codes = codes
+        self.conditions = (coarser, label)
+        self.num_labels = num_labels
+
+    def start(self, row: int, column: int) -> None:
+        """Go to the next position in raster order. The codes of earlier positions are complete."""
+        self.place = (row, column)
+
+    def logits(self, level: int) -> Tensor:
+        """Return the logits (K, B, m) of a level of the prior at this position.
+
+        The codes of its coarser levels at this position are complete; later calls are for finer
+        levels.
+        """
+        expanded = [level_codes.repeat(self.num_labels, 1, 1) for level_codes in self.codes]
+        all_logits = self.prior.level_logits(expanded, *self.conditions)[level]
+        logits: Tensor = all_logits[:, :, *self.place].float()
+        return logits.view(self.num_labels, -1, logits.shape[1])
+
+
 class Prior(nn.Module, ABC):
     """A network for the codes of consecutive `levels` of one grid, conditioned on the coarser
     levels and the class.
     """
 
+    steps: type[LogitSteps] = LogitSteps  # computes the logits of samples
+
     def __init__(self, config: PriorNetworkConfig, *levels: Level) -> None:
         super().__init__()
         self.config = config
         self.levels = levels
+        self.level = levels[0]  # the coarsest; all have the same grid and classes
         self.classes: nn.Embedding | None = None
         self.copies: nn.Embedding | None = None
 
-    @property
-    def level(self) -> Level:
-        """The coarsest level of the prior; all its levels have the same grid and classes."""
-        return self.levels[0]
-
     def codeword_indices(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Return the codeword indices (B, H, W) of each level of the prior; its first level counts
-        as not linked.
+        """Return the codeword indices (B, H, W) of each level of the prior. They begin anew at its
+        first level, since the coarser levels are conditions.
         """
-        indices = list[Tensor]()
+        indices: list[Tensor] = []
         for level, level_codes in zip(self.levels, codes, strict=True):
-            indices.append(
-                indices[-1] * level.symbols + level_codes
-                if indices and level.linked
-                else level_codes
-            )
+            parent = indices[-1] if indices and level.linked else 0
+            indices.append(parent * level.symbols + level_codes)
         return indices
 
-    def make_label_embeddings(self, hidden: int) -> None:
-        """Add the embeddings of classes and copies. The rows of the copies begin at 0."""
+    def make_embeddings(self, hidden: int) -> None:
+        """Add the embeddings of positions, classes and copies. Those of copies begin at 0."""
+        height, width = self.level.grid
+        self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
+        self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
         if self.level.classes:
             self.classes = nn.Embedding(self.level.labels, hidden)
         if self.level.copies:
             self.copies = nn.Embedding(self.level.copies + 1, hidden, padding_idx=0)
             nn.init.zeros_(self.copies.weight)
 
-    def embed_labels(self, label: Tensor | None, copies: Tensor | None) -> Tensor | None:
-        """Return the summed embeddings (B, C) of class and copy, or None if there are none."""
-        features: Tensor | None = None
+    def embed(
+        self,
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        batch: int,
+        copies: Tensor | None = None,
+    ) -> Tensor:
+        """Return the summed embeddings (B, C, H, W) of position, class and copy.
+
+        Raises InputError as `Level.check`.
+        """
+        self.level.check(coarser, label, training=self.training)
+        positions = self.rows[:, None] + self.columns[None]
+        features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
+        labels: Tensor | None = None
         if self.classes is not None:
-            features = self.classes(label)
+            labels = self.classes(label)
         if self.copies is not None and copies is not None:
             embedded = self.copies(copies)
-            features = embedded if features is None else features + embedded
-        return features
+            labels = embedded if labels is None else labels + embedded
+        return features if labels is None else features + labels[:, :, None, None]
 
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Make the weights of a similar prior fit by parts that change no logit; name these parts.
+        """Change the weights of another prior so that this prior can load them: add what only this
+        prior has, with values that change no logit. Return a phrase for each change.
 
-        Labels of copies begin at 0. They are left out if this prior has none.
+        Embeddings of copies begin at 0. They are left out if this prior has none.
         """
         name = "copies.weight"
-        current = None if self.copies is None else self.copies.weight
-        before = weights.get(name)
-        if current is None:
+        if self.copies is None:
             return ["without labels of copies"] if weights.pop(name, None) is not None else []
-        if before is not None and before.shape == current.shape:
+        zeros = torch.zeros_like(self.copies.weight)
+        if name in weights and weights[name].shape == zeros.shape:
             return []
-        weights[name] = torch.zeros_like(current)
+        weights[name] = zeros
         return ["labels of copies begin at 0"]
 
     @abstractmethod
@@ -168,8 +212,8 @@ class Prior(nn.Module, ABC):
         prior at earlier positions in raster order, and on the codes of the coarser of these levels
         at the same position, but on no others. `coarser` are the codeword indices of all levels
         coarser than these; `label` is None without classes. `copies` are the labels of augmented
-        copies, None for images without augmentation. Only a network that calls
-        `make_label_embeddings` has to take them.
+        copies, None for images without augmentation. Only a network that calls `make_embeddings`
+        has to take them.
         """
 
 
@@ -177,9 +221,8 @@ class Prior(nn.Module, ABC):
 class Priors:
     """The priors of a run."""
 
-    networks: tuple[
-        Prior, ...
-    ]  #: priors of all levels, coarse first; in evaluation mode, in float32
+    #: priors of all levels, coarse first; in evaluation mode, in float32
+    networks: tuple[Prior, ...]
     classes: tuple[str, ...]  #: names of the class labels, empty if there are none
     class_counts: tuple[int, ...]  #: number of training images of each class
 
@@ -232,6 +275,7 @@ def build_prior(config: Config, levels: Levels, classes: int) -> Prior:
     """
     model = config.model
     network = config.prior.network
+    # without variants, shifted copies have no labels either (docs/method.md)
     copies = config.prior.shifts + config.prior.variants if config.prior.variants else 0
     prior_class = cast(type[Prior], resolve_name(PRIORS.get(network.kind).network))
     unconditional = classes > 0 and config.prior.class_dropout > 0

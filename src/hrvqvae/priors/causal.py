@@ -7,7 +7,6 @@ Shapes: (B, C, H, W) features. The output of a causal layer at a position depend
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -150,19 +149,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, *, causal: bool) -> Te
     return attended.view(queries.shape)
 
 
-def self_attention(
-    projected: Tensor, heads: int, *, causal: bool, form: Callable[..., Tensor] = attend
-) -> Tensor:
+def self_attention(projected: Tensor, heads: int, *, causal: bool) -> Tensor:
     """Split concatenated queries, keys and values (B, N, 3C) into heads, and return their attention
     (B, N, C).
     """
-    batch, count, width = projected.shape
-    queries, keys, values = projected.view(batch, count, 3, heads, width // 3 // heads).permute(
-        2, 0, 3, 1, 4
-    )
-    return (
-        form(queries, keys, values, causal=causal).transpose(1, 2).reshape(batch, count, width // 3)
-    )
+    split = projected.view(*projected.shape[:2], 3, heads, -1)
+    queries, keys, values = split.permute(2, 0, 3, 1, 4)
+    return attend(queries, keys, values, causal=causal).transpose(1, 2).flatten(2)
 
 
 class AttentionCache:

@@ -68,12 +68,10 @@ PIXELSNAIL = PriorNetwork(
     title="PixelSNAIL",
     config=PixelSNAILConfig,
     network="hrvqvae.priors.pixelsnail:PixelSNAIL",
-    sampler="hrvqvae.priors.pixelsnail:sample_pixelsnail",
 )
 GPT = PriorNetwork(
     name="gpt",
     title="transformer with a head for each level",
     config=GPTConfig,
     network="hrvqvae.priors.gpt:GPT",
-    sampler="hrvqvae.priors.gpt:sample_gpt",
 )

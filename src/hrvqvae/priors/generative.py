@@ -1,15 +1,13 @@
-"""Draw images from an autoencoder and its priors, in float32: samples, and completions of an image.
+"""Draw the codes of samples and of completions of an image from priors, in float32.
 
 Each prior draws its levels given the codes of the coarser levels, from the coarsest to the finest
-level. Then the autoencoder decodes the codes.
+level. `hrvqvae.model` decodes the codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pkgutil import resolve_name
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +16,13 @@ from torch.nn.functional import adaptive_max_pool2d, cross_entropy
 
 from hrvqvae.config import Grid
 from hrvqvae.config.model import Geometry
-from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.priors.sampling import SamplingParams, expand_labels
+from hrvqvae.priors.sampling import SamplingParams, draw_positions, expand_labels
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 
 Sampler = Callable[..., None]
-"""Draws the codes that are not kept; arguments as in `sampling.draw_positions`, from `prior` on."""
-
-
-def sample_cached(prior: Prior, *arguments: Any) -> None:
-    """Draw codes with the sampler that is registered for the prior's network."""
-    resolve_name(PRIORS.get(prior.config.kind).sampler)(prior, *arguments)
+"""Draws the codes that are not kept, as `sampling.draw_positions`."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +32,10 @@ class KeptCodes:
     codes: Codes  #: (B, H_l, W_l) int64 of each level, or (1, H_l, W_l) for all B images
     masks: tuple[Tensor, ...]  #: (H_l, W_l) bool of each level, true where the codes are kept
 
-    def take(self, images: range) -> KeptCodes:
-        """Return the codes of some of the images."""
-        codes = tuple(
-            level if len(level) == 1 else level[images.start : images.stop] for level in self.codes
-        )
+    def take(self, rows: range) -> KeptCodes:
+        """Return the codes of some of the images, by their places in the batch."""
+        part = slice(rows.start, rows.stop)
+        codes = tuple(level if len(level) == 1 else level[part] for level in self.codes)
         return KeptCodes(codes, self.masks)
 
 
@@ -85,7 +76,7 @@ def sample_codes(
     label: Tensor | None,
     params: SamplingParams,
     kept: KeptCodes | None = None,
-    sampler: Sampler = sample_cached,
+    sampler: Sampler = draw_positions,
 ) -> Codes:
     """Draw the codes (B, H_l, W_l) int64 of all levels of the priors, the coarsest level first.
 

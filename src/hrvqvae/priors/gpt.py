@@ -7,17 +7,15 @@ is `path_units`, the width of the codewords' embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad
 
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LogitSteps, Prior
 from hrvqvae.priors.causal import AttentionCache, cheap_dropout, self_attention
 from hrvqvae.priors.configs import GPTConfig
-from hrvqvae.priors.sampling import draw_positions
 from hrvqvae.utils.quantities import counted
 
 
@@ -96,151 +94,32 @@ class CodewordEmbeddings(nn.Module):
         return embeddings
 
 
-class GPT(Prior):
-    """A transformer over positions, with a head for each level of a position.
-
-    coarser levels -> embeddings -> two convolutions (not causal) --+
-    row, column, class -> embeddings ------------------------------+--> base (B, N, C)
-    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, +
-    base
-        -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
-    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H,
-    W)
-    """
-
-    def __init__(self, config: GPTConfig, *levels: Level) -> None:
-        super().__init__(config, *levels)
-        self.config: GPTConfig = config
-        hidden, inner, (height, width) = config.hidden_units, config.path_units, self.level.grid
-        self.embeddings = CodewordEmbeddings(
-            config, [level.codewords or level.symbols for level in levels]
-        )
-        self.left = nn.Linear(inner, hidden)
-        self.above = nn.Conv2d(inner, hidden, (1, 3), padding=(0, 1), bias=False)
-        self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
-        self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.make_label_embeddings(hidden)
-        if self.level.coarser:
-            self.coarser = CodewordEmbeddings(config, self.level.coarser)
-            self.context = nn.Sequential(
-                nn.Conv2d(inner, hidden, 3, padding=1),
-                nn.GELU(),
-                nn.Conv2d(hidden, hidden, 3, padding=1),
-            )
-        layers = [
-            TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)
-        ]
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(hidden)
-        self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
-        for layer in layers:  # each layer starts as the identity
-            nn.init.zeros_(layer.output.weight)
-            nn.init.zeros_(layer.narrow.weight)
-
-    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
-        """Also add the layers that the weights lack; they begin as the identity."""
-        parts = super().fill_missing(weights)
-        before = sum(
-            name.startswith("layers.") and name.endswith("output.bias") for name in weights
-        )
-        new_layers = self.layers[before:]
-        for index, layer in enumerate(new_layers, start=before):
-            for name, tensor in layer.state_dict().items():
-                adds = name.startswith(("output.", "narrow."))
-                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if adds else tensor
-        if len(new_layers):
-            parts.append(f"{counted(len(new_layers), 'further layer')} as the identity")
-        return parts
-
-    def compute_base(
-        self,
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        batch: int,
-        copies: Tensor | None = None,
-    ) -> Tensor:
-        """Return the features (B, N, C) of position, class, copy and coarser levels.
-
-        Raises InputError as `Level.check`.
-        """
-        self.level.check(coarser, label, training=self.training)
-        positions = (self.rows[:, None] + self.columns[None]).flatten(0, 1)
-        features = positions.expand(batch, -1, -1)
-        labels = self.embed_labels(label, copies)
-        if labels is not None:
-            features = features + labels[:, None]
-        if coarser:
-            maps = [
-                self.coarser.look_up(level, indices).permute(0, 3, 1, 2)
-                for level, indices in enumerate(coarser)
-            ]
-            summed = torch.stack(
-                [interpolate(embeddings, self.level.grid) for embeddings in maps]
-            ).sum(0)
-            features = features + self.context(summed).flatten(2).transpose(1, 2)
-        return features
-
-    def level_logits(
-        self,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        copies: Tensor | None = None,
-    ) -> tuple[Tensor, ...]:
-        base = self.compute_base(coarser, label, len(codes[0]), copies)
-        all_indices = enumerate(self.codeword_indices(codes))
-        embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
-        summed = torch.stack(embedded).sum(0)
-        above = (
-            self.above(pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))).flatten(2).transpose(1, 2)
-        )
-        features = self.left(pad(summed.flatten(1, 2), (0, 0, 1, -1))) + above + base
-        for layer in self.layers:
-            features = layer(features)
-        features = self.norm(features).unflatten(1, self.level.grid)
-        before = torch.zeros_like(embedded[0])
-        logits = []
-        for head, embeddings in zip(self.heads, embedded, strict=True):
-            logits.append(head(features, before).permute(0, 3, 1, 2))
-            before = before + embeddings
-        return tuple(logits)
-
-
-class _CachedSteps:
-    """Computes the logits of a transformer position by position, with a cache (`LogitSteps`).
+class CachedSteps(LogitSteps):
+    """Computes the logits of a transformer position by position, with kept keys, values and sums.
 
     Each of the B images enters the network K times, once per label: R = K * B rows.
     """
 
-    def __init__(
-        self,
-        prior: GPT,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        copies: int,
-    ) -> None:
-        self.prior = prior
-        self.codes = codes
+    def __init__(self, prior: GPT, codes: Sequence[Tensor], *arguments: Any) -> None:
+        super().__init__(prior, codes, *arguments)
         batch = len(codes[0])
-        rows = batch * copies
+        rows = batch * self.num_labels
         height, width = prior.level.grid
         hidden = prior.config.hidden_units
         units = prior.config.path_units
 
-        # (N, K, B, C): a position at a time
-        base = prior.compute_base(coarser, label, rows) + prior.left.bias
-        self.base = base.transpose(0, 1).reshape(height * width, copies, batch, hidden)
-        self.layers: list[tuple[Any, AttentionCache]] = [
-            (layer, AttentionCache(rows, hidden, prior.config.heads, height * width, base))
-            for layer in prior.layers
+        # (N, K, B, C): a position at a time, with the bias that `start` leaves out
+        base = prior.compute_base(*self.conditions, rows) + prior.left.bias
+        self.base = base.transpose(0, 1).reshape(height * width, -1, batch, hidden)
+        self.caches = [
+            AttentionCache(rows, hidden, prior.config.heads, height * width, base)
+            for _ in prior.layers
         ]
 
         # the sum of the embeddings of all levels, with a margin above, left and right
         self.sums = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        self.place = (0, 0)
         self.indices = torch.zeros_like(codes[0][:, 0, 0])
         self.next_level = 0
 
@@ -251,12 +130,13 @@ class _CachedSteps:
         # the previous position is complete
         if position:
             self._add_codes(len(self.codes))
-            before_row, before_column = self.place
-            self.sums[:, before_row + 1, before_column + 1] = self.sum
-        self.place = (row, column)
+            last_row, last_column = self.place
+            self.sums[:, last_row + 1, last_column + 1] = self.sum
+        super().start(row, column)
         self.next_level = 0
 
-        # the inputs: the left neighbour, and the three upper neighbours of a whole row at once
+        # the inputs: the position before, and the three upper neighbours of a whole row at once;
+        # windows (B, W, 3 * E) of the row above, which the margin has moved to `row`
         if column == 0:
             windows = self.sums[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
             self.above = windows @ self.above_weight
@@ -264,14 +144,14 @@ class _CachedSteps:
         features = (self.base[position] + added).flatten(0, 1)
         self.sum = torch.zeros_like(self.sum)
 
-        for layer, cache in self.layers:
+        for layer, cache in zip(prior.layers, self.caches, strict=True):
             attended = cache.attend(layer.inputs(layer.attention_norm(features)), position)
             features = features + layer.output(attended)
             features = features + layer.narrow(gelu(layer.widen(layer.network_norm(features))))
         self.features = prior.norm(features).view(*self.base.shape[1:])
 
     def _add_codes(self, stop: int) -> None:
-        """Add the embeddings of this position's codes to the sum, up to the level `stop`."""
+        """Add the embeddings of the codes at `place` to the sum, up to the level `stop`."""
         for index in range(self.next_level, stop):
             level = self.prior.levels[index]
             codes = self.codes[index][:, *self.place]
@@ -286,5 +166,105 @@ class _CachedSteps:
         return logits
 
 
-sample_gpt = partial(draw_positions, _CachedSteps)
-"""Draws as `sampling.draw_positions`; each number is computed once."""
+class GPT(Prior):
+    """A transformer over positions, with a head for each level of a position.
+
+    coarser levels -> embeddings -> two convolutions (not causal) --+
+    row, column, class -> embeddings ------------------------------+--> base (B, N, C)
+    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, +
+    base
+        -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
+    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H,
+    W)
+    """
+
+    config: GPTConfig
+    steps = CachedSteps
+
+    def __init__(self, config: GPTConfig, *levels: Level) -> None:
+        super().__init__(config, *levels)
+        hidden = config.hidden_units
+        units = config.path_units
+        sizes = [level.codewords or level.symbols for level in levels]
+        self.embeddings = CodewordEmbeddings(config, sizes)
+        self.left = nn.Linear(units, hidden)
+        self.above = nn.Conv2d(units, hidden, (1, 3), padding=(0, 1), bias=False)
+        self.make_embeddings(hidden)
+        if self.level.coarser:
+            self.coarser = CodewordEmbeddings(config, self.level.coarser)
+            self.context = nn.Sequential(
+                nn.Conv2d(units, hidden, 3, padding=1),
+                nn.GELU(),
+                nn.Conv2d(hidden, hidden, 3, padding=1),
+            )
+        layers = [
+            TransformerLayer(hidden, config.heads, config.dropout) for _ in range(config.layers)
+        ]
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(hidden)
+        self.heads = nn.ModuleList(Head(config, level.symbols) for level in levels)
+        for layer in layers:  # each layer begins by adding only a constant, its biases
+            nn.init.zeros_(layer.output.weight)
+            nn.init.zeros_(layer.narrow.weight)
+
+    def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
+        """Also add the layers that the weights lack; they begin as the identity."""
+        parts = super().fill_missing(weights)
+        before = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
+        missing = self.layers[before:]
+        for index, layer in enumerate(missing, start=before):
+            for name, tensor in layer.state_dict().items():
+                adds = name.startswith(("output.", "narrow."))
+                weights[f"layers.{index}.{name}"] = torch.zeros_like(tensor) if adds else tensor
+        if len(missing):
+            parts.append(f"{counted(len(missing), 'further layer')} as the identity")
+        return parts
+
+    def compute_base(
+        self,
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        batch: int,
+        copies: Tensor | None = None,
+    ) -> Tensor:
+        """Return the features (B, N, C) of position, class, copy and coarser levels.
+
+        Raises InputError as `Level.check`.
+        """
+        features = self.embed(coarser, label, batch, copies)
+        if coarser:
+            maps = [
+                interpolate(
+                    self.coarser.look_up(level, indices).permute(0, 3, 1, 2), self.level.grid
+                )
+                for level, indices in enumerate(coarser)
+            ]
+            features = features + self.context(torch.stack(maps).sum(0))
+        return features.flatten(2).transpose(1, 2)
+
+    def level_logits(
+        self,
+        codes: Sequence[Tensor],
+        coarser: Sequence[Tensor],
+        label: Tensor | None,
+        copies: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        base = self.compute_base(coarser, label, len(codes[0]), copies)
+        all_indices = enumerate(self.codeword_indices(codes))
+        embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
+        summed = torch.stack(embedded).sum(0)
+
+        # each row sees the row above, and each position the one before
+        shifted_rows = pad(summed.permute(0, 3, 1, 2), (0, 0, 1, -1))
+        shifted = pad(summed.flatten(1, 2), (0, 0, 1, -1))
+        above = self.above(shifted_rows).flatten(2).transpose(1, 2)
+        features = self.left(shifted) + above + base
+        for layer in self.layers:
+            features = layer(features)
+        features = self.norm(features).unflatten(1, self.level.grid)
+        before = torch.zeros_like(embedded[0])
+        logits = []
+        for head, embeddings in zip(self.heads, embedded, strict=True):
+            logits.append(head(features, before).permute(0, 3, 1, 2))
+            before = before + embeddings
+        return tuple(logits)

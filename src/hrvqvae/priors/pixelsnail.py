@@ -7,7 +7,6 @@ Shapes: (B, C, H, W) features, C hidden units; codes (B, H, W); R gated residual
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import elu, glu, interpolate, linear
 
 from hrvqvae.config import at_level
 from hrvqvae.models.blocks import ResidualStack
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LogitSteps, Prior
 from hrvqvae.priors.causal import (
     Attention,
     AttentionCache,
@@ -25,7 +24,71 @@ from hrvqvae.priors.causal import (
     GatedResidualBlock,
 )
 from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.priors.sampling import draw_positions
+
+
+class CachedSteps(LogitSteps):
+    """Computes the logits of PixelSNAIL position by position, with kept inputs, keys and values.
+
+    Each of the B images enters the network K times, once per label: R = K * B rows.
+    """
+
+    def __init__(self, prior: PixelSNAIL, codes: Sequence[Tensor], *arguments: Any) -> None:
+        super().__init__(prior, codes, *arguments)
+        grid = prior.level.grid
+        batch = len(codes[0])
+        rows = batch * self.num_labels
+        hidden = prior.config.hidden_units
+
+        # what does not depend on the codes: (H, W, K, B, C), and per block (H, W, R, 2C)
+        base = prior.compute_base(*self.conditions, rows)
+        self.base = base.permute(2, 3, 0, 1).reshape(*grid, -1, batch, hidden)
+        conditions = prior.conditions(base).permute(2, 3, 0, 1)
+
+        blocks: list[Any] = list(prior.blocks)
+        self.first = ConvolutionCache(prior.first, batch, grid)
+        self.convolutions = [ConvolutionCache(block.spatial, rows, grid) for block in blocks]
+        self.pointwise = [block.pointwise.weight[:, :, 0, 0].T for block in blocks]
+        self.block_conditions = [
+            condition + block.pointwise.bias
+            for block, condition in zip(blocks, conditions.chunk(len(blocks), -1), strict=True)
+        ]
+        self.attentions: dict[int, tuple[Any, AttentionCache]] = {}
+        for after, attention in zip(prior.attention_after, prior.attentions, strict=True):
+            cache = AttentionCache(
+                rows, hidden, prior.config.attention_heads, grid[0] * grid[1], base
+            )
+            self.attentions[after] = (attention, cache)
+
+    def start(self, row: int, column: int) -> None:
+        prior = self.prior
+        width = prior.level.grid[1]
+        position = row * width + column
+
+        # the code of the previous position is complete
+        if position:
+            last_row, last_column = divmod(position - 1, width)
+            embedded = prior.embedding(self.codes[0][:, last_row, last_column])
+            self.first.write(last_row, last_column, embedded)
+        if column == 0:
+            for convolution in (self.first, *self.convolutions):
+                convolution.start_row(row)
+
+        features = (self.base[row, column] + self.first.compute(row, column)).flatten(0, 1)
+        for index, convolution in enumerate(self.convolutions):
+            convolution.write(row, column, elu(features))
+            inner = elu(convolution.compute(row, column))
+            condition = self.block_conditions[index][row, column]
+            features = features + glu(torch.addmm(condition, inner, self.pointwise[index]))
+            if index + 1 in self.attentions:
+                attention, cache = self.attentions[index + 1]
+                attended = cache.attend(attention.inputs(attention.norm(features)), position)
+                features = features + attention.output(attended)
+        self.features = features
+
+    def logits(self, level: int) -> Tensor:
+        head = self.prior.head
+        logits = linear(elu(self.features), head.weight[:, :, 0, 0], head.bias)
+        return logits.view(self.num_labels, -1, logits.shape[1])
 
 
 class PixelSNAIL(Prior):
@@ -45,15 +108,15 @@ class PixelSNAIL(Prior):
     normalization precedes each attention, and there is no weight normalization.
     """
 
+    config: PixelSNAILConfig
+    steps = CachedSteps
+
     def __init__(self, config: PixelSNAILConfig, level: Level) -> None:
         super().__init__(config, level)
-        self.config: PixelSNAILConfig = config
-        hidden, (height, width), index = config.hidden_units, level.grid, level.index
+        hidden = config.hidden_units
         self.embedding = nn.Embedding(level.symbols, hidden)
-        self.rows = nn.Parameter(torch.randn(height, hidden) * 0.1)
-        self.columns = nn.Parameter(torch.randn(width, hidden) * 0.1)
-        self.make_label_embeddings(hidden)
-        attentions = at_level(config.attention_layers, index)
+        self.make_embeddings(hidden)
+        attentions = at_level(config.attention_layers, level.index)
         heads = config.attention_heads
         self.coarser = nn.ModuleList(nn.Embedding(codewords, hidden) for codewords in level.coarser)
         if level.coarser:
@@ -65,7 +128,12 @@ class PixelSNAIL(Prior):
             )
         self.conditions = nn.Conv2d(hidden, config.residual_blocks * 2 * hidden, 1)
         self.first = CausalConv2d(hidden, hidden, config.kernel, strict=True)
-        sizes = (hidden, config.residual_units, config.kernel, at_level(config.dropout, index))
+        sizes = (
+            hidden,
+            config.residual_units,
+            config.kernel,
+            at_level(config.dropout, level.index),
+        )
         self.blocks = nn.ModuleList(
             GatedResidualBlock(*sizes) for _ in range(config.residual_blocks)
         )
@@ -85,18 +153,12 @@ class PixelSNAIL(Prior):
 
         Raises InputError as `Level.check`.
         """
-        self.level.check(coarser, label, training=self.training)
-        positions = self.rows[:, None] + self.columns[None]
-        features = positions.permute(2, 0, 1).expand(batch, -1, -1, -1)
-        labels = self.embed_labels(label, copies)
-        if labels is not None:
-            features = features + labels[:, :, None, None]
-        if self.coarser:
+        features = self.embed(coarser, label, batch, copies)
+        if coarser:
             summed = torch.zeros((), device=features.device)
             for embedding, indices in zip(self.coarser, coarser, strict=True):
-                summed = summed + interpolate(
-                    embedding(indices).permute(0, 3, 1, 2), self.level.grid
-                )
+                embedded = embedding(indices).permute(0, 3, 1, 2)
+                summed = summed + interpolate(embedded, self.level.grid)
             features = features + self.context(summed)
         return features
 
@@ -126,80 +188,3 @@ class PixelSNAIL(Prior):
             if index in after:
                 features = self.attentions[after.index(index)](features)
         return (self.head(elu(features)),)
-
-
-class _CachedSteps:
-    """Computes the logits of PixelSNAIL position by position, with a cache (`LogitSteps`).
-
-    Each of the B images enters the network K times, once per label: R = K * B rows.
-    """
-
-    def __init__(
-        self,
-        prior: PixelSNAIL,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        copies: int,
-    ) -> None:
-        self.prior = prior
-        self.codes = codes[0]
-        self.copies = copies
-        grid = prior.level.grid
-        batch = len(codes[0])
-        rows = batch * copies
-        hidden = prior.config.hidden_units
-
-        # what does not depend on the codes: (H, W, K, B, C), and per block (H, W, R, 2C)
-        base = prior.compute_base(coarser, label, rows)
-        self.base = base.permute(2, 3, 0, 1).reshape(*grid, copies, batch, hidden)
-        conditions = prior.conditions(base).permute(2, 3, 0, 1)
-
-        blocks: list[Any] = list(prior.blocks)
-        self.first = ConvolutionCache(prior.first, batch, grid)
-        self.convolutions = [ConvolutionCache(block.spatial, rows, grid) for block in blocks]
-        self.pointwise = [block.pointwise.weight[:, :, 0, 0].T for block in blocks]
-        self.conditions = [
-            condition + block.pointwise.bias
-            for block, condition in zip(blocks, conditions.chunk(len(blocks), -1), strict=True)
-        ]
-        self.attentions: dict[int, tuple[Any, AttentionCache]] = {}
-        for after, attention in zip(prior.attention_after, prior.attentions, strict=True):
-            cache = AttentionCache(
-                rows, hidden, prior.config.attention_heads, grid[0] * grid[1], base
-            )
-            self.attentions[after] = (attention, cache)
-
-    def start(self, row: int, column: int) -> None:
-        prior = self.prior
-        width = prior.level.grid[1]
-        position = row * width + column
-
-        # the code of the previous position is complete
-        if position:
-            previous = divmod(position - 1, width)
-            self.first.write(*previous, prior.embedding(self.codes[:, *previous]))
-        if column == 0:
-            for convolution in (self.first, *self.convolutions):
-                convolution.start_row(row)
-
-        features = (self.base[row, column] + self.first.compute(row, column)).flatten(0, 1)
-        for index, convolution in enumerate(self.convolutions):
-            convolution.write(row, column, elu(features))
-            inner = elu(convolution.compute(row, column))
-            condition = self.conditions[index][row, column]
-            features = features + glu(torch.addmm(condition, inner, self.pointwise[index]))
-            if index + 1 in self.attentions:
-                attention, cache = self.attentions[index + 1]
-                attended = cache.attend(attention.inputs(attention.norm(features)), position)
-                features = features + attention.output(attended)
-        self.features = features
-
-    def logits(self, level: int) -> Tensor:
-        head = self.prior.head
-        logits = linear(elu(self.features), head.weight[:, :, 0, 0], head.bias)
-        return logits.view(self.copies, -1, logits.shape[1])
-
-
-sample_pixelsnail = partial(draw_positions, _CachedSteps)
-"""Draws as `sampling.draw_positions`; each number is computed once."""

@@ -1,20 +1,19 @@
 """Draw codes: temperature, top-k, top-p, guidance, and a plain sampler without a cache.
 
-Letters: B images, D levels of a prior, m symbols, K labels per image, 1 or 2 (`expand_labels`).
+Letters: B images, m symbols, K labels per image, 1 or 2 (`expand_labels`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level, LogitSteps, Prior
 from hrvqvae.priors.guidance import Guidance, format_guidance, list_weights
 from hrvqvae.utils.errors import InputError, NonFiniteError, require
 
@@ -25,19 +24,21 @@ class SamplingParams:
     of range.
     """
 
-    temperature: float = (
-        1.0  #: divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier
-    )
-    top_k: int = 0  #: draw only from the k likeliest codes (0: all)
+    #: divisor of the logits, from 1e-6 to 1e6; below 1, likely codes become likelier
+    temperature: float = 1.0
+    #: draw only from the k likeliest codes (0: all)
+    top_k: int = 0
     #: draw only from the fewest likeliest codes that together reach this probability (1: all)
     top_p: float = 1.0
     #: w in the mixed logits u + w (c - u), from 0 to 1000, or w of the first and of the last
     #: position (`weigh_positions`); c are the logits for the class, u the logits for "no class" (1:
     #: c alone, 0: u alone)
     guidance: Guidance = 1.0
-    levels: int | None = None  #: draw and decode only this many levels, coarse first (None: all)
-    #: of the images: "generation" (see `train-decoder`) or "progressive" (None: as sampling.json
-    #: says, else the first if there is one for these levels)
+    #: draw and decode only this many levels, coarse first (None: all)
+    levels: int | None = None
+    #: decoder of the images: "generation" (`train-decoder`) or "progressive"; None: that of
+    #: sampling.json, otherwise "generation" if there is one for these levels, otherwise
+    #: "progressive"
     decoder: str | None = None
 
     def __post_init__(self) -> None:
@@ -56,11 +57,13 @@ class SamplingParams:
         """Raise InputError if a level has fewer symbols than top-k, or if its prior does not
         support guidance.
         """
-        if self.top_k > (symbols := level.symbols):
+        symbols = level.symbols
+        if self.top_k > symbols:
             raise InputError(
                 f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}"
             )
-        if set(list_weights(self.guidance)) == {1} or level.unconditional:
+        is_guided = any(weight != 1 for weight in list_weights(self.guidance))
+        if level.unconditional or not is_guided:
             return
         guidance = format_guidance(self.guidance)
         subject = f"guidance is {guidance}, but the prior of level {level.index + 1}"
@@ -103,6 +106,8 @@ def _keep_likeliest(shares: Tensor, params: SamplingParams) -> Tensor:
     if params.top_k:
         ordered[:, params.top_k :] = 0
     cumulative = ordered.cumsum(-1)
+
+    # a code is excluded if the likelier ones reach top_p without it
     excluded = cumulative[:, :-1] >= params.top_p * cumulative[:, -1:]
     ordered[:, 1:].masked_fill_(excluded, 0)
     return torch.zeros_like(shares).scatter_(-1, order, ordered)
@@ -140,22 +145,8 @@ def expand_labels(
     return labels[needed.to(device)].flatten(), mixing[..., needed].to(device)
 
 
-class LogitSteps(Protocol):
-    """Computes the logits of a prior position by position."""
-
-    def start(self, row: int, column: int) -> None:
-        """Go to the next position in raster order. The codes of earlier positions are complete."""
-
-    def logits(self, level: int) -> Tensor:
-        """Return the logits (K, B, m) of a level of the prior at this position.
-
-        The codes of its coarser levels at this position are complete.
-        """
-
-
 @torch.inference_mode()
 def draw_positions(
-    make_steps: Callable[..., LogitSteps],
     prior: Prior,
     codes: Sequence[Tensor],
     kept: Sequence[Tensor],
@@ -164,6 +155,7 @@ def draw_positions(
     uniforms: Sequence[Tensor],
     mixing: Tensor,
     params: SamplingParams,
+    steps: type[LogitSteps] | None = None,
 ) -> None:
     """Draw the codes that are not kept: positions in raster order, and all levels of a position,
     coarse first.
@@ -172,16 +164,16 @@ def draw_positions(
     message names the position.
 
     Args:
-        make_steps: called with prior, codes, coarser, label and K.
         prior: in evaluation mode.
         codes: (B, H, W) int64 of each level of the prior; drawn codes are written in place.
-        kept: (B, H, W) bool of each level; true where a code is kept.
+        kept: masks (B, H, W) bool of each level; true where a code is kept.
         coarser: codeword indices (K * B, H_j, W_j) of each coarser level.
         label: (K * B,) or None, as `expand_labels` returns it.
         uniforms: (B, H, W) float64 in [0, 1) of each level; a draw per code.
         mixing: (H, W, K), as `expand_labels` returns it.
+        steps: how logits are computed (None: as the prior does, with kept features).
     """
-    steps = make_steps(prior, codes, coarser, label, mixing.shape[-1])
+    network = (steps or prior.steps)(prior, codes, coarser, label, mixing.shape[-1])
     levels = prior.levels
     height, width = prior.level.grid
     all_kept = [mask.all(0).tolist() for mask in kept]
@@ -189,12 +181,12 @@ def draw_positions(
     totals = [torch.ones_like(values) for values in uniforms]
     for row in range(height):
         for column in range(width):
-            steps.start(row, column)
+            network.start(row, column)
             for level in range(len(levels)):
                 if all_kept[level][row][column]:
                     continue
-                logits = steps.logits(level)
-                if len(logits) > 1:
+                logits = network.logits(level)
+                if len(logits) > 1:  # with a single label its weight is 1
                     logits = logits * mixing[row, column, :, None, None]
                 uniform = uniforms[level][:, row, column, None]
                 drawn, total = draw(logits.sum(0), uniform, params)
@@ -215,31 +207,5 @@ def draw_positions(
         )
 
 
-class _PlainSteps:
-    """Computes the whole network for each code."""
-
-    def __init__(
-        self,
-        prior: Prior,
-        codes: Sequence[Tensor],
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        copies: int,
-    ) -> None:
-        self.prior = prior
-        self.codes = codes
-        self.conditions = (coarser, label)
-        self.copies = copies
-
-    def start(self, row: int, column: int) -> None:
-        self.place = (row, column)
-
-    def logits(self, level: int) -> Tensor:
-        expanded = [level_codes.repeat(self.copies, 1, 1) for level_codes in self.codes]
-        all_logits = self.prior.level_logits(expanded, *self.conditions)[level]
-        logits = all_logits[:, :, *self.place].float()
-        return logits.view(self.copies, -1, logits.shape[1])
-
-
-sample_plain = partial(draw_positions, _PlainSteps)
+sample_plain = partial(draw_positions, steps=LogitSteps)
 """Draws with a pass through the whole network per code."""

@@ -17,9 +17,8 @@ from hrvqvae import distributed
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.utils.errors import InputError
 
-RESTART_SHARE = (
-    0.9  # share of a training after which nothing restarts: codewords would have no time to adapt
-)
+# share of a training after which nothing restarts: codewords would have no time to adapt
+RESTART_SHARE = 0.9
 
 
 class CodebookSchedule(nn.Module):
@@ -44,18 +43,18 @@ class CodebookSchedule(nn.Module):
         self.restart_every = restart_every
         self.total_steps = total_steps
         self.start_vectors = start_vectors
+        self.dim = dim
         self.processes = processes or distributed.GroupHandle()
         self.register_buffer("progress", torch.zeros(2, dtype=torch.float32))
         self.register_buffer("waiting", torch.zeros(start_vectors, dim, dtype=torch.float32))
         # which codewords of each level have moved since the last `forget`
         self._moved: dict[LevelCodebooks, Tensor] = {}
-        self._copy: tuple[Tensor, int, int, int] | None = (
-            None  # `progress`, its version and its two values
-        )
+        # `progress`, its version and its two values, when they were last read or written
+        self._copy: tuple[Tensor, int, int, int] | None = None
 
     def reset_parameters(self) -> None:
         """Reset to the state before the first step."""
-        self.waiting = self.waiting.new_zeros(self.start_vectors, self.waiting.shape[1])
+        self.waiting = self.waiting.new_zeros(self.start_vectors, self.dim)
         self.set_progress(0)
 
     @property
@@ -69,7 +68,9 @@ class CodebookSchedule(nn.Module):
         """
         copy = self._copy
         if copy is None or copy[0] is not self.progress or copy[1] != self.progress._version:
-            steps, waiting = self.progress.tolist()  # fractions in an average of models
+            # In an average of models these are fractions: a share of a model that has started
+            # counts as started, and waiting vectors are mixtures, which are dropped.
+            steps, waiting = self.progress.tolist()
             count = int(waiting) if waiting.is_integer() else 0
             self._copy = copy = (self.progress, self.progress._version, math.ceil(steps), count)
         return copy[2:]
@@ -82,19 +83,16 @@ class CodebookSchedule(nn.Module):
         """Add a batch (N, D) to the waiting vectors.
 
         Return the vectors for a fit of the codebooks and the weight of each in the counts, or None.
-        There are two fits: to the first batch, and at the end to a sample of `start_vectors` of all
-        waiting vectors.
+        The first batch is fitted at once, and `start_vectors` of all waiting vectors as soon as
+        there are so many; in one fit, if the first batch is large enough.
         """
         batch = distributed.all_gather(vectors, self.processes.group)
-        batch = batch[
-            batch.square().sum(1).isfinite()
-        ]  # the search refuses the others, and k-means would keep them
+        batch = batch[batch.square().sum(1).isfinite()]  # k-means would keep the others
         _, count = self.read_progress()
         collected = torch.cat([self.waiting[:count], batch]) if count else batch
-        if len(collected) < self.start_vectors:
-            self.waiting = nn.functional.pad(
-                collected, (0, 0, 0, self.start_vectors - len(collected))
-            )
+        missing = self.start_vectors - len(collected)
+        if missing > 0:
+            self.waiting = nn.functional.pad(collected, (0, 0, 0, missing))
             self.set_progress(0, len(collected))
             if count or not len(collected):
                 return None
@@ -108,8 +106,9 @@ class CodebookSchedule(nn.Module):
         self.set_progress(1)
 
     def restart_due(self, step: int, share: float | None = None) -> bool:
-        """Return whether dead codewords restart at this step, when `share` of the training is
-        done.
+        """Return whether dead codewords restart at this step.
+
+        `share` is the part of the training that is done; None: by `total_steps`.
         """
         if share is None:
             share = step / self.total_steps if self.total_steps else 0.0
@@ -131,54 +130,52 @@ class CodebookSchedule(nn.Module):
 
     @torch.no_grad()
     def forget(self, optimizer: Optimizer | None = None, averaged: nn.Module | None = None) -> None:
-        """Update an optimizer and an average of the module for codewords that have moved since the
-        last call.
+        """Zero the optimizer's moments of codewords that have moved since the last call, and copy
+        these codewords to an average.
 
-        The optimizer's moments of these codewords become zero. The average, such as an
-        `AveragedModel` of the whole model or the layer in it, copies their new values.
+        The average may be an `AveragedModel` of the whole model, or the layer in it.
 
         Raises:
             InputError: `averaged` has other codebooks than this module: a model with several
                 layers, of which each takes its own copy.
         """
-        copies = [] if averaged is None else _codebooks_of(averaged)
-        shapes = [book.codewords.shape for book in self._moved]
-        if shapes and averaged is not None and [c.codewords.shape for c in copies] != shapes:
-            raise InputError(
-                f"the average has {len(copies)} levels of codebooks, this layer {len(shapes)}, or"
-                " of other shapes: give the copy of this layer in the average"
-            )
         for book, moved in self._moved.items():
             rows = moved.to(book.codewords.device).unsqueeze(-1)
             state = optimizer.state.get(book.codewords, {}) if optimizer is not None else {}
             for moment in state.values():
                 if isinstance(moment, Tensor) and moment.shape == book.codewords.shape:
                     moment.masked_fill_(rows, 0)
-        for copy, (book, moved) in zip(copies, self._moved.items(), strict=False):
-            for values, copied in zip(_averages_of(book), _averages_of(copy), strict=True):
-                rows = moved.to(values.device).view(*moved.shape, *[1] * (values.ndim - 2))
-                copied.copy_(torch.where(rows, values, copied))
+        if averaged is not None and self._moved:
+            copies = _codebooks_of(averaged)
+            if [book.count.shape for book in self._moved] != [copy.count.shape for copy in copies]:
+                raise InputError(
+                    f"the average has {len(copies)} levels of codebooks, this layer"
+                    f" {len(self._moved)}, or of other shapes: give the copy of this layer in the"
+                    " average"
+                )
+            for copy, (book, moved) in zip(copies, self._moved.items(), strict=True):
+                states = (book.state_dict().values(), copy.state_dict().values())
+                for values, copied in zip(*states, strict=True):
+                    rows = moved.to(values.device)
+                    rows = rows if values.ndim == 2 else rows.unsqueeze(-1)
+                    copied.copy_(torch.where(rows, values, copied))
         self._moved.clear()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Give `waiting` the shape that it has in the state, and load."""
-        if (
-            waiting := state_dict.get(f"{prefix}waiting")
-        ) is not None and waiting.shape != self.waiting.shape:
+        waiting = state_dict.get(f"{prefix}waiting", self.waiting)
+        if waiting.shape != self.waiting.shape:
             self.waiting = self.waiting.new_zeros(waiting.shape)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to this module alone. In an average, `_copy` would miss new values
-        of `progress`.
+        """Leave out what belongs to this module alone.
+
+        A deep copy would bring `_copy` along with a copy of `progress`, whose version may later be
+        the noted one, with other values.
         """
         return {**self.__dict__, "_copy": None, "_moved": {}}
 
 
 def _codebooks_of(module: nn.Module) -> list[LevelCodebooks]:
     return [book for book in module.modules() if isinstance(book, LevelCodebooks)]
-
-
-def _averages_of(book: LevelCodebooks) -> list[Tensor]:
-    values = (book.codewords, book.count, book.total)
-    return [value for value in values if value is not None]
