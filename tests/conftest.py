@@ -5,7 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from hrvqvae.config import (
 )
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS
 from hrvqvae.data.sets.mnist import write_idx
+from hrvqvae.utils.errors import InputError
 
 torch.set_num_threads(1)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -194,6 +195,11 @@ def do(*arguments: object) -> str:
     print(err, end="", file=sys.stderr)
     assert code == 0
     return out
+
+
+def input_error(message: str) -> AbstractContextManager[pytest.ExceptionInfo[InputError]]:
+    """Expect an InputError whose message holds the pattern."""
+    return pytest.raises(InputError, match=message)
 
 
 def refused(arguments: list[object]) -> str:

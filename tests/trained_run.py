@@ -74,31 +74,23 @@ def undrawn() -> Iterator[None]:
         yield
 
 
-GIVEN = {
-    "prior.network.hidden_units": "8",
-    "prior.network.residual_units": "8",
-    "prior.network.residual_blocks": "2",
-    "prior.network.attention_layers": "1",
-    "prior.network.attention_heads": "2",
-    "prior.training.batch_size": "16",
-    "prior.training.max_steps": "12",
-    "prior.training.precision": "fp32",
-    "prior.training.device": "cpu",
-    "prior.training.evaluate_every": "4",
-    "prior.training.checkpoint_every": "3",
-    "prior.training.log_every": "4",
-    "prior.training.warmup_steps": "2",
-    "prior.training.polyak_decay": "0.5",
-}
-GIVEN_GPT = {
-    name: value for name, value in GIVEN.items() if not name.startswith("prior.network.")
-} | {
-    "prior.network.kind": "gpt",
-    "prior.network.hidden_units": "16",
-    "prior.network.layers": "1",
-    "prior.network.heads": "2",
-    "prior.network.path_units": "8",
-}
+def fields(section: str, values: str) -> dict[str, str]:
+    """Return the fields "name=value ..." of a section of the configuration."""
+    pairs = (pair.split("=") for pair in values.split())
+    return {f"{section}.{name}": value for name, value in pairs}
+
+
+SHORT = """
+max_steps=12 evaluate_every=4 checkpoint_every=3 log_every=4 warmup_steps=2 polyak_decay=0.5
+precision=fp32 device=cpu
+"""
+_PRIOR = fields("prior.training", SHORT + "batch_size=16")
+_PIXELSNAIL = """
+hidden_units=8 residual_units=8 residual_blocks=2 attention_layers=1 attention_heads=2
+"""
+_GPT = "kind=gpt hidden_units=16 layers=1 heads=2 path_units=8"
+GIVEN = _PRIOR | fields("prior.network", _PIXELSNAIL)
+GIVEN_GPT = _PRIOR | fields("prior.network", _GPT)
 
 
 _TRAINED: dict[Config, Path] = {}

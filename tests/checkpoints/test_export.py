@@ -23,8 +23,7 @@ from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten
 from hrvqvae.config.parsing import override
-from hrvqvae.utils.errors import InputError
-from tests.conftest import do, refused, same, write_picture
+from tests.conftest import do, input_error, refused, same, write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -65,7 +64,7 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(
         there.decode(there.encode(IMAGES)[:1], 1), here.decode(here.encode(IMAGES)[:1], 1)
     )
     assert there.compress(IMAGES) == here.compress(IMAGES)
-    with pytest.raises(InputError, match="exists already"):
+    with input_error("exists already"):
         export(whole, tmp_path / "out")
 
 
@@ -210,10 +209,10 @@ def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
     assert card.endswith("---\n\n# Mine\n")
     assert front_matter(card)["license"] == "mit"
     (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
-    with pytest.raises(InputError, match="not YAML"):
+    with input_error("not YAML"):
         export(tmp_path / "two", tmp_path / "three", license="mit")
     (tmp_path / "two" / "README.md").write_text("# Größe\n", "latin-1")
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with input_error("is not UTF-8"):
         export(tmp_path / "two", tmp_path / "three")
 
 
@@ -225,9 +224,7 @@ def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Pat
     hrvqvae.load(tmp_path / "saved")
     config["model"]["padding"] = 2
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        InputError, match="config.json describes another model than model.safetensors"
-    ):
+    with input_error("config.json describes another model than model.safetensors"):
         hrvqvae.load(tmp_path / "saved")
 
 

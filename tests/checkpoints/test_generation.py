@@ -11,9 +11,9 @@ from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, SamplingDefaults, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.checkpoints.conftest import change, write_decoder
-from tests.conftest import do
+from tests.conftest import do, input_error
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -117,7 +117,7 @@ def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_pa
     RunFolder(whole).sampling.unlink()
     assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": None}
     do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
-    with pytest.raises(InputError, match=r"lacks priors; train them: .*train-prior .* --level 3$"):
+    with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)
 
 
@@ -138,5 +138,5 @@ def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path: Path) -
     for sheet in sheets:
         do("sample", generative, "-n", "2", "--decoder", sheet.stem, "--levels", "2", "-o", sheet)
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
-    with pytest.raises(InputError, match="must be generation or progressive"):
+    with input_error("must be generation or progressive"):
         hrvqvae.load(generative).sample(1, decoder="best")

@@ -20,11 +20,11 @@ import pytest
 import torch
 
 import hrvqvae
-from hrvqvae import InputError, Model
+from hrvqvae import Model
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from tests.checkpoints.test_export import IMAGES, front_matter
-from tests.conftest import do, refused, write_picture
+from tests.conftest import do, input_error, refused, write_picture
 from tests.replay import blocks
 
 TOKEN = "hf_test"
@@ -203,11 +203,9 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
         (hrvqvae.load, "else/digits", "hrvqvae hub get else/digits$"),
         (Model.from_pretrained, "nowhere", "cifar10, mnist, .*mnist$"),
     ):
-        with pytest.raises(InputError, match=f"there is no such run folder.*{message}"):
+        with input_error(f"there is no such run folder.*{message}"):
             load(nowhere)
-    with pytest.raises(
-        InputError, match="from_pretrained has no option devise; it has device, beam, revision"
-    ):
+    with input_error("from_pretrained has no option devise; it has device, beam, revision"):
         Model.from_pretrained("mnist", devise="cuda")
     assert hub.requests == []
 
@@ -263,9 +261,7 @@ def test_without_a_network(
     Model.from_pretrained("someone/digits", cache_dir=cache)
     Model.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
     for options in ({}, {"local_files_only": True}):
-        with pytest.raises(
-            InputError, match="someone/other is not on this machine, and the hub can't be reached"
-        ):
+        with input_error("someone/other is not on this machine, and the hub can't be reached"):
             Model.from_pretrained("someone/other", cache_dir=cache, **options)
     assert "the hub can't be reached for someone/new" in refused(
         ["hub", "push", run, "someone/new"]

@@ -21,8 +21,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
-from hrvqvae.utils.errors import InputError
-from tests.conftest import drawn_digits, same, with_quantizer, with_training
+from tests.conftest import drawn_digits, input_error, same, with_quantizer, with_training
 
 
 def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +39,7 @@ def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
         model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1)
     )
     for device, message in (("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             hrvqvae.load(run, device=device)
 
 
@@ -56,7 +55,7 @@ def test_runs_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "file", "is no model: give a run folder"),
         ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             hrvqvae.load(name)
 
 
@@ -67,9 +66,9 @@ def test_models_of_the_package_are_not_trained(
     require_trainable("run")
     Path("mnist").mkdir()
     for name in ("mnist", "cifar10", "run/model.safetensors"):
-        with pytest.raises(InputError, match=f"hrvqvae export {name} DIR"):
+        with input_error(f"hrvqvae export {name} DIR"):
             require_trainable(name)
-    with pytest.raises(InputError, match="there is no such run folder"):
+    with input_error("there is no such run folder"):
         require_trainable("runs/none")
     shutil.copytree(run, "mnist", dirs_exist_ok=True)
     require_trainable("mnist")
@@ -83,9 +82,7 @@ def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:
     )  # what a run that goes on may change
     assert Run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
-    with pytest.raises(
-        InputError, match=r"run/config.yaml describes another model than model.safetensors"
-    ):
+    with input_error(r"run/config.yaml describes another model than model.safetensors"):
         hrvqvae.load(run)
     (run / "config.yaml").unlink()
     assert Run(run).load()[1] == before, "the weights know their configuration"
@@ -107,7 +104,7 @@ def test_priors_that_are_missing(whole: Path) -> None:
     for option, folder in folders.items():
         lacking = f"hrvqvae train-prior {whole}{option}"
         assert Run(whole).missing_priors() == lacking
-        with pytest.raises(InputError, match=f"{whole} lacks priors; train them: {lacking}$"):
+        with input_error(f"{whole} lacks priors; train them: {lacking}$"):
             Run(whole).load_priors()
         shutil.rmtree(folder)
 
@@ -122,10 +119,10 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> 
         "of more images is no fault"
     )
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
-    with pytest.raises(InputError, match=r"level-2.* trained on other classes than level 1"):
+    with input_error(r"level-2.* trained on other classes than level 1"):
         Run(whole).load_priors()
     shutil.copytree(prior_folder(whole, 1).path, prior_folder(whole, 0, 1).path)
-    with pytest.raises(InputError, match=r"both hold a prior of level \d; delete one of them"):
+    with input_error(r"both hold a prior of level \d; delete one of them"):
         Run(whole).load_priors()
 
 
@@ -235,7 +232,7 @@ def test_completions_keep_the_codes_of_that_part(
         (image + 2.0, keep, "2"),
         (image, "bottom", "^keep is 'bottom'"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             model.complete(wrong, keep=part)
 
 

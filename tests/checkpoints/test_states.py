@@ -31,7 +31,7 @@ from hrvqvae.model import find_makers
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.checkpoints.conftest import change
-from tests.conftest import do, done, refused, with_training, write_picture
+from tests.conftest import do, done, input_error, refused, with_training, write_picture
 from tests.kills import at_step, in_another_process
 from tests.trained_run import silent, tiny_run_with_priors, train_autoencoder, undrawn
 
@@ -94,7 +94,7 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(
     assert not (tmp_path / "compact" / "states").exists()
     model = hrvqvae.load(whole)
     change(whole)
-    with pytest.raises(InputError, match="was replaced since it was loaded: load it again"):
+    with input_error("was replaced since it was loaded: load it again"):
         model.compress(images)
     (state / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError):
@@ -107,7 +107,7 @@ def test_an_entropy_model_is_fitted_once(run: Path, monkeypatch: pytest.MonkeyPa
     """
     with (
         in_another_process(RunFolder(run).tables, "lock_file"),
-        pytest.raises(InputError, match="is in use"),
+        input_error("is in use"),
     ):
         Run(run).entropy_model.fit(effort=0.01, say=silent)
     Run(run).entropy_model.fit(effort=0.01, say=silent)
@@ -121,7 +121,7 @@ def test_an_entropy_model_is_fitted_once(run: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         "hrvqvae.checkpoints.run.fit", lambda *arguments: (change(run), fit(*arguments))[1]
     )
-    with pytest.raises(InputError, match="was replaced while its entropy model was fitted"):
+    with input_error("was replaced while its entropy model was fitted"):
         Run(run).entropy_model.fit(effort=0.01, say=silent)
 
 
@@ -196,9 +196,9 @@ def test_nothing_beside_a_model_inside_the_package_is_stale() -> None:
 def test_what_is_stale_is_not_used_and_stays(changed: Path) -> None:
     before = {path: path.read_bytes() for path in changed.rglob("*.safetensors")}
     told = " was made for another state of the model.*hrvqvae refresh .*run"
-    with pytest.raises(InputError, match=f"level-1.*{told}"):
+    with input_error(f"level-1.*{told}"):
         Run(changed).load_priors()
-    with pytest.raises(InputError, match=f"tables.hrvt.*{told}"):
+    with input_error(f"tables.hrvt.*{told}"):
         hrvqvae.load(changed).entropy_model  # noqa: B018
     assert {path: path.read_bytes() for path in changed.rglob("*.safetensors")} == before
 

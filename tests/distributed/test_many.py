@@ -25,7 +25,7 @@ from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation
 from tests.trained_run import tiny_systems, trained_copy
-from tests.training.tasks import SECTIONS, Case
+from tests.training.tasks import Case
 
 RANKS = 64
 FEW_STEPS: dict[str, object] = {
@@ -129,7 +129,7 @@ def test_a_step_on_codes_or_prefixes(
 ) -> None:
     run = trained_copy(tiny, tmp_path_factory, tmp_path / "run")
     case = Case(name, run, tiny)
-    fields = {name.replace("training", SECTIONS[case.name]): v for name, v in FEW_STEPS.items()}
+    fields = {name.replace("training", case.section): v for name, v in FEW_STEPS.items()}
     fields |= {"prior.training.batch_size": RANKS, "training.batch_size": RANKS}
     buckets, sums = watch_steps(case, override(case.config(), fields))[-1]
     assert len(buckets) == 1

@@ -10,8 +10,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.priors.base import Level, build_prior, compute_loss, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from hrvqvae.utils.errors import InputError
-from tests.conftest import same
+from tests.conftest import input_error, same
 from tests.priors.test_pixelsnail import random_prior
 
 
@@ -80,7 +79,7 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
     assert (logits(codes, label=2) != before).all(), "the class moves all"
     prior.train()
     assert (logits(codes) != before).any(), "dropout"
-    with pytest.raises(InputError, match="class-conditional"):
+    with input_error("class-conditional"):
         prior.level_logits(codes, [], None)
 
 
@@ -171,5 +170,5 @@ def test_sizes_that_do_not_fit() -> None:
         (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}),
         (GPTConfig, {"hidden_units": 10}),
     ):
-        with pytest.raises(InputError, match=r"prior.network\."):
+        with input_error(r"prior.network\."):
             config(**fields)

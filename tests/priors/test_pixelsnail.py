@@ -15,7 +15,7 @@ from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.priors.configs import PixelSNAILConfig
-from hrvqvae.utils.errors import InputError
+from tests.conftest import input_error
 
 
 class TableConfig(PriorNetworkConfig):
@@ -177,9 +177,9 @@ def test_what_it_is_conditioned_on_is_checked() -> None:
         ([codes], None, "class-conditional"),
         ([codes], torch.tensor([0, 5]), "outside 0..4"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             logits(random_prior(network(), level), codes, coarser, label)
-    with pytest.raises(InputError, match="no classes"):
+    with input_error("no classes"):
         logits(
             random_prior(network(), Level(grid=(3, 4), symbols=3)), codes, [], torch.tensor([0, 0])
         )

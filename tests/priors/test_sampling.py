@@ -39,7 +39,7 @@ from hrvqvae.priors.sampling import (
 )
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import same, threads
+from tests.conftest import input_error, same, threads
 from tests.priors.test_gpt import SMALL, levels_of, random_codes
 from tests.priors.test_pixelsnail import Table, inputs, network, random_prior
 
@@ -238,7 +238,7 @@ def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch: pytest.Monk
     masks = (torch.ones(16, 16, dtype=torch.bool),) * 3
     assert same(model.draw(3, kept=KeptCodes(codes, masks), sampler=lambda *_: None).codes, codes)
     wrong = KeptCodes(tuple(code + 10**6 for code in codes), masks)
-    with pytest.raises(InputError, match=r"kept codes of level 1 have a value outside 0\.\.3"):
+    with input_error(r"kept codes of level 1 have a value outside 0\.\.3"):
         model.draw(3, kept=wrong, sampler=lambda *_: None)
 
 
@@ -249,7 +249,7 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
     assert same(coarse.codes, whole.codes[:2])
     assert torch.equal(coarse.images, model.decode(whole.codes, levels=2))
     assert torch.equal(model.sample(1, levels=2), coarse.images)
-    with pytest.raises(InputError, match="levels is 4"):
+    with input_error("levels is 4"):
         model.sample(1, levels=4)
 
 
@@ -287,7 +287,7 @@ def test_options_out_of_range() -> None:
         ({"guidance": ()}, r"guidance is \(\); it must be"),
         ({"guidance": (3, 2, 1)}, r"guidance is \(3, 2, 1\); it must be"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             SamplingParams(**options)
 
 
@@ -336,7 +336,7 @@ def test_what_is_kept() -> None:
         (where,) = mask_kept_codes(keep, [(6, 7)])
         assert (int(where.sum()), bool(where[0, 0]), bool(where[-1, -1])) == (count, True, False)
     for keep in ("0.03", "0.98", "left"):
-        with pytest.raises(InputError, match="--keep .* keeps .* codes"):
+        with input_error("--keep .* keeps .* codes"):
             mask_kept_codes(keep, [(16, 1)])
     coarse, middle, fine = mask_kept_codes("0.3", [(4, 4), (8, 8), (16, 16)])
     assert (int(coarse.sum()), int(middle.sum()), int(fine.sum())) == (4, 16, 64)
@@ -350,7 +350,7 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
     coarse, fine = mask_kept_codes(mask, [(4, 4), (8, 8)])
     assert (~coarse).nonzero().tolist() == [[2, 1]]
     assert (~fine).nonzero().tolist() == [[4, 2], [4, 3], [5, 2], [5, 3]]
-    with pytest.raises(InputError, match="keeps 16 of 16 .*; keep some, not all$"):
+    with input_error("keeps 16 of 16 .*; keep some, not all$"):
         mask_kept_codes(torch.ones_like(mask), [(4, 4)])
 
 
@@ -490,7 +490,7 @@ def test_what_was_trained_without_class_dropout_is_not_guided() -> None:
         "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with"
         " --prior.class_dr"
     )
-    with pytest.raises(InputError, match=line):
+    with input_error(line):
         guided_codes(priors, SamplingParams(guidance=1.5))
     classless = [random_network("gpt", Level(grid=(1, 1), symbols=2))]
     with pytest.raises(

@@ -24,10 +24,7 @@ def case(request: pytest.FixtureRequest, tiny: Config, run: Path) -> Case:
 
 @pytest.fixture
 def other(case: Case, tmp_path: Path) -> Case:
-    path = tmp_path / "other"
-    if case.path.is_dir():
-        shutil.copytree(case.path, path)
-    return case.at(path)
+    return case.copied(tmp_path / "other")
 
 
 _WHOLE: dict[tuple[str, str], Case] = {}
@@ -35,11 +32,9 @@ _WHOLE: dict[tuple[str, str], Case] = {}
 
 @pytest.fixture
 def whole(case: Case, tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Case:
+    """The task after a training that nothing stopped. Do not write to its folder."""
     key = (case.name, str(mnist_root))
     if key not in _WHOLE:
-        path = tmp_path_factory.mktemp("whole") / "run"
-        if case.path.is_dir():
-            shutil.copytree(case.path, path)
-        _WHOLE[key] = case.at(path)
+        _WHOLE[key] = case.copied(tmp_path_factory.mktemp("whole") / "run")
         _WHOLE[key].train()
     return _WHOLE[key]

@@ -1,6 +1,7 @@
 """Small trainings of the three tasks."""
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,39 +20,20 @@ from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.trainer import Callback, Outcome, Say, Task, Trainer
 from tests.trained_run import GIVEN as PRIOR
-from tests.trained_run import silent
+from tests.trained_run import SHORT, fields, silent
 
-PROGRESSIVE = {
-    "progressive.network.hidden_units": "8",
-    "progressive.network.residual_blocks": "2",
-    "progressive.training.device": "cpu",
-    "progressive.training.max_steps": "12",
-    "progressive.training.precision": "fp32",
-    "progressive.training.warmup_steps": "2",
-    "progressive.training.evaluate_every": "4",
-    "progressive.training.checkpoint_every": "3",
-    "progressive.training.log_every": "4",
-    "progressive.training.polyak_decay": "0.5",
-}
-GENERATION = {
-    name.replace("progressive", "generation"): value
-    for name, value in PROGRESSIVE.items()
-    if "training" in name
-}
-GENERATION |= {
-    "generation.levels": "2",
-    "generation.perceptual": "none",
-    "generation.adversarial_start": "2",
-    "generation.discriminator_units": "4",
-    "generation.training.batch_size": "16",
-    "generation.training.adam_beta1": "0.5",
-}
-AUTOENCODER = {"training.max_steps": "12", "training.evaluate_every": "4"}
-SECTIONS = {
-    "autoencoder": "training",
-    "prior": "prior.training",
-    "progressive": "progressive.training",
-    "generation": "generation.training",
+AUTOENCODER = fields("training", "max_steps=12 evaluate_every=4")
+PROGRESSIVE = fields("progressive.training", SHORT) | fields(
+    "progressive.network", "hidden_units=8 residual_blocks=2"
+)
+GENERATION = fields("generation.training", SHORT + "batch_size=16 adam_beta1=0.5") | fields(
+    "generation", "levels=2 perceptual=none adversarial_start=2 discriminator_units=4"
+)
+TASKS: dict[str, type[Task[Any]]] = {
+    "autoencoder": AutoencoderTask,
+    "prior": PriorTask,
+    "progressive": ProgressiveTask,
+    "generation": GenerationTask,
 }
 
 
@@ -59,30 +41,39 @@ SECTIONS = {
 class Case:
     """A task in a run folder, which holds a trained autoencoder unless the task trains it."""
 
-    name: str  # a key of SECTIONS; the prior is that of level 2
+    name: str  # a key of TASKS; the prior is that of level 2
     path: Path
     base: Config
 
     @property
     def kind(self) -> type[Task[Any]]:
-        kinds = (AutoencoderTask, PriorTask, ProgressiveTask, GenerationTask)
-        return dict(zip(SECTIONS, kinds, strict=True))[self.name]
+        return TASKS[self.name]
 
     @property
     def folder(self) -> RunFolder:
-        folders = {"autoencoder": RunFolder(self.path), "prior": prior_folder(self.path, 1)}
-        name = "generation" if self.name == "generation" else "prefixes"
-        return folders.get(self.name, decoder_folder(self.path, name))
+        if self.name == "autoencoder":
+            return RunFolder(self.path)
+        if self.name == "prior":
+            return prior_folder(self.path, 1)
+        return decoder_folder(self.path, "prefixes" if self.name == "progressive" else self.name)
+
+    @property
+    def section(self) -> str:
+        return "training" if self.name == "autoencoder" else f"{self.name}.training"
+
+    @property
+    def last_step(self) -> int:
+        """The step of the newest checkpoint."""
+        return int(self.folder.saved()[0].stem.removeprefix("step-"))
 
     def config(self, **training: object) -> Config:
-        fields = {**AUTOENCODER, **PRIOR, **PROGRESSIVE, **GENERATION}
-        fields |= {f"{SECTIONS[self.name]}.{name}": str(value) for name, value in training.items()}
-        return override(self.base, fields)
+        changes = {f"{self.section}.{name}": str(value) for name, value in training.items()}
+        return override(self.base, AUTOENCODER | PRIOR | PROGRESSIVE | GENERATION | changes)
 
     def task(self, config: Config) -> Task[Any]:
         if self.name == "autoencoder":
             return AutoencoderTask(config, self.folder)
-        if self.name in ("progressive", "generation"):
+        if self.name != "prior":
             return self.kind(self.path, config)  # type: ignore[arg-type]
         run = Run(self.path)
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
@@ -90,10 +81,10 @@ class Case:
     def train(
         self,
         *,
-        resume: bool = False,
-        renew: bool = False,
         callbacks: tuple[Callback, ...] = (),
         say: Say = silent,
+        resume: bool = False,
+        renew: bool = False,
         config: Config | None = None,
         **training: object,
     ) -> Outcome:
@@ -103,17 +94,22 @@ class Case:
     def at(self, path: Path) -> Self:
         return dataclasses.replace(self, path=path)
 
+    def copied(self, path: Path) -> Self:
+        """Copy what is in the run folder, and return the task there."""
+        if self.path.is_dir():
+            shutil.copytree(self.path, path)
+        return self.at(path)
+
     def state(self) -> dict[str, Tensor]:
-        kept = storage.read(self.folder.model)[0]
-        return storage.read(self.folder.saved()[0])[0] | {
-            f"file.{name}": tensor for name, tensor in kept.items()
-        }
+        """The tensors of the newest checkpoint and of the model file."""
+        in_file = storage.read(self.folder.model)[0]
+        checkpoint = storage.read(self.folder.saved()[0])[0]
+        return checkpoint | {f"file.{name}": tensor for name, tensor in in_file.items()}
 
     def records(self, kind: str = "") -> list[dict[str, Any]]:
-        records = [
-            record for record in read_records(self.folder.metrics) if kind in ("", record["kind"])
-        ]
+        """The records of a kind, or all, without what a clock measured."""
         return [
             {name: value for name, value in record.items() if name != "images_per_second"}
-            for record in records
+            for record in read_records(self.folder.metrics)
+            if kind in ("", record["kind"])
         ]

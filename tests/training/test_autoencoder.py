@@ -18,8 +18,14 @@ from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.optimizers import compute_learning_rate
 from hrvqvae.training.state import Budget, TrainState, make_budget
-from hrvqvae.utils.errors import InputError
-from tests.conftest import same, with_data, with_quantizer, with_training, write_picture
+from tests.conftest import (
+    input_error,
+    same,
+    with_data,
+    with_quantizer,
+    with_training,
+    write_picture,
+)
 from tests.kills import at_step
 from tests.trained_run import train_autoencoder
 from tests.training.tasks import Case
@@ -198,7 +204,7 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
     folder = Path(str(pictures.data.root))
     for path in sorted(folder.rglob("*.png"))[:3]:
         path.write_bytes(b"broken")
-    with pytest.raises(InputError, match="--data.on_error skip"):
+    with input_error("--data.on_error skip"):
         trained(pictures, tmp_path / "run", 3)
     config = with_training(with_data(pictures, on_error="skip"), batch_size=1, checkpoint_every=7)
     whole = trained(config, tmp_path / "run", 40)
@@ -209,7 +215,7 @@ def test_broken_images(pictures: Config, tmp_path: Path) -> None:
     assert last[0] == last[1], "also what was counted and averaged before the run was stopped"
     for path in folder.rglob("*.*"):
         path.write_bytes(b"broken")
-    with pytest.raises(InputError, match="broken"):
+    with input_error("broken"):
         trained(config, tmp_path / "none", 3)
 
 
@@ -222,7 +228,7 @@ def test_a_run_goes_on_without_a_broken_image_that_is_deleted(
     assert images.source is not None
     broken = Path(str(pictures.data.root), images.source.name(int(images.rows[order[7]])))
     at_step(monkeypatch, AutoencoderTask, 1, lambda _: broken.write_bytes(b"broken"))
-    with pytest.raises(InputError, match="--data.on_error skip"):
+    with input_error("--data.on_error skip"):
         case.train(max_steps=10, checkpoint_every=100)
     assert case.folder.saved()[0].stem == "step-000000003", "the steps before it are kept"
     broken.unlink()
@@ -233,7 +239,7 @@ def test_a_run_goes_on_without_a_broken_image_that_is_deleted(
     case.train(resume=True, max_steps=11, say=said.append)
     assert not any("gone" in line for line in said), "it is told once"
     write_picture(broken.with_name("new.png"), 1)
-    with pytest.raises(InputError, match="trained on other images"):
+    with input_error("trained on other images"):
         case.train(resume=True, max_steps=12)
 
 
@@ -250,7 +256,7 @@ def test_a_prior_goes_on_without_images_that_are_deleted(pictures: Config, tmp_p
     assert case.train(resume=True, max_steps=5, say=said.append).step == 5
     assert any(line.startswith("1 training image gone since the last checkpoint") for line in said)
     path.write_bytes(content)
-    with pytest.raises(InputError, match="trained on other images"):
+    with input_error("trained on other images"):
         case.train(resume=True, max_steps=6)
 
 
@@ -271,7 +277,7 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     )
     for index in range(3):  # not all of which are for test
         (moved / "cats" / f"new-{index}.png").write_bytes(next(moved.rglob("*.png")).read_bytes())
-    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
+    with input_error(r"trained on other images.*--init-from"):
         train_autoencoder(with_training(config, max_steps=5), tmp_path / "run", resume=True)
     for path in moved.rglob("new-*.png"):
         path.unlink()
@@ -282,7 +288,7 @@ def test_other_images_are_refused(pictures: Config, tmp_path: Path) -> None:
     config = with_training(config, max_steps=6)
     for path in moved.rglob("*.jpg"):  # under their old names
         write_picture(path, 1)
-    with pytest.raises(InputError, match=r"trained on other images.*--init-from"):
+    with input_error(r"trained on other images.*--init-from"):
         train_autoencoder(config, tmp_path / "run", resume=True)
 
 

@@ -23,7 +23,7 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, NonFiniteError, e
 from hrvqvae.utils.locks import InUseError
 from hrvqvae.utils.outputs import TEMPORARY
 from hrvqvae.utils.progress import say
-from tests.conftest import same
+from tests.conftest import input_error, same
 from tests.kills import Killed, Kills, at_step, in_another_process
 from tests.training.tasks import Case
 
@@ -190,9 +190,7 @@ def test_an_evaluation_that_fails_loses_no_step(
     def fails(*_: object) -> None:
         raise OSError(errno.EACCES, "a picture")
 
-    with pytest.raises(
-        InputError, match=r"step 4 could not be evaluated \(Permission.*step-000000004.*--resume"
-    ):
+    with input_error(r"step 4 could not be evaluated \(Permission.*step-000000004.*--resume"):
         case.train(callbacks=(fails,))
     assert [path.stem for path in case.folder.saved()] == ["step-000000004", "step-000000003"]
     monkeypatch.setattr(case.kind, "evaluate", fails)
@@ -255,7 +253,7 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(storage, "write", write)
     kept = "step-000000008" if full != "model" else "step-00000000[34]"
-    with pytest.raises(InputError, match=rf"could not be saved \(No space left.*{kept}.*--resume"):
+    with input_error(rf"could not be saved \(No space left.*{kept}.*--resume"):
         case.train()
     monkeypatch.undo()
     case.train(resume=True)
@@ -273,10 +271,10 @@ def test_a_full_disk_while_it_is_drawn_or_logged(
     told = (
         r"step 4 could not be {} \(.*full.*step-000000004.*: make room and continue with --resume"
     )
-    with pytest.raises(InputError, match=told.format("evaluated")):
+    with input_error(told.format("evaluated")):
         case.train(callbacks=(fails,))
     monkeypatch.setattr("hrvqvae.training.loggers.write_atomic", fails)
-    with pytest.raises(InputError, match=told.format("logged")):
+    with input_error(told.format("logged")):
         case.train(resume=True)
 
 
@@ -286,7 +284,7 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
     files = {path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")}
     records = case.records()
     case.train(resume=True, log_every=5)
-    with pytest.raises(InputError, match=r"holds a run already: .*--resume"):
+    with input_error(r"holds a run already: .*--resume"):
         case.train()
     assert {
         path: path.stat().st_mtime_ns for path in case.folder.path.rglob("*.safetensors")
@@ -302,7 +300,7 @@ def test_a_finished_run_stays_as_it_is(case: Case) -> None:
     shutil.rmtree(case.folder.checkpoints)
     model = case.folder.model.read_bytes()
     log = case.folder.metrics.read_bytes()
-    with pytest.raises(InputError, match="no checkpoint to go on from.*--init-from"):
+    with input_error("no checkpoint to go on from.*--init-from"):
         case.train(resume=True, max_steps=4)
     assert (case.folder.model.read_bytes(), case.folder.metrics.read_bytes()) == (model, log)
 
@@ -384,7 +382,7 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
     shutil.rmtree(other.path.parent / "gone")
     assert other.train(init_from=other.path.parent / "gone", resume=True, max_steps=5).step == 5
     shutil.rmtree(other.folder.path)
-    with pytest.raises(InputError, match="there is no such run folder"):
+    with input_error("there is no such run folder"):
         other.train(init_from=other.path.parent / "gone")
     narrow = {
         "autoencoder": "model",
@@ -392,7 +390,7 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
         "progressive": "progressive.network",
     }[case.name]
     config = override(other.config(init_from=source), {f"{narrow}.hidden_units": "4"})
-    with pytest.raises(InputError, match=r"does not fit: .* there, .* here"):
+    with input_error(r"does not fit: .* there, .* here"):
         other.train(config=config)
     assert not other.folder.begun()
 

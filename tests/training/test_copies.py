@@ -20,8 +20,7 @@ from hrvqvae.models.objective import Metrics
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.training.prior import CodeBatch, PriorTask, resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import InputError
-from tests.conftest import same
+from tests.conftest import input_error, same
 from tests.kills import at_step
 from tests.priors.test_gpt import SMALL, random_codes
 from tests.priors.test_pixelsnail import network, random_prior
@@ -154,8 +153,8 @@ def test_copies_need_images_and_a_network_that_takes_labels(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields = GIVEN | {"prior.variants": "2", "prior.codes": "none.tar"}
-    with pytest.raises(InputError, match=r"prior\.shifts and prior\.variants need the run's own"):
+    with input_error(r"prior\.shifts and prior\.variants need the run's own"):
         train_priors(run, resolve_priors(run, 1, fields, resume=False), say=silent)
     monkeypatch.setattr(Prior, "make_label_embeddings", lambda *_: None)
-    with pytest.raises(InputError, match=r"prior\.variants must be 0: pixelsnail has no labels"):
+    with input_error(r"prior\.variants must be 0: pixelsnail has no labels"):
         train_levels(run, 1, variants="1", class_dropout="0.1")

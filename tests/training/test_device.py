@@ -17,8 +17,7 @@ from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError
-from tests.conftest import needs_gpu, with_training
+from tests.conftest import input_error, needs_gpu, with_training
 from tests.trained_run import train_autoencoder
 
 
@@ -54,7 +53,7 @@ def test_bf16_is_chosen_if_the_processor_has_it(
     assert (asked.bf16, asked.emulates_bf16) == (True, not present)
     assert not Compute(dataclasses.replace(auto, precision="fp32")).bf16
     for name in ("gpu", "cuda:99", "mps:x"):
-        with pytest.raises(InputError, match=f"device is '{name}'"):
+        with input_error(f"device is '{name}'"):
             Compute(dataclasses.replace(auto, device=name))
 
 
@@ -148,7 +147,7 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
     assert meta["device"] == "cpu"
     storage.write(run.saved()[0], tensors, {**meta, "device": "cuda"})
     run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
-    with pytest.raises(InputError, match="use --device cpu"):
+    with input_error("use --device cpu"):
         train_autoencoder(
             with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append
         )

@@ -12,9 +12,8 @@ from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.models.build import build
 from hrvqvae.models.vqgan import compute_adaptive_weight
 from hrvqvae.training.generation import GenerationTask
-from hrvqvae.utils.errors import InputError
 from tests.checkpoints.conftest import change
-from tests.conftest import do, refused, same
+from tests.conftest import do, input_error, refused, same
 from tests.trained_run import tiny_systems, undrawn
 from tests.training.tasks import Case
 
@@ -51,7 +50,7 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case)
     for levels in (1, 2, 3):
         assert torch.equal(after.decode(codes, levels), before.decode(codes, levels))
     assert torch.equal(after.decompress(file, 2)[0], before.decompress(file, 2)[0])
-    with pytest.raises(InputError, match=r"decodes levels 1 to 2, not levels 1 to 3: give --lev"):
+    with input_error(r"decodes levels 1 to 2, not levels 1 to 3: give --lev"):
         after.load_generator(3, "generation")
     RunFolder(case.path).sampling.write_text('{"decoder": "progressive"}')
     assert hrvqvae.load(case.path).load_generator(2).progressive_decoder is None
@@ -124,7 +123,7 @@ def test_a_share_of_the_last_codes_is_drawn_anew(case: Case) -> None:
 def test_a_stale_decoder_is_refused_and_renewed(case: Case) -> None:
     case.train()
     change(case.path)
-    with pytest.raises(InputError, match="another state of the model; renew with: hrvqvae refresh"):
+    with input_error("another state of the model; renew with: hrvqvae refresh"):
         case.train(resume=True)
     with undrawn():
         do("refresh", case.path)

@@ -12,8 +12,7 @@ from hrvqvae.config import Config
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
 from hrvqvae.training.loggers import MetricsLog, find_loggers, flatten_record, read_records
-from hrvqvae.utils.errors import InputError
-from tests.conftest import refused, with_training, write_file
+from tests.conftest import input_error, refused, with_training, write_file
 from tests.trained_run import train_autoencoder
 
 
@@ -95,21 +94,21 @@ def test_sinks_are_closed_where_one_fails(
     monkeypatch.setitem(
         LOGGERS._entries, "full", Logger(name="full", sink=f"{__name__}:FULL", needs="json")
     )
-    with pytest.raises(InputError, match="step 2 could not be logged .No space left"):
+    with input_error("step 2 could not be logged .No space left"):
         train_autoencoder(
             with_training(tiny, loggers="full, full", max_steps=4, log_every=2), tmp_path
         )
     FULL.assert_called_with(tmp_path, 0)
     assert FULL.return_value.close.call_count == 2
     monkeypatch.setattr(FULL, "side_effect", ValueError("no key\nconfigured"))
-    with pytest.raises(InputError, match="the logger full can't begin: no key configured"):
+    with input_error("the logger full can't begin: no key configured"):
         train_autoencoder(with_training(tiny, loggers="full", max_steps=4), tmp_path / "other")
 
 
 def test_packages_are_asked_for_first(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match=r"unknown logger 'tensorbord': did you mean tensorboard"):
+    with input_error(r"unknown logger 'tensorbord': did you mean tensorboard"):
         find_loggers("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")

@@ -43,10 +43,10 @@ from hrvqvae.training.prior import (
     train_priors,
 )
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import InputError
 from tests.conftest import (
     do,
     done,
+    input_error,
     refused,
     same,
     with_data,
@@ -97,7 +97,7 @@ def test_replaced_images(
     before = codes.read_bytes()
     for path in picture_folder.rglob("*.png"):  # under their old names
         write_picture(path, 1)
-    with pytest.raises(InputError, match="trained on other images"):
+    with input_error("trained on other images"):
         train_levels(tmp_path / "run", 1, resume=True, training__max_steps="4")
     assert codes.read_bytes() != before
     picture_folder.rename(tmp_path / "gone")
@@ -189,23 +189,21 @@ def test_held_out_images_are_never_trained_on() -> None:
     assert sorted([*kept, *held_out]) == list(range(97))
     assert not np.array_equal(held_out, prior_training.split_held_out(97, 0.1, 6)[1])
     assert [len(part) for part in prior_training.split_held_out(2, 0.01, 0)] == [1, 1]
-    with pytest.raises(InputError, match="at least 2"):
+    with input_error("at least 2"):
         prior_training.split_held_out(1, 0.1, 0)
 
 
 def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
     with (
         in_another_process(prior_folder(run, 1).path),
-        pytest.raises(InputError, match="level-2 is in use"),
+        input_error("level-2 is in use"),
     ):
         train_levels(run)
     train_levels(run, 2)
-    with pytest.raises(
-        InputError, match=r"level-2 holds a run already: continue it with --resume, or delete"
-    ):
+    with input_error(r"level-2 holds a run already: continue it with --resume, or delete"):
         train_levels(run)
     assert not prior_folder(run, 0).begun()
-    with pytest.raises(InputError, match=r"--prior.network.hidden_units is 8 there, 16 here"):
+    with input_error(r"--prior.network.hidden_units is 8 there, 16 here"):
         train_levels(run, 2, resume=True, network__hidden_units="16")
     train_levels(run, resume=True, training__max_steps="13")
     assert storage.read(prior_folder(run, 1).saved()[0])[1]["step"] == 13
@@ -221,7 +219,7 @@ def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) ->
     export(run, tmp_path / "exported")
     train_levels(tmp_path / "exported", 1, of=GIVEN | {"data.root": str(tiny.data.root)})
     assert prior_folder(tmp_path / "exported", 0).model.is_file()
-    with pytest.raises(InputError, match="write one and train there: hrvqvae export mnist DIR"):
+    with input_error("write one and train there: hrvqvae export mnist DIR"):
         resolve_priors("mnist", None, {}, resume=False)
 
 
@@ -304,28 +302,22 @@ def test_a_level_has_one_prior(run: Path) -> None:
         r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1"
         r" to 2"
     )
-    with pytest.raises(InputError, match=told):
+    with input_error(told):
         train_levels(run, of=GIVEN_GPT)
     shutil.rmtree(prior_folder(run, 1).path)
     stored = RunFolder(run).read_config()
     write_file(override(stored, GIVEN_GPT), RunFolder(run).config)
-    with pytest.raises(
-        InputError, match=r"there is a prior of level 1: delete \S+/level-1 to train"
-    ):
+    with input_error(r"there is a prior of level 1: delete \S+/level-1 to train"):
         train_levels(run, of={}, resume=True)
     write_file(stored, RunFolder(run).config)
     assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
     shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, of=GIVEN_GPT, training__max_steps="1")
     assert Run(run).missing_priors() == ""
-    with pytest.raises(
-        InputError, match=r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"
-    ):
+    with input_error(r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
     shutil.move(run / "aside", prior_folder(run, 0).path)
-    with pytest.raises(
-        InputError, match=r"level-1 and levels-1-2 both hold a prior of level 1; delete one"
-    ):
+    with input_error(r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
         Run(run).load_priors()
 
 
@@ -357,9 +349,9 @@ def test_images_without_classes_are_no_ground_for_class_dropout(
     model, config = Run(run).load()
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
-    with pytest.raises(InputError, match="prior.class_dropout is 0.3; it must be 0"):
+    with input_error("prior.class_dropout is 0.3; it must be 0"):
         train_levels(run, 1, class_dropout="0.3")
-    with pytest.raises(InputError, match="prior.class_dropout is 1"):
+    with input_error("prior.class_dropout is 1"):
         PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)
 
 

@@ -23,7 +23,7 @@ from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.stages import refresh
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError
-from tests.conftest import do, refused, same, with_training
+from tests.conftest import do, input_error, refused, same, with_training
 from tests.kills import at_step
 from tests.trained_run import silent, tiny_systems, train_autoencoder, train_levels
 from tests.training.tasks import Case
@@ -154,7 +154,7 @@ def stale(run: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05)
     )
-    with pytest.raises(InputError, match="nowhere"):
+    with input_error("nowhere"):
         refresh("nowhere", say=silent)
     assert refresh("run", say=silent) is None, "nothing is to be done"
     Case("progressive", run, tiny).train()
@@ -173,9 +173,7 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
     for case in cases:
         kept = case.state()
         for resume in (False, True):
-            with pytest.raises(
-                InputError, match=r"another state of the model; renew with: hrvqvae refresh run"
-            ):
+            with input_error(r"another state of the model; renew with: hrvqvae refresh run"):
                 case.train(resume=resume)
         with pytest.raises(InputError):
             case.train(renew=True, init_from="nowhere")

@@ -17,7 +17,7 @@ from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.stages import collect_fields
 from hrvqvae.utils.errors import InputError, name_arguments
-from tests.conftest import do, drawn_digits, same, with_data, write_file
+from tests.conftest import do, drawn_digits, input_error, same, with_data, write_file
 from tests.kills import Killed, at_step
 from tests.trained_run import GIVEN
 
@@ -109,12 +109,12 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
     with pytest.raises(Killed):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, **fields)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="hidden_units is 5 there, 8 here"):
+    with input_error("hidden_units is 5 there, 8 here"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=tmp_path, resume=True)
     hrvqvae.train(str(tmp_path), data=Digits(slice(None)), resume=True, max_steps=1)
     assert RunFolder(tmp_path).read_config().model.hidden_units == 5
     bad_data = tmp_path / "second"
-    with pytest.raises(InputError, match="is not an image"):
+    with input_error("is not an image"):
         hrvqvae.train(tiny_file, data=[torch.zeros(12, 12)], out=bad_data, **fields)
     assert RunFolder(bad_data).read_config().model.hidden_units == 5, "written before the data"
 
@@ -122,9 +122,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
 def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "metrics.jsonl").write_text('{"mine": 1}')
-    with pytest.raises(
-        InputError, match="metrics.jsonl is there already, and of no run: choose another out"
-    ):
+    with input_error("metrics.jsonl is there already, and of no run: choose another out"):
         hrvqvae.train(tiny_file, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "metrics.jsonl").read_text() == '{"mine": 1}'
 
@@ -148,26 +146,24 @@ def test_one_data_set_is_divided(
     )
     assert torch.get_num_threads() == count, "the process is left as it was"
     assert "tiny: 65 training images" in capsys.readouterr().out, "of 70"
-    with pytest.raises(InputError, match="continue it with resume=True"):
+    with input_error("continue it with resume=True"):
         hrvqvae.train(tiny_file, data=Digits(slice(None)), out=run, max_steps=2)
-    with pytest.raises(InputError, match="trained on other images"):
+    with input_error("trained on other images"):
         hrvqvae.train(str(run), data=Digits(slice(60)), resume=True, max_steps=4)
-    with pytest.raises(InputError, match="test_data needs a data set as data"):
+    with input_error("test_data needs a data set as data"):
         hrvqvae.train(tiny_file, data=tmp_path, test_data=Digits(slice(60)))
-    with pytest.raises(
-        InputError, match="~no-such-user/x: there is no home folder here; give a path without ~"
-    ):
+    with input_error("~no-such-user/x: there is no home folder here; give a path without ~"):
         hrvqvae.train(tiny_file, data="~no-such-user/x", out=tmp_path / "other")
-    with pytest.raises(InputError, match="mine.yaml: there is no such file"):
+    with input_error("mine.yaml: there is no such file"):
         hrvqvae.train(Path("mine.yaml"))
     assert collect_fields("training", {"data.root": Path("x")}, run, None) == {
         "data.root": str(Path("x").absolute())
     }
-    with pytest.raises(InputError, match="holds no run to resume"):
+    with input_error("holds no run to resume"):
         hrvqvae.train(tiny_file, out=tmp_path / "typo", resume=True)
     told = "trained on a data set given from Python: give it again"
     with (
         patch.object(datasets, "_REGISTERED", {}),
-        pytest.raises(InputError, match=told),
+        input_error(told),
     ):  # as in another process
         hrvqvae.load(run).train_prior()
