@@ -155,6 +155,6 @@ def test_copies_need_images_and_a_network_that_takes_labels(
     fields = GIVEN | {"prior.variants": "2", "prior.codes": "none.tar"}
     with input_error(r"prior\.shifts and prior\.variants need the run's own"):
         train_priors(run, resolve_priors(run, 1, fields, resume=False), say=silent)
-    monkeypatch.setattr(Prior, "make_label_embeddings", lambda *_: None)
+    monkeypatch.setattr(Prior, "make_embeddings", lambda *_: None)
     with input_error(r"prior\.variants must be 0: pixelsnail has no labels"):
         train_levels(run, 1, variants="1", class_dropout="0.1")

@@ -37,16 +37,16 @@ class SingleGridAutoencoder(Autoencoder):
     """
 
     config: NetworkConfig
-    progressive_decoder: ProgressiveDecoder | None = None
 
     def __init__(
         self, config: NetworkConfig, channels: int, quantizer: Quantizer | None = None
     ) -> None:
         super().__init__(config, channels)
         self.quantizer = quantizer or ResidualQuantizer(cast(SingleGridConfig, config).quantizer)
-        shape = (config, channels, self.quantizer.config.dim, config.stride)
-        self.encoder = Encoder(*shape)
-        self.decoder = Decoder(*shape)
+        dim = self.quantizer.config.dim
+        self.encoder = Encoder(config, channels, dim, config.stride)
+        self.decoder = Decoder(config, channels, dim, config.stride)
+        self._progressive: list[ProgressiveDecoder] = []  # in a list it is no submodule
 
     @property
     def linked_codebooks(self) -> tuple[Tensor, ...]:
@@ -56,8 +56,14 @@ class SingleGridAutoencoder(Autoencoder):
         quantizer = self.quantizer
         if not isinstance(quantizer, ResidualQuantizer):
             return ()
-        is_tree = 1 < quantizer.config.group_size == quantizer.config.levels
-        return tuple(codebook.codewords.detach() for codebook in quantizer.levels if is_tree)
+        if not 1 < quantizer.config.levels == quantizer.config.group_size:
+            return ()
+        return tuple(codebooks.codewords.detach() for codebooks in quantizer.levels)
+
+    @property
+    def progressive_decoder(self) -> ProgressiveDecoder | None:
+        """The decoder of prefixes, if there is one (`use_progressive_decoder`)."""
+        return self._progressive[0] if self._progressive else None
 
     def latents(self, images: Tensor) -> Tensor:
         """Return the latents z (B, H, W, D) float32 of images (B, C, Y, X) float32 in [0, 1]."""
@@ -78,13 +84,14 @@ class SingleGridAutoencoder(Autoencoder):
         """Return the decoder's output (B, C, Y, X) in [-1, 1], not clamped, from quantized latents
         (B, H, W, D).
 
-        `levels` are level counts of prefixes, () for the whole batch or (B,) with a count per image
-        (None: all levels).
+        `levels` are level counts below L, () for the whole batch or (B,) with a count per image
+        (None: all levels). Without a progressive decoder they are ignored.
         """
         features = latents.permute(0, 3, 1, 2)
-        progressive = self.progressive_decoder
-        use_decoder = levels is None or progressive is None
-        decoded = self.decoder(features) if use_decoder else progressive(features, levels - 1)  # type: ignore
+        if levels is None or not self._progressive:
+            decoded = self.decoder(features)
+        else:
+            decoded = self._progressive[0](features, levels - 1)
         return crop_padding(decoded, self.config.padding, size)
 
     def forward(self, images: Tensor) -> Reconstructed:
@@ -94,28 +101,25 @@ class SingleGridAutoencoder(Autoencoder):
         unit = to_unit_images(images, self.channels, training=self.training)
         latents = self.latents(unit)
         quantized: Quantized = self.quantizer(latents)
-        decoded = quantized.latents
+        decoder_input = quantized.latents
         count = len(self.prefixes)
         part = distributed.rank_slice()
-        positions = part.of(len(unit) * part.count)  # in the batch of all processes
-        by_prefix = (
-            self.training
-            and getattr(self.config, "train_prefixes", False)
-            and len(unit) * part.count >= count
-        )
-        if by_prefix:  # the image at position i is decoded from prefix i % count
+
+        # the image at position i of the batch of all processes is decoded from prefix i % count, if
+        # every prefix occurs
+        by_prefix = self.training and getattr(self.config, "train_prefixes", False)
+        by_prefix = by_prefix and len(unit) * part.count >= count
+        if by_prefix:
             image_index = torch.arange(len(unit), device=unit.device)
-            prefix_index = (image_index + positions.start) % count
-            prefixes = self.prefix_latents(quantized.codes).detach()
-            share = compute_explained_share(latents.detach(), prefixes)[prefix_index][:, None, None]
-            decoded = prefixes[prefix_index, image_index] + share * (latents - latents.detach())
-        output = self.pixels(decoded, (unit.shape[-2], unit.shape[-1]))
+            prefix_index = (image_index + part.rank * len(unit)) % count
+            sums = self.prefix_latents(quantized.codes).detach()
+            share = compute_explained_share(latents.detach(), sums)[prefix_index][:, None, None]
+            decoder_input = sums[prefix_index, image_index] + share * (latents - latents.detach())
+        output = self.pixels(decoder_input, (unit.shape[-2], unit.shape[-1]))
         errors = (output - (unit * 2 - 1)).square()
-        error = (
-            compute_relative_error(errors.mean((1, 2, 3)), prefix_index, count)
-            if by_prefix
-            else errors.mean()
-        )
+        error = errors.mean()
+        if by_prefix:
+            error = compute_relative_error(errors.mean((1, 2, 3)), prefix_index, count)
         losses = {"reconstruction": error}
         losses |= {name: loss / unit.numel() for name, loss in quantized.losses.items()}
         return Reconstructed((output + 1) / 2, quantized.codes, losses)
@@ -127,27 +131,20 @@ class SingleGridAutoencoder(Autoencoder):
         return tiles.encode(encode_tile, images, self.config, self.encoder)
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
-        prefix_codes = self.take_prefix(codes, levels)
-        num_levels = self.prefixes[-1]
-        network = (
-            self.decoder
-            if len(prefix_codes) == num_levels
-            else self.progressive_decoder or self.decoder
-        )
+        codes = self.take_prefix(codes, levels)
+        is_whole = len(codes) == self.prefixes[-1]
+        network = self.decoder if is_whole else self.progressive_decoder or self.decoder
 
-        def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
-            latents = self.quantizer.lookup(tile)
-            count = (
-                torch.tensor(len(tile), device=latents.device) if len(tile) < num_levels else None
-            )
+        def decode_tile(codes: Codes, size: Grid | None) -> Tensor:
+            latents = self.quantizer.lookup(codes)
+            count = None if is_whole else torch.tensor(len(codes), device=latents.device)
             return ((self.pixels(latents, size, count) + 1) / 2).clamp(0, 1)
 
-        return tiles.decode(decode_tile, prefix_codes, size, self.config, network)
+        # the tiles' halo is that of `network`
+        return tiles.decode(decode_tile, codes, size, self.config, network)
 
     def decode_prefix(self, codes: Codes, levels: Tensor) -> Tensor:
-        """Decode the first levels, without decoding other prefixes; see
-        `Autoencoder.decode_prefix`.
-        """
+        """Decode the first levels, and no other prefix; see `Autoencoder.decode_prefix`."""
         latents = select_prefix(self.prefix_latents(codes), self.prefixes, levels)
         is_whole = levels == self.prefixes[-1]
         progressive = self.progressive_decoder
@@ -158,9 +155,8 @@ class SingleGridAutoencoder(Autoencoder):
                 lambda z, count: progressive(z, count - 1),
                 (latents.permute(0, 3, 1, 2), levels),
             )
-            output = crop_padding(
-                decoded, self.config.padding, None
-            )  # a branch of torch.cond may not return a view
+            # cropped here: a branch of torch.cond may not return a view
+            output = crop_padding(decoded, self.config.padding, None)
         else:
             output = self.pixels(latents, None, None if progressive is None or is_whole else levels)
         return ((output + 1) / 2).clamp(0, 1)
@@ -185,17 +181,16 @@ class SingleGridAutoencoder(Autoencoder):
             self.quantizer.align()
 
     def use_progressive_decoder(self, decoder: ProgressiveDecoder) -> None:
-        """Use a progressive decoder, on the model's device, to decode prefixes; its case is the
-        level count - 1.
+        """Use a progressive decoder, on the model's device, to decode prefixes.
 
-        `parameters()` and `state_dict()` exclude this decoder, so the model's digest, priors and
-        files stay valid.
+        It is no submodule: `parameters()`, `state_dict()`, `train()` and `eval()` leave it out. So
+        the digest of the model's weights stays, and with it what belongs to them: priors, files.
         """
-        object.__setattr__(self, "progressive_decoder", decoder)  # nn.Module would register it
+        self._progressive = [decoder]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        if self.progressive_decoder is not None:
-            self.progressive_decoder._apply(fn)  # type: ignore[no-untyped-call]  # follows the model to its device
+        for decoder in self._progressive:  # follows the model to its device
+            decoder._apply(fn)  # type: ignore[no-untyped-call]
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -209,6 +204,8 @@ def compute_explained_share(latents: Tensor, prefixes: Tensor) -> Tensor:
     axes = (0, 1, 2)
     latent_mean = latents.mean(axes)
     (overall_mean,) = distributed.all_reduce_mean([latent_mean])
+
+    # the variance within a process, and between processes: their mean is that over all images
     spread = latents.var(axes, correction=0) + (latent_mean - overall_mean).square()
     errors = (latents - prefixes).square().mean((1, 2, 3))
     variance, errors = distributed.all_reduce_mean([spread, errors])
@@ -226,4 +223,7 @@ def compute_relative_error(errors: Tensor, prefix_index: Tensor, count: int) -> 
     sums = errors.new_zeros(count).index_add(0, prefix_index, errors)
     sizes = torch.zeros_like(sums).index_add(0, prefix_index, torch.ones_like(errors))
     mean_sums, mean_sizes = distributed.all_reduce_mean([sums.detach(), sizes])
-    return (sums / mean_sums.clamp(min=1e-12)).mean() * (mean_sums[-1] / mean_sizes[-1])
+
+    # each ratio is 1 in the mean over the processes, with the gradient of the logarithm
+    ratios = sums / mean_sums.clamp(min=1e-12)
+    return ratios.mean() * (mean_sums[-1] / mean_sizes[-1])

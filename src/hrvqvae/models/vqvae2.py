@@ -54,12 +54,10 @@ class VQVAE2(Autoencoder):
             ResidualQuantizer(config.quantizer) for _ in range(grids)
         )
         self.conditions = nn.ModuleList(Decoder(config, hidden, dim, 2) for _ in range(grids - 1))
-        doublings = [range(grids - 1 - level) for level in range(grids)]
-        stacks = (
-            [nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in times]
-            for times in doublings
-        )
-        self.upsamplings = nn.ModuleList(nn.Sequential(*stack) for stack in stacks)
+        self.upsamplings = nn.ModuleList()
+        for doublings in reversed(range(grids)):  # none for the finest grid
+            stack = [nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1) for _ in range(doublings)]
+            self.upsamplings.append(nn.Sequential(*stack))
         self.decoder = Decoder(config, channels, dim * grids, stride)
 
     @property
@@ -131,7 +129,7 @@ class VQVAE2(Autoencoder):
 
     def decode(self, codes: Codes, levels: int | None = None, size: Grid | None = None) -> Tensor:
         codes = self.take_prefix(codes, levels)
-        check_codes(codes, self.config.quantizer.sizes * len(codes), scale=2)
+        check_codes(codes, self.config.num_symbols, scale=2)
 
         def decode_tile(tile: Codes, size: Grid | None) -> Tensor:
             pairs = zip(self.quantizers, tile, strict=True)
