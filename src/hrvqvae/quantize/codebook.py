@@ -92,10 +92,13 @@ class LevelCodebooks(nn.Module):
         Returns:
             The codewords (K,), or a slice of all, equal in all processes, and the sums (K, D).
         """
-        if self.total is not None or counts.device.type != "cpu":  # `nonzero` waits for a GPU
-            return slice(None), vq.sums(residual, index, self.num_codewords)
-        rows = counts.nonzero().flatten()
-        return rows, vq.sums(residual, torch.searchsorted(rows, index), len(rows))
+        rows: Any = slice(None)
+        count = self.num_codewords
+        if self.total is None and counts.device.type == "cpu":  # `nonzero` waits for a GPU
+            rows = counts.nonzero().flatten()
+            count = len(rows)
+            index = torch.searchsorted(rows, index)
+        return rows, residual.new_zeros(count, residual.shape[1]).index_add_(0, index, residual)
 
     def average(self, counts: Tensor, rows: Any, sums: Tensor) -> None:
         """Update averages and codewords from the counts (num_codewords,) of a batch and the sums

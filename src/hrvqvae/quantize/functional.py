@@ -31,11 +31,6 @@ def counts(index: Tensor, num_codewords: int) -> Tensor:
     return flat.new_zeros(num_codewords).scatter_add_(0, flat, torch.ones_like(flat))
 
 
-def sums(vectors: Tensor, index: Tensor, num_codewords: int) -> Tensor:
-    """Sum the vectors (N, D) of each codeword, by index (N,): (num_codewords, D)."""
-    return vectors.new_zeros(num_codewords, vectors.shape[-1]).index_add_(0, index, vectors)
-
-
 def perplexity(count: Tensor) -> float:
     """Return exp(entropy) of the shares of the counts, from 1 to the number of codewords."""
     share = count.double() / count.sum().clamp(min=1)

@@ -74,9 +74,8 @@ def kmeans(
         (nearest,) = search(vectors, [centers.unsqueeze(0)])
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
         if iteration < iterations:
-            means = vq.moving_average_codewords(
-                sizes, vq.sums(vectors, nearest, num_clusters), centers
-            )
+            sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
+            means = vq.moving_average_codewords(sizes, sums, centers)
             if even:
                 error = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
                 prices = prices + 0.3 * error * (sizes / sizes.mean() - 1).clamp(max=3)

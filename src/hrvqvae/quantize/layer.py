@@ -246,9 +246,17 @@ class TreeVQ(nn.Module):
             raise InputError(
                 "a TreeVQ in training mode can't run under torch.inference_mode: call eval() first"
             )
-        steps = schedule.steps
+        steps, _ = schedule.read_progress()
         if steps == 0:
-            self._start(vectors)  # the call that completes the start makes it 1
+            quantizer.encode(vectors)  # raises what the search raises, before anything changes
+            start = schedule.collect(vectors.detach().float())
+            if start is not None:
+                sample, weight = start
+                with torch.device("cpu"), schedule.track_moves(quantizer):
+                    quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
+                if len(sample) == schedule.start_vectors:
+                    # only now, as a fit that Ctrl-C ends is made again; sets the steps to 1
+                    schedule.finish_start()
         result: Quantized = quantizer(vectors)
         if steps:
             if schedule.restart_due(steps):
@@ -259,20 +267,6 @@ class TreeVQ(nn.Module):
                     quantizer.restart_dead_codes(gathered, torch.Generator().manual_seed(steps))
             schedule.set_progress(steps + 1)
         return result
-
-    def _start(self, vectors: Tensor) -> None:
-        """Collect vectors (N, D), and fit the codebooks to the first and to all of them."""
-        schedule = self.schedule
-        self.quantizer.encode(vectors)  # raises what the search raises, before anything changes
-        start = schedule.collect(vectors.detach().float())
-        if start is None:
-            return
-        sample, weight = start
-        with torch.device("cpu"), schedule.track_moves(self.quantizer):
-            self.quantizer.initialize(sample, torch.Generator().manual_seed(0), weight)
-        is_complete = len(sample) == schedule.start_vectors
-        if is_complete:  # only now: a fit that Ctrl-C ends is made again
-            schedule.finish_start()
 
     def freeze(self) -> TreeVQ:
         """Keep the codebooks unchanged in training mode too; return the layer."""

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -265,29 +266,23 @@ def search_compiled(
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
         tiles = codewords.view(-1, COLUMNS, codewords.shape[1]).transpose(1, 2).contiguous()
         one_thread_up_to = max(1, one_thread_up_to // len(tiles))
-
-        def loop(first: int, last: int) -> float:
-            return float(_search_flat(vectors, tiles.numpy(), indices.numpy()[0], first, last))
-
+        loop = partial(_search_flat, vectors, tiles.numpy(), indices.numpy()[0])
     else:
-        padded = [  # which keeps the codebooks at the addresses alive
-            _pad_to(_pad_to(codebook, 2, LANES, 0.0), 1, SIDE_BY_SIDE, torch.inf)
-            for codebook in codebooks
+        wide = [_pad_to(codebook, 2, LANES, 0.0) for codebook in codebooks]
+        padded = [_pad_to(codebook, 1, SIDE_BY_SIDE, torch.inf) for codebook in wide]
+        sizes = [codebook.shape[:2] for codebook in codebooks]
+        shapes = [
+            (size, codebook.shape[1], num_books)
+            for (num_books, size), codebook in zip(sizes, padded, strict=True)
         ]
-        books = np.array([codebook.data_ptr() for codebook in padded])
-        shapes = np.array(
-            [
-                (codebook.shape[1], with_padding.shape[1], len(codebook))
-                for codebook, with_padding in zip(codebooks, padded, strict=True)
-            ]
-        )
-        beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
-        tree = vectors, books, shapes, padded[0].shape[2], indices.numpy()
-
-        def loop(first: int, last: int) -> float:
-            if beam == 1:
-                return float(_search_greedy(*tree, first, last))
-            return float(_search_beam(*tree, beam, np.float32(coarse_weight), first, last))
+        # `padded` keeps the codebooks at these addresses alive
+        addresses = [codebook.data_ptr() for codebook in padded]
+        width_of_codewords = padded[0].shape[2]
+        tree = (vectors, np.array(addresses), np.array(shapes), width_of_codewords, indices.numpy())
+        beam = min(width, math.prod(size for _, size in sizes[:-1]))
+        loop = partial(_search_greedy, *tree)
+        if beam > 1:
+            loop = partial(_search_beam, *tree, beam, np.float32(coarse_weight))
 
     squares = sum(in_parts(len(latents), loop, one_thread_up_to=one_thread_up_to))
     if not np.isfinite(squares):
