@@ -15,6 +15,7 @@ from unittest.mock import Mock, patch
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.kid import poly_mmd
@@ -31,7 +32,7 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier, samples
-from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier, train_classifier
+from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
 from hrvqvae.evaluation.report import (
     evaluate_run,
     measure_file_bits,
@@ -59,14 +60,11 @@ PIXELS = Features("", lambda images: images.flatten(1))
 
 
 def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the root by the eigenvalues of C1 C2."""
-    means, covariances = zip(
-        *((x.mean(0), np.cov(x, rowvar=False)) for x in (left, right)), strict=True
-    )
-    roots = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(0))
-    return float(
-        ((means[0] - means[1]) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * roots.sum()
-    )
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
+    first, second = (np.cov(x, rowvar=False) for x in (left, right))
+    difference = left.mean(0) - right.mean(0)
+    roots = sqrtm(first @ second).real
+    return float(difference @ difference + np.trace(first + second - 2 * roots))
 
 
 def sets(count: int) -> tuple[torch.Tensor, ...]:
@@ -95,11 +93,12 @@ def test_distances_by_hand() -> None:
     assert plain.frechet_name == "Frechet distance of 80 images, features of pixels"
 
 
+@patch.object(samples, "_NEIGHBOUR", 1)
 def test_shares_by_hand() -> None:
     centres = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
     points = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
     # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
-    assert measure_share_inside(points, centres, neighbour=1) == 4 / 5
+    assert measure_share_inside(points, centres) == 4 / 5
 
 
 def test_numbers_of_images_that_have_no_distance() -> None:
@@ -246,7 +245,7 @@ class Brightness(torch.nn.Module):
 
 
 def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
-    unequal_classes: DataConfig,
+    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
@@ -257,15 +256,11 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
     with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
         measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
-
-def test_sets_are_no_larger_than_the_train_split(
-    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    # sets are no larger than the train split
     images = samples.load_images(unequal_classes, "test")
     few = ImageSet(images.config, images.labels[:50], images.classes, pixels=images.pixels[:50])
-    monkeypatch.setattr(
-        samples, "load_images", lambda _, split: {"train": few, "test": images}[split]
-    )
+    splits = {"train": few, "test": images}
+    monkeypatch.setattr(samples, "load_images", lambda _, split: splits[split])
     assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
 
 
@@ -354,8 +349,12 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     assert measure_rate(priors, Paths(), None, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
 
 
+def evaluate(run: str | Path, *options: object) -> dict[str, Any]:
+    return json.loads(do("evaluate", run, "--json", "--device", "cpu", *options))
+
+
 def test_evaluation_with_priors(run: Path) -> None:
-    report = json.loads(do("evaluate", run, "--json", "--device", "cpu"))
+    report = evaluate(run)
     total = sum(level["prior_bits_per_code"] for level in report["levels"]) * 49
     assert report["prior_bits_per_image"] == pytest.approx(total)
     assert 0 < total <= 3 * 49 * 1.6
@@ -406,24 +405,20 @@ def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert evaluated.rate is not None
 
 
-def measure_own(run: str | Path, folder: Path, *options: str) -> dict[str, Any]:
-    return json.loads(do("evaluate", run, "--data", folder, "--device", "cpu", "--json", *options))
-
-
 def test_any_folder_is_measured_whole_by_any_model(run: Path, tmp_path: Path) -> None:
     for index in range(9):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40 + index, 30))
-    reports = [measure_own(model, tmp_path / "photos") for model in (run, "mnist")]
+    reports = [evaluate(model, "--data", tmp_path / "photos") for model in (run, "mnist")]
     for report in reports:
         assert (report["dataset"], report["split"], report["images"]) == ("photos", "all", 9)
         assert report["no_priors"].endswith("0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the data has no classes")
-    assert measure_own(run, tmp_path / "photos", "--split", "test")["images"] < 9
+    assert evaluate(run, "--data", tmp_path / "photos", "--split", "test")["images"] < 9
 
 
 def test_priors_are_measured_on_a_folder_of_their_classes(run: Path, tmp_path: Path) -> None:
     for index in range(10):
         write_picture(tmp_path / "own" / str(index) / "x.png", index)
-    report = measure_own(run, tmp_path / "own")
+    report = evaluate(run, "--data", tmp_path / "own")
     assert (report["split"], report["images"], report["no_priors"]) == ("all", 10, None)
     assert report["prior_bits_per_image"] > 0
 
@@ -432,14 +427,14 @@ def test_the_test_split_of_another_folder_is_measured(run: Path, tmp_path: Path)
     for split, count in (("train", 4), ("test", 3)):
         for index in range(count):
             write_picture(tmp_path / "own" / split / f"{index}.png", index)
-    report = measure_own(run, tmp_path / "own")
+    report = evaluate(run, "--data", tmp_path / "own")
     assert (report["split"], report["images"]) == ("test", 3)
 
 
 def test_a_damaged_prior_is_a_note_beside_the_errors(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     prior_folder(copy, 1).model.write_bytes(b"damaged")
-    report = json.loads(do("evaluate", copy, "--device", "cpu", "--json"))
+    report = evaluate(copy)
     assert report["mse"] > 0
     assert "level-2/model.safetensors is damaged" in report["no_priors"]
 
@@ -456,10 +451,11 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path: Path) -> Non
     assert shipped.accuracy > 0.99
 
 
-def test_the_classifier_learns(mnist_root: Path) -> None:
+def test_the_classifier_learns(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "SMALL", dataclasses.replace(classifier.SMALL, epochs=50))
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     drawn = torch.get_rng_state()
-    first, again = (train_classifier(data, epochs=50) for _ in range(2))
+    first, again = (classifier.train_classifier(data) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), drawn), "the caller's generator is as before"
     assert first.accuracy > 0.25, (
         "of 10 classes; each two share a bar, so half is the best there is"
@@ -467,10 +463,7 @@ def test_the_classifier_learns(mnist_root: Path) -> None:
     assert first.accuracy == again.accuracy
 
 
-def test_samples_are_classified(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
-    )
+def test_samples_are_classified(run: Path) -> None:
     _, out, err = done("evaluate", run, "--samples", 7, "--images", 8, "--json", "--device", "cpu")
     report = json.loads(out)
     assert "training the classifier" in err
@@ -501,8 +494,8 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     for path in broken:
         path.unlink()
     (picture_folder / "dogs").rename(picture_folder / "wolves")
-    command = ["evaluate", run, "--device", "cpu", "--data", str(picture_folder)]
-    reason = json.loads(do(*command, "--json"))["no_priors"]
+    command = ["evaluate", run, "--device", "cpu", "--data", picture_folder]
+    reason = evaluate(run, "--data", picture_folder)["no_priors"]
     assert reason.endswith("other classes than the data: cats, dogs; the data has cats, wolves")
     assert reason in refused([*command, "--samples", 2])
     wolves = ["sample", run, "--class", "wolves", "-o", tmp_path / "x.png"]

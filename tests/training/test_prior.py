@@ -22,8 +22,6 @@ from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import RankSlice
-from hrvqvae.evaluation import classifier
-from hrvqvae.evaluation.classifier import train_classifier
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.model import Model, load
 from hrvqvae.models.objective import Metrics
@@ -390,9 +388,7 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_guidance_needs_class_dropout(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guidance_needs_class_dropout(run: Path, tmp_path: Path) -> None:
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
@@ -401,9 +397,6 @@ def test_guidance_needs_class_dropout(
     )
     assert not torch.equal(weak, strong)
     do("sample", guided, "-n", 2, "--guidance", "1.5,1", "-o", tmp_path / "sheet.png")
-    monkeypatch.setattr(
-        classifier, "train_classifier", lambda config: train_classifier(config, epochs=2)
-    )
     command = (
         "evaluate",
         guided,

@@ -260,14 +260,11 @@ def read_classifier(path: Path, config: DataConfig) -> TrainedClassifier:
 
 
 @torch.random.fork_rng(devices=())
-def train_classifier(
-    config: DataConfig, epochs: int | None = None, seed: int = 1
-) -> TrainedClassifier:
+def train_classifier(config: DataConfig, seed: int = 1) -> TrainedClassifier:
     """Train a classifier on the training split of a data set, and measure its accuracy on the test
     split.
 
-    `epochs` replaces the recipe's number of epochs. Raises InputError if the data is missing or has
-    no classes.
+    Raises InputError if the data is missing or has no classes.
     """
     images, test_images = (load_images(config, split) for split in ("train", "test"))
     if not images.classes:
@@ -279,7 +276,7 @@ def train_classifier(
     classifier = recipe.network(config.channels, len(images.classes)).to(
         memory_format=torch.channels_last
     )  # type: ignore[call-overload]
-    steps = max(1, (recipe.epochs if epochs is None else epochs) * len(images) // _BATCH)
+    steps = max(1, recipe.epochs * len(images) // _BATCH)
     note(f"training the classifier of {config.dataset}: {steps:,} steps")
     rate = recipe.learning_rate
     decay = recipe.weight_decay

@@ -34,6 +34,7 @@ from hrvqvae.utils.errors import InputError
 CLASSIFIER = "classifier.safetensors"  # in a run folder, or in the folder of a comparison
 NUM_SETS = 5  # sets of samples, of training images, and at most of other test images
 _BLOCK = 1_024
+_NEIGHBOUR = 3
 _BATCH = 128
 
 
@@ -186,14 +187,14 @@ def measure_kernel_distance(first: Tensor, second: Tensor) -> float:
     return mean_over_different(first) + mean_over_different(second) - 2 * mean_between
 
 
-def measure_share_inside(points: Tensor, centres: Tensor, neighbour: int = 3) -> float:
+def measure_share_inside(points: Tensor, centres: Tensor) -> float:
     """Return the share of points (N, D) inside a ball around any of the centres (M, D).
 
-    A ball's radius is the distance to the `neighbour`-th nearest other centre (Kynkaanniemi et al.
-    2019, equation 1).
+    A ball's radius is the distance to the third nearest other centre (Kynkaanniemi et al. 2019,
+    equation 1).
     """
     # The radius of each ball. The nearest centre to a centre is the centre itself.
-    rank = min(neighbour + 1, len(centres))
+    rank = min(_NEIGHBOUR + 1, len(centres))
     distances = (torch.cdist(block, centres) for block in torch.split(centres, _BLOCK))
     radii = torch.cat([block.kthvalue(rank, dim=1).values for block in distances])
 

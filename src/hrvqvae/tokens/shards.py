@@ -336,10 +336,10 @@ def detokenize(
     shards: Path,
     out: Path,
     *,
-    model: str | None = None,
-    levels: int | None = None,
-    device: str = "cpu",
-    force: bool = False,
+    model: str | None,
+    levels: int | None,
+    device: str,
+    force: bool,
 ) -> int:
     """Decode each row of a folder of shards, or of a shard, to a file `out/KEY.png`; return the
     number of files.

@@ -324,14 +324,14 @@ def tokenize(
     source: Path,
     out: Path,
     *,
-    shard_size: int | None = None,
-    full_size: bool = False,
-    workers: int | None = None,
-    device: str = "cpu",
-    engine: Literal["local", "ray"] = "local",
-    retry_broken: bool = False,
-    beam: int | None = None,
-    effort: int = 0,
+    shard_size: int | None,
+    full_size: bool,
+    workers: int | None,
+    device: str,
+    engine: Literal["local", "ray"],
+    retry_broken: bool,
+    beam: int | None,
+    effort: int,
 ) -> Tokenized:
     """Write the codes of images to a folder of shards; continue if an earlier call was stopped.
 
