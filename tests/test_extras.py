@@ -124,16 +124,16 @@ def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
                 else []
             )
             imported |= {name.partition(".")[0] for name in names}
-    packages = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
+    needed = imported - set(sys.stdlib_module_names) - base - {"hrvqvae"}
     brought = set().union(*(modules_of(name) for names in packages().values() for name in names))
-    assert packages <= brought, (
-        f"{sorted(packages - brought)} are imported, but neither required nor in an extra"
+    assert needed <= brought, (
+        f"{sorted(needed - brought)} are imported, but neither required nor in an extra"
     )
-    assert "matplotlib" in packages, "and not required"
-    extras = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
+    assert "matplotlib" in needed, "and not required"
+    names_of_extras = set(PROJECT["optional-dependencies"]) - {"all", "browser", "dev", "play"}
     assert (
         set(re.findall(r"[\w-]+", PROJECT["optional-dependencies"]["all"][0])) - {"hrvqvae"}
-        == extras
+        == names_of_extras
     )
 
 

@@ -27,6 +27,7 @@ from hrvqvae.utils.progress import note
 
 BUDGETS = (24, 60, 90, 120, 150, 220, 288)
 LARGE_BUDGETS = (100, 288, 500, 1000, 1500, 2500)
+_ON_SHEET = 10  # images
 _LARGE = 64  # pixels of a side from which an image is large
 
 
@@ -142,19 +143,14 @@ def curves_of_files(compared: FilesCompared, path: Path) -> None:
     save_figure(figure, path)
 
 
-def rows_at_equal_bytes(
-    compared: FilesCompared, budgets: Sequence[int], count: int = 10
-) -> list[SheetRow]:
+def rows_at_equal_bytes(compared: FilesCompared, budgets: Sequence[int]) -> list[SheetRow]:
     """Test images above what each codec makes of them in at most so many bytes, the setting chosen
     for each image.
 
     A codec that has no such small file of one of the images is left out at that budget.
     """
-    places = (
-        np.linspace(0, len(compared.images) - 1, min(count, len(compared.images)))
-        .round()
-        .astype(int)
-    )
+    count = len(compared.images)
+    places = np.linspace(0, count - 1, min(_ON_SHEET, count)).round().astype(int)
     images = compared.images[places]
     measured = [(codec, curve) for codec in compared.codecs for curve in measure(codec, images)]
     rows = [SheetRow("original", _tensors(images))]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import timeit
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, empty
 
-from benchmarks.common import read_images
+from benchmarks.common import read_images, side_by_side
 from benchmarks.laboratory.systems import codewords_searched
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
@@ -47,7 +45,6 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Columns of a table: name in a row -> (header, format). A name in braces is a value of the row."""
 
 _TIMED_IMAGES = 256
-_TIMED_CALLS = 5
 _FEATURE_IMAGES = 2_000
 _VALIDATION_IMAGES = 2_000
 _BATCH = 64
@@ -116,6 +113,11 @@ class Instruments:
         # times of calls on some of them
         timed = torch.cat(self.images)[:_TIMED_IMAGES]
         codes = model.encode(timed)
+        calls: dict[str, Callable[[], object]] = {
+            "encode": lambda: model.encode(timed),
+            "decode": lambda: model.decode(codes, size=size),
+        }
+        spent = side_by_side(calls)
 
         # the log has the errors on the way
         records = read_records(run.metrics)
@@ -132,10 +134,8 @@ class Instruments:
             "perplexity": report.levels[-1].perplexity,
             "leaves_used": report.levels[-1].used,
             "codewords_searched": codewords_searched(config.model),
-            "encode_images_per_second": len(timed) / _median_seconds(lambda: model.encode(timed)),
-            "decode_images_per_second": (
-                len(timed) / _median_seconds(lambda: model.decode(codes, size=size))
-            ),
+            "encode_images_per_second": len(timed) / spent["encode"],
+            "decode_images_per_second": len(timed) / spent["decode"],
             "test_errors": [
                 (record["step"], record["mse"])
                 for record in records
@@ -158,8 +158,3 @@ class Validation(Instruments):
         """Return the columns of a trial, and no images."""
         report = evaluate_run(run.path, rate=False, limit=_VALIDATION_IMAGES).report
         return {"validation_mse": report.mse, "leaves_used": report.levels[-1].used}, empty(0)
-
-
-def _median_seconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call, without the first call, which allocates memory."""
-    return median(timeit.repeat(call, number=1, repeat=1 + _TIMED_CALLS)[1:])

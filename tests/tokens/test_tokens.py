@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -149,15 +149,17 @@ def test_random_kills(
 
 
 def test_workers_write_the_missing_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
+    """Finished shards are not touched. A manifest without an effort is of effort 0."""
     out = shutil.copytree(shards, tmp_path / "out")
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert manifest.pop("effort") == 0
+    (out / "_manifest.json").write_text(json.dumps(manifest))
     (out / "part-000001.parquet").unlink()
     (out / "part-000003.parquet").unlink()
     kept = {path: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     tokenize("mnist", digits, out, "--shard-size", 20, workers=2)
     assert read_files(out) == read_files(shards)
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), (
-        "finished shards are not touched"
-    )
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
 def test_broken_images_are_listed(
@@ -255,17 +257,6 @@ def test_more_effort_gives_other_shards_of_less_error(
         errors.append(float((decoded - torch.from_numpy(np.stack(images)) / 255).square().sum()))
     assert errors[1] < 0.98 * errors[0]
     assert "was begun with another effort: 1, not 0" in refused(["tokenize", *options])
-
-
-def test_a_manifest_without_an_effort_is_of_effort_0(
-    shards: Path, digits: Path, tmp_path: Path
-) -> None:
-    out = shutil.copytree(shards, tmp_path / "out")
-    manifest = json.loads((out / "_manifest.json").read_text())
-    assert manifest.pop("effort") == 0
-    (out / "_manifest.json").write_text(json.dumps(manifest))
-    tokenize("mnist", digits, out)
-    assert read_files(out) == read_files(shards)
 
 
 def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> None:
@@ -760,16 +751,6 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
         assert message in refused(
             ["train-prior", run, "--codes", codes, "--max-steps", 1, *options]
         )
-
-
-def test_who_lays_them_out_is_waited_for(run: Path, run_shards: Path, tmp_path: Path) -> None:
-    model, config = Run(run).load()
-    say = Mock(side_effect=KeyboardInterrupt)
-    with in_another_process(tmp_path / "codes") as pid, pytest.raises(KeyboardInterrupt):
-        load_shard_maps(tmp_path / "codes", run_shards, model, config, say)
-    say.assert_called_once_with(
-        f"{tmp_path / 'codes'} is in use by another process (pid {pid}); waiting for it"
-    )
 
 
 def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) -> None:

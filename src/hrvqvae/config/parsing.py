@@ -87,12 +87,13 @@ def override(base: Config, values: Mapping[str, Any]) -> Config:
         base = base.replace(**{"prior.network": PRIORS.get(kind).config()})
     config = base.replace(**values)
     leaves = flatten(config)
+    budgets = dict[str, Any]()
     for section in TRAINING_SECTIONS:
         names = [f"{section}.{name}" for name in BUDGET]
         limits = {name: leaves[name] for name in names if name in values}
         if any(limits.values()):
-            config = config.replace(**dict.fromkeys(names, 0) | limits)
-    return config
+            budgets |= dict.fromkeys(names, 0) | limits
+    return config.replace(**budgets)
 
 
 def base_config(name: str) -> Config:

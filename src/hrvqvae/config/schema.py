@@ -258,7 +258,7 @@ class Config(Section):
     name: str = "custom"  #: name of the preset from which the run began
     data: DataConfig = DataConfig()
     model: ModelConfig = field(default_factory=lambda: SYSTEMS.get(DEFAULT_SYSTEM).config)
-    training: TrainingConfig = TrainingConfig(epochs=1)
+    training: TrainingConfig = TrainingConfig(epochs=1)  # `check` wants a budget
     prior: PriorConfig = field(default_factory=PriorConfig)
     progressive: ProgressiveConfig = ProgressiveConfig()
     generation: GenerationConfig = GenerationConfig()

@@ -270,8 +270,8 @@ def measure_samples(
         batches = read_images_at(tests, reference)
         coded = (model.encode(images, lmbda, effort=effort) for images in batches)
     else:
-        parts = np.split(reference, range(_BATCH, size, _BATCH))
-        coded = (maps.read(indices)[0] for indices in parts)
+        parts = map(maps.read, np.split(reference, range(_BATCH, size, _BATCH)))
+        coded = (codes for codes, _ in parts)
     decoded = torch.cat([model.decode(codes, size=config.image_size) for codes in coded])
     labels = torch.from_numpy(tests.labels[reference])
     train_sets = (read_images_at(train, subset) for subset in draw_subsets(train, size, NUM_SETS))
