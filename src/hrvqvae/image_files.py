@@ -264,7 +264,7 @@ class Resumption:
 class _CodeFile(NamedTuple):
     place: str  # for messages
     name: str  # of its image
-    content: bytes | None  # None for a damaged entry of a zip
+    content: bytes  # empty for a damaged entry of a zip
 
 
 class _Job(NamedTuple):
@@ -280,7 +280,7 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
     gets. Raises InputError if a folder has none.
     """
     files = list[tuple[Path, str]]()
-    for path in paths:
+    for path in dict.fromkeys(paths):
         if not path.is_dir():
             files.append((path, path.stem))
             continue
@@ -301,7 +301,7 @@ def _read_files(paths: Iterable[tuple[Path, str]], names: Sequence[str]) -> Iter
         for entry, content in zips.read_zip(path):
             name = entry.removesuffix(hrv.SUFFIX)
             if not names or name in names:
-                yield _CodeFile(f"{path}: {entry}", name, content)
+                yield _CodeFile(f"{path}: {entry}", name, content or b"")
 
 
 def decompress_files(
@@ -332,34 +332,27 @@ def decompress_files(
 
     # find what can be read, and who made it, before anything is written
     faults = list[str]()
-    headers = dict[int, tuple[_CodeFile, hrv.Header]]()
+    headers = dict[str, tuple[str, hrv.Header]]()  # the image's name and the header, by place
     unknown = set(names)
-    for index, file in enumerate(_read_files(listed, names)):
+    for file in _read_files(listed, names):
         unknown.discard(file.name)
-        if file.content is None:
-            faults.append(f"{file.place} is damaged")
-            continue
         try:
-            header = hrv.read_header(file.content, file.place)
+            if not file.content:
+                raise DamagedFileError(f"{file.place} is damaged")
+            headers[file.place] = file.name, hrv.read_header(file.content, file.place)
         except DamagedFileError as error:
             faults.append(str(error))
-            continue
-        headers[index] = file._replace(content=b""), header
     if unknown:
         raise InputError(f"no file of codes is named {min(unknown)!r}")
-    marks = [(file.place, header.fingerprint) for file, header in headers.values()]
+    marks = [(place, header.fingerprint) for place, (_, header) in headers.items()]
     makers = find_makers(marks, model)
-    jobs = dict[int, _Job]()
-    for maker, (index, (file, header)) in zip(makers, headers.items(), strict=True):
+    jobs = dict[str, _Job]()
+    for maker, (place, (name, header)) in zip(makers, headers.items(), strict=True):
         maker.autoencoder.check_levels(levels)
-        jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(file.name, ".png"))
+        jobs[place] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
 
     count = 0
-    pairs = (
-        (jobs[index], file)
-        for index, file in enumerate(_read_files(listed, names))
-        if index in jobs
-    )
+    pairs = ((jobs[file.place], file) for file in _read_files(listed, names) if file.place in jobs)
     chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.TOGETHER)
     images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
     for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
@@ -398,7 +391,7 @@ def _decode_files(
 
 def _read_codes(model: Model, files: Sequence[_CodeFile], levels: int | None) -> list[ImageCodes]:
     """Return the codes of files; those of a file that is refused have only a fault."""
-    contents = [file.content or b"" for file in files]
+    contents = [file.content for file in files]
     places = [file.place for file in files]
     max_pixels = model.config.data.max_pixels
     try:

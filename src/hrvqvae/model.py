@@ -59,7 +59,6 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(device, beam)
         self.device = resolve_device(device)
-        self._earlier_states = dict[Path, Model]()
         self._makers = dict[bytes, Model]()
         self._priors: Priors | None = None
         self._generators = dict[tuple[int | None, str | None], Autoencoder]()
@@ -76,6 +75,7 @@ class Model:
         self.device = resolve_device(str(device))
         self.autoencoder.to(self.device)
         self._generators.clear()
+        self._makers.clear()
         return self
 
     @classmethod
@@ -328,14 +328,10 @@ class Model:
             self._makers[fingerprint] = self
             with suppress(InputError):  # a state that can't be read
                 run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
-                if run not in (None, self.run):
-                    self._makers[fingerprint] = self._earlier_state(run.folder.path)
+                if run is not None and run is not self.run:
+                    earlier = Model(run.folder.path, str(self.device))
+                    self._makers[fingerprint] = earlier
         return self._makers[fingerprint]
-
-    def _earlier_state(self, path: Path) -> Model:
-        return self._earlier_states.get(path) or self._earlier_states.setdefault(
-            path, Model(path, str(self.device))
-        )
 
     @name_arguments()
     def sample(

@@ -276,7 +276,7 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
     config = DataConfig(dataset="cifar10", root=str(tmp_path), size=32, channels=3)
     train, test = (load_images(config, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (20, 4)
-    np.testing.assert_array_equal(train.decode(5, None).pixels, IMAGES[1, 1])
+    np.testing.assert_array_equal(train.pixels[5], IMAGES[1, 1])
     assert test.labels.tolist() == LABELS[5].tolist()
     assert test.classes[2] == "bird"
     path = tmp_path / "data_batch_4.bin"

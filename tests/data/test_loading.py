@@ -148,9 +148,10 @@ def test_an_epoch_shows_every_image_once() -> None:
 def test_flips_in_memory() -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(1, 1, 3, 4)
     images = ImageSet(DataConfig(flip=True), np.zeros(1, np.int64), (), pixels=pixels)
-    seen = {images.decode(0, (0, epoch, 0)).pixels.tobytes() for epoch in range(20)}
+    taken = [images.take([(0, (0, epoch, 0))]).images[0].numpy() for epoch in range(20)]
+    seen = {image.tobytes() for image in taken}
     assert seen == {pixels[0].tobytes(), pixels[0][..., ::-1].tobytes()}
-    np.testing.assert_array_equal(images.decode(0, None).pixels, pixels[0])
+    np.testing.assert_array_equal(images.take([(0, None)]).images[0], pixels[0])
 
 
 def test_every_stream_is_its_own() -> None:

@@ -429,6 +429,10 @@ def test_the_test_split_of_another_folder_is_measured(run: Path, tmp_path: Path)
             write_picture(tmp_path / "own" / split / f"{index}.png", index)
     report = evaluate(run, "--data", tmp_path / "own")
     assert (report["split"], report["images"]) == ("test", 3)
+    for folder in (tmp_path / "own", None):
+        data = () if folder is None else ("--data", folder)
+        line = refused(["evaluate", run, *data, "--split", "all"])
+        assert line.endswith("has splits: measure --split train or --split test\n")
 
 
 def test_a_damaged_prior_is_a_note_beside_the_errors(run: Path, tmp_path: Path) -> None:

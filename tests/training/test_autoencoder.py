@@ -260,6 +260,14 @@ def test_a_prior_goes_on_without_images_that_are_deleted(pictures: Config, tmp_p
         case.train(resume=True, max_steps=6)
 
 
+def test_large_images_on_a_cpu_get_a_hint(pictures: Config, tmp_path: Path) -> None:
+    for size, count in ((64, 0), ("64x256", 1)):
+        said = list[str]()
+        config = with_data(pictures, size=size)
+        AutoencoderTask(config, RunFolder(tmp_path / "run")).open(said.append)
+        assert [line[:24] for line in said] == ["hint: a CPU trains few i"] * count
+
+
 def test_messages_about_broken_images_are_bounded(tiny: Config) -> None:
     state = TrainState.start(build(tiny), tiny.training)
     for start in range(0, 3_000, 500):

@@ -55,8 +55,8 @@ class ImageSet:
         labels: (N,), zeros where there are no classes.
         classes: the names of the classes, if any.
         source: where the images are stored; None for a published data set.
-        rows: (N,) their rows in the source; more than N if broken images were left out of `pixels`.
-        pixels: (N, C, Y, X) uint8; None where reading decodes an image.
+        rows: rows in the source, also of broken images that `labels` and `pixels` lack.
+        pixels: (N, C, Y, X) uint8; None if the images are not in memory.
     """
 
     config: DataConfig
@@ -70,11 +70,13 @@ class ImageSet:
         return len(self.labels)
 
     def digest(self) -> str:
-        """Return a digest of names, labels, classes and content; of a source by `Source.digest`."""
+        """Return a digest of classes, labels and images: of the pixels of a published set, else
+        `Source.digest`. It has the labels of broken images, too.
+        """
         state = hashlib.blake2b(
             repr(self.classes).encode("utf-8", "surrogateescape"), digest_size=16
         )
-        if self.source:
+        if self.source is not None:
             state.update(self.source.digest(self.rows).encode())
             labels = self.source.labels if self.classes else None
             listed = [] if labels is None else labels[self.rows].tolist()
@@ -88,7 +90,8 @@ class ImageSet:
     def fingerprints(self) -> NDArray[np.uint64]:
         """Return a number per image (N,), of its name, size and label.
 
-        The array is empty if an image's name may change when other images go.
+        So a run notices images that were deleted. The array is empty if an image's name may change
+        when others are deleted, as in arrays.
         """
         if self.source is None or not self.source.has_stable_names:
             return np.empty(0, np.uint64)
@@ -104,10 +107,10 @@ class ImageSet:
         return np.array(numbers, np.uint64)
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
-        if self.pixels is not None:
-            return Decoded(self.take([(index, augmentation)]).images[0].numpy())
-        assert self.source
+        """Return an image that is not in memory, augmented unless `augmentation` is None. Raises as
+        `decode_image`.
+        """
+        assert self.source is not None
         config = self.config
         rng = make_rng("augmentation", *augmentation) if augmentation else None
         place = (0.5, 0.5)
@@ -127,7 +130,7 @@ class ImageSet:
         return Decoded(pixels, lost)
 
     def take(self, samples: Sequence[Sample]) -> Batch:
-        """Return a batch of images in memory, flipped as `decode` does."""
+        """Return a batch of images in memory, which are never cropped at random."""
         assert self.pixels is not None
         indices = [index for index, _ in samples]
         pixels = self.pixels[indices]
@@ -140,7 +143,7 @@ class ImageSet:
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order of an epoch, a permutation of the indices (N,)."""
         rng = make_rng("order", seed, epoch)
-        if self.source and self.pixels is None:
+        if self.source is not None and self.pixels is None:
             return self.source.order(self.rows, rng)
         return rng.permutation(len(self))
 
@@ -164,9 +167,9 @@ def sample_stream(
     rank_slice: RankSlice = WHOLE,
     order: Order | None = None,
 ) -> Iterator[list[Sample]]:
-    """Yield the samples of each step without end, from `first_step` on; with `rank_slice` a slice
-    of each step.
+    """Yield the samples of each step without end, from `first_step` on.
 
+    `batch_size` is that of all processes together; with `rank_slice` this process gets its slice.
     `order` returns the permutation of an epoch (default: uniformly random).
     """
     permuted_epoch = -1
@@ -208,7 +211,7 @@ def batches(
     """
     samples = sample_stream(len(images), batch_size, seed, first_step, rank_slice, images.order)
     for batch in read_batches(images, samples, workers):
-        if not len(batch.images):
+        if not len(batch.images):  # the reader tried every image
             raise InputError(
                 f"all images are broken ({len(images)} of {len(images)}): {batch.broken[0]}"
             )
@@ -269,8 +272,8 @@ def read_batches(
 
 
 class _BatchReader(Dataset[Batch]):
-    """Decodes lists of samples. The next image replaces a broken image that would be augmented:
-    batches stay full.
+    """Decodes lists of samples. In training, where samples are augmented, the next image replaces
+    a broken image, so that batches stay full; else it is left out.
     """
 
     def __init__(self, images: ImageSet) -> None:
@@ -302,9 +305,10 @@ class _BatchReader(Dataset[Batch]):
 
 
 def open_loader(
-    dataset: Dataset[T], samples: Iterable[Any], workers: int, *, keep_workers: bool = False
+    dataset: Dataset[T], keys: Iterable[Any], workers: int, *, keep_workers: bool = False
 ) -> DataLoader[T]:
-    """Return a loader that yields `dataset[sample]` for each sample, in order.
+    """Return a loader that yields `dataset[key]` for each key, such as a batch of samples, in
+    order.
 
     The number of worker processes is limited to the number of cores; with 0 this process reads.
     With `keep_workers` they stay for the next iteration over the loader.
@@ -315,7 +319,7 @@ def open_loader(
     return DataLoader(
         dataset,
         batch_size=None,
-        sampler=samples,
+        sampler=keys,
         collate_fn=_return_unchanged,
         worker_init_fn=_ignore_signals,
         num_workers=min(workers, cores),
@@ -328,8 +332,8 @@ def _return_unchanged(value: Any) -> Any:
 
 
 def _ignore_signals(_: int) -> None:
-    """Ignore SIGINT, and SIGTERM and SIGHUP once: the main process saves first, and ends its
-    workers then.
+    """Ignore SIGINT, and SIGTERM and SIGHUP once, which reach all processes: the main process
+    saves, and ends its workers by a second SIGTERM.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
@@ -347,7 +351,8 @@ def explain_worker_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        is_restarted_script = "bootstrapping phase" in str(error)  # in the worker
+        # A worker that imports the script anew, and starts workers there, fails with this text.
+        is_restarted_script = "bootstrapping phase" in str(error)
         if not is_restarted_script and "DataLoader worker" not in str(error):
             raise
         if is_restarted_script or multiprocessing.get_start_method() != "fork":

@@ -61,9 +61,9 @@ def decode_image(
 ) -> Decoded:
     """Decode an image, turn it upright, and convert it to 8 bits and `channels` channels.
 
-    Colours are those of sRGB, also of an image with another colour profile. For 1 channel they
-    become Pillow's luminance ("L"). Transparent parts become white, CMYK becomes RGB. An animation
-    is reduced to its first frame. `Decoded.lost` lists the losses.
+    Colours of another profile are converted to sRGB, except greys. For 1 channel they become
+    Pillow's luminance ("L"). Transparent parts become white, CMYK becomes RGB. An animation is
+    reduced to its first frame. `Decoded.lost` lists the losses.
 
     Args:
         channels: 1 (greyscale), 3 (RGB), or None: 1 for a greyscale image, else 3.
@@ -73,7 +73,7 @@ def decode_image(
         name: name of the image in messages (default: its path).
 
     Raises BrokenImageError if the image is no readable PNG, JPEG or WebP, or is larger than
-    `max_pixels`.
+    `max_pixels`, and InputError if there is no such file.
     """
     name = name or str(image)
     try:
@@ -88,7 +88,7 @@ def decode_image(
         raise InputError(
             f"{name} is a folder; name the images in it, such as {name}/*.png"
         ) from error
-    except InputError as error:  # pixels that are no image
+    except InputError as error:  # of `open_any` or `_round_to_8_bits`
         raise BrokenImageError(f"{name} is not an image ({error})") from error
     except Exception as error:  # decoders of damaged files raise any error
         raise BrokenImageError(
@@ -121,6 +121,7 @@ def _load(
                 " configuration): make the image smaller"
             )
         lost = ["further frames"] if getattr(opened, "is_animated", False) else []
+        # A tile ends with the mode in the file, such as "RGB;16B", whose low bytes Pillow drops.
         has_16_bits = any("16" in str(tile[3]) for tile in getattr(opened, "tile", ()))
         if has_16_bits:
             lost.append("16 bits to 8")
@@ -155,7 +156,7 @@ def _load(
 
 
 def _round_to_8_bits(image: Image.Image, has_16_bits: bool, lost: list[str]) -> Image.Image:
-    """Return an image of whole numbers or floats in mode L or LA; its range tells its scale.
+    """Convert an image of whole numbers or floats to mode L, or LA if a value is transparent.
 
     Whole numbers have 8 bits if all are below 256, unless the mode or the file says 16; floats may
     also be in [0, 1]. Raises InputError if values are negative, or of more than 16 bits.
@@ -210,7 +211,7 @@ def _find_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
 
 
 def open_any(image: Any) -> Image.Image:
-    """Return what Python code has as an image: a PIL image, a path, an array or a tensor.
+    """Open what Python code gives as an image: a PIL image, a path, an array or a tensor.
 
     A tensor is (C, Y, X). An array is (Y, X), (Y, X, C), or (C, Y, X) if its last dimension can't
     be channels. C is 1, 3 or 4 (with transparency). Both are uint8 or float in [0, 1]. Raises
@@ -252,11 +253,12 @@ def _find_planes(image: Any) -> NDArray[Any]:
 
 
 def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> list[Tensor]:
-    """Return what Python code has as images: each (C, Y, X), of any sizes.
+    """Convert what Python code gives as images to tensors (C, Y, X), of any sizes.
 
     `images` is a tensor or an array of one image or of several, a PIL image, a path, or a sequence
-    of these; arrays are (B, Y, X, C). Tensors and float arrays are returned as they are. Others are
-    converted to `channels` as files are, with a notice if they lose something. Raises InputError.
+    of these; arrays are (B, Y, X, C). A tensor is returned unchecked, a float array as float32 with
+    its channels. Others are converted to `channels` as files are, with a notice if they lose
+    something. Raises InputError.
     """
     if isinstance(images, Tensor | np.ndarray):
         single = images.ndim == 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
@@ -280,9 +282,10 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
 
 
 def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return what Python code has as images in a batch (B, C, Y, X); see `list_images`.
+    """Convert what Python code gives as images to a batch (B, C, Y, X); see `list_images`.
 
-    Raises InputError as `list_images`, or if the images have several sizes or types.
+    A tensor that is not of three dimensions is returned unchecked. Raises InputError as
+    `list_images`, or if the images have several sizes or types.
     """
     if isinstance(images, Tensor) and images.ndim != 3:
         return images

@@ -26,7 +26,7 @@ from hrvqvae.utils.errors import InputError, one_line
 _IMAGES = re.compile(r"(?<![a-z])(images|x)(?![a-z])", re.IGNORECASE)
 _LABELS = re.compile(r"(?<![a-z])(labels|y)(?![a-z])", re.IGNORECASE)
 _CHANNELS = (1, 3, 4)
-_MAX_OPEN = 128  # arrays
+_MAX_OPEN = 128
 _LOCAL_HEADER = 30  # bytes of a zip member's header, without its name and extra field
 # a compressed array of n bytes may inflate to 2**26 + 50 n bytes
 _MAX_INFLATED = 2**26
@@ -58,7 +58,9 @@ class ArraySource(Source):
                 self.labels = np.concatenate(read)  # type: ignore[arg-type]
 
     def _images(self, index: int) -> NDArray[np.uint8]:
-        """Return the images of an array. Few memory maps are open, since each takes a file."""
+        """Return the images of an array. With 128 arrays, all memory maps are closed, since each
+        holds a file open.
+        """
         if index not in self._opened:
             if len(self._opened) >= _MAX_OPEN:
                 self._opened = {
@@ -90,7 +92,7 @@ class ArraySource(Source):
     def content(self, row: int, ending: bool) -> bytes:
         index, within = self.locate(row)
         pixels = self._images(index)[within]
-        # Whatever `ending` is: the size tells nothing, since all images of an array have one size.
+        # The middle row, with or without `ending`: all images of an array have one size.
         return bytes(pixels[len(pixels) // 2].tobytes())
 
 
@@ -102,7 +104,8 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
     for file in files:
         name = file.relative_to(base).as_posix()
         if file.suffix.lower() == ".npy":
-            shards += [] if _LABELS.search(file.stem) else [Shard(name, file)]
+            if not _LABELS.search(file.stem):
+                shards.append(Shard(name, file))
             continue
         keys = _list_keys(file)
         images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
@@ -143,7 +146,11 @@ def _read_array(shard: Shard) -> NDArray[Any]:
 
 
 def _read_member(shard: Shard) -> NDArray[Any]:
-    """Return an array in an .npz, as a memory map unless the array is compressed or empty."""
+    """Return an array in an .npz, as a memory map unless the array is compressed or empty.
+
+    Its bytes begin after the header of the zip's member (30 bytes, name, extra field), and after
+    the header of the .npy.
+    """
     with shard.path.open("rb") as stream:
         with zipfile.ZipFile(stream) as archive:
             member = archive.getinfo(f"{shard.key}.npy")
@@ -151,8 +158,8 @@ def _read_member(shard: Shard) -> NDArray[Any]:
             stream.seek(member.header_offset)
             name_length, extra_length = struct.unpack("<26x2H", stream.read(_LOCAL_HEADER))
             stream.seek(name_length + extra_length, 1)
-            is_short = npy.read_magic(stream) == (1, 0)
-            read_header = npy.read_array_header_1_0 if is_short else npy.read_array_header_2_0
+            is_version_1 = npy.read_magic(stream) == (1, 0)
+            read_header = npy.read_array_header_1_0 if is_version_1 else npy.read_array_header_2_0
             shape, fortran, dtype = read_header(stream)
             if not dtype.hasobject and 0 not in shape:
                 start = stream.tell()
@@ -193,7 +200,8 @@ def _list_arrays_beside(place: Path) -> dict[str, Shard]:
 def _read_labels(shard: Shard, count: int, arrays: Mapping[str, Shard]) -> NDArray[np.int64] | None:
     """Return the labels of an array of `count` images, or None.
 
-    Their name follows from that of the images; `arrays` has the arrays beside.
+    The labels of x_train are y_train, those of train_images train_labels, and those of bars
+    bars-labels or bars_labels. `arrays` are those in the same folder or .npz, by name.
     """
     name = shard.key or shard.path.stem
     swapped = _IMAGES.sub(lambda match: "y" if match[1].lower() == "x" else "labels", name).lower()

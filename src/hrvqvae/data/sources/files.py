@@ -42,8 +42,9 @@ _MAX_FILES = 1_000_000
 
 
 class FolderSource(Source):
-    """Image files, named relative to a folder; labels are the folders at `depth` if every file is
-    in such a folder.
+    """Image files, named relative to a folder.
+
+    Labels are the folders at `depth` (0: the top folders) if every file is in such a folder.
     """
 
     def __init__(self, folder: Path, files: Sequence[str], depth: int = 0) -> None:
@@ -83,9 +84,8 @@ def read_list(path: Path) -> FolderSource:
     tab and a label.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # a name may have other separators of lines
+        # not by `splitlines`: a name may have other separators of lines
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of images in UTF-8") from error
     pairs = [
@@ -103,9 +103,9 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     """Return the sorted image files of a folder by split name; all under "" if its folders do not
     divide them.
 
-    The splits are `train/` and the first folder of `HELD_OUT` that has images. Images elsewhere in
-    the folder are left out, and a note counts them. Without a test folder, `train/` beside other
-    folders is a class, as in CIFAR100. Labels are the folders of the images in a split. The
+    `train/` and the first folder of `HELD_OUT` that has images are splits. Images elsewhere in the
+    folder are left out, and a note counts them. One of them alone is an error; but beside other
+    folders it is a class, as in CIFAR100. Labels are the folders of the images in a split. The
     dictionary is empty if the folder has no images.
 
     Raises InputError if only one split is there, or a name is not UTF-8 or has two spellings.
@@ -179,9 +179,7 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
             dangling.append(file.path)
         elif suffix in suffixes:
             name = Path(file.path).relative_to(folder).as_posix()
-            if not (
-                name.isascii() or name.encode("utf-8", "replace").decode() == name
-            ):  # no surrogates
+            if name.encode("utf-8", "replace").decode() != name:  # surrogates became ?
                 raise InputError(f"{name!r} in {folder} has a name that is not UTF-8; rename it")
             yield name
         elif of_images and OTHER_IMAGES.fullmatch(suffix):
@@ -202,7 +200,7 @@ def _walk(
 ) -> Iterator[os.DirEntry[str]]:
     """Yield the files, and the links to no file, at any depth of a folder.
 
-    Do not follow a link to a folder in `above`.
+    `above` identifies the folders that contain this one. A link to one of them is not followed.
     """
     try:
         above = above | {identify(folder)}
@@ -256,13 +254,14 @@ def match_files(pattern: Path) -> list[Path]:
     """
     if pattern.is_file():
         return [pattern]
-    *before_braces, last = _BRACES.split(str(pattern))[::2]  # the texts outside of braces
+    # of a{1,2}b the texts are a and b, and the choices 1 or 2
+    *before_braces, last = _BRACES.split(str(pattern))[::2]
     files = list[Path]()
     for choices in itertools.product(*map(_expand_braces, _BRACES.findall(str(pattern)))):
         name = "".join(itertools.chain(*zip(before_braces, choices, strict=True))) + last
         if _WILDCARD.search(name):
-            path = Path(name)  # glob takes no absolute pattern
-            try:
+            path = Path(name)
+            try:  # glob takes no absolute pattern
                 matches = [*Path(path.anchor).glob(str(path.relative_to(path.anchor)))]
             except ValueError as error:
                 raise InputError(

@@ -87,6 +87,7 @@ class TarSource(Source):
 
     def open(self, row: int) -> Image.Image:
         start, size = map(int, self._spans[row])
+        # all of the member
         encoded = read_end(self.files[self.locate(row)[0]], start, size, size)
         if len(encoded) != size:
             raise OSError("the shard has become shorter")
@@ -129,7 +130,7 @@ def _load_index(files: Sequence[Path]) -> list[NDArray[Any]]:
         (str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files
     ]
     digest = hashlib.blake2b(repr((_FORMAT, states)).encode(), digest_size=16).hexdigest()
-    # A damaged index may raise any error. Without a home folder there is no cache.
+    # Often there is no index. A damaged one may raise any error.
     with (
         contextlib.suppress(Exception),
         (find_user_cache() / "indexes" / f"{digest}.npz").open("rb") as stream,
@@ -170,10 +171,10 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
     links = list[str]()
     others = list[str]()
     with path.open("rb") as stream:
-        for _, sample in groupby(_read_members(path, stream), itemgetter(0)):
-            candidates = dict[str, int]()
+        for _, members in groupby(_read_members(path, stream), itemgetter(0)):
+            label_by_extension = dict[str, int]()
             first = len(names)
-            for _, extension, member in sample:
+            for _, extension, member in members:
                 is_image = member.name.lower().endswith(SUFFIXES)
                 if not member.isreg():
                     links += [member.name] if is_image or extension in ("cls", "json") else []
@@ -183,9 +184,10 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
                 elif OTHER_IMAGES.fullmatch(Path(member.name).suffix.lower()):
                     others.append(member.name)
                 elif extension in ("cls", "json"):
-                    stream.seek(member.offset_data)
-                    candidates[extension] = _read_label(extension, stream.read(member.size))
-            label = candidates.get("cls", candidates.get("json", NO_LABEL))
+                    stream.seek(member.offset_data)  # tarfile finds the next header by itself
+                    content = stream.read(member.size)
+                    label_by_extension[extension] = _read_label(extension, content)
+            label = label_by_extension.get("cls", label_by_extension.get("json", NO_LABEL))
             labels.extend([label] * (len(names) - first))
     if links:
         note(
@@ -200,12 +202,11 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
 
 
 def _read_members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """Yield the files and links in a tar, in order, after the sample and the extension of each.
+    """Yield (sample, extension, member) of each file and link in a tar, in order.
 
     Raises InputError if the tar is cut short, damaged or no tar.
     """
-    # the first two are parts of the message
-    place = ""
+    place = ""  # of the fault
     reason = ""
     size = path.stat().st_size
     try:
@@ -218,8 +219,9 @@ def _read_members(path: Path, stream: BinaryIO) -> Iterator[tuple[str, str, tarf
                 matched = _MEMBER_NAME.fullmatch(member.name)
                 if matched and (member.isreg() or member.issym() or member.islnk()):
                     yield matched[1], matched[2], member
+            # A complete tar ends with blocks of zeros, where the next header would be.
             stream.seek(archive.offset)
-            if stream.read(_BLOCK) == bytes(_BLOCK):  # a complete tar ends with blocks of zeros
+            if stream.read(_BLOCK) == bytes(_BLOCK):
                 return
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         reason = f" ({error})"
