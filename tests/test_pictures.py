@@ -29,8 +29,13 @@ def test_a_second_call_goes_on(tmp_path: Path) -> None:
     drawn = {bytes((sample * 255).round().byte().numpy()) for sample in samples}
     assert drawn == {bytes(read_image(path).numpy()) for path in after}
 
-    with pytest.raises(InputError, match="other images already"):
-        pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=2)
+    for record in (None, b"[1]", b"damaged"):
+        seed = 2
+        if record is not None:
+            (folder / "samples.json").write_bytes(record)
+            seed = 1
+        with pytest.raises(InputError, match="other images already"):
+            pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=seed)
     assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
 
 

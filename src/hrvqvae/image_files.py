@@ -235,7 +235,7 @@ class Resumption:
         self.record = record
         self.call = json.loads(json.dumps(call))
         self.stored = dict[str, Any]()
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             self.stored = dict(json.loads(record.read_bytes()))
         self.goes_on = self.stored.get("options") == self.call and not restart
 
@@ -332,27 +332,32 @@ def decompress_files(
 
     # find what can be read, and who made it, before anything is written
     faults = list[str]()
-    headers = dict[str, tuple[str, hrv.Header]]()  # the image's name and the header, by place
+    headers = dict[int, tuple[str, str, hrv.Header]]()  # place, name of the image, header
     unknown = set(names)
-    for file in _read_files(listed, names):
+    for index, file in enumerate(_read_files(listed, names)):
         unknown.discard(file.name)
         try:
             if not file.content:
                 raise DamagedFileError(f"{file.place} is damaged")
-            headers[file.place] = file.name, hrv.read_header(file.content, file.place)
+            header = hrv.read_header(file.content, file.place)
+            headers[index] = file.place, file.name, header
         except DamagedFileError as error:
             faults.append(str(error))
     if unknown:
         raise InputError(f"no file of codes is named {min(unknown)!r}")
-    marks = [(place, header.fingerprint) for place, (_, header) in headers.items()]
+    marks = [(place, header.fingerprint) for place, _, header in headers.values()]
     makers = find_makers(marks, model)
-    jobs = dict[str, _Job]()
-    for maker, (place, (name, header)) in zip(makers, headers.items(), strict=True):
+    jobs = dict[int, _Job]()
+    for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
         maker.autoencoder.check_levels(levels)
-        jobs[place] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
+        jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
 
     count = 0
-    pairs = ((jobs[file.place], file) for file in _read_files(listed, names) if file.place in jobs)
+    pairs = (
+        (jobs[index], file)
+        for index, file in enumerate(_read_files(listed, names))
+        if index in jobs
+    )
     chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.TOGETHER)
     images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
     for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):

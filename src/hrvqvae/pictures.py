@@ -158,7 +158,7 @@ def _write_samples(
     # Names need the classes alone. The numbers in them are as long as those of the first call.
     digits = max(4, len(str(count - 1)))
     if resumption.goes_on:
-        digits = int(resumption.stored["digits"])
+        digits = resumption.stored.get("digits", digits)
     priors = model.load_priors(model.autoencoder.check_levels(params.levels))
     labels = model.draw_labels(range(count), seed, class_name, priors)
     outputs = Outputs(folder, force=True)
