@@ -38,6 +38,14 @@ def test_images_as_python_has_them(model: Model, images: torch.Tensor, tmp_path:
     assert torch.equal(hrvqvae.read_image(paths[0]), images[0])
 
 
+def test_codes_as_arrays_of_any_integers(model: Model, images: torch.Tensor) -> None:
+    codes = model.encode(images[:3])  # as many images as levels
+    expected = model.decode(codes)
+    stacked = torch.stack(codes, 1).to(torch.int16)
+    for same in (stacked, stacked.numpy(), [code.numpy().astype(np.uint8) for code in codes]):
+        assert torch.equal(model.decode(same), expected)  # type: ignore[arg-type]
+
+
 def test_a_mask_of_numpy_and_a_single_file(model: Model, images: torch.Tensor) -> None:
     mask = np.zeros((28, 28), bool)
     mask[:14] = True
@@ -102,6 +110,7 @@ DEFAULTS = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "meta device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
 
 

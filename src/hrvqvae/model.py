@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
@@ -54,10 +55,13 @@ class Model:
     Images are (B, C, Y, X); codes are a tuple of int64 tensors (B, H_l, W_l), coarse first.
     """
 
+    @name_arguments
     @torch_defaults()
-    def __init__(self, run: str | Path, device: str = "cpu", beam: int | None = None) -> None:
+    def __init__(
+        self, run: str | Path, device: str | torch.device = "cpu", beam: int | None = None
+    ) -> None:
         self.run = Run(run)
-        self.autoencoder, self.config = self.run.load(device, beam)
+        self.autoencoder, self.config = self.run.load(str(device), beam)
         self.device = resolve_device(device)
         self._makers = dict[bytes, Model]()
         self._priors: Priors | None = None
@@ -79,6 +83,7 @@ class Model:
         return self
 
     @classmethod
+    @name_arguments
     def from_pretrained(
         cls, name: str | Path, device: str = "cpu", beam: int | None = None, **options: Any
     ) -> Self:
@@ -96,6 +101,7 @@ class Model:
         is_here = path.exists() or not is_hub_name(name)
         return cls(path if is_here else hub.fetch(str(name), **options), device, beam)
 
+    @name_arguments
     def save_pretrained(self, folder: str | Path, *, license: str | None = None) -> None:
         """Write the model with its priors, config.json and a model card into a new folder, or raise
         InputError.
@@ -170,7 +176,7 @@ class Model:
         stacked: Literal[True],
     ) -> Tensor: ...
 
-    @name_arguments()
+    @name_arguments
     @torch_defaults()
     @torch.no_grad()
     def encode(
@@ -217,6 +223,7 @@ class Model:
         """
         return open_encoder(self.autoencoder, lambda: self.entropy_model, lmbda, levels, effort)
 
+    @name_arguments
     @torch_defaults()
     @torch.no_grad()
     def decode(
@@ -234,15 +241,24 @@ class Model:
             size: Height and width in pixels (default: the largest size that has the latent grid of
                 the codes).
         """
-        if isinstance(codes, Tensor) and codes.ndim > 1:
-            codes = codes.unbind(1)
-        batch = tuple(torch.as_tensor(code) for code in codes)
+        try:
+            if hasattr(codes, "ndim"):
+                codes = torch.as_tensor(codes).unbind(1)
+            batch = tuple(torch.as_tensor(code).to(self.device) for code in codes)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise InputError(
+                f"codes are {reprlib.repr(codes)}; they must be a tensor (B, H, W) per level"
+            ) from error
+        batch = tuple(
+            code.long() if torch.can_cast(code.dtype, torch.long) else code for code in batch
+        )
         for level, code in enumerate(batch, 1):
             if code.ndim != 3:
                 shape = tuple(code.shape)
                 raise InputError(f"codes of level {level} have shape {shape}; expected (B, H, W)")
-        return self.autoencoder.decode(tuple(code.to(self.device) for code in batch), levels, size)
+        return self.autoencoder.decode(batch, levels, size)
 
+    @name_arguments
     @torch_defaults()
     def compress(
         self,
@@ -281,6 +297,7 @@ class Model:
             model, entropy_model, listed, self.device, levels, max_bytes, encode, names
         )
 
+    @name_arguments
     @torch_defaults()
     def decompress(
         self,
@@ -333,7 +350,7 @@ class Model:
                     self._makers[fingerprint] = earlier
         return self._makers[fingerprint]
 
-    @name_arguments()
+    @name_arguments
     def sample(
         self,
         count: int = 1,
@@ -477,7 +494,7 @@ class Model:
             keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
-    @name_arguments()
+    @name_arguments
     def complete(
         self,
         image: Images,
@@ -507,7 +524,7 @@ class Model:
         kept = self.keep_part(batch[0], keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 
-    @name_arguments()
+    @name_arguments
     def evaluate(self, data: Any = None, **options: Any) -> Any:
         """Return the report of `hrvqvae evaluate` (default: on the test images of the training).
 
@@ -524,7 +541,7 @@ class Model:
         root = fields.get("data.root")
         return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
 
-    @name_arguments()
+    @name_arguments
     @torch_defaults()
     def train_prior(
         self, *, data: Any = None, level: int | None = None, resume: bool = False, **options: Any
@@ -550,7 +567,7 @@ class Model:
         stages.raise_signal(*outcomes.values())
 
 
-@name_arguments()
+@name_arguments
 @torch_defaults()
 def train(
     preset: str | Path,
@@ -589,7 +606,7 @@ def train(
     return Model(run.path, options.get("device", "cpu"))
 
 
-def load(run: str | Path, device: str = "cpu", beam: int | None = None) -> Model:
+def load(run: str | Path, device: str | torch.device = "cpu", beam: int | None = None) -> Model:
     """Load a trained model: a run folder, a weights file, or the name of a model inside the
     package.
 

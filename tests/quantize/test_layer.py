@@ -531,7 +531,7 @@ def test_what_it_is_made_of_is_checked() -> None:
         ),
         ("colour", 1, "TreeVQ has no argument colour"),
         ("start_vectors", 0, "start_vectors is 0; it must be a whole number from 1"),
-        ("start_vectors", 2.5, "start_vectors is 2.5; it must be a whole number from 1"),
+        ("start_vectors", 2.5, "start_vectors is 2.5; it must be a whole number or None"),
         ("total_steps", -5, "total_steps is -5; it must be a whole number from 1"),
     ):
         with pytest.raises(InputError, match=f"^{line}$"):

@@ -129,11 +129,19 @@ def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path: Path) -> None:
 
 def test_errors_name_arguments_and_leave_commands() -> None:
     told = "resume=True and more max_steps, or data.on_error skip, or hrvqvae train --resume"
-    with pytest.raises(InputError) as caught, name_arguments():
+
+    @name_arguments
+    def fail(count: int | None = None) -> None:
         raise InputError(
             "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
         )
+
+    with pytest.raises(InputError) as caught:
+        fail()
     assert str(caught.value) == told
+    for value in (1.5, "3", True, 2**70):
+        with pytest.raises(InputError, match="^count is .*; it must be a whole number or None$"):
+            fail(value)  # type: ignore[arg-type]
 
 
 def test_one_data_set_is_divided(

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from hrvqvae.config import Grid
-from hrvqvae.utils.errors import InputError, explain_write_errors
+from hrvqvae.utils.errors import InputError, explain_write_errors, name_arguments
 from hrvqvae.utils.outputs import replace_file
 from hrvqvae.utils.progress import note
 
@@ -252,6 +252,13 @@ def _find_planes(image: Any) -> NDArray[Any]:
     return pixels
 
 
+def _require_dense(images: Any) -> None:
+    if isinstance(images, Tensor) and (
+        images.layout != torch.strided or images.is_meta or images.is_nested
+    ):
+        raise InputError("the images are a sparse, nested or meta tensor; give a dense one")
+
+
 def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> list[Tensor]:
     """Convert what Python code gives as images to tensors (C, Y, X), of any sizes.
 
@@ -260,10 +267,11 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
     its channels. Others are converted to `channels` as files are, with a notice if they lose
     something. Raises InputError.
     """
+    _require_dense(images)
     if isinstance(images, Tensor | np.ndarray):
-        single = images.ndim == 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
+        single = images.ndim <= 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
     else:
-        single = not isinstance(images, Sequence) or isinstance(images, str)
+        single = not isinstance(images, Sequence) or isinstance(images, str | memoryview)
     converted = list[Tensor]()
     lost = dict[str, str]()
     for index, image in enumerate([images] if single else images, 1):
@@ -287,7 +295,8 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
     A tensor that is not of three dimensions is returned unchecked. Raises InputError as
     `list_images`, or if the images have several sizes or types.
     """
-    if isinstance(images, Tensor) and images.ndim != 3:
+    if isinstance(images, Tensor) and images.ndim == 4:
+        _require_dense(images)
         return images
     listed = list_images(images, channels, max_pixels)
     if not listed:
@@ -302,6 +311,7 @@ def as_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> Tenso
     return torch.stack(listed)
 
 
+@name_arguments
 def read_image(
     path: str | Path, channels: int | None = None, max_pixels: int = MAX_PIXELS
 ) -> Tensor:

@@ -36,7 +36,7 @@ from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.errors import InputError, name_arguments
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import note, tracked
 
@@ -231,6 +231,7 @@ def _describe_other_classes(expected: Sequence[str], classes: Sequence[str]) -> 
     return f"the priors have other classes than the data: {', '.join(expected)}; the data has {has}"
 
 
+@name_arguments
 @exact_float32()
 def evaluate_run(
     run: str | Path,

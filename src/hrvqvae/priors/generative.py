@@ -231,7 +231,7 @@ def mask_kept_codes(keep: str | Tensor, grids: Sequence[Grid]) -> tuple[Tensor, 
     else:
         try:
             fraction = 0.5 if keep == "top" else float(keep)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             forms = "top, left, a fraction between 0 and 1, or an image file"
             raise InputError(f"--keep is {keep!r}; it must be {forms}") from error
         if not 0 < fraction < 1:

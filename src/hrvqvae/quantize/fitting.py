@@ -35,9 +35,12 @@ def batches_of(vectors: Vectors, batch: int, dim: int) -> Iterator[Tensor]:
     require(batch >= 1, "batch", batch, "at least 1")
     batch = min(batch, max(1, MOST_VALUES // dim))
     arrays: Iterable[Any] = [vectors] if hasattr(vectors, "shape") else vectors
+    require(isinstance(arrays, Iterable), "vectors", vectors, "an array (N, D), or several")
     for array in arrays:
         shape = tuple(np.shape(array))
         kind = str(getattr(array, "dtype", type(array).__name__))
+        is_dense = getattr(array, "layout", torch.strided) == torch.strided
+        require(is_dense and not getattr(array, "is_meta", False), "vectors", array, "dense")
         if len(shape) != 2 or shape[1] != dim or "float" not in kind:
             raise InputError(f"vectors are {kind} {shape}; they must be floating-point (N, {dim})")
         for first in range(0, shape[0], batch):
@@ -61,7 +64,7 @@ def fit(
     Each pass is a step of Lloyd's algorithm with the quantizer's own search, followed by
     `_split_fullest`.
     """
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(int(seed))
     sample, num_vectors, largest_batch = _draw_sample(batches(), start, rng)
     if num_vectors == 0:
         raise InputError("no vectors to fit to")

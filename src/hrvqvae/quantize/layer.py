@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -27,7 +26,7 @@ from hrvqvae.quantize.identifiers import number_of, unique_indices
 from hrvqvae.quantize.quantized import Quantized
 from hrvqvae.quantize.residual import ResidualQuantizer
 from hrvqvae.quantize.schedule import CodebookSchedule
-from hrvqvae.utils.errors import InputError, near_names, require
+from hrvqvae.utils.errors import InputError, name_arguments, near_names, require
 
 PADDING = -1  # index at masked positions
 # default size of the k-means start
@@ -99,6 +98,7 @@ class TreeVQ(nn.Module):
         InputError: A value is out of its range, or an argument is unknown.
     """
 
+    @name_arguments
     @torch.inference_mode(False)
     def __init__(
         self,
@@ -130,12 +130,7 @@ class TreeVQ(nn.Module):
             raise InputError(f"TreeVQ has no argument {name}{hint}")
         require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
-            require(
-                value is None or (isinstance(value, Integral) and value >= 1),
-                name,
-                value,
-                "a whole number from 1",
-            )
+            require(value is None or value >= 1, name, value, "a whole number from 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
         betas = tuple(level_betas) if isinstance(level_betas, Iterable) else (level_betas,)
         try:
@@ -187,6 +182,10 @@ class TreeVQ(nn.Module):
             InputError: Wrong shape or type, or training mode under `torch.inference_mode`.
             NonFiniteError: A feature is NaN or infinite. On a GPU the loss is NaN instead.
         """
+        device = self.quantizer.levels[0].count.device
+        is_here = isinstance(features, Tensor) and features.device == device
+        is_dense = is_here and features.layout == torch.strided
+        require(is_dense, "features", features, f"a dense tensor on {device}")
         dim = self.quantizer.config.dim
         channel = -1 if self.channel_last else 1
         if features.ndim < 2 or features.shape[channel] != dim or not features.is_floating_point():
@@ -198,6 +197,7 @@ class TreeVQ(nn.Module):
             )
         inputs = features.movedim(channel, -1)  # (B, ..., D)
         positions = inputs.shape[:-1]
+        require(mask is None or isinstance(mask, Tensor), "mask", mask, "a tensor")
         if mask is not None and (mask.shape != positions or mask.dtype != torch.bool):
             raise InputError(
                 f"the mask is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(positions)}"
@@ -293,6 +293,7 @@ class TreeVQ(nn.Module):
         self.quantizer.align()
         return self
 
+    @name_arguments
     @torch.inference_mode(False)
     def fit(
         self,
@@ -345,6 +346,7 @@ class TreeVQ(nn.Module):
             )
         return partial(batches_of, vectors, batch, self.quantizer.config.dim)
 
+    @name_arguments
     def encode(self, vectors: Vectors, *, batch: int = 65_536) -> Tensor:
         """Return the indices of vectors, (N, L) int64 on the CPU. Takes the vectors of `fit`, also
         as an iterator.
@@ -366,6 +368,7 @@ class TreeVQ(nn.Module):
         with torch.device("cpu"):
             return unique_indices(self.quantizer, self._repeatable(vectors, 65_536))
 
+    @name_arguments
     def valid_next(self, prefixes: Tensor, indices: Tensor) -> Tensor:
         """Return which next indices (..., m) continue prefixes (..., l) to a row of `indices`
         (..., L), as in constrained decoding: bool.
@@ -374,6 +377,8 @@ class TreeVQ(nn.Module):
         Raises InputError for a wrong number of levels.
         """
         sizes = self.quantizer.config.sizes
+        for name, tensor in {"prefixes": prefixes, "indices": indices}.items():
+            require(tensor.ndim > 0, name, tensor, "a tensor (..., l)")
         length = prefixes.shape[-1]
         if length >= len(sizes) or indices.shape[-1] != len(sizes):
             raise InputError(
@@ -400,7 +405,11 @@ class TreeVQ(nn.Module):
 
         Raises InputError if the number of levels is wrong, or another index is not in [0, m).
         """
-        indices = indices if indices.is_floating_point() else indices.long()  # refuse floats below
+        is_dense = isinstance(indices, Tensor) and indices.layout == torch.strided
+        is_batch = is_dense and indices.ndim > 0
+        require(is_batch, "indices", indices, "a tensor (..., l)")
+        if not (indices.is_floating_point() or indices.is_complex()):  # refused below
+            indices = indices.long()
         padding = (indices == PADDING).all(-1, keepdim=True)
         codes = indices.masked_fill(padding, 0).unbind(-1)
         summed = self.quantizer.lookup(codes).masked_fill(padding, 0)

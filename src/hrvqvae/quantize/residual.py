@@ -28,7 +28,7 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.codebook import LevelCodebooks, update_codebooks
 from hrvqvae.quantize.quantized import Codes, Quantized, Quantizer, check_codes, require_finite
 from hrvqvae.quantize.search import search
-from hrvqvae.utils.errors import NonFiniteError
+from hrvqvae.utils.errors import NonFiniteError, name_arguments
 
 _MAX_ALIGNED_SIZE = 1024  # codewords per codebook: alignment takes m^2 values per codebook
 
@@ -49,6 +49,7 @@ class ResidualQuantizer(Quantizer):
     #: searches codebooks with the configured beam; also used by compression/decoder_search.py
     search: Callable[..., Tensor]
 
+    @name_arguments
     def __init__(self, config: QuantizerConfig, processes: GroupHandle | None = None) -> None:
         super().__init__()
         self.config = config

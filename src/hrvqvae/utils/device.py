@@ -15,14 +15,14 @@ from hrvqvae.utils.errors import InputError
 M = TypeVar("M", bound=nn.Module)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """Return a device by name; auto is a GPU if there is one, else the CPU. Raises InputError if it
     does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
@@ -59,12 +59,18 @@ def computes_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def torch_defaults() -> Iterator[None]:
-    """Compute with torch's own defaults, whatever a caller has set: float32, CPU, gradients."""
+    """Compute with torch's own defaults, whatever a caller has set: float32, CPU, gradients, no
+    autocast."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # this enables gradients too
         if torch.get_default_device().type != "cpu":  # such a context slows each operation
             stack.enter_context(torch.device("cpu"))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                # its cache would keep weights that a training changes
+                autocast = torch.autocast(device, enabled=False, cache_enabled=False)
+                stack.enter_context(autocast)
         stack.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
         yield

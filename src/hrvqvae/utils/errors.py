@@ -5,11 +5,19 @@ code 2.
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -47,16 +55,64 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def name_arguments() -> Iterator[None]:
-    """Let errors name arguments in place of options: "resume=True" for "--resume"."""
-    try:
-        yield
-    except InputError as error:
-        sentence, prompt, command = str(error).partition("hrvqvae ")
-        sentence = re.sub(r"--resume\b", "resume=True", sentence)
-        sentence = re.sub(r"--([a-z][\w.-]*)", lambda match: match[1].replace("-", "_"), sentence)
-        raise type(error)(f"{sentence}{prompt}{command}") from error.__cause__
+def _is_integer(value: Any) -> bool:
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_integer and abs(value) < 2**63
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "None": (lambda value: value is None, "None"),
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "int": (_is_integer, "a whole number"),
+    "float": (lambda value: isinstance(value, Real), "a number"),
+    "str": (lambda value: isinstance(value, str), "a text"),
+    "Path": (lambda value: isinstance(value, PathLike), "a path"),
+    "bytes": (lambda value: isinstance(value, bytes), "bytes"),
+    "Sequence[int]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of whole numbers"),
+    "Sequence[float]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of numbers"),
+    "Sequence[str]": (lambda value: _is_list(value, str), "a list of texts"),
+    "Sequence[bytes]": (lambda value: _is_list(value, bytes), "a list of bytes"),
+    "Grid": (lambda value: _is_list(value, Integral) and len(value) == 2, "height and width"),
+    "Tensor": (lambda value: hasattr(value, "is_floating_point"), "a tensor"),
+    "QuantizerConfig": (lambda value: hasattr(value, "codewords"), "a QuantizerConfig"),
+    "SamplingParams": (lambda value: hasattr(value, "guidance"), "SamplingParams"),
+}
+
+
+def check_kinds(annotations: Mapping[str, str], values: Mapping[str, object]) -> None:
+    """Raise InputError for a value of another type than its annotation, if this has plain types."""
+    for name, value in values.items():
+        kinds = str(annotations[name]).split(" | ")
+        if {*kinds} <= _KINDS.keys() and not any(_KINDS[kind][0](value) for kind in kinds):
+            require(False, name, value, " or ".join(_KINDS[kind][1] for kind in kinds))
+
+
+def name_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Check the types of arguments as `check_kinds`, and let errors name arguments in place of
+    options: "resume=True" for "--resume".
+    """
+    signature = inspect.signature(function)
+    annotations = function.__annotations__
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        arguments = signature.bind(*args, **kwargs).arguments
+        check_kinds(annotations, {name: arguments[name] for name in arguments.keys() & annotations})
+        try:
+            return function(*args, **kwargs)
+        except InputError as error:
+            sentence, prompt, command = str(error).partition("hrvqvae ")
+            sentence = re.sub(r"--resume\b", "resume=True", sentence)
+            sentence = re.sub(
+                r"--([a-z][\w.-]*)", lambda match: match[1].replace("-", "_"), sentence
+            )
+            raise type(error)(f"{sentence}{prompt}{command}") from error.__cause__
+
+    return call
 
 
 def expand_home(path: str | Path) -> Path:

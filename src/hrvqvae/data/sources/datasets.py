@@ -54,7 +54,10 @@ def _require_items(dataset: Any) -> Any:
     """Return a data set with items by number; of a loader its data set. Raises InputError."""
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
-    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    try:
+        has_items = len(dataset) >= 0 and hasattr(dataset, "__getitem__")
+    except TypeError:
+        has_items = False
     if not has_items or isinstance(dataset, IterableDataset):
         raise InputError(
             f"data is a {type(dataset).__name__}, which has no items by number: give a folder, a"
