@@ -227,7 +227,7 @@ def test_completions_keep_the_codes_of_that_part(
         assert not torch.equal(codes, expected)
     assert torch.equal(model.complete(image, 5, keep=keep, class_name="3", seed=2), drawn.images)
     for wrong, part, message in (
-        (image[:, 2:], keep, r"the image has \(10, 12\) pixels; this model completes \(12, 12\)"),
+        (image[:, 2:], keep, "the image has 10x12 pixels; this model completes 12x12"),
         (image, torch.ones(3, 12, 12), r"the mask has shape \(3, 12, 12\); expected \(12, 12\)"),
         (image + 2.0, keep, "2"),
         (image, "bottom", "^keep is 'bottom'"),

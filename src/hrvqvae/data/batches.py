@@ -107,9 +107,9 @@ class ImageSet:
         return np.array(numbers, np.uint64)
 
     def decode(self, index: int, augmentation: Augmentation | None) -> Decoded:
-        """Return an image that is not in memory, augmented unless `augmentation` is None. Raises as
-        `decode_image`.
-        """
+        """Return an image, augmented unless `augmentation` is None. Raises as `decode_image`."""
+        if self.pixels is not None:
+            return Decoded(self.take([(index, augmentation)]).images[0].numpy())
         assert self.source is not None
         config = self.config
         rng = make_rng("augmentation", *augmentation) if augmentation else None

@@ -161,11 +161,11 @@ def _open_sources(config: DataConfig, split: str) -> tuple[str, Mapping[str, Sou
     path = find_data_root(config.root)
     if config.root is None:
         path /= config.dataset
-    if config.root is None and not path.is_dir():
-        hint = f", or take one of {', '.join(DATASETS)}"
-        if config.dataset in DATASETS:
-            hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
-        raise InputError(f"no folder {path}; name it with --data DIR{hint}")
+        if not path.is_dir():
+            hint = f", or take one of {', '.join(DATASETS)}"
+            if config.dataset in DATASETS:
+                hint = f": {config.dataset} is {DATASETS.get(config.dataset).how}"
+            raise InputError(f"no folder {path}; name it with --data DIR{hint}")
     sources: Mapping[str, Source] = files.open_folder(path) if path.is_dir() else {}
     if sources:
         _note_shards_beside(path)

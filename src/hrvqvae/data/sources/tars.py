@@ -103,9 +103,8 @@ def _read_class_names(files: Sequence[Path]) -> tuple[str, ...]:
     """Return the names of the classes from `classnames.txt` beside the shards or one folder above;
     () without it.
     """
-    for folder in dict.fromkeys(
-        folder for file in files for folder in (file.parent, file.parent.parent)
-    ):
+    folders = [file.parent for file in files]
+    for folder in dict.fromkeys([*folders, *(folder.parent for folder in folders)]):
         path = folder / CLASS_NAMES
         if path.is_file():
             try:
