@@ -32,7 +32,6 @@ from hrvqvae.model import Model
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
-from hrvqvae.priors.generative import check_sampling_params
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.device import Compute, exact_float32
@@ -280,7 +279,7 @@ def evaluate_run(
     if samples:
         networks = model.load_priors(num_drawn).networks
         for of_samples in guidance:
-            check_sampling_params(networks, SamplingParams(guidance=of_samples))
+            SamplingParams(guidance=of_samples).check(networks)
     encode = model.encoder(lmbda, effort=effort)
 
     # Find the images, and the priors that fit them.

@@ -50,13 +50,6 @@ def draw_labels(weights: Sequence[float], seed: int, indices: Sequence[int]) -> 
     return torch.from_numpy(np.searchsorted(cumulative, uniforms, side="right"))
 
 
-def check_sampling_params(priors: Sequence[Prior], params: SamplingParams) -> None:
-    """Call `SamplingParams.check` for every level of the priors."""
-    for prior in priors:
-        for level in prior.levels:
-            params.check(level)
-
-
 def _check_kept(level: Level, codes: Tensor, count: int) -> None:
     """Raise InputError if the kept codes of a level do not fit `count` images."""
     name = f"kept codes of level {level.index + 1}"
@@ -86,7 +79,7 @@ def sample_codes(
     parameter or a label is out of range, a label is missing, or kept codes have another shape or
     are out of range.
     """
-    check_sampling_params(priors, params)
+    params.check(priors)
     levels = [level for prior in priors for level in prior.levels]
     positions = [level.grid[0] * level.grid[1] for level in levels]
     draws = []
@@ -98,16 +91,13 @@ def sample_codes(
     device = torch.device("cpu") if parameter is None else parameter.device
     uniforms = torch.from_numpy(np.stack(draws)).to(device).split(positions, dim=1)  # type: ignore[no-untyped-call]
     shapes = [(len(indices), *level.grid) for level in levels]
-    codes, masks = (
-        [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-        for dtype in (torch.long, torch.bool)
-    )
+    codes = [torch.zeros(shape, dtype=torch.long, device=device) for shape in shapes]
+    masks = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in shapes]
     if kept is not None:
-        by_level = zip(levels, codes, kept.codes, masks, kept.masks, strict=False)
-        for level, level_codes, kept_codes, level_mask, kept_mask in by_level:
-            _check_kept(level, kept_codes, len(indices))
-            level_codes.copy_(kept_codes)
-            level_mask.copy_(kept_mask)
+        for index, level in enumerate(levels[: len(kept.codes)]):
+            _check_kept(level, kept.codes[index], len(indices))
+            codes[index].copy_(kept.codes[index])
+            masks[index].copy_(kept.masks[index])
     level_uniforms = [
         values.view(shape).contiguous() for values, shape in zip(uniforms, shapes, strict=True)
     ]

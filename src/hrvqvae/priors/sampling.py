@@ -54,28 +54,30 @@ class SamplingParams:
                 f"the decoder is {self.decoder!r}; it must be generation or progressive"
             )
 
-    def check(self, level: Level) -> None:
+    def check(self, priors: Sequence[Prior]) -> None:
         """Raise InputError if a level has fewer symbols than top-k, or if its prior does not
         support guidance.
         """
-        symbols = level.symbols
-        if self.top_k > symbols:
-            raise InputError(
-                f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to {symbols}"
-            )
         is_guided = any(weight != 1 for weight in list_weights(self.guidance))
-        if level.unconditional or not is_guided:
-            return
-        guidance = format_guidance(self.guidance)
-        subject = f"guidance is {guidance}, but the prior of level {level.index + 1}"
-        if not level.classes:
+        for level in (level for prior in priors for level in prior.levels):
+            symbols = level.symbols
+            if self.top_k > symbols:
+                raise InputError(
+                    f"top-k is {self.top_k}, but a code has only {symbols} symbols; give 1 to"
+                    f" {symbols}"
+                )
+            if level.unconditional or not is_guided:
+                continue
+            guidance = format_guidance(self.guidance)
+            subject = f"guidance is {guidance}, but the prior of level {level.index + 1}"
+            if not level.classes:
+                raise InputError(
+                    f"{subject} knows no classes: leave it at 1, or train on images with classes"
+                )
             raise InputError(
-                f"{subject} knows no classes: leave it at 1, or train on images with classes"
+                f"{subject} was trained without class dropout: train it with"
+                " --prior.class_dropout 0.1, or leave it at 1"
             )
-        raise InputError(
-            f"{subject} was trained without class dropout: train it with --prior.class_dropout 0.1,"
-            " or leave it at 1"
-        )
 
 
 def draw(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -103,12 +103,11 @@ def _sum_lanes(builder: Any, sums: list[Any]) -> Any:
         return builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
 
     sums = [add(vector, vector, list(range(8)), list(range(8, 16))) for vector in sums]
-    steps = (  # lanes of a pair of vectors (0 to 7, 8 to 15) that are added
-        ([0, 8, 2, 10, 4, 12, 6, 14], [1, 9, 3, 11, 5, 13, 7, 15]),
-        ([0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]),
-        ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15]),
-    )
-    for first, second in steps:
+    for bit in (1, 2, 4):
+        # Lanes of a pair of vectors (0 to 7, 8 to 15) that are added: neighbours at a distance of
+        # `bit`. With bit 1: 0 + 1, 8 + 9, 2 + 3, 10 + 11, ...
+        first = [(lane & ~bit) + (8 if lane & bit else 0) for lane in range(8)]
+        second = [lane + bit for lane in first]
         sums = [
             add(left, right, first, second)
             for left, right in zip(sums[::2], sums[1::2], strict=True)
