@@ -27,11 +27,13 @@ class VQVAE2(Autoencoder):
     """Several latent grids, each with a flat codebook. Each grid is encoded given the codewords of
     the next coarser.
 
-        image -> encoder 1 -> features of the finest grid -> encoder 2 (halves) -> ... -> features
-        of the coarsest grid
-        coarsest: features -> 1x1 conv -> z -> nearest codeword -> e_1 -> code 1
-        next:     features, decoder(e_1) (doubles) -> 1x1 conv -> z -> nearest codeword -> e_2 ->
-        code 2 ...
+        image -> encoder -> features of the finest grid -> encoder (halves)
+              -> ... -> features of the coarsest grid
+
+        coarsest grid: features -> 1x1 conv -> z -> nearest codeword -> e_1, code 1
+        next grid:     features with condition decoder(e_1) (doubles)
+                                -> 1x1 conv -> z -> nearest codeword -> e_2, code 2, ...
+
         all e -> transposed convs to the finest grid -> concatenated -> decoder -> image
 
     Codes are coarse first. Decoding needs all grids.
@@ -158,7 +160,7 @@ class VQVAE2(Autoencoder):
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):
-            # before any codeword moves
+            # finer grids are encoded with the codewords as they were, before any moves
             codewords.append(quantizer.lookup(quantizer.encode(latents)))
             restarted += quantizer.restart_dead_codes(distributed.all_gather(latents), rng)
         return restarted

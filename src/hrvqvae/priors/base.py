@@ -208,12 +208,11 @@ class Prior(nn.Module, ABC):
         """Return the logits (B, m_l, H, W) of each level of the prior. Raises InputError as
         `Level.check`.
 
-        At a position, the logits of a level depend on the codes (B, H, W) of all levels of the
-        prior at earlier positions in raster order, and on the codes of the coarser of these levels
-        at the same position, but on no others. `coarser` are the codeword indices of all levels
-        coarser than these; `label` is None without classes. `copies` are the labels of augmented
-        copies, None for images without augmentation. Only a network that calls `make_embeddings`
-        has to take them.
+        The logits of a level at a position depend on these codes (B, H, W), and on no others: all
+        levels of the prior at earlier positions in raster order, and its coarser levels at the same
+        position. `coarser` are the codeword indices of the levels of earlier priors; `label` is
+        None without classes. `copies` are the labels of augmented copies, None for images without
+        augmentation. Only a network that calls `make_embeddings` has to take them.
         """
 
 

@@ -76,7 +76,8 @@ class Head(nn.Module):
 
 class CodewordEmbeddings(nn.Module):
     """An embedding per codeword of each level. Codewords whose indices are equal modulo
-    `most_paths` share one.
+    `most_paths` share one. A prior begins at a group of linked levels, so that its own indices are
+    those of the model.
     """
 
     def __init__(self, config: GPTConfig, codewords: Sequence[int]) -> None:
@@ -116,7 +117,8 @@ class CachedSteps(LogitSteps):
             for _ in prior.layers
         ]
 
-        # the sum of the embeddings of all levels, with a margin above, left and right
+        # the sums of the embeddings of all levels at earlier positions, with a margin above, left
+        # and right; and the sum at `place`, of the levels that are drawn so far
         self.sums = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
@@ -140,6 +142,7 @@ class CachedSteps(LogitSteps):
         if column == 0:
             windows = self.sums[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
             self.above = windows @ self.above_weight
+        # `sum` is still that of the position before
         added = torch.addmm(self.above[:, column], self.sum, prior.left.weight.T)
         features = (self.base[position] + added).flatten(0, 1)
         self.sum = torch.zeros_like(self.sum)
@@ -169,13 +172,15 @@ class CachedSteps(LogitSteps):
 class GPT(Prior):
     """A transformer over positions, with a head for each level of a position.
 
-    coarser levels -> embeddings -> two convolutions (not causal) --+
-    row, column, class -> embeddings ------------------------------+--> base (B, N, C)
-    levels of the prior -> sum of embeddings at the left and the three upper neighbours -> linear, +
-    base
+    levels of earlier priors -> embeddings -> two convolutions (not causal) --+
+    row, column, class, copy -> embeddings -----------------------------------+-> base (B, N, C)
+
+    embeddings of this prior's levels, summed
+        -> linear, of the position before in raster order --+
+        -> convolution, of three positions above -----------+-> + base
         -> [attention, two-layer network] x layers -> norm -> features (B, N, C)
-    features, embeddings of the prior's coarser levels -> head of each level -> logits (B, m_l, H,
-    W)
+
+    features, embeddings of the coarser of these levels there -> head -> logits (B, m_l, H, W)
     """
 
     config: GPTConfig

@@ -95,13 +95,13 @@ class PixelSNAIL(Prior):
     """Causal convolutions, gated residual blocks and causal attention, conditioned on coarser
     levels and class.
 
-        coarser levels -> embeddings -> conv, residual stack, attention -+   (not causal)
-        row, column, class -> embeddings --------------------------------+--> base (B, C, H, W)
-                                                                         |      -> 1x1 conv -> a
-                                                                         condition per block
-        codes -> embedding -> strict causal conv ------------------------+
-              -> [gated residual blocks, attention after every R / A blocks] -> elu -> 1x1 conv ->
-              logits (B, m, H, W)
+        coarser levels -> embeddings -> conv, residual stack, attention (not causal) --+
+        row, column, class, copy -> embeddings ----------------------------------------+-> base
+        base (B, C, H, W) -> 1x1 conv -> a condition per block
+
+        codes -> embedding -> strict causal conv -> + base
+              -> [gated residual blocks, attention after every R / A blocks]
+              -> elu -> 1x1 conv -> logits (B, m, H, W)
 
     With 0 attention layers, there is no attention over the coarser levels either. The paper states
     neither the number of blocks between two attention layers nor the normalization. Here layer
