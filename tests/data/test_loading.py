@@ -154,6 +154,15 @@ def test_flips_in_memory() -> None:
     np.testing.assert_array_equal(images.take([(0, None)]).images[0], pixels[0])
 
 
+def test_images_in_memory_draw_nothing_without_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 1, 2, 3)
+    images = ImageSet(DataConfig(), np.arange(4), (), pixels=pixels)
+    monkeypatch.delattr("hrvqvae.data.batches.make_rng")  # a generator per image was the time
+    batch = images.take([(2, (0, 0, 0)), (0, (0, 0, 1)), (2, None)])
+    np.testing.assert_array_equal(batch.images, pixels[[2, 0, 2]])
+    assert batch.labels.tolist() == [2, 0, 2]
+
+
 def test_every_stream_is_its_own() -> None:
     seeds = ((), (0,), (3,), (3, 1), (1, 3), (3, 1, 0), (3, 1, 0, 0), (2**31, 1))
     drawn = {

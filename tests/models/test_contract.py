@@ -1,13 +1,16 @@
 """The contract of every system."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from hrvqvae.config import Config, QuantizerConfig, SingleGridConfig, to_dict
+from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig, to_dict
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.config.registry import SYSTEMS
+from hrvqvae.data.batches import Batch
+from hrvqvae.models.distortion import evaluate
 from hrvqvae.utils.errors import InputError
 from tests.conftest import same, state_of
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
@@ -183,3 +186,18 @@ def test_what_a_quantizer_makes_of_one_architecture() -> None:
     assert linked == {"hrvqvae": 3, "groups": 0, "vqvae": 0, "rqvae": 0}
     with pytest.raises(InputError, match=r"model\.quantizer\.levels is 2; it must be 1"):
         dataclasses.replace(SYSTEMS.get("vqvae2").config, quantizer=QuantizerConfig(levels=2))
+
+
+def test_prefixes_are_measured_on_some_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(data=DataConfig(channels=3, size=14), model=config_of("hrvqvae"))
+    model = model_of(config.model)
+    images = torch.randint(256, (9, 3, 14, 14), dtype=torch.uint8)
+    coarse = model.decode(model.encode(images[::4]), levels=1, size=(14, 14))
+    decode = Mock(side_effect=model.decode)
+    monkeypatch.setattr(model, "decode", decode)
+    batches = [Batch(images, torch.zeros(9, dtype=torch.long))]
+    report = evaluate(model, config, batches, "test", torch.device("cpu"), prefix_interval=4)
+    calls = [(call.kwargs.get("levels"), len(call.args[0][0])) for call in decode.call_args_list]
+    assert calls == [(1, 3), (2, 3), (None, 9)]
+    error = (coarse - images[::4] / 255).square().mean()
+    assert report.levels[0].mse == pytest.approx(float(error.detach()), rel=1e-4)

@@ -145,14 +145,18 @@ NETWORKS = {
 }
 
 
+def prior_config(kind: str) -> tuple[Config, range]:
+    """Return a configuration with a prior of a kind, and the levels of the prior."""
+    config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
+    prior = dataclasses.replace(config.prior, network=NETWORKS[kind])
+    levels = range(3) if kind == "gpt" else range(2, 3)
+    return dataclasses.replace(config, prior=prior), levels
+
+
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_training_step_of_a_prior(kind: str) -> None:
     with fake_gpu() as waits:
-        config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
-        config = dataclasses.replace(
-            config, prior=dataclasses.replace(config.prior, network=NETWORKS[kind])
-        )
-        levels = range(3) if kind == "gpt" else range(2, 3)
+        config, levels = prior_config(kind)
         with torch.device("cuda"):
             prior = build_prior(config, levels, classes=10).train()
         task = PriorTask("", levels, config, (None, config, ""))  # type: ignore[arg-type]

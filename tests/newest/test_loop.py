@@ -23,7 +23,7 @@ from hrvqvae.config.parsing import override
 from tests.conftest import with_quantizer, with_training
 from tests.newest.waits import Waits
 from tests.trained_run import GIVEN_GPT, tiny_systems, trained_copy
-from tests.training.tasks import Case
+from tests.training.tasks import TASKS, Case
 
 GPU = torch.device("meta")
 aten = torch.ops.aten
@@ -114,7 +114,9 @@ def config_of(name: str, tiny: Config, mnist_root: Path) -> Config:
 # of a checkpoint that is read
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 @pytest.mark.parametrize("processes", [2])
-@pytest.mark.parametrize("name", ["treevq", "vqgan", "progressive"])
+@pytest.mark.parametrize(
+    "name", ["treevq", "vqvae2", "vqgan", "rqvae", "prior", "gpt", "progressive", "generation"]
+)
 def test_the_whole_loop(
     name: str,
     processes: int,
@@ -124,7 +126,7 @@ def test_the_whole_loop(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     config = config_of(name, tiny, mnist_root)
-    kind = {"gpt": "prior", "prior": "prior", "progressive": "progressive"}.get(name, "autoencoder")
+    kind = "prior" if name == "gpt" else name if name in TASKS else "autoencoder"
     path = tmp_path / "run"
     if kind != "autoencoder":
         trained_copy(tiny, tmp_path_factory, path)

@@ -104,7 +104,7 @@ class VQVAE2(Autoencoder):
         """
         unit = to_unit_images(images, self.channels, training=self.training)
         results = list[Quantized]()
-        codewords = list[Tensor]()
+        codewords: list[Tensor] = []
         for quantizer, latents in self._iterate_grids(unit, codewords):
             results.append(quantizer(latents))
             codewords.append(results[-1].latents)
@@ -118,8 +118,8 @@ class VQVAE2(Autoencoder):
 
     def encode(self, images: Tensor) -> Codes:
         def encode_tile(tile: Tensor) -> Codes:
-            codes = list[Tensor]()
-            codewords = list[Tensor]()
+            codes: list[Tensor] = []
+            codewords: list[Tensor] = []
             for quantizer, latents in self._iterate_grids(
                 to_unit_images(tile, self.channels), codewords
             ):
@@ -146,7 +146,7 @@ class VQVAE2(Autoencoder):
     def initialize(
         self, images: Tensor, rng: torch.Generator, batch_size: int | None = None
     ) -> None:
-        codewords = list[Tensor]()
+        codewords: list[Tensor] = []
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):
@@ -156,7 +156,7 @@ class VQVAE2(Autoencoder):
     @torch.no_grad()
     def restart_dead_codes(self, images: Tensor, rng: torch.Generator) -> int:
         restarted = 0
-        codewords = list[Tensor]()
+        codewords: list[Tensor] = []
         for quantizer, latents in self._iterate_grids(
             to_unit_images(images, self.channels), codewords
         ):

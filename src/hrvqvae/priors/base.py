@@ -56,11 +56,12 @@ class Level:
         """Raise InputError if coarser levels or labels are missing, superfluous or out of range.
 
         With `training` on a GPU the values are not checked, because the check would wait for the
-        GPU.
+        GPU; nor while the call is compiled.
         """
 
         def exceeds_range(values: Tensor, end: int) -> bool:
-            if not values.numel() or (training and values.device.type != "cpu"):
+            on_gpu = training and values.device.type != "cpu"
+            if on_gpu or torch.compiler.is_compiling() or not values.numel():
                 return False
             return int(values.min()) < 0 or int(values.max()) >= end
 

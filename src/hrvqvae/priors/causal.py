@@ -104,8 +104,8 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
-        shares = list[Tensor]()
-        blocks = list[Tensor]()
+        shares: list[Tensor] = []
+        blocks: list[Tensor] = []
         for block in torch.split(queries, _BLOCK, dim=1):
             start = len(shares) * _BLOCK
             stop = start + block.shape[1] if causal else keys.shape[1]
