@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
@@ -50,6 +51,14 @@ def same(
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed))
 
 
 @contextmanager
@@ -182,9 +191,13 @@ def write_file(config: Config, path: Path) -> Path:
 
 
 def done(*arguments: object) -> tuple[int, str, str]:
-    """Run a command; return its exit code, stdout and stderr."""
+    """Run a command; return its exit code, stdout and stderr.
+
+    The first argument may be a whole command line; further ones are taken as they are.
+    """
+    line, *others = arguments or [""]
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main([str(argument) for argument in arguments])
+        code = main([*shlex.split(str(line)), *map(str, others)])
     return code, out.getvalue(), err.getvalue()
 
 
@@ -202,9 +215,9 @@ def input_error(message: str) -> AbstractContextManager[pytest.ExceptionInfo[Inp
     return pytest.raises(InputError, match=message)
 
 
-def refused(arguments: list[object]) -> str:
+def refused(command: str | list[object]) -> str:
     """Run a command that is refused with exit code 2; return its only line."""
-    code, out, err = done(*arguments)
+    code, out, err = done(*([command] if isinstance(command, str) else command))
     err = "".join(
         line for line in err.splitlines(keepends=True) if "compiling for this processor" not in line
     )

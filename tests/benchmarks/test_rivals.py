@@ -23,8 +23,7 @@ from hrvqvae.quantize import Quantizer
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from tests.benchmarks.conftest import forget_rivals
-from tests.conftest import refused, same, state_of, with_training
-from tests.models.test_quantizers import latents
+from tests.conftest import generator, normal, refused, same, state_of, with_training
 from tests.trained_run import tiny_run, undrawn
 
 KINDS = ("simvq", "lfq", "qinco", "vq")
@@ -48,7 +47,7 @@ def fsq(rivals: ModuleType, *levels: int, dim: int = 6) -> Quantizer:
 @given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6))
 def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
     """Section 3.1 and appendix A.1: bound, round, and number the grid points."""
-    z = 2 * latents(2, 3, 3, seed=seed, dim=len(levels))
+    z = 2 * normal(2, 3, 3, len(levels), seed=seed)
     quantizer = fsq(importlib.import_module("benchmarks.rivals"), *levels, dim=len(levels))
     forget_rivals()
     result = quantizer(z)
@@ -77,7 +76,7 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
 def test_simvq_s_loss_is_on_the_scale_of_ours(rivals: ModuleType) -> None:
     """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch."""
     quantizer = library(rivals, name="simvq", codewords=8)
-    z = latents(2, 3, 4).requires_grad_()
+    z = normal(2, 3, 4, 6).requires_grad_()
     result = quantizer(z)
     codewords = quantizer.lookup(result.codes).detach()
     error = float((z.detach() - codewords).square().sum())
@@ -88,11 +87,11 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals: ModuleType) -> None:
 
 
 def test_vq_starts_from_the_latents_it_is_given(rivals: ModuleType) -> None:
-    z = latents(4, 10, 10)
+    z = normal(4, 10, 10, 6)
     results = []
     for seed in (0, 0, 1):
         quantizer = library(rivals, name="vq", codewords=8)
-        quantizer.initialize(z, torch.Generator().manual_seed(seed))
+        quantizer.initialize(z, generator(seed))
         results.append(quantizer.eval()(z).latents)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -107,8 +106,8 @@ def test_the_contract_of_a_quantizer(rivals: ModuleType, name: str, levels: int)
         quantizer, levels, values = fsq(rivals, 5, 3, 4), 1, 60
     else:
         quantizer, values = library(rivals, name=name, codewords=4, levels=levels), 4
-    quantizer.initialize(latents(4, 8, 8), torch.Generator().manual_seed(0))
-    z = latents(2, 3, 4)
+    quantizer.initialize(normal(4, 8, 8, 6), generator())
+    z = normal(2, 3, 4, 6)
     before = state_of(quantizer)
     draws = torch.get_rng_state()
     codes = quantizer.train().encode(z)
@@ -169,7 +168,7 @@ def test_whole_numbers_are_not_averaged(rivals: ModuleType, mnist_root: Path) ->
     state = TrainState.start(model, config.training)
     for _ in range(3):
         state.averaged.update_parameters(model)
-    images = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(2, 1, 12, 12, generator=generator())
     averaged = state.averaged.module
     assert torch.equal(averaged.encode(images)[0], model.encode(images)[0])
 

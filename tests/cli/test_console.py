@@ -2,7 +2,6 @@
 numbers.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -22,28 +21,25 @@ import hrvqvae
 from hrvqvae.cli import main
 from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils import progress
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import task, tracked, waiting
 from hrvqvae.utils.quantities import clock, counted, psnr
-from tests.conftest import refused
+from tests.conftest import do, done, input_error, refused
 
 TRAIN = (
-    ["hrvqvae/mnist"],
-    ["--print-config"],
-    ["--max-steps", "5"],
-    ["--data=somewhere"],
-    ["--model.quantizer.codewords", "8"],
-    ["--training.learning_rate=1e-3"],
-    ["--prior.training.batch_size", "128,64,32"],
+    "hrvqvae/mnist",
+    "--print-config",
+    "--max-steps 5",
+    "--data=somewhere",
+    "--model.quantizer.codewords 8",
+    "--training.learning_rate=1e-3",
+    "--prior.training.batch_size 128,64,32",
 )
 
 
 @settings(deadline=None, max_examples=6)
 @given(st.permutations(TRAIN))
-def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> None:
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main(["train", *(word for part in parts for word in part)]) == 0
-    printed = yaml.safe_load(out.getvalue())
+def test_options_stand_before_and_after_the_preset(parts):
+    printed = yaml.safe_load(do(" ".join(["train", *parts])))
     assert printed["name"] == "hrvqvae/mnist"
     assert printed["model"]["quantizer"]["codewords"] == 8
     assert (printed["training"]["max_steps"], printed["training"]["learning_rate"]) == (5, 1e-3)
@@ -51,128 +47,104 @@ def test_options_stand_before_and_after_the_preset(parts: list[list[str]]) -> No
     assert printed["data"]["root"].endswith("/somewhere")
 
 
-def test_fields_are_told_from_the_rest() -> None:
-    assert split_fields(["a", "--x.y=", "--", "--x.z", "3"]) == (
-        ["a", "--", "--x.z", "3"],
-        {"x.y": ""},
-    )
-    assert split_fields(["--x.y", "-1e-3", "b c", "--z.w=-2", "--x"]) == (
-        ["b c", "--x"],
-        {"x.y": "-1e-3", "z.w": "-2"},
-    )
-    assert split_fields(["--x.y", "1", "--x.y=1"]) == ([], {"x.y": "1"})
-    assert split_fields(["--out=runs/a.b", "--out", "runs/a.b"]) == (
-        ["--out=runs/a.b", "--out", "runs/a.b"],
-        {},
-    )
-    with pytest.raises(InputError, match=r"--x\.y 2 contradicts --x\.y 1"):
+def test_fields_are_told_from_the_rest():
+    for line, words, fields in (
+        ("a --x.y= -- --x.z 3", "a -- --x.z 3", {"x.y": ""}),
+        ("--x.y -1e-3 b --z.w=-2 --x", "b --x", {"x.y": "-1e-3", "z.w": "-2"}),
+        ("--x.y 1 --x.y=1", "", {"x.y": "1"}),
+        ("--out=runs/a.b --out runs/a.b", "--out=runs/a.b --out runs/a.b", {}),
+    ):
+        assert split_fields(line.split()) == (words.split(), fields)
+    with input_error(r"--x\.y 2 contradicts --x\.y 1"):
         split_fields(["--x.y", "1", "--x.y=2"])
-    for after in ([], ["--resume"], ["-o", "x.png"], ["--"], ["--x.z", "3"]):
-        with pytest.raises(InputError, match=r"--x\.y needs a value"):
-            split_fields(["train", "--x.y", *after])
+    for after in ("", "--resume", "-o x.png", "--", "--x.z 3"):
+        with input_error(r"--x\.y needs a value"):
+            split_fields(f"train --x.y {after}".split())
 
 
-def test_wrong_commands() -> None:
-    for arguments, message in (
-        (["train", "hrvqvae/mnst"], "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
-        (["train", "hrvqvae/mnist", "--data", "/nowhere"], "get it with: hrvqvae data get mnist"),
+def test_wrong_commands():
+    for command, message in (
+        ("train hrvqvae/mnst", "unknown preset 'hrvqvae/mnst': did you mean hrvqvae/mnist"),
+        ("train hrvqvae/mnist --data /nowhere", "get it with: hrvqvae data get mnist"),
         (
-            ["train", "hrvqvae/mnist", "--max-step", "5"],
+            "train hrvqvae/mnist --max-step 5",
             "'--max-step' of hrvqvae train: did you mean --max-steps",
         ),
         (
-            ["evaluate", "nowhere", "--data.size", "12"],
+            "evaluate nowhere --data.size 12",
             "'--data.size' of hrvqvae evaluate: did you mean --data",
         ),
-        (["evaluate", "mnist", "--limit", "9"], "did you mean --images?"),
-        (["compres", "mnist"], "unknown command 'compres': did you mean compress"),
-        (["xyz"], "unknown command 'xyz': there are presets, runs, "),
-        (["data", "gte"], "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
+        ("evaluate mnist --limit 9", "did you mean --images?"),
+        ("compres mnist", "unknown command 'compres': did you mean compress"),
+        ("xyz", "unknown command 'xyz': there are presets, runs, "),
+        ("data gte", "unknown action 'gte': did you mean get? (see hrvqvae data --help)"),
+        ("presets mnist", "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist"),
+        ("train mine.yaml", "mine.yaml: there is no such file"),
+        ("sample no\x1b[31mrun -o x.png", r"no\x1b[31mrun: there is no such run"),
+        ("", "COMMAND"),
+        ("reconstruct run", "required: IMAGE"),
+        ("train hrvqvae/mnist --max-steps 1 --model.quantizer.codwords 2", "mean codewords"),
         (
-            ["presets", "mnist"],
-            "unknown preset 'mnist': did you mean hrvqvae/mnist or treevq/mnist",
-        ),
-        (["train", "mine.yaml"], "mine.yaml: there is no such file"),
-        (["sample", "no\x1b[31mrun", "-o", "x.png"], r"no\x1b[31mrun: there is no such run"),
-        ([], "COMMAND"),
-        (["reconstruct", "run"], "required: IMAGE"),
-        (
-            ["train", "hrvqvae/mnist", "--max-steps", "1", "--model.quantizer.codwords", "2"],
-            "mean codewords",
-        ),
-        (
-            ["compare", "mnist", "--systems", "vqvae"],
+            "compare mnist --systems vqvae",
             "systems are compared in a clone of the repository now: python -m benchmarks.compare",
         ),
-        (
-            ["train", "hrvqvae/mnist", "--max-steps", "9", "--training.max_steps", "20"],
-            "contradicts",
-        ),
-        (["train-prior", "run", "--data.root", "a", "--data", "b"], "contradicts --data.root"),
-        (["train-prior", "run", "--codes", ""], "--codes is empty"),
-        (["train-progressive", "mnist", "--max-steps", "1"], "hrvqvae export mnist DIR"),
-        *(
-            (["train", "hrvqvae/mnist", option, ""], f"{option} is empty")
-            for option in ("--out", "--data", "--init-from")
-        ),
+        ("train hrvqvae/mnist --max-steps 9 --training.max_steps 20", "contradicts"),
+        ("train-prior run --data.root a --data b", "contradicts --data.root"),
+        ("train-prior run --codes ''", "--codes is empty"),
+        ("train-progressive mnist --max-steps 1", "hrvqvae export mnist DIR"),
+        ("train hrvqvae/mnist --out ''", "--out is empty"),
+        ("train hrvqvae/mnist --data ''", "--data is empty"),
+        ("train hrvqvae/mnist --init-from ''", "--init-from is empty"),
     ):
-        assert message in refused([*arguments])
+        assert message in refused(command)
 
 
-def test_help_shows_every_command_in_one_group(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
-        main(["train", "--help"])
-    assert capsys.readouterr().out.startswith("usage: hrvqvae train ")
-    with pytest.raises(SystemExit, match="^0$"):
-        main(["--help"])
-    lines = capsys.readouterr().out.splitlines()
+def test_help_shows_every_command_in_one_group(capsys):
+    def printed(*words):
+        with pytest.raises(SystemExit, match="^0$"):
+            main(words)
+        return capsys.readouterr().out
+
+    assert printed("train", "--help").startswith("usage: hrvqvae train ")
+    lines = printed("--help").splitlines()
     shown = [line.split()[0] for line in lines if line.startswith("  ") and line[2] != "-"]
-    names = refused(["xyz"]).partition("there are ")[2].partition(" (see")[0]
+    names = refused("xyz").partition("there are ")[2].partition(" (see")[0]
     assert sorted(shown) == sorted(names.split(", "))
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out == f"hrvqvae {hrvqvae.__version__}\n"
+    assert printed("--version") == f"hrvqvae {hrvqvae.__version__}\n"
 
 
-def test_arguments_stand_before_and_after_options() -> None:
-    with patch("hrvqvae.cli.share._export", return_value=0) as export:
-        for words in (
-            ["mnist", "small", "--compact"],
-            ["mnist", "--compact", "small"],
-            ["--compact", "mnist", "small"],
-        ):
-            assert main(["export", *words]) == 0
-            (arguments,) = export.call_args.args
-            assert (arguments.run, str(arguments.out), arguments.compact) == (
-                "mnist",
-                "small",
-                True,
-            )
-    assert "unknown argument 'more'" in refused(["export", "mnist", "--compact", "small", "more"])
+def test_arguments_stand_before_and_after_options():
+    for line in ("mnist small --compact", "mnist --compact small", "--compact mnist small"):
+        with patch("hrvqvae.cli.share._export", return_value=0) as export:
+            do(f"export {line}")
+        (arguments,) = export.call_args.args
+        assert (arguments.run, str(arguments.out)) == ("mnist", "small")
+        assert arguments.compact
+    assert "unknown argument 'more'" in refused("export mnist --compact small more")
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m hrvqvae presets hrvqvae/mnist | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert done.stdout == "hrvqvae/mnist: MNIST, 28x28 greyscale\n"
-    assert done.stderr == ""
+    assert (done.stdout, done.stderr) == ("hrvqvae/mnist: MNIST, 28x28 greyscale\n", "")
 
 
-def test_out_of_memory_is_one_line() -> None:
+def test_out_of_memory_is_one_line():
     on_cpu = RuntimeError("[...] DefaultCPUAllocator: can't ...")
     for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), on_cpu):
         with patch("hrvqvae.cli.run", side_effect=error):
-            assert "out of memory: take a smaller batch (--training.batch_size" in refused(
-                ["train"]
-            )
-    with (
-        patch("hrvqvae.cli.run", side_effect=RuntimeError("ours")),
-        pytest.raises(RuntimeError, match="ours"),
-    ):
+            line = refused("train")
+        assert "out of memory: take a smaller batch (--training.batch_size" in line
+    ours = patch("hrvqvae.cli.run", side_effect=RuntimeError("ours"))
+    with ours, pytest.raises(RuntimeError, match="ours"):
         main(["train"])
 
 
-def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+def work(count: int, name: str = "work") -> list[int]:
+    return list(tracked(range(count), name, count, lambda _: 1))
+
+
+def test_json_has_no_infinity(capsys):
     print_json([{"psnr": float("inf"), "levels": (1, float("nan"), 0.5)}])
     assert json.loads(capsys.readouterr().out) == [{"psnr": None, "levels": [1, None, 0.5]}]
 
@@ -194,25 +166,21 @@ def shown(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.usefixtures("every_line")
-def test_a_library_shows_nothing(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_library_shows_nothing(capsys, caplog):
     waiting("reading")
-    assert list(tracked(range(5), "count", 5, lambda _: 1)) == list(range(5))
+    assert work(5) == list(range(5))
     assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
-def test_a_line_for_who_waits(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_for_who_waits(stream, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
     assert main([]) == 0
     assert stream.getvalue() == ("hrvqvae: reading ...\n" if stream.isatty() else "")
 
 
-def test_one_long_part(
-    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_long_part(shown, monkeypatch, capsys):
     monkeypatch.setattr(progress, "SAY_AFTER_SECONDS", 0.0)
     said = threading.Event()
     monkeypatch.setattr(
@@ -223,9 +191,7 @@ def test_one_long_part(
     assert capsys.readouterr().err == "sample ...\n"
 
 
-def test_lines_of_counts(
-    shown: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_of_counts(shown, monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     with task("work", 1_000, "rows", done=100) as advance:
@@ -233,59 +199,46 @@ def test_lines_of_counts(
             now[0] += 10.0
             advance(100)
     assert capsys.readouterr().err.splitlines() == [
-        f"work  {100 + 100 * place:,} of 1,000 rows  10 rows/s  0:0{left // 60}:{left % 60:02d}"
-        " left"
-        for place, left in ((2, 70), (4, 50), (6, 30), (8, 10))
+        "work  300 of 1,000 rows  10 rows/s  0:01:10 left",
+        "work  500 of 1,000 rows  10 rows/s  0:00:50 left",
+        "work  700 of 1,000 rows  10 rows/s  0:00:30 left",
+        "work  900 of 1,000 rows  10 rows/s  0:00:10 left",
     ]
 
 
-def test_a_task_inside_of_a_task_is_silent(
-    every_line: None, shown: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_inside_of_a_task_is_silent(every_line, shown, capsys):
     for _ in range(2):
         with task("outer", 2) as advance:
-            list(tracked(range(3), "inner", 3, lambda _: 1))
+            work(3, "inner")
             advance(1)
         assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("rich", [True, False], ids=["bar", "without the extra"])
-def test_on_a_terminal(
-    rich: bool, every_line: None, shown: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_terminal(rich, every_line, shown, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     if not rich:
         for name in ("rich", "rich.console", "rich.progress"):
             monkeypatch.setitem(sys.modules, name, None)
-    assert len(list(tracked(range(4), "work", 4, lambda _: 1))) == 4
+    work(4)
     assert ("\x1b[" in terminal.getvalue()) == rich
     assert "4 of 4 images" in terminal.getvalue()
 
 
-def test_commands(
-    every_line: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(
-        "hrvqvae.cli.run", lambda argv: len(list(tracked(range(5), "work", 5, lambda _: 1))) - 5
-    )
-    assert main([]) == 0
+def test_commands(every_line, monkeypatch):
+    monkeypatch.setattr("hrvqvae.cli.run", lambda argv: len(work(5)) - 5)
+    code, out, err = done()
     line = r"work  \d+ of 5 images  [\d.,]+ images/s  \d+:\d\d:\d\d left\n"
-    printed = capsys.readouterr()
-    assert re.fullmatch(f"({line}){{5}}", printed.err), printed.err
-    assert printed.out == ""
+    assert (code, out) == (0, "")
+    assert re.fullmatch(f"({line}){{5}}", err)
 
 
-def test_numbers_for_people() -> None:
+def test_numbers_for_people():
     said = [counted(count, "image") for count in (0, 1, 2, 2000)]
     assert said == ["0 images", "1 image", "2 images", "2,000 images"]
-    assert [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)] == [
-        "0:00:00",
-        "0:00:00",
-        "0:00:59",
-        "1:00:00",
-        "100:01:01",
-    ]
+    said = [clock(seconds) for seconds in (-1, 0, 59.9, 3600, 360_061)]
+    assert said == ["0:00:00", "0:00:00", "0:00:59", "1:00:00", "100:01:01"]
     assert psnr(0.01) == pytest.approx(20)
     assert math.isinf(psnr(0.0))

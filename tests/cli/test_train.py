@@ -34,189 +34,169 @@ def tiny_file(mnist_root: Path, tmp_path: Path) -> Iterator[str]:
         yield str(write_file(tiny_run(mnist_root), tmp_path / "tiny.yaml"))
 
 
-def test_print_config_is_a_file_that_trains(tmp_path: Path) -> None:
-    fields = ["--model.quantizer.codewords", "8", "--prior.network.dropout", "0.3"]
-    printed = do("train", "hrvqvae/mnist", *fields, "--max-steps", "5", "--print-config")
-    (tmp_path / "printed.yaml").write_text(printed, "utf-16")  # as PowerShell's >
-    config = from_file(tmp_path / "printed.yaml")
+def test_print_config_is_a_file_that_trains(tmp_path):
+    path = tmp_path / "printed.yaml"
+    fields = "--model.quantizer.codewords 8 --prior.network.dropout 0.3"
+    printed = do(f"train hrvqvae/mnist {fields} --max-steps 5 --print-config")
+    path.write_text(printed, "utf-16")  # as PowerShell's >
+    config = from_file(path)
     assert (config.model.num_symbols, config.training.max_steps) == ((8, 8, 8), 5)
-    assert do("train", tmp_path / "printed.yaml", "--print-config") == printed
+    assert do(f"train {path} --print-config") == printed
 
 
-def test_resuming(tiny_file: str, tmp_path: Path) -> None:
-    command = ["train", tiny_file, "--out", tmp_path / "run"]
-    printed = do(*command, "--max-steps", "10") + do(*command, "--max-steps", "14", "--resume")
+def test_resuming(tiny_file, tmp_path):
+    run = tmp_path / "run"
+    command = f"train {tiny_file} --out {run} --max-steps"
+    printed = do(f"{command} 10") + do(f"{command} 14 --resume")
     assert "resuming" in printed
     assert printed.count("hint: little is learned in 10 steps: resume with more steps") == 1
-    printed = do("train", "--resume", tmp_path / "run", "--max-steps", "15")
-    assert "trained 15 steps" in printed, "a run folder says itself what it is"
-    printed = do("train", "--resume", tmp_path / "run")
+    # a run folder says itself what it is
+    assert "trained 15 steps" in do(f"train --resume {run} --max-steps 15")
+    printed = do(f"train --resume {run}")
     assert "its budget is spent, 15 steps in all; to train further, give a larger one" in printed
-    printed = do("train", tiny_file, "--out", tmp_path / "short", "--max-minutes", "0.0001")
+    printed = do(f"train {tiny_file} --out {tmp_path}/short --max-minutes 0.0001")
     assert re.search(r"hint: little is learned in \d+ steps?: resume with more", printed)
-    line = refused([*command, "--max-steps", "14", "--resume", "--model.quantizer.codewords", "5"])
+    line = refused(f"{command} 14 --resume --model.quantizer.codewords 5")
     assert "--model.quantizer.codewords is 3 there, 5 here" in line
-    (tmp_path / "mine").mkdir()
-    Path(tiny_file).rename(tmp_path / "mine" / "config.yaml")
-    line = refused(
-        ["train", tmp_path / "mine" / "config.yaml", "--out", tmp_path / "mine", "--max-steps", "1"]
-    )
-    assert (
-        f"{tmp_path / 'mine' / 'config.yaml'} exists, but there is no run; choose another --out"
-        in line
-    )
-    line = refused(["train", "hrvqvae/mnist", "--out", tmp_path / "run", "--resume"])
+    config = tmp_path / "mine" / "config.yaml"
+    config.parent.mkdir()
+    Path(tiny_file).rename(config)
+    line = refused(f"train {config} --out {config.parent} --max-steps 1")
+    assert f"{config} exists, but there is no run; choose another --out" in line
+    line = refused(f"train hrvqvae/mnist --out {run} --resume")
     assert "holds a run of tiny, not of hrvqvae/mnist" in line
 
 
-def test_the_prior_of_a_level(tiny_file: str, tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    do("train", tiny_file, "--max-steps", "2", "--out", run)
-    command = [
-        "train-prior",
-        "--prior.training.batch_size",
-        "8,6,4",
-        run,
-        "--level",
-        "3",
-        "--max-steps",
-        "2",
-    ]
-    assert f"priors in {run}/priors" in do(*command)
+def test_the_prior_of_a_level(tiny_file, tmp_path):
+    run = tmp_path / "run"
+    do(f"train {tiny_file} --max-steps 2 --out {run}")
+    field = "--prior.training.batch_size"
+    command = f"train-prior {field} 8,6,4 {run} --level 3 --max-steps 2"
+    assert f"priors in {run}/priors" in do(command)
     prior = prior_folder(run, 2).read_config().prior
     assert (prior.training_of(2).batch_size, prior.network.kind) == (4, "pixelsnail")
-    line = refused([*command, "--resume", "--prior.network.kind", "gpt"])
-    assert "--prior.network.kind is pixelsnail there, gpt here" in line
-    line = refused(["train-prior", run, "--prior.training.batch_size", "8,6"])
-    assert (
-        "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels" in line
-    )
-    assert "--training.seed is no field of the priors" in refused(
-        ["train-prior", run, "--training.seed", 1]
-    )
-    assert "--level is 4; this model has levels 1 to 3" in refused(
-        ["train-prior", run, "--level", 4]
-    )
+    for wrong, message in (
+        (
+            f"{command} --resume --prior.network.kind gpt",
+            "--prior.network.kind is pixelsnail there, gpt here",
+        ),
+        (
+            f"train-prior {run} {field} 8,6",
+            "prior.training.batch_size has 2 values; give one, or one for each of the 3 levels",
+        ),
+        (
+            f"train-prior {run} --training.seed 1",
+            "--training.seed is no field of the priors",
+        ),
+        (f"train-prior {run} --level 4", "--level is 4; this model has levels 1 to 3"),
+    ):
+        assert message in refused(wrong)
 
 
-def test_a_signal_leaves_with_a_message(
-    tiny_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_leaves_with_a_message(tiny_file, tmp_path, monkeypatch):
+    run = tmp_path / "run"
     at_step(monkeypatch, AutoencoderTask, 3, lambda _: signal.raise_signal(signal.SIGTERM))
-    code, out, err = done("train", tiny_file, "--out", tmp_path / "run", "--max-steps", "1000000")
+    code, out, err = done(f"train {tiny_file} --out {run} --max-steps 1000000")
     assert (code, "continue with --resume" in out) == (128 + signal.SIGTERM, True)
     assert not [line for line in err.splitlines() if "compiling for this processor" not in line]
-    assert RunFolder(tmp_path / "run").model.is_file()
+    assert RunFolder(run).model.is_file()
 
 
-def test_the_demo(mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)  # drawn digits are MNIST,
+def test_the_demo(mnist_root, tmp_path, monkeypatch):
+    """Drawn digits are MNIST here, and the demo's preset is a small model."""
+    monkeypatch.setattr(fetch, "check", lambda dataset, folder: None)
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
-    monkeypatch.setattr(
-        presets, "get", lambda name: preset
-    )  # and the demo's preset is a small model
+    monkeypatch.setattr(presets, "get", lambda name: preset)
     out = tmp_path / "demo"
-    command = ["demo", "--out", str(out), "--root", str(mnist_root), "--max-steps", "12"]
+    command = f"demo --out {out} --root {mnist_root} --max-steps 12"
     for _ in range(2):  # the second time all is there already
-        printed = do(*command)
+        printed = do(command)
         assert printed.count("$ hrvqvae ") == 6
         assert "mnist test: 40 images" in printed
-        assert printed.count("trained 12 steps") == 4, "the autoencoder and three priors"
+        assert printed.count("trained 12 steps") == 4  # the autoencoder and three priors
         assert "bits per code" in printed
     for name in ("reconstructions", "curves", "usage", "samples", "samples-of-the-shipped-model"):
         assert f"{name}.png" in printed.splitlines()[-1]
         assert read_image(out / "pictures" / f"{name}.png", 3).shape[2] > 100
-    assert "--max-minutes is 0; it must be above 0" in refused(["demo", "--max-minutes", "0"])
+    assert "--max-minutes is 0; it must be above 0" in refused("demo --max-minutes 0")
     monkeypatch.undo()
     monkeypatch.setattr(fetch, "get", lambda name, root, say: root)
-    code, _, told = done(*command)
+    code, _, told = done(command)
     assert (code, "holds a run of tiny, not of treevq-deep/mnist" in told) == (2, True)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    """A run without priors."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    return shutil.copytree(
-        tiny_run_with_priors(mnist_root), folder, ignore=shutil.ignore_patterns("priors")
-    )
+    ignore = shutil.ignore_patterns("priors")
+    return shutil.copytree(tiny_run_with_priors(mnist_root), folder, ignore=ignore)
 
 
-def test_evaluation_for_programs_and_people(run: Path) -> None:
-    report = json.loads(do("evaluate", run, "--json", "--device", "cpu"))
+def test_evaluation_for_programs_and_people(run):
+    report = json.loads(do(f"evaluate {run} --json --device cpu"))
     assert (report["dataset"], report["split"], report["images"]) == ("mnist", "test", 40)
-    assert report["prior_bits_per_image"] is None, "there are no priors"
+    assert report["prior_bits_per_image"] is None
     assert report["no_priors"] == f"train them: hrvqvae train-prior {run}"
     assert [level["codewords"] for level in report["levels"]] == [3, 9, 27]
     assert report["mse"] == report["levels"][-1]["mse"]
-    out = do("evaluate", run, "--split", "train", "--device", "cpu")
+    out = do(f"evaluate {run} --split train --device cpu")
     assert "mnist train: 96 images" in out
-    assert [
-        line.split()[1] for line in out.splitlines() if line[:1] in "123" and line[1:2] == " "
-    ] == ["3", "9", "27"]
+    assert re.findall(r"^[123] +(\d+)", out, re.MULTILINE) == ["3", "9", "27"]
     assert f"no priors: train them: hrvqvae train-prior {run}" in out
 
 
-def test_a_beam_encodes_whatever_the_model_was_trained_with(run: Path, tmp_path: Path) -> None:
+def test_a_beam_encodes_whatever_the_model_was_trained_with(run, tmp_path):
     """By all commands that encode; files that were made so are read without a word about it."""
+    folder = tmp_path / "images"
+    for index in range(3):
+        write_picture(folder / f"{index}.png", index, (12, 12), "L")
+    images = torch.stack([read_image(path, 1) for path in sorted(folder.iterdir())])
     greedy = hrvqvae.load(run)
-    wide = hrvqvae.load(run, beam=9)
-    beam = ["--beam", "9"]
-    for number in range(3):
-        write_picture(tmp_path / "images" / f"{number}.png", number, (12, 12), "L")
-    paths = sorted((tmp_path / "images").iterdir())
-    images = torch.stack([read_image(path, 1) for path in paths])
-    codes = wide.encode(images)
+    codes = hrvqvae.load(run, beam=9).encode(images)
     assert not same(codes, greedy.encode(images))
     decoded = greedy.decode(codes, size=(12, 12))
-    lines = do("reconstruct", run, *paths, "-o", tmp_path / "sheet.png", *beam).splitlines()
-    told = [float(line.split("MSE ")[1].split(",")[0]) for line in lines[:3]]
-    assert told == pytest.approx(
-        (decoded - images / 255).square().mean((1, 2, 3)).tolist(), rel=1e-3
-    )
-    do("compress", run, tmp_path / "images", "-o", tmp_path / "codes", *beam)
+    paths = " ".join(f"{folder}/{index}.png" for index in range(3))
+    printed = do(f"reconstruct {run} {paths} -o {tmp_path}/sheet.png --beam 9")
+    told = [float(error) for error in re.findall("MSE (.*?),", printed)[:3]]
+    errors = (decoded - images / 255).square().mean((1, 2, 3))
+    assert told == pytest.approx(errors.tolist(), rel=1e-3)
+    do(f"compress {run} {folder} -o {tmp_path}/codes --beam 9")
     files = [path.read_bytes() for path in sorted((tmp_path / "codes").iterdir())]
     assert torch.equal(torch.stack(greedy.decompress(files)), decoded)
     shards = tmp_path / "shards"
-    do("tokenize", run, tmp_path / "images", shards, "--workers", "0", *beam)
+    tokenize = f"tokenize {run} {folder} {shards} --workers 0"
+    do(f"{tokenize} --beam 9")
     rows = pq.read_table(shards / "part-000000.parquet")
     for level, code in enumerate(codes, start=1):
         assert rows.column(f"codes_{level}").to_pylist() == code.flatten(1).tolist()
-    line = refused(["tokenize", run, tmp_path / "images", shards, "--workers", "0"])
-    assert f"{shards} was begun with another beam: 9" in line
-    assert "beam is 0; it must be at least 1" in refused(["evaluate", run, "--beam", 0])
+    assert f"{shards} was begun with another beam: 9" in refused(tokenize)
+    assert "beam is 0; it must be at least 1" in refused(f"evaluate {run} --beam 0")
 
 
-def test_lambda_is_of_the_levels_that_are_shown(run: Path, tmp_path: Path) -> None:
+def test_lambda_is_of_the_levels_that_are_shown(run, tmp_path):
     """Without an entropy model it is the error alone that is minimized."""
-    write_picture(tmp_path / "image.png", 0, (12, 12), "L")
-    sheet = ["reconstruct", run, tmp_path / "image.png", "-o", tmp_path / "sheet.png", "--levels"]
-    for command in ([*sheet, 1], [*sheet, 3], ["evaluate", run, "--device", "cpu"]):
-        errors = []
-        for options in ([], ["--lmbda", "0"]):
-            (tmp_path / "sheet.png").unlink(missing_ok=True)
-            errors.append(float(re.findall(r"MSE ([\d.e+-]+)", do(*command, *options))[0]))
+    image = tmp_path / "image.png"
+    write_picture(image, 0, (12, 12), "L")
+    sheet = f"reconstruct {run} {image} -o {tmp_path}/sheet.png --force --levels"
+    for command in (f"{sheet} 1", f"{sheet} 3", f"evaluate {run} --device cpu"):
+        printed = do(command), do(f"{command} --lmbda 0")
+        errors = [float(re.search(r"MSE ([\d.e+-]+)", text)[1]) for text in printed]
         assert errors[1] < errors[0], command
-    for weight, told in ((-1, "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
-        line = refused(["evaluate", run, "--lmbda", weight])
+    for weight, told in (("-1", "-1.0"), ("1e300", "1e+300"), ("nan", "nan")):
+        line = refused(f"evaluate {run} --lmbda {weight}")
         assert f"the lambda is {told}; it must be from 0 to 1e6" in line
 
 
-def test_bad_runs_and_images(run: Path, tmp_path: Path) -> None:
-    image = tmp_path / "grey.png"
-    out = tmp_path / "sheet.png"
-    write_picture(image, 1, mode="L")
+def test_bad_runs_and_images(run, tmp_path):
+    write_picture(tmp_path / "grey.png", 1, mode="L")
+    sheet = f"reconstruct {run} {tmp_path}/grey.png -o {tmp_path}/sheet.png --levels"
     for command, message in (
-        (
-            ["reconstruct", run, image, "-o", out, "--levels", 0],
-            "--levels is 0; it must be at least 1",
-        ),
-        (
-            ["reconstruct", run, image, "-o", out, "--levels", 4],
-            "levels is 4; this model decodes 1, 2, 3",
-        ),
-        (["evaluate", run, "--split", "dev"], "unknown --split 'dev': there are test, train"),
-        (["evaluate", run, "--data", tmp_path / "nowhere"], "there is no such file or folder"),
-        (["evaluate", run, "--images", 0], "--images is 0; it must be at least 1"),
+        (f"{sheet} 0", "--levels is 0; it must be at least 1"),
+        (f"{sheet} 4", "levels is 4; this model decodes 1, 2, 3"),
+        (f"evaluate {run} --split dev", "unknown --split 'dev': there are test, train"),
+        (f"evaluate {run} --data {tmp_path}/nowhere", "there is no such file or folder"),
+        (f"evaluate {run} --images 0", "--images is 0; it must be at least 1"),
     ):
         assert message in refused(command)
-    assert not out.exists()
+    assert not (tmp_path / "sheet.png").exists()

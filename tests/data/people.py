@@ -5,19 +5,19 @@
 
 import io
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from tests.data.stored import swapped_profile
+from tests.data.stored import noise, swapped_profile, write_tar
 
-Files = Mapping[str, Image.Image | bytes | np.ndarray | str]
-"""Per path what is there: an image, bytes, an array for .npy, or the target of a link."""
+Files = Mapping[str, "Image.Image | bytes | np.ndarray | str | Files"]
+"""Per path what is there: an image, bytes, an array for .npy, the target of a link, or the images
+and bytes in a tar.
+"""
 Meaning = tuple[int, str]
 """Number of images, and the end of the line that says what was understood."""
 NONE = "no classes"
@@ -35,7 +35,7 @@ class People(NamedTuple):
 
 
 def drawn(count: int = 1, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(count).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    pixels = noise(16, 16, 3, seed=count)
     return Image.fromarray(pixels).convert(mode)
 
 
@@ -45,15 +45,9 @@ def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
     return stream.getvalue()
 
 
-def tarred(files: Mapping[str, Image.Image | bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else encoded("PNG")
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
+def four(content: Image.Image | bytes | np.ndarray, start: str = "", end: str = ".png") -> Files:
+    """Four files of the same content."""
+    return {f"{start}{index}{end}": content for index in range(4)}
 
 
 def pets(folder: str = "", count: int = 4, suffix: str = ".png") -> dict[str, Image.Image]:
@@ -71,11 +65,12 @@ def divided(count: int, kinds: str = NONE) -> Meaning:
 
 def splits() -> Iterator[People]:
     """Folders and files of splits, in any case."""
-    for train, test in product(("train", "Train", "TRAIN"), HELD_OUT):
-        held_out = test.title() if train == "Train" else test.upper() if train == "TRAIN" else test
-        yield People(pets(f"{train}/", 4) | pets(f"{held_out}/", 2), given(4, 2, test))
-        files = {f"{train}/a.png": drawn(), f"{held_out}/b.png": drawn(2)}
-        yield People(files, given(1, 1, test, NONE))
+    for train, case in (("train", str.lower), ("Train", str.title), ("TRAIN", str.upper)):
+        for test in HELD_OUT:
+            held_out = case(test)
+            yield People(pets(f"{train}/", 4) | pets(f"{held_out}/", 2), given(4, 2, test))
+            files = {f"{train}/a.png": drawn(), f"{held_out}/b.png": drawn(2)}
+            yield People(files, given(1, 1, test, NONE))
     for test, other in (("test", "val"), ("val", "valid"), ("valid", "dev"), ("test", "extra")):
         files = pets("train/") | pets(f"{test}/", 2) | pets(f"{other}/", 2)
         yield People(files, given(4, 2, test), f"2 images outside of train/ and {test}/ left out")
@@ -86,26 +81,24 @@ def splits() -> Iterator[People]:
         files |= {"y_train.npy": np.arange(6) % 2, f"y_{test}.npy": np.arange(2)}
         yield People(files, given(6, 2, test))
     yield People(pets("train/") | pets("boat/", 2), divided(6, "2 classes"))
-    unlabelled = f"{NONE}: 4 images without .cls or .json"
-    yield People({"x.tar": tarred(pets())}, divided(4, unlabelled))
-    yield People(
-        {"x.tar": tarred({"cat/0.cls": b"1"} | pets())}, divided(4, unlabelled.replace("4", "3"))
-    )
-    yield People({"x.tar": tarred(pets())}, divided(4), labels=False)
+    unlabelled = "images without .cls or .json"
+    yield People({"x.tar": pets()}, divided(4, f"{NONE}: 4 {unlabelled}"))
+    one_label = {"cat/0.cls": b"1"} | pets()
+    yield People({"x.tar": one_label}, divided(4, f"{NONE}: 3 {unlabelled}"))
+    yield People({"x.tar": pets()}, divided(4), labels=False)
 
 
 def nesting() -> Iterator[People]:
     """Where images lie in a folder."""
-    for depth in range(4):
-        files = {f"{'a/b/c/'[: 2 * depth]}{index}.jpg": encoded("JPEG") for index in range(4)}
-        yield People(files, divided(4, "1 class" if depth else NONE))
+    for folder in ("", "a/", "a/b/", "a/b/c/"):
+        files = four(encoded("JPEG"), folder, ".jpg")
+        yield People(files, divided(4, "1 class" if folder else NONE))
     yield People(pets(), divided(4, PETS))
     unread = f"{NONE}: data.labels is false"
     yield People(pets(), divided(4, unread), labels=False)
     yield People(pets("deep/pets/"), divided(4, "1 class"))
-    yield People(
-        pets() | {"x.png": drawn()}, divided(5, f"{NONE}: 1 image outside of class folders")
-    )
+    outside = f"{NONE}: 1 image outside of class folders"
+    yield People(pets() | {"x.png": drawn()}, divided(5, outside))
     for junk in ("Thumbs.db", ".DS_Store", "._0.png", ".git/x.png", "notes.txt", "labels.csv"):
         yield People(pets() | {junk: b"junk"}, divided(4, PETS))
     run = {f"runs/x/{name}": b"" for name in ("config.yaml", "metrics.jsonl", "sheet.png")}
@@ -126,7 +119,7 @@ def names() -> Iterator[People]:
         "a.b.c",
         "n" * 200,
     ):
-        yield People({f"{name}-{index}.png": drawn() for index in range(4)}, divided(4))
+        yield People(four(drawn(), f"{name}-"), divided(4))
     for suffix in (".PNG", ".Jpg", ".JPEG", ".webp"):
         yield People(pets(suffix=suffix), divided(4, PETS))
     for suffix in (".heic", ".gif", ".TIFF", ".bmp", ".avif", ".cr2", ".svg", ".psd"):
@@ -136,7 +129,7 @@ def names() -> Iterator[People]:
 
 def links() -> Iterator[People]:
     """Links to files and folders, and to nothing."""
-    pictures = {f"../there/{index}.png": drawn(index) for index in range(4)}
+    pictures = four(drawn(), "../there/")
     to_files = {f"{index}.png": f"../there/{index}.png" for index in range(4)}
     yield People(pictures | to_files, divided(4))
     yield People(pictures | {"pictures": "../there"}, divided(4, "1 class"))
@@ -150,20 +143,17 @@ def links() -> Iterator[People]:
 def pixels() -> Iterator[People]:
     """Modes, depths and colour profiles."""
     for mode in ("L", "1", "P", "LA", "RGB", "RGBA"):
-        yield People({f"{index}.png": encoded("PNG", mode) for index in range(4)}, divided(4))
-    for profile, note in (
-        (swapped_profile(), "images are converted (colour profile to sRGB)"),
-        (b"no profile", "images are converted (damaged colour profile ignored)"),
-    ):
-        files = {f"{index}.png": encoded("PNG", icc_profile=profile) for index in range(4)}
-        yield People(files, divided(4), note)
-    files = {f"{index}.jpg": encoded("JPEG", "CMYK") for index in range(4)}
-    yield People(files, divided(4), "images are converted (CMYK to RGB)")
+        yield People(four(encoded("PNG", mode)), divided(4))
     deep = Image.fromarray(np.full((16, 16), 40_000, np.uint16))
-    files = {f"{index}.png": deep for index in range(4)}
-    yield People(files, divided(4), "images are converted (16 bits to 8)")
-    for shape in ((16, 16, 1), (16, 16, 3), (16, 16, 4)):
-        array = np.full(shape, 255, np.uint8)
+    for files, told in (
+        (four(encoded("PNG", icc_profile=swapped_profile())), "colour profile to sRGB"),
+        (four(encoded("PNG", icc_profile=b"no profile")), "damaged colour profile ignored"),
+        (four(encoded("JPEG", "CMYK"), end=".jpg"), "CMYK to RGB"),
+        (four(deep), "16 bits to 8"),
+    ):
+        yield People(files, divided(4), f"images are converted ({told})")
+    for channels in (1, 3, 4):
+        array = np.full((16, 16, channels), 255, np.uint8)
         yield People({f"{index}.npy": array for index in range(10)}, divided(10))
 
 
@@ -181,6 +171,10 @@ def write(people: People, folder: Path) -> None:
             path.write_bytes(content)
         elif isinstance(content, np.ndarray):
             np.save(path, content)
+        elif isinstance(content, Mapping):
+            members = dict.fromkeys(content, encoded("PNG"))
+            members |= {key: value for key, value in content.items() if isinstance(value, bytes)}
+            write_tar(path, members)
         else:
             content.save(path)
 

@@ -19,16 +19,8 @@ from hrvqvae.data.loading import load_images
 
 
 def folder_config(folder: Path, **changes: object) -> DataConfig:
-    return DataConfig(
-        **{
-            "dataset": "pictures",
-            "root": str(folder),
-            "size": 16,
-            "channels": 3,
-            "workers": 0,
-            **changes,
-        }  # type: ignore[arg-type]
-    )
+    fields = {"dataset": "pictures", "size": 16, "channels": 3, "workers": 0, **changes}
+    return DataConfig(root=str(folder), **fields)
 
 
 def loaded(root: object, split: str = "train", /, **changes: object) -> ImageSet:
@@ -46,6 +38,10 @@ def paths_of(images: ImageSet) -> list[Path]:
     return [Path(images.source.where(int(row))) for row in images.rows]
 
 
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
 def swapped_profile() -> bytes:
     """Return a colour profile in which red and blue of sRGB have each other's place."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -54,7 +50,8 @@ def swapped_profile() -> bytes:
     return profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
 
 
-def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+def write_tar(path: Path | str, members: Mapping[str, bytes]) -> Path:
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in members.items():
@@ -64,7 +61,15 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
     return path
 
 
+def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = Path(folder) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
 def folder_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file by its path in the folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*.*"))
@@ -72,7 +77,7 @@ def folder_of(folder: Path) -> dict[str, bytes]:
 
 
 def write_parquet(
-    path: Path,
+    path: Path | str,
     images: Sequence[bytes | None],
     labels: Sequence[object] | None = None,
     *,
@@ -83,6 +88,7 @@ def write_parquet(
     """Write Parquet as the hub does: a struct of bytes and path, and class names in the
     metadata.
     """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     named = zip(images, paths or [None] * len(images), strict=True)
     structs = [{"bytes": image, "path": name} for image, name in named]
@@ -91,10 +97,9 @@ def write_parquet(
     features: dict[str, object] = {"image": {"_type": "Image"}}
     if labels is not None:
         columns["label"] = pa.array(labels)
-        features["label"] = (
-            {"names": list(names), "_type": "ClassLabel"} if names else {"dtype": "int64"}
-        )
-    table = pa.table(columns)
+        class_label = {"names": list(names), "_type": "ClassLabel"}
+        features["label"] = class_label if names else {"dtype": "int64"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows)
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    pq.write_table(table, path, row_group_size=rows)
     return path

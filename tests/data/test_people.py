@@ -1,24 +1,20 @@
 """What is understood of a hundred sets of images is printed in one line, and is what was meant."""
 
-from pathlib import Path
-
 import pytest
 
 from hrvqvae.data.loading import load_images
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
-from tests.data.people import PEOPLE, People, drawn, write
+from tests.conftest import input_error
+from tests.data.people import PEOPLE, drawn, write
 from tests.data.stored import folder_config
 
 
-def test_they_are_a_hundred() -> None:
+def test_they_are_a_hundred():
     assert len(PEOPLE) >= 100
 
 
 @pytest.mark.parametrize("people", PEOPLE, ids=range(len(PEOPLE)))
-def test_what_is_meant_is_understood(
-    people: People, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_meant_is_understood(people, tmp_path, caplog):
     told_once.cache_clear()
     folder = tmp_path / "set"
     write(people, folder)
@@ -33,8 +29,8 @@ def test_what_is_meant_is_understood(
     assert len(caplog.messages) == 1 + bool(people.note), caplog.messages
 
 
-def test_a_single_image_is_no_set(tmp_path: Path) -> None:
+def test_a_single_image_is_no_set(tmp_path):
     drawn().save(tmp_path / "a.png")
     advice = f"for images give their folder: {tmp_path}"
-    with pytest.raises(InputError, match=f"a.png names .png files; {advice}$"):
+    with input_error(f"a.png names .png files; {advice}$"):
         load_images(folder_config(tmp_path / "a.png"), "train")

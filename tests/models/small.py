@@ -1,6 +1,6 @@
 """Small models of every system and quantizer, for images of three channels."""
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,15 +15,15 @@ FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
 _NETWORK = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
 _MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
     "hrvqvae": ("hrvqvae", {"quantizer": TREE}),
-    "treevq": ("treevq", {"quantizer": dataclasses.replace(TREE, beam=2, coarse_weight=0.1)}),
-    "groups": ("hrvqvae", {"quantizer": dataclasses.replace(TREE, levels=5, linked=2)}),
+    "treevq": ("treevq", {"quantizer": replace(TREE, beam=2, coarse_weight=0.1)}),
+    "groups": ("hrvqvae", {"quantizer": replace(TREE, levels=5, linked=2)}),
     "vqvae": ("vqvae", {"quantizer": FLAT}),
     "vqvae2": ("vqvae2", {"quantizer": FLAT, "grids": 3}),
     "vqgan": ("vqgan", {"quantizer": FLAT, "perceptual": "none", "discriminator_layers": 1}),
-    "rqvae": ("rqvae", {"quantizer": dataclasses.replace(TREE, linked=1)}),
+    "rqvae": ("rqvae", {"quantizer": replace(TREE, linked=1)}),
     "sizes": (
         "rqvae",
-        {"quantizer": dataclasses.replace(TREE, linked=1, level_codewords=(3, 2, 4))},
+        {"quantizer": replace(TREE, linked=1, level_codewords=(3, 2, 4))},
     ),
 }
 EVERY = tuple(_MODELS)
@@ -31,7 +31,7 @@ EVERY = tuple(_MODELS)
 
 def config_of(name: str, **changes: Any) -> ModelConfig:
     system, fields = _MODELS[name]
-    return dataclasses.replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
+    return replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
 
 
 def model_of(config: ModelConfig, channels: int = 3, seed: int = 0) -> Autoencoder:

@@ -4,131 +4,116 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
+from torch.testing import assert_close
 
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.models.single_grid import compute_explained_share, compute_relative_error
 from hrvqvae.training.state import count_parameters
-from hrvqvae.utils.errors import InputError
-from tests.conftest import same
+from tests.conftest import input_error
 from tests.models.small import config_of, model_of
 from tests.quantize import oracle
 
 
 @pytest.mark.parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
-def test_one_grid(name: str) -> None:
+def test_one_grid(name):
     config = config_of(name, stride=4, residual_blocks=2)
     quantizer: QuantizerConfig = config.quantizer
     model = model_of(config).requires_grad_(False)
     images = torch.rand(2, 3, 10, 14)
     weights = model.state_dict()
 
-    def layer(name: str, x: Tensor, **options: int) -> Tensor:
-        kind = conv_transpose2d if options.pop("up", 0) else conv2d
+    def layer(name, x, *, up=False, **options):
+        kind = conv_transpose2d if up else conv2d
         return kind(x, weights[f"{name}.weight"], weights[f"{name}.bias"], **options)
 
-    def stack(name: str, x: Tensor) -> Tensor:
+    def stack(name, x):
         for block in range(2):
             inner = layer(f"{name}.{block}.spatial", relu(x), padding=1)
             x = x + layer(f"{name}.{block}.pointwise", relu(inner))
         return relu(x)
 
     # 10 + 2 * 1 = 12 rows stand already; 14 + 2 * 1 = 16 columns as well
-    rows = [0, *range(10), 9]
-    columns = [0, *range(14), 13]
-    x = (images * 2 - 1)[:, :, rows][:, :, :, columns]
+    x = pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate")
     x = relu(layer("encoder.0", x, stride=2, padding=1))
     x = relu(layer("encoder.2", x, stride=2, padding=1))
     x = stack("encoder.5", layer("encoder.4", x, padding=1))
     z = layer("encoder.6", x)
     q = torch.zeros_like(z)
     codes = torch.zeros(quantizer.levels, 2, 3, 4, dtype=torch.long)
-    several = [f"codebooks.{level}" for level in range(quantizer.levels)]
-    names = several if quantizer.levels > 1 else ["codebook"]
-    books = [weights[f"quantizer.{name}.codewords"].numpy() for name in names]
+    books = [value.numpy() for name, value in weights.items() if name.endswith(".codewords")]
     for b, i, j in product(range(2), range(3), range(4)):
-        paths, residuals = oracle.search(
-            z[b, :, i, j].numpy(), books, quantizer.linked or quantizer.levels
-        )
+        vector = z[b, :, i, j].numpy()
+        paths, residuals = oracle.search(vector, books, quantizer.linked or quantizer.levels)
         codes[:, b, i, j] = torch.tensor(paths) % quantizer.codewords
         q[b, :, i, j] = torch.from_numpy(residuals[0] - residuals[-1])
     x = stack("decoder.1", layer("decoder.0", q, padding=1))
-    x = relu(layer("decoder.2", x, stride=2, padding=1, up=1))
-    x = layer("decoder.4", x, stride=2, padding=1, up=1)
+    x = relu(layer("decoder.2", x, stride=2, padding=1, up=True))
+    x = layer("decoder.4", x, stride=2, padding=1, up=True)
     expected = (x[:, :, 1:11, 1:15] + 1) / 2
     result = model(images)
     assert torch.equal(torch.stack(list(result.codes)), codes)
-    torch.testing.assert_close(result.images, expected, atol=1e-5, rtol=1e-5)
-    per_level = (
-        {f"commitment_{level}" for level in range(1, quantizer.levels + 1)}
-        if quantizer.levels > 1
-        else set()
-    )
-    assert set(result.losses) == {"reconstruction", "commitment"} | per_level
-    torch.testing.assert_close(
-        result.losses["reconstruction"], (2 * expected - 2 * images).square().mean()
-    )
+    assert_close(result.images, expected, atol=1e-5, rtol=1e-5)
+    levels = range(1, quantizer.levels + 1) if quantizer.levels > 1 else ()
+    names = {"reconstruction", "commitment", *(f"commitment_{level}" for level in levels)}
+    assert result.losses.keys() == names
+    error = (2 * expected - 2 * images).square().mean()
+    assert_close(result.losses["reconstruction"], error)
     commitment = quantizer.beta * (z - q).square().sum() / images.numel()
-    torch.testing.assert_close(result.losses["commitment"], commitment)
+    assert_close(result.losses["commitment"], commitment)
 
 
-def test_several_grids() -> None:
+def test_several_grids():
     model = model_of(config_of("vqvae2")).requires_grad_(False)
     images = torch.rand(2, 3, 14, 14)
     bottom = model.encoders[0](pad(images * 2 - 1, (1, 1, 1, 1), mode="replicate"))
     middle = model.encoders[1](bottom)
     top = model.encoders[2](middle)
-    codes = []
-    words = []
-    commitment = []
-    above = None
+    result = model(images)
+    losses = {}
+    raised = []
+    words = None
     for level, features in enumerate((top, middle, bottom)):
-        if above is not None:
+        if level:
+            above = model.conditions[level - 1](words)
             features = torch.cat([features, above], 1)
         z = model.projections[level](features).permute(0, 2, 3, 1)
         book = model.get_buffer(f"quantizers.{level}.codebook.codewords")[0]
         code = (z[..., None, :] - book).square().sum(-1).argmin(-1)
-        codes.append(code)
-        words.append(book[code].permute(0, 3, 1, 2))
-        commitment.append(0.3 * (z - book[code]).square().sum() / images.numel())
-        if level < 2:
-            above = model.conditions[level](words[-1])
-    raised = [up(word) for up, word in zip(model.upsamplings, words, strict=True)]
-    assert [tuple(tensor.shape[-2:]) for tensor in raised] == [(8, 8)] * 3
-    output = model.decoder(torch.cat(raised, 1))[..., 1:15, 1:15]
-    result = model(images)
-    assert same(result.codes, codes)
-    torch.testing.assert_close(result.images, (output + 1) / 2, rtol=1e-4, atol=1e-5)
-    assert set(result.losses) == {"reconstruction", "commitment_1", "commitment_2", "commitment_3"}
-    for level, loss in enumerate(commitment, start=1):
-        torch.testing.assert_close(result.losses[f"commitment_{level}"], loss, rtol=1e-4, atol=1e-6)
+        assert torch.equal(result.codes[level], code)
+        error = (z - book[code]).square().sum() / images.numel()
+        losses[f"commitment_{level + 1}"] = 0.3 * error
+        words = book[code].permute(0, 3, 1, 2)
+        raised.append(model.upsamplings[level](words))
+        assert raised[-1].shape[-2:] == (8, 8)
+    output = (model.decoder(torch.cat(raised, 1))[..., 1:15, 1:15] + 1) / 2
+    assert_close(result.images, output, rtol=1e-4, atol=1e-5)
+    losses["reconstruction"] = result.losses["reconstruction"]
+    assert_close(result.losses, losses, rtol=1e-4, atol=1e-6)
 
 
-def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone() -> None:
+def test_every_grid_sends_its_gradient_to_the_encoder_and_none_decodes_alone():
     model = model_of(config_of("vqvae2"))
     images = torch.rand(2, 3, 14, 14)
     for level in (1, 2, 3):
         model.zero_grad()
         model(images).losses[f"commitment_{level}"].backward()
-        first = next(model.parameters()).grad
-        assert first.abs().sum() > 0
+        assert next(model.parameters()).grad.abs().sum() > 0
     codes = model.encode(images)
-    with pytest.raises(InputError, match="levels is 2; this model decodes 3"):
+    with input_error("levels is 2; this model decodes 3"):
         model.decode(codes, levels=2)
-    with pytest.raises(InputError, match="level 2 has codes"):
+    with input_error("level 2 has codes"):
         model.decode((codes[0], codes[0], codes[2]))
 
 
-def test_codewords_count_as_parameters_though_they_are_buffers() -> None:
+def test_codewords_count_as_parameters_though_they_are_buffers():
     model = model_of(config_of("hrvqvae"))
-    network = sum(
-        tensor.numel() for part in (model.encoder, model.decoder) for tensor in part.parameters()
-    )
+    parts = (*model.encoder.parameters(), *model.decoder.parameters())
+    network = sum(map(torch.numel, parts))
     assert count_parameters(model) == network + (3 + 9 + 27) * 4
 
 
-def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
+def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors():
     errors = torch.tensor([4.0, 1.0, 8.0, 3.0], requires_grad=True)
     prefix = torch.tensor([0, 1, 0, 1])
     loss = compute_relative_error(errors, prefix, 2)
@@ -137,23 +122,21 @@ def test_the_gradient_is_that_of_the_mean_logarithm_of_the_errors() -> None:
     assert errors.grad.tolist() == pytest.approx([2 / 12 / 2, 2 / 4 / 2, 2 / 12 / 2, 2 / 4 / 2])
 
 
-def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains() -> None:
+def test_a_channel_gets_a_gradient_by_the_share_of_its_variance_that_a_prefix_explains():
     latents = torch.randn(64, 2, 2, 3)
-    prefixes = torch.stack(
-        [latents * torch.tensor(shares) for shares in ([1.0, 0.0, 0.5], [1.0, 1.0, 1.0])]
-    )
+    scales = torch.tensor([[1.0, 0.0, 0.5], [1.0, 1.0, 1.0]])
+    prefixes = latents * scales[:, None, None, None]
     centred = prefixes - prefixes.mean((1, 2, 3), keepdim=True)
     shares = compute_explained_share(latents - latents.mean((0, 1, 2)), centred)
     assert torch.allclose(shares, torch.tensor([[1, 0, 0.75], [1, 1, 1]]), atol=1e-5)
 
 
-def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn() -> None:
+def test_images_of_a_training_batch_are_decoded_from_each_prefix_in_turn():
     model = model_of(config_of("hrvqvae", train_prefixes=True)).train()
     images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
     result = model(images)
     model.eval()
     prefixes = [model.decode(result.codes, levels=levels) for levels in model.prefixes]
-    for index, image in enumerate(result.images):
-        expected = prefixes[index % len(prefixes)][index]
-        assert torch.allclose(image.clamp(0, 1), expected, atol=1e-5)
+    expected = [prefixes[index % len(prefixes)][index] for index in range(6)]
+    assert torch.allclose(result.images.clamp(0, 1), torch.stack(expected), atol=1e-5)
     assert torch.allclose(model(images).images.clamp(0, 1), prefixes[-1], atol=1e-5)

@@ -10,12 +10,15 @@ from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
+from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import evaluate
-from hrvqvae.utils.errors import InputError
-from tests.conftest import same, state_of
+from tests.conftest import generator, input_error, same, state_of
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 
-systems = pytest.mark.parametrize("name", EVERY)
+
+@pytest.fixture(params=EVERY)
+def model(request: pytest.FixtureRequest) -> Autoencoder:
+    return model_of(config_of(request.param))
 
 
 @pytest.mark.parametrize(
@@ -26,30 +29,25 @@ systems = pytest.mark.parametrize("name", EVERY)
         ("vqvae2", {"stride": 8, "padding": 2}, (37, 11)),
     ],
 )
-def test_codes_and_images_of_any_size(
-    name: str, changes: dict[str, int], size: tuple[int, int]
-) -> None:
+def test_codes_and_images_of_any_size(name, changes, size):
     config = config_of(name, **changes)
     model = model_of(config)
     images = torch.rand(2, 3, *size)
     codes = model.encode(images)
     result = model(images)
-    assert [tuple(code.shape) for code in codes] == [
-        (2, *grid) for grid in config.geometry.grids(*size)
-    ]
-    for code, path, symbols, codewords in zip(
-        codes, model.codeword_indices(codes), config.num_symbols, config.num_codewords, strict=True
+    assert tuple(code.shape[1:] for code in codes) == config.geometry.grids(*size)
+    for values, limits in (
+        (codes, config.num_symbols),
+        (model.codeword_indices(codes), config.num_codewords),
     ):
-        assert code.dtype == path.dtype == torch.int64
-        assert 0 <= int(code.min()) <= int(code.max()) < symbols
-        assert 0 <= int(path.min()) <= int(path.max()) < codewords
+        for value, limit in zip(values, limits, strict=True):
+            assert (len(value), value.dtype) == (2, torch.int64)
+            assert 0 <= int(value.min()) <= int(value.max()) < limit
     decoded = model.decode(codes, size=size)
-    assert decoded.shape == images.shape
     torch.testing.assert_close(decoded, result.images.clamp(0, 1), rtol=1e-4, atol=1e-5)
     assert same(codes, result.codes)
-    torch.testing.assert_close(
-        result.losses["reconstruction"], (result.images - images).square().mean() * 4
-    )
+    error = (result.images - images).square().mean() * 4
+    torch.testing.assert_close(result.losses["reconstruction"], error)
     assert model.prefixes[-1] == len(codes)
     for levels in model.prefixes:
         prefix = model.decode(codes[:levels], levels=levels, size=size).detach()
@@ -58,35 +56,27 @@ def test_codes_and_images_of_any_size(
         assert torch.equal(prefix, model.decode(codes, levels=levels)[..., : size[0], : size[1]])
 
 
-@systems
-def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    model = model_of(config_of(name))
+def test_an_image_does_not_depend_on_its_batch(model):
+    """Given as bytes, or alone as floats."""
     images = torch.randint(256, (4, 3, 14, 14), dtype=torch.uint8)
-    together = model.encode(images)
     alone = model.encode(images[1:2] / 255)
-    assert same([codes[1:2] for codes in together], alone), "bytes or floats"
+    assert same([codes[1:2] for codes in model.encode(images)], alone)
 
 
-@systems
-def test_what_it_refuses(name: str) -> None:
-    model = model_of(config_of(name))
+def test_what_it_refuses(model):
     codes = model.encode(torch.rand(1, 3, 8, 8))
     last = len(codes)
-    with pytest.raises(InputError, match="level"):
-        model.decode(())
-    for levels in (0, -1, last + 1):
-        with pytest.raises(InputError, match="level"):
-            model.decode(codes, levels=levels)
+    calls = [((), None, "level"), *((codes, levels, "level") for levels in (0, -1, last + 1))]
     if last > 1:
-        with pytest.raises(InputError, match=r"1 level$|levels is 1;"):
-            model.decode(codes[:1], levels=2 if len(model.prefixes) > 1 else None)
-    for worst in (-1, model.config.num_symbols[-1]):
-        with pytest.raises(
-            InputError,
-            match=f"level {1 if name == 'vqvae' else last} has code {worst}; codes lie in",
-        ):
-            model.decode((*codes[:-1], torch.full_like(codes[-1], worst)))
-    with pytest.raises(InputError, match="size 50x50 does not fit"):
+        levels = 2 if len(model.prefixes) > 1 else None
+        calls.append((codes[:1], levels, r"1 level$|levels is 1;"))
+    for code in (-1, model.config.num_symbols[-1]):
+        damaged = (*codes[:-1], torch.full_like(codes[-1], code))
+        calls.append((damaged, None, f"level {last} has code {code}; codes lie in"))
+    for given, levels, message in calls:
+        with input_error(message):
+            model.decode(given, levels=levels)
+    with input_error("size 50x50 does not fit"):
         model.decode(codes, size=(50, 50))
 
 
@@ -103,52 +93,42 @@ def test_what_it_refuses(name: str) -> None:
         (torch.rand(1, 3, 8, 8) * 2 + 0.5, r"values from .* expected \[0, 1\]"),
     ],
 )
-def test_images_outside_the_contract(images: torch.Tensor, message: str) -> None:
+def test_images_outside_the_contract(images, message):
     model = model_of(config_of("vqvae"))
     for call in (model.encode, model):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             call(images)
 
 
-@systems
-def test_every_parameter_learns_from_the_losses(name: str) -> None:
-    model = model_of(config_of(name)).train()
-    images = torch.rand(8, 3, 14, 14)
-    torch.stack(list(model(images).losses.values())).sum().backward()
-    for part, weight in model.named_parameters():
-        assert weight.grad is not None, part
-        assert weight.grad.abs().sum() > 0, part
+def test_every_parameter_learns_from_the_losses(model):
+    losses = model.train()(torch.rand(8, 3, 14, 14)).losses
+    sum(losses.values()).backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad.abs().sum() > 0, name
 
 
-@systems
-def test_training_alone_changes_a_model(name: str) -> None:
-    model = model_of(config_of(name))
+def test_training_alone_changes_a_model(model):
+    """By its moving averages."""
     images = torch.rand(8, 3, 14, 14)
     before = state_of(model)
     model.decode(model(images).codes)
     model.train().encode(images)
     assert same(model.state_dict(), before)
     model(images)
-    assert not same(model.state_dict(), before), "moving averages"
+    assert not same(model.state_dict(), before)
 
 
-@systems
-def test_a_start_is_seeded_and_dead_codewords_come_back(name: str) -> None:
-    config = config_of(name)
-    images = torch.rand(8, 3, 14, 14)
-    first = model_of(config)
-    second = model_of(config)
-    assert same(first.state_dict(), second.state_dict())
-    counts = [buffer for key, buffer in first.named_buffers() if key.endswith(".count")]
+def test_a_start_is_seeded_and_dead_codewords_come_back(model):
+    assert same(model.state_dict(), model_of(model.config).state_dict())
+    counts = [buffer for name, buffer in model.named_buffers() if name.endswith(".count")]
     for count in counts:
         count.view(-1)[0] = 0
-    restarted = first.restart_dead_codes(images, torch.Generator().manual_seed(0))
-    assert restarted >= 1 if counts else restarted == 0
-    assert bool(counts) == bool(config.restart_every)
+    restarted = model.restart_dead_codes(torch.rand(8, 3, 14, 14), generator())
+    assert bool(restarted) == bool(counts) == bool(model.config.restart_every)
 
 
 @pytest.mark.parametrize("leaves", [8, 512])
-def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None:
+def test_a_random_start_has_codewords_apart_from_each_other(leaves):
     for quantizer in (
         dataclasses.replace(FLAT, codewords=leaves, init_vectors=0),
         dataclasses.replace(TREE, codewords=round(leaves ** (1 / 3)), init_vectors=0),
@@ -160,7 +140,7 @@ def test_a_random_start_has_codewords_apart_from_each_other(leaves: int) -> None
         assert len(codes.unique()) > 0.3 * leaves, "they lie where latents are"
 
 
-def test_names_of_stored_weights() -> None:
+def test_names_of_stored_weights():
     for name, key in (
         ("hrvqvae", "quantizer.codebooks.2.codewords"),
         ("vqvae", "quantizer.codebook.codewords"),
@@ -171,24 +151,22 @@ def test_names_of_stored_weights() -> None:
         assert key in model_of(config).state_dict()
 
 
-def test_what_a_quantizer_makes_of_one_architecture() -> None:
-    sizes = {
-        name: config_of(name).num_codewords for name in ("hrvqvae", "groups", "vqvae", "rqvae")
-    }
-    assert sizes == {
-        "hrvqvae": (3, 9, 27),
-        "groups": (3, 9, 3, 9, 3),
-        "vqvae": (6,),
-        "rqvae": (3, 3, 3),
-    }
+def test_what_a_quantizer_makes_of_one_architecture():
+    for name, codewords, linked in (
+        ("hrvqvae", (3, 9, 27), 3),
+        ("groups", (3, 9, 3, 9, 3), 0),
+        ("vqvae", (6,), 0),
+        ("rqvae", (3, 3, 3), 0),
+    ):
+        config = config_of(name)
+        assert config.num_codewords == codewords
+        assert len(model_of(config).linked_codebooks) == linked
     assert SingleGridConfig() == SYSTEMS.get("hrvqvae").config
-    linked = {name: len(model_of(config_of(name)).linked_codebooks) for name in sizes}
-    assert linked == {"hrvqvae": 3, "groups": 0, "vqvae": 0, "rqvae": 0}
-    with pytest.raises(InputError, match=r"model\.quantizer\.levels is 2; it must be 1"):
+    with input_error(r"model\.quantizer\.levels is 2; it must be 1"):
         dataclasses.replace(SYSTEMS.get("vqvae2").config, quantizer=QuantizerConfig(levels=2))
 
 
-def test_prefixes_are_measured_on_some_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefixes_are_measured_on_some_images(monkeypatch):
     config = Config(data=DataConfig(channels=3, size=14), model=config_of("hrvqvae"))
     model = model_of(config.model)
     images = torch.randint(256, (9, 3, 14, 14), dtype=torch.uint8)

@@ -1,9 +1,9 @@
 """TreeVQ fitted to vectors that are there already, the k-means start, and identifiers of items."""
 
 import copy
+import math
 import sys
 from itertools import product
-from pathlib import Path
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrvqvae import InputError, TreeVQ
+from hrvqvae import TreeVQ
 from hrvqvae.config import QuantizerConfig
 from hrvqvae.quantize import ResidualQuantizer, fitting, identifiers
 from hrvqvae.quantize import kmeans as module
@@ -22,7 +23,7 @@ from hrvqvae.quantize.kmeans import kmeans, seed_clusters
 from hrvqvae.quantize.search import search
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import same
+from tests.conftest import generator, input_error, normal, same
 
 DIM = 5
 SIZE = 3
@@ -31,24 +32,13 @@ LEVELS = 3
 
 def vectors_of(count: int, seed: int = 0) -> Tensor:
     """(N, D): most of them close together, the others far out and thin."""
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(count, DIM, generator=generator)
-        * torch.rand(count, 1, generator=generator).pow(4)
-        * 8
-    )
-
-
-def normal(count: int, dim: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
-
-
-def zero() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+    random = generator(seed)
+    directions = torch.randn(count, DIM, generator=random)
+    return directions * torch.rand(count, 1, generator=random).pow(4) * 8
 
 
 def layer(**options: object) -> TreeVQ:
-    return TreeVQ(DIM, SIZE, LEVELS, **({"start_vectors": 300} | options))  # type: ignore[arg-type]
+    return TreeVQ(DIM, SIZE, LEVELS, **({"start_vectors": 300} | options))
 
 
 def error(one: TreeVQ, vectors: Tensor) -> float:
@@ -60,105 +50,97 @@ def equal(one: TreeVQ, other: TreeVQ) -> bool:
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_all_leaves_live_and_passes_help(beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_leaves_live_and_passes_help(beam, monkeypatch):
     vectors = vectors_of(2_000)
     other = vectors_of(2_000, seed=1)
     once, often = (layer(beam=beam).fit(vectors, passes=passes) for passes in (1, 10))
-    assert often.codeword_indices(often.encode(vectors))[:, -1].unique().numel() == SIZE**LEVELS
+    assert often.encode(vectors).unique(dim=0).shape[0] == SIZE**LEVELS
     assert error(often, other) < error(once, other) < 0.6 * float(other.var(0).mean())
     # A start with dead codewords at every level: copies of one, which the search never takes.
     monkeypatch.setattr(LevelCodebooks, "initialize", lambda book, *_: book.codewords.zero_())
     assert layer(beam=beam).fit(vectors).encode(vectors).unique(dim=0).shape[0] == SIZE**LEVELS
 
 
-def test_vectors_are_counted_once_at_every_level() -> None:
-    one = TreeVQ(4, (16, 4, 4), 3, beam=4, start_vectors=400).fit(
-        normal(6_000, 4) ** 3, passes=1
-    )  # splits codewords
-    assert [float(level.count.sum()) for level in one.quantizer.levels] == pytest.approx(
-        [6_000] * 3
-    )
+def test_vectors_are_counted_once_at_every_level():
+    """Also where codewords are split."""
+    one = TreeVQ(4, (16, 4, 4), 3, beam=4, start_vectors=400).fit(normal(6_000, 4) ** 3, passes=1)
+    counts = [float(level.count.sum()) for level in one.quantizer.levels]
+    assert counts == pytest.approx([6_000] * 3)
 
 
-def test_clusters_are_the_same_under_autocast() -> None:
+def test_clusters_are_the_same_under_autocast():
     vectors = 20 + normal(2_000, 16)
-    expected = kmeans(vectors, 600, zero())
+    expected = kmeans(vectors, 600, generator())
     with torch.autocast("cpu", torch.bfloat16):
-        assert same(kmeans(vectors, 600, zero()), expected)
+        assert same(kmeans(vectors, 600, generator()), expected)
 
 
-def test_a_refit_is_the_mean_of_what_codewords_stand_for() -> None:
+def test_a_refit_is_the_mean_of_what_codewords_stand_for():
     """Of linked levels with two vectors more, at the mean of all codewords with the same code."""
-    one = layer(beam=4)
+    levels = layer(beam=4).quantizer.levels
     vectors = vectors_of(400).double()
-    leaf = torch.randint(SIZE**LEVELS, (400,), generator=torch.Generator().manual_seed(1))
+    leaf = torch.randint(SIZE**LEVELS, (400,), generator=generator(1))
+    paths = [leaf // SIZE ** (LEVELS - 1 - level) for level in range(LEVELS)]
     counts = []
     totals = []
-    for level, book in enumerate(one.quantizer.levels):
-        path = leaf // SIZE ** (LEVELS - 1 - level)
-        counts.append(
-            torch.bincount(path, minlength=book.num_codewords).float().view_as(book.count)
-        )
-        totals.append(
-            torch.zeros_like(book.codewords).view(-1, DIM).index_add_(0, path, vectors.float())
-        )
-    totals = [
-        total.view_as(book.codewords)
-        for total, book in zip(totals, one.quantizer.levels, strict=True)
-    ]
-    fitting._refit(one.quantizer.levels, counts, totals, 0.5)
-    residual = vectors.clone()
-    for level, book in enumerate(one.quantizer.levels):
-        path = leaf // SIZE ** (LEVELS - 1 - level)
+    for book, path in zip(levels, paths, strict=True):
+        count = torch.bincount(path, minlength=book.num_codewords)
+        counts.append(count.float().view_as(book.count))
+        total = torch.zeros(book.num_codewords, DIM).index_add_(0, path, vectors.float())
+        totals.append(total.view_as(book.codewords))
+    fitting._refit(levels, counts, totals, 0.5)
+    residual = vectors
+    for level, (book, path) in enumerate(zip(levels, paths, strict=True)):
         means = [residual[path % SIZE == child].mean(0) for child in range(SIZE)]
-        for number, word in enumerate(book.codewords.flatten(0, 1)):
-            own = residual[path == number]
-            lean = 2 if level else 0
-            expected = (own.sum(0) + lean * means[number % SIZE]) / (len(own) + lean)
-            np.testing.assert_allclose(word.numpy(), expected.numpy(), atol=1e-5)
-            assert float(book.count.view(-1)[number]) == len(own) / 2
-        residual = residual - book.codewords.flatten(0, 1)[path]
+        lean = 2 if level else 0
+        codewords = book.codewords.flatten(0, 1)
+        for index, codeword in enumerate(codewords):
+            own = residual[path == index]
+            expected = (own.sum(0) + lean * means[index % SIZE]) / (len(own) + lean)
+            np.testing.assert_allclose(codeword, expected, atol=1e-5)
+            assert float(book.count.view(-1)[index]) == len(own) / 2
+        residual = residual - codewords[path]
 
 
-def test_levels_with_few_vectors_have_one_codebook_where_there_are_none() -> None:
+def test_levels_with_few_vectors_have_one_codebook_where_there_are_none():
     one = TreeVQ(DIM, 6, 3, beam=1).fit(vectors_of(200), passes=2)  # 216 leaves
     assert one.encode(vectors_of(200)).shape == (200, 3)
     last = one.quantizer.levels[-1]
     empty = last.codewords[last.count.sum(1) == 0]
     assert len(empty) > 10
     assert empty[0].abs().min() > 0
-    torch.testing.assert_close(empty, empty[:1].expand_as(empty))
+    assert_close(empty, empty[:1].expand_as(empty))
 
 
-def test_sums_of_many_vectors_far_from_the_origin_are_exact() -> None:
+def test_sums_of_many_vectors_far_from_the_origin_are_exact():
     """The first level's residuals are the vectors; float32 sums of them lose all but the offset."""
     vectors = 4096 + normal(200_000, 1)
     tree = TreeVQ(1, 4, 1).fit(vectors, passes=10)
     assert error(tree, vectors) < 0.12  # 0.1175: the best four values of a normal distribution
-    means = [vectors[tree.encode(vectors)[:, 0] == code].double().mean() for code in range(4)]
-    found = tree.fit(vectors, passes=11).quantizer.levels[0].codewords.flatten().double()
-    torch.testing.assert_close(found, torch.stack(means), atol=1e-3, rtol=0)
+    codes = tree.encode(vectors)[:, 0]
+    means = [vectors[codes == code].double().mean() for code in range(4)]
+    codewords = tree.fit(vectors, passes=11).quantizer.levels[0].codewords.flatten().double()
+    assert_close(codewords, torch.stack(means), atol=1e-3, rtol=0)
 
 
-def test_arrays_files_and_batches_are_alike(tmp_path: Path) -> None:
+def test_arrays_files_and_batches_are_alike(tmp_path):
     vectors = vectors_of(1_000).half()
     np.save(tmp_path / "vectors.npy", vectors.numpy())
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    expected = layer().fit(vectors, passes=2, batch=400)
-    for alike in (
-        vectors.numpy(),
-        mapped,
-        list(vectors.split(400)),
-        [vectors[:800].double(), mapped[800:]],
-    ):
-        assert equal(layer().eval().fit(alike, passes=2, batch=400), expected)
-    assert not equal(layer().fit(vectors, passes=2, batch=400, seed=1), expected)
-    indices = expected.eval()(vectors)[1]
-    assert torch.equal(expected.encode(mapped, batch=300), indices)
+
+    def fitted(given, seed=0):
+        return layer().eval().fit(given, passes=2, batch=400, seed=seed)
+
+    expected = fitted(vectors)
+    batches = [vectors[:800].double(), mapped[800:]]
+    for alike in (vectors.numpy(), mapped, list(vectors.split(400)), batches):
+        assert equal(fitted(alike), expected)
+    assert not equal(fitted(vectors, seed=1), expected)
+    assert torch.equal(expected.encode(mapped, batch=300), expected(vectors)[1])
     assert expected.encode(vectors[:0]).shape == (0, LEVELS)
 
 
-def test_training_goes_on_from_there() -> None:
+def test_training_goes_on_from_there():
     vectors = vectors_of(2_000)
     one = layer(restart_every=0)
     with torch.device("meta"):  # a default for new tensors
@@ -169,13 +151,11 @@ def test_training_goes_on_from_there() -> None:
     assert one.schedule.steps == 6
     assert not equal(one, fitted)
     for book, old in zip(one.quantizer.levels, fitted.quantizer.levels, strict=True):
-        assert float(book.count.sum()) == pytest.approx(500, rel=1e-3), (
-            "counts are those of a batch"
-        )
-        assert float((book.codewords - old.codewords).norm() / old.codewords.norm()) < 0.1
+        assert float(book.count.sum()) == pytest.approx(500, rel=1e-3)  # counts of a batch
+        assert (book.codewords - old.codewords).norm() < 0.1 * old.codewords.norm()
 
 
-def test_what_it_is_given_is_checked() -> None:
+def test_what_it_is_given_is_checked():
     one = layer()
     vectors = vectors_of(50)
     before = copy.deepcopy(one)
@@ -189,9 +169,9 @@ def test_what_it_is_given_is_checked() -> None:
         (vectors.long(), "int64"),
         ([vectors, vectors[0]], r"float32 \(5,\)"),
     ):
-        with pytest.raises(InputError, match=line):
+        with input_error(line):
             one.fit(wrong)
-    with pytest.raises(InputError, match="batch is -1; it must be at least 1"):
+    with input_error("batch is -1; it must be at least 1"):
         one.encode(vectors, batch=-1)
     one.quantizer.search = search_tensors  # as on a GPU
     for call in (one.fit, one.encode, one.unique_indices):
@@ -200,66 +180,59 @@ def test_what_it_is_given_is_checked() -> None:
     assert equal(one, before)
 
 
-def test_sizes_of_clusters_and_of_even_ones() -> None:
+def test_sizes_of_clusters_and_of_even_ones():
     vectors = normal(500, 3)
-    generator = zero()
-    centers, sizes = kmeans(vectors, 12, zero())
-    assert torch.equal(
-        sizes.long(), torch.bincount(search(vectors, [centers[None]])[0], minlength=12)
-    )
-    vectors = torch.randn(2_000, DIM, generator=generator) * torch.rand(
-        2_000, 1, generator=generator
-    )
+    centers, sizes = kmeans(vectors, 12, generator())
+    nearest = search(vectors, [centers[None]])[0]
+    assert torch.equal(sizes.long(), torch.bincount(nearest, minlength=12))
+    random = generator()
+    vectors = torch.randn(2_000, DIM, generator=random) * torch.rand(2_000, 1, generator=random)
     for even in (False, True):
-        sizes = kmeans(vectors, 8, zero(), even)[1]
+        sizes = kmeans(vectors, 8, generator(), even)[1]
         assert int(sizes.sum()) == 2_000
         assert (float(sizes.max()) < 400) == even
 
 
-def test_of_duplicates_one_gets_all_vectors() -> None:
+def test_of_duplicates_one_gets_all_vectors():
     """Two distinct vectors for five clusters: the others are copies that code nothing, and say
     so.
     """
     vectors = torch.tensor([[1.0, 0.0]]).repeat(7, 1)
     vectors[2:] = torch.tensor([0.0, 3.0])
-    centers, sizes = kmeans(vectors, 5, zero())
+    centers, sizes = kmeans(vectors, 5, generator())
     assert sorted(sizes.tolist()) == [0, 0, 0, 2, 5]
     assert {tuple(center) for center in centers.tolist()} == {(1.0, 0.0), (0.0, 3.0)}
 
 
-def test_one_channel_has_clusters_too() -> None:
+def test_one_channel_has_clusters_too():
     vectors = torch.tensor([0.0, 1, 2]).repeat(20)[:, None]
     assert error(TreeVQ(1, 4, 1).fit(vectors, passes=2), vectors) < 1e-3
 
 
-def test_a_codebook_that_gets_no_data_waits_for_its_first() -> None:
+def test_a_codebook_that_gets_no_data_waits_for_its_first():
     """A second level of a codeword that codes nothing: it has no count, and the first vector that
     comes is its mean.
     """
     quantizer = ResidualQuantizer(QuantizerConfig(levels=2, codewords=2, dim=2, decay=0.9))
-    quantizer.initialize(torch.ones(1, 5, 4, 2), zero(), 1.0)
-    counts = quantizer.levels[1].count
-    assert sorted(counts.sum(1).tolist()) == [0, 20]
-    assert torch.isfinite(quantizer.levels[1].codewords).all()
-    empty = int(counts.sum(1).argmin())
-    quantizer.levels[0].set_codewords(
-        torch.tensor([empty]), torch.tensor([[9.0, 9.0]]), torch.tensor([5.0])
-    )
+    quantizer.initialize(torch.ones(1, 5, 4, 2), generator(), 1.0)
+    first, second = quantizer.levels
+    assert sorted(second.count.sum(1).tolist()) == [0, 20]
+    assert second.codewords.isfinite().all()
+    empty = int(second.count.sum(1).argmin())
+    first.set_codewords(torch.tensor([empty]), torch.tensor([[9.0, 9.0]]), torch.tensor([5.0]))
     latents = torch.full((1, 1, 1, 2), 8.0)
     quantizer.train()(latents)
-    child = int(quantizer.levels[1].count[empty].argmax())
-    torch.testing.assert_close(
-        quantizer.levels[1].codewords[empty, child], torch.tensor([-1.0, -1.0])
-    )
-    assert quantizer.levels[1].count[empty].tolist().count(0) == 1
-    quantizer.restart_dead_codes(latents, zero())
-    assert torch.isfinite(quantizer.levels[1].codewords).all()
+    child = int(second.count[empty].argmax())
+    assert_close(second.codewords[empty, child], torch.tensor([-1.0, -1.0]))
+    assert second.count[empty].count_nonzero() == 1
+    quantizer.restart_dead_codes(latents, generator())
+    assert second.codewords.isfinite().all()
 
 
 class LargestTensor(TorchDispatchMode):
     largest = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for value in result if isinstance(result, tuple | list) else (result,):
             if isinstance(value, Tensor):
@@ -267,176 +240,152 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_4096_clusters_of_many_vectors_need_no_matrix(monkeypatch):
     vectors = normal(20_000, 2)
-    with LargestTensor() as of_seeds:
-        seed_clusters(vectors, 50, zero())
-    monkeypatch.setattr(
-        module, "seed_clusters", lambda vectors, number, _: vectors[:number].clone()
-    )
     with LargestTensor() as seen:
-        centers, sizes = kmeans(vectors, 4096, zero())
-    assert max(seen.largest, of_seeds.largest) <= vectors.numel()
+        seed_clusters(vectors, 50, generator())
+        monkeypatch.setattr(module, "seed_clusters", lambda x, count, _: x[:count].clone())
+        centers, sizes = kmeans(vectors, 4096, generator())
+    assert seen.largest <= vectors.numel()
     assert centers.shape == (4096, 2)
     assert sizes.sum() == 20_000
 
 
-def test_many_seeds_are_drawn_in_few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_seeds_are_drawn_in_few_rounds(monkeypatch):
     monkeypatch.setattr(torch, "searchsorted", drawn := Mock(wraps=torch.searchsorted))
-    assert len(seed_clusters(normal(8192, 2), 4096, zero())) == 4096
+    assert len(seed_clusters(normal(8192, 2), 4096, generator())) == 4096
     assert drawn.call_count < 150
 
 
-def test_many_clusters_far_from_the_origin_all_get_vectors() -> None:
+def test_many_clusters_far_from_the_origin_all_get_vectors():
     vectors = normal(20_000, 4)
-    near, far = (kmeans(vectors + offset, 1024, zero())[1] for offset in (0, 2600))
+    near, far = (kmeans(vectors + offset, 1024, generator())[1] for offset in (0, 2600))
     assert (near > 0).sum() > 1000
     assert (far > 0).sum() > 1000
 
 
-def test_seeds_are_vectors_and_distinct_where_they_can_be() -> None:
-    vectors = normal(50, 3).repeat(4, 1)
-    seeds = seed_clusters(vectors, 50, zero())
-    assert {tuple(seed) for seed in seeds.tolist()} == {
-        tuple(vector) for vector in vectors.tolist()
-    }
+def test_seeds_are_vectors_and_distinct_where_they_can_be():
+    vectors = normal(50, 3)
+    seeds = seed_clusters(vectors.repeat(4, 1), 50, generator())
+    assert sorted(seeds.tolist()) == sorted(vectors.tolist())
 
 
 WIDTH = 4
 
 
 def items_of(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)).pow(
-        3
-    )  # crowded near zero
+    return normal(count, WIDTH, seed=seed) ** 3  # crowded near zero
+
+
+def num_unique(indices: Tensor) -> int:
+    return len(indices.unique(dim=0))
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}]
 )
-def test_no_two_items_have_the_same_indices(
-    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_two_items_have_the_same_indices(options, monkeypatch):
     """Up to as many items as there are leaves; an item moves only if another has its leaf."""
-    tree = TreeVQ(**({"dim": WIDTH, "codewords": 3, "levels": 3} | options)).fit(
-        items_of(400), passes=2
-    )  # type: ignore[arg-type]
-    leaves = int(torch.tensor(tree.quantizer.config.sizes).prod())
+    fields = {"codewords": 3, "levels": 3} | options
+    tree = TreeVQ(WIDTH, **fields).fit(items_of(400), passes=2)
+    leaves = math.prod(tree.quantizer.config.sizes)
     for count in (leaves // 2, leaves):
         vectors = items_of(count, seed=1)
         usual = tree.encode(vectors)
         unique = tree.unique_indices(vectors)
         assert (unique.shape, unique.dtype) == (usual.shape, torch.int64)
-        assert len(unique.unique(dim=0)) == count
+        assert num_unique(unique) == count
         _, leaf, items = usual.unique(dim=0, return_inverse=True, return_counts=True)
         alone = items[leaf] == 1
         assert torch.equal(unique[alone], usual[alone])
-    with pytest.raises(
-        InputError,
-        match=f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves",
-    ):
+    message = f"{leaves + 1} vectors can't have unique indices: there are {leaves} leaves"
+    with input_error(message):
         tree.unique_indices(items_of(leaves + 1))
     monkeypatch.setattr(identifiers, "_CHUNK_VALUES", 3 * leaves)  # three items at a time, at last
-    assert len(tree.unique_indices(vectors).unique(dim=0)) == leaves
+    assert num_unique(tree.unique_indices(vectors)) == leaves
     assert tree.unique_indices(items_of(0)).shape == (0, tree.quantizer.config.levels)
 
 
 @pytest.mark.parametrize("beam", [1, 4])
-def test_moved_items_get_the_leaves_that_add_least_error(beam: int) -> None:
+def test_moved_items_get_the_leaves_that_add_least_error(beam):
     """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each
     item.
     """
     tree = TreeVQ(WIDTH, (4, 8), 2, beam=beam, coarse_weight=0.0).fit(items_of(400), passes=2)
-    items = torch.cat(
-        [items_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * items_of(24, seed=6), items_of(8)]
-    )
+    crowd = items_of(4, seed=5).repeat_interleave(6, 0) + 0.05 * items_of(24, seed=6)
+    items = torch.cat([crowd, items_of(8)])
     usual = tree.encode(items)
     unique = tree.unique_indices(items)
-    assert len(unique.unique(dim=0)) == len(items) == 32
+    assert num_unique(unique) == len(items) == 32
     _, leaf, count = usual.unique(dim=0, return_inverse=True, return_counts=True)
+    is_moved = count[leaf] > 1
     every = torch.tensor(list(product(range(4), range(8))))
-    alone = usual[count[leaf] == 1]
-    free = every[(every[:, None] != alone).any(-1).all(-1)]
-    costs = (
-        torch.cdist(items[count[leaf] > 1], tree.get_output_from_indices(free)).square().double()
-    )
+    free = every[(every[:, None] != usual[~is_moved]).any(-1).all(-1)]
+    moved = items[is_moved]
+    costs = torch.cdist(moved, tree.get_output_from_indices(free)).square().double()
     rows, columns = linear_sum_assignment(costs.numpy())
-    moved = unique[count[leaf] > 1]
-    error = (tree.get_output_from_indices(moved) - items[count[leaf] > 1]).square().sum()
-    assert float(error) <= 1.05 * float(costs[rows, columns].sum())
+    found = (tree.get_output_from_indices(unique[is_moved]) - moved).square().sum()
+    assert float(found) <= 1.05 * float(costs[rows, columns].sum())
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
             assert torch.equal(tree.unique_indices(items), unique)
     finally:
         torch.set_default_dtype(torch.float32)
-    twins = tree.unique_indices(items[:1].repeat(32, 1))
-    assert len(twins.unique(dim=0)) == 32
+    assert num_unique(tree.unique_indices(items[:1].repeat(32, 1))) == 32
 
 
-def test_equal_items_get_leaves_from_one_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_items_get_leaves_from_one_search(monkeypatch):
+    """As of items without a vector."""
     tree = TreeVQ(WIDTH, 8, 3).fit(items_of(400), passes=2)
-    monkeypatch.setattr(
-        identifiers, "_nearest_leaves", nearest := Mock(wraps=identifiers._nearest_leaves)
-    )
-    unique = tree.unique_indices(items_of(1).repeat(200, 1))  # as of items without a vector
+    nearest = Mock(wraps=identifiers._nearest_leaves)
+    monkeypatch.setattr(identifiers, "_nearest_leaves", nearest)
+    assert num_unique(tree.unique_indices(items_of(1).repeat(200, 1))) == 200
     assert {len(call.args[1]) for call in nearest.call_args_list} == {1}
-    assert len(unique.unique(dim=0)) == 200
 
 
-def test_identifiers_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = TreeVQ(WIDTH, 3, 3).fit(items_of(400), passes=1)
+def test_identifiers_name_the_extra_that_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
-    with pytest.raises(
-        InputError, match=r"unique_indices needs scipy: pip install 'hrvqvae\[ids\]'"
-    ):
-        tree.unique_indices(items_of(20))
+    message = r"unique_indices needs scipy: pip install 'hrvqvae\[ids\]'"
+    with input_error(message):
+        TreeVQ(WIDTH, 3, 3).fit(items_of(400), passes=1).unique_indices(items_of(20))
 
 
-def test_a_fit_to_few_vectors_leaves_few_of_them_to_move() -> None:
+def test_a_fit_to_few_vectors_leaves_few_of_them_to_move():
     """Leaves, and branches with more leaves than vectors, split those with more vectors than
     leaves.
     """
-    rng = torch.Generator().manual_seed(0)
-    centres = torch.randn(30, 64, generator=rng)
-    noise = torch.randn(600, 64, generator=rng)
-    vectors = centres.repeat_interleave(20, 0) + 0.2 * noise
+    vectors = normal(30, 64).repeat_interleave(20, 0) + 0.2 * normal(600, 64, seed=1)
     tree = TreeVQ(64, 16, 3).fit(vectors)
-    usual = tree.encode(vectors)
     unique = tree.unique_indices(vectors)
-    assert (usual != unique).any(-1).double().mean() < 0.01
-    errors = [
-        (tree.get_output_from_indices(indices) - vectors).square().mean()
-        for indices in (usual, unique)
-    ]
-    assert errors[1] < 1.01 * errors[0]
+    assert (tree.encode(vectors) != unique).any(-1).double().mean() < 0.01
+    moved_error = (tree.get_output_from_indices(unique) - vectors).square().mean()
+    assert moved_error < 1.01 * error(tree, vectors)
 
 
-def test_what_may_come_next_is_what_items_have() -> None:
-    tree = TreeVQ(WIDTH, (5, 3, 2)).fit(items_of(400), passes=2)
+def test_what_may_come_next_is_what_items_have():
+    sizes = (5, 3, 2)
+    tree = TreeVQ(WIDTH, sizes).fit(items_of(400), passes=2)
     indices = tree.unique_indices(items_of(15, seed=1))
-    items = {tuple(row) for row in indices.tolist()}
-    for length, size in enumerate((5, 3, 2)):
-        rows = list(product(*map(range, (5, 3, 2)[:length])))
+    for length, size in enumerate(sizes):
+        rows = list(product(*map(range, sizes[:length])))
         every = torch.tensor(rows, dtype=torch.long).reshape(len(rows), length)
         mask = tree.valid_next(every, indices.view(3, 5, 3))
         with patch.object(torch.Tensor, "sort", side_effect=AssertionError("sorted again")):
             assert torch.equal(tree.valid_next(every, indices.unique(dim=0)), mask)
-        assert mask.shape == (len(every), size)
-        for prefix, row in zip(every.tolist(), mask.tolist(), strict=True):
-            assert row == [
-                any(item[: length + 1] == (*prefix, child) for item in items)
-                for child in range(size)
-            ]
+        prefixes = {tuple(item[: length + 1]) for item in indices.tolist()}
+        assert mask.tolist() == [
+            [(*row, child) in prefixes for child in range(size)] for row in rows
+        ]
     assert not tree.valid_next(torch.tensor([[-1], [5]]), indices).any()
     assert not tree.valid_next(torch.tensor([[1]]), indices[:0]).any()
     assert tree.valid_next(indices[:, :1].reshape(3, 5, 1), indices).shape == (3, 5, 3)
-    with pytest.raises(InputError, match="prefixes have 3 levels"):
+    with input_error("prefixes have 3 levels"):
         tree.valid_next(indices, indices)
-    with pytest.raises(InputError, match=r"at most 2\^63"):
+    with input_error(r"at most 2\^63"):
         TreeVQ(WIDTH, 1000, 7, linked=1).valid_next(torch.zeros(1, 6), torch.zeros(1, 7))
 
 
-def test_batches_of_wide_vectors_are_small() -> None:
+def test_batches_of_wide_vectors_are_small():
     wide = np.broadcast_to(np.float32(0), (20, 2**20))
     assert [len(rows) for rows in fitting.batches_of(wide, 65_536, 2**20)] == [16, 4]

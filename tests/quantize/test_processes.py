@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrvqvae import TreeVQ
 from hrvqvae.quantize import codebook
+from tests.conftest import same
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
@@ -56,7 +57,7 @@ class Whole(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         quantized, _, loss = self.layer(self.encoder(x), mask)
-        return (quantized - x)[mask].square().mean() + loss  # type: ignore[no-any-return]
+        return (quantized - x)[mask].square().mean() + loss
 
 
 def train(
@@ -105,34 +106,24 @@ def saved(folder: Path, name: str) -> list[tuple[dict[str, Tensor], int]]:
 
 
 @pytest.mark.parametrize("update", UPDATES)
-def test_two_processes_agree_with_each_other_and_with_one(folder: Path, update: str) -> None:
+def test_two_processes_agree_with_each_other_and_with_one(folder, update):
+    """The start takes three batches, and something is restarted on the way."""
     (first, jumped), (second, _) = saved(folder, update)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(value, second[name]) for name, value in first.items())
-    assert jumped > 0, "something is restarted on the way"
+    assert same(first, second)
+    assert jumped > 0
     alone, _ = train(update, 0, 1)
-    assert alone["layer.schedule.progress"].tolist() == [
-        STEPS - 2,
-        0,
-    ], "the start has taken three batches"
+    assert alone["layer.schedule.progress"].tolist() == [STEPS - 2, 0]
     torch.testing.assert_close(first, alone, rtol=1e-3, atol=1e-4)
 
 
-def test_a_backend_without_this_device_gives_the_same_codebooks(folder: Path) -> None:
+def test_a_backend_without_this_device_gives_the_same_codebooks(folder):
     """Tensors on the CPU where the processes have met for GPUs alone."""
-    plain = saved(folder, "plain")
-    other = saved(folder, "cuda")
-    assert all(
-        torch.equal(value, other[rank][0][name])
-        for rank in range(2)
-        for name, value in plain[rank][0].items()
-    )
+    for (plain, _), (other, _) in zip(saved(folder, "plain"), saved(folder, "cuda"), strict=True):
+        assert same(plain, other)
 
 
-def test_a_layer_of_a_group_of_one_trains_as_alone(folder: Path) -> None:
-    found = torch.load(folder / "group.pt")[0]
-    expected = train("ema", 0, 1, ddp=False)[0]
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+def test_a_layer_of_a_group_of_one_trains_as_alone(folder):
+    assert same(torch.load(folder / "group.pt")[0], train("ema", 0, 1, ddp=False)[0])
 
 
 def main(folder: Path, rank: int) -> None:
