@@ -34,6 +34,7 @@ from hrvqvae.data.sets.mnist import write_idx
 from hrvqvae.utils.errors import InputError
 
 torch.set_num_threads(1)
+parametrize = pytest.mark.parametrize
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 

@@ -16,7 +16,7 @@ from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture
-def run(mnist_root: Path, tmp_path: Path) -> Path:
+def run(mnist_root: Path, tmp_path) -> Path:
     """A run folder with a trained autoencoder alone."""
     ignored = shutil.ignore_patterns("priors", "checkpoints")
     return shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=ignored)
@@ -34,27 +34,29 @@ def write_decoder(run: Path, name: str, shift: float) -> None:
 
 
 @pytest.fixture
-def whole(mnist_root: Path, tmp_path: Path) -> Path:
+def whole(mnist_root: Path, tmp_path) -> Path:
     """A run folder with priors, a progressive decoder that is another than the autoencoder's, and
     an entropy model.
     """
     run = shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run")
     write_decoder(run, PROGRESSIVE, 0.05)
     trained = Run(run)
-    config = trained.config
-    of_weights = trained.weights_digest
-    symbols = config.model.num_symbols
-    entropy_model = EntropyModel("tiny", of_weights, config.model.geometry, symbols)
+    entropy_model = EntropyModel(
+        "tiny",
+        trained.weights_digest,
+        trained.config.model.geometry,
+        trained.config.model.num_symbols,
+    )
     RunFolder(run).tables.write_bytes(entropy_model.content)
     return run
 
 
 def change(run: Path) -> None:
     """Make the autoencoder of a run another one."""
-    weights, meta = storage.read(RunFolder(run).model)
-    storage.write(
-        RunFolder(run).model, {**weights, "decoder.0.bias": weights["decoder.0.bias"] + 1}, meta
-    )
+    file = RunFolder(run).model
+    weights, meta = storage.read(file)
+    weights["decoder.0.bias"] = weights["decoder.0.bias"] + 1
+    storage.write(file, weights, meta)
 
 
 @pytest.fixture

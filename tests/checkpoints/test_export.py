@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
 from torch import Tensor
@@ -23,7 +22,8 @@ from hrvqvae.checkpoints.storage import compacted, restored
 from hrvqvae.cli import main
 from hrvqvae.config import Config, flatten
 from hrvqvae.config.parsing import override
-from tests.conftest import do, input_error, refused, same, write_picture
+from hrvqvae.training.loggers import read_records
+from tests.conftest import do, input_error, parametrize, refused, same, write_picture
 
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -40,111 +40,96 @@ def prior_tensors(exported: Path, original: Path) -> Iterator[tuple[str, Tensor,
         yield from ((name, tensor, second[name]) for name, tensor in first.items())
 
 
-def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(
-    whole: Path, tmp_path: Path
-) -> None:
-    files = export(whole, tmp_path / "out")
-    assert files == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path, tmp_path):
+    out = tmp_path / "out"
+    files = export(whole, out)
+    assert files == sorted(path for path in out.rglob("*") if path.is_file())
     parts = ["", "prefixes/", *(f"priors/level-{level}/" for level in (1, 2, 3))]
-    expected = {
-        "README.md",
-        "config.json",
-        "tables.hrvt",
-        *(f"{part}model.safetensors" for part in parts),
-    }
-    assert {str(path.relative_to(tmp_path / "out")) for path in files} == expected
-    prior = prior_folder(whole, 1).model
-    assert (tmp_path / "out" / prior.relative_to(whole)).stat().st_size < 0.7 * prior.stat().st_size
+    weights = {f"{part}model.safetensors" for part in parts}
+    names = {str(path.relative_to(out)) for path in files}
+    assert names == weights | {"README.md", "config.json", "tables.hrvt"}
+    assert share_of_size(whole, out, prior_folder(whole, 1).model) < 0.7
     assert not any(str(whole.parent.parent).encode() in path.read_bytes() for path in files)
-    for name, exported, original in prior_tensors(tmp_path / "out", whole):
+    for name, exported, original in prior_tensors(out, whole):
         torch.testing.assert_close(exported, original, rtol=1e-3, atol=1e-5, msg=name)
-    there = hrvqvae.load(tmp_path / "out")
-    here = hrvqvae.load(whole)
-    assert torch.equal(
-        there.decode(there.encode(IMAGES)[:1], 1), here.decode(here.encode(IMAGES)[:1], 1)
-    )
+    there, here = (hrvqvae.load(run) for run in (out, whole))
+    coarse = (model.decode(model.encode(IMAGES)[:1], 1) for model in (there, here))
+    assert torch.equal(*coarse)
     assert there.compress(IMAGES) == here.compress(IMAGES)
     with input_error("exists already"):
-        export(whole, tmp_path / "out")
+        export(whole, out)
 
 
-def test_a_compact_export_is_half_the_size(
-    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def share_of_size(run: Path, exported: Path, file: Path) -> float:
+    """Return the size of a file that was exported, in sizes of the file of the run."""
+    return (exported / file.relative_to(run)).stat().st_size / file.stat().st_size
+
+
+def test_a_compact_export_is_half_the_size(whole: Path, tmp_path, caplog):
     """And nearly the same."""
-    files = export(whole, tmp_path / "out", compact=True)
+    out = tmp_path / "out"
+    files = export(whole, out, compact=True)
     assert "tables.hrvt" not in [path.name for path in files]
-    assert f"hrvqvae fit-entropy-model {tmp_path / 'out'}" in caplog.text
+    assert f"hrvqvae fit-entropy-model {out}" in caplog.text
     for path in (RunFolder(whole).model, prior_folder(whole, 1).model):
-        assert (
-            tmp_path / "out" / path.relative_to(whole)
-        ).stat().st_size < 0.7 * path.stat().st_size
-    there = hrvqvae.load(tmp_path / "out").autoencoder
-    here = hrvqvae.load(whole).autoencoder
+        assert share_of_size(whole, out, path) < 0.7
+    there, here = (hrvqvae.load(run).autoencoder for run in (out, whole))
     for name, tensor in there.state_dict().items():
         if not name.endswith(".total"):  # the moving average, which is roughly codewords * count
             torch.testing.assert_close(tensor, here.state_dict()[name], rtol=2e-3, atol=1e-5)
     codes = zip(there.encode(IMAGES), here.encode(IMAGES), strict=True)
     assert sum(int((exported == original).sum()) for exported, original in codes) > 300
-    for name, exported, original in prior_tensors(tmp_path / "out", whole):
+    for name, exported, original in prior_tensors(out, whole):
         assert (exported - original).abs().max() <= original.abs().max() / 250, name
 
 
-def test_a_number_too_large_for_half_precision_stays() -> None:
+def test_a_number_too_large_for_half_precision_stays():
     weights = {"large": torch.tensor([7e4, 0.1]), "small": torch.tensor([0.5])}
     stored = restored(compacted(weights, matrices=False))
     assert torch.equal(stored["large"], weights["large"])
     assert stored["small"].dtype == torch.float16
 
 
-def test_moving_averages_are_left_out() -> None:
+def test_moving_averages_are_left_out():
     weights = {
-        "count": torch.tensor([[0.5]]),
-        "codewords": torch.tensor([[[2.0]]]),
-        "total": torch.tensor([[[1.0]]]),
+        "book.count": torch.tensor([[0.5]]),
+        "book.codewords": torch.tensor([[[2.0]]]),
+        "book.total": torch.tensor([[[1.0]]]),
     }
-    weights = {f"book.{name}": value for name, value in weights.items()}
     assert same(restored(compacted(weights, matrices=False)), weights)
 
 
-def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config) -> None:
-    sections = ("training", "prior.training", "progressive.training")
+def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config):
+    begun = [f"{part}training.init_from" for part in ("", "prior.", "progressive.")]
+    of_data = ("data.root", "prior.codes")
     for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
-        fields = {"data.root": name, "prior.codes": name} | {
-            f"{section}.init_from": name for section in sections
-        }
-        left = flatten(without_paths(override(tiny, fields)))
-        assert {name: left[name] for name in fields} == {
-            "data.root": None,
-            "prior.codes": None,
-            **{f"{section}.init_from": kept for section in sections},
-        }
+        config = override(tiny, dict.fromkeys((*of_data, *begun), name))
+        left = flatten(without_paths(config))
+        assert [left[field] for field in of_data] == [None, None]
+        assert [left[field] for field in begun] == [kept] * 3
 
 
-def test_what_is_stale_is_left_out_with_a_line(
-    changed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path, caplog):
     files = export(changed, tmp_path / "out")
     assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
     assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
     assert f"hrvqvae refresh {changed}" in caplog.text
-    assert "| priors | none |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| priors | none |" in RunFolder(tmp_path / "out").card.read_text()
 
 
-def test_the_card_and_what_it_shows(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_card_and_what_it_shows(whole: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole.rename("exp.v1")
     do("export", "exp.v1")
-    assert Path("exp.v1-exported/model.safetensors").is_file(), "names keep their dots"
+    assert Path("exp.v1-exported/model.safetensors").is_file()  # names keep their dots
     whole = Path("exp.v1")
     export(whole, Path("my model"), license="cc-by-4.0")
     card = Path("my model/README.md").read_text()
-    assert front_matter(card)["license"] == "cc-by-4.0"
-    assert front_matter(card)["tags"][-2:] == ["hrvqvae", "mnist"]
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["kind"] == "evaluation"][-1]
+    about = front_matter(card)
+    assert about["license"] == "cc-by-4.0"
+    assert about["tags"][-2:] == ["hrvqvae", "mnist"]
+    records = read_records(whole / "metrics.jsonl")
+    last = [record for record in records if record["kind"] == "evaluation"][-1]
     bits = [
         storage.read_meta(prior_folder(whole, level).model)["bits_per_code"] for level in range(3)
     ]
@@ -173,7 +158,7 @@ def test_the_card_and_what_it_shows(
     assert names["decoded"].shape == IMAGES.shape
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("dataset", "root", "title"),
     [
         ("ffhq", "/home/me/mix", "images of one's own"),
@@ -182,8 +167,8 @@ def test_the_card_and_what_it_shows(
     ],
 )
 def test_a_card_says_which_images_were_used(
-    run: Path, tmp_path: Path, dataset: str, root: str, title: str
-) -> None:
+    run: Path, tmp_path, dataset: str, root: str, title: str
+):
     weights, meta = storage.read(RunFolder(run).model)
     meta["config"]["data"] |= {"dataset": dataset, "root": root}
     storage.write(RunFolder(run).model, weights, meta)
@@ -191,54 +176,50 @@ def test_a_card_says_which_images_were_used(
     assert f"| data | {title}" in RunFolder(tmp_path / "out").card.read_text()
 
 
-def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run: Path, tmp_path):
     do("export", run, tmp_path / "out\udcff")
     RunFolder(run).tables.write_bytes(b"x")
     assert "tables.hrvt" in refused(["export", run, tmp_path / "out"])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_card_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
+def test_a_card_that_is_there_is_kept(run: Path, tmp_path):
     (run / "README.md").write_text("# Mine\n")
-    export(run, tmp_path / "one")
-    card = (tmp_path / "one" / "README.md").read_text()
-    assert card.endswith("---\n\n# Mine\n")
-    assert "license" not in front_matter(card)
-    export(tmp_path / "one", tmp_path / "two", license="mit")
-    card = (tmp_path / "two" / "README.md").read_text()
-    assert card.endswith("---\n\n# Mine\n")
-    assert front_matter(card)["license"] == "mit"
-    (tmp_path / "two" / "README.md").write_text("---\nlicense: [\n---\n")
-    with input_error("not YAML"):
-        export(tmp_path / "two", tmp_path / "three", license="mit")
-    (tmp_path / "two" / "README.md").write_text("# Größe\n", "latin-1")
-    with input_error("is not UTF-8"):
-        export(tmp_path / "two", tmp_path / "three")
+    one, two, three = (tmp_path / name for name in ("one", "two", "three"))
+    for source, target, license in ((run, one, None), (one, two, "mit")):
+        export(source, target, license=license)
+        card = RunFolder(target).card.read_text()
+        assert card.endswith("---\n\n# Mine\n")
+        assert front_matter(card).get("license") == license
+    for text, told in (("---\nlicense: [\n---\n", "not YAML"), ("# Größe\n", "is not UTF-8")):
+        RunFolder(two).card.write_text(text, "latin-1")
+        with input_error(told):
+            export(two, three, license="mit")
 
 
-def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path: Path) -> None:
-    hrvqvae.load(run).save_pretrained(tmp_path / "saved")
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path):
+    saved = tmp_path / "saved"
+    hrvqvae.load(run).save_pretrained(saved)
+    file = RunFolder(saved).config_json
+    config = json.loads(file.read_text())
     assert config["data"]["root"] is None
-    (tmp_path / "saved" / "config.json").write_text(json.dumps({**config, "name": "another"}))
-    hrvqvae.load(tmp_path / "saved")
+    file.write_text(json.dumps({**config, "name": "another"}))
+    hrvqvae.load(saved)
     config["model"]["padding"] = 2
-    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    file.write_text(json.dumps(config))
     with input_error("config.json describes another model than model.safetensors"):
-        hrvqvae.load(tmp_path / "saved")
+        hrvqvae.load(saved)
 
 
-def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: Path, tmp_path):
     plain = hrvqvae.load(whole).sample(2, seed=1)
-    second = hrvqvae.load(whole).sample(2, seed=1, levels=2)
+    coarse = hrvqvae.load(whole).sample(2, seed=1, levels=2)
     RunFolder(whole).sampling.write_text('{"guidance": [1, 1], "levels": 2}')
     export(whole, tmp_path / "out")
     model = hrvqvae.load(whole)
     for drawn in (model.sample(2, seed=1), model.draw(2, seed=1).images):
-        assert torch.equal(drawn, second)
-    assert torch.equal(model.sample(2, seed=1, guidance=1), plain), "the prior itself"
+        assert torch.equal(drawn, coarse)
+    assert torch.equal(model.sample(2, seed=1, guidance=1), plain)  # the prior itself
     card = RunFolder(tmp_path / "out").card.read_text()
     assert "guidance 1,1 and levels 1 to 2; `--guidance 1` draws from the prior itself" in card
     assert Run(tmp_path / "out").sampling_options() == {"guidance": [1, 1], "levels": 2}

@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.run import Run
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.utils.errors import DamagedFileError
 from tests.checkpoints.conftest import change, write_decoder
-from tests.conftest import do, input_error
+from tests.conftest import do, input_error, parametrize
 
 BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
@@ -26,9 +26,7 @@ def generative(whole: Path) -> Path:
     return whole
 
 
-def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(
-    generative: Path,
-) -> None:
+def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative: Path):
     model = hrvqvae.load(generative)
     drawn = model.draw(2, seed=1)
     assert len(drawn.codes) == 2
@@ -43,40 +41,36 @@ def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(
     assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
 
 
-def test_a_decoder_of_samples_is_exported_and_named_on_the_card(
-    generative: Path, tmp_path: Path
-) -> None:
+def decode(run: Path) -> torch.Tensor:
+    """Decode codes of two levels by the decoder for samples."""
+    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
+    return hrvqvae.load(run).load_generator().decode(codes, 2)
+
+
+def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative: Path, tmp_path):
     for out, compact in ((tmp_path / "out", False), (tmp_path / "compact", True)):
         export(generative, out, compact=compact)
         assert Run(out).stale_artifacts() == []
         assert "| decoder for samples | trained 5 steps |" in RunFolder(out).card.read_text()
-    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
-    here = hrvqvae.load(generative).load_generator().decode(codes, 2)
-    there = hrvqvae.load(tmp_path / "out").load_generator().decode(codes, 2)
-    assert torch.equal(there, here)
+    assert torch.equal(decode(tmp_path / "out"), decode(generative))
 
 
 def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
-    generative: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
-
-    def decode() -> torch.Tensor:
-        return hrvqvae.load(generative).load_generator().decode(codes, 2)
-
-    generation = decode()
+    generative: Path, caplog
+):
+    generation = decode(generative)
     change(generative)
-    assert "generation" in map(str, Run(generative).stale_artifacts())
-    replaced = decode()
+    assert GENERATION in map(str, Run(generative).stale_artifacts())
+    replaced = decode(generative)
     assert not torch.equal(replaced, generation)
     assert f"{generative / GENERATION} was made for another state of the model" in caplog.text
     assert f"hrvqvae refresh {generative}" in caplog.text
     shutil.rmtree(generative / GENERATION)
-    assert torch.equal(decode(), replaced)
+    assert torch.equal(decode(generative), replaced)
     assert f"{generative / GENERATION} is missing" in caplog.text
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("text", "reason"),
     [
         ("[1]", "mapping"),
@@ -90,7 +84,7 @@ def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
         ('{"decoder": "best"}', "decoder is neither progressive nor generation"),
     ],
 )
-def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path: Path) -> None:
+def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path):
     folder = RunFolder(tmp_path)
     folder.sampling.write_text(text)
     with pytest.raises(DamagedFileError, match=rf"sampling\.json is damaged: .*{reason}") as error:
@@ -98,30 +92,29 @@ def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path: Pat
     assert "\n" not in str(error.value)
 
 
-def test_sampling_json_may_leave_out_any_field(tmp_path: Path) -> None:
+def test_sampling_json_may_leave_out_any_field(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.read_sampling() == SamplingDefaults()
     folder.sampling.write_text('{"levels": 3}')
     assert folder.read_sampling() == SamplingDefaults(levels=3)
 
 
-def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_path: Path) -> None:
+def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_path):
     before = hrvqvae.load(whole).sample(3, seed=1, levels=2)
     shutil.rmtree(prior_folder(whole, 2).path)
     model = hrvqvae.load(whole)
     assert torch.equal(model.sample(3, seed=1, levels=2), before)
     assert model.classes == tuple("0123456789")
     assert Run(whole).missing_priors(2) == ""
-    RunFolder(whole).sampling.write_text('{"guidance": 2, "levels": 2}')
-    assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": 2}
-    RunFolder(whole).sampling.unlink()
-    assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": None}
+    for text, levels in (('{"guidance": 2, "levels": 2}', 2), ("{}", None)):
+        RunFolder(whole).sampling.write_text(text)
+        assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
     do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
     with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)
 
 
-def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path) -> None:
+def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path):
     before = evaluate_run(whole, device="cpu", limit=8)
     shutil.rmtree(prior_folder(whole, 2).path)
     report = evaluate_run(whole, device="cpu", limit=8).to_dict()
@@ -133,7 +126,7 @@ def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path) -> Non
     assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
 
 
-def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path: Path) -> None:
+def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path):
     sheets = [tmp_path / f"{name}.png" for name in ("generation", "progressive")]
     for sheet in sheets:
         do("sample", generative, "-n", "2", "--decoder", sheet.stem, "--levels", "2", "-o", sheet)

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,20 +18,22 @@ import huggingface_hub
 import huggingface_hub.constants as constants
 import huggingface_hub.utils._http as library
 import pytest
-import torch
 
 import hrvqvae
 from hrvqvae import Model
 from hrvqvae.checkpoints.export import export
 from hrvqvae.cli import main
 from tests.checkpoints.test_export import IMAGES, front_matter
-from tests.conftest import do, input_error, refused, write_picture
+from tests.conftest import do, input_error, refused, same, write_picture
 from tests.replay import blocks
 
 TOKEN = "hf_test"
-http: Any = sys.modules[
-    type(library.get_session()).__module__.partition(".")[0]
-]  # the library's HTTP client
+# the library's HTTP client
+http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
+
+
+def sha1(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
 
 
 @dataclass
@@ -40,8 +43,7 @@ class Repository:
 
     @property
     def commit(self) -> str:
-        state = b"".join(name.encode() + content for name, content in sorted(self.files.items()))
-        return hashlib.sha1(state).hexdigest()
+        return sha1(repr(sorted(self.files.items())).encode())
 
 
 @dataclass
@@ -77,13 +79,8 @@ class Hub:
             return http.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
         if of_api and "tree" in parts:
             rows = [
-                {
-                    "type": "file",
-                    "path": name,
-                    "size": len(content),
-                    "oid": hashlib.sha1(content).hexdigest(),
-                }
-                for name, content in sorted(repository.files.items())
+                {"type": "file", "path": path, "size": len(content), "oid": sha1(content)}
+                for path, content in sorted(repository.files.items())
             ]
             return http.Response(200, json=rows)
         if of_api:
@@ -93,10 +90,7 @@ class Hub:
         content = repository.files.get("/".join(parts[4:]))  # user/name/resolve/revision/file
         if content is None:
             return http.Response(404, headers={"X-Error-Code": "EntryNotFound"})
-        tags = {
-            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
-            "X-Repo-Commit": repository.commit,
-        }
+        tags = {"ETag": f'"{sha1(content)}"', "X-Repo-Commit": repository.commit}
         return http.Response(200, content=content, headers=tags)
 
     def _write(self, parts: list[str], body: bytes) -> Any:
@@ -108,12 +102,10 @@ class Hub:
             self.repositories.setdefault(name, Repository(private=private))
             answer = {"url": f"{self.url}/{name}", "id": name}
         elif "preupload" in parts:
-            files = [file["path"] for file in json.loads(body)["files"]]
-            answer = {
-                "files": [
-                    {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files
-                ]
-            }
+            answer["files"] = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
         elif "commit" in parts and self.refuse_commits:
             return http.Response(403)
         elif "commit" in parts:
@@ -128,14 +120,18 @@ class Hub:
         return http.Response(200, json=answer)
 
 
+def commands(text: str) -> list[str]:
+    """Return what follows hrvqvae in the commands of a page."""
+    return re.findall(r"^\$ hrvqvae (.*)$", text, re.MULTILINE)
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     """A stand-in that huggingface_hub asks instead of the real one."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        constants, "HF_HUB_DISABLE_XET", True
-    )  # a protocol of its own for large files
+    # a protocol of its own for large files
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     running = Hub()
     client = http.Client(transport=http.MockTransport(running.answer), follow_redirects=True)
     huggingface_hub.set_client_factory(lambda: client)
@@ -143,36 +139,30 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     huggingface_hub.set_client_factory(library.default_client_factory)
 
 
-def test_a_run_with_priors_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
+def test_a_run_with_priors_there_and_back(whole: Path, tmp_path, hub: Hub):
     printed = do("hub", "push", whole, "someone/digits", "--license", "mit", "--private")
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
     assert pushed.private
-    assert pushed.files.keys() == {
-        str(path.relative_to("out")) for path in export(whole, Path("out"))
-    }
-    assert front_matter(pushed.files["README.md"].decode())["license"] == "mit"
+    files = export(whole, Path("out"))
+    assert pushed.files.keys() == {str(path.relative_to("out")) for path in files}
     card = pushed.files["README.md"].decode()
-    shown = [shlex.split(line) for line in re.findall(r"^\$ hrvqvae (.*)$", card, re.MULTILINE)]
+    assert front_matter(card)["license"] == "mit"
+    shown = [shlex.split(command) for command in commands(card)]
     assert [words[:2] for words in shown] == [["hub", "get"], ["reconstruct", "digits"]]
     write_picture(tmp_path / "x.png", 1, (12, 12), "L")
-    assert [main(words) for words in shown] == [0, 0], "what the card shows, as it stands"
-    assert "digits exists already; choose another folder" in refused(
-        ["hub", "get", "someone/digits"]
-    )
+    assert [main(words) for words in shown] == [0, 0]
+    assert "digits exists already; choose another folder" in refused(shown[0])
     original = hrvqvae.load(whole)
     fetched = Model.from_pretrained("someone/digits", cache_dir=tmp_path / "cache")
     for model in (hrvqvae.load("digits"), fetched):
-        assert all(
-            torch.equal(a, b)
-            for a, b in zip(model.encode(IMAGES), original.encode(IMAGES), strict=True)
-        )
+        assert same(model.encode(IMAGES), original.encode(IMAGES))
         assert model.sample(2, seed=3).shape == (2, 1, 12, 12)
     printed = do("evaluate", "digits", "--data", original.config.data.root, "--device", "cpu")
     assert "the priors know the class" in printed
 
 
-def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, hub: Hub) -> None:
+def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path, hub: Hub):
     """They replace another model and its artifacts, and nothing else."""
     model = hrvqvae.load(whole)
     model.push_to_hub("someone/changed")
@@ -184,15 +174,11 @@ def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path: Path, h
     assert model.push_to_hub("someone/changed", commit_message="changed").startswith(hub.url)
     assert sorted(files) == ["README.md", "config.json", "model.safetensors", "notes.txt"]
     there = Model.from_pretrained("someone/changed", cache_dir=tmp_path / "cache")
-    weights = there.autoencoder.state_dict()
-    assert all(
-        torch.equal(tensor, weights[name])
-        for name, tensor in model.autoencoder.state_dict().items()
-    )
+    assert same(there.autoencoder.state_dict(), model.autoencoder.state_dict())
     assert there.config.data.size == 12
 
 
-def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, hub: Hub) -> None:
+def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path, hub: Hub):
     Model.from_pretrained("mnist")
     Model.from_pretrained(str(run))
     (tmp_path / "someone").mkdir()
@@ -210,65 +196,52 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path: Path, h
     assert hub.requests == []
 
 
-def test_what_the_hub_does_not_give(
-    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_hub_does_not_give(run: Path, tmp_path, hub: Hub, monkeypatch):
+    def get(*words):
+        return refused(["hub", "get", *words])
+
+    def push(name):
+        return refused(["hub", "push", run, name])
+
     hub.refuse_commits = True
-    assert "the hub refuses someone/digits" in refused(["hub", "push", run, "someone/digits"])
-    assert hub.repositories.pop("someone/digits").files == {}, (
-        "a push that breaks off leaves nothing"
-    )
+    assert "the hub refuses someone/digits" in push("someone/digits")
+    assert hub.repositories.pop("someone/digits").files == {}
     hub.refuse_commits = False
     Model(run).push_to_hub("someone/digits", private=True)
-    assert "the hub has no model someone/none, or it is private" in refused(
-        ["hub", "get", "someone/none"]
-    )
-    assert "has no revision 'v9'" in refused(["hub", "get", "someone/digits", "--revision", "v9"])
-    assert "'digits' is no name of the hub; it must be user/name" in refused(
-        ["hub", "push", run, "digits"]
-    )
-    assert "'a--b/c' is no name of the hub" in refused(["hub", "get", "a--b/c"])
+    assert "the hub has no model someone/none, or it is private" in get("someone/none")
+    assert "has no revision 'v9'" in get("someone/digits", "--revision", "v9")
+    assert "'digits' is no name of the hub; it must be user/name" in push("digits")
+    assert "'a--b/c' is no name of the hub" in get("a--b/c")
     hub.repositories["someone/digits"].files.pop("model.safetensors")
-    assert "is no model of hrvqvae (it has no model.safetensors)" in refused(
-        ["hub", "get", "someone/digits"]
-    )
+    assert "is no model of hrvqvae (it has no model.safetensors)" in get("someone/digits")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    assert "the hub has no model someone/digits, or it is private" in refused(
-        ["hub", "get", "someone/digits"]
-    )
-    assert "the hub refuses someone/other; log in" in refused(["hub", "push", run, "someone/other"])
+    assert "the hub has no model someone/digits, or it is private" in get("someone/digits")
+    assert "the hub refuses someone/other; log in" in push("someone/other")
     present = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name: None if name == "huggingface_hub" else present(name),
-    )
-    assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in refused(
-        ["hub", "get", "a/b"]
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"], (
-        "nothing is left of what failed"
-    )
+
+    def find_spec(name):
+        return None if name == "huggingface_hub" else present(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    assert "the hub needs huggingface_hub: pip install 'hrvqvae[hub]'" in get("a/b")
+    # nothing is left of what failed
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_without_a_network(
-    run: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network(run: Path, tmp_path, hub: Hub, monkeypatch):
     Model(run).push_to_hub("someone/digits")
-    cache = tmp_path / "cache"
-    Model.from_pretrained("someone/digits", cache_dir=cache)
+    fetch = partial(Model.from_pretrained, cache_dir=tmp_path / "cache")
+    fetch("someone/digits")
     hub.reachable = False
-    Model.from_pretrained("someone/digits", cache_dir=cache)
-    Model.from_pretrained("someone/digits", cache_dir=cache, local_files_only=True)
     for options in ({}, {"local_files_only": True}):
+        fetch("someone/digits", **options)
         with input_error("someone/other is not on this machine, and the hub can't be reached"):
-            Model.from_pretrained("someone/other", cache_dir=cache, **options)
-    assert "the hub can't be reached for someone/new" in refused(
-        ["hub", "push", run, "someone/new"]
-    )
+            fetch("someone/other", **options)
+    told = "the hub can't be reached for someone/new"
+    assert told in refused(["hub", "push", run, "someone/new"])
 
 
-def test_the_page(tmp_path: Path, hub: Hub) -> None:
+def test_the_page(tmp_path, hub: Hub):
     """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on
     the hub.
     """
@@ -280,13 +253,8 @@ def test_the_page(tmp_path: Path, hub: Hub) -> None:
     Path("runs").mkdir()
     export("mnist", Path("runs/mnist"))
     Model("mnist").push_to_hub("user/name")
-    commands = [
-        command
-        for _, block in page
-        for command in re.findall(r"^\$ hrvqvae ([^#\n]*)", block, re.MULTILINE)
-    ]
-    assert [main(command.split()) for command in commands] == [0, 0]
+    typed = [command for _, block in page for command in commands(block)]
+    assert [main(command.partition("#")[0].split()) for command in typed] == [0, 0]
     assert Path("name/model.safetensors").is_file()
-    assert (
-        front_matter(hub.repositories["user/name"].files["README.md"].decode())["license"] == "mit"
-    )
+    card = hub.repositories["user/name"].files["README.md"].decode()
+    assert front_matter(card)["license"] == "mit"

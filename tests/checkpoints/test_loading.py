@@ -16,52 +16,57 @@ import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainable
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.cli import main
 from hrvqvae.data.images import read_image
 from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
-from tests.conftest import drawn_digits, input_error, same, with_quantizer, with_training
+from tests.conftest import (
+    do,
+    drawn_digits,
+    input_error,
+    parametrize,
+    same,
+    with_quantizer,
+    with_training,
+)
 
 
-def test_loading_from_anywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_from_anywhere(run: Path, monkeypatch):
     monkeypatch.chdir(run.parent)
     generator = torch.get_rng_state()
     model = hrvqvae.load(run.name)
-    assert torch.equal(torch.get_rng_state(), generator), "the caller's generator is as before"
+    assert torch.equal(torch.get_rng_state(), generator)
     file = hrvqvae.load(run / "model.safetensors")
     monkeypatch.chdir("/")
     images = torch.rand(2, 1, 12, 12)
     model.compress(images)
-    assert (run / "states").is_dir(), "found when the process has gone elsewhere"
+    assert (run / "states").is_dir()  # it is found when the process has gone elsewhere
     assert not model.autoencoder.training
-    assert torch.equal(
-        model.decode(model.encode(images), levels=1), file.decode(file.encode(images), levels=1)
-    )
+    coarse = (each.decode(each.encode(images), levels=1) for each in (model, file))
+    assert torch.equal(*coarse)
     for device, message in (("cuda:99", "there are [0-9]+ GPUs here"), ("gpu", "must be auto")):
         with input_error(message):
             hrvqvae.load(run, device=device)
 
 
-def test_runs_that_are_none(tmp_path: Path) -> None:
+def test_runs_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.yaml").write_text("")
+    (tmp_path / "begun" / "config.yaml").touch()
     storage.write(tmp_path / "file", {}, {})
     for name, message in (
-        (tmp_path / "none", "there is no such run folder"),
-        (tmp_path / "empty", "is not a run folder"),
-        (tmp_path / "begun", "has no model.safetensors yet.* train .*/begun --resume$"),
-        (tmp_path / "file", "is no model: give a run folder"),
+        ("none", "there is no such run folder"),
+        ("empty", "is not a run folder"),
+        ("begun", "has no model.safetensors yet.* train begun --resume$"),
+        ("file", "is no model: give a run folder"),
         ("vqvae/mnist", "is a preset.* mnist .*hrvqvae train vqvae/mnist --out runs/vqvae-mnist$"),
     ):
         with input_error(message):
             hrvqvae.load(name)
 
 
-def test_models_of_the_package_are_not_trained(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_of_the_package_are_not_trained(run: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     require_trainable("run")
     Path("mnist").mkdir()
@@ -74,28 +79,26 @@ def test_models_of_the_package_are_not_trained(
     require_trainable("mnist")
 
 
-def test_a_configuration_that_was_edited_is_refused(run: Path) -> None:
+def test_a_configuration_that_was_edited_is_refused(run: Path):
     folder = RunFolder(run)
     before = folder.read_config()
-    folder.write_config(
-        with_training(before, max_steps=7, device="cpu")
-    )  # what a run that goes on may change
+    # what a run that goes on may change
+    folder.write_config(with_training(before, max_steps=7, device="cpu"))
     assert Run(run).load()[1].model == before.model
     folder.write_config(with_quantizer(before, beta=0.5))
-    with input_error(r"run/config.yaml describes another model than model.safetensors"):
+    with input_error("run/config.yaml describes another model than model.safetensors"):
         hrvqvae.load(run)
-    (run / "config.yaml").unlink()
-    assert Run(run).load()[1] == before, "the weights know their configuration"
+    folder.config.unlink()
+    assert Run(run).load()[1] == before  # the weights know their configuration
 
 
-def test_priors_that_are_missing(whole: Path) -> None:
+def test_priors_that_are_missing(whole: Path):
     """They are known without reading weights, and what trains them is named."""
     for path in (RunFolder(whole).model, *(prior_folder(whole, level).model for level in range(3))):
         content = path.read_bytes()
         path.with_suffix(".kept").write_bytes(content)
-        path.write_bytes(
-            content[: 8 + int.from_bytes(content[:8], "little")]
-        )  # a header without any tensor
+        header = content[: 8 + int.from_bytes(content[:8], "little")]
+        path.write_bytes(header)
     assert Run(whole).missing_priors() == ""
     for path in list(whole.rglob("*.kept")):
         path.replace(path.with_suffix(".safetensors"))
@@ -109,15 +112,13 @@ def test_priors_that_are_missing(whole: Path) -> None:
         shutil.rmtree(folder)
 
 
-def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> None:
+def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path):
     path = prior_folder(whole, 1).model
     tensors, meta = storage.read(path)
-    storage.write(
-        path, tensors, {**meta, "class_counts": [count + 1 for count in meta["class_counts"]]}
-    )
-    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"]), (
-        "of more images is no fault"
-    )
+    # of more images is no fault
+    counts = [count + 1 for count in meta["class_counts"]]
+    storage.write(path, tensors, {**meta, "class_counts": counts})
+    assert Run(whole).load_priors().class_counts == tuple(meta["class_counts"])
     storage.write(path, tensors, {**meta, "classes": meta["classes"][::-1]})
     with input_error(r"level-2.* trained on other classes than level 1"):
         Run(whole).load_priors()
@@ -126,21 +127,17 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path) -> 
         Run(whole).load_priors()
 
 
-def test_a_digest_is_of_the_weights_that_were_read(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch):
     path = RunFolder(run).model
     read = Path.read_bytes
     before = storage.digest(path)
 
-    def read_and_replace(self: Path) -> bytes:
+    def read_and_replace(self):
         content = read(self)
         if self == path:
-            tensors = {
-                name: torch.zeros_like(tensor)
-                for name, tensor in storage.load_tensors(content).items()
-            }
-            storage.write(path, tensors, storage.read_meta(path))
+            tensors = storage.load_tensors(content)
+            zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+            storage.write(path, zeros, storage.read_meta(path))
         return content
 
     monkeypatch.setattr(Path, "read_bytes", read_and_replace)
@@ -151,13 +148,13 @@ def test_a_digest_is_of_the_weights_that_were_read(
     assert trained.digest == before != storage.digest(path)
 
 
-def test_codes_as_one_tensor(run: Path) -> None:
+def test_codes_as_one_tensor(run: Path):
     model = hrvqvae.load(run)
     images = torch.rand(2, 1, 12, 12)
     codes = model.encode(images)
     stacked = model.encode(images, stacked=True)
     assert stacked.shape == (2, 3, 7, 7)
-    assert all(torch.equal(stacked[:, level], code) for level, code in enumerate(codes))
+    assert same(stacked.unbind(1), codes)
     for levels in (None, 2):
         assert torch.equal(model.decode(stacked, levels), model.decode(codes, levels))
     assert torch.equal(model.decode(stacked[:, :1], 1), model.decode(codes[:1], 1))
@@ -165,32 +162,28 @@ def test_codes_as_one_tensor(run: Path) -> None:
         (output * torch.ones((), requires_grad=True)).sum().backward()  # they train another network
 
 
-def test_samples_are_those_of_the_command_and_of_the_plain_sampler(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path):
     model = hrvqvae.load(whole)
-    images = model.sample(6, class_name="7", seed=3, temperature=0.8, top_k=2, top_p=0.9)
+    options = {"temperature": 0.8, "top_k": 2, "top_p": 0.9}
+    images = model.sample(6, class_name="7", seed=3, **options)
     assert images.shape == (6, 1, 12, 12)
     assert images.dtype == torch.float32
-    draw = SamplingParams(temperature=0.8, top_k=2, top_p=0.9)
-    plain = model.draw(6, seed=3, class_name="7", params=draw, sampler=sample_plain)
+    params = SamplingParams(**options)
+    plain = model.draw(6, seed=3, class_name="7", params=params, sampler=sample_plain)
     assert torch.equal(images, plain.images)
     assert plain.classes == ("7",) * 6
-    how = ["--class", "7", "--seed", "3", "--temperature", "0.8", "--top-k", "2", "--top-p", "0.9"]
-    where = ["-o", str(tmp_path / "sheet.png"), "--save-dir", str(tmp_path / "single")]
-    assert main(["sample", str(whole), "-n", "6", *how, *where]) == 0
-    assert np.array_equal(
-        read_image(tmp_path / "sheet.png", 3),
-        np.asarray(draw_grid(list(images))).transpose(2, 0, 1),
-    )
+    sheet = tmp_path / "sheet.png"
+    single = tmp_path / "single"
+    how = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    do("sample", whole, "-n", 6, "--class", 7, "--seed", 3, *how, "-o", sheet, "--save-dir", single)
+    drawn = np.asarray(draw_grid(list(images))).transpose(2, 0, 1)
+    assert np.array_equal(read_image(sheet, 3), drawn)
     for number, image in enumerate(images):
-        written = read_image(tmp_path / "single" / f"7-{number:04d}.png", 1)
+        written = read_image(single / f"7-{number:04d}.png", 1)
         assert torch.equal(written, (image * 255).round().byte())
 
 
-def test_without_a_class_all_come_and_batches_change_nothing(
-    whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkeypatch):
     model = hrvqvae.load(whole)
     together = model.draw(40, seed=0)
     assert together.images.shape == (40, 1, 12, 12)
@@ -202,23 +195,18 @@ def test_without_a_class_all_come_and_batches_change_nothing(
     torch.testing.assert_close(in_parts.images, together.images)
 
 
-def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path) -> None:
+def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
     for where in hrvqvae.load(whole).keep_part(torch.zeros(1, 12, 12), mask).masks:
         assert (~where).nonzero().tolist() == [[0, 6], [1, 1]]
 
 
-@pytest.mark.parametrize(
-    ("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)]
-)
-def test_completions_keep_the_codes_of_that_part(
-    whole: Path, keep: str, rows: int, columns: int
-) -> None:
+@parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
+def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int):
     model = hrvqvae.load(whole)
-    image = torch.randint(
-        256, (1, 12, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=generator)
     kept = model.keep_part(image, keep)
     drawn = model.draw(5, seed=2, class_name="3", kept=kept)
     for codes, original in zip(drawn.codes, model.encode(image[None]), strict=True):
@@ -236,9 +224,8 @@ def test_completions_keep_the_codes_of_that_part(
             model.complete(wrong, keep=part)
 
 
-CODES: dict[str, Any] = json.loads(
-    (Path(__file__).parents[1] / "golden" / "mnist_codes.json").read_text()
-)
+GOLDEN = Path(__file__).parents[1] / "golden" / "mnist_codes.json"
+CODES: dict[str, Any] = json.loads(GOLDEN.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -246,16 +233,16 @@ def model() -> Model:
     return hrvqvae.load("mnist")
 
 
-def test_codes_of_images(model: Model) -> None:
+def test_codes_of_images(model: Model):
     images = torch.from_numpy(drawn_digits(4, CODES["image_seed"], 28)[0]).unsqueeze(1)
     codes = model.encode(images)
     assert [code.tolist() for code in codes] == CODES["image_codes"]
-    assert all(map(torch.equal, pickle.loads(pickle.dumps(model)).encode(images), codes))
-    bytes_ = (model.decode(codes, size=(28, 28)) * 255).round()
-    assert float((bytes_ - images).square().mean()) < 255**2 * 0.01, "and they decode to the images"
+    assert same(pickle.loads(pickle.dumps(model)).encode(images), codes)
+    decoded = model.decode(codes, size=(28, 28))
+    assert (decoded - images / 255).square().mean() < 0.01
 
 
-def test_codes_of_samples(model: Model) -> None:
+def test_codes_of_samples(model: Model):
     sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
     assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
     assert sampled.images.shape == (2, 1, 28, 28)

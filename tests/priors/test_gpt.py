@@ -3,56 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
-from hrvqvae.priors.base import Level, build_prior, compute_loss, measure_bits
+from hrvqvae.priors.base import build_prior, compute_loss, measure_bits
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
-from tests.conftest import input_error, same
-from tests.priors.test_pixelsnail import random_prior
+from tests.conftest import input_error, parametrize, same
+from tests.priors.networks import SMALL, change_code, levels_of, random_codes, random_prior
+from tests.trained_run import fields
 
 
-def levels_of(
-    grid: tuple[int, int],
-    symbols: tuple[int, ...],
-    *,
-    linked: bool,
-    classes: int = 0,
-    unconditional: bool = False,
-    coarser: tuple[int, ...] = (),
-) -> list[Level]:
-    """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which
-    they are not linked.
-    """
-    codewords = np.cumprod(symbols).tolist() if linked else list(symbols)
-    return [
-        Level(
-            grid=grid,
-            symbols=count,
-            coarser=(*coarser, *codewords[:index]),
-            codewords=codewords[index],
-            linked=linked and index > 0,
-            classes=classes,
-            unconditional=unconditional,
-        )
-        for index, count in enumerate(symbols)
-    ]
-
-
-def random_codes(levels: list[Level], batch: int, seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels
-    ]
-
-
-SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
-
-
-@pytest.mark.parametrize("linked", [True, False])
-def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) -> None:
+@parametrize("linked", [True, False])
+def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool):
     """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same
     position.
     """
@@ -60,37 +23,34 @@ def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool) ->
     prior = random_prior(SMALL, *levels).double()
     codes = random_codes(levels, 1)
 
-    def logits(codes: list[Tensor], label: int = 1) -> Tensor:
+    def logits(codes, label=1):
+        """By position and level, a number that any change moves."""
         all_logits = prior.level_logits(codes, [], torch.tensor([label]))
-        return torch.stack(
-            [logits[0, 0] - logits[0, 1] for logits in all_logits], -1
-        ).flatten()  # by position, level
+        return torch.stack([level[0, 0] - level[0, 1] for level in all_logits], -1).flatten()
 
     before = logits(codes)
     reached = torch.zeros(36, 36, dtype=torch.bool)
     for place in range(36):
-        changed = [level_codes.clone() for level_codes in codes]
         position, level = divmod(place, 3)
-        changed[level].view(-1)[position] = (changed[level].view(-1)[position] + 1) % levels[
-            level
-        ].symbols
+        changed = list(codes)
+        changed[level] = change_code(codes[level], position, levels[level].symbols)
         reached[place] = logits(changed) != before
     assert torch.equal(reached, torch.ones(36, 36).triu(1).bool())
-    assert (logits(codes, label=2) != before).all(), "the class moves all"
+    assert (logits(codes, label=2) != before).all()
     prior.train()
-    assert (logits(codes) != before).any(), "dropout"
+    assert (logits(codes) != before).any()  # by dropout
     with input_error("class-conditional"):
         prior.level_logits(codes, [], None)
 
 
-def test_logits_by_hand() -> None:
-    levels = levels_of((2, 3), (4, 2), linked=True, classes=2)
+def test_logits_by_hand():
+    levels = levels_of((2, 3), (4, 2), classes=2)
     config = GPTConfig(hidden_units=6, layers=1, heads=2, path_units=3)
     prior = random_prior(config, *levels)
     codes = random_codes(levels, 2)
     label = torch.tensor([1, 0])
 
-    def normed(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    def normed(x, norm):
         return layer_norm(x, (6,), norm.weight, norm.bias)
 
     first, second = (table.weight for table in prior.embeddings.tables)
@@ -128,19 +88,17 @@ def test_logits_by_hand() -> None:
         torch.testing.assert_close(logits.flatten(2).transpose(1, 2), expected)
 
 
-def test_paths_grow_from_their_parents_where_codebooks_are_linked() -> None:
-    levels = levels_of((2, 3), (3, 2, 4), linked=True)
+def test_paths_grow_from_their_parents_where_codebooks_are_linked():
+    levels = levels_of((2, 3), (3, 2, 4))
     codes = random_codes(levels, 2)
     expected = [codes[0], codes[0] * 2 + codes[1], (codes[0] * 2 + codes[1]) * 4 + codes[2]]
     assert same(random_prior(SMALL, *levels).codeword_indices(codes), expected)
-    assert same(
-        random_prior(SMALL, *levels_of((2, 3), (3, 2, 4), linked=False)).codeword_indices(codes),
-        codes,
-    )
+    unlinked = levels_of((2, 3), (3, 2, 4), linked=False)
+    assert same(random_prior(SMALL, *unlinked).codeword_indices(codes), codes)
 
 
-def test_bits_are_of_each_level() -> None:
-    levels = levels_of((3, 4), (3, 2), linked=True)
+def test_bits_are_of_each_level():
+    levels = levels_of((3, 4), (3, 2))
     prior = random_prior(SMALL, *levels)
     codes = random_codes(levels, 2)
     expected = []
@@ -152,10 +110,9 @@ def test_bits_are_of_each_level() -> None:
     assert nats / np.log(2) == pytest.approx(sum(expected) / 48, rel=1e-5)
 
 
-def test_a_network_covers_the_levels_that_are_linked() -> None:
-    config = override(
-        get("treevq/cifar10").config, {"model.quantizer.levels": "7", "model.quantizer.linked": "3"}
-    )
+def test_a_network_covers_the_levels_that_are_linked():
+    quantizer = fields("model.quantizer", "levels=7 linked=3")
+    config = override(get("treevq/cifar10").config, quantizer)
     assert config.prior_levels == (range(3), range(3, 6), range(6, 7))
     prior = build_prior(config, range(3, 6), 10)
     assert [level.linked for level in prior.levels] == [False, True, True]
@@ -164,11 +121,11 @@ def test_a_network_covers_the_levels_that_are_linked() -> None:
     assert each.prior_levels == (range(1), range(1, 2), range(2, 3))
 
 
-def test_sizes_that_do_not_fit() -> None:
-    for config, fields in (
+def test_sizes_that_do_not_fit():
+    for config, changes in (
         (PixelSNAILConfig, {"attention_layers": (9, 1), "residual_blocks": 8}),
         (PixelSNAILConfig, {"hidden_units": 12, "attention_heads": 8}),
         (GPTConfig, {"hidden_units": 10}),
     ):
         with input_error(r"prior.network\."):
-            config(**fields)
+            config(**changes)

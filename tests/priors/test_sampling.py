@@ -2,9 +2,11 @@
 dropout.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,17 @@ from hrvqvae.priors.sampling import (
     sample_plain,
 )
 from hrvqvae.quantize import Codes
-from hrvqvae.utils.errors import InputError, NonFiniteError
-from tests.conftest import input_error, same, threads
-from tests.priors.test_gpt import SMALL, levels_of, random_codes
-from tests.priors.test_pixelsnail import Table, inputs, network, random_prior
+from hrvqvae.utils.errors import NonFiniteError
+from tests.conftest import input_error, parametrize, same, threads
+from tests.priors.networks import (
+    SMALL,
+    inputs,
+    levels_of,
+    network,
+    of_each_kind,
+    random_codes,
+    random_prior,
+)
 
 PLAIN = SamplingParams()
 
@@ -55,7 +64,7 @@ def drawn(
     keep: float = 0.0,
 ) -> list[Tensor]:
     """Random codes, of which a share `keep` is kept and the rest is drawn."""
-    codes = random_codes(list(prior.levels), batch, seed)
+    codes = random_codes(prior.levels, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     _, coarser, label = inputs(prior.level, batch, seed)
     kept = [torch.rand(tensor.shape, generator=generator) < keep for tensor in codes]
@@ -66,35 +75,31 @@ def drawn(
     before = [tensor.clone() for tensor in codes]
     seen = [tensor.repeat(mixing.shape[-1], 1, 1) for tensor in coarser]
     sampler(prior, codes, kept, seen, labels, uniforms, mixing, params)
-    assert same(
-        [tensor[mask] for tensor, mask in zip(codes, kept, strict=True)],
-        [tensor[mask] for tensor, mask in zip(before, kept, strict=True)],
-    )
+    for changed, original, mask in zip(codes, before, kept, strict=True):
+        assert torch.equal(changed[mask], original[mask])
     return codes
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-@pytest.mark.parametrize("seed", range(60))
-def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
+@parametrize("kind", ["pixelsnail", "gpt"])
+@parametrize("seed", range(60))
+def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int):
     random = np.random.default_rng(seed)
 
-    def choose(*values: Any) -> Any:
+    def choose(*values):
         return values[random.integers(len(values))]
 
-    def draw(most: int, least: int = 1) -> int:
+    def draw(most, least=1):
         return int(random.integers(least, most + 1))
 
     grid = (draw(7), draw(6))
     heads = draw(3)
     layers = draw(4)
     classes = draw(3, 0)
-    about: dict[str, Any] = {
-        "classes": classes,
-        "unconditional": classes > 0 and choose(True, False),
-    }
-    about["coarser"] = choose((), (3,), (3, 6))
+    unconditional = classes > 0 and choose(True, False)
+    options: dict[str, Any] = {"classes": classes, "unconditional": unconditional}
+    options["coarser"] = choose((), (3,), (3, 6))
     if kind == "pixelsnail":
-        levels = [Level(grid=grid, symbols=draw(8, 2), **about)]
+        levels = [Level(grid=grid, symbols=draw(8, 2), **options)]
         config: PriorNetworkConfig = network(
             hidden_units=heads * draw(5),
             residual_units=draw(9),
@@ -105,7 +110,7 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
         )
     else:
         symbols = tuple(draw(5, 2) for _ in range(draw(4)))
-        levels = levels_of(grid, symbols, linked=choose(True, False), **about)
+        levels = levels_of(grid, symbols, linked=choose(True, False), **options)
         config = GPTConfig(
             hidden_units=4 * heads, layers=layers, heads=heads, path_units=6, most_paths=7
         )
@@ -114,7 +119,7 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int) -> None:
         temperature=choose(1.0, 0.7, 1.5),
         top_k=choose(0, 1, fewest),
         top_p=choose(1.0, 0.9, 0.4),
-        guidance=choose(0.0, 1.0, 3.0, (1.5, 0.0)) if about["unconditional"] else 1.0,
+        guidance=choose(0.0, 1.0, 3.0, (1.5, 0.0)) if unconditional else 1.0,
     )
     prior = random_prior(config, *levels, seed=seed)
     batch = draw(4)
@@ -151,7 +156,7 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
     return int(np.searchsorted(np.cumsum(left / left.sum()), uniform, side="right"))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "options",
     [
         {},
@@ -161,7 +166,7 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
         {"temperature": 2, "top_k": 4, "top_p": 0.8},
     ],
 )
-def test_a_code_is_drawn_as_described(options: dict[str, Any]) -> None:
+def test_a_code_is_drawn_as_described(options: dict[str, Any]):
     generator = np.random.default_rng(3)
     params = SamplingParams(**options)
     for _ in range(300):
@@ -170,29 +175,22 @@ def test_a_code_is_drawn_as_described(options: dict[str, Any]) -> None:
         assert draw_code(logits, uniform, params) == chosen_by_definition(logits, uniform, params)
 
 
-def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn() -> None:
+def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn():
     flat = np.zeros(4, np.float32)
-    assert {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)} == {
-        0,
-        1,
-    }
+    lower = {draw_code(flat, u, SamplingParams(top_k=2)) for u in np.linspace(0, 0.999, 50)}
+    assert lower == {0, 1}
     assert draw_code(flat, np.nextafter(1.0, 0.0), PLAIN) == 3
-    assert (
-        draw_code(np.array([0.0, 800.0, -800.0], np.float32), 0.5, SamplingParams(temperature=0.01))
-        == 1
-    )
+    steep = np.array([0.0, 800.0, -800.0], np.float32)
+    assert draw_code(steep, 0.5, SamplingParams(temperature=0.01)) == 1
 
 
 def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
-    indices: list[Tensor] = []
-    for code in codes:
-        indices.append(code if not indices else indices[-1] * 3 + code)
-    return tuple(indices)
+    return tuple(itertools.accumulate(codes, lambda parent, code: parent * 3 + code))
 
 
 @pytest.fixture(params=["pixelsnail", "gpt"])
-def three_levels(request: pytest.FixtureRequest) -> list[Prior]:
-    levels = levels_of((4, 3), (3, 3, 3), linked=True, classes=2)
+def three_levels(request) -> list[Prior]:
+    levels = levels_of((4, 3), (3, 3, 3), classes=2)
     if request.param == "gpt":
         return [random_prior(SMALL, *levels)]
     return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
@@ -207,31 +205,31 @@ def sampled(
     )
 
 
-def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]) -> None:
+def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]):
     together = sampled(three_levels, range(5))
     for index in range(5):
-        assert same(
-            [tensor[index : index + 1] for tensor in together], sampled(three_levels, [index])
-        )
+        alone = sampled(three_levels, [index])
+        assert same([tensor[index : index + 1] for tensor in together], alone)
     assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
-def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]) -> None:
+def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]):
     free = sampled(three_levels, [0])
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
     again = sampled(three_levels, [0], kept=KeptCodes(free, (where,) * 3))
-    assert same(free, again), "its own codes change nothing"
-    other = tuple((code + 1) % 3 for code in free)
-    kept = sampled(three_levels, [0], kept=KeptCodes(other, (where,) * 3))
-    assert same([tensor[0][where] for tensor in kept], [tensor[0][where] for tensor in other])
+    assert same(free, again)
+    others = tuple((code + 1) % 3 for code in free)
+    kept = sampled(three_levels, [0], kept=KeptCodes(others, (where,) * 3))
+    assert same([tensor[0][where] for tensor in kept], [tensor[0][where] for tensor in others])
     assert not same([tensor[0][~where] for tensor in kept], [tensor[0][~where] for tensor in free])
+    # finer codes are drawn below the coarser codes that there are
     every = torch.ones_like(where)
-    finer = sampled(three_levels, [0], kept=KeptCodes(other, (every, ~every, ~every)))[1:]
-    assert not same(finer, free[1:]), "they are drawn below the coarser codes that there are"
+    finer = sampled(three_levels, [0], kept=KeptCodes(others, (every, ~every, ~every)))[1:]
+    assert not same(finer, free[1:])
 
 
-def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch):
     monkeypatch.setattr("hrvqvae.model._BATCH_SIZE", 2)
     model = load("mnist")
     codes = tuple(torch.arange(3).view(3, 1, 1).repeat(1, 16, 16) for _ in range(3))
@@ -242,7 +240,7 @@ def test_each_image_keeps_its_own_codes_also_in_batches(monkeypatch: pytest.Monk
         model.draw(3, kept=wrong, sampler=lambda *_: None)
 
 
-def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() -> None:
+def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one():
     model = load("mnist")
     whole, coarse = (model.draw(1, params=SamplingParams(levels=levels)) for levels in (None, 2))
     assert (len(whole.codes), len(coarse.codes)) == (3, 2)
@@ -253,49 +251,40 @@ def test_of_fewer_levels_no_others_are_drawn_and_the_image_is_a_coarser_one() ->
         model.sample(1, levels=4)
 
 
-def test_labels_come_as_often_as_in_training() -> None:
+def test_labels_come_as_often_as_in_training():
     priors = Priors((), ("cat", "dog"), (1, 1))
-    assert [priors.class_index(name) for name in ("dog", "1", 1)] == [
-        1,
-        1,
-        1,
-    ], "a class is named or numbered"
+    for name in ("dog", "1", 1):
+        assert priors.class_index(name) == 1
     labels = draw_labels([10, 0, 30], seed=0, indices=range(4000))
     counts = torch.bincount(labels, minlength=3).tolist()
     assert counts[1] == 0
     assert abs(counts[0] - 1000) < 100
 
 
-def test_options_out_of_range() -> None:
-    for options, message in (
-        *(
-            ({"temperature": t}, "temperature is .*; it must be from 1e-6 to 1e6")
-            for t in (0.0, np.nan, 1e-320)
-        ),
+@parametrize(
+    ("options", "message"),
+    [
+        *(({"temperature": t}, "temperature is .* from 1e-6 to 1e6") for t in (0, np.nan, 1e-320)),
         ({"top_k": -1}, "top-k is -1"),
-        ({"top_p": 0.0}, "top-p is 0"),
-        ({"top_p": 1.5}, "top-p is 1.5"),
+        *(({"top_p": p}, f"top-p is {p:g}") for p in (0, 1.5)),
         *(
             ({"guidance": w}, f"guidance is {w:g}; it must be from 0 to 1000")
             for w in (-0.5, np.nan, 1000.5)
         ),
-        (
-            {"guidance": (2, -1)},
-            "guidance is -1; it must be .*, or two such numbers, for the first and the last",
-        ),
+        ({"guidance": (2, -1)}, "guidance is -1; .*, or two such numbers, for the first and the"),
         ({"guidance": "5"}, "guidance is '5'; it must be"),
         ({"guidance": ()}, r"guidance is \(\); it must be"),
         ({"guidance": (3, 2, 1)}, r"guidance is \(3, 2, 1\); it must be"),
-    ):
-        with input_error(message):
-            SamplingParams(**options)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize(
-    "params", [SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.5)]
+    ],
 )
-def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams) -> None:
+def test_options_out_of_range(options: dict[str, Any], message: str):
+    with input_error(message):
+        SamplingParams(**options)
+
+
+@parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@parametrize("params", [PLAIN, SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
+def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams):
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
         changed = logits.copy()
@@ -305,33 +294,46 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
     assert draw_code(np.full(4, bad, np.float32), 0.3, params) is None
 
 
-@pytest.mark.parametrize("sampler", [draw_positions, sample_plain])
-def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler) -> None:
-    of_one = random_prior(
-        network(attention_layers=(0,)), Level(grid=(4, 5), symbols=3, coarser=(3, 9))
-    )
-    of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3), linked=True))
-    of_one.rows[2], of_two.rows[1] = torch.nan, torch.nan
+@parametrize("sampler", [draw_positions, sample_plain])
+def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler):
+    level = Level(grid=(4, 5), symbols=3, coarser=(3, 9))
+    of_one = random_prior(network(attention_layers=(0,)), level)
+    of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3)))
+    of_one.rows[2] = of_two.rows[1] = torch.nan
     line = "level {} gives logits that are NaN or infinite at row {}, column 0"
     row = int(sampler is draw_positions)
     for prior, place in ((of_one, (3, 2)), (of_two, (1, row))):  # a masked NaN is NaN
         with pytest.raises(NonFiniteError, match=line.format(*place)):
             drawn(sampler, prior, 2, 0, SamplingParams(top_k=2))
-    of_two.rows[1], of_two.heads[1].output.bias[:] = 0, torch.nan
+    of_two.rows[1] = 0
+    of_two.heads[1].output.bias[:] = torch.nan
     with pytest.raises(NonFiniteError, match=line.format(2, 0)):
         drawn(sampler, of_two, 2, 0)
 
 
-def test_a_prior_without_steps_of_its_own_gets_the_plain_ones() -> None:
-    prior = Table(Level(grid=(3, 40), symbols=3), [0.2, 0.5, 0.3])
+class Table(Prior):
+    """A prior with the same distribution at every position."""
+
+    def __init__(self, level: Level, shares: Sequence[float]) -> None:
+        super().__init__(network(), level)
+        self.shares = torch.tensor(shares).log()
+
+    def level_logits(
+        self, codes: Sequence[Tensor], coarser: object, label: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return ((self.shares + 7)[None, :, None, None].expand(len(codes[0]), -1, *self.level.grid),)
+
+
+def test_a_prior_without_steps_of_its_own_gets_the_plain_ones():
+    shares = [0.2, 0.5, 0.3]
+    prior = Table(Level(grid=(3, 40), symbols=3), shares)
     (codes,) = drawn(draw_positions, prior, 5, 0)
     assert torch.equal(codes, drawn(sample_plain, prior, 5, 0)[0])
-    assert torch.bincount(codes.flatten(), minlength=3) / codes.numel() == pytest.approx(
-        [0.2, 0.5, 0.3], abs=0.06
-    )
+    counts = torch.bincount(codes.flatten(), minlength=3)
+    assert counts / codes.numel() == pytest.approx(shares, abs=0.06)
 
 
-def test_what_is_kept() -> None:
+def test_what_is_kept():
     for keep, count in (("top", 3 * 7), ("left", 6 * 3), ("0.3", 2 * 7)):
         (where,) = mask_kept_codes(keep, [(6, 7)])
         assert (int(where.sum()), bool(where[0, 0]), bool(where[-1, -1])) == (count, True, False)
@@ -344,7 +346,7 @@ def test_what_is_kept() -> None:
     assert torch.equal(fine[1::2, 1::2], middle)
 
 
-def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
+def test_a_mask_keeps_codes_whose_pixels_are_all_kept():
     mask = torch.ones(8, 8, dtype=torch.bool)
     mask[5, 2] = False
     coarse, fine = mask_kept_codes(mask, [(4, 4), (8, 8)])
@@ -354,9 +356,9 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept() -> None:
         mask_kept_codes(torch.ones_like(mask), [(4, 4)])
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 65, 130, 256])
-@pytest.mark.parametrize("causal", [True, False])
-def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
+@parametrize("length", [1, 31, 32, 33, 65, 130, 256])
+@parametrize("causal", [True, False])
+def test_attention_is_a_masked_softmax(length: int, causal: bool):
     generator = torch.Generator().manual_seed(length)
     inputs = [
         torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -374,11 +376,11 @@ def test_attention_is_a_masked_softmax(length: int, causal: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@parametrize("share", [0.1, 0.5, 0.85])
+@parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_dropout_drops_its_share_and_keeps_the_mean(
     share: float, memory_format: torch.memory_format
-) -> None:
+):
     torch.manual_seed(0)
     features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
     dropped = cheap_dropout(features, share, True)
@@ -387,52 +389,43 @@ def test_dropout_drops_its_share_and_keeps_the_mean(
     assert abs(float(dropped.mean()) - 1) < 0.03
     assert len(dropped.unique()) == 2
     by_place = (dropped == 0).double().flatten(1).mean(0)
-    assert by_place.std() < 1.3 * (share * (1 - share) / 20) ** 0.5, "every place alike"
+    assert by_place.std() < 1.3 * (share * (1 - share) / 20) ** 0.5
     assert not torch.equal(cheap_dropout(features, share, True), dropped)
     torch.manual_seed(0)
     assert torch.equal(cheap_dropout(features, share, True), dropped)
     assert cheap_dropout(features, share, False) is features
-    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256, (
-        "nearly everything: it stays finite"
-    )
+    # nearly everything is dropped: the rest stays finite
+    assert cheap_dropout(torch.ones(1, 4, 200, 200), 0.999, True).max() == 256
 
 
 _LABEL = torch.tensor([2, 0, 1, 1, 2])
 
 
-def random_network(kind: str, level: Level, seed: int = 0) -> Prior:
-    return random_prior(network() if kind == "pixelsnail" else SMALL, level, seed=seed)
+def two_levels(
+    config: PriorNetworkConfig, grid: tuple[int, int] = (5, 4), symbols: int = 4
+) -> list[Prior]:
+    """Priors of two levels that are not linked, with three classes and without."""
+    levels = levels_of(grid, (symbols, symbols), linked=False, classes=3, unconditional=True)
+    return [random_prior(config, level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def two_levels(kind: str, grid: tuple[int, int], symbols: int, seed: int) -> list[Prior]:
-    levels = [
-        Level(grid=grid, symbols=symbols, coarser=coarser, classes=3, unconditional=True)
-        for coarser in ((), (symbols,))
-    ]
-    return [random_network(kind, level, seed + index) for index, level in enumerate(levels)]
-
-
-def paths(codes: Codes) -> tuple[Tensor, ...]:
-    return codes
-
-
-def guided_codes(
-    priors: list[Prior],
-    params: SamplingParams,
-    sampler: Sampler = draw_positions,
-    kept: KeptCodes | None = None,
-) -> Codes:
-    indices = range(len(_LABEL))
+def guided_codes(priors: list[Prior], sampler: Sampler = draw_positions, **options: Any) -> Codes:
     return sample_codes(
-        priors, paths, indices, seed=6, label=_LABEL, params=params, kept=kept, sampler=sampler
+        priors,
+        lambda codes: codes,
+        range(len(_LABEL)),
+        seed=6,
+        label=_LABEL,
+        params=SamplingParams(**options),
+        sampler=sampler,
     )
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 3.0, (1.5, 0.0), (1.0, 3.0), (2.0,)])
-def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance) -> None:
-    levels = levels_of((2, 3), (4, 3), linked=True, classes=3, unconditional=True)
+@parametrize("guidance", [0.0, 0.5, 1.0, 3.0, (1.5, 0.0), (1.0, 3.0), (2.0,)])
+def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance):
+    levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True)
     prior = random_prior(SMALL, *levels)
-    codes = guided_codes([prior], SamplingParams(guidance=guidance), sample_plain)
+    codes = guided_codes([prior], sample_plain, guidance=guidance)
     ends = np.broadcast_to(guidance, 2)
     weights = [ends[0] + (ends[1] - ends[0]) * math.sqrt(place / 5) for place in range(6)]
     for index, label in enumerate(_LABEL.tolist()):
@@ -452,64 +445,53 @@ def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance) -> No
         assert same([level_codes[index] for level_codes in codes], [code[0] for code in expected])
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-def test_guidance_matters_and_two_threads_draw_the_same(kind: str) -> None:
-    priors = two_levels(kind, (5, 4), 4, 0)
-    weak, strong = (
-        guided_codes(priors, SamplingParams(guidance=guidance)) for guidance in (1.0, 3.0)
-    )
+@of_each_kind
+def test_guidance_matters_and_two_threads_draw_the_same(config: PriorNetworkConfig):
+    priors = two_levels(config)
+    weak, strong = (guided_codes(priors, guidance=guidance) for guidance in (1.0, 3.0))
     assert not torch.equal(weak[0], strong[0])
     with threads(2):
-        assert same(strong, guided_codes(priors, SamplingParams(guidance=3.0)))
+        assert same(strong, guided_codes(priors, guidance=3.0))
 
 
 @settings(deadline=None, max_examples=30)
 @given(*[st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5)] * 2)
-def test_the_largest_guidance_draws_the_likeliest(left: list[float], right: list[float]) -> None:
+def test_the_largest_guidance_draws_the_likeliest(left: list[float], right: list[float]):
     """And the least temperature."""
     length = min(len(left), len(right))
     params = SamplingParams(guidance=1000, temperature=1e-6)
-    given_class = np.float32(left[:length])
-    without = np.float32(right[:length])
-    _, mixing = expand_labels(
-        Level(grid=(1, 1), symbols=2, classes=1, unconditional=True), torch.tensor([0]), 1000
-    )
-    mixed = (np.stack([given_class, without]) * mixing.numpy()[0, 0, :, None]).sum(0)
+    logits = np.float32([left[:length], right[:length]])
+    level = Level(grid=(1, 1), symbols=2, classes=1, unconditional=True)
+    _, mixing = expand_labels(level, torch.tensor([0]), 1000)
+    mixed = (logits * mixing.numpy()[0, 0, :, None]).sum(0)
     drawn_code = draw_code(mixed, 0.0, params)
     assert drawn_code is not None
     assert mixed[drawn_code] >= mixed.max() - 1e-3
 
 
-def test_what_was_trained_without_class_dropout_is_not_guided() -> None:
-    levels = [
-        Level(grid=(2, 2), symbols=3, classes=3, unconditional=True),
-        Level(grid=(2, 2), symbols=3, coarser=(3,), classes=3),
-    ]
-    priors: list[Prior] = [random_network("gpt", level) for level in levels]
+def test_what_was_trained_without_class_dropout_is_not_guided():
+    levels = levels_of((2, 2), (3, 3), linked=False, classes=3, unconditional=True)
+    levels[1] = dataclasses.replace(levels[1], unconditional=False)
     line = (
         "guidance is 1.5, but the prior of level 2 was trained without class dropout: train it with"
         " --prior.class_dr"
     )
     with input_error(line):
-        guided_codes(priors, SamplingParams(guidance=1.5))
-    classless = [random_network("gpt", Level(grid=(1, 1), symbols=2))]
-    with pytest.raises(
-        InputError,
-        match=r"guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1",
-    ):
-        sample_codes(classless, paths, [0], seed=0, label=None, params=SamplingParams(guidance=1.5))
+        guided_codes([random_prior(SMALL, level) for level in levels], guidance=1.5)
+    classless = random_prior(SMALL, Level(grid=(1, 1), symbols=2))
+    with input_error("guidance is 1.5, but the prior of level 1 knows no classes: leave it at 1"):
+        guided_codes([classless], guidance=1.5)
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-def test_tensors_are_made_on_the_device_of_the_prior(kind: str) -> None:
+@of_each_kind
+def test_tensors_are_made_on_the_device_of_the_prior(config: PriorNetworkConfig):
     """A default device "meta" breaks every operation with a tensor that was made elsewhere."""
-    priors = two_levels(kind, (3, 4), 4, 0)
-    params = SamplingParams(guidance=2.0, top_k=3)
-    expected = guided_codes(priors, params)
+    draw = partial(guided_codes, two_levels(config), guidance=2.0, top_k=3)
+    expected = draw()
     torch.set_default_device("meta")
     torch.set_default_dtype(torch.float64)
     try:
-        codes = guided_codes(priors, params)
+        codes = draw()
     finally:
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float32)
@@ -529,19 +511,20 @@ class _CountReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-def test_no_position_waits_for_a_gpu(kind: str) -> None:
+@of_each_kind
+def test_no_position_waits_for_a_gpu(config: PriorNetworkConfig):
     reads = []
     for grid in ((2, 3), (4, 5)):
+        priors = two_levels(config, grid)
         with _CountReads() as mode:
-            guided_codes(two_levels(kind, grid, 4, 0), SamplingParams(guidance=2.0))
+            guided_codes(priors, guidance=2.0)
         reads.append(mode.reads)
     assert reads[0] == reads[1] > 0
 
 
-@pytest.mark.parametrize("kind", ["pixelsnail", "gpt"])
-def test_the_class_of_a_completion_follows_from_the_kept_codes(kind: str) -> None:
-    prior = two_levels(kind, (2, 2), 2, 0)[0]
+@of_each_kind
+def test_the_class_of_a_completion_follows_from_the_kept_codes(config: PriorNetworkConfig):
+    prior = two_levels(config, (2, 2), symbols=2)[0]
     codes = (torch.tensor([[[1, 0], [0, 1]]]),)
     counts = (5, 0, 20)
     top = torch.tensor([[True, True], [False, False]])
@@ -567,7 +550,7 @@ def test_the_class_of_a_completion_follows_from_the_kept_codes(kind: str) -> Non
     assert sum(weights) == pytest.approx(1)
 
 
-def test_the_kept_part_of_a_completion_shows_all_levels() -> None:
+def test_the_kept_part_of_a_completion_shows_all_levels():
     model = load("treevq-cifar10")
     image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
     whole = model.decode(model.encode(image[None]))[0]

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, decoder_folder, prior_folder
-from hrvqvae.checkpoints.run import Run
+from hrvqvae.checkpoints.run import Run, save_model
 from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
+from hrvqvae.models.build import build
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.generation import GenerationTask
 from hrvqvae.training.loggers import read_records
@@ -91,6 +93,9 @@ class Case:
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
+    def resume(self, **options: Any) -> Outcome:
+        return self.train(resume=True, **options)
+
     def at(self, path: Path) -> Self:
         return dataclasses.replace(self, path=path)
 
@@ -113,3 +118,16 @@ class Case:
             for record in read_records(self.folder.metrics)
             if kind in ("", record["kind"])
         ]
+
+
+def untrained_run(name: str, config: Config, folder: Path) -> Case:
+    """Return a task in FOLDER/run, whose autoencoder has codebooks that were just drawn."""
+    run = RunFolder(folder / "run")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(config)
+    size = (config.data.channels, config.data.size, config.data.size)
+    model.initialize(torch.rand(16, *size), torch.Generator().manual_seed(0))
+    run.prepare(config)
+    save_model(run.model, config, model.state_dict(), 0)
+    return Case(name, run.path, config)

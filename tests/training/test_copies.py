@@ -4,32 +4,28 @@ import signal
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
+from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.copies import list_copies
 from hrvqvae.model import load
-from hrvqvae.models.objective import Metrics
 from hrvqvae.priors.base import Level, Prior
 from hrvqvae.training.prior import CodeBatch, PriorTask, resolve_priors, train_priors
-from hrvqvae.training.state import TrainState
-from tests.conftest import input_error, same
+from tests.conftest import input_error, parametrize, same
 from tests.kills import at_step
-from tests.priors.test_gpt import SMALL, random_codes
-from tests.priors.test_pixelsnail import network, random_prior
+from tests.priors.networks import of_each_kind, random_codes, random_prior
 from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_levels
 
 COPIES = {"flip": "true", "shifts": "1", "variants": "2"}
 
 
-def test_copies_are_what_they_claim() -> None:
+def test_copies_are_what_they_claim():
     images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
     copies = {copy.folder: copy for copy in list_copies(True, 1, 2)}
     assert list(copies) == [
@@ -39,7 +35,7 @@ def test_copies_are_what_they_claim() -> None:
     ]
     assert [copy.index for copy in copies.values()] == [0, 0, 1, 1, 2, 2, 3, 3]
 
-    def augment(name: str) -> Tensor:
+    def augment(name):
         function = copies[name].augment
         assert function is not None
         return function(images)
@@ -64,14 +60,13 @@ def test_copies_are_what_they_claim() -> None:
     coloured = images.numpy() * gains.astype(np.float32)[:, None, None]
     expected = torch.from_numpy(coloured.round().clip(0, 255).astype(np.uint8))
     assert torch.equal(augment("codes-varied-2"), expected)
-    mirrored = augment("codes-varied-2-flipped")
-    assert torch.equal(mirrored, augment("codes-varied-2").flip(3))
+    assert torch.equal(augment("codes-varied-2-flipped"), expected.flip(3))
 
 
-@pytest.mark.parametrize("kind", ["gpt", "pixelsnail"])
-def test_samples_are_drawn_for_copy_0(kind: str) -> None:
+@of_each_kind
+def test_samples_are_drawn_for_copy_0(config: PriorNetworkConfig):
     level = Level(grid=(3, 4), symbols=4, classes=3, copies=2)
-    prior: Prior = random_prior(SMALL if kind == "gpt" else network(), level)
+    prior: Prior = random_prior(config, level)
     assert prior.copies is not None
     prior.copies.weight[0] = 0  # a training leaves it at 0
     codes = random_codes([level], 2)
@@ -82,22 +77,17 @@ def test_samples_are_drawn_for_copy_0(kind: str) -> None:
     assert [bool(image.any(0).all()) for image in moved] == [False, True]
 
 
-@pytest.mark.parametrize("given", [GIVEN, GIVEN_GPT], ids=["pixelsnail", "gpt"])
+@parametrize("given", [GIVEN, GIVEN_GPT], ids=["pixelsnail", "gpt"])
 def test_each_image_comes_with_the_label_of_its_copy(
-    run: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
-) -> None:
-    seen = list[tuple[bytes, int]]()
-    original = PriorTask.step
-
-    def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
-        assert batch.copies is not None
-        images = (codes.numpy().astype(np.uint8).tobytes() for codes in batch.codes[0])
-        seen.extend(zip(images, batch.copies.tolist(), strict=True))
-        return original(self, state, batch)
-
-    monkeypatch.setattr(PriorTask, "step", step)
+    run: Path, batches: list[CodeBatch], given: dict[str, str]
+):
     train_levels(run, 1, of=given, **COPIES, training__max_steps="9")
-    by_label = {label: set[bytes]() for label in range(4)}
+    seen = [
+        (codes.numpy().astype(np.uint8).tobytes(), label)
+        for batch in batches
+        for codes, label in zip(batch.codes[0], batch.copies.tolist(), strict=True)
+    ]
+    by_label = {label: set() for label in range(4)}
     for copy in list_copies(True, 1, 2):
         maps = np.load(RunFolder(run).codes.with_name(copy.folder) / "train-level-1.npy")
         by_label[copy.index] |= {codes.tobytes() for codes in maps}
@@ -110,48 +100,41 @@ def test_each_image_comes_with_the_label_of_its_copy(
     assert moved.tolist() == [False, True, True, True]
 
 
-def test_a_resumed_training_with_copies_is_one_that_never_stopped(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fields = {**COPIES, "training__max_steps": "8"}
-    train_levels(run, of=GIVEN_GPT, **fields)
+def test_a_resumed_training_with_copies_is_one_that_never_stopped(run: Path, monkeypatch):
+    changes = {**COPIES, "training__max_steps": "8"}
+    train_levels(run, of=GIVEN_GPT, **changes)
     folder = prior_folder(run, 0, 1)
     expected = storage.read(folder.saved()[0])[0]
     folder.path.rename(run / "aside")
     at_step(monkeypatch, PriorTask, 4, lambda _: signal.raise_signal(signal.SIGINT))
-    train_levels(run, of=GIVEN_GPT, **fields)
+    train_levels(run, of=GIVEN_GPT, **changes)
     monkeypatch.undo()
     train_levels(run, of={}, resume=True)
-    weights = storage.read(folder.saved()[0])[0]
-    assert weights.keys() == expected.keys()
-    assert same([weights[name] for name in expected], list(expected.values()))
+    assert same(storage.read(folder.saved()[0])[0], expected)
     assert load(run).sample(1).shape == (1, 1, 12, 12)
 
 
-def test_a_prior_begins_with_more_layers_and_labels_of_copies(run: Path) -> None:
+def test_a_prior_begins_with_more_layers_and_labels_of_copies(run: Path):
     train_levels(run, of=GIVEN_GPT)
     before = load(run).priors.networks[0]
     prior_folder(run, 0, 1).path.rename(run / "aside")
-    fields = {"prior.network.layers": "3", "prior.variants": "2", "prior.shifts": "1"}
-    config = resolve_priors(run, None, GIVEN_GPT | fields, resume=False)[range(2)]
+    changes = {"prior.network.layers": "3", "prior.variants": "2", "prior.shifts": "1"}
+    config = resolve_priors(run, None, GIVEN_GPT | changes, resume=False)[range(2)]
     (run / "aside").rename(prior_folder(run, 0, 1).path)
     config = override(config, {"prior.training.init_from": str(run)})
     task = PriorTask(run, range(2), config, (load(run).autoencoder, config, ""))
     task.classes = tuple("0123456789")
     task.labels = np.zeros(1, np.int64)
     prior = task.build()
-    message = task.init_from(prior)
-    assert message.endswith("labels of copies begin at 0, 2 further layers as the identity")
-    codes = random_codes(list(prior.levels), 4)
+    told = "labels of copies begin at 0, 2 further layers as the identity"
+    assert task.init_from(prior).endswith(told)
+    codes = random_codes(prior.levels, 4)
     label = torch.arange(4)
     expected = before.level_logits(codes, [], label)
-    logits = prior.eval().level_logits(codes, [], label, torch.tensor([0, 1, 2, 3]))
-    assert same(logits, expected)
+    assert same(prior.eval().level_logits(codes, [], label, torch.arange(4)), expected)
 
 
-def test_copies_need_images_and_a_network_that_takes_labels(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_copies_need_images_and_a_network_that_takes_labels(run: Path, monkeypatch):
     fields = GIVEN | {"prior.variants": "2", "prior.codes": "none.tar"}
     with input_error(r"prior\.shifts and prior\.variants need the run's own"):
         train_priors(run, resolve_priors(run, 1, fields, resume=False), say=silent)

@@ -2,8 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +15,9 @@ from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.device import Compute, exact_float32
-from tests.conftest import input_error, needs_gpu, with_training
-from tests.trained_run import train_autoencoder
+from tests.conftest import input_error, needs_gpu, parametrize, with_training
+from tests.kills import at_step
+from tests.trained_run import fields, train_autoencoder
 
 
 @pytest.fixture
@@ -26,25 +25,22 @@ def left_open(tiny: Config) -> Config:
     """The tiny configuration with precision and device left to the machine, for the autoencoder and
     the priors.
     """
-    names = [
-        f"{stage}.{name}"
-        for stage in ("training", "prior.training")
-        for name in ("precision", "device")
-    ]
-    return override(tiny, dict.fromkeys(names, "auto"))
+    auto = "precision=auto device=auto"
+    return override(tiny, fields("training", auto) | fields("prior.training", auto))
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    return lambda *, bf16: monkeypatch.setattr(
-        "hrvqvae.utils.device.computes_bf16", lambda device: bf16
-    )
+def machine(monkeypatch) -> Callable[..., None]:
+    """Gives the machine a processor with bf16, or one without."""
+
+    def give(*, bf16):
+        monkeypatch.setattr("hrvqvae.utils.device.computes_bf16", lambda _: bf16)
+
+    return give
 
 
-@pytest.mark.parametrize("present", [True, False])
-def test_bf16_is_chosen_if_the_processor_has_it(
-    present: bool, tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@parametrize("present", [True, False])
+def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, monkeypatch):
     auto = dataclasses.replace(tiny.training, precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute(auto).bf16 is present
@@ -57,19 +53,17 @@ def test_bf16_is_chosen_if_the_processor_has_it(
             Compute(dataclasses.replace(auto, device=name))
 
 
-def test_float32_stays_float32_in_a_training(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    seen = list[bool]()
-    step = AutoencoderTask.step
-
-    def looked(self: AutoencoderTask, *arguments: Any) -> Any:
-        seen.append(torch.backends.cudnn.allow_tf32)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(AutoencoderTask, "step", looked)
-    train_autoencoder(with_training(tiny, max_steps=2), RunFolder(tmp_path / "run"))
+    seen = []
+    for step in range(2):
+        at_step(
+            monkeypatch,
+            AutoencoderTask,
+            step,
+            lambda _: seen.append(torch.backends.cudnn.allow_tf32),
+        )
+    train_autoencoder(with_training(tiny, max_steps=2), tmp_path / "run")
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32
 
@@ -77,7 +71,7 @@ def test_float32_stays_float32_in_a_training(
 @pytest.mark.skipif(
     not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no fp32_precision"
 )
-def test_a_precision_that_was_set_the_new_way_is_kept() -> None:
+def test_a_precision_that_was_set_the_new_way_is_kept():
     matmul = torch.backends.cuda.matmul
     convolution = torch.backends.cudnn.conv
     before = matmul.fp32_precision
@@ -94,41 +88,30 @@ def test_a_precision_that_was_set_the_new_way_is_kept() -> None:
     torch.set_float32_matmul_precision(before)
 
 
-def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]) -> None:
+def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]):
     machine(bf16=True)
     begun = decide_auto(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
     assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
-    assert begun.prior == left_open.prior, "the priors may be trained on another machine"
+    assert begun.prior == left_open.prior  # which may be trained on another machine
     machine(bf16=False)
     assert decide_auto(begun, "model", "training") == begun
     assert decide_auto(left_open, "training").training.precision == "fp32"
-    assert (
-        autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun).training
-        == begun.training
-    )
+    resumed = autoencoder_config("hrvqvae/mnist", {"training.device": "auto"}, begun)
+    assert resumed.training == begun.training
     of_prior = stage_config("prior", begun, {})
-    stages = (of_prior.prior.training, of_prior.training)
-    assert [(stage.device, stage.precision) for stage in stages] == [
-        ("cpu", "fp32"),
-        ("cpu", "bf16"),
-    ]
+    assert (of_prior.prior.training.device, of_prior.prior.training.precision) == ("cpu", "fp32")
+    assert of_prior.training == begun.training
     machine(bf16=True)
-    assert (
-        stage_config(
-            "prior", begun, {"prior.training.max_steps": "7"}, of_prior
-        ).prior.training.precision
-        == "fp32"
-    )
+    longer = stage_config("prior", begun, {"prior.training.max_steps": "7"}, of_prior)
+    assert longer.prior.training.precision == "fp32"
 
 
-def test_a_run_in_bf16_stays_in_bf16(
-    left_open: Config, tmp_path: Path, machine: Callable[..., None]
-) -> None:
+def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path, machine: Callable[..., None]):
     run = RunFolder(tmp_path / "run")
-    said = list[str]()
+    said = []
     machine(bf16=True)
     config = decide_auto(with_training(left_open, max_steps=3), "training")
-    train_autoencoder(config, run, resume=False, say=said.append)
+    train_autoencoder(config, run, say=said.append)
     assert not any("emulated" in line for line in said)
     machine(bf16=False)
     further = with_training(run.read_config(), max_steps=4)
@@ -138,41 +121,35 @@ def test_a_run_in_bf16_stays_in_bf16(
     assert any(line.endswith("bf16") for line in said)
 
 
-def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path: Path) -> None:
+def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path):
     """The checkpoint is changed to name a GPU, so that the test needs none."""
     run = RunFolder(tmp_path / "run")
-    said = list[str]()
-    train_autoencoder(with_training(tiny, max_steps=3), run, resume=False, say=said.append)
+    said = []
+    train_autoencoder(with_training(tiny, max_steps=3), run)
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cpu"
     storage.write(run.saved()[0], tensors, {**meta, "device": "cuda"})
     run.write_config(with_training(tiny, max_steps=3, device="cuda:99"))
     with input_error("use --device cpu"):
-        train_autoencoder(
-            with_training(run.read_config(), max_steps=4), run, resume=True, say=said.append
-        )
+        train_autoencoder(with_training(run.read_config(), max_steps=4), run, resume=True)
     stored = dataclasses.replace(run.read_config(), name="hrvqvae/mnist")
-    fields = {"training.device": "cpu", "training.max_steps": "4"}
-    config = autoencoder_config("hrvqvae/mnist", fields, stored)
-    outcome = train_autoencoder(config, run, resume=True, say=said.append)
-    assert outcome.step == 4
+    further = fields("training", "device=cpu max_steps=4")
+    config = autoencoder_config("hrvqvae/mnist", further, stored)
+    assert train_autoencoder(config, run, resume=True, say=said.append).step == 4
     assert "trained on cuda so far, and on cpu from here on, where sums round differently" in said
-    assert storage.read(run.saved()[0])[1]["device"] == "cpu"
+    assert storage.read_meta(run.saved()[0])["device"] == "cpu"
 
 
 @needs_gpu
-def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny: Config, tmp_path: Path) -> None:
+def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny: Config, tmp_path):
     config = with_training(tiny, device="cuda", precision="auto", log_every=1)
     run = RunFolder(tmp_path / "run")
     train_autoencoder(with_training(config, max_steps=6), run)
     assert train_autoencoder(with_training(config, max_steps=10), run, resume=True).step == 10
     tensors, meta = storage.read(run.saved()[0])
     assert meta["device"] == "cuda"
-    assert all(
-        bool(torch.isfinite(values).all())
-        for values in tensors.values()
-        if values.is_floating_point()
-    )
+    for values in tensors.values():
+        assert torch.isfinite(values).all()
     steps = [record["step"] for record in read_records(run.metrics) if record["kind"] == "train"]
-    assert steps == list(range(1, 11)), "no step twice, none left out"
+    assert steps == list(range(1, 11))
     assert next(Run(run.path).load()[0].parameters()).device.type == "cpu"

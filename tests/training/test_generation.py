@@ -1,6 +1,5 @@
 """Training a decoder of samples."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,34 +7,29 @@ import torch
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, decoder_folder
-from hrvqvae.checkpoints.run import Run, save_model
-from hrvqvae.models.build import build
+from hrvqvae.checkpoints.run import Run
 from hrvqvae.models.vqgan import compute_adaptive_weight
 from hrvqvae.training.generation import GenerationTask
 from tests.checkpoints.conftest import change
 from tests.conftest import do, input_error, refused, same
 from tests.trained_run import tiny_systems, undrawn
-from tests.training.tasks import Case
+from tests.training.tasks import Case, untrained_run
 
-SHORT = ["--max-steps", "2", "--device", "cpu", "--generation.levels"]
-WITHOUT = ["--generation.perceptual", "none"]
+WITHOUT = ("--generation.perceptual", "none")
 
 
 @pytest.fixture
-def case(mnist_root: Path, tmp_path: Path) -> Case:
-    """A decoder of samples of two of three levels, in a run whose codebooks were just drawn."""
-    config = tiny_systems(mnist_root)["hrvqvae"]
-    run = RunFolder(tmp_path / "run")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build(config)
-    model.initialize(torch.rand(16, 1, 12, 12), torch.Generator().manual_seed(0))
-    run.prepare(config)
-    save_model(run.model, config, model.state_dict(), 0)
-    return Case("generation", run.path, config)
+def case(mnist_root: Path, tmp_path) -> Case:
+    """A decoder of samples of two of three levels."""
+    return untrained_run("generation", tiny_systems(mnist_root)["hrvqvae"], tmp_path)
 
 
-def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case) -> None:
+def command(case: Case, levels: int, *options: str) -> list[object]:
+    words = ["--max-steps", 2, "--device", "cpu", "--generation.levels", levels]
+    return ["train-decoder", case.path, *words, *options]
+
+
+def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case):
     before = hrvqvae.load(case.path)
     codes = before.encode(torch.rand(3, 1, 12, 12))
     file = before.compress(torch.rand(1, 1, 12, 12))
@@ -56,8 +50,8 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case)
     assert hrvqvae.load(case.path).load_generator(2).progressive_decoder is None
 
 
-def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path: Path) -> None:
-    resumed = case.at(shutil.copytree(case.path, tmp_path / "resumed"))
+def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path):
+    resumed = case.copied(tmp_path / "resumed")
     case.train(schedule="constant")
     for steps in (5, 12):
         resumed.train(max_steps=steps, resume=steps > 5, schedule="constant")
@@ -65,18 +59,10 @@ def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path: 
     assert {name.split(".")[0] for name in case.state()} >= {"discriminator_model", "file"}
 
 
-def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case) -> None:
+def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case):
     Case("progressive", case.path, case.base).train()
     progressive = Run(case.path).decoders["prefixes"].read()[0]
-    do(
-        "train-decoder",
-        case.path,
-        *WITHOUT,
-        *SHORT,
-        "2",
-        "--generation.training.learning_rate",
-        "1e-30",
-    )
+    do(*command(case, 2, *WITHOUT, "--generation.training.learning_rate", "1e-30"))
     trained, meta = Run(case.path).decoders[GENERATION].read()
     assert trained.keys() == progressive.keys()
     for name, tensor in trained.items():
@@ -84,32 +70,29 @@ def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case) -> Non
     assert meta["config"]["generation"]["levels"] == 2
 
 
-def test_the_discriminator_joins_with_its_own_rate(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = list[float]()
+def test_the_discriminator_joins_with_its_own_rate(case: Case, monkeypatch):
+    weights = []
+    rates = []
+    step = GenerationTask.step
 
-    def record(*arguments: torch.Tensor) -> torch.Tensor:
+    def record(*arguments):
         weights.append(float(compute_adaptive_weight(*arguments)))
         return torch.tensor(weights[-1])
 
-    monkeypatch.setattr("hrvqvae.models.vqgan.compute_adaptive_weight", record)
-    rates = list[tuple[float, ...]]()
-    step = GenerationTask.step
-
-    def record_rates(task: GenerationTask, state: object, batch: object) -> object:
+    def record_rates(task, state, batch):
         metrics = step(task, state, batch)  # type: ignore[arg-type]
         networks = state.networks.values()  # type: ignore[attr-defined]
         rates.append(tuple(network.optimizer.param_groups[0]["lr"] for network in networks))
         return metrics
 
+    monkeypatch.setattr("hrvqvae.models.vqgan.compute_adaptive_weight", record)
     monkeypatch.setattr(GenerationTask, "step", record_rates)
     case.train()
     assert len(weights) == 12 - 2
     assert all(second == pytest.approx(first / 2) for first, second in rates)
 
 
-def test_a_share_of_the_last_codes_is_drawn_anew(case: Case) -> None:
+def test_a_share_of_the_last_codes_is_drawn_anew(case: Case):
     config = case.config().replace(**{"generation.redraw": 0.25})
     task = GenerationTask(case.path, config)
     torch.manual_seed(0)
@@ -120,29 +103,26 @@ def test_a_share_of_the_last_codes_is_drawn_anew(case: Case) -> None:
     assert last.unique().tolist() == [0, 1, 2]
 
 
-def test_a_stale_decoder_is_refused_and_renewed(case: Case) -> None:
+def test_a_stale_decoder_is_refused_and_renewed(case: Case):
     case.train()
     change(case.path)
     with input_error("another state of the model; renew with: hrvqvae refresh"):
-        case.train(resume=True)
+        case.resume()
     with undrawn():
         do("refresh", case.path)
     assert Run(case.path).stale_artifacts() == []
-    assert case.folder.saved()[0].stem == "step-000000012"
+    assert case.last_step == 12
 
 
-def test_a_missing_network_is_one_line_that_says_how_to_go_on(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_network_is_one_line_that_says_how_to_go_on(case: Case, monkeypatch):
     monkeypatch.setattr("hrvqvae.models.perceptual.has_efficientnet", lambda: False)
     monkeypatch.setenv("TORCH_HOME", str(case.path))
-    line = refused(["train-decoder", case.path, *SHORT, "2"])
+    line = refused(command(case, 2))
     assert "or train without: --generation.perceptual none" in line
     assert not decoder_folder(case.path, GENERATION).path.exists()
-    do("train-decoder", case.path, *WITHOUT, *SHORT, "2")
+    do(*command(case, 2, *WITHOUT))
     assert case.folder.model.is_file()
 
 
-def test_levels_that_it_cant_decode_are_refused(case: Case) -> None:
-    line = refused(["train-decoder", case.path, *WITHOUT, *SHORT, "3"])
-    assert "give --generation.levels 1 to 2" in line
+def test_levels_that_it_cant_decode_are_refused(case: Case):
+    assert "give --generation.levels 1 to 2" in refused(command(case, 3, *WITHOUT))

@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
@@ -10,19 +9,17 @@ from torch.optim import Adam
 from hrvqvae.config import Config
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, orthogonalize, select_matrices
-from tests.conftest import with_training
+from tests.conftest import parametrize, with_training
 
 
 def filled(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(
-    ("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)]
-)
+@parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
 def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
     shape: tuple[int, int], size: float
-) -> None:
+):
     matrix = size * filled(shape, 0)
     result = orthogonalize(matrix[None])[0]
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -35,7 +32,7 @@ def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
     assert not orthogonalize(0 * matrix[None]).any()
 
 
-def test_matrices_are_the_weights_between_layers() -> None:
+def test_matrices_are_the_weights_between_layers():
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.Conv2d(8, 16, 3),
@@ -46,30 +43,25 @@ def test_matrices_are_the_weights_between_layers() -> None:
         nn.Embedding(8, 8),
     )
     names = {id(weight): name for name, weight in module.named_parameters()}
-    assert {names[id(weight)] for weight in select_matrices(module)} == {
-        "1.weight",
-        "3.above",
-        "3.left",
-        "4.weight",
-    }
+    matrices = {names[id(weight)] for weight in select_matrices(module)}
+    assert matrices == {"1.weight", "3.above", "3.left", "4.weight"}
 
-    module = nn.Sequential(
-        nn.Embedding(8, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
-    )
-    module[0].weight = module[2].weight = module[1].weight
-    assert [id(weight) for weight in select_matrices(module)] == [id(module[1].weight)]
+    plain = nn.Linear(8, 8, bias=False)
+    module = nn.Sequential(nn.Embedding(8, 8), plain, nn.Linear(8, 8, bias=False))
+    module[0].weight = module[2].weight = plain.weight
+    (matrix,) = select_matrices(module)
+    assert matrix is plain.weight
     assert len(Muon(module, 0.01, (0.9, 0.99)).param_groups) == 1
 
 
-def test_moments_and_their_steps_go_to_the_device_of_the_weights() -> None:
+def test_moments_and_their_steps_go_to_the_device_of_the_weights():
     here = network()
     saved = Muon(here, 0.01, (0.9, 0.99))
     trained(here, saved)
     there = Muon(network().to("meta"), 0.01, (0.9, 0.99))
     there.load_state_dict(saved.state_dict())
-    assert {weight.device.type for state in there.state.values() for weight in state.values()} == {
-        "meta"
-    }
+    moments = [tensor for state in there.state.values() for tensor in state.values()]
+    assert {tensor.device.type for tensor in moments} == {"meta"}
 
 
 def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
@@ -90,7 +82,7 @@ def trained(
     return dict(module.state_dict())
 
 
-def test_a_step_is_that_of_the_paper() -> None:
+def test_a_step_is_that_of_the_paper():
     """Momentum, Nesterov's look ahead, the orthogonal matrix and its size, by hand."""
     module = network()
     weight = module[2].weight
@@ -111,24 +103,23 @@ def test_a_step_is_that_of_the_paper() -> None:
         torch.testing.assert_close(weight.detach(), expected)
 
 
-def test_what_is_no_matrix_is_left_to_adam() -> None:
+def test_what_is_no_matrix_is_left_to_adam():
     alone = network()
     beside = network()
-    alone[2].weight.requires_grad_(False)
-    beside[2].weight.requires_grad_(False)
-    expected = trained(
-        alone, Adam([p for p in alone.parameters() if p.requires_grad], lr=0.01, betas=(0.9, 0.99))
-    )
+    for module in (alone, beside):
+        module[2].weight.requires_grad_(False)
+    others = [weight for weight in alone.parameters() if weight.requires_grad]
+    expected = trained(alone, Adam(others, lr=0.01, betas=(0.9, 0.99)))
     result = trained(beside, Muon(beside, 0.01, (0.9, 0.99)))
     for name, tensor in expected.items():
         torch.testing.assert_close(result[name], tensor, msg=name)
 
 
-def test_the_memory_format_does_not_matter(tiny: Config) -> None:
+def test_the_memory_format_does_not_matter(tiny: Config):
     muon = with_training(tiny, optimizer="muon", learning_rate=0.01).training
     plain = network()
     last = network(torch.channels_last)
     assert isinstance(make_optimizer(plain, muon), Muon)
-    expected, result = (trained(each, make_optimizer(each, muon)) for each in (plain, last))
+    expected, result = (trained(net, make_optimizer(net, muon)) for net in (plain, last))
     for name, tensor in expected.items():
         torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -6,12 +6,12 @@ import math
 import shutil
 import signal
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
@@ -24,7 +24,6 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.model import Model, load
-from hrvqvae.models.objective import Metrics
 from hrvqvae.priors.base import Level, compute_loss
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
 from hrvqvae.priors.gpt import GPT
@@ -45,6 +44,7 @@ from tests.conftest import (
     do,
     done,
     input_error,
+    parametrize,
     refused,
     same,
     with_data,
@@ -53,25 +53,25 @@ from tests.conftest import (
     write_picture,
 )
 from tests.kills import at_step, in_another_process
-from tests.trained_run import GIVEN, GIVEN_GPT, load_stored, silent, train_autoencoder, train_levels
+from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencoder, train_levels
 
-STILL = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
+SLOWLY = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
 
 def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
-    return [
-        record
-        for record in read_records(prior_folder(path, *levels).metrics)
-        if record["kind"] == "evaluation"
-    ]
+    records = read_records(prior_folder(path, *levels).metrics)
+    return [record for record in records if record["kind"] == "evaluation"]
 
 
-def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
-    changes = {"max_steps": "60", "learning_rate": "0.01", "evaluate_every": "30"}
-    fields = GIVEN | {f"prior.training.{name}": value for name, value in changes.items()}
-    train_priors(
-        run, resolve_priors(run, None, fields, resume=False), callbacks=[draw_training], say=silent
-    )
+def last_step(path: Path, *levels: int) -> int:
+    """Return the step of the newest checkpoint of a prior."""
+    return storage.read_meta(prior_folder(path, *levels).saved()[0])["step"]
+
+
+def test_every_level_learns_and_can_be_loaded(run: Path):
+    longer = GIVEN | fields("prior.training", "max_steps=60 learning_rate=0.01 evaluate_every=30")
+    configs = resolve_priors(run, None, longer, resume=False)
+    train_priors(run, configs, callbacks=[draw_training], say=silent)
     for level in range(2):
         records = evaluations(run, level)
         assert [record["step"] for record in records] == [30, 60]
@@ -85,103 +85,77 @@ def test_every_level_learns_and_can_be_loaded(run: Path) -> None:
     assert not any(prior.training for prior in priors.networks)
 
 
-def test_replaced_images(
-    tiny: Config, picture_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path, caplog):
     config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
-    train_autoencoder(with_training(config, max_steps=3), tmp_path / "run")
-    train_levels(tmp_path / "run", 1, training__max_steps="2")
-    codes = RunFolder(tmp_path / "run").codes / "train-level-1.npy"
+    run = tmp_path / "run"
+    train_autoencoder(with_training(config, max_steps=3), run)
+    train_levels(run, 1, training__max_steps="2")
+    codes = RunFolder(run).codes / "train-level-1.npy"
     before = codes.read_bytes()
     for path in picture_folder.rglob("*.png"):  # under their old names
         write_picture(path, 1)
     with input_error("trained on other images"):
-        train_levels(tmp_path / "run", 1, resume=True, training__max_steps="4")
+        train_levels(run, 1, resume=True, training__max_steps="4")
     assert codes.read_bytes() != before
     picture_folder.rename(tmp_path / "gone")
-    train_levels(tmp_path / "run", 2, training__max_steps="2")
+    train_levels(run, 2, training__max_steps="2")
     assert "are used without their images" in caplog.text
 
 
-def test_the_best_held_out_state_is_what_is_loaded(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch):
     train_levels(run, 1)
     model, config = Run(run).load()
-    maps = load_stored(RunFolder(run).codes, storage.digest(RunFolder(run).model), config, "train")
+    maps = codemaps.extract_codes(model, config, "train")
     noise = np.random.default_rng(0).integers(0, 3, (96, 7, 7)).astype(np.uint8)
-    maps = dataclasses.replace(
-        maps, levels=(maps.levels[0], noise)
-    )  # what can only be learned by heart
+    # what can only be learned by heart
+    maps = dataclasses.replace(maps, levels=(maps.levels[0], noise))
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
-    fields = {
-        "training__max_steps": "90",
-        "training__evaluate_every": "10",
-        "training__learning_rate": "0.02",
-    }
-    train_levels(run, 2, **fields, network__dropout="0.0")
+    changes = {"max_steps": "90", "evaluate_every": "10", "learning_rate": "0.02"}
+    changes = {f"training__{name}": value for name, value in changes.items()}
+    train_levels(run, 2, **changes, network__dropout="0.0")
     best = min(evaluations(run, 1), key=lambda record: record["bits_per_code"])
-    assert best["step"] < 90, "this one overfits, or there is nothing to keep"
-    _, meta = storage.read(prior_folder(run, 1).model)
+    assert best["step"] < 90  # or there is nothing to keep
+    meta = storage.read_meta(prior_folder(run, 1).model)
     assert (meta["step"], meta["bits_per_code"]) == (best["step"], best["bits_per_code"])
-    batch = read_codes(
-        [maps], model, range(1, 2), prior_training.split_held_out(len(maps), 0.05, 0)[1]
-    )
+    held_out = prior_training.split_held_out(len(maps), 0.05, 0)[1]
+    batch = read_codes([maps], model, range(1, 2), held_out)
+    prior = Run(run).load_priors().networks[1]
     with torch.inference_mode():
-        nats = float(
-            compute_loss(
-                Run(run).load_priors().networks[1], batch.codes, batch.coarser, batch.label
-            )
-        )
+        nats = float(compute_loss(prior, batch.codes, batch.coarser, batch.label))
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
-def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run: Path, monkeypatch):
     measured = iter([math.nan, 49.0, 98.0])
     monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
     train_levels(run, 1, training__max_steps="6", training__evaluate_every="2")
-    assert storage.read(prior_folder(run, 0).model)[1]["step"] == 4
+    assert storage.read_meta(prior_folder(run, 0).model)["step"] == 4
 
 
-def test_an_epoch_has_each_copy_of_an_image_once(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_epoch_has_each_copy_of_an_image_once(run: Path, batches: list[CodeBatch]):
     model, config = Run(run).load()
     stored = load_images(config.data, "train")
     pixels = [torch.from_numpy(stored.pixels[index]) for index in range(len(stored))]
     images = torch.stack(pixels) / 255
     size = images.shape[-1]
-    reach = images.shape[-1] // 8
+    reach = size // 8
     drawn = make_rng("shift", 1).integers(0, [2 * reach + 1] * 2, (100, 2)).tolist()
     down, right = next(shift for shift in drawn if shift != [reach, reach])
-    copies = list[Tensor]()
+    copies = []
     for pixels in (images, images.flip(3)):
         padded = np.pad(pixels.numpy(), ((0, 0), (0, 0), (reach, reach), (reach, reach)), "reflect")
         copies += [pixels, torch.from_numpy(padded[:, :, down : down + size, right : right + size])]
     coded = [model.encode(pixels)[0].numpy().astype(np.uint8) for pixels in copies]
-    seen = list[bytes]()
-    original = PriorTask.step
-
-    def step(self: PriorTask, state: TrainState, batch: CodeBatch) -> Metrics:
-        seen.extend(image.numpy().astype(np.uint8).tobytes() for image in batch.codes[0])
-        return original(self, state, batch)
-
-    monkeypatch.setattr(PriorTask, "step", step)
     kept, _ = prior_training.split_held_out(len(images), 0.05, 0)
-    train_levels(
-        run,
-        1,
-        flip="true",
-        shifts="1",
-        training__batch_size=str(len(kept)),
-        training__max_steps="4",
-    )
+    epoch = {"training__batch_size": str(len(kept)), "training__max_steps": "4"}
+    train_levels(run, 1, flip="true", shifts="1", **epoch)
+    seen = [
+        image.numpy().astype(np.uint8).tobytes() for batch in batches for image in batch.codes[0]
+    ]
     assert sorted(seen) == sorted(maps[image].tobytes() for maps in coded for image in kept)
 
 
-def test_held_out_images_are_never_trained_on() -> None:
+def test_held_out_images_are_never_trained_on():
     kept, held_out = prior_training.split_held_out(97, 0.1, 5)
     assert len(held_out) == 10
     assert sorted([*kept, *held_out]) == list(range(97))
@@ -191,29 +165,22 @@ def test_held_out_images_are_never_trained_on() -> None:
         prior_training.split_held_out(1, 0.1, 0)
 
 
-def test_nothing_is_begun_that_can_not_be_finished(run: Path) -> None:
-    with (
-        in_another_process(prior_folder(run, 1).path),
-        input_error("level-2 is in use"),
-    ):
+def test_nothing_is_begun_that_can_not_be_finished(run: Path):
+    with in_another_process(prior_folder(run, 1).path), input_error("level-2 is in use"):
         train_levels(run)
     train_levels(run, 2)
-    with input_error(r"level-2 holds a run already: continue it with --resume, or delete"):
+    with input_error("level-2 holds a run already: continue it with --resume, or delete"):
         train_levels(run)
     assert not prior_folder(run, 0).begun()
-    with input_error(r"--prior.network.hidden_units is 8 there, 16 here"):
+    with input_error("--prior.network.hidden_units is 8 there, 16 here"):
         train_levels(run, 2, resume=True, network__hidden_units="16")
+    # the level that was left has begun
     train_levels(run, resume=True, training__max_steps="13")
-    assert storage.read(prior_folder(run, 1).saved()[0])[1]["step"] == 13
-    assert [record["step"] for record in evaluations(run, 0)] == [
-        4,
-        8,
-        12,
-        13,
-    ], "the level that was left has begun"
+    assert last_step(run, 1) == 13
+    assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13]
 
 
-def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) -> None:
+def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path):
     export(run, tmp_path / "exported")
     train_levels(tmp_path / "exported", 1, of=GIVEN | {"data.root": str(tiny.data.root)})
     assert prior_folder(tmp_path / "exported", 0).model.is_file()
@@ -221,63 +188,61 @@ def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path: Path) ->
         resolve_priors("mnist", None, {}, resume=False)
 
 
-def test_codes_that_another_process_extracts_are_waited_for(run: Path) -> None:
+def test_codes_that_another_process_extracts_are_waited_for(run: Path):
     folder = RunFolder(run).codes
-    said = list[str]()
-    configs = resolve_priors(run, 1, GIVEN | {"prior.training.max_steps": "1"}, resume=False)
+    said = []
+    configs = resolve_priors(run, 1, GIVEN | SLOWLY, resume=False)
     with ExitStack() as held:
         pid = held.enter_context(in_another_process(folder))
-        train_priors(
-            run, configs, say=lambda line: (said.append(line), "waiting" in line and held.close())
-        )
+
+        def release(line):
+            said.append(line)
+            if "waiting" in line:
+                held.close()
+
+        train_priors(run, configs, say=release)
     assert said[0] == f"{folder} is in use by another process (pid {pid}); waiting for it"
     assert prior_folder(run, 0).begun()
 
 
-def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_step(monkeypatch, PriorTask, 3, lambda _: signal.raise_signal(signal.SIGINT))
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    at_step(monkeypatch, PriorTask, step, lambda _: signal.raise_signal(signal.SIGINT))
+
+
+def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, monkeypatch):
+    interrupt(monkeypatch, 3)
     train_levels(run, training__batch_size="7")
-    assert storage.read(prior_folder(run, 0).saved()[0])[1]["step"] == 4
+    assert last_step(run, 0) == 4
     monkeypatch.undo()
-    train_priors(run, resolve_priors(str(run), None, {}, resume=True), resume=True, say=silent)
+    train_levels(run, of={}, resume=True)
     for level in range(2):
         assert prior_folder(run, level).read_config().prior.training.batch_size == (7,)
-        assert storage.read(prior_folder(run, level).saved()[0])[1]["step"] == 12
+        assert last_step(run, level) == 12
 
 
-def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run: Path, monkeypatch):
     for level in (1, 2):
-        at_step(monkeypatch, PriorTask, 1, lambda _: signal.raise_signal(signal.SIGINT))
+        interrupt(monkeypatch, 1)
         train_levels(run, level)
         monkeypatch.undo()
-        folder = prior_folder(run, level - 1)
-        about = storage.read(folder.model)[1]
-        assert (about["step"], math.isnan(about["bits_per_code"])) == (2, True)
+        about = storage.read_meta(prior_folder(run, level - 1).model)
+        assert about["step"] == 2
+        assert math.isnan(about["bits_per_code"])
     assert load(run).sample(2).shape == (2, 1, 12, 12)
     train_levels(run, 1, resume=True)
-    about = storage.read(prior_folder(run, 0).model)[1]
+    about = storage.read_meta(prior_folder(run, 0).model)
     assert about["bits_per_code"] == min(row["bits_per_code"] for row in evaluations(run, 0))
 
 
-def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Path) -> None:
-    changes = {
-        "training__max_steps": "60",
-        "training__learning_rate": "0.01",
-        "training__evaluate_every": "20",
-    }
-    train_levels(run, of=GIVEN_GPT, **changes)
+def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path):
+    longer = fields("prior.training", "max_steps=60 learning_rate=0.01 evaluate_every=20")
+    train_levels(run, of=GIVEN_GPT | longer)
     assert list(prior_folders(run)) == [range(2)]
-    folder = prior_folder(run, 0, 1)
-    _, about = storage.read(folder.model)
+    about = storage.read_meta(prior_folder(run, 0, 1).model)
     assert about["bits_per_code"] < math.log2(3) - 0.1
     assert sum(about["level_bits_per_code"]) / 2 == pytest.approx(about["bits_per_code"])
     assert [len(prior.levels) for prior in Run(run).load_priors().networks] == [2]
-    rate = evaluate_run(run).rate
-    assert [bits < 49 * math.log2(3) for bits in rate.prior] == [True, True]
+    assert all(bits < 49 * math.log2(3) for bits in evaluate_run(run).rate.prior)
     model = load(run)
     cached, plain = (
         model.draw(3, seed=1, sampler=sampler).codes for sampler in (draw_positions, sample_plain)
@@ -291,16 +256,15 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path: Pa
     assert bits in (tmp_path / "out" / "README.md").read_text()
     assert load(tmp_path / "out").sample(1).shape == (1, 1, 12, 12)
     (again,) = resolve_priors(run, None, {}, resume=True).values()
-    assert again.prior.network.kind == "gpt", "it knows its network"
+    assert again.prior.network.kind == "gpt"
 
 
-def test_a_level_has_one_prior(run: Path) -> None:
+def test_a_level_has_one_prior(run: Path):
     train_levels(run, training__max_steps="1")
-    told = (
+    with input_error(
         r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1"
-        r" to 2"
-    )
-    with input_error(told):
+        " to 2"
+    ):
         train_levels(run, of=GIVEN_GPT)
     shutil.rmtree(prior_folder(run, 1).path)
     stored = RunFolder(run).read_config()
@@ -308,42 +272,39 @@ def test_a_level_has_one_prior(run: Path) -> None:
     with input_error(r"there is a prior of level 1: delete \S+/level-1 to train"):
         train_levels(run, of={}, resume=True)
     write_file(stored, RunFolder(run).config)
-    assert not prior_folder(run, 0, 1).path.joinpath("config.yaml").exists()
-    shutil.move(prior_folder(run, 0).path, run / "aside")
+    assert not prior_folder(run, 0, 1).config.exists()
+    aside = shutil.move(prior_folder(run, 0).path, run / "aside")
     train_levels(run, of=GIVEN_GPT, training__max_steps="1")
     assert Run(run).missing_priors() == ""
     with input_error(r"there is a prior of levels 1 to 2: delete \S+/levels-1-2 to train"):
         train_levels(run, 2)
-    shutil.move(run / "aside", prior_folder(run, 0).path)
-    with input_error(r"level-1 and levels-1-2 both hold a prior of level 1; delete one"):
+    shutil.move(aside, prior_folder(run, 0).path)
+    with input_error("level-1 and levels-1-2 both hold a prior of level 1; delete one"):
         Run(run).load_priors()
 
 
 _LEVEL = Level(grid=(1, 1), symbols=3, classes=4, unconditional=True)
 
 
-def test_which_classes_are_withheld_depends_on_seed_and_step_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch):
     label = torch.arange(64) % 4
-    drawn = torch.stack(
-        [drop_classes(label, _LEVEL, 0.25, seed=3, step=step) for step in range(200)]
-    )
+    drop = partial(drop_classes, level=_LEVEL, share=0.25, seed=3)
+    drawn = torch.stack([drop(label, step=step) for step in range(200)])
     gone = drawn == 4
     assert float(gone.double().mean()) == pytest.approx(0.25, abs=0.02)
     assert torch.equal(drawn[~gone], label.expand_as(drawn)[~gone])
-    assert len(gone.unique(dim=0)) == 200, "other images at every step"
+    assert len(gone.unique(dim=0)) == 200  # other images at every step
+
+    # two processes, one batch
     halves = []
-    for rank in range(2):
+    for rank, part in enumerate(label.chunk(2)):
         monkeypatch.setattr("hrvqvae.distributed.rank_slice", lambda rank=rank: RankSlice(rank, 2))
-        halves.append(drop_classes(label[rank * 32 : rank * 32 + 32], _LEVEL, 0.25, seed=3, step=7))
-    assert torch.equal(torch.cat(halves) == 4, gone[7]), "two processes, one batch"
+        halves.append(drop(part, step=7))
+    assert torch.equal(torch.cat(halves) == 4, gone[7])
     assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
 
-def test_images_without_classes_are_no_ground_for_class_dropout(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch):
     model, config = Run(run).load()
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
@@ -353,34 +314,25 @@ def test_images_without_classes_are_no_ground_for_class_dropout(
         PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)
 
 
-def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
+def test_without_a_class_the_marginal_is_learned(tiny: Config):
     torch.manual_seed(0)
     prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
-    fields = {
-        "learning_rate": "0.02",
-        "warmup_steps": "1",
-        "schedule": "constant",
-        "polyak_decay": "0.95",
-        "precision": "fp32",
-        "device": "cpu",
-        "batch_size": "256",
-    }
-    fields = {f"prior.training.{name}": value for name, value in fields.items()} | {
-        "prior.class_dropout": "0.5"
-    }
-    config = override(tiny, fields)
+    learning = fields(
+        "prior.training",
+        """
+        learning_rate=0.02 warmup_steps=1 schedule=constant polyak_decay=0.95 precision=fp32
+        device=cpu batch_size=256
+        """,
+    )
+    config = override(tiny, learning | {"prior.class_dropout": "0.5"})
     task = PriorTask("", range(1), config, (prior, config, ""))
     state = TrainState.start(prior, task.training)
     generator = torch.Generator().manual_seed(1)
-    for step in range(150):
-        label = torch.multinomial(
-            torch.tensor([0.1, 0.2, 0.3, 0.4]), 256, replacement=True, generator=generator
-        )
-        codes = torch.where(label == 3, 2, label % 2)[
-            :, None, None
-        ]  # the class says it: 0, 1, 0, 2
-        state.step = step
-        task.step(state, CodeBatch((codes,), (), label))
+    shares = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    for state.step in range(150):
+        label = torch.multinomial(shares, 256, replacement=True, generator=generator)
+        codes = torch.where(label == 3, 2, label % 2)  # the class says it: 0, 1, 0, 2
+        task.step(state, CodeBatch((codes[:, None, None],), (), label))
     learned = state.averaged.module.eval()
     (logits,) = learned.level_logits([torch.zeros(5, 1, 1, dtype=torch.long)], [], torch.arange(5))
     shares = logits.softmax(1)[:, :, 0, 0]
@@ -388,7 +340,7 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config) -> None:
     assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_guidance_needs_class_dropout(run: Path, tmp_path: Path) -> None:
+def test_guidance_needs_class_dropout(run: Path, tmp_path):
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
@@ -397,19 +349,8 @@ def test_guidance_needs_class_dropout(run: Path, tmp_path: Path) -> None:
     )
     assert not torch.equal(weak, strong)
     do("sample", guided, "-n", 2, "--guidance", "1.5,1", "-o", tmp_path / "sheet.png")
-    command = (
-        "evaluate",
-        guided,
-        "--samples",
-        6,
-        "--guidance",
-        1,
-        "3,1",
-        "--device",
-        "cpu",
-        "--json",
-    )
-    report = json.loads(done(*command)[1])
+    options = ["--samples", 6, "--guidance", 1, "3,1", "--device", "cpu", "--json"]
+    report = json.loads(done("evaluate", guided, *options)[1])
     assert [row["guidance"] for row in report["by_guidance"]] == [1, [3, 1]]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
     assert first != second
@@ -419,23 +360,21 @@ def test_guidance_needs_class_dropout(run: Path, tmp_path: Path) -> None:
         ["sample", run, "-o", tmp_path / "none.png"],
         ["evaluate", run, "--samples", "2"],
     ):
-        line = refused([*command, "--guidance", "1.5"])
         assert (
             "prior of level 1 was trained without class dropout: train it with"
-            " --prior.class_dropout 0.1" in line
+            " --prior.class_dropout 0.1" in refused([*command, "--guidance", "1.5"])
         )
-        assert "guidance is -1; it must be from 0 to 1000" in refused(
-            [*command, "--guidance", "-1"]
-        )
+        told = "guidance is -1; it must be from 0 to 1000"
+        assert told in refused([*command, "--guidance", "-1"])
     assert not (tmp_path / "none.png").exists()
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)]
 )
 def test_a_prior_begins_with_other_classes(
-    run: Path, tmp_path: Path, before: str, after: str, more: bool
-) -> None:
+    run: Path, tmp_path, before: str, after: str, more: bool
+):
     """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
     path = prior_folder(run, 0).model
@@ -444,16 +383,15 @@ def test_a_prior_begins_with_other_classes(
         first["classes.weight"] = torch.cat([first["classes.weight"], torch.zeros(1, 8)])
         storage.write(path, first, about | {"classes": [*about["classes"], "more"]})
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("priors"))
-    fields = GIVEN | STILL | {"prior.training.init_from": str(run), "prior.class_dropout": after}
-    told = list[str]()
-    train_priors(other, resolve_priors(other, 1, fields, resume=False), say=told.append)
+    begun = {"prior.training.init_from": str(run), "prior.class_dropout": after}
+    told = []
+    configs = resolve_priors(other, 1, GIVEN | SLOWLY | begun, resume=False)
+    train_priors(other, configs, say=told.append)
     second = storage.read(prior_folder(other, 0).model)[0]
     rows = first.pop("classes.weight")
     class_rows = second.pop("classes.weight")
-    assert (
-        any(line.endswith(f"level 1 of {run}, classes.weight anew: other classes") for line in told)
-        == more
-    )
+    anew = f"level 1 of {run}, classes.weight anew: other classes"
+    assert any(line.endswith(anew) for line in told) == more
     expected = rows[:10] if after == "0" else torch.cat([rows, rows.mean(0, keepdim=True)])
     assert class_rows.shape == expected.shape
     if not more:

@@ -1,0 +1,92 @@
+"""Small priors of random weights, their levels and codes."""
+
+from collections.abc import Sequence
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrvqvae.config import PriorNetworkConfig
+from hrvqvae.config.registry import PRIORS
+from hrvqvae.priors.base import Level
+from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
+from tests.conftest import parametrize
+
+SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
+
+
+def network(**changes: object) -> PixelSNAILConfig:
+    fields: dict[str, object] = {
+        "hidden_units": 8,
+        "residual_units": 6,
+        "residual_blocks": 3,
+        "attention_layers": (2,),
+        "attention_heads": 2,
+        "kernel": 5,
+        "dropout": (0.3,),
+    }
+    return PixelSNAILConfig(**{**fields, **changes})
+
+
+of_each_kind = parametrize("config", [network(), SMALL], ids=["pixelsnail", "gpt"])
+
+
+def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:
+    """A prior in evaluation mode whose weights are large enough that everything matters."""
+    torch.manual_seed(seed)
+    prior = resolve_name(PRIORS.get(config.kind).network)(config, *levels)
+    for parameter in prior.eval().requires_grad_(False).parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    return prior
+
+
+def levels_of(
+    grid: tuple[int, int],
+    symbols: tuple[int, ...],
+    *,
+    linked: bool = True,
+    coarser: tuple[int, ...] = (),
+    **options: Any,
+) -> list[Level]:
+    """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which
+    they are not linked.
+    """
+    codewords = np.cumprod(symbols).tolist() if linked else symbols
+    return [
+        Level(
+            grid=grid,
+            symbols=count,
+            coarser=(*coarser, *codewords[:index]),
+            codewords=codewords[index],
+            linked=linked and index > 0,
+            **options,
+        )
+        for index, count in enumerate(symbols)
+    ]
+
+
+def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """Random codes of a level and of its coarser ones, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    codes, *coarser = (
+        torch.randint(symbols, (batch, *level.grid), generator=generator)
+        for symbols in (level.symbols, *level.coarser)
+    )
+    label = torch.randint(level.classes, (batch,), generator=generator) if level.classes else None
+    return codes, coarser, label
+
+
+def random_codes(levels: Sequence[Level], batch: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels
+    ]
+
+
+def change_code(codes: Tensor, place: int, symbols: int) -> Tensor:
+    """Return codes with another one at a place of the first image."""
+    changed = codes.clone()
+    changed.view(-1)[place] = (changed.view(-1)[place] + 1) % symbols
+    return changed
