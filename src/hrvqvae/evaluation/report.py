@@ -7,7 +7,7 @@ coded by the entropy model, without classes, and are measured without headers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrvqvae.checkpoints.codemaps import CodeMaps, CodeRecorder
 from hrvqvae.checkpoints.run import renewal_advice
@@ -34,6 +35,7 @@ from hrvqvae.models.distortion import Report, evaluate
 from hrvqvae.priors.base import Prior, Priors, measure_bits
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
+from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, name_arguments
 from hrvqvae.utils.outputs import base_name
@@ -58,7 +60,7 @@ class Rate:
         measured.
         """
         pairs = zip_longest(getattr(self, coder), self.positions)
-        return [bits and bits / count for bits, count in pairs]
+        return [None if bits is None else bits / count for bits, count in pairs]
 
     def per_image(self, coder: str) -> float | None:
         """Return the bits per image by "prior" or "file"; None if a level is not measured."""
@@ -74,9 +76,9 @@ def measure_label_bits(class_counts: Sequence[int], labels: NDArray[np.int64]) -
     return float(-np.log2(counts[labels] / counts.sum()).mean())
 
 
-def _split(count: int, size: int) -> list[NDArray[np.int64]]:
-    """Return the indices of `count` images in order, in parts of at most `size`."""
-    return np.split(np.arange(count), range(size, count, size))
+def _read_parts(maps: CodeMaps, size: int) -> Iterator[tuple[Codes, Tensor]]:
+    """Yield all codes and labels in order, of at most `size` images at a time."""
+    return map(maps.read, np.split(np.arange(len(maps)), range(size, len(maps), size)))
 
 
 def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -> tuple[float, ...]:
@@ -85,8 +87,8 @@ def measure_file_bits(entropy_model: EntropyModel, maps: CodeMaps, size: Grid) -
     """
     layout = entropy_model.layout(size)
     level_bytes = np.zeros(len(maps.levels))
-    for indices in _split(len(maps), _FILES):
-        flat = flat_codes(maps.read(indices)[0])
+    for codes, _ in _read_parts(maps, _FILES):
+        flat = flat_codes(codes)
         for level in range(len(level_bytes)):
             encoded = encode_level(flat, layout, level, entropy_model.network(level))
             level_bytes[level] += sum(map(len, encoded))
@@ -103,8 +105,8 @@ def measure_prior_bits(
     bits = np.zeros(count)
     owner = "its" if count == 1 else "their"
     title = f"bits of {level_names(range(first, first + count))} under {owner} prior"
-    for part in tracked(_split(len(maps), _BATCH), title, len(maps), len):
-        codes, labels = maps.read(part)
+    parts = _read_parts(maps, _BATCH)
+    for codes, labels in tracked(parts, title, len(maps), lambda part: len(part[1])):
         coarser = [indices.to(device) for indices in model.codeword_indices(codes[:first])]
         prior_codes = [code.to(device) for code in codes[first : first + count]]
         label = labels.to(device) if prior.level.classes else None

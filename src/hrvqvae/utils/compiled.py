@@ -104,10 +104,10 @@ def compiled(**options: Any) -> Callable[[Function], Any]:
     not check indices. For functions that only compiled functions call, the option `inline="always"`
     halves the time of compilation.
     """
+    options |= {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
     def compile_function(function: Function) -> Any:
-        defaults = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-        dispatcher: Any = numba.njit(**{**defaults, **options})(function)
+        dispatcher: Any = numba.njit(**options)(function)
         # If no folder can be written, each process compiles the function.
         with suppress(RuntimeError):
             dispatcher._cache = _Cache(function)

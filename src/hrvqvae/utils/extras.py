@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 
+# such as: onnx>=1.18; extra == "onnx"
 _REQUIREMENT = re.compile(r"""([\w.-]+)(?:\[.*?\])?[^;]*(?:;.*\bextra == ["']([\w.-]+)["'])?""")
 
 
@@ -17,18 +18,19 @@ def _normalize(name: str) -> str:
 
 
 @cache
-def packages() -> Mapping[str, tuple[str, ...]]:
+def packages() -> Mapping[str, list[str]]:
     """Return the packages by extra, "" for those always required; no entry if hrvqvae is not
     installed.
     """
-    extras: dict[str, tuple[str, ...]] = {}
+    extras: dict[str, list[str]] = {}
     try:
         requirements = metadata.requires("hrvqvae") or []
     except metadata.PackageNotFoundError:
         return extras
     for match in filter(None, map(_REQUIREMENT.match, requirements)):
-        if _normalize(match[1]) != "hrvqvae":
-            extras[match[2] or ""] = (*extras.get(match[2] or "", ()), _normalize(match[1]))
+        name = _normalize(match[1])
+        if name != "hrvqvae":
+            extras.setdefault(match[2] or "", []).append(name)
     return extras
 
 
