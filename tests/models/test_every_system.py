@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,25 @@ EVERY = tuple(SYSTEMS)
 
 
 def train(
-    folder: Path, config: Config, options: list[str], steps: tuple[str, ...], priors: bool = True
+    folder: Path, config: Config, options: str, steps: Sequence[int], priors: bool = True
 ) -> None:
     file = write_file(config, folder.with_suffix(".yaml"))
-    constant = ["--training.schedule", "constant", "--prior.training.schedule", "constant"]
-    first = ["train", file, "--out", folder, *constant, *options]
+    constant = "--training.schedule constant --prior.training.schedule constant"
+    commands = [f"train {file} --out {folder} {constant} {options}"]
+    if priors:
+        commands.append(f"train-prior {folder}")
     with undrawn():
-        for command in [first, ["train-prior", folder]] if priors else [first]:
+        for command in commands:
             for index, step in enumerate(steps):
                 torch.manual_seed(index)  # another process has another state of the generator
-                do(*command, "--max-steps", step, *(["--resume"] if index else []))
+                do(f"{command} --max-steps {step} {'--resume' if index else ''}")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     folder = tmp_path_factory.mktemp("systems")
     for system, config in tiny_systems(mnist_root).items():
-        train(folder / system, config, [], ("4",))
+        train(folder / system, config, "", [4])
     return folder
 
 
@@ -62,17 +65,17 @@ def test_every_command(system, runs, tmp_path):
     sheet = tmp_path / "sheet.png"
     exported = tmp_path / "exported"
     write_picture(image, 3, (12, 12), "L")
-    report = json.loads(do("evaluate", run, "--json"))
+    report = json.loads(do(f"evaluate {run} --json"))
     assert report["prior_bits_per_image"] > 0
     assert len(report["levels"]) == len(RunFolder(run).read_config().model.num_symbols)
-    do("export", run, exported)
+    do(f"export {run} {exported}")
     for command in (
-        ("reconstruct", run, image),
-        ("sample", run, "-n", 2, "--class", 4),
-        ("sample", exported, "-n", 2),
-        ("complete", run, image, "-n", 2, "--class", 4),
+        f"reconstruct {run} {image}",
+        f"sample {run} -n 2 --class 4",
+        f"sample {exported} -n 2",
+        f"complete {run} {image} -n 2 --class 4",
     ):
-        do(*command, "-o", sheet, "--force")
+        do(f"{command} -o {sheet} --force")
         assert read_image(sheet, 3).shape[1] >= 12
 
 
@@ -87,12 +90,12 @@ def test_every_command(system, runs, tmp_path):
 )
 def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
     tiny = tiny_systems(mnist_root)[system]
-    fields = [f"--model.quantizer.{name}={value}" for name, value in options.items()]
+    fields = " ".join(f"--model.quantizer.{name}={value}" for name, value in options.items())
     whole = tmp_path / "whole" if options else runs / system
     parts = tmp_path / "parts"
     if options:
-        train(whole, tiny, fields, ("4",), priors=False)
-    train(parts, tiny, fields, ("2", "4"), priors=not options)
+        train(whole, tiny, fields, [4], priors=False)
+    train(parts, tiny, fields, [2, 4], priors=not options)
     run = RunFolder(whole)
     config = run.read_config()
     if "joint_beam" in options:

@@ -174,19 +174,19 @@ NAME = f"small-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 def test_weights_are_downloaded_once(network, tmp_path):
     (tmp_path / NAME).write_bytes(CONTENT)
     assert not network.available
-    assert do("data", "get", "small").startswith("small: from its publisher, checked, in ")
+    assert do("data get small").startswith("small: from its publisher, checked, in ")
     assert network.available
     assert network.path == tmp_path / "cache" / "hub" / "checkpoints" / NAME
     assert network.path.read_bytes() == CONTENT
-    assert do("data", "get", "small").startswith("small: already in ")
-    listed = {line.split()[0]: line for line in do("data", "list").splitlines()}
+    assert do("data get small").startswith("small: already in ")
+    listed = {line.split()[0]: line for line in do("data list").splitlines()}
     assert f"in {network.path.parent}" in listed["small"]
     assert "hrvqvae data get lpips-vgg16" in listed["lpips-vgg16"]
 
 
 def test_what_is_missing_or_damaged_leaves_nothing(network, tmp_path):
     for _ in range(2):
-        assert "small could not be downloaded" in refused(["data", "get", "small"])
+        assert "small could not be downloaded" in refused("data get small")
         assert not any(network.path.parent.iterdir())
         (tmp_path / NAME).write_bytes(CONTENT[1:])
     message = "small is not on this machine: hrvqvae data get small"
@@ -197,7 +197,7 @@ def test_what_is_missing_or_damaged_leaves_nothing(network, tmp_path):
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
     assert not published.INCEPTION.available
-    line = refused(["data", "get", "inception"])
+    line = refused("data get inception")
     assert (
         "inception needs torch_fidelity: pip install 'hrvqvae[perceptual]', then hrvqvae data get"
         " inception" in line
