@@ -132,6 +132,16 @@ def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run:
     assert storage.read_meta(prior_folder(run, 0).model)["step"] == 4
 
 
+def test_an_edited_record_of_a_prior_is_no_best(run: Path) -> None:
+    train_levels(run, 1, training__max_steps="2")
+    metrics = prior_folder(run, 0).metrics
+    edited = [{"kind": "evaluation", "step": 1}, {"kind": "evaluation", "step": 1}]
+    edited[1] |= {"bits_per_code": "none"}
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in edited))
+    train_levels(run, 1, resume=True, training__max_steps="4")
+    assert storage.read_meta(prior_folder(run, 0).model)["step"] == 4
+
+
 def test_an_epoch_has_each_copy_of_an_image_once(run: Path, batches: list[CodeBatch]):
     model, config = Run(run).load()
     stored = load_images(config.data, "train")

@@ -81,7 +81,7 @@ class ImageTask(Task[Batch]):
         test_batches = read(
             limit=limit, workers=self.config.data.workers, rank_slice=distributed.rank_slice()
         )
-        # of 12 prefixes, each is decoded for a quarter of the images
+        # prefixes are decoded for some images: all of them cost some three decodings of the batch
         report = evaluate(
             model,
             self.config,
@@ -169,7 +169,7 @@ class AutoencoderTask(ImageTask):
             with state.autocast(), self.schedule.track_moves(model):
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))
 
-        # a moved codeword has neither moments nor an average
+        # reset the moments of restarted codewords, and set their average to the new value
         state.averaged.update_parameters(model)
         self.schedule.forget(state.networks[MODEL].optimizer, state.averaged.module)
 

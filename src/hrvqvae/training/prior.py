@@ -311,8 +311,12 @@ class PriorTask(Task[CodeBatch]):
         level_bits = [image_bits / math.prod(prior.level.grid) for image_bits in bits_per_image]
         bits_per_code = sum(level_bits) / len(level_bits)
         per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
-        previous = (record["bits_per_code"] for record in records if record["kind"] == "evaluation")
-        best = min((value for value in previous if not math.isnan(value)), default=math.inf)
+        evaluations = (record for record in records if record["kind"] == "evaluation")
+        previous = (record.get("bits_per_code") for record in evaluations)
+        measured = (
+            value for value in previous if isinstance(value, float) and not math.isnan(value)
+        )
+        best = min(measured, default=math.inf)
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):

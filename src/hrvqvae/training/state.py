@@ -1,7 +1,8 @@
 """The state of a training between two steps: weights, moving average, optimizer, step, and seconds
 spent.
 
-The state holds no random generator: every draw depends on (seed, step) alone.
+The state holds no random generator: every draw depends on the seed and on its place (step, rank,
+epoch, image).
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class TrainedNetwork(NamedTuple):
 
     module: nn.Module
     optimizer: Optimizer
-    pass_loss: nn.Module  #: `distributed.average_gradients`
+    #: the identity; its backward pass averages gradients (`distributed.average_gradients`)
+    pass_loss: nn.Module
 
 
 @dataclass

@@ -221,7 +221,7 @@ class Trainer(Generic[B]):
         with ExitStack() as stack:
             stack.enter_context(distributed.lock_on_rank_zero(run.path))
 
-            # what this process has set stays as it is
+            # restore the caller's threads, TF32 and random state at the end
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             stack.enter_context(exact_float32())
             gpus = [device] if device.type == "cuda" else []
@@ -404,7 +404,7 @@ class Trainer(Generic[B]):
         model = task.build()
         init_message = task.init_from(model) if fresh and training.init_from else ""
 
-        # a stale network makes way when no error in what the new one needs can keep it
+        # delete a stale network only now: an error in reading or building must keep it
         if stale:
             distributed.on_rank_zero(prepare_folder)
             self.say(f"{run.path} was made for another state of the model, and is trained anew")
@@ -605,7 +605,8 @@ def describe_limit(training: TrainingConfig, state: TrainState) -> str:
     """Return the limit that has ended a training, such as "400 steps"."""
     seconds = state.budget.seconds
     if seconds is not None and state.seconds >= seconds:
-        return f"{training.max_minutes:g} minutes"
+        minutes = f"{training.max_minutes:g} minutes"
+        return "1 minute" if minutes == "1 minutes" else minutes
     if training.max_steps and state.step >= training.max_steps:
         return counted(training.max_steps, "step")
     return counted(training.epochs, "epoch")
