@@ -159,14 +159,14 @@ class AutoencoderTask(ImageTask):
         state.add_broken(batch.broken)
 
         # update the weights, and in the forward pass the codebooks
-        with state.autocast():
+        with state.compute.autocast():
             goal = self.objective(model, images, state.step)
         metrics = {**state.minimize(goal.losses), **goal.metrics}
 
         # restart dead codewords
         if self.schedule.restart_due(state.step + 1, state.fraction):
             rng = make_step_rng(self.training.seed, state.step)
-            with state.autocast(), self.schedule.track_moves(model):
+            with state.compute.autocast(), self.schedule.track_moves(model):
                 metrics["restarted"] = float(model.restart_dead_codes(images, rng))
 
         # reset the moments of restarted codewords, and set their average to the new value

@@ -80,7 +80,7 @@ class GenerationTask(ProgressiveTask):
         self.model.use_progressive_decoder(decoder)
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
-        with state.autocast():
+        with state.compute.autocast():
             codes = self.redraw(self.model.encode(placed)[: settings.levels])
             count = torch.tensor(settings.levels, device=images.device)
             latents = self.model.quantizer.lookup(codes)

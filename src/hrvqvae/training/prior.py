@@ -280,7 +280,7 @@ class PriorTask(Task[CodeBatch]):
         conditions = [batch.coarser, label]
         if batch.copies is not None:
             conditions.append(batch.copies)
-        with state.autocast():
+        with state.compute.autocast():
             loss = compute_loss(model, batch.codes, *conditions)
         metrics = state.minimize({MODEL: {"nats_per_code": loss}})
         state.averaged.update_parameters(model)

@@ -81,7 +81,7 @@ class ProgressiveTask(ImageTask):
         assigned = (
             torch.arange(first, first + len(images), device=images.device) + state.step
         ) % len(prefixes)
-        with state.autocast():
+        with state.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
             latents = all_latents[assigned, torch.arange(len(images), device=images.device)]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)

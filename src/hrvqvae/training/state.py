@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -111,7 +110,6 @@ class TrainState:
     #: moving average of the model's weights (docs/paper-tables.md, Table 6) and codewords
     averaged: AveragedModel
     compute: Compute
-    autocast: Callable[[], AbstractContextManager[None]]
     budget: Budget
     step: int = 0  #: steps taken
     seconds: float = 0.0  #: wall-clock time spent, evaluation included, over all resumptions
@@ -139,8 +137,7 @@ class TrainState:
             )
             for name, module in modules.items()
         }
-        compute = Compute(config)
-        return TrainState(networks, averaged, compute, compute.autocast, budget)
+        return TrainState(networks, averaged, Compute(config), budget)
 
     @property
     def model(self) -> nn.Module:
