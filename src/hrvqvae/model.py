@@ -371,7 +371,7 @@ class Model:
             class_name: Name or index of a class (default: classes as often as in training).
             seed: Sample i depends on the seed and on i, not on count.
             guidance: How much samples follow their class; 1 leaves the prior's predictions as they
-                are. A number, or a number per level; the last one counts for finer levels.
+                are. A number, or those of the first and of the last position.
             levels: Number of levels to draw, coarse first. If both guidance and levels are left
                 out, sampling.json in the model's folder gives them. Otherwise they default to 1 and
                 all levels.
