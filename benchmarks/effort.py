@@ -1,29 +1,53 @@
-"""Measure error, bits and time of encoding by effort, on test images."""
+"""Measure error, bits and time of encoding by effort, on test images.
+
+With --choose, try all values of the search's constants on training images instead. With --adapt,
+train the decoder on codes of effort 2, and measure what that adds.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import Row, as_script, finish, options, positive, preset_of, read_images
+from hrvqvae.compression import decoder_search
 from hrvqvae.compression.decoder_search import EFFORTS
 from hrvqvae.compression.hrv import write
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.model import Model
+from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.quantities import psnr
 
 _BATCH = 32
 _WORSE = 1.001  # times the error of effort 0 from which an image counts as worse
+_TAUGHT_IMAGES = 2000  # training images on whose codes a decoder is adapted
+_TRIED = {
+    "_FIRST_WEIGHT": (1.6, 1.9, 2.2, 2.5),
+    "_CARRY": (0.0, 0.5, 0.6, 0.7),
+    "_DECAY": (0.9, 0.95, 0.98),
+}
 
 
 def _squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
     """Return the mean squared error of each image (B,) on the scale [0, 1]."""
     return (decoded.cpu().double() - images / 255).square().mean((1, 2, 3))
+
+
+def _measure(model: Model, images: Tensor, effort: int) -> float:
+    """Return the mean squared error of the images' codes."""
+    batches = torch.split(images, _BATCH)
+    errors = [
+        _squared_errors(model.decode(model.encode(batch, effort=effort)), batch)
+        for batch in batches
+    ]
+    return float(torch.cat(errors).mean())
 
 
 def _run_batches(encode: Callable[[Tensor], Any], images: Tensor) -> tuple[list[Any], float]:
@@ -78,6 +102,64 @@ def bench_effort(
     return rows
 
 
+def try_constants(name: str, images: Tensor) -> list[Row]:
+    """Return the change of a model's error with efforts 1 and 2, for all constants of the search.
+
+    Args:
+        name: As for `bench_effort`.
+        images: Training images (N, C, Y, X) uint8.
+    """
+    model = Model(name)
+    usual = _measure(model, images, 0)
+    rows = list[Row]()
+    for values in product(*_TRIED.values()):
+        constants: Row = dict(zip(_TRIED, values, strict=True))
+        row: Row = {"model": name, **constants}
+        with patch.multiple(decoder_search, **constants):
+            for effort in (1, 2):
+                row[f"effort {effort}"] = _measure(model, images, effort) / usual - 1
+        rows.append(row)
+    return rows
+
+
+def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int) -> list[Row]:
+    """Return a row per effort: the error with the decoder, and with one adapted to effort 2.
+
+    The codes of the training images are searched once. Encoder and codebooks stay.
+
+    Args:
+        name: As for `bench_effort`.
+        images: Test images (N, C, Y, X) uint8.
+        training_images: As `images`.
+        steps: Steps of Adam, of 32 images each; the rate falls from 3e-4 to 0 by a cosine.
+    """
+    model = Model(name)
+    autoencoder = cast(SingleGridAutoencoder, model.autoencoder)
+    decoder = autoencoder.decoder.requires_grad_(True)
+
+    before = [_measure(model, images, effort) for effort in EFFORTS]
+    codes = torch.stack(model.encode(training_images, effort=2), 1)
+    optimizer = torch.optim.Adam(decoder.parameters(), 3e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = torch.Generator().manual_seed(0)
+    size = (images.shape[-2], images.shape[-1])
+    for _ in range(steps):
+        chosen = torch.randint(len(codes), (_BATCH,), generator=rng)
+        vectors = autoencoder.quantizer.lookup(tuple(codes[chosen].unbind(1))).detach()
+        decoded = (autoencoder.pixels(vectors, size) + 1) / 2
+        optimizer.zero_grad()
+        (decoded - training_images[chosen] / 255).square().mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+    decoder.requires_grad_(False)
+    rows = list[Row]()
+    for effort, old in zip(EFFORTS, before, strict=True):
+        new = _measure(model, images, effort)
+        row: Row = {"model": name, "steps": steps, "coding": f"effort {effort}", "mse": old}
+        rows.append({**row, "adapted": new, "change": new / old - 1, "images": len(images)})
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure models by effort, with one thread."""
     parser = options(__doc__)
@@ -87,9 +169,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--lmbda", type=float, metavar="V", help="also with this lambda")
     parser.add_argument("--bytes", type=positive, nargs="+", default=(), metavar="N")
     parser.add_argument("--data", metavar="DIR", help="root folder, or a folder of images")
+    parser.add_argument("--choose", action="store_true", help="try constants on training images")
+    parser.add_argument("--adapt", type=positive, metavar="STEPS", help="train the decoder")
     arguments, config = preset_of(parser, argv, "hrvqvae/")
     torch.set_num_threads(1)
-    images = read_images(config.with_root(arguments.data).data, arguments.images)
+    if arguments.choose:
+        images = read_images(config.with_root(arguments.data).data, arguments.images, "train")
+        tried = [row for name in arguments.models for row in try_constants(name, images)]
+        finish(tried, {name: f"{{{name}}}" for name in tried[0]}, arguments.json)
+        return
+    data = config.with_root(arguments.data).data
+    images = read_images(data, arguments.images)
+    if arguments.adapt:
+        training_images = read_images(data, _TAUGHT_IMAGES, "train")
+        adapted = [
+            row
+            for name in arguments.models
+            for row in adapt_decoder(name, images, training_images, arguments.adapt)
+        ]
+        finish(adapted, {name: f"{{{name}}}" for name in adapted[0]}, arguments.json)
+        return
     rows = [
         row
         for name in arguments.models

@@ -16,7 +16,7 @@ from benchmarks.common import Row, as_script, options, positive, preset_of, read
 from benchmarks.files.curves import Curve, FileCodec, Images, against, measure
 from benchmarks.files.formats import FORMATS
 from benchmarks.files.linear import Linear
-from benchmarks.files.trained import TrainedFiles
+from benchmarks.files.trained import LAMBDAS, TrainedFiles
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import DataConfig
@@ -78,6 +78,7 @@ def compare_files(
     *,
     limit: int = 1000,
     linear: bool = True,
+    lmbdas: Sequence[float] = LAMBDAS,
 ) -> FilesCompared:
     """Measure trained models, formats and the linear transform on test images of a data set.
 
@@ -87,11 +88,15 @@ def compare_files(
         names: of `FORMATS`.
         limit: so many test images, spread evenly.
         linear: whether the linear transform is measured: it is learned from the training split.
+        lmbdas: weights of a bit, besides 0, that trained models are measured with.
 
     Raises:
         InputError: the data or a model is not there.
     """
-    codecs: list[FileCodec] = [*map(TrainedFiles, models), *(FORMATS[name]() for name in names)]
+    codecs: list[FileCodec] = [
+        *(TrainedFiles(model, lmbdas) for model in models),
+        *(FORMATS[name]() for name in names),
+    ]
     images: Images = read_images(config, limit).numpy()
     if linear:
         note("learning the linear transform")
@@ -190,7 +195,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--models", nargs="*", metavar="RUN", help=trained)
     parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, default=[*FORMATS], help="default: all"
+        "--formats", nargs="*", choices=FORMATS, default=[*FORMATS], help="default: all"
+    )
+    parser.add_argument(
+        "--lmbdas", nargs="*", type=float, default=LAMBDAS, metavar="V", help="besides 0"
     )
     parser.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
     parser.add_argument(
@@ -215,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.formats,
         limit=arguments.images,
         linear=not arguments.no_linear,
+        lmbdas=arguments.lmbdas,
     )
     if arguments.out:
         write_pictures(compared, arguments.out)

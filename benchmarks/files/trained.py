@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, l
 from hrvqvae.compression.decoder_search import explain_no_search
 from hrvqvae.model import Model
 
-_LAMBDAS = tuple(2.0**power for power in range(-9, -1))
+LAMBDAS = tuple(2.0**power for power in range(-9, -1))
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,18 @@ class TrainedFiles(FileCodec):
     """Files of codes (docs/format.md), for each prefix of the levels that the model decodes.
 
     Each has the usual codes, the lambda 0 (the least error) and, where it has an entropy model,
-    powers of two: files shrink by some 5 to 10% from one to the next. That is 10 settings a prefix,
-    of which 9 take some hundred times the work of the usual codes. A model that takes no lambda has
-    the usual codes alone.
+    powers of two (or others): files shrink by some 5 to 10% from one to the next. That is 10
+    settings a prefix, of which 8 take some 50 times the work of the usual codes. A model that takes
+    no lambda has the usual codes alone.
     """
 
     learned = True
 
-    def __init__(self, run: str | Path) -> None:
+    def __init__(self, run: str | Path, lmbdas: Sequence[float] = LAMBDAS) -> None:
         """From a run folder, a weights file, or the name of a model inside the package. Raises
         InputError.
         """
+        self._lmbdas = lmbdas
         self.model = Model(run)
         self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
         self.settings = tuple(self._settings())
@@ -54,7 +55,7 @@ class TrainedFiles(FileCodec):
 
     def _settings(self) -> Iterator[TrainedSetting]:
         networks = self.model.entropy_model.networks  # without them all codes take the same bits
-        lmbdas = (0.0, *_LAMBDAS) if networks else (0.0,)
+        lmbdas = (0.0, *self._lmbdas) if networks else (0.0,)
         for levels in self.model.autoencoder.prefixes:
             yield TrainedSetting(levels)
             if not explain_no_search(self.model.autoencoder):

@@ -196,8 +196,8 @@ class Model:
                 values in [0, 1]; needs effort 2. Without an entropy model all codes of a level cost
                 the same bits.
             effort: 0 takes the codewords nearest to the latents. 1 and 2 look at the decoded image
-                too, for less error at the same number of codes: 1 takes three to four times, 2
-                thirteen to fifteen times as long as 0 (default: 2 with a lambda, else 0).
+                too, for less error at the same number of codes: 1 takes some 2 times, 2 some 8
+                times as long as 0 (default: 2 with a lambda, else 0).
             stacked: Return one tensor (B, L, H, W) instead of a tuple; the model must have a single
                 latent grid.
 

@@ -69,43 +69,43 @@ def test_effort_2_never_has_more_error_than_the_nearest_codewords(
     search = DecoderSearch(model, entropy_model)
     for images in (digits(), digits(3)[:, :, 2:7]):
         nearest = model.encode(images)
-        chosen, squares = search.encode_and_measure(images)
+        chosen = search.encode(images)
         assert [code.shape for code in chosen] == [code.shape for code in nearest]
         before = errors(model, images, nearest)
         after = errors(model, images, chosen)
         assert (after <= before + 1e-4).all()
         assert after.sum() < 0.997 * before.sum()
-        torch.testing.assert_close(squares.float(), after, rtol=1e-4, atol=1e-4)
     empty = search.encode(digits(1)[:0])
     assert [len(code) for code in empty] == [0] * len(entropy_model.symbols)
 
 
 def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
-    mnist_root: Path, monkeypatch: pytest.MonkeyPatch
+    mnist_root: Path,
 ) -> None:
-    """One turn against the equations of the module, written out for one image."""
+    """The turn of effort 1 against the equations of docs/method.md, written out for one image."""
     model, entropy_model = untrained(single_grid("groups", mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
     assert isinstance(model, SingleGridAutoencoder)
     image = digits(1)
+    latents = model.latents(image / 255).detach()
     nearest = model.encode(image)
     vectors = model.quantizer.lookup(nearest).detach().requires_grad_()
     height, width = image.shape[-2:]
     decoded = ((model.pixels(vectors, (height, width)) + 1) / 2).clamp(0, 1)
     error = (decoded - image / 255).square().sum()
     (gradient,) = torch.autograd.grad(error, vectors)
-    weight = decoder_search._FIRST_WEIGHT * gradient.square().sum() / (4 * error)
+    weight = 2.2 * gradient.square().sum() / (4 * error)
     weight = weight * image.numel() / vectors.numel()
     expected = [code.clone() for code in nearest]
     for row, column in np.ndindex(*nearest[0].shape[1:]):
         here = vectors[0, row, column].detach()
-        goal = here - gradient[0, row, column] / (2 * weight)
+        goal = here + 0.7 * (latents[0, row, column] - here)
+        goal -= gradient[0, row, column] / (2 * weight)
         leaf = model.quantizer.encode(goal[None, None, None].detach())
         moved = model.quantizer.lookup(leaf)[0, 0, 0]
         if (row + column) % 2 == 0 and (moved - goal).norm() < (here - goal).norm():
             for code, moved_code in zip(expected, leaf, strict=True):
                 code[0, row, column] = moved_code[0, 0, 0]
-    monkeypatch.setattr(decoder_search, "_TURNS", (0, 1, 10))
     chosen = DecoderSearch(model, entropy_model).encode(image, effort=1)
     assert torch.equal(torch.stack(chosen), torch.stack(expected))
     assert not torch.equal(torch.stack(chosen), torch.stack(nearest))
@@ -169,11 +169,8 @@ def test_images_have_a_lambda_each(device: str, run: Path, monkeypatch: pytest.M
     for most_images in (3, 2):
         most_positions = most_images * alone[0][0].numel()
         monkeypatch.setattr(decoder_search, "_MOST_POSITIONS", most_positions)
-        codes, squares = encoder.encode_and_measure(images, lmbdas)
+        codes = encoder.encode(images, lmbdas)
         assert torch.equal(torch.stack(codes), torch.cat(alone, 1))
-    torch.testing.assert_close(
-        squares.float(), errors(model.autoencoder, images, codes), rtol=1e-4, atol=1e-4
-    )
 
 
 def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> None:
@@ -215,7 +212,6 @@ def test_models_of_several_grids_are_told(mnist_root: Path) -> None:
 def test_large_images_are_searched_in_tiles_to_codes_about_as_good(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And to what they decode to, of which the errors are told."""
     model = hrvqvae.load(run)
     lmbda = 0.02
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[
@@ -227,13 +223,12 @@ def test_large_images_are_searched_in_tiles_to_codes_about_as_good(
     monkeypatch.setattr(decoder_search, "_TILE_SIDE", 12)
     monkeypatch.setattr(decoder_search, "_HALO", 6)
     assert len(divide_grid(tuple(usual[0].shape[1:]), 12, 6)) == 9
-    found, squares = encoder.encode_and_measure(image, lmbda)
+    found = encoder.encode(image, lmbda)
     assert not torch.equal(torch.stack(found), torch.stack(whole))
     least, most, tiled = (
         float(total(model, image, codes, lmbda)) for codes in (whole, usual, found)
     )
     assert tiled < least + 0.1 * (most - least)
-    assert float(squares) == pytest.approx(float(errors(model.autoencoder, image, found)), rel=0.02)
 
 
 ENTROPY_MODELS = {name: ALL[name] for name in ("tree", "flat", "half")}

@@ -10,9 +10,10 @@ or keeps its codes. Hence the sum over an image never grows (iterated conditiona
 
 The state holds, per image, network and position, the hidden units before the ReLU and the bits of
 the code. To compute the bits of the codes around takes most of the time. So options are tried in
-the order of error + lmbda * their own bits, up to a margin above the best. Threads work on strips
-of rows: first on every other strip, then on the strips between. A change reaches less far than a
-strip, so the choice does not depend on the number of threads.
+the order of error + lmbda * their own bits. The bits around are added in two stages, and an option
+that is too far above the best is dropped before a stage. Threads work on strips of rows: first on
+every other strip, then on the strips between. A change reaches less far than a strip, so the choice
+does not depend on the number of threads.
 
 Shapes: N images, P positions, K options, L levels; M networks, H hidden units of the largest.
 """
@@ -21,13 +22,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.levels import Layout, compute_frequencies, fill_maps, find_rows, sum_rows
-from hrvqvae.compression.network import FRAME, ZONES, EntropyNetwork
+from hrvqvae.compression.levels import Layout, compute_frequencies
+from hrvqvae.compression.network import ZONES, EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
@@ -35,127 +36,155 @@ CodeArray = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
 _STAGES = (1, 9, 1 << 30)  # the first stage takes the nearest offsets, 1 to 8, the second the rest
-# bits per stage; an option this far above the best is dropped before the stage
-_MARGINS = (4.0, 2.0)
-_STRIP_ROWS = 32  # per strip; more than twice the largest offset
+_MARGINS = (4.0, 2.0)  # bits above the best at which an option is dropped before each stage
+_STRIP_ROWS = 32  # per strip; the largest offset reaches 4 rows
 # numba compiles once more for Python literals
-_FIRST_OFFSET = np.int64(0)
+_FIRST = np.int64(0)  # offset 0 is the position itself
+_AROUND = np.int64(1)
 _ESTIMATE = np.False_
 _APPLY = np.True_
 
+# columns of `_Networks.numbers`
+_LEVEL, _SYMBOLS, _SHIFT, _SELECTING, _OFFSETS, _ZONE_ROW = range(6)
 
-def _stack_networks(networks: Sequence[EntropyNetwork]) -> tuple[NDArray[Any], ...]:
-    """Return the arrays of all networks, each padded and stacked (M, ...).
 
-    They are 8 numbers per network; table, bias, weights, offsets, groups and features of
-    `EntropyNetwork.arrays`; the distinct offsets (dy, dx) of the features, nearest first (offset 0
-    is the position itself); where each offset begins among the members; and the members: the
-    indices of the features, sorted by offset.
-    """
-    networks_arrays = []
+class _Networks(NamedTuple):
+    """The arrays of all networks, each padded to the largest (M, ...)."""
+
+    numbers: Integers  # the level, its symbols, the shift, the selecting group, offsets, zone row
+    table: Any
+    bias: Any
+    weights: Any
+    biases_out: Any  # `EntropyNetwork.offsets`
+    groups: Integers
+    features: Integers  # group, dy, dx, first table row; sorted by distance
+    firsts: Integers  # the first feature of each distinct offset (dy, dx), then their number
+    around: Integers  # the offsets (dy, dx), nearest first; the first is the position itself
+
+
+def _stack(networks: Sequence[EntropyNetwork]) -> _Networks:
+    of_networks = []
     for network in networks:
         contexts = network.contexts
-        by_offset: dict[tuple[int, int], list[int]] = {(0, 0): []}
-        for feature, (_, dy, dx) in enumerate(contexts.features):
-            by_offset.setdefault((dy, dx), []).append(feature)
-        by_offset = dict(
-            sorted(by_offset.items(), key=lambda item: item[0][0] ** 2 + item[0][1] ** 2)
+        table, bias, weights, biases_out, groups, features, selecting, shift = network.arrays
+        offsets = sorted(
+            {(0, 0), *((dy, dx) for _, dy, dx in contexts.features)},
+            key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
         )
+        ranks = [offsets.index((dy, dx)) for _, dy, dx in contexts.features]
         numbers = (
             contexts.level,
             contexts.symbols[-1],
-            len(network.bias),
-            network.shift,
-            contexts.selecting,
-            len(contexts.groups),
-            len(contexts.features) + 1,
-            len(by_offset),
+            shift,
+            selecting,
+            len(offsets),
+            contexts.first_rows[-1],
         )
-        networks_arrays.append(
+        of_networks.append(
             (
                 np.array(numbers, np.int64),
-                *network.arrays[:6],
-                np.array(list(by_offset), np.int64),
-                np.cumsum([0, *map(len, by_offset.values())]).astype(np.int64),
-                np.array(
-                    [feature for features in by_offset.values() for feature in features], np.int64
-                ),
+                table,
+                bias,
+                weights,
+                biases_out,
+                groups,
+                features[np.argsort(ranks, kind="stable")],
+                np.searchsorted(np.sort(ranks), range(len(offsets) + 1)),
+                np.array(offsets, np.int64),
             )
         )
     stacks = []
-    for arrays in zip(*networks_arrays, strict=True):
-        stack = np.zeros(
-            (len(arrays), *np.max([array.shape for array in arrays], 0)), arrays[0].dtype
-        )
+    for arrays in zip(*of_networks, strict=True):
+        shape = np.max([array.shape for array in arrays], 0)
+        stack = np.zeros((len(arrays), *shape), arrays[0].dtype)
         for index, array in enumerate(arrays):
             stack[index][tuple(map(slice, array.shape))] = array
         stacks.append(stack)
-    return tuple(stacks)
+    return _Networks(*stacks)
 
 
 @compiled(inline="always")
-def _compute_value(
-    codes: CodeArray, position: int, groups: Integers, group: int, symbols: Integers
-) -> int:
+def _compute_value(codes: CodeArray, position: int, group: Integers, symbols: Integers) -> int:
     """Return the value of a group at a position, from codes (L, P)."""
     value = 0
-    for level in range(groups[group, 0], groups[group, 1] + 1):
+    for level in range(group[0], group[1] + 1):
         value = value * symbols[level] + codes[level, position]
     return value
 
 
 @compiled(inline="always")
-def _replace_row(sums: Any, table: Any, old: int, new: int, num_hidden: int) -> None:
-    """Replace the table row `old` by `new` in the hidden units before the ReLU."""
-    for h in range(num_hidden):
-        sums[h] += np.int32(table[new, h]) - np.int32(table[old, h])
+def _count_bits(
+    codes: CodeArray,
+    position: int,
+    symbols: Integers,
+    networks: Any,
+    network: int,
+    hidden: Any,
+    frequencies: Integers,
+) -> float:
+    """Return the bits of a code of codes (L, P), and spoil `hidden`, the units before the ReLU."""
+    level, num_symbols, shift, selecting = networks.numbers[network, :4]
+    weight_set = 0
+    if selecting >= 0:
+        group = networks.groups[network, selecting]
+        weight_set = _compute_value(codes, position, group, symbols)
+    total = compute_frequencies(
+        hidden,
+        weight_set,
+        networks.weights[network],
+        networks.biases_out[network],
+        shift,
+        frequencies,
+        num_symbols,
+    )
+    return math.log2(total / frequencies[codes[level, position]])
 
 
 @compiled()
 def _compute_state(
-    codes: CodeArray,
     begin: int,
     end: int,
+    images: CodeArray,
     window: Any,
-    layout: Any,
+    grid: Any,
+    symbols: Integers,
     networks: Any,
     state: Any,
     work: Any,
 ) -> int:
-    """Write the state of the images with codes[begin:end] (N, L * P); see `Choice` for `window`."""
-    begins, grids, symbols = layout
-    numbers, tables, biases, all_weights, all_offsets, all_groups, all_features = networks[:7]
-    all_sums, all_bits = state
-    all_maps, all_rows, sums, frequencies = work
-    height = grids[0, 0]
-    width = grids[0, 1]
-    for network in range(len(numbers)):
-        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        maps = all_maps[: numbers[network, 5]]
-        groups = all_groups[network, : numbers[network, 5]]
-        rows = all_rows[: numbers[network, 6]]
-        features = all_features[network, : numbers[network, 6]]
-        table = tables[network]
-        bias = biases[network, :num_hidden]
-        weights = all_weights[network]
-        offsets = all_offsets[network]
-        for image in range(begin, end):
-            fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
+    """Write the state of images[begin:end], codes (N, L, P); see `Choice` for `window`."""
+    hidden, frequencies = work
+    height, width = grid
+    top, left, rows, columns = window
+    for image in range(begin, end):
+        codes = images[image]
+        for network in range(len(networks.numbers)):
+            table = networks.table[network]
             for position in range(height * width):
                 y = position // width
                 x = position % width
-                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-                zone_row = (y + window[0]) * ZONES // window[2]
-                zone_column = (x + window[1]) * ZONES // window[3]
-                rows[len(rows) - 1] = features[len(rows) - 1, 3] + zone_row * ZONES + zone_column
-                sum_rows(rows, table, bias, sums)
-                for h in range(num_hidden):
-                    all_sums[image, network, position, h] = sums[h]
-                total = compute_frequencies(
-                    sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
-                )
-                all_bits[image, network, position] = math.log2(
-                    total / frequencies[codes[image, begins[level] + position]]
+                zone = (y + top) * ZONES // rows * ZONES + (x + left) * ZONES // columns
+                row = networks.numbers[network, _ZONE_ROW] + zone
+                for h in range(len(hidden)):
+                    hidden[h] = networks.bias[network, h] + np.int32(table[row, h])
+                num_offsets = networks.numbers[network, _OFFSETS]
+                for feature in range(networks.firsts[network, num_offsets]):
+                    group, dy, dx, row = networks.features[network, feature]
+                    levels = networks.groups[network, group]
+                    if 0 <= y + dy < height and 0 <= x + dx < width:
+                        neighbour = position + dy * width + dx
+                        row += _compute_value(codes, neighbour, levels, symbols)
+                    else:
+                        outside = 1
+                        for level in range(levels[0], levels[1] + 1):
+                            outside *= symbols[level]
+                        row += outside
+                    for h in range(len(hidden)):
+                        hidden[h] += np.int32(table[row, h])
+                for h in range(len(hidden)):
+                    state[0][image, network, position, h] = hidden[h]
+                state[1][image, network, position] = _count_bits(
+                    codes, position, symbols, networks, network, hidden, frequencies
                 )
     return end - begin
 
@@ -169,7 +198,8 @@ def _evaluate_option(
     end: int,
     apply: bool,
     codes: CodeArray,
-    layout: Any,
+    grid: Any,
+    symbols: Integers,
     networks: Any,
     sums: Any,
     bits: Any,
@@ -181,74 +211,43 @@ def _evaluate_option(
     Only the offsets `begin` to `end - 1` of each network are evaluated. With `apply`, the position
     gets the option and the state is updated; this needs all offsets. Otherwise nothing changes.
     """
-    _, grids, symbols = layout
-    (
-        numbers,
-        tables,
-        _,
-        all_weights,
-        all_offsets,
-        all_groups,
-        all_features,
-        all_around,
-        all_firsts,
-        all_members,
-    ) = networks
-    new_sums, before, after, frequencies = work
-    height = grids[0, 0]
-    width = grids[0, 1]
-    y = position // width
-    x = position % width
+    hidden, frequencies, before, after, _ = work
+    height, width = grid
     growth = 0.0
-    for network in range(len(numbers)):
-        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        table = tables[network]
-        groups = all_groups[network]
-        weights = all_weights[network]
-        offsets = all_offsets[network]
-        features = all_features[network]
-        around = all_around[network]
-        firsts = all_firsts[network]
-        members = all_members[network]
-        for group in range(numbers[network, 5]):
-            before[group] = _compute_value(codes, position, groups, group, symbols)
-            after[group] = _compute_value(options, option, groups, group, symbols)
-        for offset in range(begin, min(end, numbers[network, 7])):
-            row = y - around[offset, 0]
-            column = x - around[offset, 1]
-            if row < 0 or column < 0 or row >= height or column >= width:
+    for network in range(len(networks.numbers)):
+        table = networks.table[network]
+        for group in range(len(before)):
+            levels = networks.groups[network, group]
+            before[group] = _compute_value(codes, position, levels, symbols)
+            after[group] = _compute_value(options, option, levels, symbols)
+        for offset in range(begin, min(end, networks.numbers[network, _OFFSETS])):
+            # the position that sees this one at the offset
+            y = position // width - networks.around[network, offset, 0]
+            x = position % width - networks.around[network, offset, 1]
+            if not (0 <= y < height and 0 <= x < width):
                 continue
-            affected = row * width + column
-            unchanged = affected != position
-            for member in range(firsts[offset], firsts[offset + 1]):
-                group = features[members[member], 0]
-                unchanged = unchanged and after[group] == before[group]
-            if unchanged:
+            affected = y * width + x
+            changed = affected == position
+            for h in range(len(hidden)):
+                hidden[h] = sums[network, affected, h]
+            for feature in range(
+                networks.firsts[network, offset], networks.firsts[network, offset + 1]
+            ):
+                group = networks.features[network, feature, 0]
+                if before[group] != after[group]:
+                    changed = True
+                    start = networks.features[network, feature, 3]
+                    for h in range(len(hidden)):
+                        hidden[h] += np.int32(table[start + after[group], h])
+                        hidden[h] -= np.int32(table[start + before[group], h])
+            if not changed:
                 continue
-            for h in range(num_hidden):
-                new_sums[h] = sums[network, affected, h]
-            for member in range(firsts[offset], firsts[offset + 1]):
-                group = features[members[member], 0]
-                start = features[members[member], 3]
-                _replace_row(
-                    new_sums, table, start + before[group], start + after[group], num_hidden
-                )
             if apply:
-                for h in range(num_hidden):
-                    sums[network, affected, h] = new_sums[h]
-            weight_set = 0
-            code = options[level, option]
-            if affected == position:
-                if selecting >= 0:
-                    weight_set = after[selecting]
-            else:
-                code = codes[level, affected]
-                if selecting >= 0:
-                    weight_set = _compute_value(codes, affected, groups, selecting, symbols)
-            total = compute_frequencies(
-                new_sums, num_hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
-            )
-            new_bits = math.log2(total / frequencies[code])
+                for h in range(len(hidden)):
+                    sums[network, affected, h] = hidden[h]
+            source = options if affected == position else codes
+            index = option if affected == position else affected
+            new_bits = _count_bits(source, index, symbols, networks, network, hidden, frequencies)
             growth += new_bits - bits[network, affected]
             if apply:
                 bits[network, affected] = new_bits
@@ -256,80 +255,6 @@ def _evaluate_option(
         for level in range(len(codes)):
             codes[level, position] = options[level, option]
     return growth
-
-
-@compiled(inline="always")
-def _count_own_bits(
-    position: int,
-    options: CodeArray,
-    codes: CodeArray,
-    layout: Any,
-    networks: Any,
-    sums: Any,
-    work: Any,
-    bits: Any,
-) -> None:
-    """Write the bits of each option's own codes to `bits` (K,).
-
-    Options with equal coarser codes share their frequencies.
-    """
-    symbols = layout[2]
-    (
-        numbers,
-        tables,
-        _,
-        all_weights,
-        all_offsets,
-        all_groups,
-        all_features,
-        _,
-        all_firsts,
-        all_members,
-    ) = networks
-    new_sums, before, frequencies, totals = work
-    count = options.shape[1]
-    bits[:count] = 0.0
-    for network in range(len(numbers)):
-        level, num_symbols, num_hidden, shift, selecting = numbers[network, :5]
-        table = tables[network]
-        groups = all_groups[network]
-        features = all_features[network]
-        members = all_members[network]
-        weights = all_weights[network]
-        offsets = all_offsets[network]
-        for group in range(numbers[network, 5]):
-            before[group] = _compute_value(codes, position, groups, group, symbols)
-        for option in range(count):
-            # find the first option with the same coarser codes
-            twin = 0
-            equal = False
-            while twin < option and not equal:
-                equal = True
-                for coarser in range(level):
-                    equal = equal and options[coarser, twin] == options[coarser, option]
-                twin += 0 if equal else 1
-            if twin == option:
-                for h in range(num_hidden):
-                    new_sums[h] = sums[network, position, h]
-                for member in range(all_firsts[network, 1]):  # at the position itself
-                    group = features[members[member], 0]
-                    start = features[members[member], 3]
-                    after = _compute_value(options, option, groups, group, symbols)
-                    _replace_row(new_sums, table, start + before[group], start + after, num_hidden)
-                weight_set = 0
-                if selecting >= 0:
-                    weight_set = _compute_value(options, option, groups, selecting, symbols)
-                totals[option] = compute_frequencies(
-                    new_sums,
-                    num_hidden,
-                    weight_set,
-                    weights,
-                    offsets,
-                    shift,
-                    frequencies[option],
-                    num_symbols,
-                )
-            bits[option] += math.log2(totals[twin] / frequencies[twin, options[level, option]])
 
 
 @compiled()
@@ -343,7 +268,8 @@ def _update(
     errors: Floats,
     lmbdas: Floats,
     margins: Any,
-    layout: Any,
+    grid: Any,
+    symbols: Integers,
     networks: Any,
     state: Any,
     work: Any,
@@ -352,34 +278,35 @@ def _update(
 
     `strips` (S, 2) are ranges of indices into `positions`; `images` are codes (N, L, P).
     """
-    costs, bits, option_work, bits_work = work
-    count = len(costs)
+    costs = work[4]
     for unit in range(begin_unit, end_unit):
         image = unit // len(strips)
         strip = unit % len(strips)
-        codes = images[image]
         lmbda = lmbdas[image]
-        sums = state[0][image]
-        image_bits = state[1][image]
+        image_state = (grid, symbols, networks, state[0][image], state[1][image], work)
         for index in range(strips[strip, 0], strips[strip, 1]):
             position = positions[index]
             options = all_options[image, index]
-            _count_own_bits(position, options, codes, layout, networks, sums, bits_work, bits)
-            own_bits = 0.0
-            for network in range(len(image_bits)):
-                own_bits += image_bits[network, position]
-            for option in range(count):
-                costs[option] = errors[image, index, option] + lmbda * (bits[option] - own_bits)
+            for option in range(len(costs)):
+                own_bits = _evaluate_option(
+                    position,
+                    options,
+                    option,
+                    _FIRST,
+                    _AROUND,
+                    _ESTIMATE,
+                    images[image],
+                    *image_state,
+                )
+                costs[option] = errors[image, index, option] + lmbda * own_bits
 
             # try the options in the order of their costs without the codes around
             best = -1
             least = 0.0
-            for _ in range(count):
+            for _ in range(len(costs)):
                 option = int(np.argmin(costs))
                 cost = costs[option]
                 costs[option] = np.inf
-                if cost >= least + lmbda * margins[0]:
-                    break
                 for stage in range(len(margins)):
                     if cost < least + lmbda * margins[stage]:
                         cost += lmbda * _evaluate_option(
@@ -389,31 +316,22 @@ def _update(
                             _STAGES[stage],
                             _STAGES[stage + 1],
                             _ESTIMATE,
-                            codes,
-                            layout,
-                            networks,
-                            sums,
-                            image_bits,
-                            option_work,
+                            images[image],
+                            *image_state,
                         )
                 if cost < least:
                     best = option
                     least = cost
-
             if best >= 0:
                 _evaluate_option(
                     position,
                     options,
                     best,
-                    _FIRST_OFFSET,
-                    _STAGES[2],
+                    _FIRST,
+                    _STAGES[len(margins)],
                     _APPLY,
-                    codes,
-                    layout,
-                    networks,
-                    sums,
-                    image_bits,
-                    option_work,
+                    images[image],
+                    *image_state,
                 )
     return end_unit - begin_unit
 
@@ -438,29 +356,34 @@ class Choice:
                 columns of the whole grid.
         """
         self.codes = codes
-        self._layout = layout
-        stacks = _stack_networks(networks)
-        self._arguments = layout.arrays, stacks
-        units = stacks[2].shape[1]
-        groups = stacks[5].shape[1]
-        features = stacks[6].shape[1]
-        self._buffer_sizes = units, groups, int(layout.symbols.max())
+        self._grid = tuple(layout.grids[0].tolist())
+        self._networks = _stack(networks)
+        self._symbols = layout.symbols
         shape = (len(codes), len(networks), codes.shape[2])
+        units = self._networks.bias.shape[1]
         self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
-        window = window or (0, 0, *layout.grids[0].tolist())
-        height, width = layout.grids[0] + 2 * FRAME
+        window = window or (0, 0, *self._grid)
 
         def compute_state(begin: int, end: int) -> None:
-            work = (
-                np.empty((groups, height, width), np.int32),
-                np.empty(features, np.int64),
-                np.empty(units, np.int32),
-                np.empty(self._buffer_sizes[2], np.int64),
-            )
-            flat_codes = codes.reshape(len(codes), -1)
-            _compute_state(flat_codes, begin, end, window, *self._arguments, self._state, work)
+            _compute_state(begin, end, codes, window, *self._arguments(), self._buffers()[:2])
 
         in_parts(len(codes), compute_state)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self._grid, self._symbols, self._networks, self._state
+
+    def _buffers(self, count: int = 0) -> tuple[NDArray[Any], ...]:
+        """Return a thread's hidden units, frequencies, values of groups before and after, and costs
+        of `count` options.
+        """
+        groups = self._networks.groups.shape[1]
+        return (
+            np.empty(self._state[0].shape[-1], np.int32),
+            np.empty(self._symbols.max(), np.int64),
+            np.empty(groups, np.int64),
+            np.empty(groups, np.int64),
+            np.empty(count, np.float64),
+        )
 
     @property
     def bits(self) -> NDArray[np.float64]:
@@ -479,40 +402,19 @@ class Choice:
             errors: (N, P', K) change of the error with each option.
             lmbdas: (N,) weight of a bit.
         """
-        width = int(self._layout.grids[0, 1])
-        count = options.shape[3]
-        num_strips = -(-self.codes.shape[2] // (width * _STRIP_ROWS))
-        ends = np.searchsorted(positions, width * _STRIP_ROWS * np.arange(num_strips + 1))
+        # the positions of each strip of rows, as a range of indices
+        height, width = self._grid
+        edges = width * np.arange(0, height + _STRIP_ROWS, _STRIP_ROWS)
+        ends = np.searchsorted(positions, edges)
         strips = np.stack([ends[:-1], ends[1:]], 1)
-        units, groups, symbols = self._buffer_sizes
-
-        def update_units(begin: int, end: int) -> None:
-            sums = np.empty(units, np.int32)
-            before = np.empty(groups, np.int64)
-            after = np.empty(groups, np.int64)
-            frequencies = np.empty((count, symbols), np.int64)
-            totals = np.empty(count, np.int64)
-            work = (
-                np.empty(count, np.float64),
-                np.empty(count, np.float64),
-                (sums, before, after, np.empty(symbols, np.int64)),
-                (sums, before, frequencies, totals),
-            )
-            _update(
-                begin,
-                end,
-                half,
-                positions,
-                self.codes,
-                options,
-                errors,
-                lmbdas,
-                np.array(_MARGINS),
-                *self._arguments,
-                self._state,
-                work,
-            )
+        work = (positions, self.codes, options, errors, lmbdas, np.array(_MARGINS))
 
         # the strips of one half are independent of each other
         for half in (strips[::2].copy(), strips[1::2].copy()):
+
+            def update_units(begin: int, end: int, half: Integers = half) -> None:
+                _update(
+                    begin, end, half, *work, *self._arguments(), self._buffers(options.shape[3])
+                )
+
             in_parts(len(self.codes) * len(half), update_units)

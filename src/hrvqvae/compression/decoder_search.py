@@ -4,23 +4,28 @@ The encoder takes the codewords nearest to its latents. The error of the image d
 decoder, and on neighbouring positions together. A turn computes the gradient g of the image's
 squared error by the chosen vectors q, and moves every other position of a chessboard:
 
-    goal = q - g / (2 w)
+    goal <- q + c (goal - q) - g / (2 w)
     q <- the leaf nearest to the goal, if it is nearer than q is
 
-The nearest leaf minimizes g d + w |d|^2, a model of the change of the error by a step d. All levels
-of a position are searched again, by the search of the encoder, so that a turn takes little more
-time than its gradient. The weight w of an image begins at a multiple of the decoder's mean
-curvature. It grows if the error has risen and shrinks slowly if not.
+The first goals are the latents z. With c = u / w, the goal of the first turn is the least of
+
+    g d + (w - u) |d|^2 + u |q + d - z|^2
+
+in the step d: the gradient, a curvature, and the distance from what the encoder wants. Later a
+goal carries over what the leaves could not follow. All levels of a position are searched again, by
+the search of the encoder, so a turn takes little more time than its gradient. The weight w of an
+image begins at a multiple of the decoder's mean curvature. It grows if the error has risen and
+shrinks slowly if not.
 
 With a lambda, the least of
 
     squared error of the image + lmbda * bits of the codes
 
-is wanted. Then a position chooses among the leaves nearest to its goal, for each group of levels
-with the other groups fixed (`choice.py`). The beam of the search finds these leaves.
+is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
+with the other levels fixed (`choice.py`). The beam of the search finds these leaves.
 
-Effort 1 is two turns, effort 2 is ten. An image keeps the codes of the least error, or sum, of all
-turns, the encoder's codes included.
+Effort 1 is one turn, and its image is not decoded again. Effort 2 is five turns, and an image keeps
+the codes of the least error, or sum, of all turns, the encoder's codes included.
 
 A large image is searched in tiles. The codes in the halo of a tile are discarded.
 
@@ -30,9 +35,9 @@ Shapes: B images, P positions, P' positions of a turn, K options, L levels, D ch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,11 +60,12 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 EFFORTS = (0, 1, 2)
-_TURNS = (0, 2, 10)  # per effort
-_FIRST_WEIGHT = 1.2  # in curvatures
+_TURNS = (0, 1, 5)  # per effort
+_FIRST_WEIGHT = 2.2  # in curvatures
+_CARRY = 0.7  # share of the last goal in the next one
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
-_DECAY = 0.95
-_OPTIONS = 8  # leaves of a group among which a position chooses with a lambda
+_DECAY = 0.98
+_OPTIONS = 8  # leaves among which a position chooses with a lambda
 _MOST_POSITIONS = 1 << 15  # of the images of one batch
 _TILE_SIDE = 256  # in positions, without the halo
 _HALO = 12  # in positions; twice the reach of a convolutional decoder
@@ -109,21 +115,15 @@ class DecoderSearch:
             raise InputError(why)
         self.entropy_model = entropy_model
         self.levels = levels or model.prefixes[-1]
-        self._model = cast(SingleGridAutoencoder, model)
-        self._quantizer = cast(ResidualQuantizer, self._model.quantizer)
+        self.model = cast(SingleGridAutoencoder, model)
+        self._quantizer = cast(ResidualQuantizer, self.model.quantizer)
         config = self._quantizer.config
         step = config.levels if config.joint_beam else config.group_size
-        self._groups = [
-            range(self.levels)[first : first + step] for first in range(0, self.levels, step)
+        self._searches = [
+            range(first, min(first + step, self.levels)) for first in range(0, self.levels, step)
         ]
 
-    def encode(self, images: Tensor, lmbda: float = 0.0, effort: int = 2) -> Codes:
-        """Return the codes (B, H, W) per level of images; see `encode_and_measure`."""
-        return self._search(images, lmbda, effort, measure=False)[0]
-
-    def encode_and_measure(
-        self, images: Tensor, lmbda: float | Tensor = 0.0, effort: int = 2
-    ) -> tuple[Codes, Tensor]:
+    def encode(self, images: Tensor, lmbda: float | Tensor = 0.0, effort: int = 2) -> Codes:
         """Search the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
@@ -133,40 +133,32 @@ class DecoderSearch:
             effort: 1 or 2.
 
         Returns:
-            The codes (B, H, W) per level, and the squared error of each image (B,), summed over
-            values in [0, 1].
+            The codes (B, H, W) per level.
 
         Raises:
             InputError: As `Model.encode`.
         """
-        return self._search(images, lmbda, effort, measure=True)
-
-    def _search(
-        self, images: Tensor, lmbda: float | Tensor, effort: int, measure: bool
-    ) -> tuple[Codes, Tensor]:
         corner = images[..., :1, :1] if images.dim() == 4 else images
-        to_unit_images(corner, self._model.channels)  # raises InputError for a wrong shape or type
+        to_unit_images(corner, self.model.channels)  # raises InputError for a wrong shape or type
         count = len(images)
-        stride = self._model.config.stride
-        grid = self._model.config.geometry.grids(*images.shape[-2:])[0]
+        grid = self.model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float32, device="cpu").expand(count)
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
-        errors = torch.zeros(count, dtype=torch.float64)
         batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
         tiles = divide_grid(grid, _TILE_SIDE, _HALO)
-        units = [*product(range(0, count, batch_size), tiles)]
-        progress = tracked(units, "search tiles", len(units), lambda _: 1)
-        for begin, (core, with_halo, inside) in progress if len(tiles) > 1 else units:
+        units: Iterable[Any] = [*product(range(0, count, batch_size), tiles)]
+        if len(tiles) > 1:
+            units = tracked(units, "search tiles", count * len(tiles), lambda _: 1)
+        for begin, (core, with_halo, inside) in units:
             batch = slice(begin, begin + batch_size)
             window = (with_halo[0].start, with_halo[1].start, *grid)
-            pixels = images[batch][index_pixels(with_halo, stride)]
-            targets = to_unit_images(pixels, self._model.channels).clone()
+            pixels = images[batch][index_pixels(with_halo, self.model.config.stride)]
+            targets = to_unit_images(pixels, self.model.channels)
             codes = self._search_tile(targets, lmbdas[batch].numpy(), effort, window)
+
+            # keep the core of the tile, discard the halo
             all_codes[:, batch][index_pixels(core)] = codes.int().cpu()[index_pixels(inside)]
-            if measure:
-                squares = self._measure(codes, targets)
-                errors[batch] += squares[index_pixels(inside, stride)].sum((1, 2)).double().cpu()
-        return tuple(level.long().to(images.device) for level in all_codes), errors
+        return tuple(level.long().to(images.device) for level in all_codes)
 
     @torch.inference_mode(False)  # gradients need tensors made outside inference mode
     @torch.no_grad()
@@ -179,68 +171,61 @@ class DecoderSearch:
     ) -> Tensor:
         """Return the codes (L, B, H, W) of images or tiles on the scale [0, 1]."""
         size = (targets.shape[-2], targets.shape[-1])
-        latents = self._model.latents(targets)
+        latents = self.model.latents(targets)
         grid = (latents.shape[1], latents.shape[2])
-        codes = self._find_leaves(latents.flatten(1, 2))  # (L, B, P)
+        goals = latents.flatten(1, 2).clone()  # (B, P, D)
+        codes, vectors = self._find_leaves(goals)
+
+        # without networks all codes cost the same
         networks = [self.entropy_model.network(level) for level in range(self.levels)]
         present = [network for network in networks if network is not None]
         counts_bits = bool(present) and lmbdas.any()
         choice = self._open_choice(present, codes, size, window) if counts_bits else None
 
         turns = _TURNS[effort]
-        chessboard = torch.arange(grid[0])[:, None] + torch.arange(grid[1])
+        chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes
         for turn in range(turns + 1):
-            vectors = self._quantizer.lookup(tuple(codes)).view_as(latents)
-            gradients, errors = self._differentiate(vectors, targets, with_gradient=turn < turns)
+            if effort == 1 and turn == turns:
+                best = codes
+                break
+            gradients, errors = self._differentiate(
+                vectors.view_as(latents), targets, with_gradient=turn < turns
+            )
             if turn == 0:
-                # |g|^2 / 4 e would be the curvature along the error, were the error noise
-                squares = gradients.square().sum((1, 2, 3))
-                pixels_per_value = targets[0].numel() / latents[0].numel()
-                weights = _FIRST_WEIGHT * squares / (4 * errors) * pixels_per_value
-                weights = weights.nan_to_num(1.0).clamp(min=1e-12)[:, None, None]
+                weights = _FIRST_WEIGHT * _estimate_curvatures(gradients, errors, targets)
 
-            # keep the best codes of each image; adapt the weights
+            # keep the best codes of each image; adapt the weights to the error of the last turn
             costs_before = costs
             costs = errors.double().cpu()
             if choice is not None:
                 costs = costs + torch.from_numpy(lmbdas * choice.bits)
             best = torch.where((costs < best_costs)[:, None].to(codes.device), codes, best)
             best_costs = torch.minimum(costs, best_costs)
-            factors = torch.where(costs > costs_before, _GROWTH, _DECAY if turn else 1.0)
-            weights = weights * factors[:, None, None].to(weights)
             if turn == turns:
                 break
+            if turn > 0:
+                factors = torch.where(costs > costs_before, _GROWTH, _DECAY)
+                weights = weights * factors[:, None, None].to(weights)
 
             # move the positions of one colour of the chessboard
-            positions = torch.nonzero((chessboard % 2 == turn % 2).flatten())[:, 0].to(codes.device)
-            here = vectors.flatten(1, 2)[:, positions]
-            goals = here - gradients.flatten(1, 2)[:, positions] / (2 * weights)
-            codes = codes.clone()
+            positions = torch.nonzero(chessboard == turn % 2)[:, 0].to(codes.device)
+            here = vectors[:, positions]
+            steps = gradients.flatten(1, 2)[:, positions] / (2 * weights)
+            new_goals = here + _CARRY * (goals[:, positions] - here) - steps
+            goals[:, positions] = new_goals
             if choice is None:
-                leaves = self._find_leaves(goals)
-                moved = self._quantizer.lookup(tuple(leaves))
-                nearer = (moved - goals).square().sum(-1) < (here - goals).square().sum(-1)
-                codes[:, :, positions] = torch.where(nearer, leaves, codes[:, :, positions])
+                leaves, moved = self._find_leaves(new_goals)
+                is_nearer = _distances(moved, new_goals) < _distances(here, new_goals)
+                codes = codes.clone()
+                codes[:, :, positions] = torch.where(is_nearer, leaves, codes[:, :, positions])
+                vectors[:, positions] = torch.where(is_nearer[..., None], moved, here)
             else:
-                self._choose(choice, codes, positions, goals, weights, lmbdas)
-                codes = torch.from_numpy(choice.codes).transpose(0, 1).long().to(codes.device)
+                codes = self._choose(choice, positions, new_goals, weights, lmbdas)
+                vectors = self._quantizer.lookup(tuple(codes))
 
         return best.view(self.levels, len(targets), *grid)
-
-    @torch.no_grad()
-    def _measure(self, codes: Tensor, targets: Tensor) -> Tensor:
-        """Return the squared errors of the pixels (B, Y, X), summed over channels."""
-        size = (targets.shape[-2], targets.shape[-1])
-        decoded = self._decode(self._quantizer.lookup(tuple(codes)), size)
-        return (decoded.clamp(0, 1) - targets).square().sum(1)
-
-    def _decode(self, vectors: Tensor, size: Grid | None) -> Tensor:
-        """Decode vectors (B, H, W, D) to images (B, C, Y, X) on the scale [0, 1], not clamped."""
-        is_prefix = self.levels < self._model.prefixes[-1]
-        levels = torch.tensor(self.levels, device=vectors.device) if is_prefix else None
-        return (self._model.pixels(vectors, size, levels) + 1) / 2
 
     def _differentiate(
         self, vectors: Tensor, targets: Tensor, *, with_gradient: bool
@@ -249,32 +234,38 @@ class DecoderSearch:
 
         Without the gradient, `vectors` stand in its place.
         """
+        size = (targets.shape[-2], targets.shape[-1])
+        is_prefix = self.levels < self.model.prefixes[-1]
+        levels = torch.tensor(self.levels, device=vectors.device) if is_prefix else None
         inputs = vectors.detach().requires_grad_(with_gradient)
         # bfloat16 takes half of the time; its error of 2% changes no choice that matters
         use_bf16 = computes_bf16(inputs.device)
         with torch.set_grad_enabled(with_gradient):
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=use_bf16):
-                decoded = self._decode(inputs, (targets.shape[-2], targets.shape[-1]))
+                decoded = (self.model.pixels(inputs, size, levels) + 1) / 2
             errors = (decoded.float().clamp(0, 1) - targets).square().sum((1, 2, 3))
             if not with_gradient:
                 return vectors, errors
             (gradients,) = torch.autograd.grad(errors.sum(), inputs)
         return gradients, errors.detach()
 
-    def _codebooks(self, levels: range) -> list[Tensor]:
+    def _codewords(self, levels: range) -> list[Tensor]:
+        """Return all codewords (num_books, m, D) of each level."""
         return [self._quantizer.levels[level].codewords.detach() for level in levels]
 
-    def _find_leaves(self, goals: Tensor) -> Tensor:
-        """Return the codes (L, B, P) nearest to vectors (B, P, D), by the encoder's search."""
+    def _find_leaves(self, goals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes (L, B, P) and vectors (B, P, D) of the leaves nearest to goals
+        (B, P, D), by the encoder's search.
+        """
         residuals = goals.flatten(0, 1)
         codes = []
-        for levels in self._groups:
-            books = self._codebooks(levels)
-            indices = self._quantizer.search(residuals, books)
-            for book, index in zip(books, indices, strict=True):
-                residuals = residuals - book.flatten(0, 1)[index]
-                codes.append(index % book.shape[1])
-        return torch.stack(codes).view(-1, *goals.shape[:2])
+        for levels in self._searches:
+            codewords = self._codewords(levels)
+            indices = self._quantizer.search(residuals, codewords)
+            for table, index in zip(codewords, indices, strict=True):
+                residuals = residuals - table.flatten(0, 1)[index]
+                codes.append(index % table.shape[1])
+        return torch.stack(codes).view(-1, *goals.shape[:2]), goals - residuals.view_as(goals)
 
     def _open_choice(
         self,
@@ -291,47 +282,60 @@ class DecoderSearch:
     def _choose(
         self,
         choice: Choice,
-        codes: Tensor,
         positions: Tensor,
         goals: Tensor,
         weights: Tensor,
         lmbdas: NDArray[np.float32],
-    ) -> None:
-        """Let positions (P',) choose among the leaves nearest to their goals (B, P', D)."""
-        for levels in self._groups:
-            books = self._codebooks(levels)
-            here = torch.from_numpy(choice.codes).to(goals.device)[:, :, positions].long()
-            by_level = here.transpose(0, 1)
-            vectors = self._quantizer.lookup(tuple(by_level))
-            in_group = self._look_up_group(books, by_level[levels.start : levels.stop])
-            group_goals = goals - (vectors - in_group)
+    ) -> Tensor:
+        """Let positions (P',) choose among the leaves nearest to their goals (B, P', D).
 
-            # the leaves (l, B, P', K), and how much nearer to the goal they are
-            flat = group_goals.flatten(0, 1)
+        Returns:
+            The codes (L, B, P) of all positions.
+        """
+        for levels in self._searches:
+            # what the levels of the search add, and what is left for them
+            present = torch.from_numpy(choice.codes).to(goals.device)[:, :, positions].long()
+            indices = self._quantizer.codeword_indices(tuple(present.transpose(0, 1)))
+            parts = [
+                level.lookup(index)
+                for level, index in zip(self._quantizer.levels, indices, strict=False)
+            ]
+            here = torch.stack(parts[levels.start : levels.stop]).sum(0)
+            left = goals - (torch.stack(parts).sum(0) - here)
+
+            # the nearest leaves, their vectors (B, P', K, D), and the modelled change of the error
+            codewords = self._codewords(levels)
             width = self._quantizer.config.beam
-            indices = search_tensors(flat, books, width, leaves=_OPTIONS)
-            indices = indices.view(len(books), *goals.shape[:2], -1)
-            sums = sum(
-                book.flatten(0, 1)[index] for book, index in zip(books, indices, strict=True)
-            )
-            distances = (sums - group_goals[:, :, None]).square().sum(-1)
-            changes = distances - (in_group - group_goals).square().sum(-1, keepdim=True)
+            leaves = search_tensors(left.flatten(0, 1), codewords, width, leaves=_OPTIONS)
+            leaves = leaves.view(len(levels), *goals.shape[:2], -1)
+            pairs = [*zip(codewords, leaves, strict=True)]
+            vectors = torch.stack([table.flatten(0, 1)[leaf] for table, leaf in pairs]).sum(0)
+            changes = _distances(vectors, left[:, :, None]) - _distances(here, left)[..., None]
 
-            options = here.transpose(1, 2)[..., None].repeat(1, 1, 1, indices.shape[-1])
-            for level, book, index in zip(levels, books, indices, strict=True):
-                options[:, :, level] = index % book.shape[1]
+            # options (B, P', L, K): the present codes, with those of the search replaced
+            options = present.transpose(1, 2)[..., None].repeat(1, 1, 1, leaves.shape[-1])
+            for level, (table, leaf) in zip(levels, pairs, strict=True):
+                options[:, :, level] = leaf % table.shape[1]
             choice.update(
                 positions.cpu().numpy(),
                 np.ascontiguousarray(options.int().cpu().numpy()),
                 (weights * changes).cpu().numpy(),
                 lmbdas,
             )
+        return torch.from_numpy(choice.codes).transpose(0, 1).long().to(goals.device)
 
-    def _look_up_group(self, books: list[Tensor], codes: Tensor) -> Tensor:
-        """Return the sum of a group's codewords (B, P', D) for codes (l, B, P')."""
-        index = torch.zeros_like(codes[0])
-        total = torch.zeros((), device=codes.device)
-        for book, code in zip(books, codes, strict=True):
-            index = code + (index * book.shape[1] if len(book) > 1 else 0)
-            total = total + book.flatten(0, 1)[index]
-        return total
+
+def _distances(vectors: Tensor, goals: Tensor) -> Tensor:
+    return (vectors - goals).square().sum(-1)
+
+
+def _estimate_curvatures(gradients: Tensor, errors: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean curvature of each image's error (B, 1, 1).
+
+    Let J be the decoder's derivative, r the error of the pixels, e = |r|^2 and g = 2 J^T r. Were r
+    white noise, |g|^2 would be 4 e tr(J^T J) / pixels. The mean curvature is tr(J^T J) / values.
+    """
+    squares = gradients.square().sum((1, 2, 3))
+    pixels_per_value = targets[0].numel() / gradients[0].numel()
+    curvatures = squares / (4 * errors) * pixels_per_value
+    return curvatures.nan_to_num(1.0).clamp(min=1e-12)[:, None, None]

@@ -21,7 +21,7 @@ from hrvqvae.compression.decoder_search import DecoderSearch, explain_no_search
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, write
 from hrvqvae.config import Grid
-from hrvqvae.models.base import Autoencoder, Encode
+from hrvqvae.models.base import Autoencoder, Encode, to_unit_images
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -29,14 +29,9 @@ from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
-_STEPS_PER_OCTAVE = 4
-_LAMBDAS = [2.0 ** (index / _STEPS_PER_OCTAVE - 13) for index in range(132)]
-_USUAL_LAMBDAS = 64  # most files fit with one of the first 64
-_FIRST_LAMBDA = 20  # index of the first lambda to try, 0.004
-_SHRINKAGE = 0.1  # -d log(bytes) / d log(lambda)
-_MOST_TRIES = 6  # twice as many for files that need a larger lambda than usual
+_TRIES = 7
+_LAMBDAS = 2.0 ** (np.arange(2**_TRIES - 1) / 4 - 12)  # four per octave
 _SAVED_LEVELS = 2  # levels whose bytes a lambda may save
-_CLOSE = 0.99  # a file of this share of the limit ends the search
 
 
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
@@ -148,32 +143,10 @@ def _fit_files(
     return [image_best.content for image_best in best]
 
 
-@dataclass
-class _LambdaSearch:
-    """The search for the smallest of `_LAMBDAS` with which the file of an image fits."""
-
-    image: int
-    guess: int = _FIRST_LAMBDA
-    low: int = -1  # with this lambda the file is too large
-    high: int = len(_LAMBDAS)  # with this lambda it fits
-
-    def goes_on(self, attempt: int) -> bool:
-        is_slow = self.high > _USUAL_LAMBDAS
-        return self.high - self.low > 1 and (attempt < _MOST_TRIES or is_slow)
-
-    def learn(self, num_bytes: int, max_bytes: int, attempt: int) -> None:
-        """Take in the bytes of the file with the guessed lambda, and guess again."""
-        if num_bytes > max_bytes:
-            self.low = self.guess
-        else:
-            self.high = self.guess
-            if num_bytes >= _CLOSE * max_bytes:  # a smaller lambda would gain next to nothing
-                self.low = self.guess - 1
-        octaves = math.log2(num_bytes / max_bytes) / _SHRINKAGE
-        step = round(octaves * _STEPS_PER_OCTAVE)
-        if self.high == len(_LAMBDAS):  # steps grow, so that the tries reach the largest lambda
-            step = max(step, 2 << attempt)
-        self.guess = min(max(self.guess + step, self.low + 1), self.high - 1)
+def _squared_errors(model: Autoencoder, codes: Codes, images: Tensor) -> Tensor:
+    """Return the squared error of each image (B,), summed over values in [0, 1]."""
+    decoded = model.decode(codes, len(codes), _image_size(images))
+    return (decoded - to_unit_images(images, model.channels)).square().sum((1, 2, 3))
 
 
 def _search_lambdas(
@@ -183,30 +156,30 @@ def _search_lambdas(
     with lambda 0.
     """
 
-    def try_lambdas(selected: list[int], lmbdas: list[float]) -> list[int]:
+    def try_lambdas(selected: list[int], lmbdas: NDArray[np.float64]) -> list[int]:
         """Return the bytes of the files of selected images."""
         batch = images[torch.tensor(selected, device=images.device)]
-        codes, errors = encoder.encode_and_measure(batch, torch.tensor(lmbdas))
-        model = encoder.entropy_model
-        files = write(model, flat_codes(codes), _image_size(batch), encoder.levels)
+        codes = encoder.encode(batch, torch.from_numpy(lmbdas))
+        files = write(encoder.entropy_model, flat_codes(codes), _image_size(batch), encoder.levels)
+        errors = _squared_errors(encoder.model, codes, batch)
         for index, file, error in zip(selected, files, errors.tolist(), strict=True):
             best[index].offer(file, error)
         return [len(file) for file in files]
 
     max_bytes = best[0].max_bytes
-    sizes = try_lambdas(indices, [0.0] * len(indices))
+    sizes = try_lambdas(indices, np.zeros(len(indices)))
     too_large = [index for index, size in zip(indices, sizes, strict=True) if size > max_bytes]
-    if not encoder.entropy_model.networks:
-        return too_large  # all codes take the same bits
-    searches = [_LambdaSearch(index) for index in too_large]
-    for attempt in range(2 * _MOST_TRIES):
-        active = [search for search in searches if search.goes_on(attempt)]
-        if not active:
-            break
-        lmbdas = [_LAMBDAS[search.guess] for search in active]
-        sizes = try_lambdas([search.image for search in active], lmbdas)
-        for search, size in zip(active, sizes, strict=True):
-            search.learn(size, max_bytes, attempt)
+    if not too_large or not encoder.entropy_model.networks:
+        return too_large  # without networks all codes take the same bits
+
+    # bisection: with lambda `low` a file is too large, with `high` it fits
+    low = np.full(len(too_large), -1)
+    high = np.full(len(too_large), len(_LAMBDAS))
+    for _ in range(_TRIES):
+        middle = (low + high) // 2
+        fits = np.array(try_lambdas(too_large, _LAMBDAS[middle])) <= max_bytes
+        low = np.where(fits, low, middle)
+        high = np.where(fits, middle, high)
     return too_large
 
 

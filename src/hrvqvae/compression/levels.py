@@ -164,22 +164,8 @@ def find_rows(
 
 
 @compiled(inline="always")
-def sum_rows(rows: Integers, table: Any, bias: Any, hidden: Any) -> None:
-    """Write the hidden units before the ReLU to `hidden` (H,): the bias plus the rows of the
-    table.
-    """
-    for h in range(len(bias)):
-        hidden[h] = bias[h]
-    for feature in range(len(rows)):
-        row = rows[feature]
-        for h in range(len(bias)):
-            hidden[h] += np.int32(table[row, h])
-
-
-@compiled(inline="always")
 def compute_frequencies(
     hidden: Any,
-    num_hidden: int,
     weight_set: int,
     weights: Any,
     offsets: Any,
@@ -190,6 +176,7 @@ def compute_frequencies(
     """Write the frequency of each symbol and return the total. `hidden`, before the ReLU, is
     overwritten.
     """
+    num_hidden = len(hidden)
     for h in range(num_hidden):
         hidden[h] = max(hidden[h], np.int32(0))
     largest = np.int64(-(2**31))
@@ -210,6 +197,25 @@ def compute_frequencies(
     return total
 
 
+@compiled(inline="always")
+def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
+    """Write the frequencies of the code at a position to `work`, and return their total."""
+    _, grids, symbols = layout
+    table, bias, weights, offsets, groups, features, selecting, shift = network
+    _, maps, rows, hidden, frequencies = work
+    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
+    for h in range(len(bias)):
+        hidden[h] = bias[h]
+    for row in rows:
+        for h in range(len(bias)):
+            hidden[h] += np.int32(table[row, h])
+    num_symbols = symbols[level]
+    total: int = compute_frequencies(
+        hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
+    )
+    return total
+
+
 @compiled()
 def encode_streams(
     codes: CodeArray,
@@ -226,8 +232,9 @@ def encode_streams(
     bytes to `lengths`.
     """
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    state, maps, rows, hidden, frequencies = work
+    groups = network[4]
+    features = network[5]
+    state, maps, _, _, frequencies = work
     num_symbols = symbols[level]
     height = grids[level, 0]
     width = grids[level, 1]
@@ -242,20 +249,7 @@ def encode_streams(
                 frequency = 1
                 total = num_symbols
                 if len(features):
-                    weight_set = find_rows(
-                        maps, groups, grids, level, features, selecting, y, x, rows
-                    )
-                    sum_rows(rows, table, bias, hidden)
-                    total = compute_frequencies(
-                        hidden,
-                        len(bias),
-                        weight_set,
-                        weights,
-                        offsets,
-                        shift,
-                        frequencies,
-                        num_symbols,
-                    )
+                    total = _predict(level, layout, network, work, y, x)
                     before = 0
                     frequency = frequencies[code]
                     for k in range(code):
@@ -287,8 +281,9 @@ def decode_streams(
     `ends`.
     """
     begins, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    state, maps, rows, hidden, frequencies = work
+    groups = network[4]
+    features = network[5]
+    state, maps, _, _, frequencies = work
     num_symbols = symbols[level]
     height = grids[level, 0]
     width = grids[level, 1]
@@ -305,11 +300,7 @@ def decode_streams(
             x = position % width
             total = num_symbols
             if len(features):
-                weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
-                sum_rows(rows, table, bias, hidden)
-                total = compute_frequencies(
-                    hidden, len(bias), weight_set, weights, offsets, shift, frequencies, num_symbols
-                )
+                total = _predict(level, layout, network, work, y, x)
             target = coder.find_target(state, total)
             whole = target < total and state[2] <= stop - start
             if whole:
