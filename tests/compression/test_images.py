@@ -15,7 +15,6 @@ import hrvqvae
 from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import decode_images, make_files
-from hrvqvae.data.loading import load_images
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
@@ -86,14 +85,14 @@ def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
         model.compress([image, image.expand(3, -1, -1)])
     with pytest.raises(InputError, match="image 2 has 2 dimensions; expected 3"):
         model.compress([image, image[0]])
-    with pytest.raises(InputError, match="images have 1 dimensions"):
+    with pytest.raises(InputError, match="images have 2 dimensions; expected 4"):
         model.encode(image[0, 0], lmbda=0.1)
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
 
 def test_levels_are_prefixes_of_a_file(run: Path) -> None:
     model = hrvqvae.load(run)
-    image = torch.from_numpy(load_images(model.config.data, "train").decode(0, None).pixels)[None]
+    image = digits(1)
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
     assert all(by_levels[2].startswith(content) for content in by_levels)
     with pytest.raises(InputError, match="levels is 4; this model decodes 1, 2, 3"):
