@@ -16,7 +16,7 @@ from benchmarks.common import Row, as_script, options, positive, preset_of, read
 from benchmarks.files.curves import Curve, FileCodec, Images, against, measure
 from benchmarks.files.formats import FORMATS
 from benchmarks.files.linear import Linear
-from benchmarks.files.trained import LAMBDAS, TrainedFiles
+from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import list_models
 from hrvqvae.cli.console import print_json
 from hrvqvae.config import DataConfig
@@ -78,7 +78,7 @@ def compare_files(
     *,
     limit: int = 1000,
     linear: bool = True,
-    lmbdas: Sequence[float] = LAMBDAS,
+    lmbdas: Sequence[float] | None = None,
 ) -> FilesCompared:
     """Measure trained models, formats and the linear transform on test images of a data set.
 
@@ -88,7 +88,7 @@ def compare_files(
         names: of `FORMATS`.
         limit: so many test images, spread evenly.
         linear: whether the linear transform is measured: it is learned from the training split.
-        lmbdas: weights of a bit, besides 0, that trained models are measured with.
+        lmbdas: weights of a bit, besides 0, of trained models (None: 2^-9 to 2^-2).
 
     Raises:
         InputError: the data or a model is not there.
@@ -198,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--formats", nargs="*", choices=FORMATS, default=[*FORMATS], help="default: all"
     )
     parser.add_argument(
-        "--lmbdas", nargs="*", type=float, default=LAMBDAS, metavar="V", help="besides 0"
+        "--lmbdas", nargs="*", type=float, metavar="V", help="besides 0 (default: 2^-9 to 2^-2)"
     )
     parser.add_argument("--no-linear", action="store_true", help="leave out the linear transform")
     parser.add_argument(

@@ -13,7 +13,7 @@ from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder, l
 from hrvqvae.compression.decoder_search import explain_no_search
 from hrvqvae.model import Model
 
-LAMBDAS = tuple(2.0**power for power in range(-9, -1))
+_LAMBDAS = tuple(2.0**power for power in range(-9, -1))
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class TrainedFiles(FileCodec):
 
     learned = True
 
-    def __init__(self, run: str | Path, lmbdas: Sequence[float] = LAMBDAS) -> None:
+    def __init__(self, run: str | Path, lmbdas: Sequence[float] | None = None) -> None:
         """From a run folder, a weights file, or the name of a model inside the package. Raises
         InputError.
         """
-        self._lmbdas = lmbdas
+        self._lmbdas = _LAMBDAS if lmbdas is None else lmbdas
         self.model = Model(run)
         self.counts = (Count(f"{self.model.config.model.system} {Path(run).name}"),)
         self.settings = tuple(self._settings())

@@ -60,7 +60,7 @@ def _is_integer(value: Any) -> bool:
     return is_integer and abs(value) < 2**63
 
 
-def _is_list(value: Any, kind: type) -> bool:
+def _is_list(value: Any, kind: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)
 
 
@@ -75,7 +75,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "Sequence[int]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of whole numbers"),
     "Sequence[float]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of numbers"),
     "Sequence[str]": (lambda value: _is_list(value, str), "a list of texts"),
-    "Sequence[bytes]": (lambda value: _is_list(value, bytes), "a list of bytes"),
+    "Sequence[bytes]": (lambda value: _is_list(value, bytes | bytearray), "a list of bytes"),
     "Grid": (lambda value: _is_list(value, Integral) and len(value) == 2, "height and width"),
     "Tensor": (lambda value: hasattr(value, "is_floating_point"), "a tensor"),
     "QuantizerConfig": (lambda value: hasattr(value, "codewords"), "a QuantizerConfig"),
