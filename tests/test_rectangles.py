@@ -76,6 +76,9 @@ def test_every_stage_takes_rectangles(system: str, picture_folder: Path, tmp_pat
     model = hrvqvae.load(run)
     assert "12x16" in repr(model)
     mask = torch.arange(SIDES[1]).expand(SIDES) < 8
-    assert model.complete(torch.rand(3, *SIDES), keep=mask).shape == (1, 3, *SIDES)
+    for levels in model.autoencoder.prefixes:
+        params = hrvqvae.SamplingParams(levels=levels)
+        completed = model.complete(torch.rand(3, *SIDES), keep=mask, params=params)
+        assert completed.shape == (1, 3, *SIDES)
     with pytest.raises(InputError, match="16x12 pixels; this model completes 12x16"):
         model.complete(torch.rand(3, 16, 12))

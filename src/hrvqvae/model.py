@@ -80,6 +80,7 @@ class Model:
         self.autoencoder.to(self.device)
         self._generators.clear()
         self._makers.clear()
+        self._priors = None
         return self
 
     @classmethod
@@ -535,7 +536,7 @@ class Model:
         from hrvqvae.training import stages
 
         # by name, because evaluation/ stands on this module
-        evaluate_run = resolve_name("hrvqvae.evaluation.report:evaluate_run")
+        evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
         # under a name of its own, so that the data of the run stay registered
         fields = stages.collect_fields("training", {}, "the data set", data)
         root = fields.get("data.root")

@@ -37,7 +37,7 @@ from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import Compute, exact_float32
-from hrvqvae.utils.errors import InputError, name_arguments
+from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import note, tracked
 
@@ -232,7 +232,6 @@ def _describe_other_classes(expected: Sequence[str], classes: Sequence[str]) -> 
     return f"the priors have other classes than the data: {', '.join(expected)}; the data has {has}"
 
 
-@name_arguments
 @exact_float32()
 def evaluate_run(
     run: str | Path,

@@ -186,11 +186,12 @@ def paste_kept_part(
     images: Tensor, reconstructions: Tensor, kept: KeptCodes, geometry: Geometry
 ) -> Tensor:
     """Return images (B, C, Y, X) that show the reconstructions of all levels in the kept part."""
-    size = images.shape[-1]
     start = geometry.margin // 2
+    height, width = images.shape[-2:]
     mask = min(kept.masks, key=len)
     pixels = mask.repeat_interleave(geometry.unit, 0).repeat_interleave(geometry.unit, 1)
-    return torch.where(pixels[start : start + size, start : start + size], reconstructions, images)
+    pixels = pixels[start : start + height, start : start + width]
+    return torch.where(pixels, reconstructions, images)
 
 
 @dataclass(frozen=True)
