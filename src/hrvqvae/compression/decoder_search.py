@@ -22,7 +22,7 @@ With a lambda, the least of
     squared error of the image + lmbda * bits of the codes
 
 is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
-with the other levels fixed (`choice.py`). The beam of the search finds these leaves.
+with the other levels fixed (`choice.py`). A beam of eight or more finds these leaves.
 
 Effort 1 is one turn, and its image is not decoded again. Effort 2 is five turns, and an image keeps
 the codes of the least error, or sum, of all turns, the encoder's codes included.
@@ -65,7 +65,8 @@ _FIRST_WEIGHT = 2.2  # in curvatures
 _CARRY = 0.7  # share of the last goal in the next one
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
 _DECAY = 0.98
-_OPTIONS = 8  # leaves among which a position chooses with a lambda
+_OPTIONS = 16  # leaves among which a position chooses with a lambda
+_WIDTH = 8  # least beam that finds them; a narrow one finds no cheap leaf
 _MOST_POSITIONS = 1 << 15  # of the images of one batch
 _TILE_SIDE = 256  # in positions, without the halo
 _HALO = 12  # in positions; twice the reach of a convolutional decoder
@@ -305,7 +306,7 @@ class DecoderSearch:
 
             # the nearest leaves, their vectors (B, P', K, D), and the modelled change of the error
             codewords = self._codewords(levels)
-            width = self._quantizer.config.beam
+            width = max(self._quantizer.config.beam, _WIDTH)
             leaves = search_tensors(left.flatten(0, 1), codewords, width, leaves=_OPTIONS)
             leaves = leaves.view(len(levels), *goals.shape[:2], -1)
             pairs = [*zip(codewords, leaves, strict=True)]

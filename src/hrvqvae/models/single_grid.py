@@ -29,7 +29,7 @@ class SingleGridAutoencoder(Autoencoder):
         image (B, C, Y, X) in [0, 1] -> [-1, 1], padded -> encoder -> z (B, H, W, D)
         z -> quantizer -> codes, one tensor (B, H, W) per level
         codes of the first levels -> codewords, summed (B, H, W, D)
-              -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
+        summed codewords -> decoder -> cropped, [0, 1] -> image (B, C, Y, X)
 
     Images are padded by `config.padding` pixels per side, and then below and to the right to a
     multiple of the stride. The default quantizer is the `ResidualQuantizer` of a
