@@ -109,7 +109,7 @@ def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_pa
     for text, levels in (('{"guidance": 2, "levels": 2}', 2), ("{}", None)):
         RunFolder(whole).sampling.write_text(text)
         assert Run(whole).sampling_options(3.0) == {"guidance": 3.0, "levels": levels}
-    do("sample", whole, "-n", 2, "--levels", 2, "-o", tmp_path / "sheet.png")
+    do(f"sample {whole} -n 2 --levels 2 -o {tmp_path}/sheet.png")
     with input_error(r"lacks priors; train them: .*train-prior .* --level 3$"):
         model.sample(3, seed=1)
 
@@ -122,14 +122,14 @@ def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path):
     assert before.rate is not None
     assert bits == [*before.rate.per_code("prior")[:2], None]
     assert report["prior_bits_per_image"] is None
-    rows = do("evaluate", whole, "--device", "cpu", "--images", 8).splitlines()
+    rows = do(f"evaluate {whole} --device cpu --images 8").splitlines()
     assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
 
 
 def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path):
     sheets = [tmp_path / f"{name}.png" for name in ("generation", "progressive")]
     for sheet in sheets:
-        do("sample", generative, "-n", "2", "--decoder", sheet.stem, "--levels", "2", "-o", sheet)
+        do(f"sample {generative} -n 2 --decoder {sheet.stem} --levels 2 -o {sheet}")
     assert sheets[0].read_bytes() != sheets[1].read_bytes()
     with input_error("must be generation or progressive"):
         hrvqvae.load(generative).sample(1, decoder="best")

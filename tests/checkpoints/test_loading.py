@@ -174,8 +174,8 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, 
     assert plain.classes == ("7",) * 6
     sheet = tmp_path / "sheet.png"
     single = tmp_path / "single"
-    how = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    do("sample", whole, "-n", 6, "--class", 7, "--seed", 3, *how, "-o", sheet, "--save-dir", single)
+    drawing = "--class 7 --seed 3 --temperature 0.8 --top-k 2 --top-p 0.9"
+    do(f"sample {whole} -n 6 {drawing} -o {sheet} --save-dir {single}")
     drawn = np.asarray(draw_grid(list(images))).transpose(2, 0, 1)
     assert np.array_equal(read_image(sheet, 3), drawn)
     for number, image in enumerate(images):

@@ -46,20 +46,20 @@ def test_files_are_read_after_resume_refresh_and_export(whole: Path, tmp_path):
     def decompressed(model):
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
         do("decompress", *sorted(files.glob("*.hrv")), "-o", out / "files", "--model", model)
-        do("decompress", zipped, "-o", out / "zip", "--model", model, "--levels", 1)
+        do(f"decompress {zipped} -o {out}/zip --model {model} --levels 1")
         return [path.read_bytes() for path in sorted(out.rglob("*.png"))]
 
     for out in (files, zipped):
-        do("compress", whole, images, "-o", out, "--device", "cpu")
+        do(f"compress {whole} {images} -o {out} --device cpu")
     before = decompressed(whole)
     assert len(before) == 4
     longer = with_training(RunFolder(whole).read_config(), max_steps=62)
     train_autoencoder(longer, whole, resume=True)
     assert decompressed(whole) == before  # by the progressive decoder of that state, too
     told = "was made for another state"
-    assert told in refused(["compress", whole, images, "-o", tmp_path / "new"])
+    assert told in refused(f"compress {whole} {images} -o {tmp_path}/new")
     with undrawn():
-        do("refresh", whole)
+        do(f"refresh {whole}")
     assert decompressed(whole) == before
     export(whole, tmp_path / "exported")
     assert decompressed(tmp_path / "exported") == before
@@ -219,7 +219,7 @@ def test_training_that_goes_on_tells_it(whole: Path, mnist_root: Path, monkeypat
     told = f"{parts}: made for another state of the model; renew with: hrvqvae refresh run"
     for steps, code, stale in ((60, 0, False), (62, 128 + signal.SIGTERM, True)):
         with undrawn():
-            ended, out, _ = done("train", file, "--out", "run", "--resume", "--max-steps", steps)
+            ended, out, _ = done(f"train {file} --out run --resume --max-steps {steps}")
         assert ended == code
         assert (out.splitlines()[-1] == told) == stale
 

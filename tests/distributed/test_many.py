@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.futures import Future
@@ -24,17 +23,12 @@ from hrvqvae.models.build import build, build_objective
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation
-from tests.trained_run import tiny_systems, trained_copy
+from tests.conftest import parametrize
+from tests.trained_run import fields, tiny_systems, trained_copy
 from tests.training.tasks import Case
 
 RANKS = 64
-FEW_STEPS: dict[str, object] = {
-    "training.max_steps": 4,
-    "training.evaluate_every": 100,
-    "training.checkpoint_every": 100,
-    "training.precision": "fp32",
-    "training.device": "cpu",
-}
+FEW_STEPS = "max_steps=4 evaluate_every=100 checkpoint_every=100 precision=fp32 device=cpu"
 
 
 class Sent(TorchDispatchMode):
@@ -42,7 +36,7 @@ class Sent(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = list[int]()
+        self.bytes = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d" and "allreduce" in func.__name__:
@@ -53,7 +47,7 @@ class Sent(TorchDispatchMode):
 @contextmanager
 def many_ranks() -> Iterator[list[int]]:
     """Make this process the first of 64; yield the bytes of each bucket of gradients."""
-    buckets = list[int]()
+    buckets = []
     usual = distributed.average_gradients
 
     def finish(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
@@ -81,7 +75,7 @@ def nothing(*_: object) -> Evaluation:
 
 def watch_steps(case: Case, config: Config) -> list[tuple[list[int], list[int]]]:
     """Return the bytes of the buckets and of the other sums of each step of a training."""
-    steps = list[tuple[list[int], list[int]]]()
+    steps = []
     usual = case.kind.step
 
     with many_ranks() as buckets:
@@ -107,11 +101,10 @@ def count_exchanged(config: Config) -> tuple[int, int]:
     return gradients, sum(book.count.nbytes + book.total.nbytes for book in books)
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae"])
-def test_a_step_sends_gradients_and_codebooks(
-    system: str, mnist_root: Path, tmp_path: Path
-) -> None:
-    config = override(tiny_systems(mnist_root)[system], {**FEW_STEPS, "training.batch_size": RANKS})
+@parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae"])
+def test_a_step_sends_gradients_and_codebooks(system: str, mnist_root: Path, tmp_path):
+    few = fields("training", f"{FEW_STEPS} batch_size={RANKS}")
+    config = override(tiny_systems(mnist_root)[system], few)
     case = Case("autoencoder", tmp_path / "run", config)
     buckets, sums = watch_steps(case, config)[-1]
     gradients, codebooks = count_exchanged(config)
@@ -123,14 +116,12 @@ def test_a_step_sends_gradients_and_codebooks(
         assert sums[-1] <= 4 * 10
 
 
-@pytest.mark.parametrize("name", ["prior", "progressive"])
-def test_a_step_on_codes_or_prefixes(
-    name: str, tiny: Config, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@parametrize("name", ["prior", "progressive"])
+def test_a_step_on_codes_or_prefixes(name: str, tiny: Config, tmp_path, tmp_path_factory):
     run = trained_copy(tiny, tmp_path_factory, tmp_path / "run")
     case = Case(name, run, tiny)
-    fields = {name.replace("training", case.section): v for name, v in FEW_STEPS.items()}
-    fields |= {"prior.training.batch_size": RANKS, "training.batch_size": RANKS}
-    buckets, sums = watch_steps(case, override(case.config(), fields))[-1]
+    few = fields(case.section, FEW_STEPS)
+    few |= {"prior.training.batch_size": str(RANKS), "training.batch_size": str(RANKS)}
+    buckets, sums = watch_steps(case, override(case.config(), few))[-1]
     assert len(buckets) == 1
-    assert sum(sums) <= 8 * 10, "losses, and errors of prefixes"
+    assert sum(sums) <= 8 * 10  # losses, and errors of prefixes

@@ -15,8 +15,6 @@ from tests.conftest import do, input_error, refused, same
 from tests.trained_run import tiny_systems, undrawn
 from tests.training.tasks import Case, untrained_run
 
-WITHOUT = ("--generation.perceptual", "none")
-
 
 @pytest.fixture
 def case(mnist_root: Path, tmp_path) -> Case:
@@ -24,9 +22,9 @@ def case(mnist_root: Path, tmp_path) -> Case:
     return untrained_run("generation", tiny_systems(mnist_root)["hrvqvae"], tmp_path)
 
 
-def command(case: Case, levels: int, *options: str) -> list[object]:
-    words = ["--max-steps", 2, "--device", "cpu", "--generation.levels", levels]
-    return ["train-decoder", case.path, *words, *options]
+def command(case: Case, levels: int = 2, options: str = "--generation.perceptual none") -> str:
+    line = f"train-decoder {case.path} --max-steps 2 --device cpu --generation.levels {levels}"
+    return f"{line} {options}"
 
 
 def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case):
@@ -62,7 +60,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path):
 def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case):
     Case("progressive", case.path, case.base).train()
     progressive = Run(case.path).decoders["prefixes"].read()[0]
-    do(*command(case, 2, *WITHOUT, "--generation.training.learning_rate", "1e-30"))
+    do(f"{command(case)} --generation.training.learning_rate 1e-30")
     trained, meta = Run(case.path).decoders[GENERATION].read()
     assert trained.keys() == progressive.keys()
     for name, tensor in trained.items():
@@ -109,7 +107,7 @@ def test_a_stale_decoder_is_refused_and_renewed(case: Case):
     with input_error("another state of the model; renew with: hrvqvae refresh"):
         case.resume()
     with undrawn():
-        do("refresh", case.path)
+        do(f"refresh {case.path}")
     assert Run(case.path).stale_artifacts() == []
     assert case.last_step == 12
 
@@ -117,12 +115,12 @@ def test_a_stale_decoder_is_refused_and_renewed(case: Case):
 def test_a_missing_network_is_one_line_that_says_how_to_go_on(case: Case, monkeypatch):
     monkeypatch.setattr("hrvqvae.models.perceptual.has_efficientnet", lambda: False)
     monkeypatch.setenv("TORCH_HOME", str(case.path))
-    line = refused(command(case, 2))
+    line = refused(command(case, options=""))
     assert "or train without: --generation.perceptual none" in line
     assert not decoder_folder(case.path, GENERATION).path.exists()
-    do(*command(case, 2, *WITHOUT))
+    do(command(case))
     assert case.folder.model.is_file()
 
 
 def test_levels_that_it_cant_decode_are_refused(case: Case):
-    assert "give --generation.levels 1 to 2" in refused(command(case, 3, *WITHOUT))
+    assert "give --generation.levels 1 to 2" in refused(command(case, 3))

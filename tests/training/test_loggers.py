@@ -100,6 +100,6 @@ def test_packages_are_asked_for_first(tiny: Config, tmp_path, monkeypatch):
         find_loggers("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     path = write_file(with_training(tiny, loggers="tensorboard"), tmp_path / "tiny.yaml")
-    said = refused(["train", path, "--out", tmp_path / "run"])
+    said = refused(f"train {path} --out {tmp_path}/run")
     assert said == "hrvqvae: this needs tensorboard: pip install 'hrvqvae[tensorboard]'\n"
     assert not (tmp_path / "run" / "config.yaml").exists()

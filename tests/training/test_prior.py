@@ -358,24 +358,20 @@ def test_guidance_needs_class_dropout(run: Path, tmp_path):
         model.sample(6, class_name="7", seed=3, guidance=guidance) for guidance in (1.0, (4.0, 1.0))
     )
     assert not torch.equal(weak, strong)
-    do("sample", guided, "-n", 2, "--guidance", "1.5,1", "-o", tmp_path / "sheet.png")
-    options = ["--samples", 6, "--guidance", 1, "3,1", "--device", "cpu", "--json"]
-    report = json.loads(done("evaluate", guided, *options)[1])
+    do(f"sample {guided} -n 2 --guidance 1.5,1 -o {tmp_path}/sheet.png")
+    evaluate = f"evaluate {guided} --samples 6 --guidance 1 3,1 --device cpu --json"
+    report = json.loads(done(evaluate)[1])
     assert [row["guidance"] for row in report["by_guidance"]] == [1, [3, 1]]
     first, second = ({**row, "guidance": 0} for row in report["by_guidance"])
     assert first != second
-    assert "--samples N" in refused(["evaluate", guided, "--guidance", "3"])
+    assert "--samples N" in refused(f"evaluate {guided} --guidance 3")
     train_levels(run)
-    for command in (
-        ["sample", run, "-o", tmp_path / "none.png"],
-        ["evaluate", run, "--samples", "2"],
-    ):
-        assert (
-            "prior of level 1 was trained without class dropout: train it with"
-            " --prior.class_dropout 0.1" in refused([*command, "--guidance", "1.5"])
-        )
-        told = "guidance is -1; it must be from 0 to 1000"
-        assert told in refused([*command, "--guidance", "-1"])
+    without = "prior of level 1 was trained without class dropout: train it with"
+    for command in (f"sample {run} -o {tmp_path}/none.png", f"evaluate {run} --samples 2"):
+        said = refused(f"{command} --guidance 1.5")
+        assert f"{without} --prior.class_dropout 0.1" in said
+        said = refused(f"{command} --guidance -1")
+        assert "guidance is -1; it must be from 0 to 1000" in said
     assert not (tmp_path / "none.png").exists()
 
 

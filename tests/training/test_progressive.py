@@ -121,7 +121,7 @@ def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew
 @parametrize("system", ["vqvae", "vqvae2"])
 def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path):
     run = untrained_run("progressive", tiny_systems(mnist_root)[system], tmp_path).path
-    assert "has no progressive decoder" in refused(["train-progressive", run])
+    assert "has no progressive decoder" in refused(f"train-progressive {run}")
     assert not decoder_folder(run, PROGRESSIVE).path.exists()
 
 
@@ -161,7 +161,7 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
         assert same(case.state(), kept)
     ignored = shutil.ignore_patterns("priors", "prefixes", "tables*")
     anew = shutil.copytree(stale, tmp_path / "anew", ignore=ignored)
-    assert do("refresh", "run").splitlines()[-1].startswith("everything in run")
+    assert do("refresh run").splitlines()[-1].startswith("everything in run")
     assert Run(stale).stale_artifacts() == []
     model = load(stale)
     model.compress(model.sample(1))

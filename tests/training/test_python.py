@@ -61,10 +61,10 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tiny: Config, tm
     )
     typed = tmp_path / "typed"
     called = tmp_path / "called"
-    data = ("--data", tmp_path / "digits.npz")
-    options = ("--data.flip", "true", "--training.schedule", "constant")
-    do("train", tiny_file, *data, "--out", typed, "--max-steps", 9, *options)
-    do("train-prior", typed, *(word for name in GIVEN for word in (f"--{name}", GIVEN[name])))
+    data = f"--data {tmp_path}/digits.npz --data.flip true --training.schedule constant"
+    do(f"train {tiny_file} {data} --out {typed} --max-steps 9")
+    options = " ".join(f"--{name} {value}" for name, value in GIVEN.items())
+    do(f"train-prior {typed} {options}")
 
     images = {"data": train, "test_data": test}
     changes = {"data.flip": True, "training.schedule": "constant"}
@@ -77,7 +77,7 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tiny: Config, tm
     assert list_pictures(typed) == list_pictures(called)
     assert model.sample(2, class_name=str(LABELS[0])).shape == (2, 1, 12, 12)
     assert len(model.compress(torch.from_numpy(IMAGES[:2, None]))) == 2
-    assert "test: 20 images" in do("evaluate", called)  # this process knows the data set
+    assert "test: 20 images" in do(f"evaluate {called}")  # this process knows the data set
 
 
 def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
