@@ -22,7 +22,8 @@ With a lambda, the least of
     squared error of the image + lmbda * bits of the codes
 
 is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
-with the other levels fixed (`choice.py`). A beam of eight or more finds these leaves.
+with the other levels fixed (`choice.py`). A beam of eight or more finds these leaves. There
+are twice as many turns, and no goal is carried over.
 
 Effort 1 is one turn, and its image is not decoded again. Effort 2 is five turns, and an image keeps
 the codes of the least error, or sum, of all turns, the encoder's codes included.
@@ -63,6 +64,7 @@ EFFORTS = (0, 1, 2)
 _TURNS = (0, 1, 5)  # per effort
 _FIRST_WEIGHT = 2.2  # in curvatures
 _CARRY = 0.7  # share of the last goal in the next one
+_LAMBDA_WEIGHT = 1.2  # with a lambda, for twice as many turns and without carrying over
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
 _DECAY = 0.98
 _OPTIONS = 16  # leaves among which a position chooses with a lambda
@@ -144,6 +146,18 @@ class DecoderSearch:
         count = len(images)
         grid = self.model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float32, device="cpu").expand(count)
+
+        # images with a lambda are searched apart, so that no image depends on its batch
+        weighed = lmbdas > 0
+        if weighed.any() and not weighed.all():
+            places = [torch.nonzero(mask)[:, 0] for mask in (weighed, ~weighed)]
+            parts = [
+                self.encode(images[place.to(images.device)], lmbdas[place], effort)
+                for place in places
+            ]
+            order = torch.cat(places).argsort().to(images.device)
+            return tuple(torch.cat(level)[order] for level in zip(*parts, strict=True))
+
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
         tiles = divide_grid(grid, _TILE_SIDE, _HALO)
@@ -183,7 +197,9 @@ class DecoderSearch:
         counts_bits = bool(present) and lmbdas.any()
         choice = self._open_choice(present, codes, size, window) if counts_bits else None
 
-        turns = _TURNS[effort]
+        turns, first_weight, carry = _TURNS[effort], _FIRST_WEIGHT, _CARRY
+        if choice is not None:
+            turns, first_weight, carry = 2 * turns, _LAMBDA_WEIGHT, 0.0
         chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes
@@ -195,7 +211,7 @@ class DecoderSearch:
                 vectors.view_as(latents), targets, with_gradient=turn < turns
             )
             if turn == 0:
-                weights = _FIRST_WEIGHT * _estimate_curvatures(gradients, errors, targets)
+                weights = first_weight * _estimate_curvatures(gradients, errors, targets)
 
             # keep the best codes of each image; adapt the weights to the error of the last turn
             costs_before = costs
@@ -214,7 +230,7 @@ class DecoderSearch:
             positions = torch.nonzero(chessboard == turn % 2)[:, 0].to(codes.device)
             here = vectors[:, positions]
             steps = gradients.flatten(1, 2)[:, positions] / (2 * weights)
-            new_goals = here + _CARRY * (goals[:, positions] - here) - steps
+            new_goals = here + carry * (goals[:, positions] - here) - steps
             goals[:, positions] = new_goals
             if choice is None:
                 leaves, moved = self._find_leaves(new_goals)
