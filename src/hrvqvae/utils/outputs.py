@@ -86,7 +86,10 @@ def check_output(
     if suffix and path.suffix.lower() != suffix:
         raise InputError(f"{path} must end in {suffix}")
     _check_replaceable(path, force, {identify(source) for source in inputs if source.exists()})
-    folder = next(parent for parent in path.resolve().parents if parent.exists())
+    resolved = path.resolve()
+    if resolved.is_symlink():  # from Python 3.13 on; before, `resolve` raises
+        raise InputError(f"{path} can't be written: its link leads into a loop")
+    folder = next(parent for parent in resolved.parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise InputError(f"{path} can't be written: {folder} is no folder that may be written")
 
