@@ -197,9 +197,9 @@ class DecoderSearch:
         counts_bits = bool(present) and lmbdas.any()
         choice = self._open_choice(present, codes, size, window) if counts_bits else None
 
-        turns, first_weight, carry = _TURNS[effort], _FIRST_WEIGHT, _CARRY
-        if choice is not None:
-            turns, first_weight, carry = 2 * turns, _LAMBDA_WEIGHT, 0.0
+        turns = _TURNS[effort] if choice is None else 2 * _TURNS[effort]
+        first_weight = _FIRST_WEIGHT if choice is None else _LAMBDA_WEIGHT
+        carry = _CARRY if choice is None else 0.0
         chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes
