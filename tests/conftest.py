@@ -5,9 +5,8 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from PIL import Image, ImageDraw
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist runs one process a core
 
 import torch
-from torch import Tensor, nn
 
 from hrvqvae.cli import main
 from hrvqvae.config import (
@@ -39,31 +37,29 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 on_each_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 
-def same(
-    left: Mapping[str, Tensor] | Sequence[Tensor], right: Mapping[str, Tensor] | Sequence[Tensor]
-) -> bool:
+def same(left, right):
     """Return whether two states, or two sequences of tensors, are equal bit for bit."""
     if isinstance(left, Mapping):
         return left.keys() == right.keys() and all(
             torch.equal(value, right[name]) for name, value in left.items()
-        )  # type: ignore[union-attr,call-overload]
+        )
     return len(left) == len(right) and all(map(torch.equal, left, right))
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
+def state_of(module):
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-def generator(seed: int = 0) -> torch.Generator:
+def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
+def normal(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed))
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -72,7 +68,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.ndarray]:
+def drawn_digits(count, seed, size=12):
     generator = np.random.default_rng(seed)
     images = np.zeros((count, size, size), np.uint8)
     labels = generator.integers(0, 10, count).astype(np.uint8)
@@ -82,7 +78,7 @@ def drawn_digits(count: int, seed: int, size: int = 12) -> tuple[np.ndarray, np.
     return images, labels
 
 
-def write_mnist(folder: Path, train: int = 96, test: int = 40, size: int = 12) -> None:
+def write_mnist(folder, train=96, test=40, size=12):
     folder.mkdir(parents=True)
     for part, count, seed in (("train", train, 1), ("t10k", test, 2)):
         images, labels = drawn_digits(count, seed, size)
@@ -91,15 +87,13 @@ def write_mnist(folder: Path, train: int = 96, test: int = 40, size: int = 12) -
 
 
 @pytest.fixture(scope="session")
-def mnist_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mnist_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     write_mnist(root / "mnist")
     return root
 
 
-def write_picture(
-    path: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB"
-) -> None:
+def write_picture(path, seed, size=(40, 30), mode="RGB"):
     generator = np.random.default_rng(seed)
     image = Image.new("RGB", size, tuple(int(v) for v in generator.integers(0, 255, 3)))
     pen = ImageDraw.Draw(image)
@@ -112,7 +106,7 @@ def write_picture(
 
 
 @pytest.fixture
-def picture_folder(tmp_path: Path) -> Path:
+def picture_folder(tmp_path):
     folder = tmp_path / "pictures"
     for index in range(30):
         suffix = ("png", "jpg", "webp")[index % 3]
@@ -121,7 +115,7 @@ def picture_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tiny(mnist_root: Path) -> Config:
+def tiny(mnist_root):
     """A configuration that trains in a second: 12x12 greyscale images, 2 levels of 3 codewords."""
     return Config(
         name="tiny",
@@ -151,7 +145,7 @@ def tiny(mnist_root: Path) -> Config:
 
 
 @pytest.fixture
-def run(mnist_root: Path) -> Path:
+def run(mnist_root):
     """A run folder with priors. Do not write to it."""
     from tests.trained_run import tiny_run_with_priors
 
@@ -159,7 +153,7 @@ def run(mnist_root: Path) -> Path:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def site(tmp_path, monkeypatch):
     """A folder of packages, from which registries that have looked before look again."""
     folder = tmp_path / "site"
     folder.mkdir()
@@ -173,25 +167,25 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     presets.get.cache_clear()
 
 
-def with_training(config: Config, **changes: object) -> Config:
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))  # type: ignore[arg-type]
+def with_training(config, **changes):
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **changes))
 
 
-def with_data(config: Config, **changes: object) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))  # type: ignore[arg-type]
+def with_data(config, **changes):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
-def with_quantizer(config: Config, **changes: object) -> Config:
-    quantizer = dataclasses.replace(config.model.quantizer, **changes)  # type: ignore[arg-type]
+def with_quantizer(config, **changes):
+    quantizer = dataclasses.replace(config.model.quantizer, **changes)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer))
 
 
-def write_file(config: Config, path: Path) -> Path:
+def write_file(config, path):
     path.write_text(yaml.safe_dump(to_dict(config)))
     return path
 
 
-def done(*arguments: object) -> tuple[int, str, str]:
+def done(*arguments):
     """Run a command; return its exit code, stdout and stderr.
 
     The first argument may be a whole command line; further ones are taken as they are.
@@ -202,7 +196,7 @@ def done(*arguments: object) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def do(*arguments: object) -> str:
+def do(*arguments):
     """Run a command that succeeds; print and return its stdout."""
     code, out, err = done(*arguments)
     print(out, end="")
@@ -211,12 +205,12 @@ def do(*arguments: object) -> str:
     return out
 
 
-def input_error(message: str) -> AbstractContextManager[pytest.ExceptionInfo[InputError]]:
+def input_error(message):
     """Expect an InputError whose message holds the pattern."""
     return pytest.raises(InputError, match=message)
 
 
-def refused(command: str | list[object]) -> str:
+def refused(command):
     """Run a command that is refused with exit code 2; return its only line."""
     code, out, err = done(*([command] if isinstance(command, str) else command))
     err = "".join(

@@ -3,25 +3,18 @@
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 
 class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def at_step(
-    monkeypatch: pytest.MonkeyPatch, task: type[Any], at: int, do: Callable[[Any], object]
-) -> None:
+def at_step(monkeypatch, task, at, do):
     """Call `do` with the state at the beginning of a step of a task."""
     original = task.step
 
-    def step(self: object, state: Any, batch: object) -> object:
+    def step(self, state, batch):
         if state.step == at:
             do(state)
         return original(self, state, batch)
@@ -32,25 +25,25 @@ def at_step(
 class Kills:
     """Raises Killed before or after a call that it watches."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         self.draw = random.Random(seed)
         self.left = 0
 
-    def arm(self, moments: int) -> None:
+    def arm(self, moments):
         """Raise at a random moment of the next `moments`; each call has two moments."""
         self.left = self.draw.randint(1, moments)
 
-    def _passes(self) -> None:
+    def _passes(self):
         self.left -= 1
         if self.left == 0:
             raise Killed
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch, calls: Iterable[tuple[object, str]]) -> None:
+    def watch(self, monkeypatch, calls):
         for owner, name in calls:
             monkeypatch.setattr(owner, name, self._mortal(getattr(owner, name)))
 
-    def _mortal(self, call: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*arguments: object, **options: object) -> object:
+    def _mortal(self, call):
+        def wrapped(*arguments, **options):
             self._passes()
             result = call(*arguments, **options)
             self._passes()
@@ -70,7 +63,7 @@ with getattr(outputs if sys.argv[2] == "create_folder" else locks, sys.argv[2])(
 
 
 @contextmanager
-def in_another_process(path: Path, lock: str = "lock_folder") -> Iterator[int]:
+def in_another_process(path, lock="lock_folder"):
     """Lock a folder, or with "lock_file" a file, in another process; yield its process ID."""
     command = [sys.executable, "-c", _PROGRAM, str(path), lock]
     with subprocess.Popen(

@@ -5,12 +5,10 @@ digits.
 import io
 import re
 import runpy
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from hrvqvae.data import fetch
 from tests.conftest import do, drawn_digits, write_mnist
@@ -18,13 +16,13 @@ from tests.conftest import do, drawn_digits, write_mnist
 Cut = tuple[str, str]  # a pattern in a command, and its replacement
 
 
-def drawn_mnist(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn_mnist(root, monkeypatch):
     write_mnist(root / "mnist", 120, 60, size=28)
     monkeypatch.setenv("HRVQVAE_DATA", str(root))
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
 
-def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def drawn_cifar10(root, monkeypatch):
     folder = root / "cifar10"
     folder.mkdir(parents=True)
     for seed, name in enumerate([*(f"data_batch_{index}" for index in range(1, 6)), "test_batch"]):
@@ -38,13 +36,13 @@ def drawn_cifar10(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "check", lambda dataset, there: None)
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
+def blocks(page):
     """Return (language, content) of the blocks of code of a page of the repository."""
     text = (Path(__file__).parent.parent / page).read_text()
     return re.findall(r"```(console|python|toml|bash)\n(.*?)```", text, re.DOTALL)
 
 
-def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
+def cut(words, cuts):
     """Replace patterns in the words of a command, in order."""
     command = "\0".join(words)
     for pattern, replacement in cuts:
@@ -52,7 +50,7 @@ def cut(words: Sequence[str], cuts: Sequence[Cut]) -> list[str]:
     return command.split("\0")
 
 
-def replay(words: Sequence[str]) -> str:
+def replay(words):
     if words[0] == "python":
         with redirect_stdout(io.StringIO()) as out:
             runpy.run_path(words[1])["main"](words[2:])

@@ -33,7 +33,7 @@ ROOMS = (  # each may import those before it: docs/architecture.md draws them
 )
 
 
-def name_module(path: Path) -> str:
+def name_module(path):
     """Return the dotted name of a source file."""
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
@@ -42,7 +42,7 @@ def name_module(path: Path) -> str:
 MODULES = {name_module(path): path for path in SOURCE.rglob("*.py")}
 
 
-def imported_modules(path: Path) -> set[str]:
+def imported_modules(path):
     """Return the modules of the package that a source file imports anywhere in it."""
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -54,7 +54,7 @@ def imported_modules(path: Path) -> set[str]:
     return imported & MODULES.keys()
 
 
-def test_rooms_import_those_before_them() -> None:
+def test_rooms_import_those_before_them():
     rooms = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
     assert rooms | {path.stem for path in SOURCE.glob("[!_]*.py")} == set(ROOMS)
     for name, path in MODULES.items():
@@ -65,7 +65,7 @@ def test_rooms_import_those_before_them() -> None:
             assert not later, f"{name} imports {later}"
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_no_module_imports_itself_in_a_circle():
     graph = {
         name: imported_modules(path) - {"hrvqvae", name, name.rpartition(".")[0]}
         for name, path in MODULES.items()
@@ -109,7 +109,7 @@ LIGHT = {  # code -> modules that it must not import
 
 
 @pytest.mark.parametrize("code", LIGHT)
-def test_import_is_light_and_has_no_effect(code: str, tmp_path: Path) -> None:
+def test_import_is_light_and_has_no_effect(code, tmp_path):
     listed = f"{code}\nimport sys; print([name for name in {LIGHT[code]!r} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", listed], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -118,7 +118,7 @@ def test_import_is_light_and_has_no_effect(code: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_models_in_the_package_stay_small() -> None:
+def test_the_models_in_the_package_stay_small():
     assert (
         sum(path.stat().st_size for path in (SOURCE / "weights").rglob("*") if path.is_file())
         < 24 * 2**20

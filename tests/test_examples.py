@@ -5,7 +5,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_audio_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
+def test_audio_autoencoder(capsys):
     text = (EXAMPLES / "audio_autoencoder.py").read_text()
     cut, count = re.subn(r"^STEPS, BATCH = .*$", "STEPS, BATCH = 3, 4", text, flags=re.MULTILINE)
     assert count == 1
@@ -28,7 +27,7 @@ def test_audio_autoencoder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of 4,096 leaves are used" in printed
 
 
-def test_the_notebook(tmp_path: Path) -> None:
+def test_the_notebook(tmp_path):
     """Executed whole, with two steps of training. Its outputs are kept in the file, which stays
     small.
     """
@@ -61,7 +60,7 @@ def test_the_notebook(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mine" / "model.safetensors").is_file()
 
 
-def kinds(cell: Any) -> set[str]:
+def kinds(cell):
     return {
         "text" if output.output_type == "stream" else "picture"
         for output in cell.outputs
@@ -69,9 +68,7 @@ def kinds(cell: Any) -> set[str]:
     }
 
 
-def test_semantic_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_semantic_ids(tmp_path, monkeypatch, capsys):
     """Every row has an ID of its own, equal rows too; rows with a first index are of one
     cluster.
     """

@@ -16,7 +16,6 @@ from contextlib import suppress
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.utils import canonicalize_name
@@ -68,7 +67,7 @@ NEED = {
 _MODULES = metadata.packages_distributions()
 
 
-def modules_of(package: str) -> set[str]:
+def modules_of(package):
     name = canonicalize_name(package)
     modules = {
         module for module, names in _MODULES.items() if name in map(canonicalize_name, names)
@@ -77,7 +76,7 @@ def modules_of(package: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[int, str]]]:
+def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     write_picture(folder / "x.png", 1, (28, 28), "L")
     missing = [
@@ -94,16 +93,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
 
 
 @pytest.mark.parametrize("command", WORK)
-def test_what_uses_trained_models_needs_no_extra(command: str, results: Any) -> None:
+def test_what_uses_trained_models_needs_no_extra(command, results):
     assert results[1][command][0] == 0, results[1][command]
 
 
 @pytest.mark.parametrize(
     ("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]]
 )
-def test_a_missing_extra_is_one_line_before_anything_is_written(
-    extra: str, command: str, results: Any
-) -> None:
+def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, results):
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors
     assert re.fullmatch(rf"hrvqvae: this needs [\w.]+: pip install 'hrvqvae\[{extra}\]'\n", errors)
@@ -111,7 +108,7 @@ def test_a_missing_extra_is_one_line_before_anything_is_written(
     assert {path.name for path in results[0].iterdir()} == files
 
 
-def test_whatever_is_imported_is_required_or_in_an_extra() -> None:
+def test_whatever_is_imported_is_required_or_in_an_extra():
     required = [re.split(r"[<>=]", line)[0] for line in PROJECT["dependencies"]]
     base = set().union(*map(modules_of, required))
     imported = set()
@@ -149,7 +146,7 @@ assert main(["reconstruct", "mnist", "x.png", "-o", "sheet.png"]) == 0
 """
 
 
-def run(*command: object, cwd: Path, **more: str) -> str:
+def run(*command, cwd, **more):
     environment = {**os.environ, **more}
     # setuptools would say that it compiles nothing
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -167,7 +164,7 @@ def run(*command: object, cwd: Path, **more: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory):
     """A folder with source archive and wheel, the wheel built from the archive, of a copy of this
     tree.
     """
@@ -185,7 +182,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_everything_of_the_package_is_in_both(built: Path) -> None:
+def test_everything_of_the_package_is_in_both(built):
     source = ROOT / "src"
     ours = {
         path.relative_to(source).as_posix()
@@ -210,7 +207,7 @@ def test_everything_of_the_package_is_in_both(built: Path) -> None:
     assert not [name for name in names if "__pycache__" in name]
 
 
-def test_the_wheel_works_outside_of_the_repository(built: Path, tmp_path: Path) -> None:
+def test_the_wheel_works_outside_of_the_repository(built, tmp_path):
     (wheel,) = built.glob("*.whl")
     site = tmp_path / "site"
     elsewhere = tmp_path / "elsewhere"

@@ -1,6 +1,6 @@
 """The public object: what it takes, what it says, and defaults of torch that others have set."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ from hrvqvae.model import Model
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model():
     return hrvqvae.load("mnist")
 
 
 @pytest.fixture(scope="module")
-def images() -> torch.Tensor:
+def images():
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (3, 1, 28, 28), generator=generator, dtype=torch.uint8)
 
 
-def test_images_as_python_has_them(model: Model, images: torch.Tensor, tmp_path: Path) -> None:
+def test_images_as_python_has_them(model, images, tmp_path):
     pictures = [hrvqvae.to_pil(image) for image in images]
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path, picture in zip(paths, pictures, strict=True):
@@ -38,15 +38,15 @@ def test_images_as_python_has_them(model: Model, images: torch.Tensor, tmp_path:
     assert torch.equal(hrvqvae.read_image(paths[0]), images[0])
 
 
-def test_codes_as_arrays_of_any_integers(model: Model, images: torch.Tensor) -> None:
+def test_codes_as_arrays_of_any_integers(model, images):
     codes = model.encode(images[:3])  # as many images as levels
     expected = model.decode(codes)
     stacked = torch.stack(codes, 1).to(torch.int16)
     for same in (stacked, stacked.numpy(), [code.numpy().astype(np.uint8) for code in codes]):
-        assert torch.equal(model.decode(same), expected)  # type: ignore[arg-type]
+        assert torch.equal(model.decode(same), expected)
 
 
-def test_a_mask_of_numpy_and_a_single_file(model: Model, images: torch.Tensor) -> None:
+def test_a_mask_of_numpy_and_a_single_file(model, images):
     mask = np.zeros((28, 28), bool)
     mask[:14] = True
     picture = hrvqvae.to_pil(images[0])
@@ -55,9 +55,7 @@ def test_a_mask_of_numpy_and_a_single_file(model: Model, images: torch.Tensor) -
     assert torch.equal(model.decompress(file)[0], model.decompress([file])[0])
 
 
-def test_evaluate_takes_a_folder_and_a_data_set(
-    model: Model, images: torch.Tensor, tmp_path: Path
-) -> None:
+def test_evaluate_takes_a_folder_and_a_data_set(model, images, tmp_path):
     pictures = [hrvqvae.to_pil(image) for image in images]
     for index, picture in enumerate(pictures):
         picture.save(tmp_path / f"{index}.png")
@@ -70,7 +68,7 @@ def test_evaluate_takes_a_folder_and_a_data_set(
         assert "tensor(" not in repr(evaluated), "no counts of single codewords"
 
 
-def test_what_it_says(model: Model) -> None:
+def test_what_it_says(model):
     assert repr(model) == "Model('mnist': hrvqvae, codes of 4 x 4 x 4, images of 28x28, 1 channel)"
     assert model.to("cpu") is model
 
@@ -88,7 +86,7 @@ REFUSED: dict[str, Callable[[Model, Path], Any]] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_messages_name_arguments(message: str, model: Model, tmp_path: Path) -> None:
+def test_messages_name_arguments(message, model, tmp_path):
     with pytest.raises(hrvqvae.InputError) as caught:
         REFUSED[message](model, tmp_path)
     assert message in str(caught.value)
@@ -96,7 +94,7 @@ def test_messages_name_arguments(message: str, model: Model, tmp_path: Path) -> 
 
 
 @contextmanager
-def double_precision() -> Iterator[None]:
+def double_precision():
     torch.set_default_dtype(torch.float64)
     try:
         yield
@@ -115,13 +113,11 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("default", DEFAULTS)
-def test_defaults_of_torch_change_nothing(
-    default: str, model: Model, images: torch.Tensor, tmp_path: Path, mnist_root: Path
-) -> None:
-    def use(model: Model) -> list[Any]:
+def test_defaults_of_torch_change_nothing(default, model, images, tmp_path, mnist_root):
+    def use(model):
         return [*model.encode(images), model.sample(2), model.compress(images)]
 
-    def train(name: str) -> Any:
+    def train(name):
         fields: dict[str, Any] = {
             "data.size": 12,
             "training.batch_size": 8,

@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch.distributed.run import get_args_parser
 
 from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
-from hrvqvae.config import Config, presets
+from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
 from tests.conftest import do, write_picture
 from tests.replay import Cut, blocks, cut, drawn_mnist, replay
@@ -54,7 +53,7 @@ FEWER: tuple[Cut, ...] = (
 )
 
 
-def commands(page: str) -> Iterator[tuple[list[str], str]]:
+def commands(page):
     for language, block in blocks(page):
         if language == "console":
             for command, shown in re.findall(
@@ -63,7 +62,7 @@ def commands(page: str) -> Iterator[tuple[list[str], str]]:
                 yield shlex.split(command), shown
 
 
-def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
+def run(words, cuts):
     end = words.index(">") if ">" in words else len(words)
     printed = replay(cut(words[:end], cuts))
     if end < len(words):
@@ -74,7 +73,7 @@ def run(words: Sequence[str], cuts: Sequence[Cut]) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path, monkeypatch):
     """Enter a folder with the images that pages name, and drawn digits for MNIST; no training is
     drawn.
     """
@@ -89,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield tmp_path
 
 
-def test_the_readme(folder: Path) -> None:
+def test_the_readme(folder):
     compared = 0
     for words, shown in commands("README.md"):
         if words[0] == "hrvqvae":
@@ -114,7 +113,7 @@ def test_the_readme(folder: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/start.md", "docs/own-data.md"])
 @pytest.mark.usefixtures("folder")
-def test_a_guide(page: str) -> None:
+def test_a_guide(page):
     names: dict[str, Any] = {}
     for language, block in blocks(page):
         if language == "python":
@@ -132,11 +131,11 @@ def test_a_guide(page: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # of datasets
 def test_the_page_of_tokens(
-    tiny: Config,
-    tmp_path_factory: pytest.TempPathFactory,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tiny,
+    tmp_path_factory,
+    folder,
+    monkeypatch,
+):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for index in range(12):
@@ -168,7 +167,7 @@ def test_the_page_of_tokens(
     )
 
 
-def test_the_page_of_the_layer() -> None:
+def test_the_page_of_the_layer():
     names: dict[str, Any] = {}
     for _, block in blocks("docs/layer.md"):
         exec(block, names)
@@ -197,11 +196,11 @@ def test_the_page_of_the_layer() -> None:
     assert moved_rows > 0
 
 
-def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_logger(folder, monkeypatch):
     code = dict(blocks("docs/loggers.md"))
     (folder / "my_package.py").write_text(code["python"])
     monkeypatch.syspath_prepend(folder)
-    import my_package  # type: ignore[import-not-found]
+    import my_package
 
     assert 'print = "my_package:LOGGER"' in code["toml"]
     monkeypatch.setitem(LOGGERS._entries, "print", my_package.LOGGER)
@@ -215,7 +214,7 @@ def test_a_custom_logger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list((folder / "runs" / "mnist" / "tensorboard").iterdir())
 
 
-def test_commands_for_several_processes() -> None:
+def test_commands_for_several_processes():
     """torchrun takes them, this package takes what follows, and the processes can share the
     batch.
     """
@@ -236,7 +235,7 @@ def test_commands_for_several_processes() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_names_is_there(page: Path) -> None:
+def test_what_a_page_names_is_there(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     assert not [link for link in links if not (page.parent / link).exists()]
@@ -253,15 +252,15 @@ def test_what_a_page_names_is_there(page: Path) -> None:
         assert "binary_codes" in name or any(place.exists() for place in places), name
 
 
-def test_figures_are_those_of_the_rows() -> None:
+def test_figures_are_those_of_the_rows():
     command = [sys.executable, "-m", "benchmarks.pages"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_the_internet(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     options = ["-m", "sphinx", "--fail-on-warning", "--keep-going", "--quiet", "-b", "html"]
     command = [sys.executable, *options, str(ROOT / "docs"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

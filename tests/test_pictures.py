@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.utils.errors import InputError
 
 
-def test_a_second_call_goes_on(tmp_path: Path) -> None:
+def test_a_second_call_goes_on(tmp_path):
     folder = tmp_path / "single"
     pictures.sample("mnist", 3, tmp_path / "a.png", save_dir=folder, seed=1)
     before = {path: path.read_bytes() for path in folder.glob("*.png")}
@@ -39,9 +38,7 @@ def test_a_second_call_goes_on(tmp_path: Path) -> None:
     assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
 
 
-def test_memory_is_bounded_and_the_sheet_shows_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_bounded_and_the_sheet_shows_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_SHEET_PIXELS", 2 * 28 * 28)
     with pytest.raises(InputError, match="at most 2 samples"):
         pictures.sample("mnist", 3, tmp_path / "a.png")
@@ -51,7 +48,7 @@ def test_memory_is_bounded_and_the_sheet_shows_the_first(
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_streams(closed: str, tmp_path: Path) -> None:
+def test_closed_streams(closed, tmp_path):
     command = f"{sys.executable} -m hrvqvae sample mnist -n 1 -o {tmp_path / 'a.png'} {closed}"
     done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)
     assert done.returncode == 0

@@ -45,13 +45,13 @@ MORE = (
 REFUSED = "hrvqvae train-progressive runs/binary --max-steps 1"
 
 
-def files() -> dict[str, str]:
+def files():
     return dict(
         re.findall(r"^\*\*`([\w./]+)`\*\*\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     )
 
 
-def commands() -> list[str]:
+def commands():
     blocks = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
     for pattern, replacement in CUTS:
@@ -60,7 +60,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(tmp_path_factory):
     """The page's package, installed by pip from its pyproject.toml without a network."""
     source = tmp_path_factory.mktemp("binary-codes")
     site = tmp_path_factory.mktemp("site")
@@ -84,9 +84,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def test_page(
-    installed: Path, site: Path, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_page(installed, site, mnist_root, tmp_path, monkeypatch):
     shutil.copytree(installed, site, dirs_exist_ok=True)
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     monkeypatch.chdir(tmp_path)
@@ -115,7 +113,7 @@ def test_page(
     check_contract()
 
 
-def check_contract() -> None:
+def check_contract():
     model = hrvqvae.load("runs/binary")
     images = torch.rand(2, 1, 12, 12)
     (codes,) = model.encode(images)

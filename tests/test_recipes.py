@@ -5,7 +5,6 @@ import math
 import os
 import runpy
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +40,12 @@ RECORDER = '#!/usr/bin/env bash\n(IFS=$\'\\t\'; echo "${0##*/}\t$*") >> "$RECORD
 
 
 @pytest.fixture(autouse=True)
-def _undrawn() -> Iterator[None]:
+def _undrawn():
     with undrawn():
         yield
 
 
-def recipe(
-    name: str, folder: Path, *arguments: str, fields: str = ""
-) -> subprocess.CompletedProcess[str]:
+def recipe(name, folder, *arguments, fields=""):
     (folder / "bin").mkdir(exist_ok=True)
     for command in ("hrvqvae", "python"):
         (folder / "bin" / command).write_text(RECORDER)
@@ -67,14 +64,12 @@ def recipe(
     )
 
 
-def recorded(folder: Path) -> list[list[str]]:
+def recorded(folder):
     return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("figure_name", ["11", "14", "15"])
-def test_a_figure_from_data_to_its_sheet(
-    figure_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_from_data_to_its_sheet(figure_name, tmp_path, monkeypatch):
     for index in range(24):
         write_picture(
             tmp_path / "images" / ("birds" if index % 2 else "cats") / f"{index}.png",
@@ -104,7 +99,7 @@ def test_a_figure_from_data_to_its_sheet(
     assert read_image(sheet, 3).shape[2] > 4 * 28
 
 
-def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> None:
+def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path):
     assert recipe("grids", tmp_path, "out").returncode == 0
     commands = recorded(tmp_path)
     trained = [words for words in commands if words[1] == "train"]
@@ -117,7 +112,7 @@ def test_grids_have_equal_bits_and_their_priors_equal_time(tmp_path: Path) -> No
         assert each * len(config.prior_levels) == pytest.approx(6, rel=1e-4)
 
 
-def test_other_figures_and_usage(tmp_path: Path) -> None:
+def test_other_figures_and_usage(tmp_path):
     for arguments in ("10", "11", "14 images", "14 images birdd"):
         done = recipe("figure", tmp_path, *arguments.split())
         assert done.returncode == 2
@@ -132,7 +127,7 @@ def test_other_figures_and_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
-def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_model(name, tmp_path, monkeypatch):
     (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert recipe(name, tmp_path, "out").returncode == 0
@@ -183,14 +178,14 @@ def test_a_shipped_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {"samples.png", "nearest.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_the_pictures_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pictures_of_the_readme(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     runpy.run_path(str(RECIPES / "front"))["main"](str(tmp_path))
     assert read_image(tmp_path / "tree.png", 3).shape[1] > 400
     assert read_image(tmp_path / "samples.png", 3).shape[2] > 700
 
 
-def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier(tmp_path, monkeypatch):
     drawn_cifar10(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
@@ -208,13 +203,11 @@ def test_the_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
-def figure(name: str, *arguments: object) -> str:
+def figure(name, *arguments):
     return replay(["python", str(RECIPES / "figures" / f"{name}.py"), *map(str, arguments)])
 
 
-def test_the_figure_of_the_hierarchy(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_figure_of_the_hierarchy(run, tmp_path, capsys):
     out = tmp_path / "figure.png"
     for arguments, drawn in (
         (["--path", "2,1,3"], "3 levels of 4 codewords, synthetic"),
@@ -234,7 +227,7 @@ def test_the_figure_of_the_hierarchy(
         assert message in capsys.readouterr().err
 
 
-def test_figure_10_has_its_codewords() -> None:
+def test_figure_10_has_its_codewords():
     """A panel has the codewords out of reach, then those within reach, at the sums of choices."""
     drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
     rng = np.random.default_rng(0)
@@ -259,7 +252,7 @@ def test_figure_10_has_its_codewords() -> None:
             drawing["draw_tree"](tree._replace(codes=codes))
 
 
-def test_figure_10_shows_the_codes_of_every_position() -> None:
+def test_figure_10_shows_the_codes_of_every_position():
     drawing = runpy.run_path(str(RECIPES / "figures" / "hierarchy.py"))
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8, generator=rng)
@@ -272,9 +265,7 @@ def test_figure_10_shows_the_codes_of_every_position() -> None:
             assert tree.codes == [int(code[0, row, column]) for code in codes]
 
 
-def test_a_row_of_samples_for_each_class(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_of_samples_for_each_class(run, tmp_path, capsys):
     out = tmp_path / "classes.png"
     assert "3 samples per class, 10 classes" in figure("classes", run, "-n", "3", "-o", out)
     assert read_image(out, 3).shape[1] > 10 * 60
@@ -284,9 +275,7 @@ def test_a_row_of_samples_for_each_class(
 
 
 @pytest.mark.filterwarnings("ignore:Precision loss")  # two runs with equal errors
-def test_the_error_of_prefixes(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_error_of_prefixes(run, tmp_path, capsys):
     for name in ("one-0", "one-1", "two-0"):
         (tmp_path / "runs").mkdir(exist_ok=True)
         (tmp_path / "runs" / name).symlink_to(run)
@@ -306,7 +295,7 @@ def test_the_error_of_prefixes(
     assert "no runs" in capsys.readouterr().err
 
 
-def test_nearest_training_images(run: Path, tmp_path: Path) -> None:
+def test_nearest_training_images(run, tmp_path):
     out = tmp_path / "near.png"
     assert "4 samples, MSE" in figure("nearest", run, "-n", "4", "-o", out)
     _, height, width = read_image(out, 3).shape

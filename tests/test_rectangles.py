@@ -21,9 +21,9 @@ SIDES = (12, 16)
     ("value", "message"),
     [("12x", "HEIGHTxWIDTH"), ("0x4", "HEIGHTxWIDTH"), ("0", "at least 1"), ("x", "whole number")],
 )
-def test_sizes_that_are_none_are_refused(value: str, message: str) -> None:
-    assert DataConfig(size="12").size == 12  # type: ignore[arg-type]
-    assert DataConfig(size="12").image_size == (12, 12)  # type: ignore[arg-type]
+def test_sizes_that_are_none_are_refused(value, message):
+    assert DataConfig(size="12").size == 12
+    assert DataConfig(size="12").image_size == (12, 12)
     assert DataConfig(size="12x16").image_size == SIDES
     with pytest.raises(InputError, match=f"data.size is '?{value}.*{message}"):
         DataConfig(size=value)
@@ -32,9 +32,7 @@ def test_sizes_that_are_none_are_refused(value: str, message: str) -> None:
 @pytest.mark.parametrize("size", [(100, 30), (30, 100), (61, 40)])
 @pytest.mark.parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 1.0])
-def test_the_largest_part_of_the_shape_is_taken(
-    size: tuple[int, int], sides: tuple[int, int], share: float
-) -> None:
+def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
     """A picture whose rows and columns count up tells which part was taken."""
     width, height = size
     rows, columns = np.mgrid[:height, :width]
@@ -48,7 +46,7 @@ def test_the_largest_part_of_the_shape_is_taken(
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan"])
-def test_every_stage_takes_rectangles(system: str, picture_folder: Path, tmp_path: Path) -> None:
+def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     config = tiny_systems(tmp_path)[system].replace(
         **{"data.dataset": "mine", "data.root": str(picture_folder), "data.channels": 3}
     )

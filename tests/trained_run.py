@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 
 from hrvqvae.checkpoints import codemaps
-from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
@@ -22,29 +20,29 @@ from hrvqvae.plots import curves
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
-from hrvqvae.training.trainer import Callback, Outcome, Say, Trainer
+from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.outputs import write_atomic
 from tests.conftest import with_training, write_file
 
 
-def silent(_: str) -> None:
+def silent(_):
     """Say nothing."""
 
 
 def train_autoencoder(
-    config: Config,
-    run: RunFolder | Path,
+    config,
+    run,
     *,
-    resume: bool = False,
-    callbacks: Sequence[Callback] = (),
-    say: Say = silent,
-) -> Outcome:
+    resume=False,
+    callbacks=(),
+    say=silent,
+):
     task = AutoencoderTask(config, run if isinstance(run, RunFolder) else RunFolder(run))
     return Trainer(task, resume=resume, callbacks=callbacks, say=say).train()
 
 
 @cache
-def tiny_run_with_priors(mnist_root: Path) -> Path:
+def tiny_run_with_priors(mnist_root):
     """Return a run folder of HR-VQVAE with three levels of three codewords and its priors."""
     folder = mnist_root.parent / "tiny-with-priors"
     folder.mkdir()
@@ -56,7 +54,7 @@ def tiny_run_with_priors(mnist_root: Path) -> Path:
 
 
 @cache
-def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
+def tiny_run_with_entropy_model(mnist_root):
     folder = mnist_root.parent / "tiny-with-entropy-model"
     shutil.copytree(tiny_run_with_priors(mnist_root), folder)
     Run(folder).entropy_model.fit(effort=0.2, say=lambda _: None)
@@ -64,8 +62,8 @@ def tiny_run_with_entropy_model(mnist_root: Path) -> Path:
 
 
 @contextmanager
-def undrawn() -> Iterator[None]:
-    def write(_: object, path: Path) -> None:
+def undrawn():
+    def write(_, path):
         write_atomic(path, b"not drawn")
 
     with pytest.MonkeyPatch.context() as patched:
@@ -74,7 +72,7 @@ def undrawn() -> Iterator[None]:
         yield
 
 
-def fields(section: str, values: str) -> dict[str, str]:
+def fields(section, values):
     """Return the fields "name=value ..." of a section of the configuration."""
     pairs = (pair.split("=") for pair in values.split())
     return {f"{section}.{name}": value for name, value in pairs}
@@ -96,7 +94,7 @@ GIVEN_GPT = _PRIOR | fields("prior.network", _GPT)
 _TRAINED: dict[Config, Path] = {}
 
 
-def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) -> Path:
+def trained_copy(config, folders, path):
     """Copy a run with a trained autoencoder to `path`; the run is trained once."""
     if config not in _TRAINED:
         _TRAINED[config] = folders.mktemp("trained") / "run"
@@ -107,12 +105,12 @@ def trained_copy(config: Config, folders: pytest.TempPathFactory, path: Path) ->
 
 
 def train_levels(
-    path: Path,
-    level: int | None = None,
-    resume: bool = False,
-    of: dict[str, str] = GIVEN,
-    **changes: str,
-) -> None:
+    path,
+    level=None,
+    resume=False,
+    of=GIVEN,
+    **changes,
+):
     """Train the priors of a run, or of a level, with changed fields such as
     `training__max_steps="9"`.
     """
@@ -125,7 +123,7 @@ def train_levels(
 _FLAT = QuantizerConfig(codewords=27, dim=8, init_vectors=1000)
 
 
-def tiny_run(mnist_root: Path) -> Config:
+def tiny_run(mnist_root):
     """Return the configuration of HR-VQVAE with three levels of three codewords, and small
     priors.
     """
@@ -156,7 +154,7 @@ def tiny_run(mnist_root: Path) -> Config:
     return override(presets.get("hrvqvae/mnist").config, arguments)
 
 
-def tiny_systems(mnist_root: Path) -> dict[str, Config]:
+def tiny_systems(mnist_root):
     """Return configurations by system; they differ in the model, VQGAN also in the prior's
     network.
     """
@@ -165,9 +163,9 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
         name: getattr(tree.model, name)
         for name in ("stride", "padding", "hidden_units", "residual_units")
     }
-    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))  # type: ignore[attr-defined]
+    ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
     fields: dict[str, dict[str, Any]] = {
-        "hrvqvae": {"quantizer": tree.model.quantizer},  # type: ignore[attr-defined]
+        "hrvqvae": {"quantizer": tree.model.quantizer},
         "treevq": {"quantizer": ours},
         "vqvae": {"quantizer": _FLAT},
         "vqvae2": {"quantizer": _FLAT, "grids": 2},
@@ -195,7 +193,7 @@ def tiny_systems(mnist_root: Path) -> dict[str, Config]:
     return {**configs, "vqgan": dataclasses.replace(configs["vqgan"], prior=prior)}
 
 
-def load_stored(folder: Path, digest: str, config: Config, split: str) -> CodeMaps | None:
+def load_stored(folder, digest, config, split):
     """Return the codes of a split in a folder; None if they are missing, damaged, or of another
     model or other data.
     """

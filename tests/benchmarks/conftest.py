@@ -4,17 +4,14 @@ matrices.
 
 import dataclasses
 import importlib
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 from benchmarks import sample, search
 from benchmarks.common import matrix_rate
-from hrvqvae.config import DataConfig, presets
+from hrvqvae.config import presets
 from hrvqvae.config.registry import RIVALS, SYSTEMS, register_system
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import TrainedClassifier, small_classifier
@@ -22,13 +19,13 @@ from tests.trained_run import tiny_systems, undrawn
 
 
 @pytest.fixture(autouse=True)
-def _small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_measurements(monkeypatch):
     monkeypatch.setattr(sample, "matrix_rate", partial(matrix_rate, side=128, rounds=2))
     monkeypatch.setattr(search, "_ROUNDS", 3)
 
 
 @pytest.fixture
-def rivals() -> Iterator[ModuleType]:
+def rivals():
     """The rivals, registered during a test."""
     module = importlib.import_module("benchmarks.rivals")
     for system in (module.FSQ, module.VQPYTORCH):
@@ -38,28 +35,28 @@ def rivals() -> Iterator[ModuleType]:
     forget_rivals()
 
 
-def forget_rivals() -> None:
+def forget_rivals():
     for name in RIVALS:
         SYSTEMS._entries.pop(name, None)
     presets.get.cache_clear()
 
 
 @pytest.fixture
-def systems(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def systems(mnist_root, monkeypatch):
     """Tiny presets for MNIST, an untrained classifier in place of a trained one, and no curves of
     trainings.
     """
     tiny = tiny_systems(mnist_root)
     original = presets.get
 
-    def get(name: str) -> presets.Preset:
+    def get(name):
         system, _, dataset = name.partition("/")
         if system in tiny and dataset == "mnist":
             config = dataclasses.replace(tiny[system], name=name)
             return presets.Preset(config=config, sources={}, about="")
         return original(name)
 
-    def train(config: DataConfig) -> TrainedClassifier:
+    def train(config):
         torch.manual_seed(0)
         network = small_classifier(1, 10).eval().requires_grad_(False)
         names = tuple("0123456789")

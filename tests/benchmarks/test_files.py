@@ -5,9 +5,7 @@ implementations.
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +21,6 @@ from benchmarks.files.curves import (
     Count,
     Curve,
     FileCodec,
-    Images,
-    Shape,
     against,
     measure,
     squared_errors,
@@ -47,9 +43,7 @@ from hrvqvae.utils.quantities import psnr
 from tests.conftest import drawn_digits
 
 
-def smooth_images(
-    count: int, channels: int = 3, height: int = 32, width: int = 32, seed: int = 0
-) -> np.ndarray:
+def smooth_images(count, channels=3, height=32, width=32, seed=0):
     """Return a slope and a disc in each channel."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
@@ -63,11 +57,11 @@ KINDS = {WebP: "WEBP", Avif: "AVIF", Jpeg: "JPEG", JpegScan: "JPEG", JpegXL: "JX
 
 
 def test_by_command(
-    mnist_root: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    mnist_root,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
     monkeypatch.setattr(trained, "_LAMBDAS", ())
     options = f"--data {mnist_root} --data.size 12 --formats webp jpeg --images 2"
     command = ["mnist", *options.split()]
@@ -86,7 +80,7 @@ def test_by_command(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 21, 34)])
-def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
+def test_what_is_written_is_read_again(kind, shape):
     codec = kind(qualities=(5, 90), reductions=(1, 2))
     images = smooth_images(2, *shape)
     errors = {}
@@ -105,7 +99,7 @@ def test_what_is_written_is_read_again(kind: type[WebP], shape: Shape) -> None:
     assert errors["quality 90 at 1/2 size"] < 0.02
 
 
-def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
+def test_what_counts_of_a_jpeg_and_of_an_avif():
     (file,) = JpegScan(qualities=(40,), reductions=(1,)).encode(smooth_images(1), Setting(40))
     # the header of a scan of three components has 12 bytes
     scan = file[file.rindex(b"\xff\xda") + 2 + 12 : -2]
@@ -118,9 +112,7 @@ def test_what_counts_of_a_jpeg_and_of_an_avif() -> None:
     assert max(beside) - min(beside) <= 2, "lengths of 127 bytes and more take a second byte"
 
 
-def curve_of(
-    sizes: np.ndarray, errors: np.ndarray, title: str = "some", whole: bool = True
-) -> Curve:
+def curve_of(sizes, errors, title="some", whole=True):
     names = tuple(f"setting {index}" for index in range(len(sizes)))
     return Curve(title, whole, False, 0, names, sizes.astype(float), errors, 1 - 10 * errors)
 
@@ -132,10 +124,10 @@ class Shaved(FileCodec):
     settings = (0, 3, 5)
     model_bytes = 7
 
-    def encode(self, images: Images, setting: int) -> list[bytes]:
+    def encode(self, images, setting):
         return [bytes([setting]) + (image >> setting).tobytes() for image in images]
 
-    def decode(self, files: Sequence[bytes], shape: Shape) -> Images:
+    def decode(self, files, shape):
         return np.stack(
             [np.frombuffer(file[1:], np.uint8).reshape(shape) << file[0] for file in files]
         )
@@ -143,7 +135,7 @@ class Shaved(FileCodec):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.floats(0, 120))
-def test_budgets_against_plain_searches(seed: int, count: int, images: int, budget: float) -> None:
+def test_budgets_against_plain_searches(seed, count, images, budget):
     generator = np.random.default_rng(seed)
     curve = curve_of(
         generator.integers(1, 100, (count, images)), generator.uniform(1e-4, 0.09, (count, images))
@@ -173,7 +165,7 @@ def test_budgets_against_plain_searches(seed: int, count: int, images: int, budg
         assert fitted == pytest.approx(psnr(float(np.mean(fitting))))
 
 
-def test_measured_is_what_torchmetrics_finds() -> None:
+def test_measured_is_what_torchmetrics_finds():
     images = smooth_images(6, 3, 16, 16)
     files, pixels = measure(Shaved(), images)
     assert (files.sizes == 769).all()
@@ -191,7 +183,7 @@ def test_measured_is_what_torchmetrics_finds() -> None:
     assert measure(Shaved(), smooth_images(2, 1, 8, 8))[0].points[1].ssim is None
 
 
-def test_a_curve_beside_others() -> None:
+def test_a_curve_beside_others():
     ours = curve_of(np.array([[90], [50], [100]]), np.array([[0.05], [0.04], [0.01]]), "ours")
     good = curve_of(np.array([[80], [120]]), np.array([[0.02], [0.02]]), "good")
     poor = curve_of(np.array([[10], [120]]), np.array([[0.08], [0.08]]), "poor")
@@ -206,11 +198,11 @@ def test_a_curve_beside_others() -> None:
 
 
 @pytest.fixture(scope="module")
-def linear() -> Linear:
+def linear():
     return Linear(smooth_images(400, 3, 16, 16, seed=1), steps=(0.05, 0.2, 0.8))
 
 
-def test_blocks_and_components_of_the_linear_transform(linear: Linear) -> None:
+def test_blocks_and_components_of_the_linear_transform(linear):
     images = smooth_images(3, 3, 16, 24)
     blocks = to_blocks(images, 8)
     assert (blocks[1, 4].reshape(3, 8, 8) == images[1, :, 8:16, 8:16]).all()
@@ -226,7 +218,7 @@ def test_blocks_and_components_of_the_linear_transform(linear: Linear) -> None:
         Linear(smooth_images(2, 3, 13, 13))
 
 
-def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
+def test_code_lengths_are_those_of_held_out_counts(linear):
     codec = linear
     images = smooth_images(2, 3, 16, 16, seed=2)
     for setting in codec.settings:
@@ -247,7 +239,7 @@ def test_code_lengths_are_those_of_held_out_counts(linear: Linear) -> None:
     assert squared_errors(images, decoded).mean() < 0.05**2 / 2
 
 
-def test_files_of_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_trained_model(monkeypatch):
     monkeypatch.setattr(trained, "_LAMBDAS", (1 / 4,))
     codec = TrainedFiles("mnist")
     images = drawn_digits(2, seed=3, size=28)[0][:, None]

@@ -5,10 +5,8 @@ put into tables.
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from math import log2
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,20 +37,20 @@ RATE, DECAY, BETA = LADDERS
 START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
 
-def run(out: Path, words: str) -> list[Row]:
+def run(out, words):
     """Compare on MNIST; return the rows."""
     compare.main(["mnist", *words.split(), "--out", str(out)])
     rows: list[Row] = json.loads((out / "results.json").read_text())
     return rows
 
 
-def refused(out: Path, words: str) -> str:
+def refused(out, words):
     with pytest.raises(InputError) as error:
         run(out, words)
     return str(error.value)
 
 
-def stops(out: Path, words: str) -> int:
+def stops(out, words):
     """Compare until nothing stops it; return how often it was stopped."""
     count = 0
     while not (out / "results.md").exists():
@@ -63,18 +61,16 @@ def stops(out: Path, words: str) -> int:
     raise AssertionError("a stopped comparison has written its results")
 
 
-def names(rows: list[Row]) -> list[tuple[str, int]]:
+def names(rows):
     return [(row["system"], row["seed"]) for row in rows]
 
 
-def model_time(out: Path, name: str) -> int:
+def model_time(out, name):
     return (out / "runs" / name / "model.safetensors").stat().st_mtime_ns
 
 
 @pytest.mark.usefixtures("systems")
-def test_every_system_is_measured_by_every_instrument(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_system_is_measured_by_every_instrument(tmp_path, capsys):
     words = "--max-steps 4 --systems vqvae,wide=vqgan --wide.model.hidden_units 10"
     rows = run(tmp_path, words)
     assert names(rows) == [("vqvae", 0), ("wide", 0)]
@@ -92,7 +88,7 @@ def test_every_system_is_measured_by_every_instrument(
 
 
 @pytest.mark.usefixtures("systems")
-def test_systems_and_seeds_are_added_to_a_folder(tmp_path: Path) -> None:
+def test_systems_and_seeds_are_added_to_a_folder(tmp_path):
     first = run(tmp_path, "--max-steps 2 --systems vqvae --seeds 2")
     times = [model_time(tmp_path, name) for name in ("vqvae-0", "vqvae-1")]
     rows = run(tmp_path, "--max-steps 2 --systems rqvae")
@@ -115,7 +111,7 @@ def test_systems_and_seeds_are_added_to_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("systems")
-def test_rows_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_alone_are_enough(tmp_path, monkeypatch):
     """What is small is taken along, the runs are not: nothing is trained again."""
     here = tmp_path / "here"
     there = tmp_path / "there"
@@ -149,7 +145,7 @@ def test_rows_alone_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("systems")
-def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_do_not_mix_precisions(tmp_path, monkeypatch):
     fields = {"training.precision": "auto", "training.device": "auto"}
     tiny = presets.Preset(
         config=override(presets.get("vqvae/mnist").config, fields), sources={}, about=""
@@ -163,9 +159,7 @@ def test_rows_do_not_mix_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("systems")
-def test_what_another_process_makes_is_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_another_process_makes_is_passed_over(tmp_path, capsys):
     words = "--max-steps 2 --systems vqvae,rqvae"
     held = tmp_path / "runs" / "vqvae-0"
     with in_another_process(held) as pid:
@@ -177,7 +171,7 @@ def test_what_another_process_makes_is_passed_over(
     assert names(run(tmp_path, words)) == [("rqvae", 0), ("vqvae", 0)]
 
 
-def test_what_can_not_be_compared(tmp_path: Path) -> None:
+def test_what_can_not_be_compared(tmp_path):
     (tmp_path / "results.md").touch()
     for words, message in (
         ("--systems vqvae", f"{tmp_path / 'results.md'} exists, but"),
@@ -192,7 +186,7 @@ def test_what_can_not_be_compared(tmp_path: Path) -> None:
         assert message in refused(tmp_path, f"--max-steps 1 {words}")
 
 
-def test_variants_have_names_and_fields_of_their_own() -> None:
+def test_variants_have_names_and_fields_of_their_own():
     fields = {
         "wide.model.quantizer.codewords": "7",
         "wide.training.learning_rate": "0.5",
@@ -207,7 +201,7 @@ def test_variants_have_names_and_fields_of_their_own() -> None:
     assert plain.training.batch_size == wide.training.batch_size == 3
 
 
-def test_distances_of_a_search() -> None:
+def test_distances_of_a_search():
     quantizer = QuantizerConfig(levels=3, codewords=8, linked=1, beam=4, joint_beam=True)
     assert codewords_searched(SingleGridConfig(quantizer=quantizer)) == 8 + 4 * 8 + 4 * 8
     for name, expected in (
@@ -218,7 +212,7 @@ def test_distances_of_a_search() -> None:
     assert sum(map(log2, presets.get("treevq-deep/cifar10").config.model.num_symbols)) == 36
 
 
-def test_tables_by_hand() -> None:
+def test_tables_by_hand():
     """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
     distances = {"frechet": "FID", "perceptual": None}
     rows: list[Row] = [
@@ -244,9 +238,7 @@ def test_tables_by_hand() -> None:
     assert mean_errors(on_the_way) == pytest.approx({5: 0.3, 10: 0.1})
 
 
-def searched(
-    start: Settings, error: Callable[[dict[str, str]], float], most: int = 99
-) -> dict[Settings, float]:
+def searched(start, error, most=99):
     tried: dict[Settings, float] = {}
     while wave := open_trials(start, tried, most):
         assert not tried.keys() & set(wave)
@@ -256,8 +248,8 @@ def searched(
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**9))
-def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
-    def error(fields: dict[str, str]) -> int:
+def test_a_search_ends_at_the_best_of_each_line(seed):
+    def error(fields):
         return hash((seed, *fields.values()))
 
     tried = searched(START, error)
@@ -272,8 +264,8 @@ def test_a_search_ends_at_the_best_of_each_line(seed: int) -> None:
         assert name != BETA or neighbours == line, "the neighbours on the last ladder were tried"
 
 
-def test_a_search_goes_on_beyond_an_end() -> None:
-    def error(fields: dict[str, str]) -> float:
+def test_a_search_goes_on_beyond_an_end():
+    def error(fields):
         return -float(fields[RATE]) - float(fields[DECAY]) + float(fields[BETA])
 
     tried = searched(START, error)
@@ -282,12 +274,12 @@ def test_a_search_goes_on_beyond_an_end() -> None:
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
     """The rows are trained with the settings of the trial of least error; one trial diverges."""
     original = AutoencoderTask.step
     steps = [0]
 
-    def step(self: Any, state: Any, batch: Any) -> Any:
+    def step(self, state, batch):
         steps[0] += 1
         if (self.training.optimizer, self.training.learning_rate) == ("muon", 0.003):
             raise NonFiniteError("diverged")
@@ -329,12 +321,12 @@ def test_a_stopped_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("systems")
-def test_two_processes_share_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_share_a_search(tmp_path, monkeypatch):
     """A trial that another process holds is waited for, and made here where it is given up."""
     made = list[str]()
     original = AutoencoderTask.step
 
-    def step(self: Any, state: Any, batch: Any) -> Any:
+    def step(self, state, batch):
         made.append(self.run.path.name)
         if "muon-0.01" in self.run.path.name:
             held.close()
@@ -351,7 +343,7 @@ def test_two_processes_share_a_search(tmp_path: Path, monkeypatch: pytest.Monkey
     assert trials[-1] == first
 
 
-def test_what_decides_the_result_changes_the_digest() -> None:
+def test_what_decides_the_result_changes_the_digest():
     config = presets.get("hrvqvae/mnist").config
     for name, value, same in (
         ("training.device", "cuda:1", True),
@@ -375,7 +367,7 @@ def test_what_decides_the_result_changes_the_digest() -> None:
         assert digest_of(changed, *unchanged) == digest_of(config, *unchanged)
 
 
-def test_digests_differ_between_systems_and_stay() -> None:
+def test_digests_differ_between_systems_and_stay():
     """A new digest would refuse to resume runs, and to add to comparisons, of earlier versions."""
     names = [name for name in presets.names() if name.endswith("/cifar10")]
     assert len({digest_of(presets.get(name).config, "model") for name in names}) == len(names)

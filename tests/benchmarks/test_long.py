@@ -4,8 +4,6 @@ on where it stopped.
 
 import json
 import signal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,14 +14,12 @@ from tests.kills import at_step
 Q = "model.quantizer."
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
+def rows(folder):
     return [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
 
 
 @pytest.mark.usefixtures("systems")
-def test_a_queue_that_stops_and_goes_on(
-    mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_queue_that_stops_and_goes_on(mnist_root, tmp_path, monkeypatch):
     small = {
         "data.root": str(mnist_root),
         "data.size": "12",
@@ -83,7 +79,7 @@ def test_a_queue_that_stops_and_goes_on(
     assert errors["groups2", "every leaf of a group", "0"] > 0
 
 
-def test_trials_and_variants_of_the_protocol() -> None:
+def test_trials_and_variants_of_the_protocol():
     settings = [
         (trial["training.learning_rate"], trial[f"{Q}decay"], trial[f"{Q}beta"])
         for trial in long.trials_of("hrvqvae")

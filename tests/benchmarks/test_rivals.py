@@ -3,9 +3,6 @@
 import dataclasses
 import importlib
 import sys
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,14 +26,14 @@ from tests.trained_run import tiny_run, undrawn
 KINDS = ("simvq", "lfq", "qinco", "vq")
 
 
-def library(rivals: ModuleType, **fields: Any) -> Quantizer:
+def library(rivals, **fields):
     torch.manual_seed(0)
     config = rivals.LibraryQuantizerConfig(dim=6, **fields)
     quantizer: Quantizer = rivals.LibraryQuantizer(config)
     return quantizer
 
 
-def fsq(rivals: ModuleType, *levels: int, dim: int = 6) -> Quantizer:
+def fsq(rivals, *levels, dim=6):
     torch.manual_seed(0)
     config = rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim)
     quantizer: Quantizer = rivals.FSQQuantizer(config)
@@ -45,7 +42,7 @@ def fsq(rivals: ModuleType, *levels: int, dim: int = 6) -> Quantizer:
 
 @settings(max_examples=40, deadline=None)
 @given(levels=st.lists(st.integers(3, 9), min_size=1, max_size=4), seed=st.integers(0, 10**6))
-def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
+def test_fsq_agrees_with_the_paper(levels, seed):
     """Section 3.1 and appendix A.1: bound, round, and number the grid points."""
     z = 2 * normal(2, 3, 3, len(levels), seed=seed)
     quantizer = fsq(importlib.import_module("benchmarks.rivals"), *levels, dim=len(levels))
@@ -73,7 +70,7 @@ def test_fsq_agrees_with_the_paper(levels: list[int], seed: int) -> None:
     assert dict(result.losses) == {}
 
 
-def test_simvq_s_loss_is_on_the_scale_of_ours(rivals: ModuleType) -> None:
+def test_simvq_s_loss_is_on_the_scale_of_ours(rivals):
     """||sg[z] - e||^2 + 0.25 ||z - sg[e]||^2, summed over the batch."""
     quantizer = library(rivals, name="simvq", codewords=8)
     z = normal(2, 3, 4, 6).requires_grad_()
@@ -86,7 +83,7 @@ def test_simvq_s_loss_is_on_the_scale_of_ours(rivals: ModuleType) -> None:
     torch.testing.assert_close(gradient, 0.5 * (z.detach() - codewords), rtol=1e-4, atol=1e-4)
 
 
-def test_vq_starts_from_the_latents_it_is_given(rivals: ModuleType) -> None:
+def test_vq_starts_from_the_latents_it_is_given(rivals):
     z = normal(4, 10, 10, 6)
     results = []
     for seed in (0, 0, 1):
@@ -100,7 +97,7 @@ def test_vq_starts_from_the_latents_it_is_given(rivals: ModuleType) -> None:
 
 @pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize("name", ["fsq", *KINDS])
-def test_the_contract_of_a_quantizer(rivals: ModuleType, name: str, levels: int) -> None:
+def test_the_contract_of_a_quantizer(rivals, name, levels):
     """Codes give what training decodes; nothing is drawn or changed; wrong codes are refused."""
     if name == "fsq":
         quantizer, levels, values = fsq(rivals, 5, 3, 4), 1, 60
@@ -131,7 +128,7 @@ def test_the_contract_of_a_quantizer(rivals: ModuleType, name: str, levels: int)
             quantizer.lookup(wrong)
 
 
-def test_presets_have_the_tree_s_network_and_bits(rivals: ModuleType) -> None:
+def test_presets_have_the_tree_s_network_and_bits(rivals):
     for data in ("mnist", "imagenet"):
         tree = presets.get(f"hrvqvae/{data}").config
         for system in ("fsq", "vqpytorch"):
@@ -143,7 +140,7 @@ def test_presets_have_the_tree_s_network_and_bits(rivals: ModuleType) -> None:
             size = config.data.image_size
             assert bits_per_image(config.model, *size) == bits_per_image(tree.model, *size)
     lfq = override(presets.get("vqpytorch/mnist").config, {"model.quantizer.name": "lfq"})
-    assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"  # type: ignore[union-attr]
+    assert type(build(lfq).quantizer.residual).__name__ == "ResidualLFQ"
     searched = [
         codewords_searched(presets.get(f"{name}/mnist").config.model)
         for name in ("fsq", "vqpytorch")
@@ -159,7 +156,7 @@ def test_presets_have_the_tree_s_network_and_bits(rivals: ModuleType) -> None:
             override(config, {f"model.quantizer.{name}": value})
 
 
-def test_whole_numbers_are_not_averaged(rivals: ModuleType, mnist_root: Path) -> None:
+def test_whole_numbers_are_not_averaged(rivals, mnist_root):
     """FSQ has an integer buffer of 3; 0.9 * 3 + 0.1 * 3 is less than 3 and would become 2."""
     quantizer = rivals.FSQQuantizerConfig(channel_levels=(3, 7, 6), dim=4)
     tiny = with_training(tiny_run(mnist_root), polyak_decay=0.9)
@@ -183,9 +180,7 @@ SMALL = {
 }
 
 
-def test_a_run_of_a_rival_from_training_to_files(
-    rivals: ModuleType, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_of_a_rival_from_training_to_files(rivals, mnist_root, tmp_path, monkeypatch):
     """Without the import every command says in one line what to import."""
     monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
     run = tmp_path / "run"
@@ -211,7 +206,7 @@ def test_a_run_of_a_rival_from_training_to_files(
         assert "unknown system" in line
 
 
-def test_a_comparison_imports_the_rivals(rivals: ModuleType) -> None:
+def test_a_comparison_imports_the_rivals(rivals):
     forget_rivals()
     sys.modules.pop("benchmarks.rivals")
     comparison = Comparison(dataset="mnist", systems={"simvq": "vqpytorch"}, max_steps=1)
@@ -220,9 +215,7 @@ def test_a_comparison_imports_the_rivals(rivals: ModuleType) -> None:
     sys.modules["benchmarks.rivals"] = rivals
 
 
-def test_without_the_library_one_line_names_the_extra(
-    rivals: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_library_one_line_names_the_extra(rivals, monkeypatch):
     monkeypatch.delitem(sys.modules, "benchmarks.rivals")
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
     with pytest.raises(InputError, match="^this compares with .*: pip install"):

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks import compare, gpu
 from benchmarks.common import as_script
 from benchmarks.gpu import SEARCHES
 from benchmarks.search import TOLERANCE, exact_search, make_problem, measure_agreement
-from benchmarks.torture.readers import Parts, Reader
+from benchmarks.torture.readers import Reader
 from benchmarks.torture.uses import PARTS, judge
 from hrvqvae.cli import GROUPS
 from hrvqvae.quantize.search.tensors import search_tensors
@@ -34,7 +33,7 @@ SMALL = (
 )
 
 
-def printed(name: str, arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+def printed(name, arguments, capsys):
     capsys.readouterr()
     importlib.import_module(f"benchmarks.{name}").main(arguments.split())
     return capsys.readouterr().out
@@ -70,9 +69,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_rows(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows(name, tmp_path, monkeypatch, capsys):
     drawn_mnist(tmp_path, monkeypatch)
     arguments, heads, count = SCRIPTS[name]
     lines = printed(name, arguments, capsys).split("\n\n")[0].splitlines()
@@ -87,7 +84,7 @@ def test_rows(
 ROOT = Path(__file__).parents[2]
 
 
-def test_commands_that_texts_name_exist() -> None:
+def test_commands_that_texts_name_exist():
     """In pages, and in docstrings of scripts."""
     commands = {name for names in GROUPS.values() for name in names.split()}
     texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -99,14 +96,14 @@ def test_commands_that_texts_name_exist() -> None:
         assert {*re.findall(r"`hrvqvae ([a-z][a-z-]+)[ `]", text)} <= commands, path
 
 
-def test_what_can_not_be_measured_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_can_not_be_measured_is_a_line(capsys):
     words = "mnist --systems nothing --max-steps 1 --out nowhere"
     with pytest.raises(SystemExit, match="^2$"):
         as_script(lambda: compare.main(words.split()))
     assert "nothing" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_codes(run, capsys):
     row = json.loads(printed("codec", f"{run} --images 64 --zipped 200 --json", capsys))
     assert row["images"] == 40, "all test images that there are"
     assert row["bytes"] == pytest.approx(sum(row["parts"]))
@@ -114,7 +111,7 @@ def test_files_of_codes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["zip"]["overhead per image"] == pytest.approx(76 + 2 * len("000000.hrv") + 22 / 200)
 
 
-def read(path: Path) -> Parts:
+def read(path):
     content = path.read_bytes()
     match len(content) % 6:
         case 0:
@@ -130,7 +127,7 @@ def read(path: Path) -> Parts:
     return {"": "as it was" if content == b'{"a": 1234}' else "other"}
 
 
-def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_case_is_told(tmp_path, capfd):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.json").write_bytes(b'{"a": 1234}')
     reader = Reader("x", read)
@@ -160,7 +157,7 @@ def test_each_case_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
-def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
+def test_the_oracle_of_searches_by_all_paths(width, weight):
     case = make_problem(3, 4, vectors=40, width=5)
     books = [book.double().numpy() for book in case.books]
     expected = [
@@ -169,7 +166,7 @@ def test_the_oracle_of_searches_by_all_paths(width: int, weight: float) -> None:
     assert exact_search(case.latents, case.books, width, weight)[0].tolist() == expected
 
 
-def test_vectors_that_rounding_decides_are_not_judged() -> None:
+def test_vectors_that_rounding_decides_are_not_judged():
     right = torch.zeros(1, 3, dtype=torch.long)
     wrong = torch.ones(1, 3, dtype=torch.long)
     for first, second, vector, tie in (
@@ -219,9 +216,7 @@ TINY = dataclasses.replace(
 )
 
 
-def test_the_gpu_report_in_its_small_form(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_gpu_report_in_its_small_form(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu, "SMALL", TINY)
     gpu.main(["--json"])
@@ -246,10 +241,8 @@ def test_the_gpu_report_in_its_small_form(
         )
 
 
-def test_wrong_codes_end_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def rounded(latents: Tensor, books: list[Tensor], width: int, coarse_weight: float) -> Tensor:
+def test_wrong_codes_end_it(monkeypatch, capsys):
+    def rounded(latents, books, width, coarse_weight):
         """The greedy search in bfloat16, as a GPU would by mistake."""
         if width == 1 and len(books) > 1:
             latents = latents.bfloat16().float()
@@ -273,7 +266,7 @@ def test_wrong_codes_end_it(
 
 
 @pytest.mark.parametrize(("part", "every"), [("codes", 5), ("samples", 17), ("layer", 83)])
-def test_odd_uses_are_refused_in_one_line(part: str, every: int, tmp_path: Path) -> None:
+def test_odd_uses_are_refused_in_one_line(part, every, tmp_path):
     uses = islice(PARTS[part](tmp_path), 0, None, every)
     faults = {name: judge(call, expected) for name, call, expected in uses}
     assert not {name: fault for name, fault in faults.items() if fault}

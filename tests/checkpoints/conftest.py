@@ -3,7 +3,6 @@ stale.
 """
 
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +15,13 @@ from tests.trained_run import tiny_run_with_priors
 
 
 @pytest.fixture
-def run(mnist_root: Path, tmp_path) -> Path:
+def run(mnist_root, tmp_path):
     """A run folder with a trained autoencoder alone."""
     ignored = shutil.ignore_patterns("priors", "checkpoints")
     return shutil.copytree(tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=ignored)
 
 
-def write_decoder(run: Path, name: str, shift: float) -> None:
+def write_decoder(run, name, shift):
     """Write a decoder of prefixes: the autoencoder's decoder with `shift` added to its weights."""
     trained = Run(run)
     model, config = trained.load(decoder=None)
@@ -34,7 +33,7 @@ def write_decoder(run: Path, name: str, shift: float) -> None:
 
 
 @pytest.fixture
-def whole(mnist_root: Path, tmp_path) -> Path:
+def whole(mnist_root, tmp_path):
     """A run folder with priors, a progressive decoder that is another than the autoencoder's, and
     an entropy model.
     """
@@ -51,7 +50,7 @@ def whole(mnist_root: Path, tmp_path) -> Path:
     return run
 
 
-def change(run: Path) -> None:
+def change(run):
     """Make the autoencoder of a run another one."""
     file = RunFolder(run).model
     weights, meta = storage.read(file)
@@ -60,6 +59,6 @@ def change(run: Path) -> None:
 
 
 @pytest.fixture
-def changed(whole: Path) -> Path:
+def changed(whole):
     change(whole)
     return whole

@@ -24,14 +24,13 @@ from hrvqvae.checkpoints.codemaps import CodeMaps
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import Config
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.conftest import parametrize, same, with_data, with_quantizer
 from tests.trained_run import load_stored
 
 
-def turn_a_bit(content: bytes) -> bytes:
+def turn_a_bit(content):
     turned = bytearray(content)
     turned[len(content) // 2] ^= 16
     return bytes(turned)
@@ -47,7 +46,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def load_priors(run: Path) -> object:
+def load_priors(run):
     return Run(run).load_priors()
 
 
@@ -66,7 +65,7 @@ FILES = TENSORS | {
 
 
 @parametrize("kind", FILES)
-def test_damage_is_one_line_that_names_the_file(kind: str, whole: Path, tmp_path):
+def test_damage_is_one_line_that_names_the_file(kind, whole, tmp_path):
     """A configuration that is cut short may be one still."""
     name, use = FILES[kind]
     if kind == "exported configuration":
@@ -83,7 +82,7 @@ def test_damage_is_one_line_that_names_the_file(kind: str, whole: Path, tmp_path
         assert "\n" not in str(caught.value), damage
 
 
-def of_another_shape(meta: dict[str, Any]) -> dict[str, Any]:
+def of_another_shape(meta):
     config = json.loads(json.dumps(meta["config"]))
     config["model"]["hidden_units"] = 16
     config["prior"]["network"]["residual_blocks"] = 9
@@ -99,7 +98,7 @@ METAS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 @parametrize("kind", TENSORS)
-def test_wrong_meta_is_one_line_that_names_the_file(kind: str, whole: Path):
+def test_wrong_meta_is_one_line_that_names_the_file(kind, whole):
     name, use = TENSORS[kind]
     path = whole / name
     tensors, meta = storage.read(path)
@@ -119,7 +118,7 @@ MAPS = CodeMaps(
 
 
 @pytest.fixture
-def taken(tiny: Config, tmp_path, monkeypatch) -> Callable[[], CodeMaps]:
+def taken(tiny, tmp_path, monkeypatch):
     """Gives the code maps of a folder, where they are extracted if need be."""
     assert tiny.model.num_symbols == (3, 3)
     monkeypatch.setattr(codemaps, "extract_codes", lambda *_, **__: MAPS)
@@ -127,11 +126,11 @@ def taken(tiny: Config, tmp_path, monkeypatch) -> Callable[[], CodeMaps]:
     return lambda: codemaps.load_or_extract(tmp_path, model, "digest", tiny, "train")
 
 
-def array(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def array(path, change):
     np.save(path, change(np.load(path)))
 
 
-def content(path: Path, change: Callable[[bytes], bytes]) -> None:
+def content(path, change):
     path.write_bytes(change(path.read_bytes()))
 
 
@@ -153,13 +152,13 @@ OF_MAPS: dict[str, Callable[[], object]] = {
 }
 
 
-def equal(first: CodeMaps, second: CodeMaps) -> bool:
+def equal(first, second):
     pairs = [*zip(first.levels, second.levels, strict=True), (first.labels, second.labels)]
     alike = all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
     return alike and first.classes == second.classes
 
 
-def test_damaged_code_maps_are_made_again(taken: Callable[[], CodeMaps], tmp_path, monkeypatch):
+def test_damaged_code_maps_are_made_again(taken, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for damage, how in OF_MAPS.items():
         assert equal(taken(), MAPS)
@@ -168,10 +167,10 @@ def test_damaged_code_maps_are_made_again(taken: Callable[[], CodeMaps], tmp_pat
 
 
 @parametrize(("symbols", "kind"), [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
-def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path):
+def test_every_symbol_fits(symbols, kind, tiny, tmp_path):
     config = with_quantizer(tiny, levels=1, codewords=symbols, dim=1)
     model = build(config)
-    model.encode = lambda images: (torch.full((len(images), 7, 7), symbols - 1),)  # type: ignore[method-assign]
+    model.encode = lambda images: (torch.full((len(images), 7, 7), symbols - 1),)
     maps = codemaps.load_or_extract(tmp_path, model, "digest", config, "test")
     assert maps.levels[0].dtype == kind
     assert isinstance(maps.levels[0], np.memmap)
@@ -179,7 +178,7 @@ def test_every_symbol_fits(symbols: int, kind: type, tiny: Config, tmp_path):
     assert bool((codes == symbols - 1).all())
 
 
-def test_codes_are_those_of_the_model(whole: Path):
+def test_codes_are_those_of_the_model(whole):
     run = Run(whole)
     model, config = run.load()
     load = partial(load_stored, run.folder.codes, split="train")
@@ -202,7 +201,7 @@ STORED["tied"] = STORED["half"]
 META = {"step": 7, "name": "ünïcode"}
 
 
-def as_stored(stored: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> bool:
+def as_stored(stored):
     tensors, meta = stored
     types = all(tensors[name].dtype == tensor.dtype for name, tensor in STORED.items())
     return types and same(tensors, STORED) and meta == META
@@ -232,7 +231,7 @@ def test_a_copy_of_a_checkpoint_is_no_checkpoint(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory):
+def test_any_damage_is_noticed(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("damage") / "x.safetensors"
     storage.write(path, STORED, META)
     content = bytearray(path.read_bytes())
@@ -259,9 +258,7 @@ def test_any_damage_is_noticed(data: st.DataObject, tmp_path_factory):
         },
     ],
 )
-def test_compact_weights_of_shapes_that_do_not_belong_together(
-    stored: dict[str, torch.Tensor], tmp_path
-):
+def test_compact_weights_of_shapes_that_do_not_belong_together(stored, tmp_path):
     path = tmp_path / "x.safetensors"
     storage.write(path, stored, META)
     with pytest.raises(DamagedFileError, match=r"x\.safetensors is damaged: .* (scales|shape)"):

@@ -4,13 +4,11 @@ it is.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 import hrvqvae
 from hrvqvae.checkpoints import storage
@@ -18,7 +16,7 @@ from hrvqvae.checkpoints.export import export, without_paths
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.checkpoints.storage import compacted, restored
-from hrvqvae.config import Config, flatten
+from hrvqvae.config import flatten
 from hrvqvae.config.parsing import override
 from hrvqvae.training.loggers import read_records
 from tests.conftest import do, input_error, parametrize, refused, same, write_picture
@@ -26,11 +24,11 @@ from tests.conftest import do, input_error, parametrize, refused, same, write_pi
 IMAGES = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
-def front_matter(card: str) -> Any:
+def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def prior_tensors(exported: Path, original: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+def prior_tensors(exported, original):
     """Yield the name of each tensor of the priors of two runs, and the tensor in each run."""
     networks = (Run(run).load_priors().networks for run in (exported, original))
     for pair in zip(*networks, strict=True):
@@ -38,7 +36,7 @@ def prior_tensors(exported: Path, original: Path) -> Iterator[tuple[str, Tensor,
         yield from ((name, tensor, second[name]) for name, tensor in first.items())
 
 
-def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path, tmp_path):
+def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole, tmp_path):
     out = tmp_path / "out"
     files = export(whole, out)
     assert files == sorted(path for path in out.rglob("*") if path.is_file())
@@ -58,12 +56,12 @@ def test_an_exported_run_is_small_knows_no_paths_and_gives_the_same(whole: Path,
         export(whole, out)
 
 
-def share_of_size(run: Path, exported: Path, file: Path) -> float:
+def share_of_size(run, exported, file):
     """Return the size of a file that was exported, in sizes of the file of the run."""
     return (exported / file.relative_to(run)).stat().st_size / file.stat().st_size
 
 
-def test_a_compact_export_is_half_the_size(whole: Path, tmp_path, caplog):
+def test_a_compact_export_is_half_the_size(whole, tmp_path, caplog):
     """And nearly the same."""
     out = tmp_path / "out"
     files = export(whole, out, compact=True)
@@ -97,7 +95,7 @@ def test_moving_averages_are_left_out():
     assert same(restored(compacted(weights, matrices=False)), weights)
 
 
-def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config):
+def test_where_it_began_is_left_out_unless_all_have_it(tiny):
     begun = [f"{part}training.init_from" for part in ("", "prior.", "progressive.")]
     of_data = ("data.root", "prior.codes")
     for name, kept in (("/home/me/run", ""), ("runs/mine", ""), ("mnist", "mnist")):
@@ -107,7 +105,7 @@ def test_where_it_began_is_left_out_unless_all_have_it(tiny: Config):
         assert [left[field] for field in begun] == [kept] * 3
 
 
-def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path, caplog):
+def test_what_is_stale_is_left_out_with_a_line(changed, tmp_path, caplog):
     files = export(changed, tmp_path / "out")
     assert [path.name for path in files] == ["README.md", "config.json", "model.safetensors"]
     assert "priors/level-1, priors/level-2, priors/level-3, prefixes, tables.hrvt" in caplog.text
@@ -115,7 +113,7 @@ def test_what_is_stale_is_left_out_with_a_line(changed: Path, tmp_path, caplog):
     assert "| priors | none |" in RunFolder(tmp_path / "out").card.read_text()
 
 
-def test_the_card_and_what_it_shows(whole: Path, tmp_path, monkeypatch):
+def test_the_card_and_what_it_shows(whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole.rename("exp.v1")
     do("export exp.v1")
@@ -164,9 +162,7 @@ def test_the_card_and_what_it_shows(whole: Path, tmp_path, monkeypatch):
         ("cifar10", "python:/runs/mine", "images of one's own"),
     ],
 )
-def test_a_card_says_which_images_were_used(
-    run: Path, tmp_path, dataset: str, root: str, title: str
-):
+def test_a_card_says_which_images_were_used(run, tmp_path, dataset, root, title):
     weights, meta = storage.read(RunFolder(run).model)
     meta["config"]["data"] |= {"dataset": dataset, "root": root}
     storage.write(RunFolder(run).model, weights, meta)
@@ -174,14 +170,14 @@ def test_a_card_says_which_images_were_used(
     assert f"| data | {title}" in RunFolder(tmp_path / "out").card.read_text()
 
 
-def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run: Path, tmp_path):
+def test_a_damaged_entropy_model_and_a_name_that_is_no_text(run, tmp_path):
     do("export", run, tmp_path / "out\udcff")
     RunFolder(run).tables.write_bytes(b"x")
     assert "tables.hrvt" in refused(f"export {run} {tmp_path}/out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_card_that_is_there_is_kept(run: Path, tmp_path):
+def test_a_card_that_is_there_is_kept(run, tmp_path):
     (run / "README.md").write_text("# Mine\n")
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     for source, target, license in ((run, one, None), (one, two, "mit")):
@@ -195,7 +191,7 @@ def test_a_card_that_is_there_is_kept(run: Path, tmp_path):
             export(two, three, license="mit")
 
 
-def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path):
+def test_the_configuration_beside_the_weights_is_theirs(run, tmp_path):
     saved = tmp_path / "saved"
     hrvqvae.load(run).save_pretrained(saved)
     file = RunFolder(saved).config_json
@@ -209,7 +205,7 @@ def test_the_configuration_beside_the_weights_is_theirs(run: Path, tmp_path):
         hrvqvae.load(saved)
 
 
-def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole: Path, tmp_path):
+def test_samples_are_drawn_as_suits_the_model_unless_an_option_is_given(whole, tmp_path):
     plain = hrvqvae.load(whole).sample(2, seed=1)
     coarse = hrvqvae.load(whole).sample(2, seed=1, levels=2)
     RunFolder(whole).sampling.write_text('{"guidance": [1, 1], "levels": 2}')

@@ -1,7 +1,6 @@
 """The decoder of samples, sampling.json, and priors of the first levels alone."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,14 +18,14 @@ BY_GENERATION = '{"levels": 2, "decoder": "generation"}'
 
 
 @pytest.fixture
-def generative(whole: Path) -> Path:
+def generative(whole):
     """A run folder with a decoder for samples, which sampling.json names."""
     write_decoder(whole, GENERATION, -0.05)
     RunFolder(whole).sampling.write_text(BY_GENERATION)
     return whole
 
 
-def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative: Path):
+def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(generative):
     model = hrvqvae.load(generative)
     drawn = model.draw(2, seed=1)
     assert len(drawn.codes) == 2
@@ -41,13 +40,13 @@ def test_samples_alone_are_decoded_by_the_decoder_that_sampling_json_names(gener
     assert torch.equal(progressive.decode(drawn.codes, size=(12, 12)), reconstructed)
 
 
-def decode(run: Path) -> torch.Tensor:
+def decode(run):
     """Decode codes of two levels by the decoder for samples."""
     codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
     return hrvqvae.load(run).load_generator().decode(codes, 2)
 
 
-def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative: Path, tmp_path):
+def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative, tmp_path):
     for out, compact in ((tmp_path / "out", False), (tmp_path / "compact", True)):
         export(generative, out, compact=compact)
         assert Run(out).stale_artifacts() == []
@@ -55,9 +54,7 @@ def test_a_decoder_of_samples_is_exported_and_named_on_the_card(generative: Path
     assert torch.equal(decode(tmp_path / "out"), decode(generative))
 
 
-def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
-    generative: Path, caplog
-):
+def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(generative, caplog):
     generation = decode(generative)
     change(generative)
     assert GENERATION in map(str, Run(generative).stale_artifacts())
@@ -84,7 +81,7 @@ def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(
         ('{"decoder": "best"}', "decoder is neither progressive nor generation"),
     ],
 )
-def test_a_wrong_sampling_json_is_one_line(text: str, reason: str, tmp_path):
+def test_a_wrong_sampling_json_is_one_line(text, reason, tmp_path):
     folder = RunFolder(tmp_path)
     folder.sampling.write_text(text)
     with pytest.raises(DamagedFileError, match=rf"sampling\.json is damaged: .*{reason}") as error:
@@ -99,7 +96,7 @@ def test_sampling_json_may_leave_out_any_field(tmp_path):
     assert folder.read_sampling() == SamplingDefaults(levels=3)
 
 
-def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_path):
+def test_samples_of_the_first_levels_need_their_priors_alone(whole, tmp_path):
     before = hrvqvae.load(whole).sample(3, seed=1, levels=2)
     shutil.rmtree(prior_folder(whole, 2).path)
     model = hrvqvae.load(whole)
@@ -114,7 +111,7 @@ def test_samples_of_the_first_levels_need_their_priors_alone(whole: Path, tmp_pa
         model.sample(3, seed=1)
 
 
-def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path):
+def test_the_rate_of_the_levels_that_have_priors_is_measured(whole):
     before = evaluate_run(whole, device="cpu", limit=8)
     shutil.rmtree(prior_folder(whole, 2).path)
     report = evaluate_run(whole, device="cpu", limit=8).to_dict()
@@ -126,7 +123,7 @@ def test_the_rate_of_the_levels_that_have_priors_is_measured(whole: Path):
     assert [row.split()[2] for row in rows if row.startswith("level 3")] == ["-"]
 
 
-def test_the_decoder_of_samples_is_an_option(generative: Path, tmp_path):
+def test_the_decoder_of_samples_is_an_option(generative, tmp_path):
     sheets = [tmp_path / f"{name}.png" for name in ("generation", "progressive")]
     for sheet in sheets:
         do(f"sample {generative} -n 2 --decoder {sheet.stem} --levels 2 -o {sheet}")

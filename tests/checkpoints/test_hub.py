@@ -6,7 +6,6 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ TOKEN = "hf_test"
 http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
 
 
-def sha1(content: bytes) -> str:
+def sha1(content):
     return hashlib.sha1(content).hexdigest()
 
 
@@ -40,7 +39,7 @@ class Repository:
     private: bool = False
 
     @property
-    def commit(self) -> str:
+    def commit(self):
         return sha1(repr(sorted(self.files.items())).encode())
 
 
@@ -54,7 +53,7 @@ class Hub:
     refuse_commits: bool = False
     reachable: bool = True
 
-    def answer(self, request: Any) -> Any:
+    def answer(self, request):
         if not self.reachable:
             raise http.ConnectError("Connection refused")
         path = unquote(request.url.path)
@@ -67,7 +66,7 @@ class Hub:
             return http.Response(401, json={"error": "Invalid username or password."})
         return self._write(parts, request.read())
 
-    def _read(self, parts: list[str], is_user: bool) -> Any:
+    def _read(self, parts, is_user):
         of_api = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if of_api else parts[:2])
         repository = self.repositories.get(name)
@@ -91,7 +90,7 @@ class Hub:
         tags = {"ETag": f'"{sha1(content)}"', "X-Repo-Commit": repository.commit}
         return http.Response(200, content=content, headers=tags)
 
-    def _write(self, parts: list[str], body: bytes) -> Any:
+    def _write(self, parts, body):
         answer: Any = {"errors": [], "warnings": []}  # of a card's YAML
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
@@ -118,13 +117,13 @@ class Hub:
         return http.Response(200, json=answer)
 
 
-def commands(text: str) -> list[str]:
+def commands(text):
     """Return what follows hrvqvae in the commands of a page."""
     return re.findall(r"^\$ hrvqvae (.*)$", text, re.MULTILINE)
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
+def hub(monkeypatch, tmp_path):
     """A stand-in that huggingface_hub asks instead of the real one."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.chdir(tmp_path)
@@ -137,7 +136,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     huggingface_hub.set_client_factory(library.default_client_factory)
 
 
-def test_a_run_with_priors_there_and_back(whole: Path, tmp_path, hub: Hub):
+def test_a_run_with_priors_there_and_back(whole, tmp_path, hub):
     printed = do(f"hub push {whole} someone/digits --license mit --private")
     assert printed.startswith(f"{hub.url}/someone/digits/commit/")
     pushed = hub.repositories["someone/digits"]
@@ -162,7 +161,7 @@ def test_a_run_with_priors_there_and_back(whole: Path, tmp_path, hub: Hub):
     assert "the priors know the class" in printed
 
 
-def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path, hub: Hub):
+def test_weights_that_were_changed_there_and_back(whole, tmp_path, hub):
     """They replace another model and its artifacts, and nothing else."""
     model = hrvqvae.load(whole)
     model.push_to_hub("someone/changed")
@@ -178,7 +177,7 @@ def test_weights_that_were_changed_there_and_back(whole: Path, tmp_path, hub: Hu
     assert there.config.data.size == 12
 
 
-def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path, hub: Hub):
+def test_what_is_on_this_machine_is_asked_of_nobody(run, tmp_path, hub):
     Model.from_pretrained("mnist")
     Model.from_pretrained(str(run))
     (tmp_path / "someone").mkdir()
@@ -196,7 +195,7 @@ def test_what_is_on_this_machine_is_asked_of_nobody(run: Path, tmp_path, hub: Hu
     assert hub.requests == []
 
 
-def test_what_the_hub_does_not_give(run: Path, tmp_path, hub: Hub, monkeypatch):
+def test_what_the_hub_does_not_give(run, tmp_path, hub, monkeypatch):
     get = "hub get someone/digits"
     hub.refuse_commits = True
     assert "the hub refuses someone/digits" in refused(f"hub push {run} someone/digits")
@@ -229,7 +228,7 @@ def test_what_the_hub_does_not_give(run: Path, tmp_path, hub: Hub, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_without_a_network(run: Path, tmp_path, hub: Hub, monkeypatch):
+def test_without_a_network(run, tmp_path, hub, monkeypatch):
     Model(run).push_to_hub("someone/digits")
     fetch = partial(Model.from_pretrained, cache_dir=tmp_path / "cache")
     fetch("someone/digits")
@@ -242,7 +241,7 @@ def test_without_a_network(run: Path, tmp_path, hub: Hub, monkeypatch):
     assert told in refused(f"hub push {run} someone/new")
 
 
-def test_the_page(tmp_path, hub: Hub):
+def test_the_page(tmp_path, hub):
     """The code and the commands of docs/hub.md, with the shipped model as the run and as what is on
     the hub.
     """

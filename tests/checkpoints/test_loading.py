@@ -17,7 +17,6 @@ from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, require_trainable
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.data.images import read_image
-from hrvqvae.model import Model
 from hrvqvae.plots.sheets import draw_grid
 from hrvqvae.priors.sampling import SamplingParams, sample_plain
 from tests.conftest import (
@@ -31,7 +30,7 @@ from tests.conftest import (
 )
 
 
-def test_loading_from_anywhere(run: Path, monkeypatch):
+def test_loading_from_anywhere(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     generator = torch.get_rng_state()
     model = hrvqvae.load(run.name)
@@ -66,7 +65,7 @@ def test_runs_that_are_none(tmp_path, monkeypatch):
             hrvqvae.load(name)
 
 
-def test_models_of_the_package_are_not_trained(run: Path, tmp_path, monkeypatch):
+def test_models_of_the_package_are_not_trained(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     require_trainable("run")
     Path("mnist").mkdir()
@@ -79,7 +78,7 @@ def test_models_of_the_package_are_not_trained(run: Path, tmp_path, monkeypatch)
     require_trainable("mnist")
 
 
-def test_a_configuration_that_was_edited_is_refused(run: Path):
+def test_a_configuration_that_was_edited_is_refused(run):
     folder = RunFolder(run)
     before = folder.read_config()
     # what a run that goes on may change
@@ -92,7 +91,7 @@ def test_a_configuration_that_was_edited_is_refused(run: Path):
     assert Run(run).load()[1] == before  # the weights know their configuration
 
 
-def test_priors_that_are_missing(whole: Path):
+def test_priors_that_are_missing(whole):
     """They are known without reading weights, and what trains them is named."""
     for path in (RunFolder(whole).model, *(prior_folder(whole, level).model for level in range(3))):
         content = path.read_bytes()
@@ -112,7 +111,7 @@ def test_priors_that_are_missing(whole: Path):
         shutil.rmtree(folder)
 
 
-def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path):
+def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole):
     path = prior_folder(whole, 1).model
     tensors, meta = storage.read(path)
     # of more images is no fault
@@ -127,7 +126,7 @@ def test_priors_of_other_classes_and_two_of_a_level_are_refused(whole: Path):
         Run(whole).load_priors()
 
 
-def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch):
+def test_a_digest_is_of_the_weights_that_were_read(run, monkeypatch):
     path = RunFolder(run).model
     read = Path.read_bytes
     before = storage.digest(path)
@@ -148,7 +147,7 @@ def test_a_digest_is_of_the_weights_that_were_read(run: Path, monkeypatch):
     assert trained.digest == before != storage.digest(path)
 
 
-def test_codes_as_one_tensor(run: Path):
+def test_codes_as_one_tensor(run):
     model = hrvqvae.load(run)
     images = torch.rand(2, 1, 12, 12)
     codes = model.encode(images)
@@ -162,7 +161,7 @@ def test_codes_as_one_tensor(run: Path):
         (output * torch.ones((), requires_grad=True)).sum().backward()  # they train another network
 
 
-def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, tmp_path):
+def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole, tmp_path):
     model = hrvqvae.load(whole)
     options = {"temperature": 0.8, "top_k": 2, "top_p": 0.9}
     images = model.sample(6, class_name="7", seed=3, **options)
@@ -183,7 +182,7 @@ def test_samples_are_those_of_the_command_and_of_the_plain_sampler(whole: Path, 
         assert torch.equal(written, (image * 255).round().byte())
 
 
-def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkeypatch):
+def test_without_a_class_all_come_and_batches_change_nothing(whole, monkeypatch):
     model = hrvqvae.load(whole)
     together = model.draw(40, seed=0)
     assert together.images.shape == (40, 1, 12, 12)
@@ -195,7 +194,7 @@ def test_without_a_class_all_come_and_batches_change_nothing(whole: Path, monkey
     torch.testing.assert_close(in_parts.images, together.images)
 
 
-def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path):
+def test_a_mask_lies_over_the_codes_as_the_image_does(whole):
     mask = torch.ones(12, 12, dtype=torch.bool)
     mask[1, 2] = mask[0, 11] = False  # the image has a margin of a pixel, and a code has two
     for where in hrvqvae.load(whole).keep_part(torch.zeros(1, 12, 12), mask).masks:
@@ -203,7 +202,7 @@ def test_a_mask_lies_over_the_codes_as_the_image_does(whole: Path):
 
 
 @parametrize(("keep", "rows", "columns"), [("top", 4, 7), ("left", 7, 3), ("0.25", 2, 7)])
-def test_completions_keep_the_codes_of_that_part(whole: Path, keep: str, rows: int, columns: int):
+def test_completions_keep_the_codes_of_that_part(whole, keep, rows, columns):
     model = hrvqvae.load(whole)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (1, 12, 12), dtype=torch.uint8, generator=generator)
@@ -229,11 +228,11 @@ CODES: dict[str, Any] = json.loads(GOLDEN.read_text())
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model():
     return hrvqvae.load("mnist")
 
 
-def test_codes_of_images(model: Model):
+def test_codes_of_images(model):
     images = torch.from_numpy(drawn_digits(4, CODES["image_seed"], 28)[0]).unsqueeze(1)
     codes = model.encode(images)
     assert [code.tolist() for code in codes] == CODES["image_codes"]
@@ -242,7 +241,7 @@ def test_codes_of_images(model: Model):
     assert (decoded - images / 255).square().mean() < 0.01
 
 
-def test_codes_of_samples(model: Model):
+def test_codes_of_samples(model):
     sampled = model.draw(2, seed=CODES["sample_seed"], class_name=str(CODES["class"]))
     assert [code.tolist() for code in sampled.codes] == CODES["sample_codes"]
     assert sampled.images.shape == (2, 1, 28, 28)

@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 from functools import partialmethod
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -36,7 +35,7 @@ from tests.trained_run import silent, tiny_run_with_priors, train_autoencoder, u
 
 
 @patch.object(EntropyModelArtifact, "fit", partialmethod(EntropyModelArtifact.fit, effort=0.05))
-def test_files_are_read_after_resume_refresh_and_export(whole: Path, tmp_path):
+def test_files_are_read_after_resume_refresh_and_export(whole, tmp_path):
     images = tmp_path / "images"
     zipped = tmp_path / "old.zip"
     files = tmp_path / "files"
@@ -72,7 +71,7 @@ def test_files_are_read_after_resume_refresh_and_export(whole: Path, tmp_path):
     assert len(Run(whole).earlier_states()) == 2
 
 
-def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole: Path, tmp_path):
+def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole, tmp_path):
     images = torch.zeros(1, 1, 12, 12)
     for _ in range(2):
         (file,) = hrvqvae.load(whole).compress(images)
@@ -97,7 +96,7 @@ def test_a_state_is_kept_once_and_only_where_training_may_go_on(whole: Path, tmp
         hrvqvae.load(whole).decompress([file])
 
 
-def test_an_entropy_model_is_fitted_once(run: Path, monkeypatch):
+def test_an_entropy_model_is_fitted_once(run, monkeypatch):
     """Of two that fit at once one is refused; a fitted one that was deleted is put back from where
     files need it.
     """
@@ -122,7 +121,7 @@ def test_an_entropy_model_is_fitted_once(run: Path, monkeypatch):
         Run(run).entropy_model.fit(effort=0.01, say=silent)
 
 
-def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run: Path, tmp_path):
+def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run, tmp_path):
     tensors, meta = storage.read(RunFolder(run).model)
     tables = tmp_path / "tables.hrvt"
     contents = []
@@ -136,7 +135,7 @@ def test_an_entropy_model_of_other_weights_in_the_folder_is_kept(run: Path, tmp_
 
 
 @parametrize("kind", ["model", "prior", "deep", "vast"])
-def test_a_small_file_makes_no_large_network(kind: str, whole: Path):
+def test_a_small_file_makes_no_large_network(kind, whole):
     folder = prior_folder(whole, 0) if kind == "prior" else RunFolder(whole)
     meta = storage.read_meta(folder.model)
     config = meta["config"]
@@ -158,11 +157,11 @@ def test_a_small_file_makes_no_large_network(kind: str, whole: Path):
 PRIORS = ["priors/level-1", "priors/level-2", "priors/level-3"]
 
 
-def stale(run: str | Path) -> list[str]:
+def stale(run):
     return [str(artifact) for artifact in Run(run).stale_artifacts()]
 
 
-def test_only_what_is_of_another_state_is_stale(whole: Path):
+def test_only_what_is_of_another_state_is_stale(whole):
     folder = RunFolder(whole)
     decoder = decoder_folder(whole, PROGRESSIVE)
     assert stale(whole) == [] == stale_notice(whole)
@@ -181,7 +180,7 @@ def test_nothing_beside_a_model_inside_the_package_is_stale():
     assert [artifact for name in list_models() for artifact in stale(name)] == []
 
 
-def test_what_is_stale_is_not_used_and_stays(changed: Path):
+def test_what_is_stale_is_not_used_and_stays(changed):
 
     def contents():
         return {path: path.read_bytes() for path in changed.rglob("*.safetensors")}
@@ -195,7 +194,7 @@ def test_what_is_stale_is_not_used_and_stays(changed: Path):
     assert contents() == before
 
 
-def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole: Path, caplog):
+def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole, caplog):
     codes = (torch.zeros(1, 7, 7, dtype=torch.int64),)
 
     def decode():
@@ -211,7 +210,7 @@ def test_prefixes_fall_back_to_the_decoder_of_all_levels(whole: Path, caplog):
     assert not torch.equal(fallen_back, progressive)
 
 
-def test_training_that_goes_on_tells_it(whole: Path, mnist_root: Path, monkeypatch):
+def test_training_that_goes_on_tells_it(whole, mnist_root, monkeypatch):
     monkeypatch.chdir(whole.parent)
     file = tiny_run_with_priors(mnist_root).parent / "tiny.yaml"
     at_step(monkeypatch, AutoencoderTask, 60, lambda _: signal.raise_signal(signal.SIGTERM))
@@ -224,7 +223,7 @@ def test_training_that_goes_on_tells_it(whole: Path, mnist_root: Path, monkeypat
         assert (out.splitlines()[-1] == told) == stale
 
 
-def test_what_can_not_be_read_is_left_to_who_uses_it(changed: Path):
+def test_what_can_not_be_read_is_left_to_who_uses_it(changed):
     decoder = decoder_folder(changed, PROGRESSIVE).model
     RunFolder(changed).tables.unlink()
     RunFolder(changed).tables.mkdir()

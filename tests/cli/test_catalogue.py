@@ -3,10 +3,8 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +18,7 @@ from tests.kills import in_another_process
 from tests.trained_run import undrawn
 
 
-def rows_of(text: str) -> dict[str, list[str]]:
+def rows_of(text):
     """Return the words of each line after its first, by that word."""
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
 
@@ -92,7 +90,7 @@ def test_data_is_listed(mnist_root):
     assert " not there " in rows["fashion-mnist"]
 
 
-def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
+def examined(code=0):
     text_code, printed, problems = done("doctor")
     json_code, report, _ = done("doctor --json")
     assert text_code == json_code == code
@@ -100,7 +98,7 @@ def examined(code: int = 0) -> tuple[dict[str, Any], str, list[str]]:
 
 
 @contextmanager
-def requirements(*lines: str) -> Iterator[None]:
+def requirements(*lines):
     """Give the package other requirements, as pip keeps them."""
     extras.packages.cache_clear()
     with patch.object(metadata, "requires", return_value=lines):

@@ -140,7 +140,7 @@ def test_out_of_memory_is_one_line():
         main(["train"])
 
 
-def work(count: int, name: str = "work") -> list[int]:
+def work(count, name="work"):
     return list(tracked(range(count), name, count, lambda _: 1))
 
 
@@ -150,18 +150,18 @@ def test_json_has_no_infinity(capsys):
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 @pytest.fixture
-def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def every_line(monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
 
 
 @pytest.fixture
-def shown(caplog: pytest.LogCaptureFixture) -> None:
+def shown(caplog):
     caplog.set_level("INFO", "hrvqvae")
 
 

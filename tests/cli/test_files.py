@@ -30,7 +30,7 @@ from tests.data.stored import folder_of, write_parquet, write_tar
 from tests.trained_run import tiny_run_with_entropy_model
 
 
-def save_images(folder: Path) -> Path:
+def save_images(folder):
     for number, size in enumerate(((12, 12), (12, 12), (30, 7))):
         write_picture(folder / f"{number}.png", number, size, "L")
     write_picture(folder / "more" / "0.png", 9, (12, 12), "L")
@@ -38,20 +38,20 @@ def save_images(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(mnist_root: Path) -> Path:
+def run(mnist_root):
     return tiny_run_with_entropy_model(mnist_root)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory):
     return save_images(tmp_path_factory.mktemp("images"))
 
 
-def pixels(path: Path) -> torch.Tensor:
+def pixels(path):
     return read_image(path, 1)
 
 
-def as_bytes(image: torch.Tensor) -> torch.Tensor:
+def as_bytes(image):
     return (image * 255).round().byte()
 
 

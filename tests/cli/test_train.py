@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,7 +25,7 @@ from tests.trained_run import tiny_run, tiny_run_with_priors, undrawn
 
 
 @pytest.fixture
-def tiny_file(mnist_root: Path, tmp_path: Path) -> Iterator[str]:
+def tiny_file(mnist_root, tmp_path):
     """A configuration file of a small model, in the folder of the test, whose training is not
     drawn.
     """
@@ -126,7 +125,7 @@ def test_the_demo(mnist_root, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+def run(tmp_path_factory, mnist_root):
     """A run without priors."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     ignore = shutil.ignore_patterns("priors")

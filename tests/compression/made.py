@@ -1,21 +1,15 @@
 """Entropy models of random numbers, and codes to go with them; systems and images for them."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.hrv import ImageCodes, read, write
 from hrvqvae.compression.levels import Layout, decode_level
-from hrvqvae.compression.network import Contexts, EntropyNetwork, usual_contexts
-from hrvqvae.config import Config, Geometry, Grid
+from hrvqvae.compression.network import EntropyNetwork, usual_contexts
+from hrvqvae.config import Geometry
 from hrvqvae.config.parsing import override
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 from hrvqvae.utils.errors import InputError
 from tests.conftest import drawn_digits
@@ -24,9 +18,7 @@ from tests.trained_run import tiny_systems
 WEIGHTS = "0123456789abcdef" * 2
 
 
-def made_network(
-    contexts: Contexts, hidden: int, random: np.random.Generator, strength: int = 200
-) -> EntropyNetwork:
+def made_network(contexts, hidden, random, strength=200):
     sets = contexts.sets
     symbols = contexts.symbols[-1]
     return EntropyNetwork(
@@ -40,13 +32,13 @@ def made_network(
 
 
 def made_entropy_model(
-    symbols: Sequence[int],
-    geometry: Geometry,
-    hidden: int = 4,
-    seed: int = 0,
-    alike: Sequence[int] = (),
-    strength: int = 200,
-) -> EntropyModel:
+    symbols,
+    geometry,
+    hidden=4,
+    seed=0,
+    alike=(),
+    strength=200,
+):
     """An entropy model; levels in `alike` have no network."""
     random = np.random.default_rng(seed)
     grids = geometry.grids(1, 1)
@@ -61,9 +53,7 @@ def made_entropy_model(
     return EntropyModel("made", WEIGHTS, geometry, tuple(symbols), tuple(networks))
 
 
-def random_codes(
-    entropy_model: EntropyModel, size: Grid, count: int, seed: int = 0
-) -> NDArray[np.int32]:
+def random_codes(entropy_model, size, count, seed=0):
     layout = entropy_model.layout(size)
     codes = np.zeros((count, layout.begins[-1]), np.int32)
     for level in range(len(entropy_model.symbols)):
@@ -79,16 +69,16 @@ def random_codes(
 
 
 def files_of(
-    entropy_model: EntropyModel,
-    size: Grid,
-    count: int = 1,
-    seed: int = 0,
-    levels: int | None = None,
-) -> list[bytes]:
+    entropy_model,
+    size,
+    count=1,
+    seed=0,
+    levels=None,
+):
     return write(entropy_model, random_codes(entropy_model, size, count, seed), size, levels)
 
 
-def read_one(entropy_model: EntropyModel, content: bytes) -> ImageCodes:
+def read_one(entropy_model, content):
     """What is read of a file; what it was refused with is its fault."""
     try:
         return read(entropy_model, [content])[0]
@@ -96,9 +86,7 @@ def read_one(entropy_model: EntropyModel, content: bytes) -> ImageCodes:
         return ImageCodes((0, 0), (), fault=str(error))
 
 
-def bits_of(
-    entropy_model: EntropyModel, size: Grid, codes: NDArray[np.int32], levels: int
-) -> NDArray[np.float64]:
+def bits_of(entropy_model, size, codes, levels):
     """Of the codes (N, all codes) of the first levels of each image, as the models on one grid have
     them.
     """
@@ -109,17 +97,17 @@ def bits_of(
     return Choice(layout, [network for network in networks if network], images).bits
 
 
-def flat(codes: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+def flat(codes):
     return np.concatenate([level_codes.reshape(-1) for level_codes in codes])
 
 
-def untrained(config: Config) -> tuple[Autoencoder, EntropyModel]:
+def untrained(config):
     torch.manual_seed(0)
     entropy_model = EntropyModel("x", "ab" * 16, config.model.geometry, config.model.num_symbols)
     return build(config).eval().requires_grad_(False), entropy_model
 
 
-def single_grid(name: str, root: Path) -> Config:
+def single_grid(name, root):
     """A tiny system; `groups` has groups of two linked levels: a code is a child below the path
     within its group.
     """
@@ -128,12 +116,12 @@ def single_grid(name: str, root: Path) -> Config:
     return override(config, changes) if name == "groups" else config
 
 
-def digits(count: int = 12) -> Tensor:
+def digits(count=12):
     """(count, 1, 12, 12) uint8."""
     return torch.from_numpy(drawn_digits(count, 5, 12)[0]).unsqueeze(1)
 
 
-def squared_errors(decoded: Tensor, images: Tensor) -> Tensor:
+def squared_errors(decoded, images):
     return (decoded - images / 255).square().flatten(1).sum(1)
 
 

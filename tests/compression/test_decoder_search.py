@@ -1,26 +1,20 @@
 """Codes chosen by the decoder: less error, a trade of error against bits, and files like any."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 import hrvqvae
 from hrvqvae.compression import choice, decoder_search
 from hrvqvae.compression.choice import Choice
 from hrvqvae.compression.decoder_search import DecoderSearch
-from hrvqvae.compression.entropy_model import EntropyModel
 from hrvqvae.compression.images import flat_codes
 from hrvqvae.compression.levels import encode_level
 from hrvqvae.compression.zips import read_zip
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid
-from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import (
     ALL,
@@ -36,33 +30,31 @@ from tests.conftest import do, on_each_device, refused
 from tests.trained_run import tiny_systems
 
 
-def errors(model: Autoencoder, images: Tensor, codes: Codes) -> Tensor:
+def errors(model, images, codes):
     return squared_errors(
         model.decode(codes, len(codes), (images.shape[-2], images.shape[-1])), images
     )
 
 
-def bits(entropy_model: EntropyModel, images: Tensor, codes: Codes) -> Tensor:
+def bits(entropy_model, images, codes):
     size = (images.shape[-2], images.shape[-1])
     return torch.from_numpy(bits_of(entropy_model, size, flat_codes(codes), len(codes)))
 
 
-def total(model: hrvqvae.Model, images: Tensor, codes: Codes, lmbda: float) -> Tensor:
+def total(model, images, codes, lmbda):
     return errors(model.autoencoder, images, codes) + lmbda * bits(
         model.entropy_model, images, codes
     )
 
 
 @pytest.fixture(autouse=True)
-def _float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def _float32(monkeypatch):
     """Gradients and errors as on a machine without bfloat16, so that they are exact."""
     monkeypatch.setattr(decoder_search, "computes_bf16", lambda _: False)
 
 
 @pytest.mark.parametrize("name", ["groups", "vqvae", "rqvae"])
-def test_effort_2_never_has_more_error_than_the_nearest_codewords(
-    name: str, mnist_root: Path
-) -> None:
+def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_root):
     """Of groups of levels, a flat codebook, and unlinked levels; images that do not fill a grid."""
     model, entropy_model = untrained(single_grid(name, mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
@@ -80,8 +72,8 @@ def test_effort_2_never_has_more_error_than_the_nearest_codewords(
 
 
 def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
-    mnist_root: Path,
-) -> None:
+    mnist_root,
+):
     """The turn of effort 1 against the equations of docs/method.md, written out for one image."""
     model, entropy_model = untrained(single_grid("groups", mnist_root))
     model.initialize(digits(40) / 255, torch.Generator().manual_seed(0))
@@ -111,7 +103,7 @@ def test_a_leaf_is_moved_only_where_it_comes_nearer_to_its_goal(
     assert not torch.equal(torch.stack(chosen), torch.stack(nearest))
 
 
-def test_more_effort_means_less_error(run: Path) -> None:
+def test_more_effort_means_less_error(run):
     model = hrvqvae.load(run)
     images = digits(30)
     codes = [model.encode(images, effort=effort) for effort in (0, 1, 2)]
@@ -125,8 +117,8 @@ def test_more_effort_means_less_error(run: Path) -> None:
 
 
 def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual_codes(
-    run: Path,
-) -> None:
+    run,
+):
     model = hrvqvae.load(run)
     images = digits(30)
     usual = model.encode(images)
@@ -143,7 +135,7 @@ def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual
     assert lost[0] < lost[2]
 
 
-def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
+def test_files_hold_these_codes_and_an_image_has_its_own(run):
     model = hrvqvae.load(run)
     images = digits(5)
     files = model.compress(images, lmbda=0.05)
@@ -156,7 +148,7 @@ def test_files_hold_these_codes_and_an_image_has_its_own(run: Path) -> None:
 
 
 @on_each_device
-def test_images_have_a_lambda_each(device: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_have_a_lambda_each(device, run, monkeypatch):
     """In one batch, and in batches of two images and one."""
     model = hrvqvae.load(run)
     images = digits(3)
@@ -173,7 +165,7 @@ def test_images_have_a_lambda_each(device: str, run: Path, monkeypatch: pytest.M
         assert torch.equal(torch.stack(codes), torch.cat(alone, 1))
 
 
-def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> None:
+def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run):
     model = hrvqvae.load(run)
     images = digits()
     levels = 2
@@ -188,7 +180,7 @@ def test_first_levels_are_weighed_by_what_they_decode_to_and_take(run: Path) -> 
     assert torch.equal(torch.stack(model.decompress(files)), model.decode(found, levels, (12, 12)))
 
 
-def test_the_command_writes_files_and_zips_of_the_same_images(run: Path, tmp_path: Path) -> None:
+def test_the_command_writes_files_and_zips_of_the_same_images(run, tmp_path):
     images = tmp_path / "in"
     images.mkdir()
     for number, pixels in enumerate(digits(4)):
@@ -204,14 +196,12 @@ def test_the_command_writes_files_and_zips_of_the_same_images(run: Path, tmp_pat
     assert not (tmp_path / "bad.zip").exists()
 
 
-def test_models_of_several_grids_are_told(mnist_root: Path) -> None:
+def test_models_of_several_grids_are_told(mnist_root):
     with pytest.raises(InputError, match="one latent grid"):
         DecoderSearch(*untrained(tiny_systems(mnist_root)["vqvae2"]))
 
 
-def test_large_images_are_searched_in_tiles_to_codes_about_as_good(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_searched_in_tiles_to_codes_about_as_good(run, monkeypatch):
     model = hrvqvae.load(run)
     lmbda = 0.02
     image = torch.cat([torch.cat(list(row), -1) for row in digits(30).split(6)], -2)[
@@ -240,13 +230,13 @@ class Problem:
 
     def __init__(
         self,
-        entropy_model: EntropyModel,
-        width: int,
-        count: int = 2,
-        num_options: int = 2,
-        seed: int = 0,
-        height: int = HEIGHT,
-    ) -> None:
+        entropy_model,
+        width,
+        count=2,
+        num_options=2,
+        seed=0,
+        height=HEIGHT,
+    ):
         random = np.random.default_rng(seed)
         self.entropy_model = entropy_model
         self.size = (height, width)
@@ -266,14 +256,14 @@ class Problem:
         self.choice = Choice(layout, [network for network in networks if network], codes)
 
     @property
-    def codes(self) -> NDArray[np.int32]:
+    def codes(self):
         return self.choice.codes
 
-    def bits(self, codes: NDArray[np.int32]) -> NDArray[np.float64]:
+    def bits(self, codes):
         flat = codes.reshape(len(codes), -1)
         return bits_of(self.entropy_model, self.size, flat, codes.shape[1])
 
-    def choose(self, lmbda: float, positions: NDArray[np.int64] | None = None) -> None:
+    def choose(self, lmbda, positions=None):
         positions = self.positions if positions is None else positions
         self.choice.update(
             positions,
@@ -282,7 +272,7 @@ class Problem:
             np.full(len(self.errors), lmbda, np.float32),
         )
 
-    def error_of_changes(self, before: NDArray[np.int32]) -> NDArray[np.float64]:
+    def error_of_changes(self, before):
         """Return the sum of the errors (N,) of the options that were taken."""
         taken = (self.options == self.codes.transpose(0, 2, 1)[..., None]).all(2)
         changed = (self.codes != before).any(1)[..., None]
@@ -291,7 +281,7 @@ class Problem:
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
-def test_bits_are_those_that_a_file_takes(name: str) -> None:
+def test_bits_are_those_that_a_file_takes(name):
     entropy_model = ENTROPY_MODELS[name]
     size = (40, 50)
     codes = random_codes(entropy_model, size, 5)
@@ -305,9 +295,7 @@ def test_bits_are_those_that_a_file_takes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
-def test_each_position_takes_the_option_of_the_least_sum(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_position_takes_the_option_of_the_least_sum(name, monkeypatch):
     """The plain descent computes the bits of the whole image for every option; twice, since the
     state is kept.
     """
@@ -330,9 +318,7 @@ def test_each_position_takes_the_option_of_the_least_sum(
 
 
 @pytest.mark.parametrize("name", ENTROPY_MODELS)
-def test_the_sum_never_grows_and_margins_lose_little(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sum_never_grows_and_margins_lose_little(name, monkeypatch):
     lmbda = 0.05
     problem = Problem(ENTROPY_MODELS[name], 30, count=10, num_options=5)
     before = problem.codes.copy()
@@ -348,7 +334,7 @@ def test_the_sum_never_grows_and_margins_lose_little(
     assert gains[0] > 0.95 * gains[1]
 
 
-def test_other_positions_keep_their_codes() -> None:
+def test_other_positions_keep_their_codes():
     problem = Problem(TREE, 11)
     before = problem.codes.copy()
     chosen = problem.positions[1::3]
@@ -358,7 +344,7 @@ def test_other_positions_keep_their_codes() -> None:
     assert not np.delete(changed, chosen).any()
 
 
-def test_threads_do_not_change_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_do_not_change_the_choice(monkeypatch):
     results = []
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)

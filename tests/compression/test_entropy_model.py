@@ -6,22 +6,19 @@ import zlib
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from hrvqvae.compression import entropy_model, learning
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read
 from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
-from hrvqvae.compression.network import Contexts, EntropyNetwork, usual_contexts
+from hrvqvae.compression.network import Contexts, usual_contexts
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import ALL, TREE, files_of, made_network
 
 
-def bits_of(
-    codes: tuple[NDArray[np.int64], ...], symbols: tuple[int, ...], network: EntropyNetwork | None
-) -> float:
+def bits_of(codes, symbols, network):
     layout = Layout(
         [(level_codes.shape[1], level_codes.shape[2]) for level_codes in codes], symbols
     )
@@ -32,7 +29,7 @@ def bits_of(
     return 8 * sum(map(len, streams)) / codes[-1].size
 
 
-def blobs(count: int, symbols: int, seed: int) -> NDArray[np.int64]:
+def blobs(count, symbols, seed):
     """Maps (count, 8, 8) whose codes are mostly that of the left or the upper neighbour."""
     random = np.random.default_rng(seed)
     maps = random.integers(0, symbols, (count, 8, 8))
@@ -46,7 +43,7 @@ def blobs(count: int, symbols: int, seed: int) -> NDArray[np.int64]:
     return maps
 
 
-def test_what_coarser_levels_tell_to_the_right_and_below_is_learned() -> None:
+def test_what_coarser_levels_tell_to_the_right_and_below_is_learned():
     """Level 2 is level 1 of the position to the right and below: no code before it tells that."""
     coarse = np.random.default_rng(0).integers(0, 3, (300, 8, 8))
     fine = np.roll(coarse, (-1, -1), (1, 2))
@@ -58,7 +55,7 @@ def test_what_coarser_levels_tell_to_the_right_and_below_is_learned() -> None:
     )
 
 
-def test_the_path_selects_what_neighbours_mean() -> None:
+def test_the_path_selects_what_neighbours_mean():
     """Level 2 is the code to its left, turned by its own path: a sum of what each says by itself
     does not tell it.
     """
@@ -73,7 +70,7 @@ def test_the_path_selects_what_neighbours_mean() -> None:
     )
 
 
-def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
+def test_networks_code_new_images_in_fewer_bits_as_integers_as_well():
     maps = blobs(400, 5, 0)
     network, bits = learn_level((maps[:300],), (5,), 0.3)
     assert bits < 0.8 * np.log2(5)
@@ -82,7 +79,7 @@ def test_networks_code_new_images_in_fewer_bits_as_integers_as_well() -> None:
     assert usual < 0.9 * little, "effort is how much is learned from"
 
 
-def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them() -> None:
+def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them():
     """The structure is the same whatever the codes are called, so that copies with other names say
     more of it.
     """
@@ -97,7 +94,7 @@ def test_copies_of_the_images_teach_and_held_out_images_are_not_among_them() -> 
     assert bits > bits_of(new, (5,), network) - 8 * 0.6 / 64 - 0.2
 
 
-def test_learning_is_the_same_again_and_never_costs_more_than_no_network() -> None:
+def test_learning_is_the_same_again_and_never_costs_more_than_no_network():
     maps = np.random.default_rng(0).integers(0, 3, (3, 4, 4))
     (one, bits), (other, _) = (learn_level((maps,), (3,)) for _ in range(2))
     assert bits <= np.log2(3) + 1e-6
@@ -107,7 +104,7 @@ def test_learning_is_the_same_again_and_never_costs_more_than_no_network() -> No
         learn_level((maps[:1],), (3,))
 
 
-def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
     monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
     said = list[str]()
     codes = (blobs(20, 3, 0), blobs(20, 5, 0))
@@ -119,14 +116,14 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("entropy_model", ALL.values(), ids=list(ALL))
-def test_a_file_holds_all_of_it(entropy_model: EntropyModel) -> None:
+def test_a_file_holds_all_of_it(entropy_model):
     found = read_entropy_model(entropy_model.content)
     for name in ("model", "geometry", "symbols"):
         assert getattr(found, name) == getattr(entropy_model, name)
     assert dataclasses.replace(found).content == entropy_model.content, "as it is written again"
 
 
-def test_a_file_is_written_so_that_it_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
     contexts = usual_contexts(1, (64, 64), [(4, 4)] * 2)
     network = made_network(contexts, 16, np.random.default_rng(0))
     zeros = {
@@ -146,7 +143,7 @@ def test_a_file_is_written_so_that_it_can_be_read(monkeypatch: pytest.MonkeyPatc
         _ = dataclasses.replace(made).content
 
 
-def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_is_that_of_the_file(monkeypatch):
     """Another zlib writes other bytes: what was made by a file of tables is read by that file on
     any machine.
     """
@@ -159,7 +156,7 @@ def test_the_fingerprint_is_that_of_the_file(monkeypatch: pytest.MonkeyPatch) ->
     assert not any(image.fault for image in read(restored, files))
 
 
-def test_files_that_say_what_can_not_be_are_refused() -> None:
+def test_files_that_say_what_can_not_be_are_refused():
     content = TREE.content
     length = int.from_bytes(content[8:12], "little")
     text = content[12 : 12 + length].decode()
@@ -183,7 +180,7 @@ def test_files_that_say_what_can_not_be_are_refused() -> None:
             read_entropy_model(content[:8] + len(changed).to_bytes(4, "little") + changed + packed)
 
 
-def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_takes_work_in_proportion_to_the_features(monkeypatch):
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
     content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
@@ -196,7 +193,7 @@ def test_reading_takes_work_in_proportion_to_the_features(monkeypatch: pytest.Mo
     assert 1000 <= len(asked) < 3000
 
 
-def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
+def test_networks_that_could_overflow_or_look_ahead_are_refused():
     contexts = usual_contexts(1, (3, 3), [(4, 4)] * 2)
     network = made_network(contexts, 4, np.random.default_rng(0))
     for bias, message in ((np.full(4, 2**30, np.int32), "32 bits"), (network.bias[:3], "shape")):
@@ -209,7 +206,7 @@ def test_networks_that_could_overflow_or_look_ahead_are_refused() -> None:
         Contexts(1, (3, 3), ((0, 1),), (), 0)
 
 
-def test_levels_are_taken_together_up_to_512_values_on_one_grid() -> None:
+def test_levels_are_taken_together_up_to_512_values_on_one_grid():
     for symbols, sides, values, sets in (
         ((8, 8, 8), (4, 4, 4), 512, 64),
         ((512,) * 4, (4,) * 4, 512, 1),

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -16,14 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from hrvqvae.compression import hrv
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.compression.network import POWERS
-from hrvqvae.config import Geometry, Grid
+from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from tests.compression.made import (
     GRIDS,
@@ -51,16 +49,16 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
     strength=st.sampled_from([0, 50, 2000]),
 )
 def test_codes_come_back(
-    symbols: list[int],
-    unit: int,
-    margin: int,
-    finer: list[int],
-    size: tuple[int, int],
-    count: int,
-    fitted: bool,
-    levels: int,
-    strength: int,
-) -> None:
+    symbols,
+    unit,
+    margin,
+    finer,
+    size,
+    count,
+    fitted,
+    levels,
+    strength,
+):
     times = tuple(np.cumprod(finer[: len(symbols)]).tolist())
     entropy_model = made_entropy_model(
         symbols, Geometry(unit, margin, times), seed=len(symbols), strength=strength
@@ -83,7 +81,7 @@ def test_codes_come_back(
         )
 
 
-def test_networks_that_do_not_fit_cost_nothing() -> None:
+def test_networks_that_do_not_fit_cost_nothing():
     """Codes that they hold for unlikely are written without them: powers of two then take log2 m
     bits.
     """
@@ -98,7 +96,7 @@ def test_networks_that_do_not_fit_cost_nothing() -> None:
     assert all(len(file) <= len(bare) for file, bare in zip(files, bare_files, strict=True))
 
 
-def test_levels_of_zeros_are_never_whole() -> None:
+def test_levels_of_zeros_are_never_whole():
     for entropy_model in (TREE, TREE.bare, GRIDS):
         for content in files_of(entropy_model, (12, 9), 20):
             for whole, end in enumerate(np.cumsum(read_one(entropy_model, content).lengths)[:-1]):
@@ -106,7 +104,7 @@ def test_levels_of_zeros_are_never_whole() -> None:
                 assert (len(found.codes), bool(found.fault)) == (whole, True)
 
 
-def test_another_model_is_refused_by_name() -> None:
+def test_another_model_is_refused_by_name():
     other = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
     content = files_of(TREE, (8, 8))[0]
     with pytest.raises(
@@ -120,7 +118,7 @@ def test_another_model_is_refused_by_name() -> None:
         read(stranger, files_of(TREE.bare, (8, 8)))
 
 
-def test_headers_that_are_none_are_refused_in_words() -> None:
+def test_headers_that_are_none_are_refused_in_words():
     for content, message in (
         (b"\x89PNG", "not a file of codes"),
         (b"\xdbabc\0", "version 2, later than this program reads"),
@@ -131,7 +129,7 @@ def test_headers_that_are_none_are_refused_in_words() -> None:
             read(TREE, [content])
 
 
-def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch):
     fine = made_entropy_model((3,), Geometry(1, 0, (64,)))
     head = b"\xff\x3f" + bytes(20)  # 8192x8192
     with pytest.raises(DamagedFileError, match="8192x8192 pixels has more than 134217728 codes"):
@@ -146,7 +144,7 @@ def test_a_small_file_of_a_large_image_takes_no_memory(monkeypatch: pytest.Monke
         read(TREE, files, max_pixels=1000)
 
 
-def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed() -> None:
+def test_the_likeliest_codes_take_no_fewer_bytes_than_is_presumed():
     """A model that is as sure as can be, and codes that it is sure of."""
     entropy_model = made_entropy_model((9,), Geometry(1, 0, (1,)), hidden=1)
     network = entropy_model.networks[0]
@@ -169,7 +167,7 @@ CASES = st.tuples(
 )
 
 
-def encode(symbols: Sequence[int], kinds: Sequence[Sequence[int]]) -> bytes:
+def encode(symbols, kinds):
     out = np.zeros((1, 4 * len(symbols) + 12), np.uint8)
     state = np.zeros(4, np.int64)
     coder.begin_encoding(state)
@@ -179,7 +177,7 @@ def encode(symbols: Sequence[int], kinds: Sequence[Sequence[int]]) -> bytes:
     return out[0, : coder.end_encoding(state, out, 0)].tobytes()
 
 
-def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+def decode(content, count, kinds):
     stream = np.frombuffer(content, np.uint8)
     state = np.zeros(4, np.int64)
     found = []
@@ -197,9 +195,7 @@ def decode(content: bytes, count: int, kinds: Sequence[Sequence[int]]) -> tuple[
 
 @settings(max_examples=60, deadline=None)
 @given(case=CASES, after=st.binary(max_size=8))
-def test_bytes_are_those_of_the_oracle(
-    case: tuple[list[list[int]], list[int]], after: bytes
-) -> None:
+def test_bytes_are_those_of_the_oracle(case, after):
     kinds, numbers = case
     symbols = [number % len(kinds[place % len(kinds)]) for place, number in enumerate(numbers)]
     content = encode(symbols, kinds)
@@ -213,7 +209,7 @@ def test_bytes_are_those_of_the_oracle(
     assert ideal - 0.001 <= len(content) <= ideal + 1.5
 
 
-def test_a_carry_runs_through_bytes_that_are_full() -> None:
+def test_a_carry_runs_through_bytes_that_are_full():
     """Symbols whose interval lies about the middle write 7f ff ff ...; one above the middle makes
     that 80 00 00 ...
     """
@@ -231,18 +227,14 @@ FOLDER = Path(__file__).parents[1] / "golden" / "files"
 INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
 
 
-def row_of(
-    entropy_model: EntropyModel, size: Grid, codes: Sequence[NDArray[np.int32]]
-) -> NDArray[np.int32]:
+def row_of(entropy_model, size, codes):
     row = np.zeros(entropy_model.layout(size).begins[-1], np.int32)
     row[: len(flat(codes))] = flat(codes)
     return row
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_golden_files_are_read_and_written_as_they_were(
-    threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_golden_files_are_read_and_written_as_they_were(threads, monkeypatch):
     assert {path.name for path in FOLDER.glob("*.hrv")} == {
         about["file"] for about in INDEX["files"]
     }
@@ -265,10 +257,10 @@ def test_golden_files_are_read_and_written_as_they_were(
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 PRINTED_POWERS = [
     int(one) for one in re.search(r"P\[i\] is .*?```\n(.*?)```", PAGE, re.DOTALL)[1].split()
-]  # type: ignore[index]
+]
 
 
-def encoded(symbols: Sequence[int], frequencies: Callable[[int], Sequence[int]]) -> bytes:
+def encoded(symbols, frequencies):
     """Symbols as bytes. `low` is one whole number as long as the stream, so that nothing is
     carried.
     """

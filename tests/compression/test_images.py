@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import hrvqvae
 from hrvqvae.compression import images as compression
@@ -25,14 +23,14 @@ NAMES = ("groups", "vqvae2")
 CPU = torch.device("cpu")
 
 
-def pictures(count: int, size: tuple[int, int]) -> Tensor:
+def pictures(count, size):
     return torch.randint(
         256, (count, 1, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path) -> None:
+def test_every_system_compresses_images_of_any_size(name, mnist_root):
     model, entropy_model = untrained(single_grid(name, mnist_root))
     for size in ((12, 12), (5, 21)):
         images = pictures(3, size)
@@ -48,7 +46,7 @@ def test_every_system_compresses_images_of_any_size(name: str, mnist_root: Path)
         )
 
 
-def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> None:
+def test_an_entropy_model_makes_smaller_files_of_the_same_images(run):
     model = hrvqvae.load(run)
     images = digits(4)
     fitted = model.compress(images)
@@ -66,7 +64,7 @@ def test_an_entropy_model_makes_smaller_files_of_the_same_images(run: Path) -> N
         model.decompress(fitted, max_pixels=100)
 
 
-def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
+def test_images_of_several_sizes_keep_their_order(run):
     model = hrvqvae.load(run)
     images = [pictures(1, size)[0] for size in ((12, 12), (3, 40), (12, 12), (1, 1))]
     for image, decoded in zip(images, model.decompress(model.compress(images)), strict=True):
@@ -77,7 +75,7 @@ def test_images_of_several_sizes_keep_their_order(run: Path) -> None:
             model.compress(images[:2], names=names)
 
 
-def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
+def test_images_of_several_types_and_channels_are_apart(run):
     model = hrvqvae.load(run)
     image = digits(1)[0]
     assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
@@ -90,7 +88,7 @@ def test_images_of_several_types_and_channels_are_apart(run: Path) -> None:
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
 
-def test_levels_are_prefixes_of_a_file(run: Path) -> None:
+def test_levels_are_prefixes_of_a_file(run):
     model = hrvqvae.load(run)
     image = digits(1)
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
@@ -101,7 +99,7 @@ def test_levels_are_prefixes_of_a_file(run: Path) -> None:
         model.decompress(by_levels, levels=0)
 
 
-def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
+def test_a_system_that_needs_all_levels_says_so(mnist_root):
     model, entropy_model = untrained(tiny_systems(mnist_root)["vqvae2"])
     content = make_files(model, entropy_model, pictures(1, (12, 12)), CPU)[0]
     with pytest.raises(
@@ -116,12 +114,12 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root: Path) -> None:
         make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
-def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: Path) -> None:
+def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run):
     model = hrvqvae.load(run)
     images = digits(4)
     most = 26
 
-    def errors(files: list[bytes]) -> Tensor:
+    def errors(files):
         return squared_errors(torch.stack(model.decompress(files)), images)
 
     found = model.compress(images, max_bytes=most)
@@ -142,7 +140,7 @@ def test_a_file_of_so_many_bytes_has_about_the_least_error_of_all_that_fit(run: 
     assert found == [model.compress(image[None], max_bytes=24)[0] for image in several]
 
 
-def test_a_limit_that_only_a_large_lambda_meets() -> None:
+def test_a_limit_that_only_a_large_lambda_meets():
     model = hrvqvae.load("mnist")
     squares = torch.arange(28) // 4
     image = ((squares[:, None] + squares) % 2).float()[None, None]  # a chessboard
@@ -151,7 +149,7 @@ def test_a_limit_that_only_a_large_lambda_meets() -> None:
     assert len(model.compress(image, max_bytes=least)[0]) <= least
 
 
-def test_what_does_not_fit_is_named(run: Path) -> None:
+def test_what_does_not_fit_is_named(run):
     model = hrvqvae.load(run)
     large = pictures(1, (40, 40))[0]
     with pytest.raises(
@@ -164,15 +162,13 @@ def test_what_does_not_fit_is_named(run: Path) -> None:
 
 
 @pytest.mark.parametrize("least", [0.001, 6.0])
-def test_files_that_do_not_shrink_for_long_are_found_too(
-    least: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     """Of 31 bytes up to that lambda, where 30 are admitted."""
 
-    def encode(_: Tensor, lmbdas: Tensor) -> tuple[Tensor]:
+    def encode(_, lmbdas):
         return (lmbdas,)
 
-    def write(_: object, codes: tuple[Tensor], *__: object) -> list[bytes]:
+    def write(_, codes, *__):
         return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].tolist()]
 
     monkeypatch.setattr(compression, "write", write)
@@ -186,15 +182,13 @@ def test_files_that_do_not_shrink_for_long_are_found_too(
     assert least <= best.error <= 1.2 * least, "the error is lambda here"
 
 
-def test_codes_are_computed_without_tf32(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_codes_are_computed_without_tf32(run, tmp_path, monkeypatch):
     """In each public function and command that makes codes, as in training and evaluation."""
     model = hrvqvae.load(run)
     seen = list[bool]()
     latents = SingleGridAutoencoder.latents
 
-    def observe(*arguments: Any) -> Tensor:
+    def observe(*arguments):
         seen.append(torch.backends.cudnn.allow_tf32)
         return latents(*arguments)
 

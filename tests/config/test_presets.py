@@ -17,7 +17,7 @@ from hrvqvae.config import (
     presets,
 )
 from hrvqvae.config.entries import System
-from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, Registry, register_system
+from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
 from hrvqvae.config.systems import column
 from hrvqvae.utils.errors import InputError
@@ -26,7 +26,7 @@ from tests.conftest import done, refused
 
 
 @pytest.mark.parametrize("system", [*SYSTEMS])
-def test_a_system_that_is_not_printed_says_so(system: str) -> None:
+def test_a_system_that_is_not_printed_says_so(system):
     preset = presets.get(f"{system}/mnist")
     printed = any(
         source.startswith("Table") and source != "Table 5" for source in preset.sources.values()
@@ -36,14 +36,14 @@ def test_a_system_that_is_not_printed_says_so(system: str) -> None:
 
 
 @pytest.mark.parametrize(("data", "column"), [("emoji32", "cifar10"), ("photos", "ffhq")])
-def test_a_borrowed_column_says_whose_it_is(data: str, column: str) -> None:
+def test_a_borrowed_column_says_whose_it_is(data, column):
     preset = presets.get(f"hrvqvae/{data}")
     assert preset.source("model.hidden_units") == f"Table 6 ({column})"
     assert preset.source("data.size") == preset.source("prior.network.dropout") == "ours"
-    assert preset.config.prior.network.dropout == (0.3,)  # type: ignore[attr-defined]  # of few images
+    assert preset.config.prior.network.dropout == (0.3,)  # of few images
 
 
-def test_bits_of_an_uneven_grid_and_unknown_presets() -> None:
+def test_bits_of_an_uneven_grid_and_unknown_presets():
     model = SYSTEMS.get("hrvqvae").config.replace(
         stride=4, quantizer=QuantizerConfig(levels=2, codewords=16)
     )
@@ -66,7 +66,7 @@ class WithoutPadding(ModelConfig):
     geometry = Geometry(1, 0, (1,))
 
 
-def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
+def test_a_data_set_gives_a_system_only_the_fields_that_it_has():
     bare = System(
         name="bare", title="Bare", config=WithoutPadding(), model="nowhere:Bare", settings={}
     )
@@ -75,7 +75,7 @@ def test_a_data_set_gives_a_system_only_the_fields_that_it_has() -> None:
     assert (preset.config.data.size, preset.config.training.batch_size) == (28, 128)
 
 
-def test_a_column_that_is_missing_is_one_line() -> None:
+def test_a_column_that_is_missing_is_one_line():
     rows = {"model.dim": ([1, 2], "theirs")}
     assert column(rows, "cifar10", ("mnist", "cifar10")) == {"model.dim": (2, "theirs")}
     for name, columns in (("ffhq", ("mnist", "cifar10")), ("mnist", ("mnist", "cifar10", "ffhq"))):
@@ -132,7 +132,7 @@ ROWS = {  # number of a table -> system, and a field of each row whose value is 
 }
 
 
-def as_number(text: str) -> float | str:
+def as_number(text):
     try:
         return float(text.replace(",", ""))
     except ValueError:
@@ -140,7 +140,7 @@ def as_number(text: str) -> float | str:
 
 
 @pytest.mark.parametrize("table", ROWS)
-def test_a_table_of_the_page_is_the_presets(table: int) -> None:
+def test_a_table_of_the_page_is_the_presets(table):
     (text,) = re.findall(
         rf"^\*\*Table {table}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL
     )
@@ -171,7 +171,7 @@ SYSTEM = dataclasses.replace(SYSTEMS.get("vqvae"), name={name!r})
 """
 
 
-def install(folder: Path, package: str, source: str, **entries: str) -> None:
+def install(folder, package, source, **entries):
     (folder / f"{package}.py").write_text(source)
     info = folder / f"{package}-1.0.dist-info"
     info.mkdir()
@@ -180,7 +180,7 @@ def install(folder: Path, package: str, source: str, **entries: str) -> None:
     (info / "entry_points.txt").write_text("\n".join(["[hrvqvae.systems]", *lines]))
 
 
-def test_a_package_adds_a_system(site: Path) -> None:
+def test_a_package_adds_a_system(site):
     install(site, "theirs", _SYSTEM.format(name="other"), other="SYSTEM", vqvae2="SYSTEM")
     assert SYSTEMS.get([*SYSTEMS][-1]) is SYSTEMS.entries()[-1]
     assert SYSTEMS.get("vqvae2").title == "VQVAE-2", "no package replaces a built-in system"
@@ -197,9 +197,7 @@ def test_a_package_adds_a_system(site: Path) -> None:
         (_SYSTEM.format(name="another"), "must be a System of that name"),
     ],
 )
-def test_a_broken_package_is_named_and_breaks_nothing_else(
-    source: str, fault: str, site: Path
-) -> None:
+def test_a_broken_package_is_named_and_breaks_nothing_else(source, fault, site):
     install(site, "theirs", source, other="SYSTEM")
     told_once.cache_clear()
     code, printed, told = done("presets")
@@ -209,7 +207,7 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(
     assert refused(["train", "other/mnist"]) == told
 
 
-def test_a_system_is_registered(site: Path) -> None:
+def test_a_system_is_registered(site):
     entry = register_system(dataclasses.replace(SYSTEMS.get("vqvae"), name="other"))
     assert SYSTEMS.get("other") is entry
     assert presets.get("other/mnist").config.model.system == "other"
@@ -218,7 +216,7 @@ def test_a_system_is_registered(site: Path) -> None:
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
-def test_unknown_names(registry: Registry[object]) -> None:  # type: ignore[type-var]
+def test_unknown_names(registry):
     for name in registry:
         with pytest.raises(
             InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"

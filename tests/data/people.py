@@ -5,7 +5,7 @@
 
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,36 +34,36 @@ class People(NamedTuple):
     labels: bool = True
 
 
-def drawn(count: int = 1, mode: str = "RGB") -> Image.Image:
+def drawn(count=1, mode="RGB"):
     pixels = noise(16, 16, 3, seed=count)
     return Image.fromarray(pixels).convert(mode)
 
 
-def encoded(form: str, mode: str = "RGB", **options: object) -> bytes:
+def encoded(form, mode="RGB", **options):
     stream = io.BytesIO()
     drawn(mode=mode).save(stream, form, **options)
     return stream.getvalue()
 
 
-def four(content: Image.Image | bytes | np.ndarray, start: str = "", end: str = ".png") -> Files:
+def four(content, start="", end=".png"):
     """Four files of the same content."""
     return {f"{start}{index}{end}": content for index in range(4)}
 
 
-def pets(folder: str = "", count: int = 4, suffix: str = ".png") -> dict[str, Image.Image]:
+def pets(folder="", count=4, suffix=".png"):
     names = (f"{folder}{('cat', 'dog')[index % 2]}/{index}{suffix}" for index in range(count))
     return {name: drawn(index) for index, name in enumerate(names)}
 
 
-def given(train: int, test: int, name: str = "test", kinds: str = PETS) -> Meaning:
+def given(train, test, name="test", kinds=PETS):
     return train + test, f"{train} images in train and {test} images in {name}; {kinds}"
 
 
-def divided(count: int, kinds: str = NONE) -> Meaning:
+def divided(count, kinds=NONE):
     return count, f" to test, by their names; {kinds}"
 
 
-def splits() -> Iterator[People]:
+def splits():
     """Folders and files of splits, in any case."""
     for train, case in (("train", str.lower), ("Train", str.title), ("TRAIN", str.upper)):
         for test in HELD_OUT:
@@ -88,7 +88,7 @@ def splits() -> Iterator[People]:
     yield People({"x.tar": pets()}, divided(4), labels=False)
 
 
-def nesting() -> Iterator[People]:
+def nesting():
     """Where images lie in a folder."""
     for folder in ("", "a/", "a/b/", "a/b/c/"):
         files = four(encoded("JPEG"), folder, ".jpg")
@@ -105,7 +105,7 @@ def nesting() -> Iterator[People]:
     yield People(pets() | run, divided(4, PETS), "is a run folder; its pictures are left out")
 
 
-def names() -> Iterator[People]:
+def names():
     """Names of files."""
     for name in (
         "a b",
@@ -127,7 +127,7 @@ def names() -> Iterator[People]:
         yield People(pets() | {f"cat/other{suffix}": b"other"}, divided(4, PETS), note)
 
 
-def links() -> Iterator[People]:
+def links():
     """Links to files and folders, and to nothing."""
     pictures = four(drawn(), "../there/")
     to_files = {f"{index}.png": f"../there/{index}.png" for index in range(4)}
@@ -140,7 +140,7 @@ def links() -> Iterator[People]:
     yield People(pets() | annex, divided(4, PETS), f"3 links {gone}")
 
 
-def pixels() -> Iterator[People]:
+def pixels():
     """Modes, depths and colour profiles."""
     for mode in ("L", "1", "P", "LA", "RGB", "RGBA"):
         yield People(four(encoded("PNG", mode)), divided(4))
@@ -160,7 +160,7 @@ def pixels() -> Iterator[People]:
 PEOPLE = [*splits(), *nesting(), *names(), *links(), *pixels()]
 
 
-def write(people: People, folder: Path) -> None:
+def write(people, folder):
     """Write a set of images."""
     for name, content in people.files.items():
         path = folder / name

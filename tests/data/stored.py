@@ -5,7 +5,6 @@ them.
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +13,34 @@ import pyarrow.parquet as pq
 from PIL import ImageCms
 
 from hrvqvae.config import DataConfig
-from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 
 
-def folder_config(folder: Path, **changes: object) -> DataConfig:
+def folder_config(folder, **changes):
     fields = {"dataset": "pictures", "size": 16, "channels": 3, "workers": 0, **changes}
     return DataConfig(root=str(folder), **fields)
 
 
-def loaded(root: object, split: str = "train", /, **changes: object) -> ImageSet:
+def loaded(root, split="train", /, **changes):
     """Return the images of a split, not held in memory unless `memory_mb` is given."""
     return load_images(folder_config(Path(str(root)), **{"memory_mb": 0, **changes}), split)
 
 
-def content(images: ImageSet) -> np.ndarray:
+def content(images):
     if images.pixels is not None:
         return images.pixels
     return np.stack([images.decode(index, None).pixels for index in range(len(images))])
 
 
-def paths_of(images: ImageSet) -> list[Path]:
+def paths_of(images):
     return [Path(images.source.where(int(row))) for row in images.rows]
 
 
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
+def noise(*shape, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-def swapped_profile() -> bytes:
+def swapped_profile():
     """Return a colour profile in which red and blue of sRGB have each other's place."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for before, after in ((b"rXYZ", b"????"), (b"bXYZ", b"rXYZ"), (b"????", b"bXYZ")):
@@ -50,7 +48,7 @@ def swapped_profile() -> bytes:
     return profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
 
 
-def write_tar(path: Path | str, members: Mapping[str, bytes]) -> Path:
+def write_tar(path, members):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
@@ -61,14 +59,14 @@ def write_tar(path: Path | str, members: Mapping[str, bytes]) -> Path:
     return path
 
 
-def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
+def write_folder(folder, files):
     for name, content in files.items():
         path = Path(folder) / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
 
-def folder_of(folder: Path) -> dict[str, bytes]:
+def folder_of(folder):
     """Return the content of each file by its path in the folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -77,14 +75,14 @@ def folder_of(folder: Path) -> dict[str, bytes]:
 
 
 def write_parquet(
-    path: Path | str,
-    images: Sequence[bytes | None],
-    labels: Sequence[object] | None = None,
+    path,
+    images,
+    labels=None,
     *,
-    names: Sequence[str] = (),
-    rows: int = 1000,
-    paths: Sequence[str | None] | None = None,
-) -> Path:
+    names=(),
+    rows=1000,
+    paths=None,
+):
     """Write Parquet as the hub does: a struct of bytes and path, and class names in the
     metadata.
     """

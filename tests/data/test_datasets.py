@@ -1,8 +1,6 @@
 """Data sets given from Python: what is taken, what is read how often, and what is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -12,7 +10,6 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 
 import hrvqvae
-from hrvqvae.data.batches import ImageSet
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources.datasets import register_datasets
 from tests.conftest import input_error, with_data, write_file, write_picture
@@ -24,7 +21,7 @@ LABELS = [index % 3 for index in range(20)]
 CLASSES = ("cat", "dog", "emu")
 
 
-def loaded(train: Any, test: Any = None, split: str = "train", **changes: object) -> ImageSet:
+def loaded(train, test=None, split="train", **changes):
     root = register_datasets("run", train, test)
     options = {"split": "sorted", "train_samples": 18} if test is None else {}
     return load_images(folder_config(Path(root), **options, **changes), split)
@@ -36,18 +33,18 @@ class Counted(Dataset[tuple[np.ndarray, int]]):
     targets = LABELS
     classes = CLASSES
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.reads = 0
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(PIXELS)
 
-    def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, row):
         self.reads += 1
         return PIXELS[row], LABELS[row]
 
 
-def hugging_face() -> datasets.Dataset:
+def hugging_face():
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[*CLASSES])}
     columns = {"image": [Image.fromarray(image) for image in PIXELS], "label": LABELS}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -112,7 +109,7 @@ def test_only_the_newest_data_sets_are_kept():
 
 
 class Stream(IterableDataset[torch.Tensor]):
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self):
         yield TENSORS[0]
 
 

@@ -33,9 +33,7 @@ from tests.data.stored import noise
 Way = Callable[[Path], None]
 
 
-def register(
-    monkeypatch: pytest.MonkeyPatch, *ways: Way, files: dict[str, str] | None = None
-) -> None:
+def register(monkeypatch, *ways, files=None):
     """Replace the ways to get MNIST, whose titles are their names, and the checksums of its
     files.
     """
@@ -46,12 +44,12 @@ def register(
     monkeypatch.setattr(fetch, "resolve_name", {way.__name__: way for way in ways}.__getitem__)
 
 
-def refuse(folder: Path) -> None:
+def refuse(folder):
     raise OSError("no route\nto host")
 
 
-def make_copy(source: Path, name: str, tried: list[str]) -> Way:
-    def way(folder: Path) -> None:
+def make_copy(source, name, tried):
+    def way(folder):
         tried.append(name)
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -59,14 +57,14 @@ def make_copy(source: Path, name: str, tried: list[str]) -> Way:
     return way
 
 
-def checksums(folder: Path) -> dict[str, str]:
+def checksums(folder):
     return {
         path.name: hashlib.md5(gzip.decompress(path.read_bytes())).hexdigest()
         for path in sorted(folder.iterdir())
     }
 
 
-def swap_a_byte(packed: bytes) -> bytes:
+def swap_a_byte(packed):
     """Return a gzip file with a damage for which zlib has its own error."""
     return packed[:15] + bytes([packed[15] ^ 255]) + packed[16:]
 
@@ -143,7 +141,7 @@ def test_every_way_failing_tells_each_reason(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def program(name: str, script: str) -> None:
+def program(name, script):
     """Write a program into the folder in which programs are searched first."""
     path = Path("programs", name)
     path.write_text(f"#!/bin/sh\n{script}\n")
@@ -151,7 +149,7 @@ def program(name: str, script: str) -> None:
 
 
 @pytest.fixture
-def _programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _programs(tmp_path, monkeypatch):
     (tmp_path / "programs").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "programs"), prepend=":")
 
@@ -166,7 +164,7 @@ RECORDS = np.concatenate(
 )  # a label and the planes of each image
 
 
-def check_cifar10(folder: Path) -> None:
+def check_cifar10(folder):
     for name, records in zip(BATCHES, RECORDS, strict=True):
         assert (folder / f"{name}.bin").read_bytes() == records.tobytes()
 

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable
 from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
@@ -24,7 +23,6 @@ from PIL import Image
 
 from hrvqvae.config import DataConfig
 from hrvqvae.data.batches import (
-    Batch,
     ImageSet,
     batches,
     evaluation_batches,
@@ -45,7 +43,7 @@ PICTURE = Path("x.png")
 SPLITS = ("train", "test")
 
 
-def pixels_of(batches: Iterable[Batch]) -> torch.Tensor:
+def pixels_of(batches):
     return torch.cat([batch.images for batch in batches])
 
 
@@ -346,10 +344,10 @@ def test_what_is_lost_is_told():
         assert (pixels[:, 0, 0].tolist(), lost) == ([255, 0, 0], "further frames")
 
 
-def _rgb16() -> bytes:
+def _rgb16():
     """Return a PNG of a pixel of 3 x 16 bits, which Pillow can't write."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
+    def chunk(kind, content):
         body = kind + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 

@@ -10,7 +10,6 @@ import pickle
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from unittest.mock import Mock, patch
@@ -44,7 +43,7 @@ SPLITS = ("train", "test")
 FORMS = ("folder", "tar", "parquet", "npy", "npz")
 
 
-def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
+def png(seed, size=(16, 16)):
     pixels = noise(*size[::-1], 3, seed=seed)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
@@ -54,15 +53,15 @@ def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
 PNGS = [png(seed) for seed in range(6)]
 
 
-def decoded(content: bytes) -> np.ndarray:
+def decoded(content):
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def planes(images: Iterable[bytes]) -> np.ndarray:
+def planes(images):
     return np.stack([decoded(image).transpose(2, 0, 1) for image in images])
 
 
-def store(form: str, root: str, files: dict[str, bytes]) -> str:
+def store(form, root, files):
     """Write images by name in a form, in three tars or Parquet files; their folders "0", "1" ...
     are their labels. Return what is to be loaded.
     """
@@ -94,18 +93,18 @@ def store(form: str, root: str, files: dict[str, bytes]) -> str:
     return str(parent)
 
 
-def first_rows(count: int) -> dict[str, object]:
+def first_rows(count):
     """Return fields for a split whose training images are the first."""
     return {"split": "sorted", "train_samples": count}
 
 
-def drawn(count: int, seed: int = 0) -> dict[str, bytes]:
+def drawn(count, seed=0):
     names = sorted(f"{(index * 7) % 3}/{index:03d}.png" for index in range(count))
     return {name: png(seed + index) for index, name in enumerate(names)}
 
 
 @pytest.fixture(autouse=True)
-def _separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _separate_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -206,13 +205,13 @@ def test_shards_of_webdataset_are_read():
     assert images.labels.tolist() == (images.rows % 3).tolist()
 
 
-def touch(*names: str) -> None:
+def touch(*names):
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
 
 
-def names_of(folder: str, split: str = "train", **changes: object) -> list[str]:
+def names_of(folder, split="train", **changes):
     paths = paths_of(loaded(folder, split, **changes))
     return [path.relative_to(folder).as_posix() for path in paths]
 
@@ -526,7 +525,7 @@ def test_a_folder_of_many_arrays(monkeypatch):
     assert len([*opened.iterdir()]) <= before + 5
 
 
-def bad_inputs() -> Iterator[tuple[str, str]]:
+def bad_inputs():
     """Write inputs that are refused; yield their names and the reasons."""
     image, *_ = images = PNGS[:4]
     write_tar("text.tar", {"a.txt": b"no image"})

@@ -6,13 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import Config
 from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
@@ -22,7 +20,7 @@ from tests.trained_run import train_autoencoder
 ROOT = Path(__file__).parent.parent.parent
 
 
-def torchrun(count: int, *options: str) -> list[str]:
+def torchrun(count, *options):
     command = [
         sys.executable,
         "-m",
@@ -34,7 +32,7 @@ def torchrun(count: int, *options: str) -> list[str]:
     return [*command, "--monitor-interval", "0.5", *options, "-m", "hrvqvae"]
 
 
-def ranks(launcher: int) -> list[int]:
+def ranks(launcher):
     pids: list[int] = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -42,12 +40,12 @@ def ranks(launcher: int) -> list[int]:
     return sorted(pids)
 
 
-def logged(folder: Path) -> int:
+def logged(folder):
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None:
+def wait_for(holds, launched):
     ends = time.monotonic() + 240
     while not holds():
         assert launched.poll() is None, launched.communicate()
@@ -55,9 +53,7 @@ def wait_for(holds: Callable[[], bool], launched: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
-def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(
-    tiny: Config, tmp_path: Path
-) -> None:
+def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path):
     config = with_training(
         tiny, max_steps=100_000, log_every=1, evaluate_every=200_000, schedule="constant"
     )
@@ -113,14 +109,14 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(
     ],
 )
 def test_a_training_goes_on_where_this_job_has_begun_it(
-    began: str | None,
-    restarts: str,
-    now: str,
-    goes_on: bool,
-    tmp_path: Path,
-    tiny: Config,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    began,
+    restarts,
+    now,
+    goes_on,
+    tmp_path,
+    tiny,
+    monkeypatch,
+):
     """The name of the job decides if there is one, otherwise the count of restarts."""
     run = RunFolder(tmp_path / "run")
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -136,7 +132,7 @@ def test_a_training_goes_on_where_this_job_has_begun_it(
     assert not launch.is_restarted(run.belongs_to_this_job)
 
 
-def test_errors_of_lost_processes_are_told_from_others() -> None:
+def test_errors_of_lost_processes_are_told_from_others():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     errors = (lost, RuntimeError("shape mismatch"), InputError("gloo"))
     assert [launch._is_lost(error) for error in errors] == [True, False, False]

@@ -3,13 +3,11 @@
 Collectives of the fake process group leave each process its own values.
 """
 
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.futures import Future
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -17,11 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hrvqvae import distributed
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from hrvqvae.models.build import build, build_objective
 from hrvqvae.quantize.codebook import LevelCodebooks
-from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Evaluation
 from tests.conftest import parametrize
 from tests.trained_run import fields, tiny_systems, trained_copy
@@ -34,29 +30,29 @@ FEW_STEPS = "max_steps=4 evaluate_every=100 checkpoint_every=100 precision=fp32 
 class Sent(TorchDispatchMode):
     """The bytes of each tensor that a process gives to a collective."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.bytes = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d" and "allreduce" in func.__name__:
             self.bytes += [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def many_ranks() -> Iterator[list[int]]:
+def many_ranks():
     """Make this process the first of 64; yield the bytes of each bucket of gradients."""
     buckets = []
     usual = distributed.average_gradients
 
-    def finish(_: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    def finish(_, bucket):
         buckets.append(bucket.buffer().nbytes)
         done = Future[Tensor]()
         done.set_result(bucket.buffer())
         return done
 
-    def average_gradients(network: nn.Module) -> nn.Module:
+    def average_gradients(network):
         engine: Any = usual(network)
         engine.register_comm_hook(None, finish)
         return engine
@@ -69,18 +65,18 @@ def many_ranks() -> Iterator[list[int]]:
         dist.destroy_process_group()
 
 
-def nothing(*_: object) -> Evaluation:
+def nothing(*_):
     return Evaluation({}, "")
 
 
-def watch_steps(case: Case, config: Config) -> list[tuple[list[int], list[int]]]:
+def watch_steps(case, config):
     """Return the bytes of the buckets and of the other sums of each step of a training."""
     steps = []
     usual = case.kind.step
 
     with many_ranks() as buckets:
 
-        def step(self: Any, state: TrainState, batch: Any) -> Any:
+        def step(self, state, batch):
             first = len(buckets)
             with Sent() as sent:
                 metrics = usual(self, state, batch)
@@ -92,7 +88,7 @@ def watch_steps(case: Case, config: Config) -> list[tuple[list[int], list[int]]]
     return steps
 
 
-def count_exchanged(config: Config) -> tuple[int, int]:
+def count_exchanged(config):
     """Return the bytes of the gradients, and of the codebooks that follow moving averages."""
     model = build(config)
     networks = [model, *build_objective(config).auxiliary.values()]
@@ -102,7 +98,7 @@ def count_exchanged(config: Config) -> tuple[int, int]:
 
 
 @parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae"])
-def test_a_step_sends_gradients_and_codebooks(system: str, mnist_root: Path, tmp_path):
+def test_a_step_sends_gradients_and_codebooks(system, mnist_root, tmp_path):
     few = fields("training", f"{FEW_STEPS} batch_size={RANKS}")
     config = override(tiny_systems(mnist_root)[system], few)
     case = Case("autoencoder", tmp_path / "run", config)
@@ -117,7 +113,7 @@ def test_a_step_sends_gradients_and_codebooks(system: str, mnist_root: Path, tmp
 
 
 @parametrize("name", ["prior", "progressive"])
-def test_a_step_on_codes_or_prefixes(name: str, tiny: Config, tmp_path, tmp_path_factory):
+def test_a_step_on_codes_or_prefixes(name, tiny, tmp_path, tmp_path_factory):
     run = trained_copy(tiny, tmp_path_factory, tmp_path / "run")
     case = Case(name, run, tiny)
     few = fields(case.section, FEW_STEPS)

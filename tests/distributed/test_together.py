@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ STEPS = 8
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+def folder(tmp_path_factory, mnist_root):
     folder = tmp_path_factory.mktemp("together")
     changes = {
         "batch_size": 12,
@@ -68,11 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
     return folder
 
 
-def seen(folder: Path, size: int) -> list[dict[str, Any]]:
+def seen(folder, size):
     return [json.loads((folder / f"seen-{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
-def logged(run: Path, name: str, kind: str = "train") -> list[float]:
+def logged(run, name, kind="train"):
     return [
         record.get(name, 0.0)
         for record in read_records(run / "metrics.jsonl")
@@ -81,7 +80,7 @@ def logged(run: Path, name: str, kind: str = "train") -> list[float]:
 
 
 @pytest.mark.parametrize("system", EVERY)
-def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
+def test_two_processes_train_as_one_does(folder, system):
     (alone,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
     together = [left + right for left, right in zip(first["images"], second["images"], strict=True)]
     assert together == alone["images"], "the same images at each step, in the same order"
@@ -103,11 +102,11 @@ def test_two_processes_train_as_one_does(folder: Path, system: str) -> None:
     ] * 2
 
 
-def test_something_is_revived_on_the_way(folder: Path) -> None:
+def test_something_is_revived_on_the_way(folder):
     assert any(sum(logged(folder / f"{system}-1", "restarted")) for system in EVERY)
 
 
-def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None:
+def test_priors_and_the_extraction_of_codes_are_shared_out(folder):
     one, two = (RunFolder(folder / f"priors-{size}") for size in (1, 2))
     names = sorted(path.name for path in one.codes.glob("*.npy"))
     assert names
@@ -125,13 +124,13 @@ def test_priors_and_the_extraction_of_codes_are_shared_out(folder: Path) -> None
             np.testing.assert_allclose(shared, alone, rtol=1e-5)
 
 
-def test_a_progressive_decoder_is_trained_on_the_same_prefixes(folder: Path) -> None:
+def test_a_progressive_decoder_is_trained_on_the_same_prefixes(folder):
     alone, shared = (logged(folder / f"priors-{size}" / "prefixes", "loss") for size in (1, 2))
     assert len(alone) == 5
     np.testing.assert_allclose(shared, alone, rtol=1e-5)
 
 
-def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder: Path) -> None:
+def test_what_goes_wrong_in_one_process_ends_both_with_the_same_line(folder):
     first, second = (each["failures"] for each in seen(folder, 2))
     assert first == second
     assert first["nan"].startswith("step 4: the loss is not finite")

@@ -8,24 +8,20 @@ decoder into the run FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.storage import weights_digest
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_file
-from hrvqvae.data.batches import Batch
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed.launch import process_group
-from hrvqvae.models.objective import MODEL, Metrics
+from hrvqvae.models.objective import MODEL
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import resolve_priors, train_priors
 from hrvqvae.training.state import TrainState
@@ -46,7 +42,7 @@ PRIOR = {
 }
 
 
-def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
+def codebooks(model):
     return {
         name: one.clone()
         for name, one in model.state_dict().items()
@@ -55,12 +51,12 @@ def codebooks(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def watched() -> Iterator[Seen]:
+def watched():
     """Record the images of each step, the first codebooks and the last state."""
     seen: Seen = {"images": [], "start": None, "end": None}
     usual = AutoencoderTask.step
 
-    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
+    def step(self, state, batch):
         if not state.step:
             seen["start"] = weights_digest(codebooks(state.model))
         seen["images"].append([zlib.crc32(image.numpy().tobytes()) for image in batch.images])
@@ -72,7 +68,7 @@ def watched() -> Iterator[Seen]:
         yield seen
 
 
-def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
+def train_all(folder, systems):
     """Train each system, and then the priors of FOLDER/priors-WORLD, if that run exists."""
     size = distributed.world_size()
     results = {}
@@ -88,25 +84,23 @@ def train_all(folder: Path, systems: list[str]) -> dict[str, Seen]:
     return results
 
 
-def fail(config: Config, folder: Path, rank: int, how: str) -> str:
+def fail(config, folder, rank, how):
     """Return the error of a training in which a process goes wrong in the fifth step."""
     usual = AutoencoderTask.step
     take_gradient = TrainState.take_gradient
     read = Trainer._read
     here = distributed.rank() == rank
 
-    def spoil_loss(
-        state: TrainState, losses: Mapping[str, torch.Tensor], of: str = MODEL
-    ) -> Mapping[str, Any]:
+    def spoil_loss(state, losses, of=MODEL):
         factor = float("nan") if state.step == 4 and how == "nan" and here else 1.0
         return take_gradient(state, {name: loss * factor for name, loss in losses.items()}, of)
 
-    def step(self: AutoencoderTask, state: TrainState, batch: Batch) -> Metrics:
+    def step(self, state, batch):
         if state.step == 4 and how == "drift" and here:
             next(state.model.parameters()).data.view(-1)[0] += 1e-6
         return usual(self, state, batch)
 
-    def lose_images(self: Trainer[Batch], state: TrainState) -> Batch:
+    def lose_images(self, state):
         if state.step == 4 and how == "broken" and here:
             self.batches = iter(broken())
         return read(self, state)
@@ -123,12 +117,12 @@ def fail(config: Config, folder: Path, rank: int, how: str) -> str:
     return "nothing"
 
 
-def broken() -> Iterator[Batch]:
+def broken():
     raise BrokenImageError("x.png is broken")
     yield
 
 
-def main(folder: Path, systems: list[str]) -> None:
+def main(folder, systems):
     torch.set_num_threads(1)
     with process_group():
         seen: dict[str, Any] = dict(train_all(folder, systems))

@@ -6,17 +6,14 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.image.kid import poly_mmd
 
@@ -48,7 +45,6 @@ from hrvqvae.evaluation.samples import (
 )
 from hrvqvae.model import Model
 from hrvqvae.models import published
-from hrvqvae.models.base import Encode
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
@@ -59,7 +55,7 @@ from tests.trained_run import tiny_run, undrawn
 PIXELS = Features("", lambda images: images.flatten(1))
 
 
-def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
+def frechet_by_hand(left, right):
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
     first, second = (np.cov(x, rowvar=False) for x in (left, right))
     difference = left.mean(0) - right.mean(0)
@@ -67,7 +63,7 @@ def frechet_by_hand(left: np.ndarray, right: np.ndarray) -> float:
     return float(difference @ difference + np.trace(first + second - 2 * roots))
 
 
-def sets(count: int) -> tuple[torch.Tensor, ...]:
+def sets(count):
     generator = torch.Generator().manual_seed(0)
     return tuple(
         torch.rand(count, 1, 2, 3, generator=generator) * scale for scale in (1.0, 0.9, 0.3)
@@ -75,7 +71,7 @@ def sets(count: int) -> tuple[torch.Tensor, ...]:
 
 
 @patch.object(samples, "_BLOCK", 32)
-def test_distances_by_hand() -> None:
+def test_distances_by_hand():
     real, near, far = sets(80)
     kept = RealImages(PIXELS, [real[:50], real[50:]])
     assert kept.frechet_name == "FID of 80 images"
@@ -94,14 +90,14 @@ def test_distances_by_hand() -> None:
 
 
 @patch.object(samples, "_NEIGHBOUR", 1)
-def test_shares_by_hand() -> None:
+def test_shares_by_hand():
     centres = torch.tensor([[0.0], [1.0], [3.0], [10.0]])
     points = torch.tensor([[-1.0], [2.0], [6.5], [20.0], [16.0]])
     # with the first neighbour, the balls reach 1, 1, 2 and 7 around the others
     assert measure_share_inside(points, centres) == 4 / 5
 
 
-def test_numbers_of_images_that_have_no_distance() -> None:
+def test_numbers_of_images_that_have_no_distance():
     real, near, _ = sets(6)  # of 6 features
     distances = RealImages(PIXELS, [real]).compare([near])
     assert distances.frechet is None
@@ -116,19 +112,19 @@ def test_numbers_of_images_that_have_no_distance() -> None:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch"
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_path: Path) -> None:
+def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root, tmp_path):
     torch.manual_seed(0)
     network = small_classifier(1, 10).eval().requires_grad_(False)
     config = DataConfig(dataset="mnist", root=str(mnist_root), size=12)
     images = torch.rand(3, 1, 12, 12)
 
-    def trained(config: DataConfig) -> TrainedClassifier:
+    def trained(config):
         return TrainedClassifier(
             network, 0.1, tuple("0123456789"), classifier.describe_images(config)
         )
@@ -149,7 +145,7 @@ def test_a_classifier_of_greyscale_images_is_trained_once(mnist_root: Path, tmp_
 
 
 @pytest.mark.usefixtures("cache")
-def test_colour_takes_efficientnet(tmp_path: Path) -> None:
+def test_colour_takes_efficientnet(tmp_path):
     for index in range(12):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40, 40))
     config = DataConfig(
@@ -160,9 +156,7 @@ def test_colour_takes_efficientnet(tmp_path: Path) -> None:
     assert features(torch.rand(2, 3, 32, 32)).shape == (2, 320)
 
 
-def test_only_inception_gives_a_fid(
-    cache: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(
         "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
@@ -194,28 +188,24 @@ class Rings:
     class_counts = (95, 5)
     run = SimpleNamespace(folder=SimpleNamespace(path=Path("nowhere")))
 
-    def __init__(self, shares: tuple[float, float]) -> None:
+    def __init__(self, shares):
         self.shares = shares
 
-    def draw(
-        self, count: int, *, seed: int, params: object, class_name: str | None = None
-    ) -> Sampled:
+    def draw(self, count, *, seed, params, class_name=None):
         generator = np.random.default_rng((7, seed))
         labels = generator.choice(2, count, p=self.shares)
         if class_name is not None:
             labels[:] = self.classes.index(class_name)
         return Sampled(rings(labels, generator), (), ())
 
-    def encode(
-        self, images: Tensor, lmbda: float | None = None, effort: int | None = None
-    ) -> tuple[Tensor, ...]:
+    def encode(self, images, lmbda=None, effort=None):
         return (images,)
 
-    def decode(self, codes: tuple[Tensor, ...], size: tuple[int, int]) -> Tensor:
+    def decode(self, codes, size):
         return codes[0]
 
 
-def rings(labels: np.ndarray, generator: np.random.Generator) -> Tensor:
+def rings(labels, generator):
     noise = generator.normal(0, 0.05, (len(labels), 1, 2, 2))
     return (
         torch.from_numpy(np.where(labels == 0, 0.3, 0.8)[:, None, None, None] + noise)
@@ -225,7 +215,7 @@ def rings(labels: np.ndarray, generator: np.random.Generator) -> Tensor:
 
 
 @pytest.fixture
-def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConfig:
+def unequal_classes(monkeypatch, tmp_path):
     generator = np.random.default_rng(0)
     labels = (np.arange(4_000) % 20 == 19).astype(np.int64)
     config = DataConfig(dataset="rings", size=2, channels=1, workers=0)
@@ -239,14 +229,12 @@ def unequal_classes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> DataConf
 
 
 class Brightness(torch.nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         mean = images.mean((1, 2, 3)) - 0.55
         return torch.stack([-mean, mean], 1)
 
 
-def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
-    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes, monkeypatch):
     (quality,) = measure_samples(Rings((0.95, 0.05)), unequal_classes, 600)
     drawn, floor = (quality.distances[name]["frechet"] for name in ("samples", "test images"))
     assert floor.mean / 3 < drawn.mean < 3 * floor.mean < 0.02
@@ -264,9 +252,7 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(
     assert measure_samples(Rings((0.95, 0.05)), unequal_classes, 60)[0].compared == 50
 
 
-def test_the_deviation_is_that_of_repetitions(
-    unequal_classes: DataConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_deviation_is_that_of_repetitions(unequal_classes, monkeypatch):
     """The mean of several sets deviates by the deviation of a set / sqrt(their number)."""
     model = Rings((0.95, 0.05))
     means = list[float]()
@@ -288,13 +274,13 @@ def test_the_deviation_is_that_of_repetitions(
     assert 0.5 < ratio < 2
 
 
-def striped(count: int, seed: int) -> CodeMaps:
+def striped(count, seed):
     generator = np.random.default_rng(seed)
     rows = generator.integers(0, 4, (count, 8, 1)).repeat(8, 2)
     return CodeMaps((rows, generator.integers(0, 4, (count, 8, 8))), np.zeros(count, np.int64), ())
 
 
-def test_the_entropy_model_is_measured_as_files_are_written() -> None:
+def test_the_entropy_model_is_measured_as_files_are_written():
     bare = EntropyModel("drawn", "0" * 32, Geometry(2, 0, (1, 1)), (4, 4))
     train = striped(400, 0)
     test = striped(40, 1)
@@ -308,7 +294,7 @@ def test_the_entropy_model_is_measured_as_files_are_written() -> None:
     assert bits[0] < 0.5 * 128 < bits[1], "what repeats takes fewer bits than what is drawn"
 
 
-def test_a_label_takes_the_bits_of_its_frequency() -> None:
+def test_a_label_takes_the_bits_of_its_frequency():
     counts = [7, 3, 3, 0]  # each once more: 8, 4, 4 and 1 of 17
     assert measure_label_bits(counts, np.array([0, 1])) == pytest.approx(np.log2(17) - 2.5)
     assert measure_label_bits(counts, np.array([3])) == pytest.approx(np.log2(17))
@@ -317,20 +303,18 @@ def test_a_label_takes_the_bits_of_its_frequency() -> None:
 class Knowing(Prior):
     """A prior in which half of the probability is that of the code equal to the class."""
 
-    def level_logits(
-        self, codes: Sequence[Tensor], coarser: object, label: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def level_logits(self, codes, coarser, label):
         shares = torch.full((len(label), self.level.symbols), 0.5 / (self.level.symbols - 1))
         shares[torch.arange(len(label)), label] = 0.5
         return (shares.log()[:, :, None, None].expand(-1, -1, *self.level.grid),)
 
 
 class Paths:
-    def codeword_indices(self, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def codeword_indices(self, codes):
         return codes
 
 
-def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
+def test_priors_are_given_the_class_and_the_class_stands_beside():
     labels = np.random.default_rng(0).integers(0, 4, 130)
     maps = CodeMaps(
         (np.broadcast_to(labels[:, None, None], (130, 3, 5)).copy(),), labels, tuple("abcd")
@@ -349,11 +333,11 @@ def test_priors_are_given_the_class_and_the_class_stands_beside() -> None:
     assert measure_rate(priors, Paths(), None, wrong, (6, 10), torch.device("cpu")).prior[0] > 30
 
 
-def evaluate(run: str | Path, *options: object) -> dict[str, Any]:
+def evaluate(run, *options):
     return json.loads(do("evaluate", run, "--json", "--device", "cpu", *options))
 
 
-def test_evaluation_with_priors(run: Path) -> None:
+def test_evaluation_with_priors(run):
     report = evaluate(run)
     total = sum(level["prior_bits_per_code"] for level in report["levels"]) * 49
     assert report["prior_bits_per_image"] == pytest.approx(total)
@@ -366,9 +350,7 @@ def test_evaluation_with_priors(run: Path) -> None:
 
 
 @pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
-def test_a_beam_and_a_lambda_encode_all_that_is_measured(
-    run: Path, beam: int | None, lmbda: float | None
-) -> None:
+def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     report = "hrvqvae.evaluation.report."
     with (
         patch(f"{report}measure_rate") as rate,
@@ -386,14 +368,14 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(
     assert samples.call_args.kwargs["lmbda"] == lmbda
 
 
-def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_is_encoded_once(run, monkeypatch):
     encoded = list[int]()
     make = Model.encoder
 
-    def counting(model: Model, *options: Any, **keywords: Any) -> Encode:
+    def counting(model, *options, **keywords):
         encode = make(model, *options, **keywords)
 
-        def encode_and_count(images: Tensor) -> tuple[Tensor, ...]:
+        def encode_and_count(images):
             encoded.append(len(images))
             return encode(images)
 
@@ -405,7 +387,7 @@ def test_each_image_is_encoded_once(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert evaluated.rate is not None
 
 
-def test_any_folder_is_measured_whole_by_any_model(run: Path, tmp_path: Path) -> None:
+def test_any_folder_is_measured_whole_by_any_model(run, tmp_path):
     for index in range(9):
         write_picture(tmp_path / "photos" / f"{index}.png", index, (40 + index, 30))
     reports = [evaluate(model, "--data", tmp_path / "photos") for model in (run, "mnist")]
@@ -415,7 +397,7 @@ def test_any_folder_is_measured_whole_by_any_model(run: Path, tmp_path: Path) ->
     assert evaluate(run, "--data", tmp_path / "photos", "--split", "test")["images"] < 9
 
 
-def test_priors_are_measured_on_a_folder_of_their_classes(run: Path, tmp_path: Path) -> None:
+def test_priors_are_measured_on_a_folder_of_their_classes(run, tmp_path):
     for index in range(10):
         write_picture(tmp_path / "own" / str(index) / "x.png", index)
     report = evaluate(run, "--data", tmp_path / "own")
@@ -423,7 +405,7 @@ def test_priors_are_measured_on_a_folder_of_their_classes(run: Path, tmp_path: P
     assert report["prior_bits_per_image"] > 0
 
 
-def test_the_test_split_of_another_folder_is_measured(run: Path, tmp_path: Path) -> None:
+def test_the_test_split_of_another_folder_is_measured(run, tmp_path):
     for split, count in (("train", 4), ("test", 3)):
         for index in range(count):
             write_picture(tmp_path / "own" / split / f"{index}.png", index)
@@ -435,7 +417,7 @@ def test_the_test_split_of_another_folder_is_measured(run: Path, tmp_path: Path)
         assert line.endswith("has splits: measure --split train or --split test\n")
 
 
-def test_a_damaged_prior_is_a_note_beside_the_errors(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_prior_is_a_note_beside_the_errors(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     prior_folder(copy, 1).model.write_bytes(b"damaged")
     report = evaluate(copy)
@@ -443,7 +425,7 @@ def test_a_damaged_prior_is_a_note_beside_the_errors(run: Path, tmp_path: Path) 
     assert "level-2/model.safetensors is damaged" in report["no_priors"]
 
 
-def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path: Path) -> None:
+def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
     write_mnist(tmp_path / "mnist", size=28)
     config = DataConfig(dataset="mnist", root=str(tmp_path), size=28)
     with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
@@ -455,7 +437,7 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path: Path) -> Non
     assert shipped.accuracy > 0.99
 
 
-def test_the_classifier_learns(mnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_classifier_learns(mnist_root, monkeypatch):
     monkeypatch.setattr(classifier, "SMALL", dataclasses.replace(classifier.SMALL, epochs=50))
     data = DataConfig(dataset="mnist", root=str(mnist_root), size=12, channels=1)
     drawn = torch.get_rng_state()
@@ -467,7 +449,7 @@ def test_the_classifier_learns(mnist_root: Path, monkeypatch: pytest.MonkeyPatch
     assert first.accuracy == again.accuracy
 
 
-def test_samples_are_classified(run: Path) -> None:
+def test_samples_are_classified(run):
     _, out, err = done("evaluate", run, "--samples", 7, "--images", 8, "--json", "--device", "cpu")
     report = json.loads(out)
     assert "training the classifier" in err
@@ -477,7 +459,7 @@ def test_samples_are_classified(run: Path) -> None:
     assert share == pytest.approx(round(share)), "of 7"
 
 
-def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> str:
+def of_pictures(folder, mnist_root, run, **data):
     config = to_dict(tiny_run(mnist_root))
     config["data"] |= {"dataset": "pictures", "root": str(folder), "channels": 3, **data}
     file = write_file(from_dict(config, "tiny"), run.with_suffix(".yaml"))
@@ -487,7 +469,7 @@ def of_pictures(folder: Path, mnist_root: Path, run: Path, **data: object) -> st
     return str(run)
 
 
-def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_path: Path) -> None:
+def test_other_classes_are_noticed(picture_folder, mnist_root, tmp_path):
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", on_error="skip")
     broken = [*picture_folder.rglob("*.webp")]
     for path in broken:
@@ -506,9 +488,7 @@ def test_other_classes_are_noticed(picture_folder: Path, mnist_root: Path, tmp_p
     assert "class 'wolves' is not one of cats, dogs" in refused(wolves)
 
 
-def test_a_folder_without_classes_knows_none(
-    picture_folder: Path, mnist_root: Path, tmp_path: Path
-) -> None:
+def test_a_folder_without_classes_knows_none(picture_folder, mnist_root, tmp_path):
     run = of_pictures(picture_folder, mnist_root, tmp_path / "run", labels=False)
     do("sample", run, "-n", 2, "-o", tmp_path / "sheet.png", "--save-dir", run + "/s")
     assert sorted(path.name for path in (tmp_path / "run" / "s").iterdir()) == [

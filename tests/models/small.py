@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
-from hrvqvae.config import Config, DataConfig, ModelConfig, QuantizerConfig
+from hrvqvae.config import Config, DataConfig, QuantizerConfig
 from hrvqvae.config.registry import SYSTEMS
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build
 
 TREE = QuantizerConfig(levels=3, codewords=3, dim=4, init_vectors=500)
@@ -29,12 +28,12 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
 EVERY = tuple(_MODELS)
 
 
-def config_of(name: str, **changes: Any) -> ModelConfig:
+def config_of(name, **changes):
     system, fields = _MODELS[name]
     return replace(SYSTEMS.get(system).config, **{**_NETWORK, **fields, **changes})
 
 
-def model_of(config: ModelConfig, channels: int = 3, seed: int = 0) -> Autoencoder:
+def model_of(config, channels=3, seed=0):
     torch.manual_seed(seed)
     model = build(Config(data=DataConfig(channels=channels), model=config))
     model.initialize(torch.rand(8, channels, 14, 14), torch.Generator().manual_seed(seed))

@@ -10,14 +10,13 @@ from hrvqvae.config import Config, DataConfig, QuantizerConfig, SingleGridConfig
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.distortion import evaluate
 from tests.conftest import generator, input_error, same, state_of
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 
 
 @pytest.fixture(params=EVERY)
-def model(request: pytest.FixtureRequest) -> Autoencoder:
+def model(request):
     return model_of(config_of(request.param))
 
 

@@ -3,17 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
-from hrvqvae.config import Config, presets
+from hrvqvae.config import presets
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.data.batches import Batch
@@ -28,16 +25,14 @@ from tests.conftest import do, generator, same, write_file, write_picture
 from tests.trained_run import tiny_systems, undrawn
 
 
-def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+def moved(before, after):
     return {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
 
 
 EVERY = tuple(SYSTEMS)
 
 
-def train(
-    folder: Path, config: Config, options: str, steps: Sequence[int], priors: bool = True
-) -> None:
+def train(folder, config, options, steps, priors=True):
     file = write_file(config, folder.with_suffix(".yaml"))
     constant = "--training.schedule constant --prior.training.schedule constant"
     commands = [f"train {file} --out {folder} {constant} {options}"]
@@ -51,7 +46,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+def runs(tmp_path_factory, mnist_root):
     folder = tmp_path_factory.mktemp("systems")
     for system, config in tiny_systems(mnist_root).items():
         train(folder / system, config, "", [4])
@@ -110,8 +105,8 @@ def test_resumed_to_the_bit(system, options, runs, tmp_path, mnist_root):
     assert storage.read(run.model)[0].keys() == build(config).state_dict().keys()
 
 
-def _reduce(config: Config) -> Config:
-    def narrow(section: Any, **fields: object) -> Any:
+def _reduce(config):
+    def narrow(section, **fields):
         fields = {name: value for name, value in fields.items() if hasattr(section, name)}
         return dataclasses.replace(section, **fields)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +25,7 @@ from tests.conftest import do, generator, input_error, refused
 
 
 class TwoStages(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self._conv_stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
         self._bn0 = nn.Identity()
@@ -93,7 +92,7 @@ def test_the_published_network_knows_an_image_and_trains_after_it_has_evaluated(
 
 
 class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self):
         return exec, ("raise SystemExit",)
 
 
@@ -111,7 +110,7 @@ def test_a_damaged_package_is_refused(content, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def vgg_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def vgg_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     published.LPIPS.path.parent.mkdir(parents=True)
     published.LPIPS.path.touch()
@@ -140,7 +139,7 @@ def test_lpips_is_that_of_torchmetrics(monkeypatch):
 
 
 @pytest.fixture
-def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published.Published:
+def network(tmp_path, monkeypatch):
     """A network whose publisher has a file in the folder of the test, once it is written."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     url = (tmp_path / NAME).as_uri()

@@ -8,7 +8,6 @@ import torch
 from hrvqvae.config.parsing import override
 from hrvqvae.config.presets import get
 from hrvqvae.models import tiles
-from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.build import build, build_progressive_decoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from tests.conftest import generator, input_error, same
@@ -19,7 +18,7 @@ SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantize
 tiled = patch.multiple(tiles, _TILE=24, _MAX_UNDIVIDED=400)
 
 
-def model_of(preset: str, fields: dict[str, str]) -> Autoencoder:
+def model_of(preset, fields):
     torch.manual_seed(0)
     config = override(get(preset).config, SMALL | fields)
     model = build(config).eval().requires_grad_(False)

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from hrvqvae.config import Config, QuantizerConfig
+from hrvqvae.config import QuantizerConfig
 from hrvqvae.config.model import VQGANConfig
 from hrvqvae.config.schema import decide_auto
 from hrvqvae.models import vqgan
 from hrvqvae.models.build import build
-from hrvqvae.models.objective import Metrics
 from hrvqvae.models.perceptual import PerceptualDistance
 from hrvqvae.models.vqgan import (
     AdversarialObjective,
@@ -25,7 +24,7 @@ from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import generator, input_error, same, state_of, with_data
 
 
-def with_model(config: Config, **changes: object) -> Config:
+def with_model(config, **changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
@@ -44,12 +43,12 @@ GAN = VQGANConfig(
 
 
 @pytest.fixture
-def gan(tiny: Config) -> Config:
+def gan(tiny):
     return dataclasses.replace(tiny, name="gan", model=GAN)
 
 
 class Started:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config):
         torch.manual_seed(0)
         self.model = build(config)
         self.images = torch.randint(256, (4, 1, 12, 12), dtype=torch.uint8)
@@ -59,7 +58,7 @@ class Started:
         self.state = TrainState.start(self.model.train(), config.training, auxiliary)
         self.discriminator = self.state.networks["discriminator"].module
 
-    def step(self) -> tuple[Metrics, tuple[torch.Tensor, ...]]:
+    def step(self):
         goal = self.objective(self.model, self.images, self.state.step)
         return {**self.state.minimize(goal.losses), **goal.metrics}, goal.codes
 
@@ -166,7 +165,7 @@ def test_a_discriminator_that_is_not_finite_stops_before_the_update(gan):
 class Halved(PerceptualDistance):
     name = title = "halved"
 
-    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def forward(self, one, other):
         return (one - other).abs().mean() / 2
 
 

@@ -19,14 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of torch's compiler
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh():
     torch.compiler.reset()
     torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("name", ["treevq", "vqvae2"])
 @torch.no_grad()
-def test_codes_and_images(name: str) -> None:
+def test_codes_and_images(name):
     model = model_of(config_of(name))
     images = torch.randint(256, (2, 3, 14, 14), dtype=torch.uint8)
     codes = model.encode(images)
@@ -39,7 +39,7 @@ def test_codes_and_images(name: str) -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 @torch.no_grad()
-def test_logits(kind: str) -> None:
+def test_logits(kind):
     config, levels = prior_config(kind)
     prior = build_prior(config, levels, classes=10).eval()
     codes = [torch.randint(level.symbols, (2, *level.grid)) for level in prior.levels]
@@ -52,7 +52,7 @@ def test_logits(kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["treevq", "vqgan"])
-def test_a_training_keeps_its_tensors_in_place(name: str) -> None:
+def test_a_training_keeps_its_tensors_in_place(name):
     """A CUDA graph is captured with addresses: weights, codebooks, moments and averages stay."""
     config = with_training(config_for(name), device="cpu", max_steps=102)
     task = AutoencoderTask(config, RunFolder(Path("run")))

@@ -7,7 +7,6 @@ and the layer. A sampler draws on the CPU by design: of a GPU it asks `level_log
 """
 
 import dataclasses
-from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def config_for(name: str) -> Config:
+def config_for(name):
     changes = {"adversarial_start": 0} if name == "vqgan" else {}
     training = TrainingConfig(max_steps=10, device="cuda", precision="fp32", log_every=1)
     return Config(
@@ -48,30 +47,30 @@ def config_for(name: str) -> Config:
     )
 
 
-def images_on(device: str, kind: torch.dtype = torch.uint8) -> Tensor:
+def images_on(device, kind=torch.uint8):
     return torch.zeros(4, 3, 14, 14, dtype=kind, device=device)
 
 
 @contextmanager
-def zero_gradients(*modules: nn.Module) -> Iterator[None]:
-    def backward(loss: Tensor, *_: object, **__: object) -> None:
+def zero_gradients(*modules):
+    def backward(loss, *_, **__):
         for parameter in (one for module in modules for one in module.parameters()):
             parameter.grad = torch.zeros_like(parameter)
 
-    def grad(loss: Tensor, inputs: Tensor, **_: object) -> tuple[Tensor]:
+    def grad(loss, inputs, **_):
         return (torch.zeros_like(inputs),)
 
     with patch.object(Tensor, "backward", backward), patch("torch.autograd.grad", grad):
         yield
 
 
-def no_autocast() -> Any:
+def no_autocast():
     """Let autocast do nothing: torch has none for the device "meta"."""
     return patch("torch.autocast", lambda *_, **__: nullcontext())
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
+def test_a_training_step_of_a_system_waits_for_nothing(name):
     with fake_gpu() as waits:
         config = config_for(name)
         task = AutoencoderTask(config, RunFolder(Path("run")))
@@ -92,7 +91,7 @@ def test_a_training_step_of_a_system_waits_for_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_codes_and_images_of_a_system(name: str) -> None:
+def test_codes_and_images_of_a_system(name):
     """uint8 images are encoded without a wait; floats wait once for the check of their range."""
     with fake_gpu(value=0) as waits, torch.no_grad():
         with torch.device("cuda"):
@@ -107,7 +106,7 @@ def test_codes_and_images_of_a_system(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_backward_pass_of_a_system(name: str) -> None:
+def test_the_backward_pass_of_a_system(name):
     with fake_gpu() as waits, torch.device("meta"), no_autocast():
         model: Autoencoder = build(config_for(name)).train()
         waits.places.clear()
@@ -117,7 +116,7 @@ def test_the_backward_pass_of_a_system(name: str) -> None:
         assert any(one.grad is not None for one in model.parameters())
 
 
-def test_a_training_step_of_a_progressive_decoder() -> None:
+def test_a_training_step_of_a_progressive_decoder():
     with fake_gpu(value=0) as waits:
         config = config_for("hrvqvae")
         with torch.device("cuda"), patch.object(nn.Module, "to", lambda module, *_: module):
@@ -145,7 +144,7 @@ NETWORKS = {
 }
 
 
-def prior_config(kind: str) -> tuple[Config, range]:
+def prior_config(kind):
     """Return a configuration with a prior of a kind, and the levels of the prior."""
     config = override(config_for("hrvqvae"), {"prior.class_dropout": "0.1"})
     prior = dataclasses.replace(config.prior, network=NETWORKS[kind])
@@ -154,12 +153,12 @@ def prior_config(kind: str) -> tuple[Config, range]:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_training_step_of_a_prior(kind: str) -> None:
+def test_a_training_step_of_a_prior(kind):
     with fake_gpu() as waits:
         config, levels = prior_config(kind)
         with torch.device("cuda"):
             prior = build_prior(config, levels, classes=10).train()
-        task = PriorTask("", levels, config, (None, config, ""))  # type: ignore[arg-type]
+        task = PriorTask("", levels, config, (None, config, ""))
         state = TrainState.start(prior, config.training)
         codes = tuple(torch.zeros(4, *level.grid, dtype=torch.long) for level in prior.levels)
         coarser = tuple(
@@ -188,7 +187,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("device", ["cuda", "meta"])
-def test_a_training_step_of_the_layer(name: str, device: str) -> None:
+def test_a_training_step_of_the_layer(name, device):
     """After the start, and not at a restart, which draws on the CPU: one step in a hundred."""
     with fake_gpu() as waits, no_autocast():
         with torch.device(device):

@@ -5,10 +5,7 @@ to read them. A copy to the CPU is filled with zeros.
 """
 
 import dataclasses
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -18,7 +15,6 @@ from torch.optim import optimizer
 
 from hrvqvae import distributed
 from hrvqvae.checkpoints import storage
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import override
 from tests.conftest import with_quantizer, with_training
 from tests.newest.waits import Waits
@@ -32,7 +28,7 @@ aten = torch.ops.aten
 class StandIn(Waits):
     """Copies from the device become zeros, and values that are read are 0."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         options = kwargs or {}
         to_host = options.get("device", GPU) != GPU
         if func is aten._to_copy.default and args[0].device == GPU and to_host:
@@ -49,7 +45,7 @@ class StandIn(Waits):
 
 
 @contextmanager
-def gpu() -> Iterator[None]:
+def gpu():
     """Let every task compute on the stand-in."""
     supported = [*optimizer._get_fused_kernels_supported_devices(), GPU.type]
     with ExitStack() as stack:
@@ -67,16 +63,16 @@ def gpu() -> Iterator[None]:
 
 
 @contextmanager
-def two_processes() -> Iterator[None]:
+def two_processes():
     """Make this process the first of two, whose other has the same values."""
 
-    def keep(*_: object, **__: object) -> None:
+    def keep(*_, **__):
         pass
 
-    def gather(parts: list[Any], value: Any, **_: object) -> None:
+    def gather(parts, value, **_):
         parts[:] = [value] * len(parts)
 
-    def gather_to_first(value: Any, parts: list[Any]) -> None:
+    def gather_to_first(value, parts):
         gather(parts, value)
 
     stand_ins = {
@@ -100,7 +96,7 @@ def two_processes() -> Iterator[None]:
         yield
 
 
-def config_of(name: str, tiny: Config, mnist_root: Path) -> Config:
+def config_of(name, tiny, mnist_root):
     """Return a configuration that logs, saves, restarts and evaluates within 6 steps."""
     systems = tiny_systems(mnist_root)
     if name not in systems:
@@ -118,13 +114,13 @@ def config_of(name: str, tiny: Config, mnist_root: Path) -> Config:
     "name", ["treevq", "vqvae2", "vqgan", "rqvae", "prior", "gpt", "progressive", "generation"]
 )
 def test_the_whole_loop(
-    name: str,
-    processes: int,
-    tiny: Config,
-    mnist_root: Path,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+    name,
+    processes,
+    tiny,
+    mnist_root,
+    tmp_path,
+    tmp_path_factory,
+):
     config = config_of(name, tiny, mnist_root)
     kind = "prior" if name == "gpt" else name if name in TASKS else "autoencoder"
     path = tmp_path / "run"

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -38,12 +36,12 @@ class Waits(TorchDispatchMode):
     selects all elements.
     """
 
-    def __init__(self, value: float = 1.0) -> None:
+    def __init__(self, value=1.0):
         super().__init__()
         self.value = value
         self.places = list[str]()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         on_device = any(one.device.type != "cpu" for one in tensors)
@@ -79,7 +77,7 @@ class Waits(TorchDispatchMode):
                 self._note(func)
         return found
 
-    def _without_masks(self, func: Any, args: Any) -> list[Tensor | None]:
+    def _without_masks(self, func, args):
         indices = list[Tensor | None]()
         for index in args[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):
@@ -100,14 +98,14 @@ class Waits(TorchDispatchMode):
                 indices.append(index)
         return indices
 
-    def _note(self, func: Any) -> None:
+    def _note(self, func):
         frames = [one for one in traceback.extract_stack() if "/hrvqvae/" in one.filename]
         where = frames[-1] if frames else traceback.extract_stack()[0]
         self.places.append(f"{func} at {'/'.join(where.filename.split('/')[-2:])}:{where.lineno}")
 
 
 @contextmanager
-def fake_gpu(value: float = 1.0) -> Iterator[Waits]:
+def fake_gpu(value=1.0):
     """Make new tensors fake ones of a GPU, and list the waits; nothing is computed."""
     shared = patch.object(
         FakeTensorMode, "__deepcopy__", lambda self, _: self, create=True

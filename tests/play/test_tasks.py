@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections import Counter
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
 from hrvqvae.model import Model
 from hrvqvae.play import tasks
@@ -32,7 +30,7 @@ from tests.trained_run import tiny_run_with_priors
 LIMITS = (1 << 24, 1 << 24)  # bytes and pixels
 
 
-def png_of_size(width: int, height: int) -> bytes:
+def png_of_size(width, height):
     stream = BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG")
     header = b"IHDR" + struct.pack(">II", width, height) + stream.getvalue()[24:29]
@@ -54,9 +52,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_upload_is_one_line(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hostile_upload_is_one_line(kind, tmp_path, monkeypatch):
     content, message = HOSTILE[kind]
     (tmp_path / "hostile.png").write_bytes(content)
     if "pixels" in kind:
@@ -67,7 +63,7 @@ def test_a_hostile_upload_is_one_line(
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_taken_in_both_sizes(tmp_path, monkeypatch):
     write_picture(tmp_path / "x.png", 1, (60, 40))
     picture = read_upload(tmp_path / "x.png", 1, (28, 28), *LIMITS)
     assert (picture.full.shape, picture.square.shape) == ((1, 40, 60), (1, 28, 28))
@@ -84,7 +80,7 @@ def test_an_image_is_taken_in_both_sizes(tmp_path: Path, monkeypatch: pytest.Mon
 
 @settings(deadline=None)
 @given(st.integers(1, 3_000), st.integers(1, 3_000), st.integers(1, 4_000))
-def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels: int) -> None:
+def test_reduced_images_fit_and_keep_their_shape(height, width, pixels):
     small, note = _reduce(torch.zeros(1, 1, 1, dtype=torch.uint8).expand(1, height, width), pixels)
     rows, columns = small.shape[-2:]
     assert rows * columns <= max(1, pixels)
@@ -93,7 +89,7 @@ def test_reduced_images_fit_and_keep_their_shape(height: int, width: int, pixels
         assert abs(rows / columns / (height / width) - 1) < 0.1
 
 
-def test_marks_are_those_of_the_painter() -> None:
+def test_marks_are_those_of_the_painter():
     for text in (
         "{",
         "[1]",
@@ -111,16 +107,16 @@ def test_marks_are_those_of_the_painter() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(mnist_root: Path) -> Model:
+def model(mnist_root):
     return Model(tiny_run_with_priors(mnist_root))
 
 
 @pytest.fixture
-def image() -> Tensor:
+def image():
     return torch.from_numpy(drawn_digits(1, 7)[0])
 
 
-def test_a_reconstruction_is_of_its_file(model: Model, image: Tensor) -> None:
+def test_a_reconstruction_is_of_its_file(model, image):
     sizes = []
     for levels in model.autoencoder.prefixes:
         made, length, psnr = tasks.reconstruct(model, image, levels)
@@ -135,7 +131,7 @@ def test_a_reconstruction_is_of_its_file(model: Model, image: Tensor) -> None:
         tasks.reconstruct(model, image, 9)
 
 
-def test_what_is_looked_at_is_not_kept(image: Tensor, mnist_root: Path, tmp_path: Path) -> None:
+def test_what_is_looked_at_is_not_kept(image, mnist_root, tmp_path):
     shutil.copytree(
         tiny_run_with_priors(mnist_root), tmp_path / "run", ignore=shutil.ignore_patterns("states")
     )
@@ -143,7 +139,7 @@ def test_what_is_looked_at_is_not_kept(image: Tensor, mnist_root: Path, tmp_path
     assert not (tmp_path / "run" / "states").exists()
 
 
-def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None:
+def test_a_completion_keeps_what_is_painted(model, image):
     painted = torch.zeros(6, 6, dtype=torch.bool)  # stretched over 12x12
     painted[1:4, :3] = True
     options = {"count": 4, "class_name": "3", "seed": 2, "params": SamplingParams()}
@@ -161,7 +157,7 @@ def test_a_completion_keeps_what_is_painted(model: Model, image: Tensor) -> None
             tasks.complete(model, image, torch.full((12, 12), value), **options)
 
 
-def test_usage_by_counting(model: Model, image: Tensor) -> None:
+def test_usage_by_counting(model, image):
     indices = model.autoencoder.codeword_indices(model.encode(image[None]))
     rows = zip(tasks.measure_usage(model, image), indices, strict=True)
     for level, ((codewords, used, perplexity, trained), chosen) in enumerate(rows, start=1):
@@ -178,7 +174,7 @@ def test_usage_by_counting(model: Model, image: Tensor) -> None:
     assert tasks.measure_usage(model, image)[1][3] == pytest.approx(4)
 
 
-def test_an_address_that_can_not_be_served_is_one_line() -> None:
+def test_an_address_that_can_not_be_served_is_one_line():
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
@@ -195,7 +191,7 @@ def test_an_address_that_can_not_be_served_is_one_line() -> None:
     assert "nohost.invalid" in refused(["play", "--host", "nohost.invalid"])
 
 
-def test_foreign_names_of_the_host_are_refused() -> None:
+def test_foreign_names_of_the_host_are_refused():
     for host in ("127.0.0.1", "0.0.0.0", "Me.example"):
         hosts = list_hosts(host)
         assert not is_admitted("rebound.example", hosts)

@@ -1,7 +1,6 @@
 """Pictures show what they claim: pixels where they belong, and curves of what was logged."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from hrvqvae.utils.errors import InputError
 from tests.conftest import do, refused, write_picture
 
 
-def test_a_sheet_holds_every_image_at_its_pixels() -> None:
+def test_a_sheet_holds_every_image_at_its_pixels():
     grey = [torch.full((1, 8, 8), value) for value in (0.2, 0.8)]
     colour = torch.zeros(3, 5, 12, dtype=torch.uint8)
     colour[0] = 200
@@ -32,9 +31,7 @@ def test_a_sheet_holds_every_image_at_its_pixels() -> None:
         sheets.draw([sheets.SheetRow("", wide)])
 
 
-def test_curves_of_a_run_that_has_just_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_curves_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
     curves.plot_training([], tmp_path / "curves.png")
     curves.plot_usage(
         [torch.tensor([3, 0, 1]), torch.zeros(9, dtype=torch.long)], tmp_path / "usage.png"
@@ -57,9 +54,7 @@ def test_curves_of_a_run_that_has_just_begun(
     assert markers == [{"."}, {"."}, {"None"}, {"None"}], "a single point is seen"
 
 
-def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
     figures = list[Figure]()
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
     records = [
@@ -77,7 +72,7 @@ def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(
     assert drawn == [[[[5, 0.5]]], [[[3, 0.1]]], [[[3, 0.5]], [[3, 1.0]]]]
 
 
-def test_completion(run: Path, tmp_path: Path) -> None:
+def test_completion(run, tmp_path):
     """A row with the original and the part that is kept, then the completions, five times as
     large.
     """
@@ -88,7 +83,7 @@ def test_completion(run: Path, tmp_path: Path) -> None:
     assert "3 completions" in do(*command, "top")
     image = read_image(tmp_path / "image.png", 1)
 
-    def part(row: int, column: int) -> np.ndarray:
+    def part(row, column):
         top = 24 + 84 * row  # a gap of 4 and a caption of 20
         left = 4 + 64 * column
         return read_image(out, 1)[0, top : top + 60 : 5, left : left + 60 : 5].numpy()
@@ -111,7 +106,7 @@ def test_completion(run: Path, tmp_path: Path) -> None:
         assert "--keep is" in refused([*command, keep])
 
 
-def test_bad_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_sampling(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     for option, value, message in (
@@ -128,16 +123,14 @@ def test_bad_sampling(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_colours_for_a_greyscale_model_are_converted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_colours_for_a_greyscale_model_are_converted(tmp_path, caplog):
     paths = [tmp_path / f"{mode}.png" for mode in ("L", "RGB", "P", "RGBA")]
     for path in paths:
         write_picture(path, 1, (28, 28), path.stem)
     errors = reconstruct("mnist", paths, tmp_path / "sheet.png")
     assert [path for path, _ in errors] == paths
 
-    def messages() -> list[str]:
+    def messages():
         return [line for line in caplog.messages if not line.startswith("compiling")]
 
     assert messages() == [

@@ -1,14 +1,10 @@
 """Small priors of random weights, their levels and codes."""
 
-from collections.abc import Sequence
 from pkgutil import resolve_name
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS
 from hrvqvae.priors.base import Level
 from hrvqvae.priors.configs import GPTConfig, PixelSNAILConfig
@@ -17,7 +13,7 @@ from tests.conftest import parametrize
 SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 
 
-def network(**changes: object) -> PixelSNAILConfig:
+def network(**changes):
     fields: dict[str, object] = {
         "hidden_units": 8,
         "residual_units": 6,
@@ -33,7 +29,7 @@ def network(**changes: object) -> PixelSNAILConfig:
 of_each_kind = parametrize("config", [network(), SMALL], ids=["pixelsnail", "gpt"])
 
 
-def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> Any:
+def random_prior(config, *levels, seed=0):
     """A prior in evaluation mode whose weights are large enough that everything matters."""
     torch.manual_seed(seed)
     prior = resolve_name(PRIORS.get(config.kind).network)(config, *levels)
@@ -43,13 +39,13 @@ def random_prior(config: PriorNetworkConfig, *levels: Level, seed: int = 0) -> A
 
 
 def levels_of(
-    grid: tuple[int, int],
-    symbols: tuple[int, ...],
+    grid,
+    symbols,
     *,
-    linked: bool = True,
-    coarser: tuple[int, ...] = (),
-    **options: Any,
-) -> list[Level]:
+    linked=True,
+    coarser=(),
+    **options,
+):
     """The levels of a tree, or of codebooks that are not linked, below `coarser` ones, to which
     they are not linked.
     """
@@ -67,7 +63,7 @@ def levels_of(
     ]
 
 
-def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor | None]:
+def inputs(level, batch, seed=0):
     """Random codes of a level and of its coarser ones, and labels."""
     generator = torch.Generator().manual_seed(seed)
     codes, *coarser = (
@@ -78,14 +74,14 @@ def inputs(level: Level, batch: int, seed: int = 0) -> tuple[Tensor, list[Tensor
     return codes, coarser, label
 
 
-def random_codes(levels: Sequence[Level], batch: int, seed: int = 0) -> list[Tensor]:
+def random_codes(levels, batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randint(level.symbols, (batch, *level.grid), generator=generator) for level in levels
     ]
 
 
-def change_code(codes: Tensor, place: int, symbols: int) -> Tensor:
+def change_code(codes, place, symbols):
     """Return codes with another one at a place of the first image."""
     changed = codes.clone()
     changed.view(-1)[place] = (changed.view(-1)[place] + 1) % symbols

@@ -15,7 +15,7 @@ from tests.trained_run import fields
 
 
 @parametrize("linked", [True, False])
-def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked: bool):
+def test_a_code_depends_on_every_code_before_it_and_on_no_other(linked):
     """Earlier codes are those of all levels at earlier positions, and of coarser levels at the same
     position.
     """

@@ -2,27 +2,26 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from hrvqvae.priors.base import Level, Prior
+from hrvqvae.priors.base import Level
 from hrvqvae.priors.causal import CausalConv2d
 from tests.conftest import input_error, parametrize
 from tests.priors.networks import change_code, inputs, network, random_prior
 
 
-def logits(prior: Prior, codes: Tensor, coarser: Sequence[Tensor], label: Tensor | None) -> Tensor:
+def logits(prior, codes, coarser, label):
     return prior.level_logits([codes], coarser, label)[0]
 
 
 def moved(
-    prior: Prior,
-    before: tuple[Tensor, list[Tensor]],
-    after: tuple[Tensor, list[Tensor]],
-    label: Tensor | None,
-) -> Tensor:
+    prior,
+    before,
+    after,
+    label,
+):
     """The positions (H * W) bool whose logits differ in float64."""
     prior = copy.deepcopy(prior).double()
     return (logits(prior, *before, label) != logits(prior, *after, label)).any(1)[0].flatten()
@@ -30,7 +29,7 @@ def moved(
 
 @parametrize("kernel", [3, 5, 7])
 @parametrize("strict", [True, False])
-def test_a_causal_convolution_is_a_masked_one(kernel: int, strict: bool):
+def test_a_causal_convolution_is_a_masked_one(kernel, strict):
     torch.manual_seed(0)
     causal = CausalConv2d(3, 4, kernel, strict=strict)
     reach = kernel // 2
@@ -44,9 +43,7 @@ def test_a_causal_convolution_is_a_masked_one(kernel: int, strict: bool):
 
 @parametrize("attention", [0, 2])
 @parametrize(("coarser", "classes"), [((), 0), ((3, 9), 4)])
-def test_a_position_sees_neither_itself_nor_later_ones(
-    attention: int, coarser: tuple[int, ...], classes: int
-):
+def test_a_position_sees_neither_itself_nor_later_ones(attention, coarser, classes):
     level = Level(grid=(4, 5), symbols=3, coarser=coarser, classes=classes)
     prior = random_prior(network(attention_layers=(attention,)), level)
     codes, paths, label = inputs(level, 1)

@@ -5,7 +5,6 @@ dropout.
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrvqvae.config import PriorNetworkConfig
@@ -24,14 +22,12 @@ from hrvqvae.priors.causal import attend, cheap_dropout
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.priors.generative import (
     KeptCodes,
-    Sampler,
     draw_kept_labels,
     draw_labels,
     mask_kept_codes,
     sample_codes,
     weigh_classes,
 )
-from hrvqvae.priors.guidance import Guidance
 from hrvqvae.priors.sampling import (
     SamplingParams,
     draw,
@@ -39,7 +35,6 @@ from hrvqvae.priors.sampling import (
     expand_labels,
     sample_plain,
 )
-from hrvqvae.quantize import Codes
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import input_error, parametrize, same, threads
 from tests.priors.networks import (
@@ -56,13 +51,13 @@ PLAIN = SamplingParams()
 
 
 def drawn(
-    sampler: Sampler,
-    prior: Prior,
-    batch: int,
-    seed: int,
-    params: SamplingParams = PLAIN,
-    keep: float = 0.0,
-) -> list[Tensor]:
+    sampler,
+    prior,
+    batch,
+    seed,
+    params=PLAIN,
+    keep=0.0,
+):
     """Random codes, of which a share `keep` is kept and the rest is drawn."""
     codes = random_codes(prior.levels, batch, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -82,7 +77,7 @@ def drawn(
 
 @parametrize("kind", ["pixelsnail", "gpt"])
 @parametrize("seed", range(60))
-def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int):
+def test_cached_and_plain_draw_the_same_codes(kind, seed):
     random = np.random.default_rng(seed)
 
     def choose(*values):
@@ -131,14 +126,14 @@ def test_cached_and_plain_draw_the_same_codes(kind: str, seed: int):
     assert same(cached, plain)
 
 
-def draw_code(logits: np.ndarray, uniform: float, params: SamplingParams) -> int | None:
+def draw_code(logits, uniform, params):
     """Draw a code from logits (m,); None if they have no distribution."""
     uniforms = torch.tensor([[uniform]], dtype=torch.float64)
     codes, total = draw(torch.from_numpy(logits)[None], uniforms, params)
     return None if total.isnan() else int(codes)
 
 
-def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingParams) -> int:
+def chosen_by_definition(logits, uniform, params):
     shares = np.exp(logits.astype(np.float64) / params.temperature)
     shares /= shares.sum()
     order = sorted(range(len(shares)), key=lambda code: (-shares[code], code))
@@ -166,7 +161,7 @@ def chosen_by_definition(logits: np.ndarray, uniform: float, params: SamplingPar
         {"temperature": 2, "top_k": 4, "top_p": 0.8},
     ],
 )
-def test_a_code_is_drawn_as_described(options: dict[str, Any]):
+def test_a_code_is_drawn_as_described(options):
     generator = np.random.default_rng(3)
     params = SamplingParams(**options)
     for _ in range(300):
@@ -184,28 +179,26 @@ def test_equal_logits_keep_the_lower_codes_and_the_last_one_can_be_drawn():
     assert draw_code(steep, 0.5, SamplingParams(temperature=0.01)) == 1
 
 
-def tree_paths(codes: Codes) -> tuple[Tensor, ...]:
+def tree_paths(codes):
     return tuple(itertools.accumulate(codes, lambda parent, code: parent * 3 + code))
 
 
 @pytest.fixture(params=["pixelsnail", "gpt"])
-def three_levels(request) -> list[Prior]:
+def three_levels(request):
     levels = levels_of((4, 3), (3, 3, 3), classes=2)
     if request.param == "gpt":
         return [random_prior(SMALL, *levels)]
     return [random_prior(network(), level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def sampled(
-    priors: list[Prior], indices: Sequence[int], seed: int = 4, kept: KeptCodes | None = None
-) -> Codes:
+def sampled(priors, indices, seed=4, kept=None):
     label = torch.tensor([index % 2 for index in indices])
     return sample_codes(
         priors, tree_paths, indices, seed=seed, label=label, params=SamplingParams(), kept=kept
     )
 
 
-def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]):
+def test_a_sample_is_the_same_in_every_batch(three_levels):
     together = sampled(three_levels, range(5))
     for index in range(5):
         alone = sampled(three_levels, [index])
@@ -213,7 +206,7 @@ def test_a_sample_is_the_same_in_every_batch(three_levels: list[Prior]):
     assert not same(together, sampled(three_levels, range(5), seed=5))
 
 
-def test_known_codes_are_kept_and_the_rest_follows_them(three_levels: list[Prior]):
+def test_known_codes_are_kept_and_the_rest_follows_them(three_levels):
     free = sampled(three_levels, [0])
     where = torch.zeros(4, 3, dtype=torch.bool)
     where[:2] = True
@@ -277,14 +270,14 @@ def test_labels_come_as_often_as_in_training():
         ({"guidance": (3, 2, 1)}, r"guidance is \(3, 2, 1\); it must be"),
     ],
 )
-def test_options_out_of_range(options: dict[str, Any], message: str):
+def test_options_out_of_range(options, message):
     with input_error(message):
         SamplingParams(**options)
 
 
 @parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @parametrize("params", [PLAIN, SamplingParams(top_k=2), SamplingParams(top_p=0.5)])
-def test_logits_without_a_distribution_give_no_code(bad: float, params: SamplingParams):
+def test_logits_without_a_distribution_give_no_code(bad, params):
     logits = np.array([0.0, 1.0, 2.0, 0.5], np.float32)
     for code in range(4):
         changed = logits.copy()
@@ -295,7 +288,7 @@ def test_logits_without_a_distribution_give_no_code(bad: float, params: Sampling
 
 
 @parametrize("sampler", [draw_positions, sample_plain])
-def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sampler):
+def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler):
     level = Level(grid=(4, 5), symbols=3, coarser=(3, 9))
     of_one = random_prior(network(attention_layers=(0,)), level)
     of_two = random_prior(SMALL, *levels_of((3, 4), (3, 3)))
@@ -314,13 +307,11 @@ def test_level_and_position_of_logits_that_are_not_finite_are_named(sampler: Sam
 class Table(Prior):
     """A prior with the same distribution at every position."""
 
-    def __init__(self, level: Level, shares: Sequence[float]) -> None:
+    def __init__(self, level, shares):
         super().__init__(network(), level)
         self.shares = torch.tensor(shares).log()
 
-    def level_logits(
-        self, codes: Sequence[Tensor], coarser: object, label: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def level_logits(self, codes, coarser, label):
         return ((self.shares + 7)[None, :, None, None].expand(len(codes[0]), -1, *self.level.grid),)
 
 
@@ -358,7 +349,7 @@ def test_a_mask_keeps_codes_whose_pixels_are_all_kept():
 
 @parametrize("length", [1, 31, 32, 33, 65, 130, 256])
 @parametrize("causal", [True, False])
-def test_attention_is_a_masked_softmax(length: int, causal: bool):
+def test_attention_is_a_masked_softmax(length, causal):
     generator = torch.Generator().manual_seed(length)
     inputs = [
         torch.randn(2, 3, length, 4, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -378,9 +369,7 @@ def test_attention_is_a_masked_softmax(length: int, causal: bool):
 
 @parametrize("share", [0.1, 0.5, 0.85])
 @parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_dropout_drops_its_share_and_keeps_the_mean(
-    share: float, memory_format: torch.memory_format
-):
+def test_dropout_drops_its_share_and_keeps_the_mean(share, memory_format):
     torch.manual_seed(0)
     features = torch.ones(20, 16, 11, 13).to(memory_format=memory_format)
     dropped = cheap_dropout(features, share, True)
@@ -401,15 +390,13 @@ def test_dropout_drops_its_share_and_keeps_the_mean(
 _LABEL = torch.tensor([2, 0, 1, 1, 2])
 
 
-def two_levels(
-    config: PriorNetworkConfig, grid: tuple[int, int] = (5, 4), symbols: int = 4
-) -> list[Prior]:
+def two_levels(config, grid=(5, 4), symbols=4):
     """Priors of two levels that are not linked, with three classes and without."""
     levels = levels_of(grid, (symbols, symbols), linked=False, classes=3, unconditional=True)
     return [random_prior(config, level, seed=seed) for seed, level in enumerate(levels)]
 
 
-def guided_codes(priors: list[Prior], sampler: Sampler = draw_positions, **options: Any) -> Codes:
+def guided_codes(priors, sampler=draw_positions, **options):
     return sample_codes(
         priors,
         lambda codes: codes,
@@ -422,7 +409,7 @@ def guided_codes(priors: list[Prior], sampler: Sampler = draw_positions, **optio
 
 
 @parametrize("guidance", [0.0, 0.5, 1.0, 3.0, (1.5, 0.0), (1.0, 3.0), (2.0,)])
-def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance):
+def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance):
     levels = levels_of((2, 3), (4, 3), classes=3, unconditional=True)
     prior = random_prior(SMALL, *levels)
     codes = guided_codes([prior], sample_plain, guidance=guidance)
@@ -446,7 +433,7 @@ def test_codes_are_drawn_by_the_mixture_of_both_logits(guidance: Guidance):
 
 
 @of_each_kind
-def test_guidance_matters_and_two_threads_draw_the_same(config: PriorNetworkConfig):
+def test_guidance_matters_and_two_threads_draw_the_same(config):
     priors = two_levels(config)
     weak, strong = (guided_codes(priors, guidance=guidance) for guidance in (1.0, 3.0))
     assert not torch.equal(weak[0], strong[0])
@@ -456,7 +443,7 @@ def test_guidance_matters_and_two_threads_draw_the_same(config: PriorNetworkConf
 
 @settings(deadline=None, max_examples=30)
 @given(*[st.lists(st.floats(-1e4, 1e4, width=32), min_size=2, max_size=5)] * 2)
-def test_the_largest_guidance_draws_the_likeliest(left: list[float], right: list[float]):
+def test_the_largest_guidance_draws_the_likeliest(left, right):
     """And the least temperature."""
     length = min(len(left), len(right))
     params = SamplingParams(guidance=1000, temperature=1e-6)
@@ -484,7 +471,7 @@ def test_what_was_trained_without_class_dropout_is_not_guided():
 
 
 @of_each_kind
-def test_tensors_are_made_on_the_device_of_the_prior(config: PriorNetworkConfig):
+def test_tensors_are_made_on_the_device_of_the_prior(config):
     """A default device "meta" breaks every operation with a tensor that was made elsewhere."""
     draw = partial(guided_codes, two_levels(config), guidance=2.0, top_k=3)
     expected = draw()
@@ -503,16 +490,14 @@ class _CountReads(TorchDispatchMode):
 
     reads = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         names = ("_local_scalar_dense", "nonzero", "equal")
         self.reads += function.overloadpacket.__name__ in names
         return function(*args, **(kwargs or {}))
 
 
 @of_each_kind
-def test_no_position_waits_for_a_gpu(config: PriorNetworkConfig):
+def test_no_position_waits_for_a_gpu(config):
     reads = []
     for grid in ((2, 3), (4, 5)):
         priors = two_levels(config, grid)
@@ -523,7 +508,7 @@ def test_no_position_waits_for_a_gpu(config: PriorNetworkConfig):
 
 
 @of_each_kind
-def test_the_class_of_a_completion_follows_from_the_kept_codes(config: PriorNetworkConfig):
+def test_the_class_of_a_completion_follows_from_the_kept_codes(config):
     prior = two_levels(config, (2, 2), symbols=2)[0]
     codes = (torch.tensor([[[1, 0], [0, 1]]]),)
     counts = (5, 0, 20)

@@ -30,22 +30,22 @@ SIZE = 3
 LEVELS = 3
 
 
-def vectors_of(count: int, seed: int = 0) -> Tensor:
+def vectors_of(count, seed=0):
     """(N, D): most of them close together, the others far out and thin."""
     random = generator(seed)
     directions = torch.randn(count, DIM, generator=random)
     return directions * torch.rand(count, 1, generator=random).pow(4) * 8
 
 
-def layer(**options: object) -> TreeVQ:
+def layer(**options):
     return TreeVQ(DIM, SIZE, LEVELS, **({"start_vectors": 300} | options))
 
 
-def error(one: TreeVQ, vectors: Tensor) -> float:
+def error(one, vectors):
     return float((one.get_output_from_indices(one.encode(vectors)) - vectors).square().mean())
 
 
-def equal(one: TreeVQ, other: TreeVQ) -> bool:
+def equal(one, other):
     return same(one.state_dict(), other.state_dict())
 
 
@@ -273,11 +273,11 @@ def test_seeds_are_vectors_and_distinct_where_they_can_be():
 WIDTH = 4
 
 
-def items_of(count: int, seed: int = 0) -> Tensor:
+def items_of(count, seed=0):
     return normal(count, WIDTH, seed=seed) ** 3  # crowded near zero
 
 
-def num_unique(indices: Tensor) -> int:
+def num_unique(indices):
     return len(indices.unique(dim=0))
 
 

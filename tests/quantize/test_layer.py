@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,7 @@ SIZE = 3
 LEVELS = 3
 
 
-def features(*positions: int, seed: int = 0) -> Tensor:
+def features(*positions, seed=0):
     """Return vectors (..., DIM) around twenty centres."""
     random = generator(seed)
     chosen = torch.randint(20, positions, generator=random)
@@ -36,12 +36,12 @@ def features(*positions: int, seed: int = 0) -> Tensor:
 BATCH = features(10, 20)
 
 
-def layer(**options: object) -> TreeVQ:
+def layer(**options):
     return TreeVQ(DIM, SIZE, LEVELS, **({"start_vectors": 100} | options))
 
 
 @cache
-def _started() -> dict[str, Tensor]:
+def _started():
     one = layer()
     one(BATCH)
     assert one.schedule.steps == 1
@@ -51,18 +51,18 @@ def _started() -> dict[str, Tensor]:
 both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
 
 
-def in_a_model(one: TreeVQ) -> nn.Sequential:
+def in_a_model(one):
     return nn.Sequential(nn.Linear(DIM, DIM), one)
 
 
-def started(**options: object) -> TreeVQ:
+def started(**options):
     """A layer whose start is done, in evaluation mode."""
     one = layer(**options)
     one.load_state_dict(_started())
     return one.eval()
 
 
-def books(one: TreeVQ) -> list[np.ndarray]:
+def books(one):
     return [book.codewords.detach().numpy() for book in one.quantizer.levels]
 
 

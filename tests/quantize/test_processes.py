@@ -7,13 +7,12 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hrvqvae import TreeVQ
@@ -25,7 +24,7 @@ STEPS = 8
 UPDATES = ("ema", "gradient", "large")
 
 
-def batch(step: int) -> tuple[Tensor, Tensor]:
+def batch(step):
     """(8, 50, 6) around a few centres, which move after a while, and a mask that leaves out ten
     positions a row.
     """
@@ -40,7 +39,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 class Whole(nn.Module):
-    def __init__(self, update: str, group: Any = None) -> None:
+    def __init__(self, update, group=None):
         super().__init__()
         self.encoder = nn.Linear(6, 6)
         with patch.object(codebook, "_LARGE", 0 if update == "large" else 2**21):
@@ -55,14 +54,12 @@ class Whole(nn.Module):
                 update="gradient" if update == "gradient" else "ema",
             )
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x, mask):
         quantized, _, loss = self.layer(self.encoder(x), mask)
         return (quantized - x)[mask].square().mean() + loss
 
 
-def train(
-    update: str, rank: int, size: int, group: Any = None, ddp: bool = True
-) -> tuple[dict[str, Tensor], int]:
+def train(update, rank, size, group=None, ddp=True):
     """Return the state after some steps, and how many codewords jumped. Without `ddp` a copy goes
     on after each.
     """
@@ -87,7 +84,7 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """What two processes on this machine have written; a file as the meeting place."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", __name__, str(folder)]
@@ -101,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saved(folder: Path, name: str) -> list[tuple[dict[str, Tensor], int]]:
+def saved(folder, name):
     return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
 
 
@@ -126,7 +123,7 @@ def test_a_layer_of_a_group_of_one_trains_as_alone(folder):
     assert same(torch.load(folder / "group.pt")[0], train("ema", 0, 1, ddp=False)[0])
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2

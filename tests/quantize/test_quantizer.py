@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
-from torch import Tensor
 from torch.testing import assert_close
 
 from hrvqvae.config import QuantizerConfig
@@ -47,7 +46,7 @@ both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
 TREE = VARIANTS["linked"]
 
 
-def random_quantizer(config: QuantizerConfig, seed: int = 0, **other: Any) -> ResidualQuantizer:
+def random_quantizer(config, seed=0, **other):
     quantizer = ResidualQuantizer(replace(config, **other))
     random = generator(seed)
     for level, book in enumerate(quantizer.levels):
@@ -58,38 +57,38 @@ def random_quantizer(config: QuantizerConfig, seed: int = 0, **other: Any) -> Re
     return quantizer
 
 
-def started(config: QuantizerConfig, z: Tensor, seed: int = 0, **other: Any) -> ResidualQuantizer:
+def started(config, z, seed=0, **other):
     quantizer = ResidualQuantizer(replace(config, **other))
     quantizer.initialize(z, generator(seed))
     return quantizer
 
 
-def latents(*shape: int, seed: int = 1, dim: int = DIM) -> Tensor:
+def latents(*shape, seed=1, dim=DIM):
     return normal(*shape, dim, seed=seed)
 
 
-def paths_of(quantizer: ResidualQuantizer, z: Tensor) -> list[Tensor]:
+def paths_of(quantizer, z):
     return [path.flatten() for path in quantizer.codeword_indices(quantizer.encode(z))]
 
 
-def starve(book: LevelCodebooks, paths: Tensor) -> None:
+def starve(book, paths):
     """Move codewords to where nothing is, with small counts."""
     count = len(paths)
     far = torch.full((count, book.codewords.shape[-1]), FAR)
     book.set_codewords(paths, far, torch.full((count,), 1e-4))
 
 
-def assert_means(book: LevelCodebooks) -> None:
+def assert_means(book):
     """Check that codewords are the means that their sums and counts give."""
     if book.total is not None:
         assert_close(book.total, book.codewords * book.count.unsqueeze(-1))
 
 
-def books_of(quantizer: ResidualQuantizer) -> list[np.ndarray]:
+def books_of(quantizer):
     return [book.codewords.detach().numpy().copy() for book in quantizer.levels]
 
 
-def flat(tensor: Tensor) -> np.ndarray:
+def flat(tensor):
     return tensor.reshape(-1, tensor.shape[-1]).detach().numpy().astype(np.float64)
 
 
@@ -391,7 +390,7 @@ def test_every_level_starts_from_what_the_search_left(beam, linked, monkeypatch)
         assert int(parent.max()) < quantizer.config.num_codebooks[level]
 
 
-def starved(config: QuantizerConfig, update: str = "ema") -> tuple[ResidualQuantizer, Tensor]:
+def starved(config, update="ema"):
     """A quantizer whose last codeword of every codebook lies where nothing is, and the latents that
     starved it.
     """
@@ -434,7 +433,7 @@ def test_what_is_dead_by_hand():
         assert quantizer.restart_dead_codes(latents(4, 8, 8), generator()) == dead
 
 
-def with_a_dead_subtree(root: int = 0, **fields: Any) -> tuple[ResidualQuantizer, Tensor]:
+def with_a_dead_subtree(root=0, **fields):
     """A tree that fits its latents, but for codeword 2 of level `root`: it, and all below it, lies
     where nothing is.
     """

@@ -28,7 +28,7 @@ FORMS: dict[str, Callable[..., Tensor]] = {"compiled": search_compiled, "tensors
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 
-def codebooks(levels: int, size: int, dim: int, offset: float = 0.0, seed: int = 0) -> list[Tensor]:
+def codebooks(levels, size, dim, offset=0.0, seed=0):
     random = generator(seed)
     books = [
         torch.randn(size**level, size, dim, generator=random) * 0.6**level
@@ -38,11 +38,11 @@ def codebooks(levels: int, size: int, dim: int, offset: float = 0.0, seed: int =
     return books
 
 
-def vectors_of(count: int, dim: int = 16, seed: int = 1) -> Tensor:
+def vectors_of(count, dim=16, seed=1):
     return normal(count, dim, seed=seed)
 
 
-def assert_greedy(latents: Tensor, books: list[Tensor], paths: Tensor, slack: float = 0.0) -> None:
+def assert_greedy(latents, books, paths, slack=0.0):
     """Follow each vector down in float64, as long as its two best distances differ by 1e-5 of them
     and the slack.
     """
@@ -179,7 +179,7 @@ def test_latents_that_are_not_finite(size, width, bad, monkeypatch):
         assert 0 <= int(index.min()) <= int(index.max()) < size**level
 
 
-def moved_to(device: str, tensors: list[Tensor]) -> list[Tensor]:
+def moved_to(device, tensors):
     return [tensor.to(device) for tensor in tensors]
 
 

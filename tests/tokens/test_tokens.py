@@ -28,7 +28,6 @@ import hrvqvae
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import Config
 from hrvqvae.data import batches
 from hrvqvae.data.images import read_image
 from hrvqvae.data.loading import load_images
@@ -44,7 +43,7 @@ from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
 
 
-def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path:
+def digit_files(folder, count, size=28, seed=1):
     for index, (pixels, label) in enumerate(zip(*drawn_digits(count, seed, size), strict=True)):
         path = folder / str(label) / f"{index:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,19 +51,19 @@ def digit_files(folder: Path, count: int, size: int = 28, seed: int = 1) -> Path
     return folder
 
 
-def tokenize(*arguments: object, workers: int = 0) -> None:
+def tokenize(*arguments, workers=0):
     do("tokenize", *arguments, "--workers", workers)
 
 
-def read_files(folder: Path) -> dict[str, bytes]:
+def read_files(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
-def read_table(folder: Path) -> pa.Table:
+def read_table(folder):
     return pa.concat_tables([pq.read_table(path) for path in sorted(folder.glob("*.parquet"))])
 
 
-def read_codes(rows: pa.Table, level: int) -> list[Any]:
+def read_codes(rows, level):
     columns = (rows.column(f"{name}_{level}").to_pylist() for name in ("codes", "height", "width"))
     return [
         np.array(codes).reshape(height, width)
@@ -72,25 +71,25 @@ def read_codes(rows: pa.Table, level: int) -> list[Any]:
     ]
 
 
-def stack_codes(rows: pa.Table, levels: int) -> tuple[torch.Tensor, ...]:
+def stack_codes(rows, levels):
     """Return the codes of the first levels of images of one size."""
     grids = (np.stack(read_codes(rows, level)) for level in range(1, levels + 1))
     return tuple(torch.from_numpy(level).long() for level in grids)
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits(tmp_path_factory):
     return digit_files(tmp_path_factory.mktemp("digits"), 90)
 
 
 @pytest.fixture(scope="module")
-def shards(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("shards") / "out"
     tokenize("mnist", digits, out, "--shard-size", 20)
     return out
 
 
-def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
+def test_shards_hold_the_codes_of_the_model(shards, digits):
     model = hrvqvae.load("mnist")
     names = sorted(path.relative_to(digits).as_posix() for path in digits.rglob("*.png"))
     rows = read_table(shards)
@@ -112,9 +111,7 @@ def test_shards_hold_the_codes_of_the_model(shards: Path, digits: Path) -> None:
     )
 
 
-def test_random_kills(
-    shards: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_kills(shards, digits, tmp_path, monkeypatch):
     killer = Kills(5)
     with monkeypatch.context() as patched:
         killer.watch(
@@ -148,7 +145,7 @@ def test_random_kills(
     assert not list((tmp_path / "out").glob(f"{TEMPORARY}*"))
 
 
-def test_workers_write_the_missing_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
+def test_workers_write_the_missing_shards(digits, shards, tmp_path):
     """Finished shards are not touched. A manifest without an effort is of effort 0."""
     out = shutil.copytree(shards, tmp_path / "out")
     manifest = json.loads((out / "_manifest.json").read_text())
@@ -162,9 +159,7 @@ def test_workers_write_the_missing_shards(digits: Path, shards: Path, tmp_path: 
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
-def test_broken_images_are_listed(
-    digits: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_images_are_listed(digits, shards, tmp_path, capsys):
     folder = shutil.copytree(digits, tmp_path / "digits")
     out = tmp_path / "out"
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
@@ -196,7 +191,7 @@ def test_broken_images_are_listed(
     assert read_table(out).sort_by("key").equals(read_table(shards).sort_by("key"))
 
 
-def _change_plan(out: Path, **changes: object) -> None:
+def _change_plan(out, **changes):
     plan = json.loads((out / "_manifest.json").read_text())
     (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
@@ -228,13 +223,13 @@ def _change_plan(out: Path, **changes: object) -> None:
     ],
 )
 def test_a_folder_that_was_begun_otherwise(
-    change: Callable[[Path], object] | None,
-    options: tuple[Any, ...],
-    message: str,
-    shards: Path,
-    digits: Path,
-    tmp_path: Path,
-) -> None:
+    change,
+    options,
+    message,
+    shards,
+    digits,
+    tmp_path,
+):
     out = shutil.copytree(shards, tmp_path / "out")
     if change:
         change(out)
@@ -243,9 +238,7 @@ def test_a_folder_that_was_begun_otherwise(
     assert read_files(out) == before
 
 
-def test_more_effort_gives_other_shards_of_less_error(
-    shards: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_more_effort_gives_other_shards_of_less_error(shards, digits, tmp_path):
     out = tmp_path / "out"
     options = ("mnist", digits, out, "--shard-size", 20)
     tokenize(*options, "--effort", 1)
@@ -259,7 +252,7 @@ def test_more_effort_gives_other_shards_of_less_error(
     assert "was begun with another effort: 1, not 0" in refused(["tokenize", *options])
 
 
-def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> None:
+def test_other_images_and_none(shards, digits, tmp_path):
     more = shutil.copytree(digits, tmp_path / "more")
     write_picture(more / "0" / "more.png", 1)
     with in_another_process(tmp_path / "held") as pid:
@@ -282,7 +275,7 @@ def test_other_images_and_none(shards: Path, digits: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
+def test_images_that_were_replaced_are_noticed(tmp_path):
     """Under their old names, after their shard was written; images of a shard that is not there may
     change.
     """
@@ -303,9 +296,7 @@ def test_images_that_were_replaced_are_noticed(tmp_path: Path) -> None:
     assert read_files(out) == before
 
 
-def test_each_kind_of_conversion_is_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_kind_of_conversion_is_counted(tmp_path, caplog):
     for index, mode in enumerate(("RGB", "L", "RGB", "CMYK")):
         write_picture(tmp_path / "images" / f"{index}.jpg", index, (28, 28), mode)
     tokenize("mnist", tmp_path / "images", tmp_path / "out")
@@ -313,7 +304,7 @@ def test_each_kind_of_conversion_is_counted(
     assert told in caplog.text
 
 
-def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_path: Path) -> None:
+def test_spawned_workers_read_for_all_shards(digits, shards, tmp_path):
     """Workers for each shard would import everything anew. An actor of Ray writes shards one by
     one, as here.
     """
@@ -336,7 +327,7 @@ def test_spawned_workers_read_for_all_shards(digits: Path, shards: Path, tmp_pat
     assert len(workers) == 1
 
 
-def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_at_their_own_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("hrvqvae.tokens.tokenize._GROUP_CODES", 3000)
     sizes = [(40, 30), (40, 30), (28, 50), (61, 61), (40, 30)]  # width, height
     for index, size in enumerate(sizes):
@@ -377,9 +368,7 @@ def test_images_at_their_own_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_names_of_a_tar_become_names_of_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_of_a_tar_become_names_of_files(tmp_path, monkeypatch):
     """They need not be UTF-8, and may differ by their suffix alone."""
     monkeypatch.chdir(tmp_path)
     Path("mnist").mkdir()  # no run, but perhaps the data
@@ -397,14 +386,14 @@ def test_names_of_a_tar_become_names_of_files(
     ]
 
 
-def test_a_line_of_a_list_ends_nowhere_else(tmp_path: Path) -> None:
+def test_a_line_of_a_list_ends_nowhere_else(tmp_path):
     names = ["a\u2028b.png", "c\x85d.png", "e\x0bf.png", "g.png"]
     (tmp_path / "list.txt").write_bytes("\r\n".join([*names[:3], "../g.png", ""]).encode())
     source = load_keyed_images(tmp_path / "list.txt").source
     assert [source.name(row) for row in range(len(source))] == names
 
 
-def test_lists_and_what_training_takes(digits: Path, shards: Path, tmp_path: Path) -> None:
+def test_lists_and_what_training_takes(digits, shards, tmp_path):
     rows = read_table(shards)
     names = rows.column("key").to_pylist()
     labels = rows.column("label").to_pylist()
@@ -445,7 +434,7 @@ sys.exit(code)
 """
 
 
-def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -> None:
+def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
     options = ("--shard-size", "20", "--engine", "ray")
     command = ("tokenize", "mnist", str(digits), str(tmp_path / "out"), *options)
     done = subprocess.run(
@@ -462,7 +451,7 @@ def test_ray_writes_the_same_bytes(digits: Path, shards: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("levels", [3, 1])
-def test_back_to_images(levels: int, shards: Path, tmp_path: Path) -> None:
+def test_back_to_images(levels, shards, tmp_path):
     do("detokenize", shards, tmp_path / "back", *(["--levels", 1] * (levels == 1)))
     model = hrvqvae.load("mnist")
     rows = read_table(shards)
@@ -473,7 +462,7 @@ def test_back_to_images(levels: int, shards: Path, tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(written), image[0])
 
 
-def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path) -> None:
+def test_what_exists_is_written_over_by_force_alone(shards, tmp_path):
     mine = tmp_path / read_table(shards).column("key")[25].as_py()
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"an original")
@@ -484,9 +473,7 @@ def test_what_exists_is_written_over_by_force_alone(shards: Path, tmp_path: Path
     assert mine.read_bytes().startswith(b"\x89PNG")
 
 
-def _rewrite(
-    path: Path, change: Callable[[pa.Table], pa.Table] = lambda rows: rows, **metadata: str
-) -> None:
+def _rewrite(path, change=lambda rows: rows, **metadata):
     with pq.ParquetFile(path) as file:
         values = {
             name: value for name, value in file.metadata.metadata.items() if name != b"ARROW:schema"
@@ -496,27 +483,27 @@ def _rewrite(
     pq.write_table(change(rows).replace_schema_metadata(values), path)
 
 
-def _replace_column(path: Path, name: str, values: Any) -> None:
-    def change(rows: pa.Table) -> pa.Table:
+def _replace_column(path, name, values):
+    def change(rows):
         column = values(rows.column(name)) if callable(values) else [values] * len(rows)
         return rows.set_column(rows.column_names.index(name), name, pa.array(column))
 
     _rewrite(path, change)
 
 
-def _flip_byte(path: Path) -> None:
+def _flip_byte(path):
     content = bytearray(path.read_bytes())
     content[pq.read_metadata(path).row_group(0).column(6).data_page_offset + 60] ^= 0xFF
     path.write_bytes(content)
 
 
-def _add_many_codes(rows: pa.Table) -> pa.Table:
+def _add_many_codes(rows):
     """One image of 70 million codes, which take a few bytes."""
     codes = pa.ListArray.from_arrays([0, 70_000_000], np.zeros(70_000_000, np.uint8))
     return rows.slice(0, 1).set_column(rows.column_names.index("codes_1"), "codes_1", codes)
 
 
-def _drop_a_type(path: Path) -> None:
+def _drop_a_type(path):
     """Flip a bit that ends a process in which pyarrow describes a column."""
     content = path.read_bytes()
     place = content.rindex(b"%\x02\x18\x03key")
@@ -573,13 +560,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_what_is_damaged_or_of_another_kind(kind: str, shards: Path, tmp_path: Path) -> None:
+def test_what_is_damaged_or_of_another_kind(kind, shards, tmp_path):
     out, (damage, message) = shutil.copytree(shards, tmp_path / "out"), DAMAGE[kind]
     damage(out / "part-000001.parquet")
     assert message in refused(["detokenize", out, tmp_path / "back"])
 
 
-def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
+def test_another_model_and_none(shards, tmp_path):
     back = tmp_path / "back"
     assert "was made by another model" in refused(
         ["detokenize", shards, back, "--model", "cifar10"]
@@ -596,13 +583,11 @@ def test_another_model_and_none(shards: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(tiny: Config, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+def run(tiny, tmp_path_factory, tmp_path):
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
 
 
-def test_shards_are_decoded_after_further_training(
-    run: Path, run_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_are_decoded_after_further_training(run, run_shards, tmp_path, monkeypatch):
     do("detokenize", run_shards, tmp_path / "before", "--model", run)
     tensors, meta = storage.read(RunFolder(run).model)
     storage.write(
@@ -616,7 +601,7 @@ def test_shards_are_decoded_after_further_training(
 
 
 @pytest.fixture
-def run_shards(run: Path, tmp_path: Path) -> Path:
+def run_shards(run, tmp_path):
     images = load_images(RunFolder(run).read_config().data, "train")
     names = [tmp_path / f"{index:03d}.png" for index in range(len(images))]
     for index, name in enumerate(names):
@@ -630,16 +615,14 @@ def run_shards(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "tokens"
 
 
-def _weights(run: Path) -> list[dict[str, torch.Tensor]]:
+def _weights(run):
     folders = [prior_folder(run, level) for level in range(2)]
     return [
         storage.read(path)[0] for folder in folders for path in (folder.model, folder.saved()[0])
     ]
 
 
-def test_priors_from_shards_are_those_from_the_runs_own_codes(
-    run: Path, run_shards: Path, tmp_path: Path
-) -> None:
+def test_priors_from_shards_are_those_from_the_runs_own_codes(run, run_shards, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     # does not depend on where training ends
     train_levels(tmp_path / "copy", training__schedule="constant")
@@ -665,7 +648,7 @@ def test_priors_from_shards_are_those_from_the_runs_own_codes(
     assert equal(maps, expected)
 
 
-def test_shards_of_another_tool(run: Path, run_shards: Path, tmp_path: Path) -> None:
+def test_shards_of_another_tool(run, run_shards, tmp_path):
     """Other row groups, types and order of columns, no more metadata than has to be, labels as
     numbers.
     """
@@ -693,7 +676,7 @@ def test_shards_of_another_tool(run: Path, run_shards: Path, tmp_path: Path) -> 
     assert relabelled.labels.tolist() == rows.column("label").cast(pa.int64()).to_pylist()
 
 
-def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_path: Path) -> None:
+def test_shards_that_change_are_laid_out_anew(run, run_shards, tmp_path):
     model, config = Run(run).load()
     first = load_shard_maps(tmp_path / "codes", run_shards, model, config)
     laid_out = (tmp_path / "codes" / "shards.json").stat().st_mtime_ns
@@ -717,9 +700,7 @@ def test_shards_that_change_are_laid_out_anew(run: Path, run_shards: Path, tmp_p
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is damaged, or no Parquet file"),
     ],
 )
-def test_codes_that_train_no_prior(
-    change: Callable[[Path], Any], message: str, run: Path, run_shards: Path
-) -> None:
+def test_codes_that_train_no_prior(change, message, run, run_shards):
     change(run_shards / "part-000001.parquet")
     assert message in refused(["train-prior", run, "--codes", run_shards, "--max-steps", 1])
     assert not [
@@ -728,7 +709,7 @@ def test_codes_that_train_no_prior(
     assert not prior_folder(run, 0).begun()
 
 
-def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path) -> None:
+def test_codes_of_another_model_or_size(run, shards, tmp_path):
     tokenize(run, digit_files(tmp_path / "wide", 3, size=20), tmp_path / "tokens", "--full-size")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "0.png").write_bytes(b"no image")
@@ -753,7 +734,7 @@ def test_codes_of_another_model_or_size(run: Path, shards: Path, tmp_path: Path)
         )
 
 
-def test_levels_that_were_begun_with_other_codes(run: Path, run_shards: Path) -> None:
+def test_levels_that_were_begun_with_other_codes(run, run_shards):
     train_levels(run, 1, training__max_steps="1")
     train_levels(run, 2, training__max_steps="1", codes=str(run_shards))
     with pytest.raises(

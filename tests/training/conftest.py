@@ -1,30 +1,28 @@
 """A run with a trained autoencoder, and the tasks of the trainer."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 
-from hrvqvae.config import Config
-from hrvqvae.training.prior import CodeBatch, PriorTask
+from hrvqvae.training.prior import PriorTask
 from tests.trained_run import trained_copy
 from tests.training.tasks import Case
 
 
 @pytest.fixture
-def run(tiny: Config, tmp_path_factory, tmp_path) -> Path:
+def run(tiny, tmp_path_factory, tmp_path):
     return trained_copy(tiny, tmp_path_factory, tmp_path / "run")
 
 
 @pytest.fixture(params=("autoencoder", "prior", "progressive"))
-def case(request, tiny: Config, run: Path) -> Case:
+def case(request, tiny, run):
     if request.param == "autoencoder":
         shutil.rmtree(run)
     return Case(request.param, run, tiny)
 
 
 @pytest.fixture
-def other(case: Case, tmp_path) -> Case:
+def other(case, tmp_path):
     return case.copied(tmp_path / "other")
 
 
@@ -32,7 +30,7 @@ _WHOLE = {}
 
 
 @pytest.fixture
-def whole(case: Case, tmp_path_factory, mnist_root: Path) -> Case:
+def whole(case, tmp_path_factory, mnist_root):
     """The task after a training that nothing stopped. Do not write to its folder."""
     key = (case.name, str(mnist_root))
     if key not in _WHOLE:
@@ -42,7 +40,7 @@ def whole(case: Case, tmp_path_factory, mnist_root: Path) -> Case:
 
 
 @pytest.fixture
-def batches(monkeypatch) -> list[CodeBatch]:
+def batches(monkeypatch):
     """The batches of the steps of priors that are trained."""
     batches = []
     step = PriorTask.step

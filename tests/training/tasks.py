@@ -4,10 +4,9 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, decoder_folder, prior_folder
@@ -20,7 +19,7 @@ from hrvqvae.training.generation import GenerationTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
-from hrvqvae.training.trainer import Callback, Outcome, Say, Task, Trainer
+from hrvqvae.training.trainer import Task, Trainer
 from tests.trained_run import GIVEN as PRIOR
 from tests.trained_run import SHORT, fields, silent
 
@@ -48,11 +47,11 @@ class Case:
     base: Config
 
     @property
-    def kind(self) -> type[Task[Any]]:
+    def kind(self):
         return TASKS[self.name]
 
     @property
-    def folder(self) -> RunFolder:
+    def folder(self):
         if self.name == "autoencoder":
             return RunFolder(self.path)
         if self.name == "prior":
@@ -60,58 +59,58 @@ class Case:
         return decoder_folder(self.path, "prefixes" if self.name == "progressive" else self.name)
 
     @property
-    def section(self) -> str:
+    def section(self):
         return "training" if self.name == "autoencoder" else f"{self.name}.training"
 
     @property
-    def last_step(self) -> int:
+    def last_step(self):
         """The step of the newest checkpoint."""
         return int(self.folder.saved()[0].stem.removeprefix("step-"))
 
-    def config(self, **training: object) -> Config:
+    def config(self, **training):
         changes = {f"{self.section}.{name}": str(value) for name, value in training.items()}
         return override(self.base, AUTOENCODER | PRIOR | PROGRESSIVE | GENERATION | changes)
 
-    def task(self, config: Config) -> Task[Any]:
+    def task(self, config):
         if self.name == "autoencoder":
             return AutoencoderTask(config, self.folder)
         if self.name != "prior":
-            return self.kind(self.path, config)  # type: ignore[arg-type]
+            return self.kind(self.path, config)
         run = Run(self.path)
         return PriorTask(self.path, range(1, 2), config, (*run.load(), run.digest))
 
     def train(
         self,
         *,
-        callbacks: tuple[Callback, ...] = (),
-        say: Say = silent,
-        resume: bool = False,
-        renew: bool = False,
-        config: Config | None = None,
-        **training: object,
-    ) -> Outcome:
+        callbacks=(),
+        say=silent,
+        resume=False,
+        renew=False,
+        config=None,
+        **training,
+    ):
         task = self.task(config or self.config(**training))
         return Trainer(task, resume=resume, renew=renew, callbacks=callbacks, say=say).train()
 
-    def resume(self, **options: Any) -> Outcome:
+    def resume(self, **options):
         return self.train(resume=True, **options)
 
-    def at(self, path: Path) -> Self:
+    def at(self, path):
         return dataclasses.replace(self, path=path)
 
-    def copied(self, path: Path) -> Self:
+    def copied(self, path):
         """Copy what is in the run folder, and return the task there."""
         if self.path.is_dir():
             shutil.copytree(self.path, path)
         return self.at(path)
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self):
         """The tensors of the newest checkpoint and of the model file."""
         in_file = storage.read(self.folder.model)[0]
         checkpoint = storage.read(self.folder.saved()[0])[0]
         return checkpoint | {f"file.{name}": tensor for name, tensor in in_file.items()}
 
-    def records(self, kind: str = "") -> list[dict[str, Any]]:
+    def records(self, kind=""):
         """The records of a kind, or all, without what a clock measured."""
         return [
             {name: value for name, value in record.items() if name != "images_per_second"}
@@ -120,7 +119,7 @@ class Case:
         ]
 
 
-def untrained_run(name: str, config: Config, folder: Path) -> Case:
+def untrained_run(name, config, folder):
     """Return a task in FOLDER/run, whose autoencoder has codebooks that were just drawn."""
     run = RunFolder(folder / "run")
     with torch.random.fork_rng():

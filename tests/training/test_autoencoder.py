@@ -6,11 +6,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
 from hrvqvae.data.loading import load_images
 from hrvqvae.models.build import build
@@ -34,7 +32,7 @@ FAR = 50.0
 FIRST = "quantizer.codebooks.0.codewords"
 
 
-def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_path):
+def test_training_lowers_the_loss_and_fills_the_run_folder(tiny, tmp_path):
     longer = with_training(tiny, max_steps=100, evaluate_every=50)
     config = with_quantizer(longer, restart_below=1.0)
     case = Case("autoencoder", tmp_path / "run", config)
@@ -60,7 +58,7 @@ def test_training_lowers_the_loss_and_fills_the_run_folder(tiny: Config, tmp_pat
         assert not torch.equal(in_file, last)
 
 
-def test_budgets_and_learning_rates(tiny: Config):
+def test_budgets_and_learning_rates(tiny):
     for limits, expected in (
         ({"max_steps": 10}, (10, None)),
         ({"epochs": 3}, (18, None)),
@@ -77,7 +75,7 @@ def test_budgets_and_learning_rates(tiny: Config):
 
 
 class Started:
-    def __init__(self, config: Config, budget: Budget) -> None:
+    def __init__(self, config, budget):
         torch.manual_seed(0)
         model = build(config)
         images = torch.randint(256, (8, 1, 12, 12), dtype=torch.uint8)
@@ -89,16 +87,16 @@ class Started:
         self.model = model
         self.batch = Batch(images, torch.zeros(8).long())
 
-    def train(self) -> dict[str, float]:
+    def train(self):
         metrics = dict(self.task.step(self.state, self.batch))
         self.state.step += 1
         return metrics
 
-    def codewords(self, *, averaged: bool = False) -> list[Tensor]:
+    def codewords(self, *, averaged=False):
         model = self.state.averaged.module if averaged else self.model
         return [codewords.clone() for codewords in model.linked_codebooks]
 
-    def let_one_die(self) -> None:
+    def let_one_die(self):
         for model in (self.model, self.state.averaged.module):
             for name, rows in model.state_dict().items():
                 if name == FIRST:
@@ -108,7 +106,7 @@ class Started:
 
 
 @parametrize(("budget", "last"), [((20, None), 17), ((None, 30.0), 20)])
-def test_nothing_is_restarted_in_the_last_tenth(budget: Budget, last: int, tiny: Config):
+def test_nothing_is_restarted_in_the_last_tenth(budget, last, tiny):
     """Restarts are due every third step; a step takes 1.25 seconds."""
     started = Started(with_quantizer(tiny, restart_every=3), budget)
     restarted = []
@@ -125,7 +123,7 @@ def test_nothing_is_restarted_in_the_last_tenth(budget: Budget, last: int, tiny:
 
 
 @parametrize("update", ["ema", "gradient"])
-def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config):
+def test_a_restarted_codeword_is_no_mean_of_two_places(update, tiny):
     """The average copies it and its subtree and averages the others; Adam's moments of it are 0."""
     config = with_training(with_quantizer(tiny, update=update, restart_every=3), polyak_decay=0.75)
     started = Started(config, (None, None))
@@ -154,7 +152,7 @@ def test_a_restarted_codeword_is_no_mean_of_two_places(update: str, tiny: Config
         assert moments["exp_avg"][0, 0].any()
 
 
-def test_tensors_stay_where_they_are(tiny: Config):
+def test_tensors_stay_where_they_are(tiny):
     """As a CUDA graph of a step needs it; restarts are outside of the graph, and move no tensor."""
     started = Started(with_quantizer(tiny, restart_every=3), Budget(100))
 
@@ -169,27 +167,27 @@ def test_tensors_stay_where_they_are(tiny: Config):
 
 
 @pytest.fixture
-def pictures(tiny: Config, picture_folder: Path) -> Config:
+def pictures(tiny, picture_folder):
     return with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3, crop="random")
 
 
 @pytest.fixture
-def of_pictures(pictures: Config, tmp_path) -> Case:
+def of_pictures(pictures, tmp_path):
     return Case("autoencoder", tmp_path / "run", pictures)
 
 
-def break_images(config: Config, pattern: str, most: int | None = None) -> None:
+def break_images(config, pattern, most=None):
     for path in sorted(Path(config.data.root).rglob(pattern))[:most]:
         path.write_bytes(b"broken")
 
 
-def image_file(config: Config, place: int) -> Path:
+def image_file(config, place):
     """Return the file of the training image at a place of the first epoch."""
     images = load_images(config.data, "train")
     return Path(images.source.where(int(images.rows[images.order(0, 0)[place]])))
 
 
-def test_broken_images(pictures: Config, of_pictures: Case, tmp_path):
+def test_broken_images(pictures, of_pictures, tmp_path):
     """Broken images stop a run; skipped, they are counted and do not shift the data against the
     steps.
     """
@@ -214,9 +212,7 @@ def test_broken_images(pictures: Config, of_pictures: Case, tmp_path):
 
 
 @parametrize("name", ["autoencoder", "prior"])
-def test_it_goes_on_without_a_broken_image_that_is_deleted(
-    name: str, pictures: Config, tmp_path, monkeypatch
-):
+def test_it_goes_on_without_a_broken_image_that_is_deleted(name, pictures, tmp_path, monkeypatch):
     case = Case("autoencoder", tmp_path / "run", with_training(pictures, batch_size=2))
     broken = image_file(pictures, 7)
     if name == "prior":
@@ -239,7 +235,7 @@ def test_it_goes_on_without_a_broken_image_that_is_deleted(
         case.resume(max_steps=12)
 
 
-def test_large_images_on_a_cpu_get_a_hint(pictures: Config, tmp_path):
+def test_large_images_on_a_cpu_get_a_hint(pictures, tmp_path):
     for size, count in ((64, 0), ("64x256", 1)):
         said = []
         config = with_data(pictures, size=size)
@@ -247,14 +243,14 @@ def test_large_images_on_a_cpu_get_a_hint(pictures: Config, tmp_path):
         assert [line[:24] for line in said] == ["hint: a CPU trains few i"] * count
 
 
-def test_messages_about_broken_images_are_bounded(tiny: Config):
+def test_messages_about_broken_images_are_bounded(tiny):
     state = TrainState.start(build(tiny), tiny.training)
     for start in range(0, 3_000, 500):
         state.add_broken(f"{start + index}.png is broken" for index in range(500))
     assert len(state.meta()["broken"]) == 1_000
 
 
-def test_other_images_are_refused(pictures: Config, of_pictures: Case, tmp_path):
+def test_other_images_are_refused(pictures, of_pictures, tmp_path):
     of_pictures.train(max_steps=3, schedule="constant")
     moved = Path(pictures.data.root).rename(tmp_path / "moved")
     case = Case("autoencoder", of_pictures.path, with_data(pictures, root=str(moved)))

@@ -24,13 +24,12 @@ from hrvqvae.utils.outputs import TEMPORARY
 from hrvqvae.utils.progress import say
 from tests.conftest import input_error, parametrize, same
 from tests.kills import Killed, Kills, at_step, in_another_process
-from tests.training.tasks import Case
 
 # what no task has a part in
 of_the_trainer = parametrize("case", ["autoencoder"], indirect=True)
 
 
-def finish(case: Case, whole: Case) -> None:
+def finish(case, whole):
     """Go on to the end, which is that of a training that nothing stopped."""
     case.resume()
     assert same(case.state(), whole.state())
@@ -44,7 +43,7 @@ def finish(case: Case, whole: Case) -> None:
         {"precision": "bf16", "memory_format": "channels_last", "optimizer": "muon"},
     ],
 )
-def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: dict[str, str]):
+def test_stopping_and_resuming_changes_nothing(case, other, form):
     case.train(**form, schedule="constant")
     for steps in (5, 8, 12):
         torch.manual_seed(steps)  # another process has drawn other numbers
@@ -55,7 +54,7 @@ def test_stopping_and_resuming_changes_nothing(case: Case, other: Case, form: di
     assert [record["step"] for record in other.records("evaluation")] == [4, 5, 8, 12]
 
 
-def test_torchs_generator_depends_on_the_step(case: Case, other: Case, monkeypatch):
+def test_torchs_generator_depends_on_the_step(case, other, monkeypatch):
     drawn = []
 
     def draw(state):
@@ -71,7 +70,7 @@ def test_torchs_generator_depends_on_the_step(case: Case, other: Case, monkeypat
 
 
 @of_the_trainer
-def test_torchs_generator_goes_on_after_a_training(case: Case):
+def test_torchs_generator_goes_on_after_a_training(case):
     torch.manual_seed(5)
     case.train(max_steps=2)
     Run(case.path).load()
@@ -81,14 +80,14 @@ def test_torchs_generator_goes_on_after_a_training(case: Case):
 
 
 @parametrize("case", ["prior", "progressive"], indirect=True)
-def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case: Case):
+def test_nothing_is_trained_for_an_autoencoder_that_still_trains(case):
     told = "in use by another process, which may change its"
     with in_another_process(case.path), pytest.raises(InUseError, match=told):
         case.train()
     assert not case.folder.begun()
 
 
-def test_the_seed_decides(case: Case, other: Case, whole: Case):
+def test_the_seed_decides(case, other, whole):
     case.train()
     other.train(seed=1)
     assert same(case.state(), whole.state())
@@ -96,7 +95,7 @@ def test_the_seed_decides(case: Case, other: Case, whole: Case):
     assert not same(other.state(), whole.state())
 
 
-def test_random_kills(case: Case, whole: Case, monkeypatch):
+def test_random_kills(case, whole, monkeypatch):
     killer = Kills(3)
     calls = [(case.kind, name) for name in ("step", "evaluate", "save")]
     calls += [(Path, "replace"), (Path, "unlink"), (os, "fsync")]
@@ -125,9 +124,7 @@ def test_random_kills(case: Case, whole: Case, monkeypatch):
         (signal.SIGHUP, signal.SIG_IGN),  # as nohup does
     ],
 )
-def test_signals_end_it_after_the_step(
-    case: Case, whole: Case, signum: signal.Signals, handler: signal.Handlers, monkeypatch, request
-):
+def test_signals_end_it_after_the_step(case, whole, signum, handler, monkeypatch, request):
     """An inherited handler does not matter, except that of nohup."""
     before = signal.signal(signum, handler)
     request.addfinalizer(lambda: signal.signal(signum, before))
@@ -145,7 +142,7 @@ def test_signals_end_it_after_the_step(
 
 
 @of_the_trainer
-def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, monkeypatch):
+def test_a_terminal_that_is_closed_ends_no_training(case, whole, monkeypatch):
     write = Mock(side_effect=OSError(errno.EIO, "closed"))
     monkeypatch.setattr(sys, "stdout", Mock(isatty=lambda: False, write=write))
     case.train(say=say)
@@ -153,7 +150,7 @@ def test_a_terminal_that_is_closed_ends_no_training(case: Case, whole: Case, mon
 
 
 @of_the_trainer
-def test_a_signal_in_the_last_evaluation_is_told(case: Case):
+def test_a_signal_in_the_last_evaluation_is_told(case):
     def stop(*_):
         signal.raise_signal(signal.SIGTERM)
 
@@ -161,7 +158,7 @@ def test_a_signal_in_the_last_evaluation_is_told(case: Case):
     assert (outcome.step, outcome.signal) == (12, signal.SIGTERM)
 
 
-def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeypatch):
+def test_an_evaluation_that_fails_loses_no_step(case, whole, monkeypatch):
     def fails(*_):
         raise OSError(errno.EACCES, "a picture")
 
@@ -179,7 +176,7 @@ def test_an_evaluation_that_fails_loses_no_step(case: Case, whole: Case, monkeyp
 
 
 @parametrize("where", ["loss", "gradient", "weight"])
-def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monkeypatch):
+def test_what_is_not_finite_stops_before_the_update(case, where, monkeypatch):
     seen = []
     take_gradient = TrainState.take_gradient
 
@@ -215,7 +212,7 @@ def test_what_is_not_finite_stops_before_the_update(case: Case, where: str, monk
 
 
 @parametrize("full", ["step-000000009", "model"])
-def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch):
+def test_a_full_disk(case, whole, full, monkeypatch):
     original = storage.write
 
     def write(path, tensors, meta):
@@ -232,7 +229,7 @@ def test_a_full_disk(case: Case, whole: Case, full: str, monkeypatch):
 
 
 @of_the_trainer
-def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch):
+def test_a_full_disk_while_it_is_drawn_or_logged(case, monkeypatch):
     def fails(*_):
         with explain_write_errors("x.png"):
             raise OSError(errno.ENOSPC, "full")
@@ -248,7 +245,7 @@ def test_a_full_disk_while_it_is_drawn_or_logged(case: Case, monkeypatch):
 
 
 @of_the_trainer
-def test_a_finished_run_stays_as_it_is(case: Case):
+def test_a_finished_run_stays_as_it_is(case):
     case.train(log_every=5)
 
     def times():
@@ -276,7 +273,7 @@ def test_a_finished_run_stays_as_it_is(case: Case):
 
 
 @of_the_trainer
-def test_a_rate_that_rises_again_is_told(case: Case):
+def test_a_rate_that_rises_again_is_told(case):
     told = []
     for steps in (2, 5, 5):
         said = []
@@ -287,7 +284,7 @@ def test_a_rate_that_rises_again_is_told(case: Case):
 
 @of_the_trainer
 @parametrize("damage", ["cut", "flip", "empty", "header"])
-def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str):
+def test_a_damaged_checkpoint_is_passed_over(case, damage):
     said = []
     case.train(max_steps=8, schedule="constant")
     newest, older = case.folder.saved()
@@ -307,7 +304,7 @@ def test_a_damaged_checkpoint_is_passed_over(case: Case, damage: str):
 
 
 @parametrize("write", [1, 2])
-def test_a_kill_before_the_model_file(case: Case, whole: Case, write: int, monkeypatch):
+def test_a_kill_before_the_model_file(case, whole, write, monkeypatch):
     """A resumed run brings the model to the step of the checkpoint."""
     original = storage.write
     last = []
@@ -327,14 +324,14 @@ def test_a_kill_before_the_model_file(case: Case, whole: Case, write: int, monke
 
 
 @of_the_trainer
-def test_another_process_that_trains_there_is_named(case: Case):
+def test_another_process_that_trains_there_is_named(case):
     told = r"in use by another process \(pid \d+\)"
     with in_another_process(case.folder.path), pytest.raises(InUseError, match=told):
         case.train()
     assert not case.folder.begun()
 
 
-def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whole: Case):
+def test_it_begins_with_the_weights_of_another_run(case, other, whole):
     """With a tiny learning rate, a step leaves the weights as they were copied."""
     source = whole.path
     said = []
@@ -362,7 +359,7 @@ def test_it_begins_with_the_weights_of_another_run(case: Case, other: Case, whol
 
 
 @of_the_trainer
-def test_a_budget_ends_and_names_its_limit(case: Case, monkeypatch):
+def test_a_budget_ends_and_names_its_limit(case, monkeypatch):
     """An epoch has 6 steps; more of any limit goes on."""
     monkeypatch.setattr(ProcessSync, "sync", lambda _: 0.1)  # a step, and what follows it
     assert case.train(max_steps=0, epochs=1).limit == "1 epoch"
@@ -378,7 +375,7 @@ def test_a_budget_ends_and_names_its_limit(case: Case, monkeypatch):
 
 
 @of_the_trainer
-def test_a_run_whose_time_ends_in_an_evaluation_is_finished(case: Case, monkeypatch):
+def test_a_run_whose_time_ends_in_an_evaluation_is_finished(case, monkeypatch):
     monkeypatch.setattr(ProcessSync, "sync", lambda _: 30.0)  # a step, and then its evaluation
     for resume in (False, True):
         outcome = case.train(resume=resume, max_steps=0, epochs=0, max_minutes=1, evaluate_every=1)

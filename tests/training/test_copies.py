@@ -1,7 +1,6 @@
 """Augmented copies, and priors that are told which copy they see."""
 
 import signal
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +9,12 @@ from torch.nn.functional import interpolate
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.copies import list_copies
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior
-from hrvqvae.training.prior import CodeBatch, PriorTask, resolve_priors, train_priors
+from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from tests.conftest import input_error, parametrize, same
 from tests.kills import at_step
 from tests.priors.networks import of_each_kind, random_codes, random_prior
@@ -64,7 +62,7 @@ def test_copies_are_what_they_claim():
 
 
 @of_each_kind
-def test_samples_are_drawn_for_copy_0(config: PriorNetworkConfig):
+def test_samples_are_drawn_for_copy_0(config):
     level = Level(grid=(3, 4), symbols=4, classes=3, copies=2)
     prior: Prior = random_prior(config, level)
     assert prior.copies is not None
@@ -78,9 +76,7 @@ def test_samples_are_drawn_for_copy_0(config: PriorNetworkConfig):
 
 
 @parametrize("given", [GIVEN, GIVEN_GPT], ids=["pixelsnail", "gpt"])
-def test_each_image_comes_with_the_label_of_its_copy(
-    run: Path, batches: list[CodeBatch], given: dict[str, str]
-):
+def test_each_image_comes_with_the_label_of_its_copy(run, batches, given):
     train_levels(run, 1, of=given, **COPIES, training__max_steps="9")
     seen = [
         (codes.numpy().astype(np.uint8).tobytes(), label)
@@ -100,7 +96,7 @@ def test_each_image_comes_with_the_label_of_its_copy(
     assert moved.tolist() == [False, True, True, True]
 
 
-def test_a_resumed_training_with_copies_is_one_that_never_stopped(run: Path, monkeypatch):
+def test_a_resumed_training_with_copies_is_one_that_never_stopped(run, monkeypatch):
     changes = {**COPIES, "training__max_steps": "8"}
     train_levels(run, of=GIVEN_GPT, **changes)
     folder = prior_folder(run, 0, 1)
@@ -114,7 +110,7 @@ def test_a_resumed_training_with_copies_is_one_that_never_stopped(run: Path, mon
     assert load(run).sample(1).shape == (1, 1, 12, 12)
 
 
-def test_a_prior_begins_with_more_layers_and_labels_of_copies(run: Path):
+def test_a_prior_begins_with_more_layers_and_labels_of_copies(run):
     train_levels(run, of=GIVEN_GPT)
     before = load(run).priors.networks[0]
     prior_folder(run, 0, 1).path.rename(run / "aside")
@@ -134,7 +130,7 @@ def test_a_prior_begins_with_more_layers_and_labels_of_copies(run: Path):
     assert same(prior.eval().level_logits(codes, [], label, torch.arange(4)), expected)
 
 
-def test_copies_need_images_and_a_network_that_takes_labels(run: Path, monkeypatch):
+def test_copies_need_images_and_a_network_that_takes_labels(run, monkeypatch):
     fields = GIVEN | {"prior.variants": "2", "prior.codes": "none.tar"}
     with input_error(r"prior\.shifts and prior\.variants need the run's own"):
         train_priors(run, resolve_priors(run, 1, fields, resume=False), say=silent)

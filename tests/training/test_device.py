@@ -1,7 +1,6 @@
 """Device and precision: decided when a run begins, and kept."""
 
 import dataclasses
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import torch
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import Config
 from hrvqvae.config.parsing import autoencoder_config, override, stage_config
 from hrvqvae.config.schema import decide_auto
 from hrvqvae.training.autoencoder import AutoencoderTask
@@ -21,7 +19,7 @@ from tests.trained_run import fields, train_autoencoder
 
 
 @pytest.fixture
-def left_open(tiny: Config) -> Config:
+def left_open(tiny):
     """The tiny configuration with precision and device left to the machine, for the autoencoder and
     the priors.
     """
@@ -30,7 +28,7 @@ def left_open(tiny: Config) -> Config:
 
 
 @pytest.fixture
-def machine(monkeypatch) -> Callable[..., None]:
+def machine(monkeypatch):
     """Gives the machine a processor with bf16, or one without."""
 
     def give(*, bf16):
@@ -40,7 +38,7 @@ def machine(monkeypatch) -> Callable[..., None]:
 
 
 @parametrize("present", [True, False])
-def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, monkeypatch):
+def test_bf16_is_chosen_if_the_processor_has_it(present, tiny, monkeypatch):
     auto = dataclasses.replace(tiny.training, precision="auto")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": present})
     assert Compute(auto).bf16 is present
@@ -53,7 +51,7 @@ def test_bf16_is_chosen_if_the_processor_has_it(present: bool, tiny: Config, mon
             Compute(dataclasses.replace(auto, device=name))
 
 
-def test_float32_stays_float32_in_a_training(tiny: Config, tmp_path, monkeypatch):
+def test_float32_stays_float32_in_a_training(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     seen = []
     for step in range(2):
@@ -88,7 +86,7 @@ def test_a_precision_that_was_set_the_new_way_is_kept():
     torch.set_float32_matmul_precision(before)
 
 
-def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]):
+def test_what_is_decided_is_kept(left_open, machine):
     machine(bf16=True)
     begun = decide_auto(dataclasses.replace(left_open, name="hrvqvae/mnist"), "model", "training")
     assert (begun.training.device, begun.training.precision) == ("cpu", "bf16")
@@ -106,7 +104,7 @@ def test_what_is_decided_is_kept(left_open: Config, machine: Callable[..., None]
     assert longer.prior.training.precision == "fp32"
 
 
-def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path, machine: Callable[..., None]):
+def test_a_run_in_bf16_stays_in_bf16(left_open, tmp_path, machine):
     run = RunFolder(tmp_path / "run")
     said = []
     machine(bf16=True)
@@ -121,7 +119,7 @@ def test_a_run_in_bf16_stays_in_bf16(left_open: Config, tmp_path, machine: Calla
     assert any(line.endswith("bf16") for line in said)
 
 
-def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path):
+def test_a_device_of_another_kind_is_said(tiny, tmp_path):
     """The checkpoint is changed to name a GPU, so that the test needs none."""
     run = RunFolder(tmp_path / "run")
     said = []
@@ -141,7 +139,7 @@ def test_a_device_of_another_kind_is_said(tiny: Config, tmp_path):
 
 
 @needs_gpu
-def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny: Config, tmp_path):
+def test_a_run_on_a_gpu_goes_on_where_it_stopped(tiny, tmp_path):
     config = with_training(tiny, device="cuda", precision="auto", log_every=1)
     run = RunFolder(tmp_path / "run")
     train_autoencoder(with_training(config, max_steps=6), run)

@@ -1,7 +1,5 @@
 """Training a decoder of samples."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,17 +15,17 @@ from tests.training.tasks import Case, untrained_run
 
 
 @pytest.fixture
-def case(mnist_root: Path, tmp_path) -> Case:
+def case(mnist_root, tmp_path):
     """A decoder of samples of two of three levels."""
     return untrained_run("generation", tiny_systems(mnist_root)["hrvqvae"], tmp_path)
 
 
-def command(case: Case, levels: int = 2, options: str = "--generation.perceptual none") -> str:
+def command(case, levels=2, options="--generation.perceptual none"):
     line = f"train-decoder {case.path} --max-steps 2 --device cpu --generation.levels {levels}"
     return f"{line} {options}"
 
 
-def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case):
+def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case):
     before = hrvqvae.load(case.path)
     codes = before.encode(torch.rand(3, 1, 12, 12))
     file = before.compress(torch.rand(1, 1, 12, 12))
@@ -48,7 +46,7 @@ def test_samples_of_its_levels_are_decoded_by_it_and_nothing_else_is(case: Case)
     assert hrvqvae.load(case.path).load_generator(2).progressive_decoder is None
 
 
-def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path):
+def test_a_resumed_training_is_the_one_that_never_stopped(case, tmp_path):
     resumed = case.copied(tmp_path / "resumed")
     case.train(schedule="constant")
     for steps in (5, 12):
@@ -57,7 +55,7 @@ def test_a_resumed_training_is_the_one_that_never_stopped(case: Case, tmp_path):
     assert {name.split(".")[0] for name in case.state()} >= {"discriminator_model", "file"}
 
 
-def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case):
+def test_it_begins_with_the_progressive_decoder_and_its_shape(case):
     Case("progressive", case.path, case.base).train()
     progressive = Run(case.path).decoders["prefixes"].read()[0]
     do(f"{command(case)} --generation.training.learning_rate 1e-30")
@@ -68,7 +66,7 @@ def test_it_begins_with_the_progressive_decoder_and_its_shape(case: Case):
     assert meta["config"]["generation"]["levels"] == 2
 
 
-def test_the_discriminator_joins_with_its_own_rate(case: Case, monkeypatch):
+def test_the_discriminator_joins_with_its_own_rate(case, monkeypatch):
     weights = []
     rates = []
     step = GenerationTask.step
@@ -78,8 +76,8 @@ def test_the_discriminator_joins_with_its_own_rate(case: Case, monkeypatch):
         return torch.tensor(weights[-1])
 
     def record_rates(task, state, batch):
-        metrics = step(task, state, batch)  # type: ignore[arg-type]
-        networks = state.networks.values()  # type: ignore[attr-defined]
+        metrics = step(task, state, batch)
+        networks = state.networks.values()
         rates.append(tuple(network.optimizer.param_groups[0]["lr"] for network in networks))
         return metrics
 
@@ -90,7 +88,7 @@ def test_the_discriminator_joins_with_its_own_rate(case: Case, monkeypatch):
     assert all(second == pytest.approx(first / 2) for first, second in rates)
 
 
-def test_a_share_of_the_last_codes_is_drawn_anew(case: Case):
+def test_a_share_of_the_last_codes_is_drawn_anew(case):
     config = case.config().replace(**{"generation.redraw": 0.25})
     task = GenerationTask(case.path, config)
     torch.manual_seed(0)
@@ -101,7 +99,7 @@ def test_a_share_of_the_last_codes_is_drawn_anew(case: Case):
     assert last.unique().tolist() == [0, 1, 2]
 
 
-def test_a_stale_decoder_is_refused_and_renewed(case: Case):
+def test_a_stale_decoder_is_refused_and_renewed(case):
     case.train()
     change(case.path)
     with input_error("another state of the model; renew with: hrvqvae refresh"):
@@ -112,7 +110,7 @@ def test_a_stale_decoder_is_refused_and_renewed(case: Case):
     assert case.last_step == 12
 
 
-def test_a_missing_network_is_one_line_that_says_how_to_go_on(case: Case, monkeypatch):
+def test_a_missing_network_is_one_line_that_says_how_to_go_on(case, monkeypatch):
     monkeypatch.setattr("hrvqvae.models.perceptual.has_efficientnet", lambda: False)
     monkeypatch.setenv("TORCH_HOME", str(case.path))
     line = refused(command(case, options=""))
@@ -122,5 +120,5 @@ def test_a_missing_network_is_one_line_that_says_how_to_go_on(case: Case, monkey
     assert case.folder.model.is_file()
 
 
-def test_levels_that_it_cant_decode_are_refused(case: Case):
+def test_levels_that_it_cant_decode_are_refused(case):
     assert "give --generation.levels 1 to 2" in refused(command(case, 3))

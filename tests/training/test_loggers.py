@@ -1,14 +1,12 @@
 """Loggers receive the records of metrics.jsonl."""
 
 import sys
-from pathlib import Path
 from unittest.mock import Mock, create_autospec
 
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hrvqvae.config import Config
 from hrvqvae.config.entries import Logger
 from hrvqvae.config.registry import LOGGERS
 from hrvqvae.training.loggers import MetricsLog, find_loggers, flatten_record, read_records
@@ -17,11 +15,11 @@ from tests.trained_run import train_autoencoder
 
 
 @pytest.fixture
-def short(tiny: Config) -> Config:
+def short(tiny):
     return with_training(tiny, max_steps=6, log_every=2, checkpoint_every=100)
 
 
-def expected(folder: Path) -> dict[tuple[str, int], float]:
+def expected(folder):
     return {
         (name, record["step"]): value
         for record in read_records(folder / "metrics.jsonl")
@@ -29,7 +27,7 @@ def expected(folder: Path) -> dict[tuple[str, int], float]:
     }
 
 
-def shown(folder: Path) -> dict[tuple[str, int], float]:
+def shown(folder):
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     return {
         (tag, event.step): event.value
@@ -38,7 +36,7 @@ def shown(folder: Path) -> dict[tuple[str, int], float]:
     }
 
 
-def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(short: Config, tmp_path):
+def test_tensorboard_shows_what_the_log_holds_after_a_resumption_too(short, tmp_path):
     config = with_training(short, loggers="tensorboard")
     for steps, name in ((6, "evaluation/usage/level-2"), (8, "train/loss")):
         train_autoencoder(with_training(config, max_steps=steps), tmp_path, resume=steps > 6)
@@ -58,7 +56,7 @@ def test_damaged_records_are_dropped_and_what_was_not_measured_is_left_out(tmp_p
     assert log.write_means(1, 16)["loss"] == 2
 
 
-def test_weights_and_biases_has_one_run(short: Config, tmp_path, monkeypatch):
+def test_weights_and_biases_has_one_run(short, tmp_path, monkeypatch):
     monkeypatch.setattr(wandb, "init", init := create_autospec(wandb.init))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     config = with_training(short, loggers="wandb")
@@ -83,7 +81,7 @@ FULL = Mock()
 FULL.return_value.write.side_effect = OSError(28, "No space left on device")
 
 
-def test_sinks_are_closed_where_one_fails(short: Config, tmp_path, monkeypatch):
+def test_sinks_are_closed_where_one_fails(short, tmp_path, monkeypatch):
     full = Logger(name="full", sink=f"{__name__}:FULL", needs="json")
     monkeypatch.setitem(LOGGERS._entries, "full", full)
     with input_error("step 2 could not be logged .No space left"):
@@ -95,7 +93,7 @@ def test_sinks_are_closed_where_one_fails(short: Config, tmp_path, monkeypatch):
         train_autoencoder(with_training(short, loggers="full"), tmp_path / "other")
 
 
-def test_packages_are_asked_for_first(tiny: Config, tmp_path, monkeypatch):
+def test_packages_are_asked_for_first(tiny, tmp_path, monkeypatch):
     with input_error(r"unknown logger 'tensorbord': did you mean tensorboard"):
         find_loggers("tensorbord")
     monkeypatch.setitem(sys.modules, "tensorboard", None)

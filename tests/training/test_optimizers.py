@@ -3,23 +3,20 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Adam
 
-from hrvqvae.config import Config
 from hrvqvae.priors.causal import CausalConv2d
 from hrvqvae.training.optimizers import Muon, make_optimizer, orthogonalize, select_matrices
 from tests.conftest import parametrize, with_training
 
 
-def filled(shape: tuple[int, ...], seed: int) -> Tensor:
+def filled(shape, seed):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @parametrize(("shape", "size"), [((8, 8), 1e-6), ((64, 576), 1.0), ((48, 5), 1e4), ((1, 7), 1.0)])
-def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(
-    shape: tuple[int, int], size: float
-):
+def test_orthogonalized_keeps_the_directions_and_evens_the_sizes(shape, size):
     matrix = size * filled(shape, 0)
     result = orthogonalize(matrix[None])[0]
     left, sizes, right = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -64,7 +61,7 @@ def test_moments_and_their_steps_go_to_the_device_of_the_weights():
     assert {tensor.device.type for tensor in moments} == {"meta"}
 
 
-def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
+def network(form=torch.contiguous_format):
     torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 6, 3), nn.SiLU(), nn.ConvTranspose2d(6, 3, 4)
@@ -72,9 +69,7 @@ def network(form: torch.memory_format = torch.contiguous_format) -> nn.Module:
     return layers.to(memory_format=form)
 
 
-def trained(
-    module: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3
-) -> dict[str, Tensor]:
+def trained(module, optimizer, steps=3):
     for step in range(steps):
         optimizer.zero_grad()
         module(filled((4, 3, 8, 8), step)).square().mean().backward()
@@ -115,7 +110,7 @@ def test_what_is_no_matrix_is_left_to_adam():
         torch.testing.assert_close(result[name], tensor, msg=name)
 
 
-def test_the_memory_format_does_not_matter(tiny: Config):
+def test_the_memory_format_does_not_matter(tiny):
     muon = with_training(tiny, optimizer="muon", learning_rate=0.01).training
     plain = network()
     last = network(torch.channels_last)

@@ -7,7 +7,6 @@ import shutil
 import signal
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from hrvqvae.checkpoints import codemaps, storage
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder, prior_folders
 from hrvqvae.checkpoints.run import Run
-from hrvqvae.config import Config, PriorConfig
+from hrvqvae.config import PriorConfig
 from hrvqvae.config.parsing import override
 from hrvqvae.data.batches import make_rng
 from hrvqvae.data.loading import load_images
@@ -58,17 +57,17 @@ from tests.trained_run import GIVEN, GIVEN_GPT, fields, silent, train_autoencode
 SLOWLY = {"prior.training.learning_rate": "1e-12", "prior.training.max_steps": "1"}
 
 
-def evaluations(path: Path, *levels: int) -> list[dict[str, float]]:
+def evaluations(path, *levels):
     records = read_records(prior_folder(path, *levels).metrics)
     return [record for record in records if record["kind"] == "evaluation"]
 
 
-def last_step(path: Path, *levels: int) -> int:
+def last_step(path, *levels):
     """Return the step of the newest checkpoint of a prior."""
     return storage.read_meta(prior_folder(path, *levels).saved()[0])["step"]
 
 
-def test_every_level_learns_and_can_be_loaded(run: Path):
+def test_every_level_learns_and_can_be_loaded(run):
     longer = GIVEN | fields("prior.training", "max_steps=60 learning_rate=0.01 evaluate_every=30")
     configs = resolve_priors(run, None, longer, resume=False)
     train_priors(run, configs, callbacks=[draw_training], say=silent)
@@ -85,7 +84,7 @@ def test_every_level_learns_and_can_be_loaded(run: Path):
     assert not any(prior.training for prior in priors.networks)
 
 
-def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path, caplog):
+def test_replaced_images(tiny, picture_folder, tmp_path, caplog):
     config = with_data(tiny, dataset="pictures", root=str(picture_folder), channels=3)
     run = tmp_path / "run"
     train_autoencoder(with_training(config, max_steps=3), run)
@@ -102,7 +101,7 @@ def test_replaced_images(tiny: Config, picture_folder: Path, tmp_path, caplog):
     assert "are used without their images" in caplog.text
 
 
-def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch):
+def test_the_best_held_out_state_is_what_is_loaded(run, monkeypatch):
     train_levels(run, 1)
     model, config = Run(run).load()
     maps = codemaps.extract_codes(model, config, "train")
@@ -125,14 +124,14 @@ def test_the_best_held_out_state_is_what_is_loaded(run: Path, monkeypatch):
     assert nats / np.log(2) == pytest.approx(best["bits_per_code"], rel=1e-5)
 
 
-def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run: Path, monkeypatch):
+def test_an_evaluation_that_is_nan_does_not_keep_later_states_from_the_file(run, monkeypatch):
     measured = iter([math.nan, 49.0, 98.0])
     monkeypatch.setattr("hrvqvae.training.prior.measure_bits", lambda *_: [next(measured)])
     train_levels(run, 1, training__max_steps="6", training__evaluate_every="2")
     assert storage.read_meta(prior_folder(run, 0).model)["step"] == 4
 
 
-def test_an_edited_record_of_a_prior_is_no_best(run: Path) -> None:
+def test_an_edited_record_of_a_prior_is_no_best(run):
     train_levels(run, 1, training__max_steps="2")
     metrics = prior_folder(run, 0).metrics
     edited = [{"kind": "evaluation", "step": 1}, {"kind": "evaluation", "step": 1}]
@@ -142,7 +141,7 @@ def test_an_edited_record_of_a_prior_is_no_best(run: Path) -> None:
     assert storage.read_meta(prior_folder(run, 0).model)["step"] == 4
 
 
-def test_an_epoch_has_each_copy_of_an_image_once(run: Path, batches: list[CodeBatch]):
+def test_an_epoch_has_each_copy_of_an_image_once(run, batches):
     model, config = Run(run).load()
     stored = load_images(config.data, "train")
     pixels = [torch.from_numpy(stored.pixels[index]) for index in range(len(stored))]
@@ -175,7 +174,7 @@ def test_held_out_images_are_never_trained_on():
         prior_training.split_held_out(1, 0.1, 0)
 
 
-def test_nothing_is_begun_that_can_not_be_finished(run: Path):
+def test_nothing_is_begun_that_can_not_be_finished(run):
     with in_another_process(prior_folder(run, 1).path), input_error("level-2 is in use"):
         train_levels(run)
     train_levels(run, 2)
@@ -190,7 +189,7 @@ def test_nothing_is_begun_that_can_not_be_finished(run: Path):
     assert [record["step"] for record in evaluations(run, 0)] == [4, 8, 12, 13]
 
 
-def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path):
+def test_an_exported_run_gets_priors(run, tiny, tmp_path):
     export(run, tmp_path / "exported")
     train_levels(tmp_path / "exported", 1, of=GIVEN | {"data.root": str(tiny.data.root)})
     assert prior_folder(tmp_path / "exported", 0).model.is_file()
@@ -198,7 +197,7 @@ def test_an_exported_run_gets_priors(run: Path, tiny: Config, tmp_path):
         resolve_priors("mnist", None, {}, resume=False)
 
 
-def test_codes_that_another_process_extracts_are_waited_for(run: Path):
+def test_codes_that_another_process_extracts_are_waited_for(run):
     folder = RunFolder(run).codes
     said = []
     configs = resolve_priors(run, 1, GIVEN | SLOWLY, resume=False)
@@ -215,11 +214,11 @@ def test_codes_that_another_process_extracts_are_waited_for(run: Path):
     assert prior_folder(run, 0).begun()
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def interrupt(monkeypatch, step):
     at_step(monkeypatch, PriorTask, step, lambda _: signal.raise_signal(signal.SIGINT))
 
 
-def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, monkeypatch):
+def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run, monkeypatch):
     interrupt(monkeypatch, 3)
     train_levels(run, training__batch_size="7")
     assert last_step(run, 0) == 4
@@ -230,7 +229,7 @@ def test_levels_that_a_signal_kept_from_beginning_keep_their_fields(run: Path, m
         assert last_step(run, level) == 12
 
 
-def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run: Path, monkeypatch):
+def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run, monkeypatch):
     for level in (1, 2):
         interrupt(monkeypatch, 1)
         train_levels(run, level)
@@ -244,7 +243,7 @@ def test_a_prior_that_is_interrupted_before_its_evaluation_can_draw(run: Path, m
     assert about["bits_per_code"] == min(row["bits_per_code"] for row in evaluations(run, 0))
 
 
-def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path):
+def test_one_prior_of_all_levels_does_all_that_priors_do(run, tmp_path):
     longer = fields("prior.training", "max_steps=60 learning_rate=0.01 evaluate_every=20")
     train_levels(run, of=GIVEN_GPT | longer)
     assert list(prior_folders(run)) == [range(2)]
@@ -269,7 +268,7 @@ def test_one_prior_of_all_levels_does_all_that_priors_do(run: Path, tmp_path):
     assert again.prior.network.kind == "gpt"
 
 
-def test_a_level_has_one_prior(run: Path):
+def test_a_level_has_one_prior(run):
     train_levels(run, training__max_steps="1")
     with input_error(
         r"there is a prior of level 1, level 2: delete \S+/level-1, \S+/level-2 to train levels 1"
@@ -314,7 +313,7 @@ def test_which_classes_are_withheld_depends_on_seed_and_step_alone(monkeypatch):
     assert drop_classes(None, _LEVEL, 0.5, 0, 0) is None
 
 
-def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monkeypatch):
+def test_images_without_classes_are_no_ground_for_class_dropout(run, monkeypatch):
     model, config = Run(run).load()
     maps = dataclasses.replace(codemaps.extract_codes(model, config, "train"), classes=())
     monkeypatch.setattr("hrvqvae.training.prior.load_or_extract", lambda *_: maps)
@@ -324,7 +323,7 @@ def test_images_without_classes_are_no_ground_for_class_dropout(run: Path, monke
         PriorConfig(network=PixelSNAILConfig(), class_dropout=1.0)
 
 
-def test_without_a_class_the_marginal_is_learned(tiny: Config):
+def test_without_a_class_the_marginal_is_learned(tiny):
     torch.manual_seed(0)
     prior = GPT(GPTConfig(hidden_units=8, layers=1, heads=1), _LEVEL)
     learning = fields(
@@ -350,7 +349,7 @@ def test_without_a_class_the_marginal_is_learned(tiny: Config):
     assert shares[4].tolist() == pytest.approx([0.4, 0.2, 0.4], abs=0.05)
 
 
-def test_guidance_needs_class_dropout(run: Path, tmp_path):
+def test_guidance_needs_class_dropout(run, tmp_path):
     guided = shutil.copytree(run, tmp_path / "guided")
     train_levels(guided, class_dropout="0.3")
     model = Model(guided)
@@ -378,9 +377,7 @@ def test_guidance_needs_class_dropout(run: Path, tmp_path):
 @parametrize(
     ("before", "after", "more"), [("0", "0.3", False), ("0.3", "0", False), ("0", "0", True)]
 )
-def test_a_prior_begins_with_other_classes(
-    run: Path, tmp_path, before: str, after: str, more: bool
-):
+def test_a_prior_begins_with_other_classes(run, tmp_path, before, after, more):
     """With or without "no class", or with another class; the rest of the network is kept."""
     train_levels(run, 1, class_dropout=before)
     path = prior_folder(run, 0).model

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from hrvqvae import load
 from hrvqvae.checkpoints import storage
 from hrvqvae.checkpoints.folder import PROGRESSIVE, RunFolder, decoder_folder
 from hrvqvae.checkpoints.run import EntropyModelArtifact, Run
-from hrvqvae.config import Config
 from hrvqvae.data.batches import Batch
-from hrvqvae.model import Model
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
 from hrvqvae.training.stages import refresh
@@ -28,12 +25,12 @@ from tests.training.tasks import Case, untrained_run
 
 
 @pytest.fixture
-def case(run: Path, tiny: Config) -> Case:
+def case(run, tiny):
     return Case("progressive", run, tiny)
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     drawn = torch.zeros(16, 1, 12, 12)
     for index in range(16):
         drawn[index, :, 2:10, 2 + index % 8] = 1
@@ -41,12 +38,12 @@ def images() -> Tensor:
     return drawn
 
 
-def error(model: Model, images: Tensor, levels: int) -> float:
+def error(model, images, levels):
     decoded = model.decode(model.encode(images), levels=levels, size=(12, 12))
     return float((decoded - images).square().mean())
 
 
-def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, images: Tensor):
+def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case, images):
     run = case.path
     before = load(run)
     digest = storage.digest(RunFolder(run).model)
@@ -80,9 +77,7 @@ def test_it_betters_prefixes_and_leaves_everything_else_to_the_bit(case: Case, i
 
 
 @parametrize("system", ["hrvqvae", "rqvae"])
-def test_each_image_is_cut_to_a_prefix_in_turn(
-    system: str, mnist_root: Path, tmp_path, images: Tensor
-):
+def test_each_image_is_cut_to_a_prefix_in_turn(system, mnist_root, tmp_path, images):
     case = untrained_run("progressive", tiny_systems(mnist_root)[system], tmp_path)
     task = ProgressiveTask(case.path, case.config())
     state = TrainState.start(task.build(), task.training)
@@ -105,9 +100,7 @@ def test_each_image_is_cut_to_a_prefix_in_turn(
     assert "reconstruction_1" not in result
 
 
-def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew(
-    case: Case, images: Tensor
-):
+def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew(case, images):
     before = load(case.path)
     case.train(max_steps=1, learning_rate=1e-30)
     codes = before.encode(images)
@@ -119,14 +112,14 @@ def test_an_untrained_decoder_changes_nothing_and_a_damaged_file_is_written_anew
 
 
 @parametrize("system", ["vqvae", "vqvae2"])
-def test_other_systems_are_refused(system: str, mnist_root: Path, tmp_path):
+def test_other_systems_are_refused(system, mnist_root, tmp_path):
     run = untrained_run("progressive", tiny_systems(mnist_root)[system], tmp_path).path
     assert "has no progressive decoder" in refused(f"train-progressive {run}")
     assert not decoder_folder(run, PROGRESSIVE).path.exists()
 
 
 @pytest.fixture
-def stale(run: Path, tiny: Config, monkeypatch) -> Path:
+def stale(run, tiny, monkeypatch):
     """A run whose autoencoder was trained further after its priors, progressive decoder and entropy
     model.
     """
@@ -146,9 +139,7 @@ def stale(run: Path, tiny: Config, monkeypatch) -> Path:
     return Path("run")
 
 
-def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
-    stale: Path, tiny: Config, tmp_path
-):
+def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(stale, tiny, tmp_path):
     cases = [Case(name, stale, tiny) for name in ("prior", "progressive")]
     told = "another state of the model; renew with: hrvqvae refresh run"
     for case in cases:
@@ -173,7 +164,7 @@ def test_what_is_stale_is_neither_used_nor_deleted_and_is_renewed(
         assert (case.folder.pictures / "curves.png").is_file()
 
 
-def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path):
+def test_it_goes_on_where_it_was_stopped(stale, tiny, tmp_path):
     whole = shutil.copytree(stale, tmp_path / "whole")
     assert refresh(whole, say=silent) is None
     said = []
@@ -188,7 +179,7 @@ def test_it_goes_on_where_it_was_stopped(stale: Path, tiny: Config, tmp_path):
         assert same(Case(name, stale, tiny).state(), Case(name, whole, tiny).state())
 
 
-def test_what_was_exported_is_renewed_by_what_its_weights_say(run: Path, tiny: Config, tmp_path):
+def test_what_was_exported_is_renewed_by_what_its_weights_say(run, tiny, tmp_path):
     Case("progressive", run, tiny).train()
     train_levels(run)
     exported = tmp_path / "exported"

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder
-from hrvqvae.config import Config
 from hrvqvae.data.sources import datasets
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.stages import collect_fields
@@ -27,29 +26,29 @@ IMAGES, LABELS = drawn_digits(70, seed=3)
 class Digits(Dataset[tuple[Tensor, int]]):
     classes = None
 
-    def __init__(self, rows: slice, floats: bool = False) -> None:
+    def __init__(self, rows, floats=False):
         self.images = IMAGES[rows]
         self.labels = LABELS[rows]
         self.floats = floats
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, row):
         image = torch.from_numpy(self.images[row])[None]
         return image.double() / 255 if self.floats else image, int(self.labels[row])
 
 
 @pytest.fixture
-def tiny_file(tiny: Config, tmp_path) -> str:
+def tiny_file(tiny, tmp_path):
     return str(write_file(with_data(tiny, dataset="mine", root=None), tmp_path / "tiny.yaml"))
 
 
-def list_pictures(run: Path) -> set[str]:
+def list_pictures(run):
     return {path.name for path in RunFolder(run).pictures.iterdir()}
 
 
-def test_it_is_the_training_of_the_command_line(tiny_file: str, tiny: Config, tmp_path):
+def test_it_is_the_training_of_the_command_line(tiny_file, tiny, tmp_path):
     train = Digits(slice(50), floats=True)
     test = Digits(slice(50, None))
     np.savez(
@@ -81,7 +80,7 @@ def test_it_is_the_training_of_the_command_line(tiny_file: str, tiny: Config, tm
 
 
 def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
-    tiny_file: str, tmp_path, monkeypatch
+    tiny_file, tmp_path, monkeypatch
 ):
     narrow = {"model.hidden_units": 5}
     data = Digits(slice(None))
@@ -99,7 +98,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_keeps_its_options(
         assert RunFolder(run).read_config().model.hidden_units == 5
 
 
-def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path):
+def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"mine": 1}')
     with input_error("metrics.jsonl is there already, and of no run: choose another out"):
@@ -109,7 +108,7 @@ def test_files_that_are_of_no_run_stay(tiny_file: str, tmp_path):
 
 def test_errors_name_arguments_and_leave_commands():
     @name_arguments
-    def fail(count: int | None = None) -> None:
+    def fail(count=None):
         raise InputError(
             "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
         )
@@ -122,7 +121,7 @@ def test_errors_name_arguments_and_leave_commands():
             fail(value)
 
 
-def test_one_data_set_is_divided(tiny_file: str, tmp_path, capsys):
+def test_one_data_set_is_divided(tiny_file, tmp_path, capsys):
     run = tmp_path / "run"
     count = torch.get_num_threads()
     data = Digits(slice(None))

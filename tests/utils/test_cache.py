@@ -51,18 +51,18 @@ print(json.dumps([values, sum(outer._cache_hits.values()), sum(outer._cache_miss
 """
 
 
-def start(folder: Path, *arguments: float) -> subprocess.Popen[str]:
+def start(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(hrvqvae.__path__[0]).parent}"}
     environment.pop("NUMBA_CACHE_DIR", None)
     command = [sys.executable, "-Bc", CALL, json.dumps(arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def values_hits_misses(process: subprocess.Popen[str]) -> tuple[list[float], int, int]:
+def values_hits_misses(process):
     return tuple(json.loads(process.communicate(timeout=120)[0]))
 
 
-def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: Path) -> None:
+def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path):
     package = tmp_path / "small"
     package.mkdir()
     for name, text in FILES.items():
@@ -82,7 +82,7 @@ def test_a_changed_callee_and_constant_of_other_files_are_compiled_in(tmp_path: 
     assert sorted(kept) == ["small.inner.inner", "small.outer.outer"], "old code goes"
 
 
-def test_what_compiled_functions_call_and_read_lies_in_their_folder() -> None:
+def test_what_compiled_functions_call_and_read_lies_in_their_folder():
     """And all of them are kept on disk."""
     root = Path(hrvqvae.__path__[0])
     seen = 0
@@ -107,8 +107,8 @@ def test_what_compiled_functions_call_and_read_lies_in_their_folder() -> None:
     assert seen > 20
 
 
-def test_a_damaged_file_is_compiled_again() -> None:
-    def add_two(x: int) -> int:
+def test_a_damaged_file_is_compiled_again():
+    def add_two(x):
         return x + 2
 
     cache = compiled()(add_two)._cache
@@ -125,11 +125,11 @@ def test_a_damaged_file_is_compiled_again() -> None:
             assert (function(2), sum(function._cache_hits.values())) == (4, hits)
 
 
-def add_one(x: int) -> int:
+def add_one(x):
     return x + 1
 
 
-def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself() -> None:
+def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself():
     with patch.object(CacheImpl, "_locator_classes", []):
         assert compiled()(add_one)(2) == 3
     function = compiled()(add_one)
@@ -140,9 +140,9 @@ def test_without_a_folder_or_on_a_full_disk_a_process_compiles_for_itself() -> N
 
 
 def test_every_part_once_and_in_order_and_an_interruption_comes_out(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    def interrupted(first: int, last: int) -> None:
+    capfd,
+):
+    def interrupted(first, last):
         raise KeyboardInterrupt
 
     with threads(2):

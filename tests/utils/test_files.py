@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -43,9 +42,7 @@ with lock_folder(Path(sys.argv[1])):
 
 
 @pytest.mark.parametrize("lock", [lock_folder, lock_file])
-def test_one_process_has_it(
-    lock: Callable[[Path], AbstractContextManager[None]], tmp_path: Path
-) -> None:
+def test_one_process_has_it(lock, tmp_path):
     """The number of another one is named; a killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
     holder = path / ".lock-holder" if lock is lock_folder else tmp_path / ".x.lock-holder"
@@ -68,7 +65,7 @@ def test_one_process_has_it(
     )
 
 
-def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
+def test_what_a_killed_process_forked_does_not_keep_it(tmp_path):
     """Processes that decode images are forked while it is held, and outlive a killed parent for a
     while.
     """
@@ -86,13 +83,11 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(call, tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_atomic(path, b"old")
 
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
@@ -110,10 +105,10 @@ def test_a_full_disk_leaves_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
     out = tmp_path / "deep" / os.fsdecode(b"out\xe9")  # a name that is not UTF-8
 
-    def full_disk() -> None:
+    def full_disk():
         with create_folder(out) as folder:
             (folder / "half").write_text("")
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -142,7 +137,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
             pass
 
 
-def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
+def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path):
     (tmp_path / "file").write_text("")
     told = "can't be written .*choose another folder"
     with pytest.raises(InputError, match=told), lock_folder(tmp_path / "file" / "run"):
@@ -158,7 +153,7 @@ def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path: Path) -> None:
         write_atomic(tmp_path / ("x" * 255), b"")
 
 
-def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path: Path) -> None:
+def test_who_asks_for_a_lock_keeps_nobody_out(tmp_path):
     program = "import sys; from pathlib import Path; from hrvqvae.utils.locks import is_locked\n"
     program += "print(flush=True)\nwhile True: is_locked(Path(sys.argv[1]))"
     with subprocess.Popen(
@@ -206,7 +201,7 @@ NAMES = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(name=NAMES)
-def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
+def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name):
     safe = safe_name(name)
     assert safe_name(safe) == safe
     assert len(safe.encode()) <= 800
@@ -223,9 +218,7 @@ def test_a_safe_name_leads_nowhere_and_stays_as_it_is(name: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(names=st.lists(st.one_of(NAMES, st.text("aAéÉ/.", max_size=4)), max_size=12))
-def test_outputs_differ_on_every_system(
-    names: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_outputs_differ_on_every_system(names, tmp_path_factory):
     """By case and by Unicode form; none is a file where another needs a folder."""
     folder = tmp_path_factory.mktemp("out") / "deep"
     outputs = Outputs(folder)
@@ -237,7 +230,7 @@ def test_outputs_differ_on_every_system(
     assert {path for path in folder.rglob("*") if path.is_file()} == set(paths)
 
 
-def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
+def test_what_exists_and_what_is_read_is_kept(tmp_path):
     source = tmp_path / "in.png"
     target = tmp_path / "out.png"
     link = tmp_path / "link.png"
@@ -270,7 +263,7 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path: Path) -> None:
             Outputs(tmp_path / name, [".png"])
 
 
-def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path: Path) -> None:
+def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path):
     """A link that is named stays a link; one inside of the folder that leads out is refused, also
     to no file.
     """
@@ -288,5 +281,5 @@ def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path: 
     assert (outside / "none.png").read_bytes() == b"new"
 
 
-def test_control_characters_and_bytes_that_are_no_text_are_escaped() -> None:
+def test_control_characters_and_bytes_that_are_no_text_are_escaped():
     assert printable("a\x1b[2Jb\n\udce9é") == "a\\x1b[2Jb\\n\\udce9é"

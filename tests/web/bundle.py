@@ -5,20 +5,19 @@ codes.
 import json
 import math
 import zlib
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
+from hrvqvae.compression.entropy_model import read_entropy_model
 from hrvqvae.config.parsing import from_dict
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 
 
-def read_bundle(path: Path) -> tuple[SingleGridAutoencoder, EntropyModel]:
+def read_bundle(path):
     """The model of a bundle, with the rounded weights that a page has, and its entropy model."""
     content = path.read_bytes()
     end = 12 + int.from_bytes(content[8:12], "little")

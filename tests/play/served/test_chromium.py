@@ -5,57 +5,53 @@ With PLAY_SCREENSHOTS=DIR in the environment, the pictures of docs/play.md are w
 
 import os
 import time
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
-
-from tests.play.served.conftest import Server
 
 
 class Person:
-    def __init__(self, browser: Chrome, address: str) -> None:
+    def __init__(self, browser, address):
         self.browser = browser
         self.address = address
         browser.get(address)
         self.find("#borrow")
 
-    def wait(self, condition: Callable[[], object]) -> None:
+    def wait(self, condition):
         WebDriverWait(self.browser, 90).until(lambda _: condition())
 
-    def find(self, selector: str) -> WebElement:
+    def find(self, selector):
         self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, selector))
         return self.browser.find_element(By.CSS_SELECTOR, selector)
 
-    def text(self, selector: str) -> str:
+    def text(self, selector):
         return self.find(selector).text
 
-    def source(self, name: str) -> str:
+    def source(self, name):
         """Return the address of the picture in a widget; empty if it shows no picture."""
         images = self.browser.find_elements(By.CSS_SELECTOR, f"#{name} img")
         return images[0].get_attribute("src") or "" if images else ""
 
-    def tab(self, name: str) -> None:
+    def tab(self, name):
         self.find("button[role=tab]")
         for button in self.browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"):
             if button.text == name:
                 button.click()
 
-    def scroll_to(self, selector: str) -> WebElement:
+    def scroll_to(self, selector):
         element = self.find(selector)
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         return element
 
-    def click(self, selector: str) -> None:
+    def click(self, selector):
         self.scroll_to(selector).click()
 
-    def screenshot(self, name: str) -> None:
+    def screenshot(self, name):
         folder = os.environ.get("PLAY_SCREENSHOTS")
         if folder:
             for toast in self.browser.find_elements(By.CSS_SELECTOR, ".toast-close"):
@@ -67,7 +63,7 @@ class Person:
             shot = Image.open(BytesIO(self.browser.get_screenshot_as_png())).convert("RGB")
             shot.quantize(64).save(Path(folder) / f"play-{name}.png", optimize=True)
 
-    def finish(self, name: str) -> None:
+    def finish(self, name):
         """Take a screenshot, and check that everything was loaded from this machine."""
         self.screenshot(name)
         names = self.browser.execute_script(
@@ -82,17 +78,17 @@ class Person:
 
 
 @pytest.fixture
-def person(browser: Chrome, server: Server) -> Person:
+def person(browser, server):
     return Person(browser, server.address)
 
 
-def has_image(person: Person) -> None:
+def has_image(person):
     person.click("#borrow")
     person.wait(lambda: "PSNR" in person.text("#line"))
     person.wait(lambda: person.source("made"))
 
 
-def test_reconstruct(person: Person) -> None:
+def test_reconstruct(person):
     has_image(person)
     seen = [person.text("#line")]
     slider = person.find("#levels input[type=range]")
@@ -105,14 +101,14 @@ def test_reconstruct(person: Person) -> None:
     person.finish("reconstruct")
 
 
-def test_draw(person: Person) -> None:
+def test_draw(person):
     person.tab("Draw")
     person.click("#draw")
     person.wait(lambda: person.source("drawn"))
     person.finish("draw")
 
 
-def test_complete(person: Person) -> None:
+def test_complete(person):
     has_image(person)
     person.tab("Complete")
     person.click("#complete")
@@ -132,7 +128,7 @@ def test_complete(person: Person) -> None:
     person.finish("complete")
 
 
-def test_codebook(person: Person) -> None:
+def test_codebook(person):
     has_image(person)
     person.tab("Codebook")
     assert "64" in person.text("#usage")

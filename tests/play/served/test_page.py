@@ -19,27 +19,26 @@ from PIL import Image
 from hrvqvae.model import Model
 from hrvqvae.play.page import Guard, Page
 from hrvqvae.utils.errors import InputError
-from tests.play.served.conftest import Server
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Client:
+def client(server):
     return Client(server.address, verbose=False)
 
 
-def upload(client: Client, path: Path) -> tuple[object, ...]:
+def upload(client, path):
     shown = client.predict(handle_file(str(path)), 3, True, api_name="/upload")
     assert isinstance(shown, tuple)
     return shown
 
 
-def image_file(path: Path, seed: int = 0, size: tuple[int, int] = (28, 28)) -> Path:
+def image_file(path, seed=0, size=(28, 28)):
     pixels = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def test_nothing_is_loaded_from_elsewhere(server: Server) -> None:
+def test_nothing_is_loaded_from_elsewhere(server):
     """The browser is told to refuse it; test_chromium sees that nothing is asked for."""
     with urllib.request.urlopen(server.address) as answer:
         assert not re.findall(r"https?:|\*", answer.headers["content-security-policy"])
@@ -51,12 +50,12 @@ def test_nothing_is_loaded_from_elsewhere(server: Server) -> None:
     assert [sheet for sheet in config["stylesheets"] if "://" in sheet] == []
 
 
-def test_an_emptied_seed_is_one_line(client: Client) -> None:
+def test_an_emptied_seed_is_one_line(client):
     with pytest.raises(AppError, match="^there is no seed; give a whole number$"):
         client.predict(1, "any class", 1.0, None, 1.0, api_name="/draw")
 
 
-def test_a_hostile_upload_is_one_line(client: Client, server: Server, tmp_path: Path) -> None:
+def test_a_hostile_upload_is_one_line(client, server, tmp_path):
     (tmp_path / "hostile.png").write_text("this is text\n")
     before = server.megabytes
     with pytest.raises(AppError, match="^hostile.png is not a readable PNG, JPEG or WebP image"):
@@ -66,9 +65,7 @@ def test_a_hostile_upload_is_one_line(client: Client, server: Server, tmp_path: 
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["length", "chunks"])
-def test_100_megabytes_are_refused(
-    sized: bool, client: Client, server: Server, tmp_path: Path
-) -> None:
+def test_100_megabytes_are_refused(sized, client, server, tmp_path):
     """Whether the request says its length or not; nothing of it is kept."""
     before = server.megabytes
     head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -100,7 +97,7 @@ def test_100_megabytes_are_refused(
     upload(client, image_file(tmp_path / "x.png"))
 
 
-def test_no_address_is_fetched(client: Client, server: Server) -> None:
+def test_no_address_is_fetched(client, server):
     body = {
         "data": [{"path": "http://192.0.2.1/x.png", "meta": {"_type": "gradio.FileData"}}, 3, True]
     }
@@ -115,7 +112,7 @@ def test_no_address_is_fetched(client: Client, server: Server) -> None:
         assert "event: error" in answer.read().decode()
 
 
-def test_files_of_this_machine_are_not_served(server: Server) -> None:
+def test_files_of_this_machine_are_not_served(server):
     for path in ("/etc/passwd", str(Path(__file__))):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(f"{server.address}gradio_api/file={path}")
@@ -126,7 +123,7 @@ def test_files_of_this_machine_are_not_served(server: Server) -> None:
 @pytest.mark.parametrize(
     "headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}]
 )
-def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: Server) -> None:
+def test_pages_of_other_sites_are_turned_away(headers, server):
     with closing(
         http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
     ) as connection:
@@ -139,7 +136,7 @@ def test_pages_of_other_sites_are_turned_away(headers: dict[str, str], server: S
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )  # gradio leaves event loops open
-def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
+def test_images_are_drawn_by_the_settings_of_the_model_at_first():
     page = Page(Model("treevq-cifar10"), 1 << 24, 1 << 24)
     boxes = [
         block for block in page.build().blocks.values() if getattr(block, "label", "") == "Guidance"
@@ -153,7 +150,7 @@ def test_images_are_drawn_by_the_settings_of_the_model_at_first() -> None:
         page._parse_options(1, "any class", 1, 0, "4,x")
 
 
-def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
+def test_uploads_are_limited_in_all(tmp_path):
     async def nothing(*_: object) -> None:
         pytest.fail("it was passed on")
 
@@ -166,10 +163,10 @@ def test_uploads_are_limited_in_all(tmp_path: Path) -> None:
     assert guard.check("/gradio_api/call/reconstruct", {}) is None
 
 
-def test_memory_stays_flat(client: Client, server: Server, tmp_path: Path) -> None:
+def test_memory_stays_flat(client, server, tmp_path):
     files = [image_file(tmp_path / f"{index}.png", index, (40 + index, 50)) for index in range(5)]
 
-    def ask(count: int) -> None:
+    def ask(count):
         for index in range(count):
             upload(client, files[index % 5])
             client.predict(index % 3 + 1, True, api_name="/reconstruct")

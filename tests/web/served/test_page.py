@@ -4,16 +4,12 @@ import json
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -65,12 +61,12 @@ setTimeout(done, 200);
 
 
 class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_):
         pass
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "web"
     shutil.copytree(WEB, folder)
     (bundle,) = export_web("thumb", folder / "bundle")
@@ -81,16 +77,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         server.shutdown()
 
 
-def wait_for(driver: webdriver.Chrome, script: str, *arguments: Any) -> Any:
+def wait_for(driver, script, *arguments):
     return WebDriverWait(driver, 120).until(
         lambda _: driver.execute_script(f"return {script}", *arguments)
     )
 
 
 @torch.inference_mode()
-def test_pixels_in_chromium_are_those_of_python(
-    browser: webdriver.Chrome, site: tuple[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pixels_in_chromium_are_those_of_python(browser, site, capsys):
     address, folder = site
     model, entropy_model = read_bundle(folder / "thumb.hrvw")
     images = images_of_many_sizes(FILES, model.channels)
@@ -116,7 +110,7 @@ def test_pixels_in_chromium_are_those_of_python(
 
 
 @pytest.mark.parametrize("as_one_file", [False, True])
-def test_page(browser: webdriver.Chrome, site: tuple[str, Path], as_one_file: bool) -> None:
+def test_page(browser, site, as_one_file):
     address, folder = site
     if as_one_file:
         sys.path.insert(0, str(WEB))
