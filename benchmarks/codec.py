@@ -1,7 +1,5 @@
 """Measure files of codes: bytes by level, speed of entropy coding and of the network, zips."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Timing in turns, test images, tables of rows and the main function, for all benchmarks."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

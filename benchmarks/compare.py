@@ -11,8 +11,6 @@ The same command goes on where it stopped, and adds systems and seeds to DIR. Th
 vqpytorch are systems too (`benchmarks.rivals`).
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

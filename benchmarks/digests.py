@@ -8,8 +8,6 @@ eight images of each shipped model. Codes and files are those of 200 made images
 on one machine with the same torch; another processor may round otherwise.
 """
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator

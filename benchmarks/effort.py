@@ -4,8 +4,6 @@ With --choose, try all values of the search's constants on training images inste
 train the decoder on codes of effort 2, and measure what that adds.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from functools import partial

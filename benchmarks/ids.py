@@ -5,8 +5,6 @@ are the sum of one of 64 random centres, one of 64 that are half as far apart, a
 half the first deviation.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

@@ -8,8 +8,6 @@ beams.jsonl there) and the longest trainings (DIR/longest). DIR/curves.png, and 
 the longest trainings, draw the error against steps.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial

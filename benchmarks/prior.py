@@ -1,7 +1,5 @@
 """Time the training of the priors of presets' coarsest levels, side by side, on random codes."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

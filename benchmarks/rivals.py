@@ -4,8 +4,6 @@ They adapt the quantizers of vector-quantize-pytorch. Shapes: (B, H, W, D) laten
 library takes vectors (1, N, D) with N = B * H * W.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from typing import Annotated, Any, Literal

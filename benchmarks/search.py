@@ -6,8 +6,6 @@ in turns. A method that would need too large a distance matrix is timed on a sha
 and its time is scaled; its row says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

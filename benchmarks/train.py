@@ -1,7 +1,5 @@
 """Time a training step against that of the same model in plain form, and the quantizer's share."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Sequence

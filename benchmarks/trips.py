@@ -6,8 +6,6 @@ Counts the functions of this package that run at least once, their files, and th
 file that the trip had left already. A trip visits the functions in the order of their first calls.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import tempfile

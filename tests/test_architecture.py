@@ -6,7 +6,7 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
+from tests.conftest import parametrize
 
 SOURCE = Path(__file__).parent.parent / "src" / "hrvqvae"
 ROOMS = (  # each may import those before it: docs/architecture.md draws them
@@ -108,7 +108,7 @@ LIGHT = {  # code -> modules that it must not import
 }
 
 
-@pytest.mark.parametrize("code", LIGHT)
+@parametrize("code", LIGHT)
 def test_import_is_light_and_has_no_effect(code, tmp_path):
     listed = f"{code}\nimport sys; print([name for name in {LIGHT[code]!r} if name in sys.modules])"
     done = subprocess.run(

@@ -19,7 +19,7 @@ def test_audio_autoencoder(capsys):
     text = (EXAMPLES / "audio_autoencoder.py").read_text()
     cut, count = re.subn(r"^STEPS, BATCH = .*$", "STEPS, BATCH = 3, 4", text, flags=re.MULTILINE)
     assert count == 1
-    names: dict[str, object] = {}
+    names = {}
     exec(compile(cut, "audio_autoencoder.py", "exec"), names)
     printed = capsys.readouterr().out
     rates = dict(re.findall(r"levels 1\.\.(\d): (\d+) bit/s", printed))

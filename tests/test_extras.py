@@ -22,7 +22,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from hrvqvae.utils.extras import packages
-from tests.conftest import write_picture
+from tests.conftest import parametrize, write_picture
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "hrvqvae"
@@ -92,14 +92,12 @@ def results(tmp_path_factory):
     return folder, dict(zip(commands, json.loads(out.stdout), strict=True))
 
 
-@pytest.mark.parametrize("command", WORK)
+@parametrize("command", WORK)
 def test_what_uses_trained_models_needs_no_extra(command, results):
     assert results[1][command][0] == 0, results[1][command]
 
 
-@pytest.mark.parametrize(
-    ("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]]
-)
+@parametrize(("extra", "command"), [(extra, command) for extra in NEED for command in NEED[extra]])
 def test_a_missing_extra_is_one_line_before_anything_is_written(extra, command, results):
     code, errors = results[1][command]
     assert (code, errors.count("\n")) == (2, 1), errors

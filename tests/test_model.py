@@ -1,16 +1,13 @@
 """The public object: what it takes, what it says, and defaults of torch that others have set."""
 
-from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import hrvqvae
-from hrvqvae.model import Model
+from tests.conftest import parametrize
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +70,7 @@ def test_what_it_says(model):
     assert model.to("cpu") is model
 
 
-REFUSED: dict[str, Callable[[Model, Path], Any]] = {
+REFUSED = {
     "codes of level 1 have shape (14, 14); expected (B, H, W)": lambda model, _: model.decode(
         tuple(torch.zeros(3, 14, 14, dtype=torch.long))
     ),
@@ -85,7 +82,7 @@ REFUSED: dict[str, Callable[[Model, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("message", REFUSED)
+@parametrize("message", REFUSED)
 def test_messages_name_arguments(message, model, tmp_path):
     with pytest.raises(hrvqvae.InputError) as caught:
         REFUSED[message](model, tmp_path)
@@ -112,13 +109,13 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("default", DEFAULTS)
+@parametrize("default", DEFAULTS)
 def test_defaults_of_torch_change_nothing(default, model, images, tmp_path, mnist_root):
     def use(model):
         return [*model.encode(images), model.sample(2), model.compress(images)]
 
     def train(name):
-        fields: dict[str, Any] = {
+        fields = {
             "data.size": 12,
             "training.batch_size": 8,
             "training.evaluation_images": 8,

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from hrvqvae.cli import _parser
 from hrvqvae.cli.console import split_fields
 from hrvqvae.config import presets
 from hrvqvae.config.registry import LOGGERS
-from tests.conftest import do, write_picture
-from tests.replay import Cut, blocks, cut, drawn_mnist, replay
+from tests.conftest import do, parametrize, write_picture
+from tests.replay import blocks, cut, drawn_mnist, replay
 from tests.trained_run import GIVEN, trained_copy, undrawn
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,7 @@ SMALL_PRIOR = (
     "--prior.network.hidden_units 8 --prior.training.evaluation_images 50"
     " --prior.training.batch_size 8"
 )
-CUTS: tuple[Cut, ...] = (
+CUTS = (
     (r"--max-(minutes|steps) [^\0]+", "--max-steps 2"),
     (r"^(hrvqvae train (?!.*--(?:resume|init-from)).*)", rf"\1 {SMALL}"),
     ("--training.batch_size 16", "--training.batch_size 2 --training.evaluation_images 2"),
@@ -40,7 +39,7 @@ CUTS: tuple[Cut, ...] = (
 )
 TINY = {"model.hidden_units": 8, "training.batch_size": 8}
 TINY_PRIOR = {"prior.network.hidden_units": 8, "prior.training.batch_size": 8}
-FEWER: tuple[Cut, ...] = (
+FEWER = (
     (r"^(hrvqvae train \w+/photos (?!.*--data.size).*)", r"\1 --data.size 32"),
     (r"^(hrvqvae train .*)", r"\1 --data.workers 0"),
     (r"^(hrvqvae train treevq/photos (?!.*--resume).*)", r"\1 --model.quantizer.levels 4"),
@@ -97,7 +96,7 @@ def test_the_readme(folder):
                 assert printed == shown.replace("16 samples", "1 sample")
                 compared += 1
     assert compared == 1
-    names: dict[str, Any] = {}
+    names = {}
     for language, block in blocks("README.md"):
         if language == "python":
             block = block.replace(
@@ -111,10 +110,10 @@ def test_the_readme(folder):
     assert Path("runs/mine/model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("page", ["docs/start.md", "docs/own-data.md"])
+@parametrize("page", ["docs/start.md", "docs/own-data.md"])
 @pytest.mark.usefixtures("folder")
 def test_a_guide(page):
-    names: dict[str, Any] = {}
+    names = {}
     for language, block in blocks(page):
         if language == "python":
             exec(block.replace("max_steps=2000", "max_steps=2"), names)
@@ -149,7 +148,7 @@ def test_the_page_of_tokens(
         (r"^(hrvqvae train-prior .*)", rf"\1 {options}"),
         (r"^(hrvqvae tokenize .*)", r"\1 --workers 0"),
     )
-    names: dict[str, Any] = {}
+    names = {}
     for language, block in blocks("docs/tokens.md"):
         if language == "python":
             exec(block, names)
@@ -168,7 +167,7 @@ def test_the_page_of_tokens(
 
 
 def test_the_page_of_the_layer():
-    names: dict[str, Any] = {}
+    names = {}
     for _, block in blocks("docs/layer.md"):
         exec(block, names)
     assert names["coarse"].shape == (4, 64, 14, 14)
@@ -234,7 +233,7 @@ def test_commands_for_several_processes():
             _parser().parse_args(split_fields(arguments)[0])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_is_there(page):
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]

@@ -3,12 +3,10 @@
 import subprocess
 import sys
 
-import pytest
-
 import hrvqvae
 from hrvqvae import pictures
 from hrvqvae.data.images import read_image
-from hrvqvae.utils.errors import InputError
+from tests.conftest import input_error, parametrize
 
 
 def test_a_second_call_goes_on(tmp_path):
@@ -33,21 +31,21 @@ def test_a_second_call_goes_on(tmp_path):
         if record is not None:
             (folder / "samples.json").write_bytes(record)
             seed = 1
-        with pytest.raises(InputError, match="other images already"):
+        with input_error("other images already"):
             pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=seed)
     assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
 
 
 def test_memory_is_bounded_and_the_sheet_shows_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "_SHEET_PIXELS", 2 * 28 * 28)
-    with pytest.raises(InputError, match="at most 2 samples"):
+    with input_error("at most 2 samples"):
         pictures.sample("mnist", 3, tmp_path / "a.png")
     pictures.sample("mnist", 2, tmp_path / "a.png")
     pictures.sample("mnist", 3, tmp_path / "b.png", save_dir=tmp_path / "single")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams(closed, tmp_path):
     command = f"{sys.executable} -m hrvqvae sample mnist -n 1 -o {tmp_path / 'a.png'} {closed}"
     done = subprocess.run(command, check=False, shell=True, capture_output=True, text=True)

@@ -20,8 +20,7 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.evaluation import classifier
 from hrvqvae.evaluation.classifier import NATURAL
 from hrvqvae.evaluation.report import evaluate_run
-from hrvqvae.utils.errors import InputError
-from tests.conftest import write_picture
+from tests.conftest import input_error, parametrize, write_picture
 from tests.models.small import TREE, config_of, model_of
 from tests.replay import cut, drawn_cifar10, drawn_mnist, replay
 from tests.trained_run import undrawn
@@ -68,7 +67,7 @@ def recorded(folder):
     return [line.split("\t") for line in (folder / "record").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("figure_name", ["11", "14", "15"])
+@parametrize("figure_name", ["11", "14", "15"])
 def test_a_figure_from_data_to_its_sheet(figure_name, tmp_path, monkeypatch):
     for index in range(24):
         write_picture(
@@ -126,7 +125,7 @@ def test_other_figures_and_usage(tmp_path):
     assert presets_used == ["vqvae2/ffhq", "vqgan/ffhq"]
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
+@parametrize("name", ["mnist", "cifar10", "treevq-cifar10", "treevq-mnist"])
 def test_a_shipped_model(name, tmp_path, monkeypatch):
     (drawn_mnist if "mnist" in name else drawn_cifar10)(tmp_path / "data", monkeypatch)
     monkeypatch.chdir(tmp_path)
@@ -248,7 +247,7 @@ def test_figure_10_has_its_codewords():
         ([0, 1, 4], "are 0 to 3"),
         ([0, -1, 0], "are 0 to 3"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             drawing["draw_tree"](tree._replace(codes=codes))
 
 

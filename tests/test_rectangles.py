@@ -4,20 +4,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 import hrvqvae
 from hrvqvae.config import DataConfig
 from hrvqvae.data.images import decode_image, read_image, to_pil
-from hrvqvae.utils.errors import InputError
-from tests.conftest import do, write_file
+from tests.conftest import do, input_error, parametrize, write_file
 from tests.trained_run import GIVEN, GIVEN_GPT, tiny_systems
 
 SIDES = (12, 16)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("value", "message"),
     [("12x", "HEIGHTxWIDTH"), ("0x4", "HEIGHTxWIDTH"), ("0", "at least 1"), ("x", "whole number")],
 )
@@ -25,13 +23,13 @@ def test_sizes_that_are_none_are_refused(value, message):
     assert DataConfig(size="12").size == 12
     assert DataConfig(size="12").image_size == (12, 12)
     assert DataConfig(size="12x16").image_size == SIDES
-    with pytest.raises(InputError, match=f"data.size is '?{value}.*{message}"):
+    with input_error(f"data.size is '?{value}.*{message}"):
         DataConfig(size=value)
 
 
-@pytest.mark.parametrize("size", [(100, 30), (30, 100), (61, 40)])
-@pytest.mark.parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.999, 1.0])
+@parametrize("size", [(100, 30), (30, 100), (61, 40)])
+@parametrize("sides", [(12, 16), (16, 12), (1, 9), (9, 1), (12, 12)])
+@parametrize("share", [0.0, 0.5, 0.999, 1.0])
 def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
     """A picture whose rows and columns count up tells which part was taken."""
     width, height = size
@@ -45,7 +43,7 @@ def test_the_largest_part_of_the_shape_is_taken(size, sides, share):
         assert abs(pixels[axis].mean() - middle) < 1.5
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan"])
+@parametrize("system", ["hrvqvae", "treevq", "vqvae2", "vqgan"])
 def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
     config = tiny_systems(tmp_path)[system].replace(
         **{"data.dataset": "mine", "data.root": str(picture_folder), "data.channels": 3}
@@ -78,5 +76,5 @@ def test_every_stage_takes_rectangles(system, picture_folder, tmp_path):
         params = hrvqvae.SamplingParams(levels=levels)
         completed = model.complete(torch.rand(3, *SIDES), keep=mask, params=params)
         assert completed.shape == (1, 3, *SIDES)
-    with pytest.raises(InputError, match="16x12 pixels; this model completes 12x16"):
+    with input_error("16x12 pixels; this model completes 12x16"):
         model.complete(torch.rand(3, 16, 12))

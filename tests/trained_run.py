@@ -4,8 +4,6 @@ import dataclasses
 import shutil
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from hrvqvae.checkpoints import codemaps
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.run import Run
 from hrvqvae.cli import main
-from hrvqvae.config import Config, PriorConfig, QuantizerConfig, presets
+from hrvqvae.config import PriorConfig, QuantizerConfig, presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.plots import curves
@@ -91,7 +89,7 @@ GIVEN = _PRIOR | fields("prior.network", _PIXELSNAIL)
 GIVEN_GPT = _PRIOR | fields("prior.network", _GPT)
 
 
-_TRAINED: dict[Config, Path] = {}
+_TRAINED = {}
 
 
 def trained_copy(config, folders, path):
@@ -164,7 +162,7 @@ def tiny_systems(mnist_root):
         for name in ("stride", "padding", "hidden_units", "residual_units")
     }
     ours = dataclasses.replace(tree.model.quantizer, beam=2, coarse_weight=0.1, level_betas=(0.0,))
-    fields: dict[str, dict[str, Any]] = {
+    fields = {
         "hrvqvae": {"quantizer": tree.model.quantizer},
         "treevq": {"quantizer": ours},
         "vqvae": {"quantizer": _FLAT},

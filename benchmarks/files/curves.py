@@ -6,8 +6,6 @@ over all images, as everywhere in this package. It is below the mean over images
 which images of one flat colour dominate.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ The encoders are those of libwebp (by the package webp, which sets every field o
 configuration), libaom (by Pillow), libjxl (by pillow-jxl-plugin) and libjpeg-turbo (by Pillow).
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Files of a trained model of this package, at every number of levels and at lambda."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

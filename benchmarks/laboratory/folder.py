@@ -10,8 +10,6 @@ A case with a row is not measured again, so its run may be deleted. Several proc
 cases: files of DIR are written under its lock, and runs under their locks.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The report of a comparison: tables with p-values, a sheet of images, and curves."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path

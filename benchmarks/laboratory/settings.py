@@ -6,8 +6,6 @@ and continues beyond an end that is the best so far. A field that a system lacks
 sets, is not searched.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import time

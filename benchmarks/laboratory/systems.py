@@ -1,7 +1,5 @@
 """What is compared: autoencoders by presets, with one budget and several seeds."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

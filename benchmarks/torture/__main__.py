@@ -17,8 +17,6 @@ with --force where the line names it, must leave the files that one leaves which
 disturbed, as far as two of these leave the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -5,8 +5,6 @@ Each function writes the files of a case into a folder and returns the path that
 `READERS` gets.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import struct

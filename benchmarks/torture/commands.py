@@ -2,8 +2,6 @@
 that does the same.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

@@ -6,8 +6,6 @@ every file that was there before and every input is as it was, and nothing that 
 can control a terminal.
 """
 
-from __future__ import annotations
-
 import io
 import shutil
 import tarfile

@@ -5,8 +5,6 @@ by an InputError, or by Python for its arguments. Wrong are other errors that co
 package, results that differ, and calls that take longer than a minute. Exit code 1 if one is.
 """
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import functools

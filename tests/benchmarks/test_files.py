@@ -38,9 +38,8 @@ from benchmarks.files.formats import (
 from benchmarks.files.linear import Linear, from_blocks, to_blocks
 from benchmarks.files.trained import TrainedFiles
 from hrvqvae.checkpoints.folder import locate
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.quantities import psnr
-from tests.conftest import drawn_digits
+from tests.conftest import drawn_digits, input_error, parametrize
 
 
 def smooth_images(count, channels=3, height=32, width=32, seed=0):
@@ -78,8 +77,8 @@ def test_by_command(
     assert "\nWebP " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 21, 34)])
+@parametrize("kind", KINDS)
+@parametrize("shape", [(1, 28, 28), (3, 21, 34)])
 def test_what_is_written_is_read_again(kind, shape):
     codec = kind(qualities=(5, 90), reductions=(1, 2))
     images = smooth_images(2, *shape)
@@ -214,7 +213,7 @@ def test_blocks_and_components_of_the_linear_transform(linear):
         )
         strength = components.held_out.var(0)
         assert strength[:4].sum() > 0.8 * strength.sum()
-    with pytest.raises(InputError, match="2 images of 13x13 pixels.*--no-linear"):
+    with input_error("2 images of 13x13 pixels.*--no-linear"):
         Linear(smooth_images(2, 3, 13, 13))
 
 

@@ -17,7 +17,7 @@ from benchmarks import compare
 from benchmarks.laboratory import instruments
 from benchmarks.laboratory.instruments import COLUMNS
 from benchmarks.laboratory.report import compare_pairs, mean_errors, table, welch
-from benchmarks.laboratory.settings import LADDERS, Search, Settings, open_trials
+from benchmarks.laboratory.settings import LADDERS, Search, open_trials
 from benchmarks.laboratory.systems import Comparison, codewords_searched, digest_of
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.config import QuantizerConfig, SingleGridConfig, presets
@@ -34,14 +34,13 @@ SECTIONS = ("data", "model", "training", "prior")
 # of treevq/cifar10
 DIGESTS = ["97462af6fca1ce17", "64c6c45addbd3a27", "7879b174cd59ae2c", "4f3c46e89e677c94"]
 RATE, DECAY, BETA = LADDERS
-START: Settings = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
+START = (("training.optimizer", "adam"), (RATE, "0.003"), (DECAY, "0.99"), (BETA, "0.25"))
 
 
 def run(out, words):
     """Compare on MNIST; return the rows."""
     compare.main(["mnist", *words.split(), "--out", str(out)])
-    rows: list[Row] = json.loads((out / "results.json").read_text())
-    return rows
+    return json.loads((out / "results.json").read_text())
 
 
 def refused(out, words):
@@ -215,7 +214,7 @@ def test_distances_of_a_search():
 def test_tables_by_hand():
     """P-values of scipy's manual for Welch's test; Holm's correction by hand."""
     distances = {"frechet": "FID", "perceptual": None}
-    rows: list[Row] = [
+    rows = [
         {"system": "vqvae", "seed": seed, "mse": mse, "psnr": 20.0, "ssim": None, **distances}
         for seed, mse in enumerate((1e-3, 3e-3))
     ]
@@ -239,7 +238,7 @@ def test_tables_by_hand():
 
 
 def searched(start, error, most=99):
-    tried: dict[Settings, float] = {}
+    tried = {}
     while wave := open_trials(start, tried, most):
         assert not tried.keys() & set(wave)
         tried |= {trial: error(dict(trial)) for trial in wave}
@@ -323,7 +322,7 @@ def test_a_stopped_search_goes_on(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("systems")
 def test_two_processes_share_a_search(tmp_path, monkeypatch):
     """A trial that another process holds is waited for, and made here where it is given up."""
-    made = list[str]()
+    made = []
     original = AutoencoderTask.step
 
     def step(self, state, batch):

@@ -12,15 +12,23 @@ from hypothesis import strategies as st
 
 import hrvqvae
 from benchmarks.laboratory.systems import Comparison, codewords_searched
-from hrvqvae.config import Config, presets
+from hrvqvae.config import presets
 from hrvqvae.config.parsing import override
 from hrvqvae.config.schema import bits_per_image
 from hrvqvae.models.build import build
-from hrvqvae.quantize import Quantizer
 from hrvqvae.training.state import TrainState
-from hrvqvae.utils.errors import InputError, NonFiniteError
+from hrvqvae.utils.errors import NonFiniteError
 from tests.benchmarks.conftest import forget_rivals
-from tests.conftest import generator, normal, refused, same, state_of, with_training
+from tests.conftest import (
+    generator,
+    input_error,
+    normal,
+    parametrize,
+    refused,
+    same,
+    state_of,
+    with_training,
+)
 from tests.trained_run import tiny_run, undrawn
 
 KINDS = ("simvq", "lfq", "qinco", "vq")
@@ -29,15 +37,13 @@ KINDS = ("simvq", "lfq", "qinco", "vq")
 def library(rivals, **fields):
     torch.manual_seed(0)
     config = rivals.LibraryQuantizerConfig(dim=6, **fields)
-    quantizer: Quantizer = rivals.LibraryQuantizer(config)
-    return quantizer
+    return rivals.LibraryQuantizer(config)
 
 
 def fsq(rivals, *levels, dim=6):
     torch.manual_seed(0)
     config = rivals.FSQQuantizerConfig(channel_levels=levels, dim=dim)
-    quantizer: Quantizer = rivals.FSQQuantizer(config)
-    return quantizer
+    return rivals.FSQQuantizer(config)
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,8 +101,8 @@ def test_vq_starts_from_the_latents_it_is_given(rivals):
     assert float((results[0] - z).square().mean()) < 0.8 * float(z.square().mean())
 
 
-@pytest.mark.parametrize("levels", [1, 3])
-@pytest.mark.parametrize("name", ["fsq", *KINDS])
+@parametrize("levels", [1, 3])
+@parametrize("name", ["fsq", *KINDS])
 def test_the_contract_of_a_quantizer(rivals, name, levels):
     """Codes give what training decodes; nothing is drawn or changed; wrong codes are refused."""
     if name == "fsq":
@@ -124,7 +130,7 @@ def test_the_contract_of_a_quantizer(rivals, name, levels):
         ((codes[0],) * (levels + 1), f"this model has 1 to {levels}"),
         ((codes[0] * 0 + values,), f"level 1 has code {values}; codes lie in 0..{values - 1}"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             quantizer.lookup(wrong)
 
 
@@ -152,7 +158,7 @@ def test_presets_have_the_tree_s_network_and_bits(rivals):
         (fsq_config, "channel_levels", "2,5", "at least 3 each"),
         (fsq_config, "channel_levels", "8," * 9 + "8", "at most 2"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             override(config, {f"model.quantizer.{name}": value})
 
 
@@ -210,7 +216,7 @@ def test_a_comparison_imports_the_rivals(rivals):
     forget_rivals()
     sys.modules.pop("benchmarks.rivals")
     comparison = Comparison(dataset="mnist", systems={"simvq": "vqpytorch"}, max_steps=1)
-    config: Config = comparison.config("simvq", 0)
+    config = comparison.config("simvq", 0)
     assert config.model.num_symbols == (64,)
     sys.modules["benchmarks.rivals"] = rivals
 
@@ -218,5 +224,5 @@ def test_a_comparison_imports_the_rivals(rivals):
 def test_without_the_library_one_line_names_the_extra(rivals, monkeypatch):
     monkeypatch.delitem(sys.modules, "benchmarks.rivals")
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with pytest.raises(InputError, match="^this compares with .*: pip install"):
+    with input_error("^this compares with .*: pip install"):
         importlib.import_module("benchmarks.rivals")

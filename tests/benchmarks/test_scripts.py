@@ -24,6 +24,7 @@ from benchmarks.torture.uses import PARTS, judge
 from hrvqvae.cli import GROUPS
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import InputError
+from tests.conftest import parametrize
 from tests.quantize import oracle
 from tests.replay import drawn_mnist
 
@@ -68,7 +69,7 @@ SCRIPTS = {
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@parametrize("name", SCRIPTS)
 def test_rows(name, tmp_path, monkeypatch, capsys):
     drawn_mnist(tmp_path, monkeypatch)
     arguments, heads, count = SCRIPTS[name]
@@ -156,7 +157,7 @@ def test_each_case_is_told(tmp_path, capfd):
     assert "KeyError" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
+@parametrize(("width", "weight"), [(1, 0.0), (3, 0.0), (4, 0.3)])
 def test_the_oracle_of_searches_by_all_paths(width, weight):
     case = make_problem(3, 4, vectors=40, width=5)
     books = [book.double().numpy() for book in case.books]
@@ -265,7 +266,7 @@ def test_wrong_codes_end_it(monkeypatch, capsys):
     assert "of 300 vectors are not coded as on the CPU" in fault
 
 
-@pytest.mark.parametrize(("part", "every"), [("codes", 5), ("samples", 17), ("layer", 83)])
+@parametrize(("part", "every"), [("codes", 5), ("samples", 17), ("layer", 83)])
 def test_odd_uses_are_refused_in_one_line(part, every, tmp_path):
     uses = islice(PARTS[part](tmp_path), 0, None, every)
     faults = {name: judge(call, expected) for name, call, expected in uses}

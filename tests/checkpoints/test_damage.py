@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def turn_a_bit(content):
     return bytes(turned)
 
 
-DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+DAMAGES = {
     "cut": lambda content: content[:-3],
     "empty": lambda _: b"",
     "bit": turn_a_bit,
@@ -51,7 +50,7 @@ def load_priors(run):
 
 
 Use = Callable[[Path], object]
-TENSORS: dict[str, tuple[str, Use]] = {
+TENSORS = {
     "model": ("model.safetensors", hrvqvae.load),
     "prior": ("priors/level-2/model.safetensors", load_priors),
     "progressive decoder": ("prefixes/model.safetensors", hrvqvae.load),
@@ -90,7 +89,7 @@ def of_another_shape(meta):
     return {**meta, "config": config}
 
 
-METAS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+METAS = {
     "of another kind": lambda meta: {**meta, "kind": "another"},
     "without keys": lambda meta: {"kind": meta["kind"]},
     "of another shape": of_another_shape,
@@ -138,7 +137,7 @@ CODES = Path("train-level-2.npy")
 LABELS = Path("train-labels.npy")
 ABOUT = Path("train.json")
 # damages of code maps, in their folder
-OF_MAPS: dict[str, Callable[[], object]] = {
+OF_MAPS = {
     **{f"{name} of codes": partial(content, CODES, how) for name, how in DAMAGES.items()},
     "header": lambda: content(CODES, lambda text: text.replace(b"}", b"{")),
     "another code": lambda: array(CODES, lambda codes: (codes + 1) % 3),

@@ -5,7 +5,6 @@ it is.
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -148,7 +147,7 @@ def test_the_card_and_what_it_shows(whole, tmp_path, monkeypatch):
     write_picture(tmp_path / "x.png", 1, (12, 12), "L")
     do(line)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    names: dict[str, Any] = {"images": IMAGES}
+    names = {"images": IMAGES}
     exec(code, names)
     assert names["new"].shape == (16, 1, 12, 12)
     assert names["decoded"].shape == IMAGES.shape

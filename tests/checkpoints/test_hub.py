@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import huggingface_hub
@@ -26,7 +25,7 @@ from tests.replay import blocks
 
 TOKEN = "hf_test"
 # the library's HTTP client
-http: Any = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
+http = sys.modules[type(library.get_session()).__module__.partition(".")[0]]
 
 
 def sha1(content):
@@ -91,7 +90,7 @@ class Hub:
         return http.Response(200, content=content, headers=tags)
 
     def _write(self, parts, body):
-        answer: Any = {"errors": [], "warnings": []}  # of a card's YAML
+        answer = {"errors": [], "warnings": []}  # of a card's YAML
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
@@ -246,7 +245,7 @@ def test_the_page(tmp_path, hub):
     the hub.
     """
     page = blocks("docs/hub.md")
-    names = dict[str, Any]()
+    names = {}
     exec(dict(page)["python"], names)
     assert names["images"].shape == (4, 1, 28, 28)
     assert Path("mine/priors/level-1/model.safetensors").is_file()

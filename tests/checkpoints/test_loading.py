@@ -6,7 +6,6 @@ import json
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +223,7 @@ def test_completions_keep_the_codes_of_that_part(whole, keep, rows, columns):
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mnist_codes.json"
-CODES: dict[str, Any] = json.loads(GOLDEN.read_text())
+CODES = json.loads(GOLDEN.read_text())
 
 
 @pytest.fixture(scope="module")

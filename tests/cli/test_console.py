@@ -23,7 +23,7 @@ from hrvqvae.cli.console import print_json, split_fields
 from hrvqvae.utils import progress
 from hrvqvae.utils.progress import task, tracked, waiting
 from hrvqvae.utils.quantities import clock, counted, psnr
-from tests.conftest import do, done, input_error, refused
+from tests.conftest import do, done, input_error, parametrize, refused
 
 TRAIN = (
     "hrvqvae/mnist",
@@ -172,7 +172,7 @@ def test_a_library_shows_nothing(capsys, caplog):
     assert (tuple(capsys.readouterr()), caplog.messages) == (("", ""), [])
 
 
-@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+@parametrize("stream", [Terminal(), io.StringIO()])
 def test_a_line_for_who_waits(stream, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr("hrvqvae.cli.run", lambda argv: waiting("reading") or 0)
@@ -214,7 +214,7 @@ def test_a_task_inside_of_a_task_is_silent(every_line, shown, capsys):
         assert re.fullmatch(r"outer  1 of 2 .*\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("rich", [True, False], ids=["bar", "without the extra"])
+@parametrize("rich", [True, False], ids=["bar", "without the extra"])
 def test_on_a_terminal(rich, every_line, shown, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

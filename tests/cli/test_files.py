@@ -25,7 +25,7 @@ from hrvqvae.data.images import read_image
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.outputs import TEMPORARY
-from tests.conftest import do, done, refused, write_picture
+from tests.conftest import do, done, parametrize, refused, write_picture
 from tests.data.stored import folder_of, write_parquet, write_tar
 from tests.trained_run import tiny_run_with_entropy_model
 
@@ -292,7 +292,7 @@ def test_any_name_of_a_file_can_be_zipped_and_read_again(run, images, tmp_path):
     assert not (tmp_path / "out.hrv").exists()
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "names", [["../out"], ["/out"], ["a/../../out"], ["..\\out"], ["C:/out"], ["x", "X", "x"]]
 )
 def test_a_zip_writes_nowhere_but_where_it_is_told(names, run, tmp_path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 import hrvqvae
@@ -15,7 +14,6 @@ from hrvqvae.compression.levels import encode_level
 from hrvqvae.compression.zips import read_zip
 from hrvqvae.models.single_grid import SingleGridAutoencoder
 from hrvqvae.models.tiles import divide_grid
-from hrvqvae.utils.errors import InputError
 from tests.compression.made import (
     ALL,
     TREE,
@@ -26,7 +24,7 @@ from tests.compression.made import (
     squared_errors,
     untrained,
 )
-from tests.conftest import do, on_each_device, refused
+from tests.conftest import do, input_error, on_each_device, parametrize, refused
 from tests.trained_run import tiny_systems
 
 
@@ -53,7 +51,7 @@ def _float32(monkeypatch):
     monkeypatch.setattr(decoder_search, "computes_bf16", lambda _: False)
 
 
-@pytest.mark.parametrize("name", ["groups", "vqvae", "rqvae"])
+@parametrize("name", ["groups", "vqvae", "rqvae"])
 def test_effort_2_never_has_more_error_than_the_nearest_codewords(name, mnist_root):
     """Of groups of levels, a flat codebook, and unlinked levels; images that do not fill a grid."""
     model, entropy_model = untrained(single_grid(name, mnist_root))
@@ -110,9 +108,9 @@ def test_more_effort_means_less_error(run):
     by_effort = [float(errors(model.autoencoder, images, chosen).sum()) for chosen in codes]
     assert by_effort[0] > by_effort[1] > by_effort[2]
     assert torch.equal(torch.stack(codes[0], 1), model.encode(images, stacked=True))
-    with pytest.raises(InputError, match="the effort is 3; it must be 0, 1 or 2"):
+    with input_error("the effort is 3; it must be 0, 1 or 2"):
         model.encode(images, effort=3)
-    with pytest.raises(InputError, match="a lambda needs effort 2; the effort is 1"):
+    with input_error("a lambda needs effort 2; the effort is 1"):
         model.encode(images, 0.1, effort=1)
 
 
@@ -122,8 +120,8 @@ def test_error_and_bits_trade_off_and_their_sum_is_never_above_that_of_the_usual
     model = hrvqvae.load(run)
     images = digits(30)
     usual = model.encode(images)
-    used = list[float]()
-    lost = list[float]()
+    used = []
+    lost = []
     for lmbda in (0.0, 0.02, 1.0, 1e3, 1e6):
         found = model.encode(images, lmbda)
         before, after = (total(model, images, codes, lmbda) for codes in (usual, found))
@@ -197,7 +195,7 @@ def test_the_command_writes_files_and_zips_of_the_same_images(run, tmp_path):
 
 
 def test_models_of_several_grids_are_told(mnist_root):
-    with pytest.raises(InputError, match="one latent grid"):
+    with input_error("one latent grid"):
         DecoderSearch(*untrained(tiny_systems(mnist_root)["vqvae2"]))
 
 
@@ -251,7 +249,7 @@ class Problem:
         errors = random.integers(-64, 64, (count, positions, num_options)) / 64
         self.errors = errors.astype(np.float32)
         self.grid = (int(layout.grids[0, 0]), int(layout.grids[0, 1]))
-        self.positions: NDArray[np.int64] = np.arange(positions)
+        self.positions = np.arange(positions)
         networks = [entropy_model.network(level) for level in range(levels)]
         self.choice = Choice(layout, [network for network in networks if network], codes)
 
@@ -280,7 +278,7 @@ class Problem:
         return np.where(np.isfinite(least), least, 0).sum(1).astype(np.float64)
 
 
-@pytest.mark.parametrize("name", ENTROPY_MODELS)
+@parametrize("name", ENTROPY_MODELS)
 def test_bits_are_those_that_a_file_takes(name):
     entropy_model = ENTROPY_MODELS[name]
     size = (40, 50)
@@ -294,7 +292,7 @@ def test_bits_are_those_that_a_file_takes(name):
     assert (excess < 12 * len(networks)).all()
 
 
-@pytest.mark.parametrize("name", ENTROPY_MODELS)
+@parametrize("name", ENTROPY_MODELS)
 def test_each_position_takes_the_option_of_the_least_sum(name, monkeypatch):
     """The plain descent computes the bits of the whole image for every option; twice, since the
     state is kept.
@@ -317,7 +315,7 @@ def test_each_position_takes_the_option_of_the_least_sum(name, monkeypatch):
     assert (problem.codes != start).any(), "nothing was better than what there was"
 
 
-@pytest.mark.parametrize("name", ENTROPY_MODELS)
+@parametrize("name", ENTROPY_MODELS)
 def test_the_sum_never_grows_and_margins_lose_little(name, monkeypatch):
     lmbda = 0.05
     problem = Problem(ENTROPY_MODELS[name], 30, count=10, num_options=5)

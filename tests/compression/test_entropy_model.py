@@ -14,8 +14,9 @@ from hrvqvae.compression.learning import fit, learn_level
 from hrvqvae.compression.levels import Layout, encode_level
 from hrvqvae.compression.network import Contexts, usual_contexts
 from hrvqvae.config import Geometry
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import ALL, TREE, files_of, made_network
+from tests.conftest import input_error, parametrize
 
 
 def bits_of(codes, symbols, network):
@@ -100,13 +101,13 @@ def test_learning_is_the_same_again_and_never_costs_more_than_no_network():
     assert bits <= np.log2(3) + 1e-6
     assert bits_of((maps,), (3,), one) < 4
     assert np.array_equal(one.table, other.table)
-    with pytest.raises(InputError, match="at least 2 images; there are 1"):
+    with input_error("at least 2 images; there are 1"):
         learn_level((maps[:1],), (3,))
 
 
 def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
     monkeypatch.setattr(learning, "MOST_SYMBOLS", 4)
-    said = list[str]()
+    said = []
     codes = (blobs(20, 3, 0), blobs(20, 5, 0))
     fitted = fit(
         EntropyModel("x", "00" * 16, Geometry(2, 0, (1, 1)), (3, 5)), codes, 0.01, said.append
@@ -115,7 +116,7 @@ def test_levels_with_too_many_symbols_have_no_network(monkeypatch):
     assert said[1] == "level 2 has 5 symbols, more than 4: coded in log2 5 bits a code"
 
 
-@pytest.mark.parametrize("entropy_model", ALL.values(), ids=list(ALL))
+@parametrize("entropy_model", ALL.values(), ids=list(ALL))
 def test_a_file_holds_all_of_it(entropy_model):
     found = read_entropy_model(entropy_model.content)
     for name in ("model", "geometry", "symbols"):
@@ -139,7 +140,7 @@ def test_a_file_is_written_so_that_it_can_be_read(monkeypatch):
     monkeypatch.setattr(entropy_model, "_MOST_BODY", 0)
     assert read_entropy_model(made.content).networks[0] is None
     monkeypatch.setattr(entropy_model, "_MOST_BODY_BYTES", 100)
-    with pytest.raises(InputError, match="its levels or codewords are too many"):
+    with input_error("its levels or codewords are too many"):
         _ = dataclasses.replace(made).content
 
 
@@ -184,7 +185,7 @@ def test_reading_takes_work_in_proportion_to_the_features(monkeypatch):
     contexts = Contexts(0, (2,), ((0, 0),), ((0, 0, -1),) * 1000, -1)
     network = made_network(contexts, 1, np.random.default_rng(0))
     content = EntropyModel("x", "00" * 16, Geometry(1, 0, (1,)), (2,), (network,)).content
-    asked = list[int]()
+    asked = []
     values = Contexts.count_values
     monkeypatch.setattr(
         Contexts, "count_values", lambda self, group: (asked.append(group), values(self, group))[1]

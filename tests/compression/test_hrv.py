@@ -7,7 +7,6 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -22,7 +21,7 @@ from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, read_header, write
 from hrvqvae.compression.network import POWERS
 from hrvqvae.config import Geometry
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import (
     GRIDS,
     TREE,
@@ -32,6 +31,7 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
+from tests.conftest import input_error, parametrize
 
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 
@@ -107,14 +107,12 @@ def test_levels_of_zeros_are_never_whole():
 def test_another_model_is_refused_by_name():
     other = made_entropy_model(TREE.symbols, TREE.geometry, seed=99)
     content = files_of(TREE, (8, 8))[0]
-    with pytest.raises(
-        InputError, match=f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"
-    ):
+    with input_error(f"x.hrv was made by another model.*{TREE.fingerprint.hex()}"):
         read(other, [content], names=["x.hrv"])
-    with pytest.raises(InputError, match="made has none: put its tables.hrvt"):
+    with input_error("made has none: put its tables.hrvt"):
         read(TREE.bare, [content])
     stranger = EntropyModel("stranger", "ff" * 16, TREE.geometry, TREE.symbols)
-    with pytest.raises(InputError, match="012345, of stranger ffffff"):
+    with input_error("012345, of stranger ffffff"):
         read(stranger, files_of(TREE.bare, (8, 8)))
 
 
@@ -224,7 +222,7 @@ def test_a_carry_runs_through_bytes_that_are_full():
 
 
 FOLDER = Path(__file__).parents[1] / "golden" / "files"
-INDEX: dict[str, Any] = json.loads((FOLDER / "codes.json").read_text())
+INDEX = json.loads((FOLDER / "codes.json").read_text())
 
 
 def row_of(entropy_model, size, codes):
@@ -233,7 +231,7 @@ def row_of(entropy_model, size, codes):
     return row
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@parametrize("threads", [1, 2])
 def test_golden_files_are_read_and_written_as_they_were(threads, monkeypatch):
     assert {path.name for path in FOLDER.glob("*.hrv")} == {
         about["file"] for about in INDEX["files"]

@@ -1,9 +1,7 @@
 """From images to files of codes and back, for every system; files of at most so many bytes."""
 
 import dataclasses
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +12,9 @@ from hrvqvae.compression import images as compression
 from hrvqvae.compression.hrv import read, read_header
 from hrvqvae.compression.images import decode_images, make_files
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import digits, single_grid, squared_errors, untrained
-from tests.conftest import do
+from tests.conftest import do, input_error, parametrize
 from tests.trained_run import tiny_systems
 
 NAMES = ("groups", "vqvae2")
@@ -29,7 +27,7 @@ def pictures(count, size):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@parametrize("name", NAMES)
 def test_every_system_compresses_images_of_any_size(name, mnist_root):
     model, entropy_model = untrained(single_grid(name, mnist_root))
     for size in ((12, 12), (5, 21)):
@@ -71,7 +69,7 @@ def test_images_of_several_sizes_keep_their_order(run):
         size = (image.shape[-2], image.shape[-1])
         torch.testing.assert_close(decoded, model.decode(model.encode(image[None]), size=size)[0])
     for names in ([], ["one"], ["one", "two", "three"]):
-        with pytest.raises(InputError, match=f"2 images and {len(names)} names?"):
+        with input_error(f"2 images and {len(names)} names?"):
             model.compress(images[:2], names=names)
 
 
@@ -79,11 +77,11 @@ def test_images_of_several_types_and_channels_are_apart(run):
     model = hrvqvae.load(run)
     image = digits(1)[0]
     assert model.compress([image, image / 255, 1 - image / 255])[:2] == model.compress([image]) * 2
-    with pytest.raises(InputError, match="images have 3 channels; this model takes 1"):
+    with input_error("images have 3 channels; this model takes 1"):
         model.compress([image, image.expand(3, -1, -1)])
-    with pytest.raises(InputError, match="image 2 has 2 dimensions; expected 3"):
+    with input_error("image 2 has 2 dimensions; expected 3"):
         model.compress([image, image[0]])
-    with pytest.raises(InputError, match="images have 2 dimensions; expected 4"):
+    with input_error("images have 2 dimensions; expected 4"):
         model.encode(image[0, 0], lmbda=0.1)
     assert len(model.decompress([bytearray(content) for content in model.compress([image])])) == 1
 
@@ -93,9 +91,9 @@ def test_levels_are_prefixes_of_a_file(run):
     image = digits(1)
     by_levels = [model.compress(image, levels)[0] for levels in (1, 2, 3)]
     assert all(by_levels[2].startswith(content) for content in by_levels)
-    with pytest.raises(InputError, match="levels is 4; this model decodes 1, 2, 3"):
+    with input_error("levels is 4; this model decodes 1, 2, 3"):
         model.compress(image, levels=4)
-    with pytest.raises(InputError, match="levels is 0"):
+    with input_error("levels is 0"):
         model.decompress(by_levels, levels=0)
 
 
@@ -110,7 +108,7 @@ def test_a_system_that_needs_all_levels_says_so(mnist_root):
     assert make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content)) == [
         content
     ]
-    with pytest.raises(InputError, match="takes at least"):
+    with input_error("takes at least"):
         make_files(model, entropy_model, pictures(1, (12, 12)), CPU, max_bytes=len(content) - 1)
 
 
@@ -152,16 +150,14 @@ def test_a_limit_that_only_a_large_lambda_meets():
 def test_what_does_not_fit_is_named(run):
     model = hrvqvae.load(run)
     large = pictures(1, (40, 40))[0]
-    with pytest.raises(
-        InputError, match=r"^image 2 takes at least (\d+) bytes; the limit is 12$"
-    ) as refused:
+    with input_error(r"^image 2 takes at least (\d+) bytes; the limit is 12$") as refused:
         model.compress([digits(1)[0, :, :2, :2], large], max_bytes=12)
     assert int(str(refused.value).split()[5]) > 12
-    with pytest.raises(InputError, match="the limit of a file is 0 bytes"):
+    with input_error("the limit of a file is 0 bytes"):
         model.compress(digits(1), max_bytes=0)
 
 
-@pytest.mark.parametrize("least", [0.001, 6.0])
+@parametrize("least", [0.001, 6.0])
 def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     """Of 31 bytes up to that lambda, where 30 are admitted."""
 
@@ -175,7 +171,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     monkeypatch.setattr(compression, "_squared_errors", lambda _, codes, __: codes[0])
     entropy_model = SimpleNamespace(networks=(None,))
-    encoder: Any = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1, model=None)
+    encoder = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1, model=None)
     best = compression._BestFile(30)
     assert compression._search_lambdas(encoder, torch.zeros(1, 1), [0], [best]) == [0]
     assert best.content == bytes(28)
@@ -185,7 +181,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
 def test_codes_are_computed_without_tf32(run, tmp_path, monkeypatch):
     """In each public function and command that makes codes, as in training and evaluation."""
     model = hrvqvae.load(run)
-    seen = list[bool]()
+    seen = []
     latents = SingleGridAutoencoder.latents
 
     def observe(*arguments):
@@ -196,7 +192,7 @@ def test_codes_are_computed_without_tf32(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     images = digits(2)
     Image.fromarray(images[0, 0].numpy()).save(tmp_path / "0.png")
-    calls: list[Callable[[], object]] = [
+    calls = [
         lambda: model.encode(images),
         lambda: model.encode(images, lmbda=0.1),
         lambda: model.compress(images),

@@ -12,8 +12,9 @@ import pytest
 from benchmarks.torture.bombs import BOMBS
 from benchmarks.torture.readers import READERS
 from hrvqvae.compression.zips import create_zip, is_zip, read_zip
-from hrvqvae.utils.errors import DamagedFileError, InputError
+from hrvqvae.utils.errors import DamagedFileError
 from tests.compression.made import TREE, files_of
+from tests.conftest import input_error, parametrize
 
 FILES = {f"{name}.hrv": files_of(TREE, (9, 7), seed=ord(name))[0] for name in "abc"}
 
@@ -126,7 +127,7 @@ def test_an_entry_that_the_directory_calls_empty_is_found_by_its_header(tmp_path
 def test_what_is_no_zip_is_refused(tmp_path):
     for content in (b"", b"none", zipfile.stringEndArchive + bytes(18)):
         assert read(tmp_path / "x.zip", content) == {"": None}
-    with pytest.raises(InputError, match=r"x.HRVA: archives are zips now .* 1\.0\.0 reads"):
+    with input_error(r"x.HRVA: archives are zips now .* 1\.0\.0 reads"):
         is_zip(tmp_path / "x.HRVA")
     with pytest.raises(FileNotFoundError):
         list(read_zip(tmp_path / "absent.zip"))
@@ -145,7 +146,7 @@ def test_an_entry_that_unpacks_to_too_much_is_lost(tmp_path):
     assert read(tmp_path / "y.zip", bytes(content))["bomb.hrv"] is None
 
 
-@pytest.mark.parametrize("name", [name for reader, name in BOMBS if reader == "zip"])
+@parametrize("name", [name for reader, name in BOMBS if reader == "zip"])
 def test_bombs_take_neither_time_nor_memory(name, tmp_path):
     measured = READERS["zip"].bomb(lambda folder: BOMBS["zip", name](tmp_path, folder), tmp_path)
     assert measured.fault == ""

@@ -10,6 +10,7 @@ import yaml
 from hrvqvae.config import DataConfig, TrainingConfig, flatten, presets, to_dict
 from hrvqvae.config.parsing import autoencoder_config, from_dict, from_file, override, stage_config
 from hrvqvae.utils.errors import InputError
+from tests.conftest import input_error, parametrize
 
 WHOLE = ("train_samples", "test_samples", "size", "channels", "workers", "memory_mb", "max_pixels")
 
@@ -22,7 +23,7 @@ def budget(stage):
     return stage.epochs, stage.max_steps, stage.max_minutes
 
 
-@pytest.mark.parametrize("name", [*presets.names()])
+@parametrize("name", [*presets.names()])
 def test_a_preset_survives_a_file(name, tmp_path):
     config = presets.get(name).config
     path = tmp_path / "config.yaml"
@@ -81,7 +82,7 @@ def test_another_network_of_priors_begins_with_its_defaults():
     assert override(changed, {"prior.network.kind": "gpt"}) == changed
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "value", "message"),
     [
         ("model.quantizer.codewords", "1", "codewords is '1'; it must be at least 2"),
@@ -143,7 +144,7 @@ def test_wrong_options(name, value, message):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("content", "message"),
     [
         ("[1, 2]", "a configuration is a mapping with data, model and training"),
@@ -168,7 +169,7 @@ def test_wrong_options(name, value, message):
 )
 def test_files_that_are_no_configuration(content, message, tmp_path):
     path = tmp_path / "config.yaml"
-    with pytest.raises(InputError, match="there is no such file"):
+    with input_error("there is no such file"):
         from_file(path)
     path.write_text(content)
     with pytest.raises(InputError) as refused:
@@ -204,7 +205,7 @@ def test_a_budget_is_replaced_by_one_that_is_given():
     later = stage_config("progressive", mnist(), {"progressive.training.max_minutes": "5"})
     assert budget(later.progressive.training) == (0, 0, 5)
     assert budget(override(without, {"prior.training.max_steps": "9"}).prior.training) == (0, 9, 0)
-    with pytest.raises(InputError, match="no budget"):
+    with input_error("no budget"):
         TrainingConfig()
 
 
@@ -218,10 +219,10 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path):
     path.write_text(
         path.read_text().replace("max_steps: 3", "max_steps: 4").replace("seed: 5", "seed: 7")
     )
-    with pytest.raises(InputError, match=r"--training\.seed is 5 there, 7 here"):
+    with input_error(r"--training\.seed is 5 there, 7 here"):
         autoencoder_config(str(path), {}, stored)
     assert autoencoder_config(str(path), {"training.seed": "5"}, stored) == stored
-    with pytest.raises(InputError, match=r"--training\.seed is 5 there, 0 here"):
+    with input_error(r"--training\.seed is 5 there, 0 here"):
         autoencoder_config(str(path), {"training.seed": "0"}, stored)
     options = {"training.seed": "5", "training.max_steps": "9", "data.on_error": "skip"}
     on = autoencoder_config(str(path), options, stored)
@@ -229,11 +230,9 @@ def test_an_edited_file_is_refused_where_a_run_goes_on(tmp_path):
 
 
 def test_a_prior_that_goes_on_keeps_its_held_out_images():
-    with pytest.raises(
-        InputError, match=r"--prior\.training\.evaluation_images is 1000 there, 9 here"
-    ):
+    with input_error(r"--prior\.training\.evaluation_images is 1000 there, 9 here"):
         stage_config("prior", mnist(), {"prior.training.evaluation_images": "9"}, mnist())
-    with pytest.raises(InputError, match="--model.stride"):
+    with input_error("--model.stride"):
         stage_config("progressive", mnist(), {"model.stride": "4"})
 
 
@@ -249,11 +248,11 @@ def test_types_of_a_third_party():
         mnist().replace(data=TheirData()), {"data.ratio": "0.5", "data.names": "a, b"}
     ).data
     assert (data.ratio, data.names) == (0.5, ("a", "b"))
-    with pytest.raises(InputError, match="data.ratio is 'wide'; it must be a number or null"):
+    with input_error("data.ratio is 'wide'; it must be a number or null"):
         TheirData(ratio="wide")
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("preset", "root", "name"),
     [
         ("treevq/cifar10", "python:/runs/cifar10", "mine"),

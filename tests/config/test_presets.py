@@ -20,12 +20,11 @@ from hrvqvae.config.entries import System
 from hrvqvae.config.registry import DATASETS, PRIORS, SYSTEMS, register_system
 from hrvqvae.config.section import flatten
 from hrvqvae.config.systems import column
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import told_once
-from tests.conftest import done, refused
+from tests.conftest import done, input_error, parametrize, refused
 
 
-@pytest.mark.parametrize("system", [*SYSTEMS])
+@parametrize("system", [*SYSTEMS])
 def test_a_system_that_is_not_printed_says_so(system):
     preset = presets.get(f"{system}/mnist")
     printed = any(
@@ -35,7 +34,7 @@ def test_a_system_that_is_not_printed_says_so(system):
     assert printed or any("not printed" in note for note in preset.notes)
 
 
-@pytest.mark.parametrize(("data", "column"), [("emoji32", "cifar10"), ("photos", "ffhq")])
+@parametrize(("data", "column"), [("emoji32", "cifar10"), ("photos", "ffhq")])
 def test_a_borrowed_column_says_whose_it_is(data, column):
     preset = presets.get(f"hrvqvae/{data}")
     assert preset.source("model.hidden_units") == f"Table 6 ({column})"
@@ -57,7 +56,7 @@ def test_bits_of_an_uneven_grid_and_unknown_presets():
         "vqvae2-original/mnist",
         "hrvqvae/mnist/",
     ):
-        with pytest.raises(InputError, match="unknown preset"):
+        with input_error("unknown preset"):
             presets.get(name)
 
 
@@ -79,9 +78,8 @@ def test_a_column_that_is_missing_is_one_line():
     rows = {"model.dim": ([1, 2], "theirs")}
     assert column(rows, "cifar10", ("mnist", "cifar10")) == {"model.dim": (2, "theirs")}
     for name, columns in (("ffhq", ("mnist", "cifar10")), ("mnist", ("mnist", "cifar10", "ffhq"))):
-        with pytest.raises(
-            InputError,
-            match=r"^model\.dim \(theirs\) is \[1, 2\]; it must have a value for each of",
+        with input_error(
+            r"^model\.dim \(theirs\) is \[1, 2\]; it must have a value for each of",
         ):
             column(rows, name, columns)
 
@@ -139,7 +137,7 @@ def as_number(text):
         return text
 
 
-@pytest.mark.parametrize("table", ROWS)
+@parametrize("table", ROWS)
 def test_a_table_of_the_page_is_the_presets(table):
     (text,) = re.findall(
         rf"^\*\*Table {table}\.\*\*.*?\n\n(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL
@@ -188,7 +186,7 @@ def test_a_package_adds_a_system(site):
     assert (code, "\nother/mnist " in printed, told) == (0, True, "")
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("source", "fault"),
     [
         ("import nothing_of_this_name", "can't be imported (ModuleNotFoundError: "),
@@ -211,16 +209,14 @@ def test_a_system_is_registered(site):
     entry = register_system(dataclasses.replace(SYSTEMS.get("vqvae"), name="other"))
     assert SYSTEMS.get("other") is entry
     assert presets.get("other/mnist").config.model.system == "other"
-    with pytest.raises(InputError, match="there is a system 'other' already"):
+    with input_error("there is a system 'other' already"):
         register_system(entry)
 
 
-@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
+@parametrize("registry", REGISTRIES, ids=lambda registry: registry.group)
 def test_unknown_names(registry):
     for name in registry:
-        with pytest.raises(
-            InputError, match=f"unknown {registry.noun} '{name}x': did you mean .*{name}"
-        ):
+        with input_error(f"unknown {registry.noun} '{name}x': did you mean .*{name}"):
             registry.get(f"{name}x")
-    with pytest.raises(InputError, match=f"there are {', '.join(registry)}$"):
+    with input_error(f"there are {', '.join(registry)}$"):
         registry.get("0")

@@ -91,8 +91,8 @@ def write_parquet(
     named = zip(images, paths or [None] * len(images), strict=True)
     structs = [{"bytes": image, "path": name} for image, name in named]
     struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns: dict[str, object] = {"image": pa.array(structs, struct)}
-    features: dict[str, object] = {"image": {"_type": "Image"}}
+    columns = {"image": pa.array(structs, struct)}
+    features = {"image": {"_type": "Image"}}
     if labels is not None:
         columns["label"] = pa.array(labels)
         class_label = {"names": list(names), "_type": "ClassLabel"}

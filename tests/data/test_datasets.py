@@ -4,7 +4,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
@@ -12,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 import hrvqvae
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sources.datasets import register_datasets
-from tests.conftest import input_error, with_data, write_file, write_picture
+from tests.conftest import input_error, parametrize, with_data, write_file, write_picture
 from tests.data.stored import folder_config, noise, paths_of
 
 PIXELS = noise(20, 16, 16, 3)
@@ -113,7 +112,7 @@ class Stream(IterableDataset[torch.Tensor]):
         yield TENSORS[0]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("items", "fault"),
     [
         ([GREY[0]], r"item 0 of the data set is not an image .its shape is \(12, 12\)"),

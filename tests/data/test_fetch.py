@@ -27,7 +27,7 @@ from hrvqvae.data import fetch
 from hrvqvae.data.loading import load_images
 from hrvqvae.data.sets import cifar10, mnist
 from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import input_error, write_mnist
+from tests.conftest import input_error, parametrize, write_mnist
 from tests.data.stored import noise
 
 Way = Callable[[Path], None]
@@ -74,8 +74,8 @@ def test_ways_are_tried_in_order_and_checked(tmp_path, monkeypatch):
     good = tmp_path / "good"
     bad = tmp_path / "bad"
     root = tmp_path / "root"
-    tried = list[str]()
-    said = list[str]()
+    tried = []
+    said = []
     write_mnist(good)
     write_mnist(bad, train=3)
     expected = checksums(good)
@@ -112,7 +112,7 @@ def test_damaged_files_are_got_again(tmp_path, monkeypatch):
             target.write_bytes(content)
         with pytest.raises(DamagedFileError, match=target.name):
             fetch.check(DATASETS.get("mnist"), folder)
-        fetch.get("mnist", root, (said := list[str]()).append)
+        fetch.get("mnist", root, (said := []).append)
         first, *kept, _ = said
         assert first.startswith(f"getting mnist again: {target}")
         assert target.read_bytes() == whole
@@ -262,7 +262,7 @@ def test_fashion_mnist_from_debian(tmp_path, monkeypatch):
     assert checksums(got) == checksums(made)
 
 
-@pytest.mark.parametrize("name", list(DATASETS))
+@parametrize("name", list(DATASETS))
 def test_an_entry_is_whole(name):
     dataset = DATASETS.get(name)
     assert data_config(dataset).dataset == name

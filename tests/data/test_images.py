@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image, ImageCms
 
 from hrvqvae.data.images import as_images, decode_image, list_images, read_image, to_pil
-from tests.conftest import input_error
+from tests.conftest import input_error, parametrize
 from tests.data.stored import noise, swapped_profile
 
 PATH = Path("x.png")
@@ -37,7 +36,7 @@ def test_images_of_every_kind_are_one_batch():
     assert as_images(torch.zeros(1, 3, 2, 2).bfloat16(), 3).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("images", "fault"),
     [
         ([], "there is no image"),
@@ -60,7 +59,7 @@ def test_only_images_become_pil():
             to_pil(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("dtype", "values", "pixels"),
     [
         ("int32", [0, 100, 255], [0, 100, 255]),
@@ -77,7 +76,7 @@ def test_the_range_of_values_tells_their_scale(dtype, values, pixels):
     np.testing.assert_allclose(decode_image(lambda: image, 1).pixels[0, 0], pixels, atol=0.5)
 
 
-@pytest.mark.parametrize("values", [[-1, 5], [0, 65_536], [0.0, np.nan], [-0.5, 0.5]])
+@parametrize("values", [[-1, 5], [0, 65_536], [0.0, np.nan], [-0.5, 0.5]])
 def test_values_beyond_16_bits_are_refused(values):
     dtype = "int32" if isinstance(values[1], int) else "float32"
     image = Image.fromarray(np.array([values], dtype))
@@ -85,7 +84,7 @@ def test_values_beyond_16_bits_are_refused(values):
         decode_image(lambda: image, 1)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@parametrize("mode", ["RGB", "RGBA", "P"])
 def test_colours_of_a_profile_become_those_of_srgb(mode):
     """In the profile red and blue have each other's place: so have they in the pixels."""
     image = Image.new("RGB", (4, 4), (250, 60, 20)).convert(mode, palette=Image.Palette.ADAPTIVE)

@@ -34,7 +34,7 @@ from hrvqvae.data.images import BrokenImageError, decode_image, read_image, to_p
 from hrvqvae.data.loading import find_data_root, load_images
 from hrvqvae.distributed import RankSlice
 from hrvqvae.utils.progress import told_once
-from tests.conftest import drawn_digits, input_error, write_picture
+from tests.conftest import drawn_digits, input_error, parametrize, write_picture
 from tests.data.stored import content, loaded, noise, paths_of
 
 PICTURE = Path("x.png")
@@ -97,7 +97,7 @@ def test_a_root_that_is_given_is_all_of_it(picture_folder):
     assert sum(map(len, splits)) == 30
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@parametrize("workers", [0, 2])
 def test_small_folders_are_held_and_large_ones_decoded(workers, picture_folder):
     held = loaded(picture_folder, memory_mb=512, workers=workers)
     decoded = loaded(picture_folder)
@@ -116,7 +116,7 @@ def test_errors_of_workers_are_one_line(picture_folder):
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("memory_mb", [0, 512])
+@parametrize("memory_mb", [0, 512])
 def test_validation_images_are_cut_from_the_training_split(memory_mb, picture_folder):
     """Broken ones are left out when they are decoded, of the same images."""
     read = partial(loaded, picture_folder, memory_mb=memory_mb)
@@ -171,7 +171,7 @@ def test_every_stream_is_its_own():
     assert len({make_rng(purpose, *seed).bytes(16) for purpose, seed in streams}) == len(streams)
 
 
-@pytest.mark.parametrize("limit", [None, 1, 7, 1000])
+@parametrize("limit", [None, 1, 7, 1000])
 def test_a_part_of_a_split_is_spread_over_its_classes(limit, picture_folder):
     images = loaded(picture_folder)
     size = len(images)
@@ -230,7 +230,7 @@ list(evaluation_batches(images, batch_size=4, workers=1))
     assert advice in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@parametrize("workers", [0, 2])
 def test_conversion_is_told_once(workers, picture_folder, caplog):
     told_once.cache_clear()
     images = loaded(picture_folder, channels=1, crop="random")
@@ -248,7 +248,7 @@ def test_slices_are_disjoint_and_in_order(total, count):
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@parametrize("count", [1, 2, 3, 4])
 def test_the_slices_of_a_stream_are_the_stream(count):
     """Stopped with two processes, it goes on with any number: no gap, no repeat."""
 
@@ -290,7 +290,7 @@ def test_orientation_is_followed():
         assert decode_image(Path(name), 3).lost == "orientation"
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"])
+@parametrize("mode", ["L", "1", "P", "LA", "RGB", "RGBA", "CMYK"])
 def test_every_mode_is_converted_and_what_is_lost_is_told(mode):
     """Grey that is written as colour loses nothing."""
     is_cmyk = mode == "CMYK"

@@ -1,10 +1,8 @@
 """What is understood of a hundred sets of images is printed in one line, and is what was meant."""
 
-import pytest
-
 from hrvqvae.data.loading import load_images
 from hrvqvae.utils.progress import told_once
-from tests.conftest import input_error
+from tests.conftest import input_error, parametrize
 from tests.data.people import PEOPLE, drawn, write
 from tests.data.stored import folder_config
 
@@ -13,7 +11,7 @@ def test_they_are_a_hundred():
     assert len(PEOPLE) >= 100
 
 
-@pytest.mark.parametrize("people", PEOPLE, ids=range(len(PEOPLE)))
+@parametrize("people", PEOPLE, ids=range(len(PEOPLE)))
 def test_what_is_meant_is_understood(people, tmp_path, caplog):
     told_once.cache_clear()
     folder = tmp_path / "set"

@@ -27,7 +27,7 @@ from hrvqvae.data.images import BrokenImageError
 from hrvqvae.data.loading import open_whole
 from hrvqvae.data.sources import HELD_OUT, arrays, parquet, tars
 from hrvqvae.data.sources.files import match_files, read_list
-from tests.conftest import input_error
+from tests.conftest import input_error, parametrize
 from tests.data.stored import (
     content,
     folder_of,
@@ -108,7 +108,7 @@ def _separate_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(("form", "held_out"), [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
+@parametrize(("form", "held_out"), [*zip(FORMS, 2 * [*HELD_OUT], strict=False)])
 def test_a_given_split(form, held_out):
     stored = {"train": drawn(21), held_out: drawn(8, 100)}
     for word, files in stored.items():
@@ -121,7 +121,7 @@ def test_a_given_split(form, held_out):
         assert loaded("set", split, labels=False).classes == ()
 
 
-@pytest.mark.parametrize("form", FORMS[:3])
+@parametrize("form", FORMS[:3])
 def test_a_hash_of_each_name_divides(form):
     files = drawn(40)
     root = store(form, "set/images", files)
@@ -140,7 +140,7 @@ def test_a_hash_of_each_name_divides(form):
         loaded(root, "test", **first_rows(40))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@parametrize("form", FORMS)
 def test_batches_are_those_of_a_folder(form, monkeypatch):
     """Processes end with who asked for batches."""
     files = drawn(40)
@@ -167,8 +167,8 @@ def test_batches_are_those_of_a_folder(form, monkeypatch):
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("memory_mb", [0, 100])
-@pytest.mark.parametrize("form", FORMS[:3])
+@parametrize("memory_mb", [0, 100])
+@parametrize("form", FORMS[:3])
 def test_broken_images(form, memory_mb, caplog):
     """No batch is empty."""
     files = drawn(10)
@@ -216,7 +216,7 @@ def names_of(folder, split="train", **changes):
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("names", "message"),
     [
         (
@@ -482,7 +482,7 @@ def test_shards_outside_of_the_splits_are_told(caplog):
     assert "2 shards outside of train and test left out, such as " in caplog.text
 
 
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@parametrize("save", [np.savez, np.savez_compressed])
 def test_other_arrays(save):
     """With channels or without; no split is empty."""
     pixels = noise(30, 16, 16)
@@ -652,7 +652,7 @@ def test_what_is_wrong_is_one_line():
     assert len(open_whole(Path("cls.tar"), labels=False))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@parametrize("form", FORMS)
 def test_a_digest_knows_the_content_of_images(form):
     files = {f"0/{index}.png": png(index) for index in range(9)}
     other = png(50)

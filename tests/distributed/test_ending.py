@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.distributed import launch
 from hrvqvae.training.loggers import read_records
 from hrvqvae.utils.errors import InputError
-from tests.conftest import with_training, write_file
+from tests.conftest import parametrize, with_training, write_file
 from tests.trained_run import train_autoencoder
 
 ROOT = Path(__file__).parent.parent.parent
@@ -33,7 +31,7 @@ def torchrun(count, *options):
 
 
 def ranks(launcher):
-    pids: list[int] = []
+    pids = []
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             pids += map(int, children.read_text().split())
@@ -96,7 +94,7 @@ def test_one_is_killed_and_one_is_stopped_and_one_process_goes_on(tiny, tmp_path
     assert steps == list(range(1, stopped + 4)), "each step once"
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("began", "restarts", "now", "goes_on"),
     [
         ("b", "0", "b", True),

@@ -4,7 +4,6 @@ Collectives of the fake process group leave each process its own values.
 """
 
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor
@@ -53,7 +52,7 @@ def many_ranks():
         return done
 
     def average_gradients(network):
-        engine: Any = usual(network)
+        engine = usual(network)
         engine.register_comm_hook(None, finish)
         return engine
 

@@ -13,7 +13,7 @@ import yaml
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
 from hrvqvae.config import to_dict
 from hrvqvae.training.loggers import read_records
-from tests.conftest import with_training
+from tests.conftest import parametrize, with_training
 from tests.distributed import together
 from tests.trained_run import tiny_systems
 
@@ -79,7 +79,7 @@ def logged(run, name, kind="train"):
     ]
 
 
-@pytest.mark.parametrize("system", EVERY)
+@parametrize("system", EVERY)
 def test_two_processes_train_as_one_does(folder, system):
     (alone,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
     together = [left + right for left, right in zip(first["images"], second["images"], strict=True)]

@@ -53,7 +53,7 @@ def codebooks(model):
 @contextmanager
 def watched():
     """Record the images of each step, the first codebooks and the last state."""
-    seen: Seen = {"images": [], "start": None, "end": None}
+    seen = {"images": [], "start": None, "end": None}
     usual = AutoencoderTask.step
 
     def step(self, state, batch):
@@ -125,7 +125,7 @@ def broken():
 def main(folder, systems):
     torch.set_num_threads(1)
     with process_group():
-        seen: dict[str, Any] = dict(train_all(folder, systems))
+        seen = dict(train_all(folder, systems))
         config = with_training(from_file(folder / f"{systems[0]}.yaml"), checkpoint_every=2)
         seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift", "broken")}
         try:

@@ -49,7 +49,16 @@ from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.configs import PixelSNAILConfig
 from hrvqvae.priors.generative import Sampled
 from hrvqvae.utils.errors import InputError
-from tests.conftest import do, done, refused, write_file, write_mnist, write_picture
+from tests.conftest import (
+    do,
+    done,
+    input_error,
+    parametrize,
+    refused,
+    write_file,
+    write_mnist,
+    write_picture,
+)
 from tests.trained_run import tiny_run, undrawn
 
 PIXELS = Features("", lambda images: images.flatten(1))
@@ -105,9 +114,9 @@ def test_numbers_of_images_that_have_no_distance():
     assert distances.kernel == pytest.approx(float(poly_mmd(*features)))
     assert RealImages(PIXELS, [real]).summarize([[near], [near]])["frechet"] is None
     real, near, _ = sets(20)
-    with pytest.raises(InputError, match="there is 1$"):
+    with input_error("there is 1$"):
         RealImages(PIXELS, [real[:1]])
-    with pytest.raises(InputError, match="19 images can't be compared with 20 real images"):
+    with input_error("19 images can't be compared with 20 real images"):
         RealImages(PIXELS, [real]).compare([near[:19]])
 
 
@@ -162,7 +171,7 @@ def test_only_inception_gives_a_fid(cache, mnist_root, monkeypatch):
         "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
         lambda *_, **__: made,
     )
-    made: dict[str, torch.Tensor] = {}
+    made = {}
     monkeypatch.setattr(
         FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: made.update(state)
     )
@@ -241,7 +250,7 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes,
     assert quality.classification_accuracy == 1, "both classes, equally often"
     (equal,) = measure_samples(Rings((0.5, 0.5)), unequal_classes, 600)
     assert equal.distances["samples"]["frechet"].mean > 20 * floor.mean
-    with pytest.raises(InputError, match="1 samples and 4000 test images are too few"):
+    with input_error("1 samples and 4000 test images are too few"):
         measure_samples(Rings((0.5, 0.5)), unequal_classes, 1)
 
     # sets are no larger than the train split
@@ -255,8 +264,8 @@ def test_a_perfect_generator_of_unequal_classes_is_at_the_floor(unequal_classes,
 def test_the_deviation_is_that_of_repetitions(unequal_classes, monkeypatch):
     """The mean of several sets deviates by the deviation of a set / sqrt(their number)."""
     model = Rings((0.95, 0.05))
-    means = list[float]()
-    deviations = list[float]()
+    means = []
+    deviations = []
     draw = model.draw
     for repetition in range(12):
         monkeypatch.setattr(
@@ -349,7 +358,7 @@ def test_evaluation_with_priors(run):
     assert re.search(r"an unknown class takes 3\.\d bits", out)
 
 
-@pytest.mark.parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
+@parametrize(("beam", "lmbda"), [(9, None), (None, 0.02), (9, 0.02)])
 def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
     report = "hrvqvae.evaluation.report."
     with (
@@ -369,7 +378,7 @@ def test_a_beam_and_a_lambda_encode_all_that_is_measured(run, beam, lmbda):
 
 
 def test_each_image_is_encoded_once(run, monkeypatch):
-    encoded = list[int]()
+    encoded = []
     make = Model.encoder
 
     def counting(model, *options, **keywords):
@@ -429,7 +438,7 @@ def test_a_shipped_classifier_serves_its_own_images_alone(tmp_path):
     write_mnist(tmp_path / "mnist", size=28)
     config = DataConfig(dataset="mnist", root=str(tmp_path), size=28)
     with patch.object(classifier, "train_classifier", side_effect=InputError("trains anew")):
-        with pytest.raises(InputError, match="trains anew"):
+        with input_error("trains anew"):
             classifier.obtain_classifier(config, tmp_path / "classifier.safetensors")
         images = classifier.describe_images(config)
         with patch.object(storage, "read_meta", return_value={"images": images}):
@@ -501,7 +510,7 @@ def test_a_folder_without_classes_knows_none(picture_folder, mnist_root, tmp_pat
     )
     with (
         patch("hrvqvae.evaluation.report.load_images"),
-        pytest.raises(InputError, match="leave out --samples"),
+        input_error("leave out --samples"),
     ):
         evaluate_run(run, device="cpu", samples=2)
     evaluated = evaluate_run(run, device="cpu")

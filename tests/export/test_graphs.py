@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 import pytest
@@ -16,7 +15,7 @@ from hrvqvae.config.parsing import from_dict, override
 from hrvqvae.export import graphs as export
 from hrvqvae.export.graphs import OnnxModel, count_errors
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from tests.conftest import do, refused
+from tests.conftest import do, parametrize, refused
 from tests.replay import blocks
 from tests.trained_run import tiny_systems
 
@@ -74,7 +73,7 @@ def check(model, graphs, refusal):
             graphs.decode(codes, levels)
 
 
-@pytest.mark.parametrize("system", ["treevq", "vqvae2", "hrvqvae"])
+@parametrize("system", ["treevq", "vqvae2", "hrvqvae"])
 def test_graphs_do_what_the_model_does(system, tmp_path):
     run = saved(system, tmp_path)
     beam = 4 if system == "hrvqvae" else None
@@ -110,7 +109,7 @@ def check_paths(folder):
 
 def run_page():
     """The code of docs/graphs.md, in the folder where the shipped model has been exported."""
-    names: dict[str, Any] = {}
+    names = {}
     exec(dict(blocks("docs/graphs.md"))["python"], names)
     images = torch.from_numpy(names["images"])
     model = Run("mnist").load()[0]
@@ -118,7 +117,7 @@ def run_page():
     torch.testing.assert_close(torch.from_numpy(names["coarse"]), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
+@parametrize("system", ["hrvqvae", "treevq", "vqvae2"])
 def test_a_code_that_rounding_decides_is_no_error_and_any_other_is(system):
     """Between two images with different codes lie two that are next to each other; the finer codes
     follow.

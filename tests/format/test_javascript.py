@@ -27,6 +27,7 @@ from tests.compression.made import (
     random_codes,
     read_one,
 )
+from tests.conftest import parametrize
 
 DECODER = Path(__file__).parent / "decode.mjs"
 GOLDEN = Path(__file__).parents[1] / "golden" / "files"
@@ -122,7 +123,7 @@ def test_200_files_of_many_shapes_have_the_same_codes(tmp_path):
         assert ((one["height"], one["width"]), one["levels"]) == (size, codes), one["file"]
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "entropy_model", [TREE, TREE.bare, FLAT, GRIDS], ids=["tree", "plain", "flat", "grids"]
 )
 def test_damage_is_judged_as_by_our_decoder(entropy_model, tmp_path):

@@ -1,7 +1,6 @@
 """Small models of every system and quantizer, for images of three channels."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from hrvqvae.models.build import build
 TREE = QuantizerConfig(levels=3, codewords=3, dim=4, init_vectors=500)
 FLAT = QuantizerConfig(codewords=6, dim=4, init_vectors=500, beta=0.3)
 _NETWORK = {"stride": 2, "padding": 1, "hidden_units": 8, "residual_units": 6, "residual_blocks": 1}
-_MODELS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> system, fields
+_MODELS = {  # name -> system, fields
     "hrvqvae": ("hrvqvae", {"quantizer": TREE}),
     "treevq": ("treevq", {"quantizer": replace(TREE, beam=2, coarse_weight=0.1)}),
     "groups": ("hrvqvae", {"quantizer": replace(TREE, levels=5, linked=2)}),

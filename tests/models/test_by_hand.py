@@ -7,18 +7,17 @@ import torch
 from torch.nn.functional import conv2d, conv_transpose2d, pad, relu
 from torch.testing import assert_close
 
-from hrvqvae.config import QuantizerConfig
 from hrvqvae.models.single_grid import compute_explained_share, compute_relative_error
 from hrvqvae.training.state import count_parameters
-from tests.conftest import input_error
+from tests.conftest import input_error, parametrize
 from tests.models.small import config_of, model_of
 from tests.quantize import oracle
 
 
-@pytest.mark.parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
+@parametrize("name", ["hrvqvae", "vqgan", "rqvae", "groups"])
 def test_one_grid(name):
     config = config_of(name, stride=4, residual_blocks=2)
-    quantizer: QuantizerConfig = config.quantizer
+    quantizer = config.quantizer
     model = model_of(config).requires_grad_(False)
     images = torch.rand(2, 3, 10, 14)
     weights = model.state_dict()

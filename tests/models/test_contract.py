@@ -11,7 +11,7 @@ from hrvqvae.config.parsing import from_dict
 from hrvqvae.config.registry import SYSTEMS
 from hrvqvae.data.batches import Batch
 from hrvqvae.models.distortion import evaluate
-from tests.conftest import generator, input_error, same, state_of
+from tests.conftest import generator, input_error, parametrize, same, state_of
 from tests.models.small import EVERY, FLAT, TREE, config_of, model_of
 
 
@@ -20,7 +20,7 @@ def model(request):
     return model_of(config_of(request.param))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("name", "changes", "size"),
     [
         *((name, {}, size) for name in EVERY for size in ((14, 14), (9, 17), (1, 1))),
@@ -79,7 +79,7 @@ def test_what_it_refuses(model):
         model.decode(codes, size=(50, 50))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("images", "message"),
     [
         (torch.rand(3, 8, 8), "3 dimensions"),
@@ -126,7 +126,7 @@ def test_a_start_is_seeded_and_dead_codewords_come_back(model):
     assert bool(restarted) == bool(counts) == bool(model.config.restart_every)
 
 
-@pytest.mark.parametrize("leaves", [8, 512])
+@parametrize("leaves", [8, 512])
 def test_a_random_start_has_codewords_apart_from_each_other(leaves):
     for quantizer in (
         dataclasses.replace(FLAT, codewords=leaves, init_vectors=0),

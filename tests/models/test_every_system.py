@@ -21,7 +21,7 @@ from hrvqvae.priors.base import build_prior
 from hrvqvae.training.autoencoder import AutoencoderTask
 from hrvqvae.training.prior import CodeBatch, PriorTask
 from hrvqvae.training.state import TrainState
-from tests.conftest import do, generator, same, write_file, write_picture
+from tests.conftest import do, generator, parametrize, same, write_file, write_picture
 from tests.trained_run import tiny_systems, undrawn
 
 
@@ -53,7 +53,7 @@ def runs(tmp_path_factory, mnist_root):
     return folder
 
 
-@pytest.mark.parametrize("system", EVERY)
+@parametrize("system", EVERY)
 def test_every_command(system, runs, tmp_path):
     run = runs / system
     image = tmp_path / "image.png"
@@ -74,7 +74,7 @@ def test_every_command(system, runs, tmp_path):
         assert read_image(sheet, 3).shape[1] >= 12
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("system", "options"),
     [
         *((system, {}) for system in EVERY),
@@ -128,7 +128,7 @@ _LEFT_OUT = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
+@parametrize("name", [name for name in presets.names() if name not in _LEFT_OUT])
 def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name):
     whole = presets.get(name).config
     with torch.device("meta"):
@@ -166,8 +166,8 @@ def test_a_preset_builds_and_its_reduced_form_trains_a_step_of_every_stage(name)
         assert len(moved(weights, dict(prior.named_parameters()))) > 0.7 * len(weights)
 
 
-@pytest.mark.parametrize("data", ["mnist", "imagenet", "emoji32"])
-@pytest.mark.parametrize("system", ["vqvae", "rqvae"])
+@parametrize("data", ["mnist", "imagenet", "emoji32"])
+@parametrize("system", ["vqvae", "rqvae"])
 def test_presets_have_the_tree_s_network_grid_and_bits(system, data):
     config, tree = (presets.get(f"{name}/{data}").config for name in (system, "hrvqvae"))
     assert dataclasses.replace(config, name=tree.name, model=tree.model) == tree

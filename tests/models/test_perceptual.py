@@ -21,7 +21,7 @@ from hrvqvae.models.perceptual import (
     perceptual_distance,
 )
 from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import do, generator, input_error, refused
+from tests.conftest import do, generator, input_error, parametrize, refused
 
 
 class TwoStages(nn.Module):
@@ -96,7 +96,7 @@ class Evil:
         return exec, ("raise SystemExit",)
 
 
-@pytest.mark.parametrize("content", [None, b"no pickle", Evil(), {"a": torch.ones(2)}])
+@parametrize("content", [None, b"no pickle", Evil(), {"a": torch.ones(2)}])
 def test_a_damaged_package_is_refused(content, tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
     if isinstance(content, bytes):

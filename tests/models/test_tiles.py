@@ -2,7 +2,6 @@
 
 from unittest.mock import patch
 
-import pytest
 import torch
 
 from hrvqvae.config.parsing import override
@@ -10,7 +9,7 @@ from hrvqvae.config.presets import get
 from hrvqvae.models import tiles
 from hrvqvae.models.build import build, build_progressive_decoder
 from hrvqvae.models.single_grid import SingleGridAutoencoder
-from tests.conftest import generator, input_error, same
+from tests.conftest import generator, input_error, parametrize, same
 
 SMALL = {"model.hidden_units": "8", "model.residual_units": "8", "model.quantizer.dim": "4"}
 
@@ -40,8 +39,8 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize(("preset", "fields"), MODELS)
-@pytest.mark.parametrize("size", [(131, 97), (40, 201)])
+@parametrize(("preset", "fields"), MODELS)
+@parametrize("size", [(131, 97), (40, 201)])
 def test_tiles_are_the_whole_image(preset, fields, size):
     model = model_of(preset, fields)
     pixels = torch.rand(1, model.channels, *size)

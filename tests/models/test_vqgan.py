@@ -21,7 +21,7 @@ from hrvqvae.models.vqgan import (
 from hrvqvae.training.state import TrainState
 from hrvqvae.utils.device import Compute
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, same, state_of, with_data
+from tests.conftest import generator, input_error, parametrize, same, state_of, with_data
 
 
 def with_model(config, **changes):
@@ -93,7 +93,7 @@ def test_a_known_gradient_is_the_losses_own():
 
     loss = network(image).square().mean()
     expected = gradient(loss)
-    passes: list[int] = []
+    passes = []
     network.register_full_backward_hook(lambda *_: passes.append(1))
     taken = fix_gradient(network(image).square().mean(), image)
     assert float(taken.detach()) == pytest.approx(float(loss.detach()))
@@ -184,7 +184,7 @@ def test_the_best_distance_is_decided_when_a_run_begins(gan, monkeypatch):
     assert decide_auto(with_model(gan, perceptual="auto"), "model") == gan
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+@parametrize("layers", [1, 3])
 def test_images_too_small_for_the_discriminator_are_refused_before_a_run_begins(layers, gan):
     config = with_model(gan, discriminator_layers=layers, adversarial_start=1_000)
     smallest = 3 * 2**layers

@@ -23,8 +23,7 @@ from hrvqvae.play import tasks
 from hrvqvae.play.address import LOOPBACK, check_address, is_admitted, list_hosts
 from hrvqvae.play.tasks import _reduce, parse_marks, read_upload
 from hrvqvae.priors.sampling import SamplingParams
-from hrvqvae.utils.errors import InputError
-from tests.conftest import drawn_digits, refused, write_picture
+from tests.conftest import drawn_digits, input_error, parametrize, refused, write_picture
 from tests.trained_run import tiny_run_with_priors
 
 LIMITS = (1 << 24, 1 << 24)  # bytes and pixels
@@ -42,7 +41,7 @@ def png_of_size(width, height):
     )
 
 
-HOSTILE: dict[str, tuple[bytes, str]] = {
+HOSTILE = {
     "many pixels": (png_of_size(30_000, 30_000), "exceeds limit of"),
     "too many pixels": (png_of_size(65_500, 1_000), "admits 16777216"),
     "bytes": (bytes(17 << 20), "has 17,825,792 bytes; at most 16,777,216"),
@@ -51,13 +50,13 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
+@parametrize("kind", HOSTILE)
 def test_a_hostile_upload_is_one_line(kind, tmp_path, monkeypatch):
     content, message = HOSTILE[kind]
     (tmp_path / "hostile.png").write_bytes(content)
     if "pixels" in kind:
         monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(InputError, match=f"^hostile.png .*{message}") as caught:
+    with input_error(f"^hostile.png .*{message}") as caught:
         read_upload(tmp_path / "hostile.png", 1, (28, 28), *LIMITS)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
@@ -99,7 +98,7 @@ def test_marks_are_those_of_the_painter():
         '{"side": 30000, "marks": "0"}',
         '{"side": 2, "marks": 7}',
     ):
-        with pytest.raises(InputError, match="load the page anew"):
+        with input_error("load the page anew"):
             parse_marks(text)
     assert parse_marks('{"side": 2, "marks": "0110"}').tolist() == [[False, True], [True, False]]
     assert parse_marks('{"side": 2, "marks": ""}').tolist() == [[False] * 2] * 2
@@ -127,7 +126,7 @@ def test_a_reconstruction_is_of_its_file(model, image):
         assert math.isclose(psnr, 10 * math.log10(1 / error), rel_tol=1e-6)
         sizes.append(length)
     assert sizes == sorted(set(sizes))
-    with pytest.raises(InputError, match="levels is 9"):
+    with input_error("levels is 9"):
         tasks.reconstruct(model, image, 9)
 
 
@@ -153,7 +152,7 @@ def test_a_completion_keeps_what_is_painted(model, image):
     assert torch.equal(images, tasks.complete(model, image, painted, **options)[2])
     assert len({image.numpy().tobytes() for image in images}) > 1
     for value, line in ((False, "keeps 0 of"), (True, "keeps 49 of 49")):
-        with pytest.raises(InputError, match=line):
+        with input_error(line):
             tasks.complete(model, image, torch.full((12, 12), value), **options)
 
 
@@ -183,7 +182,7 @@ def test_an_address_that_can_not_be_served_is_one_line():
             ("192.0.2.1", None),
             ("127.0.0.1", busy.getsockname()[1]),
         ):
-            with pytest.raises(InputError, match=f"can't be served at --host {host}"):
+            with input_error(f"can't be served at --host {host}"):
                 check_address(host, port)
     check_address("127.0.0.1", None)
     for port in (0, 65_536, 99_999):

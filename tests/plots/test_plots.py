@@ -3,17 +3,14 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 import hrvqvae
 from hrvqvae.data.images import read_image, write_image
 from hrvqvae.pictures import complete, reconstruct
 from hrvqvae.plots import curves, sheets
-from hrvqvae.utils.errors import InputError
-from tests.conftest import do, refused, write_picture
+from tests.conftest import do, input_error, refused, write_picture
 
 
 def test_a_sheet_holds_every_image_at_its_pixels():
@@ -27,7 +24,7 @@ def test_a_sheet_holds_every_image_at_its_pixels():
     assert colours[51, 51, 51] == colours[204, 204, 204] == 16 * 16
     assert colours[200, 0, 0] == 10 * 24
     wide = [torch.zeros(1, 1, 30_000), torch.zeros(1, 30_000, 1)]
-    with pytest.raises(InputError, match="most of them empty: draw them apart"):
+    with input_error("most of them empty: draw them apart"):
         sheets.draw([sheets.SheetRow("", wide)])
 
 
@@ -41,9 +38,9 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
         == read_image(tmp_path / "usage.png", 3).shape[0]
         == 3
     )
-    with pytest.raises(InputError, match="can't be written"):
+    with input_error("can't be written"):
         curves.plot_training([], tmp_path / "nowhere" / "curves.png")
-    figures = list[Figure]()
+    figures = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
     values = {"kind": "train", "loss": 0.5, "reconstruction": 0.4, "bits_per_code": 2.0}
     records = [{**values, "step": step} for step in (9, 18)]
@@ -55,7 +52,7 @@ def test_curves_of_a_run_that_has_just_begun(tmp_path, monkeypatch):
 
 
 def test_an_edited_metrics_file_is_drawn_as_far_as_it_goes(tmp_path, monkeypatch):
-    figures = list[Figure]()
+    figures = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
     records = [
         {"kind": "evaluation", "step": 1},
@@ -137,7 +134,7 @@ def test_colours_for_a_greyscale_model_are_converted(tmp_path, caplog):
         f"images converted: 3 of 4 (colour to greyscale), the first is {paths[1]}"
     ]
     assert errors[1][1] == errors[3][1], "an opaque RGBA image is the RGB image"
-    with pytest.raises(InputError, match="is an input and is never overwritten"):
+    with input_error("is an input and is never overwritten"):
         reconstruct("mnist", paths[:1], paths[0], force=True)
     reconstruct("mnist", paths[:1], tmp_path / "sheet.png", force=True)
     assert len(messages()) == 1

@@ -14,7 +14,7 @@ SMALL = GPTConfig(hidden_units=12, layers=2, heads=3, dropout=0.3, path_units=5)
 
 
 def network(**changes):
-    fields: dict[str, object] = {
+    fields = {
         "hidden_units": 8,
         "residual_units": 6,
         "residual_blocks": 3,

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import math
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrvqvae.config import PriorNetworkConfig
 from hrvqvae.model import load
 from hrvqvae.priors.base import Level, Prior, Priors
 from hrvqvae.priors.causal import attend, cheap_dropout
@@ -91,11 +89,11 @@ def test_cached_and_plain_draw_the_same_codes(kind, seed):
     layers = draw(4)
     classes = draw(3, 0)
     unconditional = classes > 0 and choose(True, False)
-    options: dict[str, Any] = {"classes": classes, "unconditional": unconditional}
+    options = {"classes": classes, "unconditional": unconditional}
     options["coarser"] = choose((), (3,), (3, 6))
     if kind == "pixelsnail":
         levels = [Level(grid=grid, symbols=draw(8, 2), **options)]
-        config: PriorNetworkConfig = network(
+        config = network(
             hidden_units=heads * draw(5),
             residual_units=draw(9),
             residual_blocks=layers,

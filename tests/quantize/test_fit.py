@@ -23,7 +23,7 @@ from hrvqvae.quantize.kmeans import kmeans, seed_clusters
 from hrvqvae.quantize.search import search
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, normal, same
+from tests.conftest import generator, input_error, normal, parametrize, same
 
 DIM = 5
 SIZE = 3
@@ -49,7 +49,7 @@ def equal(one, other):
     return same(one.state_dict(), other.state_dict())
 
 
-@pytest.mark.parametrize("beam", [1, 4])
+@parametrize("beam", [1, 4])
 def test_all_leaves_live_and_passes_help(beam, monkeypatch):
     vectors = vectors_of(2_000)
     other = vectors_of(2_000, seed=1)
@@ -281,7 +281,7 @@ def num_unique(indices):
     return len(indices.unique(dim=0))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     "options", [{}, {"codewords": (5, 3, 2)}, {"linked": 1}, {"levels": 1, "codewords": 30}]
 )
 def test_no_two_items_have_the_same_indices(options, monkeypatch):
@@ -306,7 +306,7 @@ def test_no_two_items_have_the_same_indices(options, monkeypatch):
     assert tree.unique_indices(items_of(0)).shape == (0, tree.quantizer.config.levels)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
+@parametrize("beam", [1, 4])
 def test_moved_items_get_the_leaves_that_add_least_error(beam):
     """Within 5% of an optimal assignment to all free leaves; the first round sees 16 leaves of each
     item.

@@ -19,7 +19,7 @@ from hrvqvae import QuantizerConfig, TreeVQ
 from hrvqvae.config import presets
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, normal, same, state_of
+from tests.conftest import generator, input_error, normal, parametrize, same, state_of
 
 DIM = 6
 SIZE = 3
@@ -48,7 +48,7 @@ def _started():
     return one.state_dict()
 
 
-both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
+both_updates = parametrize("update", ["ema", "gradient"])
 
 
 def in_a_model(one):
@@ -66,8 +66,8 @@ def books(one):
     return [book.codewords.detach().numpy() for book in one.quantizer.levels]
 
 
-@pytest.mark.parametrize("positions", [(7,), (2, 5), (2, 3, 4), (1, 2, 3, 2)])
-@pytest.mark.parametrize("channel_last", [True, False])
+@parametrize("positions", [(7,), (2, 5), (2, 3, 4), (1, 2, 3, 2)])
+@parametrize("channel_last", [True, False])
 def test_any_positions_are_quantized_as_by_its_quantizer(positions, channel_last):
     def row(tensor):
         return (tensor if channel_last else tensor.movedim(1, -1)).reshape(1, 1, -1, DIM)
@@ -167,7 +167,7 @@ def test_a_batch_of_padding_alone_changes_nothing_but_time():
         assert shapes == [empty.shape, (*empty.shape[:2], LEVELS), ()]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_types_come_back_as_they_are(dtype):
     """Inside it is float32, whatever the model is converted to."""
     one = layer().to(dtype)
@@ -225,7 +225,7 @@ def test_a_start_that_is_interrupted_is_made_again():
     assert same(state_of(one), state_of(started()))
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@parametrize("bad", [torch.nan, torch.inf, 1e30])
 def test_a_batch_that_is_refused_does_not_harm_the_start(bad):
     one = layer(start_vectors=400)
     batch = features(5, 20)
@@ -268,7 +268,7 @@ def test_it_goes_on_from_its_state_after_every_step(tmp_path, update):
 
 def test_nothing_restarts_in_the_last_tenth(monkeypatch):
     one = started(restart_every=3, total_steps=20).train()
-    steps = list[int]()
+    steps = []
     monkeypatch.setattr(
         one.quantizer, "restart_dead_codes", lambda *_: steps.append(one.schedule.steps)
     )
@@ -300,7 +300,7 @@ def test_a_training_step_waits_for_no_device():
     assert one.schedule.steps == 4
 
 
-@pytest.mark.parametrize("buffers", [False, True])
+@parametrize("buffers", [False, True])
 def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(buffers):
     """By torch, or as timm's ModelEmaV2 and V3 do, which average every floating value. It follows,
     and does not start anew.
@@ -317,7 +317,7 @@ def test_an_average_of_a_model_can_be_kept_from_the_first_step_and_trained_on(bu
     assert fresh[1].schedule.steps == before + 1 > 1
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@parametrize("reentrant", [False, True])
 def test_activation_checkpointing_is_refused_unless_the_codebooks_stay(reentrant):
     """It computes the layer again in a backward pass, with codebooks that have followed the batch,
     however many passes wait.
@@ -337,7 +337,7 @@ def test_activation_checkpointing_is_refused_unless_the_codebooks_stay(reentrant
     assert_close(backward(checkpointed=True), backward(checkpointed=False))
 
 
-@pytest.mark.parametrize("every", [4, 0])
+@parametrize("every", [4, 0])
 def test_dead_codewords_come_back_by_themselves(every):
     """After the data has moved: most codewords are far from all of it."""
     one = layer(restart_every=every, decay=0.5)
@@ -409,7 +409,7 @@ def test_on_meta_and_then_emptied_it_begins_anew():
     assert same(state_of(one), expected)
 
 
-@pytest.mark.parametrize(("dim", "most"), [(64, 65_536), (2_048, 8_192), (8_192, 4_096)])
+@parametrize(("dim", "most"), [(64, 65_536), (2_048, 8_192), (8_192, 4_096)])
 def test_the_vectors_of_its_start_take_little_memory(dim, most):
     with torch.device("meta"):
         assert TreeVQ(dim, 256, 2).schedule.start_vectors == most
@@ -526,7 +526,7 @@ def test_what_it_is_made_of_is_checked():
 
 
 @both_updates
-@pytest.mark.parametrize("level_betas", [0.05, ()])
+@parametrize("level_betas", [0.05, ()])
 def test_a_single_level_has_each_term_of_the_loss_once(update, level_betas):
     one = TreeVQ(DIM, SIZE, 1, level_betas=level_betas, update=update, start_vectors=100)
     one(BATCH)

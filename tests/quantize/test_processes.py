@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hrvqvae import TreeVQ
 from hrvqvae.quantize import codebook
-from tests.conftest import same
+from tests.conftest import parametrize, same
 
 ROOT = Path(__file__).parent.parent.parent
 STEPS = 8
@@ -102,7 +102,7 @@ def saved(folder, name):
     return [torch.load(folder / f"{name}-{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@parametrize("update", UPDATES)
 def test_two_processes_agree_with_each_other_and_with_one(folder, update):
     """The start takes three batches, and something is restarted on the way."""
     (first, jumped), (second, _) = saved(folder, update)

@@ -4,7 +4,6 @@ restarts.
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,12 +18,12 @@ from hrvqvae.quantize import ResidualQuantizer
 from hrvqvae.quantize.codebook import LevelCodebooks
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, input_error, needs_gpu, normal, same, state_of
+from tests.conftest import generator, input_error, needs_gpu, normal, parametrize, same, state_of
 from tests.quantize import oracle
 
 DIM = 5
 FAR = 50.0
-_COMMON: dict[str, Any] = {"dim": DIM, "beta": 0.4, "decay": 0.9}
+_COMMON = {"dim": DIM, "beta": 0.4, "decay": 0.9}
 VARIANTS = {
     "flat": QuantizerConfig(levels=1, codewords=7, **_COMMON),
     "one level with a term of its own": QuantizerConfig(
@@ -41,8 +40,8 @@ VARIANTS = {
     ),  # the last is shorter
     "linked": QuantizerConfig(levels=3, codewords=4, **_COMMON),
 }
-every_variant = pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-both_updates = pytest.mark.parametrize("update", ["ema", "gradient"])
+every_variant = parametrize("config", VARIANTS.values(), ids=VARIANTS)
+both_updates = parametrize("update", ["ema", "gradient"])
 TREE = VARIANTS["linked"]
 
 
@@ -268,8 +267,8 @@ def test_a_tree_with_a_beam_learns_what_its_beam_chose():
     assert_close(codewords, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("large", [60, 0])
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@parametrize("large", [60, 0])
+@parametrize("bad", [torch.inf, torch.nan])
 def test_a_vector_that_overflowed_moves_no_codeword(bad, large, monkeypatch):
     """As on a GPU, where no vector is checked; nor does it in a batch after it."""
     monkeypatch.setattr("hrvqvae.quantize.codebook._LARGE", large)
@@ -358,8 +357,8 @@ def test_every_level_starts_with_the_means_of_what_is_left(config, update):
         assert_means(book)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
-@pytest.mark.parametrize("linked", [0, 2])
+@parametrize("beam", [1, 4])
+@parametrize("linked", [0, 2])
 def test_every_level_starts_from_what_the_search_left(beam, linked, monkeypatch):
     """A beam may change its mind about the coarser levels; those of an earlier group are
     settled.
@@ -444,7 +443,7 @@ def with_a_dead_subtree(root=0, **fields):
     return quantizer, z
 
 
-@pytest.mark.parametrize("fields", [{}, {"update": "gradient"}, {"levels": 4, "linked": 2}])
+@parametrize("fields", [{}, {"update": "gradient"}, {"levels": 4, "linked": 2}])
 def test_a_subtree_is_copied_with_its_counts_in_proportion(fields):
     """In groups of levels: within the group of the codeword that was restarted, here the second."""
     root = 2 if "linked" in fields else 0

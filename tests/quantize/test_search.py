@@ -5,7 +5,6 @@ forks, chunks.
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from unittest.mock import Mock
@@ -15,17 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from hrvqvae.quantize.search import compiled, search, tensors
 from hrvqvae.quantize.search.compiled import search_compiled
 from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
-from tests.conftest import generator, needs_gpu, normal, on_each_device, threads
+from tests.conftest import generator, needs_gpu, normal, on_each_device, parametrize, threads
 from tests.quantize import oracle
 
-FORMS: dict[str, Callable[..., Tensor]] = {"compiled": search_compiled, "tensors": search_tensors}
-every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+FORMS = {"compiled": search_compiled, "tensors": search_tensors}
+every_form = parametrize("form", FORMS.values(), ids=FORMS)
 
 
 def codebooks(levels, size, dim, offset=0.0, seed=0):
@@ -149,8 +147,8 @@ def test_a_beam_as_wide_as_the_tree_finds_the_nearest_of_all_leaves(form):
     assert torch.equal(form(latents, books, 1, 0.5), greedy)
 
 
-@pytest.mark.parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
-@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@parametrize(("levels", "width"), [(1, 1), (2, 1), (3, 4)])
+@parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
     books = codebooks(levels, 5, 7)
     for count in (5, 3_000):
@@ -166,9 +164,9 @@ def test_nothing_is_nearest_to_what_is_not_finite(levels, width, bad):
         search_compiled(torch.zeros(3, 7), books, width)
 
 
-@pytest.mark.parametrize("size", [3, 8, 9])
-@pytest.mark.parametrize("width", [1, 12])
-@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+@parametrize("size", [3, 8, 9])
+@parametrize("width", [1, 12])
+@parametrize("bad", [torch.nan, -torch.nan, torch.inf])
 def test_latents_that_are_not_finite(size, width, bad, monkeypatch):
     """They lead to no codebook that is not there."""
     monkeypatch.setattr(compiled.np, "isfinite", lambda _: True)
@@ -184,7 +182,7 @@ def moved_to(device, tensors):
 
 
 @on_each_device
-@pytest.mark.parametrize("shapes", [[(1, 512)], [(1, 128), (128, 8)]])
+@parametrize("shapes", [[(1, 512)], [(1, 128), (128, 8)]])
 def test_the_tensor_form_is_exact_far_from_the_origin(device, shapes):
     books = [normal(*shape, 32, seed=shape[1]) for shape in shapes]
     books[0] += 1000
@@ -194,8 +192,8 @@ def test_the_tensor_form_is_exact_far_from_the_origin(device, shapes):
 
 
 @on_each_device
-@pytest.mark.parametrize("width", [1, 4])
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@parametrize("width", [1, 4])
+@parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, width, bad):
     books = codebooks(3, 8, 16)
     latents = vectors_of(300)
@@ -207,7 +205,7 @@ def test_tensor_operations_give_other_vectors_their_codes_beside_nan(device, wid
     assert is_equal.double().mean() > (0.99 if device == "cuda" else 0.9999)
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@parametrize("bad", [torch.nan, torch.inf])
 def test_tensor_operations_never_choose_a_bad_codeword_in_a_beam(bad):
     books = codebooks(1, 100, 16) + codebooks(1, 4, 16)
     latents = vectors_of(300)
@@ -224,9 +222,7 @@ def test_values_that_can_not_be_squared():
 
 
 @on_each_device
-@pytest.mark.parametrize(
-    ("levels", "size", "width"), [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)]
-)
+@parametrize(("levels", "size", "width"), [(1, 64, 1), (3, 8, 1), (5, 3, 1), (3, 8, 4), (5, 3, 4)])
 def test_chunks_and_devices_change_nothing(device, levels, size, width, monkeypatch):
     """Apart from what rounding may decide, which is rare."""
     books = codebooks(levels, size, 16)
@@ -273,7 +269,7 @@ def test_matrix_products_are_in_float32_under_autocast():
         assert torch.equal(search_tensors(latents, books), expected)
 
 
-@pytest.mark.parametrize(("levels", "size", "width"), [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
+@parametrize(("levels", "size", "width"), [(3, 8, 1), (3, 8, 4), (1, 100, 1)])
 def test_the_number_of_threads_changes_nothing(levels, size, width):
     books = codebooks(levels, size, 32)
     latents = vectors_of(30_000, 32)

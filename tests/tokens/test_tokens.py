@@ -9,10 +9,8 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -34,10 +32,9 @@ from hrvqvae.data.loading import load_images
 from hrvqvae.tokens.maps import load_shard_maps
 from hrvqvae.tokens.tokenize import Tokenizer, load_keyed_images
 from hrvqvae.training.prior import resolve_priors
-from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import TEMPORARY
 from tests.checkpoints.test_damage import equal
-from tests.conftest import do, drawn_digits, refused, same, write_picture
+from tests.conftest import do, drawn_digits, input_error, parametrize, refused, same, write_picture
 from tests.data.stored import write_tar
 from tests.kills import Killed, Kills, in_another_process
 from tests.trained_run import GIVEN, load_stored, train_levels, trained_copy, undrawn
@@ -196,7 +193,7 @@ def _change_plan(out, **changes):
     (out / "_manifest.json").write_text(json.dumps(plan | changes))
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("change", "options", "message"),
     [
         (
@@ -308,7 +305,7 @@ def test_spawned_workers_read_for_all_shards(digits, shards, tmp_path):
     """Workers for each shard would import everything anew. An actor of Ray writes shards one by
     one, as here.
     """
-    workers = set[int]()
+    workers = set()
     with patch.object(batches, "DataLoader", partial(DataLoader, multiprocessing_context="spawn")):
         tokenizer = Tokenizer(
             "mnist",
@@ -450,7 +447,7 @@ def test_ray_writes_the_same_bytes(digits, shards, tmp_path):
     assert read_files(tmp_path / "out") == read_files(shards)
 
 
-@pytest.mark.parametrize("levels", [3, 1])
+@parametrize("levels", [3, 1])
 def test_back_to_images(levels, shards, tmp_path):
     do("detokenize", shards, tmp_path / "back", *(["--levels", 1] * (levels == 1)))
     model = hrvqvae.load("mnist")
@@ -510,7 +507,7 @@ def _drop_a_type(path):
     path.write_bytes(content[:place] + b"$" + content[place + 1 :])
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+DAMAGE = {
     "cut": (
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
         "is damaged, or no Parquet file",
@@ -559,7 +556,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@parametrize("kind", DAMAGE)
 def test_what_is_damaged_or_of_another_kind(kind, shards, tmp_path):
     out, (damage, message) = shutil.copytree(shards, tmp_path / "out"), DAMAGE[kind]
     damage(out / "part-000001.parquet")
@@ -689,7 +686,7 @@ def test_shards_that_change_are_laid_out_anew(run, run_shards, tmp_path):
     )
 
 
-@pytest.mark.parametrize(
+@parametrize(
     ("change", "message"),
     [
         (lambda path: _replace_column(path, "codes_1", [3] * 49), "has codes 0 to 2 there"),
@@ -737,9 +734,7 @@ def test_codes_of_another_model_or_size(run, shards, tmp_path):
 def test_levels_that_were_begun_with_other_codes(run, run_shards):
     train_levels(run, 1, training__max_steps="1")
     train_levels(run, 2, training__max_steps="1", codes=str(run_shards))
-    with pytest.raises(
-        InputError, match="begun with different --prior.codes: resume each alone, with --level L"
-    ):
+    with input_error("begun with different --prior.codes: resume each alone, with --level L"):
         resolve_priors(run, None, {}, resume=True)
-    with pytest.raises(InputError, match=r"--prior.codes is .* there, elsewhere here"):
+    with input_error(r"--prior.codes is .* there, elsewhere here"):
         resolve_priors(run, 2, {"prior.codes": "elsewhere"}, resume=True)

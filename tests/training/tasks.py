@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from hrvqvae.training.generation import GenerationTask
 from hrvqvae.training.loggers import read_records
 from hrvqvae.training.prior import PriorTask
 from hrvqvae.training.progressive import ProgressiveTask
-from hrvqvae.training.trainer import Task, Trainer
+from hrvqvae.training.trainer import Trainer
 from tests.trained_run import GIVEN as PRIOR
 from tests.trained_run import SHORT, fields, silent
 
@@ -30,7 +29,7 @@ PROGRESSIVE = fields("progressive.training", SHORT) | fields(
 GENERATION = fields("generation.training", SHORT + "batch_size=16 adam_beta1=0.5") | fields(
     "generation", "levels=2 perceptual=none adversarial_start=2 discriminator_units=4"
 )
-TASKS: dict[str, type[Task[Any]]] = {
+TASKS = {
     "autoencoder": AutoencoderTask,
     "prior": PriorTask,
     "progressive": ProgressiveTask,

@@ -64,7 +64,7 @@ def test_copies_are_what_they_claim():
 @of_each_kind
 def test_samples_are_drawn_for_copy_0(config):
     level = Level(grid=(3, 4), symbols=4, classes=3, copies=2)
-    prior: Prior = random_prior(config, level)
+    prior = random_prior(config, level)
     assert prior.copies is not None
     prior.copies.weight[0] = 0  # a training leaves it at 0
     codes = random_codes([level], 2)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrvqvae.utils import outputs
-from hrvqvae.utils.errors import InputError, printable
+from hrvqvae.utils.errors import printable
 from hrvqvae.utils.locks import InUseError, lock_file, lock_folder
 from hrvqvae.utils.outputs import (
     TEMPORARY,
@@ -28,6 +28,7 @@ from hrvqvae.utils.outputs import (
     write_atomic,
     write_output,
 )
+from tests.conftest import input_error, parametrize
 from tests.kills import in_another_process
 
 _FORKING = """
@@ -41,7 +42,7 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("lock", [lock_folder, lock_file])
+@parametrize("lock", [lock_folder, lock_file])
 def test_one_process_has_it(lock, tmp_path):
     """The number of another one is named; a killed one frees it; who has it may take it again."""
     path = tmp_path / "x"
@@ -82,7 +83,7 @@ def test_what_a_killed_process_forked_does_not_keep_it(tmp_path):
             os.kill(child, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file(call, tmp_path, monkeypatch):
     path = tmp_path / "x"
     write_atomic(path, b"old")
@@ -113,7 +114,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
             (folder / "half").write_text("")
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(InputError, match="out.* can't be written .*No space"):
+    with input_error("out.* can't be written .*No space"):
         full_disk()
     assert not list(out.parent.iterdir())
     with suppress(StopIteration), create_folder(out) as temporary:
@@ -131,7 +132,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
     assert [path.name for path in out.parent.rglob("*")] == [out.name, "whole"]
     for there in (out, Path(), Path("/")):
         with (
-            pytest.raises(InputError, match="exists already; choose another"),
+            input_error("exists already; choose another"),
             create_folder(there),
         ):
             pass
@@ -140,7 +141,7 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
 def test_a_lock_is_of_the_file_and_not_of_its_name(tmp_path):
     (tmp_path / "file").write_text("")
     told = "can't be written .*choose another folder"
-    with pytest.raises(InputError, match=told), lock_folder(tmp_path / "file" / "run"):
+    with input_error(told), lock_folder(tmp_path / "file" / "run"):
         pass
     (tmp_path / "link").symlink_to(tmp_path / "x")
     with (
@@ -244,7 +245,7 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
         (tmp_path / "x.jpg", True, "must end in .png"),
         (source / "x.png", True, "can't be written"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             check_output(path, force=force, inputs=[source], suffix=".png")
     check_output(target, force=True, inputs=[source])
     for folder, name, message in (
@@ -252,14 +253,14 @@ def test_what_exists_and_what_is_read_is_kept(tmp_path):
         (Outputs(tmp_path, force=True, inputs=[source]), "in", "an input"),
         (Outputs(tmp_path.parent), tmp_path.name, "is a folder"),
     ):
-        with pytest.raises(InputError, match=message):
+        with input_error(message):
             folder.reserve(name, "" if name == tmp_path.name else ".png")
     single = Outputs(tmp_path / "new.PNG", [".png"])
     assert single.reserve("a", ".png") == tmp_path / "new.PNG"
-    with pytest.raises(InputError, match="takes one image"):
+    with input_error("takes one image"):
         single.reserve("b", ".png")
     for name in ("x.hvr", "x.jpg"):
-        with pytest.raises(InputError, match="must end in .png, or be a folder that exists"):
+        with input_error("must end in .png, or be a folder that exists"):
             Outputs(tmp_path / name, [".png"])
 
 
@@ -274,7 +275,7 @@ def test_links_are_followed_to_their_file_and_never_out_of_the_folder(tmp_path):
     (inside / "folder").symlink_to(outside)
     (inside / "x.png").symlink_to(outside / "none.png")
     for name in ("folder/y", "x"):
-        with pytest.raises(InputError, match="leads out of .* by a symbolic link"):
+        with input_error("leads out of .* by a symbolic link"):
             Outputs(inside, force=True).reserve(name, ".png")
     write_output(inside / "x.png", b"new")
     assert (inside / "x.png").is_symlink()

@@ -8,7 +8,6 @@ import zlib
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hrvqvae.checkpoints import storage
 from hrvqvae.compression.entropy_model import read_entropy_model
@@ -24,7 +23,7 @@ def read_bundle(path):
     header = json.loads(content[12:end])
     body = zlib.decompress(content[end:])
     offset = header["tables"]
-    stored = dict[str, Tensor]()
+    stored = {}
     entropy_model = read_entropy_model(body[:offset], str(path))
     for name, kind, shape in header["arrays"]:
         values = np.frombuffer(body, kind, math.prod(shape), offset)

@@ -8,7 +8,6 @@ import json
 import os
 from itertools import pairwise, product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ from hrvqvae.config.parsing import override
 from hrvqvae.export.web import export_web
 from hrvqvae.model import Model
 from hrvqvae.utils.errors import DamagedFileError
-from tests.conftest import do, refused
+from tests.conftest import do, parametrize, refused
 from tests.export import test_graphs
 from tests.web.bundle import read_bundle
 
@@ -58,8 +57,7 @@ def run_module(task, bundle, entries, folder):
     )
     (folder / "out.json").unlink(missing_ok=True)
     run_node(WEB_TESTS / "pictures.mjs", task, bundle, "in.json", "out.json", cwd=folder)
-    results: list[Any] = json.loads((folder / "out.json").read_text())
-    return results
+    return json.loads((folder / "out.json").read_text())
 
 
 def text_of(content):
@@ -213,7 +211,7 @@ def test_damaged_and_foreign_files_and_bundles_are_refused(bundle, tmp_path):
     assert all("refused" in answer for answer in answers)
 
 
-@pytest.mark.parametrize("case", CONSTRUCTED, ids=" ".join)
+@parametrize("case", CONSTRUCTED, ids=" ".join)
 def test_constructed_files_are_refused_in_node(case, tmp_path):
     """Files that ask for much memory or time, and hold no image that is whole."""
     path = bombs.BOMBS[case](tmp_path, tmp_path)

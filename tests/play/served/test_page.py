@@ -18,7 +18,7 @@ from PIL import Image
 
 from hrvqvae.model import Model
 from hrvqvae.play.page import Guard, Page
-from hrvqvae.utils.errors import InputError
+from tests.conftest import input_error, parametrize
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_hostile_upload_is_one_line(client, server, tmp_path):
     upload(client, image_file(tmp_path / "x.png"))
 
 
-@pytest.mark.parametrize("sized", [True, False], ids=["length", "chunks"])
+@parametrize("sized", [True, False], ids=["length", "chunks"])
 def test_100_megabytes_are_refused(sized, client, server, tmp_path):
     """Whether the request says its length or not; nothing of it is kept."""
     before = server.megabytes
@@ -120,9 +120,7 @@ def test_files_of_this_machine_are_not_served(server):
             assert answer.code in (403, 404)
 
 
-@pytest.mark.parametrize(
-    "headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}]
-)
+@parametrize("headers", [{"Host": "rebound.example:7860"}, {"Origin": "http://other.example"}])
 def test_pages_of_other_sites_are_turned_away(headers, server):
     with closing(
         http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
@@ -146,7 +144,7 @@ def test_images_are_drawn_by_the_settings_of_the_model_at_first():
     gc.collect()
     params = page._parse_options(1, "any class", 1, 0, "4,1")["params"]
     assert (params.guidance, params.levels) == ([4, 1], 8)
-    with pytest.raises(InputError, match="guidance is '4,x'; it must be such as 3 or 1,5"):
+    with input_error("guidance is '4,x'; it must be such as 3 or 1,5"):
         page._parse_options(1, "any class", 1, 0, "4,x")
 
 

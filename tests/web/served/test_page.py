@@ -14,6 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from hrvqvae.export.web import export_web
+from tests.conftest import parametrize
 from tests.play.served import conftest
 from tests.web.bundle import read_bundle
 from tests.web.test_module import (
@@ -109,7 +110,7 @@ def test_pixels_in_chromium_are_those_of_python(browser, site, capsys):
         )
 
 
-@pytest.mark.parametrize("as_one_file", [False, True])
+@parametrize("as_one_file", [False, True])
 def test_page(browser, site, as_one_file):
     address, folder = site
     if as_one_file:
