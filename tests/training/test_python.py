@@ -108,7 +108,7 @@ def test_files_that_are_of_no_run_stay(tiny_file, tmp_path):
 
 def test_errors_name_arguments_and_leave_commands():
     @name_arguments
-    def fail(count=None):
+    def fail(count: int | None = None):  # `name_arguments` checks what is annotated
         raise InputError(
             "--resume and more --max-steps, or --data.on_error skip, or hrvqvae train --resume"
         )
