@@ -70,6 +70,20 @@ def test_what_it_says(model):
     assert model.to("cpu") is model
 
 
+def test_priors_are_on_the_device_of_a_model_that_moves(monkeypatch):
+    """The device "meta" stands for a GPU."""
+    model = hrvqvae.load("mnist")
+    generator = model.load_generator()
+    monkeypatch.setattr("hrvqvae.model.resolve_device", torch.device)
+    for device in ("cpu", "meta"):
+        networks = model.to(device).priors.networks
+        weights = [weight for network in networks for weight in network.parameters()]
+        assert {weight.device.type for weight in weights} == {device}
+        loaded = model.load_generator()
+        assert {weight.device.type for weight in loaded.parameters()} == {device}
+    assert generator is loaded is model.autoencoder, "which has no decoder of samples"
+
+
 REFUSED = {
     "codes of level 1 have shape (14, 14); expected (B, H, W)": lambda model, _: model.decode(
         tuple(torch.zeros(3, 14, 14, dtype=torch.long))

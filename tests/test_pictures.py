@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 import hrvqvae
 from hrvqvae import pictures
 from hrvqvae.data.images import read_image
@@ -34,6 +36,33 @@ def test_a_second_call_goes_on(tmp_path):
         with input_error("other images already"):
             pictures.sample("mnist", 2, tmp_path / "c.png", save_dir=folder, seed=seed)
     assert after == {path: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_files_of_another_call_are_no_files_of_a_forced_one(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "single"
+
+    def draw(seed, force=False, name="7"):
+        out = tmp_path / f"{seed}.png"
+        options = {"save_dir": folder, "seed": seed, "class_name": name, "force": force}
+        pictures.sample("mnist", 3, out, **options)
+        return [path.read_bytes() for path in sorted(folder.glob(f"{name}-*.png"))]
+
+    first = draw(1)
+    write = pictures.write_image
+
+    def interrupt(image, path):
+        if path.name.endswith("0001.png"):
+            raise KeyboardInterrupt
+        write(image, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "write_image", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            draw(2, force=True)
+    second = draw(2)
+    assert not set(first) & set(second)
+    draw(1, force=True, name="3")
+    assert f"{folder} keeps 3 images of other names" in caplog.text
 
 
 def test_memory_is_bounded_and_the_sheet_shows_the_first(tmp_path, monkeypatch):

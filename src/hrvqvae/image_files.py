@@ -252,6 +252,11 @@ class Resumption:
         ]
         if len(missing) < len(paths):
             note(f"{folder} has {len(paths) - len(missing):,} of {total} already")
+
+        # files of another call go first, since a further call would take them for files of this one
+        for index in missing:
+            if paths[index].is_file():
+                paths[index].unlink()
         write_output(self.record, json.dumps({"options": self.call, **details}).encode())
         try:
             yield missing

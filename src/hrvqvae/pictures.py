@@ -23,6 +23,7 @@ from hrvqvae.priors.sampling import SamplingParams
 from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.outputs import Outputs, check_output
 from hrvqvae.utils.progress import note
+from hrvqvae.utils.quantities import counted
 
 _COMPLETIONS_PER_ROW = 8
 _SHEET_PIXELS = 1 << 24  # of the samples on a sheet
@@ -170,6 +171,8 @@ def _write_samples(
         if labels is not None:
             name = f"{priors.classes[labels[index]]}-{name}".replace("/", "_")
         paths.append(outputs.reserve(name, ".png"))
+    if others := {*folder.glob("*.png")} - {*paths, out}:
+        note(f"{folder} keeps {counted(len(others), 'image')} of other names")
 
     with resumption.fill(paths, digits=digits) as missing:
         remaining = iter(missing)

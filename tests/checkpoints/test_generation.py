@@ -9,6 +9,7 @@ import hrvqvae
 from hrvqvae.checkpoints.export import export
 from hrvqvae.checkpoints.folder import GENERATION, RunFolder, SamplingDefaults, prior_folder
 from hrvqvae.checkpoints.run import Run
+from hrvqvae.config.parsing import override
 from hrvqvae.evaluation.report import evaluate_run
 from hrvqvae.utils.errors import DamagedFileError
 from tests.checkpoints.conftest import change, write_decoder
@@ -65,6 +66,16 @@ def test_a_decoder_of_samples_that_is_stale_or_missing_is_replaced_with_a_line(g
     shutil.rmtree(generative / GENERATION)
     assert torch.equal(decode(generative), replaced)
     assert f"{generative / GENERATION} is missing" in caplog.text
+
+
+def test_without_a_decoder_of_samples_its_levels_mean_nothing(generative):
+    """The run's configuration may say for how many levels it would be trained."""
+    shutil.rmtree(generative / GENERATION)
+    model = hrvqvae.load(generative)
+    config = override(model.config, {"generation.levels": 1})
+    generator = model.run.load_generator(model.autoencoder, config, 2, GENERATION)
+    codes = tuple(torch.zeros(1, 7, 7, dtype=torch.int64) for _ in range(2))
+    assert torch.equal(generator.decode(codes, 2), model.decode(codes, 2))
 
 
 @parametrize(

@@ -176,6 +176,22 @@ def test_only_what_is_of_another_state_is_stale(whole):
     assert stale(whole) == PRIORS[1:]
 
 
+def test_entropy_models_of_two_states_are_both_kept(whole, tmp_path):
+    """Files that were written with either stay readable, whichever state comes back."""
+    folder = RunFolder(whole)
+    contents = {}
+    for _ in range(2):
+        digest = Run(whole).weights_digest
+        Run(whole).entropy_model.fit(effort=0.02, say=silent)
+        contents[digest] = folder.tables.read_bytes()
+        shutil.copy(folder.model, tmp_path / digest)
+        change(whole)
+    for digest in (*contents, *contents):
+        shutil.copy(tmp_path / digest, folder.model)
+        Run(whole).entropy_model.fit(effort=0.02, say=silent)
+        assert folder.tables.read_bytes() == contents[digest]
+
+
 def test_nothing_beside_a_model_inside_the_package_is_stale():
     assert [artifact for name in list_models() for artifact in stale(name)] == []
 

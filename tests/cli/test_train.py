@@ -3,14 +3,18 @@ and their errors.
 """
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 import hrvqvae
 from hrvqvae.checkpoints.folder import RunFolder, prior_folder
@@ -199,3 +203,47 @@ def test_bad_runs_and_images(run, tmp_path):
     ):
         assert message in refused(command)
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_commands_in_messages_quote_paths(run, tmp_path):
+    spaced = shutil.copytree(run, tmp_path / "my run")
+    quoted = f"'{spaced}'"
+    sheet = tmp_path / "sheet.png"
+    for command, told in (
+        (["train", spaced.parent], f"folder of images as --data {spaced.parent}"),
+        (["sample", spaced, "-o", sheet], f"hrvqvae train-prior {quoted}"),
+        (
+            ["train-progressive", run, "--progressive.training.init_from", spaced],
+            f"hrvqvae train-progressive {quoted}",
+        ),
+        (["train", tmp_path / "my photos"], f"as --data '{tmp_path}/my photos'"),
+    ):
+        (tmp_path / "my photos").mkdir(exist_ok=True)
+        assert told in refused([*map(str, command)])
+    for name in ("model.safetensors", "checkpoints"):
+        path = spaced / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+    assert f"hrvqvae train {quoted} --resume" in refused(["evaluate", str(spaced)])
+
+
+def test_an_image_of_too_many_pixels_names_no_field(tmp_path):
+    """No command that uses a model takes `data.max_pixels`."""
+    Image.new("1", (8_001, 8_001)).save(tmp_path / "large.png")
+    told = refused(f"compress mnist {tmp_path}/large.png -o {tmp_path}/x.hrv")
+    assert "has 8001x8001 pixels; at most 64000000 are admitted: make the image smaller" in told
+    assert "max_pixels" not in told
+
+
+def test_plots_say_nothing_without_a_home(tiny_file, tmp_path):
+    """Matplotlib has a line for each folder that it can't write."""
+    environment = {**os.environ, "HOME": "/proc/none", "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": ""}
+    environment.pop("MPLCONFIGDIR", None)
+    command = [sys.executable, "-m", "hrvqvae", "train", str(tiny_file), "--max-steps", "1"]
+    ended = subprocess.run(
+        [*command, "--out", str(tmp_path / "run"), "--device", "cpu"],
+        check=True, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert (tmp_path / "run" / "pictures" / "curves.png").is_file()
+    assert "atplotlib" not in ended.stdout + ended.stderr
+    assert "MPLCONFIGDIR" not in ended.stderr

@@ -131,6 +131,10 @@ def test_another_network_of_priors_begins_with_its_defaults():
             (f"data.{name}", "1", f"data.{name} is '1'; it must be ")
             for name in ("test_fraction", "validation")
         ),
+        *(
+            (name, f"{2**70}", f"{name} is '{2**70}'; it must be at least ")
+            for name in ("data.size", "data.workers", "training.batch_size", "model.hidden_units")
+        ),
         ("data.max_pixels", "1000000000", "data.max_pixels is '1000000000'; it must be 1 to "),
     ],
 )

@@ -22,6 +22,10 @@ _SHAPE = {
     aten.masked_select.default,
     aten.bincount.default,
     aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.repeat_interleave.Tensor,
+    aten.histc.default,
 }
 _INDEX = {
     aten.index.Tensor,

@@ -281,6 +281,7 @@ def test_a_vector_that_overflowed_moves_no_codeword(bad, large, monkeypatch):
 
     update([[bad, 0], [1, 1], [4, 4], [5, 5]], [0, 0, 1, 1])
     assert_close(book.codewords[0, 1], torch.tensor([(2 + 9) / 3] * 2))
+    assert book.count.tolist() == [[1, 1.5, 0.5]]
     for _ in range(3):
         assert book.codewords[0, 0].tolist() == [1, 1]
         update([[1.0, 1]], [0])

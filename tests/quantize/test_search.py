@@ -21,6 +21,7 @@ from hrvqvae.quantize.search.tensors import search_tensors
 from hrvqvae.utils.errors import NonFiniteError
 from tests.conftest import generator, needs_gpu, normal, on_each_device, parametrize, threads
 from tests.quantize import oracle
+from tests.quantize.test_fit import LargestTensor
 
 FORMS = {"compiled": search_compiled, "tensors": search_tensors}
 every_form = parametrize("form", FORMS.values(), ids=FORMS)
@@ -242,6 +243,18 @@ def test_many_vectors_are_searched_in_few_launches(monkeypatch):
     books = [torch.zeros(1, 1, 1).expand(8**level, 8, 256) for level in range(3)]
     assert search_tensors(torch.zeros(1, 1).expand(2**18, 256), books, 4).shape == (3, 2**18)
     assert beam.call_count <= 8
+
+
+@parametrize("sizes", [(2, 64), (64, 2), (2, 2, 2), (512, 8)])
+@parametrize("width", [1, 8])
+def test_memory_of_separate_levels_is_bounded(sizes, width, monkeypatch):
+    """Levels that are not linked have one codebook each, of any size."""
+    monkeypatch.setattr(tensors, "_CHUNK_VALUES", 2**16)
+    books = [normal(1, size, 32, seed=size) for size in sizes]
+    latents = vectors_of(3_000, 32)
+    with LargestTensor() as seen:
+        search_tensors(latents, books, width)
+    assert seen.largest <= 2**16
 
 
 @needs_gpu

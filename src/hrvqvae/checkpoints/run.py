@@ -206,8 +206,9 @@ class Run:
         if name != GENERATION:
             return autoencoder
         generator = copy.copy(autoencoder)
-        trained = self._use_decoder(generator, config, GENERATION).generation.levels
-        if levels is None or trained in (0, levels):
+        used = self._use_decoder(generator, config, GENERATION)
+        trained = used.generation.levels
+        if used is config or levels is None or trained in (0, levels):
             return generator
         if decoder is None:
             return autoencoder
@@ -550,13 +551,17 @@ class EntropyModelArtifact(Artifact):
                     f"{self.run.path} was replaced while its entropy model was fitted; fit it again"
                 )
             if not self._restore_fitted(say):
-                with explain_write_errors(self.path):
-                    if self.path.is_file():  # of other weights, which restore it
-                        state = RunFolder(self.run.folder.states / self._read().model)
-                        state.path.mkdir(parents=True, exist_ok=True)
-                        self.path.replace(state.tables)
-                    write_atomic(self.path, content)
+                self._replace(content)
         return self.path
+
+    def _replace(self, content: bytes) -> None:
+        """Write the entropy model; one of other weights moves to `states`, where they find it."""
+        with explain_write_errors(self.path):
+            if self.path.is_file():
+                state = RunFolder(self.run.folder.states / self._read().model)
+                state.path.mkdir(parents=True, exist_ok=True)
+                self.path.replace(state.tables)
+            write_atomic(self.path, content)
 
     def _restore_fitted(self, say: Callable[[str], None]) -> bool:
         """Restore the entropy model of these weights from `states` if need be, and return whether
@@ -566,8 +571,7 @@ class EntropyModelArtifact(Artifact):
         if not self.path.is_file() or self.is_stale():
             if not copy.is_file():
                 return False
-            with explain_write_errors(self.path):
-                write_atomic(self.path, copy.read_bytes())
+            self._replace(copy.read_bytes())
         say(
             f"{self.path} is kept: it fits these weights, and files of codes may have been written"
             " with it"

@@ -9,6 +9,7 @@ values.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def base_config(name: str) -> Config:
     if path.is_dir() and name not in presets.names():
         raise InputError(
             f"{name} is a folder, not a preset; give a preset, and a folder of images as --data"
-            f" {name}"
+            f" {shlex.quote(name)}"
         )
     if path.suffix in (".yaml", ".yml", ".json"):
         return from_file(path)

@@ -29,9 +29,9 @@ class Range(NamedTuple):
     requirement: str  # completes the message "it must be ..."
 
 
-Positive = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
-AtLeastTwo = Annotated[int, Range(lambda value: value >= 2, "at least 2")]
-Count = Annotated[int, Range(lambda value: value >= 0, "at least 0")]
+Positive = Annotated[int, Range(range(1, 2**31).__contains__, "at least 1 and below 2^31")]
+AtLeastTwo = Annotated[int, Range(range(2, 2**31).__contains__, "at least 2 and below 2^31")]
+Count = Annotated[int, Range(range(2**31).__contains__, "at least 0 and below 2^31")]
 Odd = Annotated[int, Range(lambda value: value > 0 and value % 2 == 1, "odd and positive")]
 Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0")]
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]

@@ -117,8 +117,7 @@ def _load(
         if opened.width * opened.height > max_pixels:
             size = f"{opened.width}x{opened.height} pixels"
             raise BrokenImageError(
-                f"{name} has {size}; the model admits {max_pixels} (data.max_pixels of its"
-                " configuration): make the image smaller"
+                f"{name} has {size}; at most {max_pixels} are admitted: make the image smaller"
             )
         lost = ["further frames"] if getattr(opened, "is_animated", False) else []
         # A tile ends with the mode in the file, such as "RGB;16B", whose low bytes Pillow drops.

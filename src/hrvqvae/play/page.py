@@ -8,6 +8,7 @@ import base64
 import json
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ from hrvqvae.utils.progress import note
 
 _T = TypeVar("_T")
 _SIDE = 360  # pixels on the screen of an image's longer side, about
+_FORM_BYTES = 1 << 16  # of a request, around the file that it uploads
 _ANY = "any class"
 _KEPT_SECONDS = 3_600  # uploads and drawn images
 _CANVAS = "<canvas></canvas><button>Clear</button>"
@@ -346,14 +348,14 @@ class Guard:
         """Return the HTTP status and the reason if the head of a request is refused, else None."""
         # host and origin, as a browser sends them
         address = headers.get(b"host", "")
-        host = address.rpartition(":")[0].strip("[]") or address
+        host = re.sub(r":\d*$", "", address).strip("[]")  # without the port
         if not is_admitted(host, self.hosts):
             return 403, f"this page answers to {' and '.join(self.hosts)} alone"
         if b"origin" in headers and urlsplit(headers[b"origin"]).netloc != address:
             return 403, "this page answers to itself alone"
 
         # sizes of this request, and of all uploads that are kept
-        if int(headers.get(b"content-length", "0") or 0) > self.most_bytes:
+        if int(headers.get(b"content-length", "0") or 0) > self.most_bytes + _FORM_BYTES:
             return 413, f"too large: at most {self.most_bytes:,} bytes are admitted"
         if path.endswith("/upload"):
             size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
@@ -379,7 +381,11 @@ class Guard:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            return message if received <= self.most_bytes else {"type": "http.disconnect"}
+            return (
+                message
+                if received <= self.most_bytes + _FORM_BYTES
+                else {"type": "http.disconnect"}
+            )
 
         async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -404,7 +410,7 @@ def serve(model: Model, host: str, port: int | None, most_bytes: int, most_pixel
     with tempfile.TemporaryDirectory(prefix="hrvqvae-play-", ignore_cleanup_errors=True) as folder:
         os.environ.update(GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
         guard = Middleware(
-            Guard, most_bytes=most_bytes + (1 << 16), hosts=list_hosts(host), folder=Path(folder)
+            Guard, most_bytes=most_bytes, hosts=list_hosts(host), folder=Path(folder)
         )
         page = Page(model, most_bytes, most_pixels).build()
         theme = gr.themes.Default(

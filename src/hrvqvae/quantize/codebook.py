@@ -111,16 +111,16 @@ class LevelCodebooks(nn.Module):
         finite = sums.sum(-1, keepdim=True).isfinite()
         count = self.count.view(-1, 1)
         counts = counts.unsqueeze(-1)
+        counts[rows] = torch.where(finite, counts[rows], count[rows])
+        count.lerp_(counts, new)
         codewords = self.codewords.flatten(0, 1)
         if self.total is not None:
             total = self.total.flatten(0, 1)
-            count.lerp_(torch.where(finite, counts, count), new)
             total.lerp_(torch.where(finite, sums, total), new)
             codewords.copy_(vq.moving_average_codewords(count[:, 0], total, codewords))
             return
 
         # s / n = c + (1 - decay) * (sums - counts * c) / n, with c before and n after the batch
-        count.lerp_(counts, new)
         step = new / count[rows].clamp(min=1e-5)
         change = (sums - counts[rows] * codewords[rows]).masked_fill(~finite, 0)
         codewords[rows] += change * step

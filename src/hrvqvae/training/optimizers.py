@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,29 +42,41 @@ def compute_learning_rate(config: StageConfig, step: int, fraction: float) -> fl
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, fraction)))
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Return approximately U V^T of each matrix U S V^T of a batch (B, n, k).
+def orthogonalize(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Return approximately U V^T of each matrix U S V^T of several batches (B, n, k).
 
     Five Newton-Schulz steps bring all singular values that are not tiny to between 0.7 and 1.2
     (Jordan et al. 2024). A zero matrix stays zero.
     """
-    first, third, fifth = _ITERATION
-    tall = matrices.shape[1] > matrices.shape[2]
-    wide: Tensor = matrices.mT if tall else matrices
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    wide = [batch.mT if batch.shape[1] > batch.shape[2] else batch for batch in batches]
+    by_side = defaultdict[int, list[int]](list)
+    for index, batch in enumerate(wide):
+        by_side[batch.shape[1]].append(index)
 
     # X becomes P X in each step, where P = first + third G + fifth G G and G = X X^T. All P commute
     # with G, so the steps are taken on the small G, and X is multiplied once.
-    gram = wide @ wide.mT
-    identity = torch.eye(gram.shape[1], device=gram.device)
-    product: Tensor = identity.expand_as(gram)
-    for _ in range(_ITERATIONS):
+    for indices in by_side.values():
+        product = _multiply_steps(torch.cat([wide[index] @ wide[index].mT for index in indices]))
+        products = torch.split(product, [len(wide[index]) for index in indices])
+        for index, factor in zip(indices, products, strict=True):
+            batch = factor @ wide[index]
+            wide[index] = batch.mT if batches[index].shape[1] > batch.shape[1] else batch
+    return wide
+
+
+def _multiply_steps(gram: Tensor) -> Tensor:
+    """Return the product of all P, divided by the norm of X, for each X X^T (B, n, n)."""
+    first, third, fifth = _ITERATION
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().add(1e-7)[:, None, None]
+    gram = gram / norm.square()
+    product: Tensor = 1 / norm
+    for step in range(_ITERATIONS):
         polynomial = torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth)
-        polynomial = polynomial.add(identity, alpha=first)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    wide = product @ wide
-    return wide.mT if tall else wide
+        polynomial.diagonal(dim1=1, dim2=2).add_(first)
+        product = polynomial @ product if step else polynomial * product
+        if step + 1 < _ITERATIONS:
+            gram = polynomial @ gram @ polynomial
+    return product
 
 
 def select_matrices(module: nn.Module) -> list[Tensor]:
@@ -134,8 +147,11 @@ class Muon(Adam):
         matrices = [tensor.flatten(1).float() for tensor in ahead]
         for index, matrix in enumerate(matrices):
             by_shape[matrix.shape].append(index)
-        for shape, indices in by_shape.items():
-            updates = orthogonalize(torch.stack([matrices[index] for index in indices]))
-            updates *= -learning_rate * _ADAM_STEP * math.sqrt(max(shape))
-            for index, update in zip(indices, updates, strict=True):
-                parameters[index].add_(update.view(parameters[index].shape))
+        batches = [torch.stack([matrices[i] for i in indices]) for indices in by_shape.values()]
+        updates = orthogonalize(batches)
+        scale = -learning_rate * _ADAM_STEP
+        torch._foreach_mul_(updates, [scale * math.sqrt(max(shape)) for shape in by_shape])
+        order = [parameters[index] for indices in by_shape.values() for index in indices]
+        flat = [update for batch in updates for update in batch]
+        pairs = zip(order, flat, strict=True)
+        torch._foreach_add_(order, [update.view(weight.shape) for weight, update in pairs])

@@ -5,6 +5,7 @@ It begins as a copy of the autoencoder's decoder behind a refiner that is the id
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ class ProgressiveTask(ImageTask):
         decoder = Run(name).decoders[self.kind]
         if not decoder.file.is_file():
             raise InputError(
-                f"{decoder.path} has no model; train it: hrvqvae {self.command} {name}"
+                f"{decoder.path} has no model; train it: hrvqvae {self.command} {shlex.quote(name)}"
             )
         copy_weights(model, decoder.read()[0], str(decoder.path))
         return f"beginning with the decoder in {decoder.path}"

@@ -77,7 +77,8 @@ class Outcome:
 
     step: int  #: steps taken over all resumptions
     signal: int | None  #: the signal that stopped the training, or None if the budget is spent
-    seconds: float  #: wall-clock time over all resumptions
+    #: wall-clock time over all resumptions; of earlier calls without the evaluation at their end
+    seconds: float
     peak_bytes: int  #: peak memory of this process (`Compute.peak_bytes`)
     limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
 

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,6 +18,7 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hrvqvae.model import Model
+from hrvqvae.play.address import LOOPBACK
 from hrvqvae.play.page import Guard, Page
 from tests.conftest import input_error, parametrize
 
@@ -159,6 +161,19 @@ def test_uploads_are_limited_in_all(tmp_path):
         refusal = guard.check("/gradio_api/upload", {})
         assert (refusal and refusal[0]) == status
     assert guard.check("/gradio_api/call/reconstruct", {}) is None
+
+
+def test_hosts_with_and_without_a_port(tmp_path):
+    guard = Guard(Mock(), most_bytes=10, hosts=LOOPBACK, folder=tmp_path)
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        for address in (host, f"{host}:7860"):
+            assert guard.check("/", {b"host": address}) is None
+    for address in ("rebound.example:80", "[::2]", "::1:", "", ":"):
+        assert guard.check("/", {b"host": address})[0] == 403
+    assert guard.check("/", {b"host": "localhost", b"content-length": "66000"}) == (
+        413,
+        "too large: at most 10 bytes are admitted",
+    )
 
 
 def test_memory_stays_flat(client, server, tmp_path):

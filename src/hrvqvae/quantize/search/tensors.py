@@ -36,7 +36,8 @@ def search_tensors(
         if torch.compiler.is_compiling():
             return _beam(latents, *options)
         values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
-        values = max(values, min(codebooks[0].shape[1], _DIRECT) * latents.shape[1])
+        direct = max(min(book.shape[1], _DIRECT) for book in codebooks if len(book) == 1)
+        values = max(values, max(direct, width) * latents.shape[1])
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
         return torch.cat([_beam(chunk, *options) for chunk in chunks], 1)
 
