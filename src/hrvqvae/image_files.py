@@ -1,7 +1,5 @@
 """Compress image files to files of codes (.hrv) or a zip of them, and decompress both to PNG."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -31,7 +29,6 @@ from hrvqvae.data.images import (
     write_image,
 )
 from hrvqvae.data.loading import is_shard_path, open_whole
-from hrvqvae.data.sources import Source
 from hrvqvae.data.sources.files import LIST_SUFFIXES, FolderSource, find_names
 from hrvqvae.model import Model, find_makers
 from hrvqvae.utils.errors import DamagedFileError, InputError
@@ -43,7 +40,7 @@ from hrvqvae.utils.quantities import counted
 # limits of a batch
 _BATCH_IMAGES = 1024
 _BATCH_PIXELS = 1 << 26
-_UNFINISHED = ".unfinished"  # in a folder of files: the call that has not ended yet
+_UNFINISHED = ".unfinished"  # name of the record of an interrupted call, in a folder of files
 
 
 class _NamedImage(NamedTuple):
@@ -56,7 +53,8 @@ class _NamedImage(NamedTuple):
 class CompressionOutcome:
     """The outcome of `compress_images`."""
 
-    lost: dict[str, str]  # per image, by its place: what conversion to the model's channels lost
+    # of each image that was read, by its place: what conversion to the model's channels lost, or ""
+    lost: dict[str, str]
     bytes: int = 0  # total size of the files
     pixels: int = 0  # size of the uncompressed images in bytes
 
@@ -67,37 +65,38 @@ def _find_images(paths: Sequence[Path]) -> list[_NamedImage]:
     Names keep their endings where they would be equal without: 0.jpg and 0.png. Raises InputError
     if two images have the same name even so.
     """
-    images = list[_NamedImage]()
-    files = set[str]()  # a file may be given twice, a tar must not have a name twice
+    images = []
+    seen = set[str]()
     for path in paths:
         zips.is_zip(path)  # refuses archives of version 1.0.0
         suffix = path.suffix.lower()
+        is_list = suffix in LIST_SUFFIXES
         is_shards = suffix not in image_formats.SUFFIXES and is_shard_path(path)
-        source: Source = FolderSource(path.parent, [path.name])
-        if path.is_dir() or suffix in LIST_SUFFIXES or is_shards:
+        if path.is_dir() or is_list or is_shards:
             source = open_whole(path, labels=False)
-        if suffix in LIST_SUFFIXES and not Path(source.where(0)).is_file():
+        else:
+            source = FolderSource(path.parent, [path.name])
+        if is_list and not Path(source.where(0)).is_file():
             raise InputError(
                 f"{path} is read as a list of images, and {source.where(0)} in it is no file"
             )
         for row in range(len(source)):
             where = source.where(row)
-            if where in files and isinstance(source, FolderSource):
-                continue
-            files.add(where)
-            images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
+            # A file that is given twice counts once; a name twice in a tar is refused below.
+            if where not in seen or not isinstance(source, FolderSource):
+                seen.add(where)
+                images.append(_NamedImage(source.name(row), where, partial(source.open, row)))
 
     counts = Counter(remove_image_suffix(image.name) for image in images)
     by_name = dict[str, _NamedImage]()
     for image in images:
         stem = remove_image_suffix(image.name)
         name = stem if counts[stem] == 1 else image.name
-        if name in by_name:
-            earlier = by_name[name].where
+        earlier = by_name.setdefault(name, image._replace(name=name))
+        if earlier.open is not image.open:
             raise InputError(
-                f"{earlier} and {image.where} would both be named {name}; compress them apart"
+                f"{earlier.where} and {image.where} would both be named {name}; compress them apart"
             )
-        by_name[name] = image._replace(name=name)
     return list(by_name.values())
 
 
@@ -119,15 +118,17 @@ def _read_batches(
                     advice = "leave such images out with --on-error skip"
                     raise InputError(f"{error}; {advice}") from error
                 note(f"{error}; left out")
-                continue
-            outcome.lost[image.where] = lost
-            outcome.pixels += pixels.size
-            yield image, torch.from_numpy(pixels)
+            else:
+                outcome.lost[image.where] = lost
+                outcome.pixels += pixels.size
+                yield image, torch.from_numpy(pixels)
 
-    def size(pair: tuple[_NamedImage, Tensor]) -> int:
-        return max(math.prod(pair[1].shape[1:]), _BATCH_PIXELS // _BATCH_IMAGES)
-
-    return tracked(chunk_by_size(read_images(), size, _BATCH_PIXELS), "compress", len(images), len)
+    # a least size per image limits their number, too
+    least = _BATCH_PIXELS // _BATCH_IMAGES
+    batches = chunk_by_size(
+        read_images(), lambda pair: max(pair[1][0].numel(), least), _BATCH_PIXELS
+    )
+    return tracked(batches, "compress", len(images), len)
 
 
 def compress_images(
@@ -190,19 +191,19 @@ def _open_output(
         return
 
     resumption = Resumption(out / _UNFINISHED, _describe_call(model, paths, options), restart=force)
-    if resumption.stored and not (resumption.goes_on or force):
+    may_replace = force or resumption.goes_on
+    if resumption.stored and not may_replace:
         raise InputError(
             f"{out} holds files of an interrupted call, by another model, of other images or with"
             " other options; choose another folder, or write all files with --force"
         )
-    suffixes = [hrv.SUFFIX, zips.SUFFIX]
-    outputs = Outputs(out, suffixes, force=force or resumption.goes_on, inputs=paths)
+    outputs = Outputs(out, [hrv.SUFFIX, zips.SUFFIX], force=may_replace, inputs=paths)
     targets = {image.name: outputs.reserve(image.name, hrv.SUFFIX) for image in images}
 
     def write_file(name: str, content: bytes) -> None:
         write_output(targets[name], content)
 
-    if out in targets.values():
+    if out in targets.values():  # a single file
         yield write_file, images
         return
     with resumption.fill([targets[image.name] for image in images]) as missing:
@@ -211,7 +212,7 @@ def _open_output(
 
 
 def _describe_call(model: Model, paths: Sequence[Path], options: dict[str, Any]) -> dict[str, Any]:
-    """Return all that decides the content of files, but not the images."""
+    """Return what identifies a call: the model, the options and the paths of the images."""
     return {
         "entropy model": hashlib.blake2b(model.entropy_model.content, digest_size=16).hexdigest(),
         "model": to_dict(model.config.model),  # with the beam
@@ -233,7 +234,7 @@ class Resumption:
 
     def __init__(self, record: Path, call: dict[str, Any], *, restart: bool = False) -> None:
         self.record = record
-        self.call = json.loads(json.dumps(call))
+        self.call = json.loads(json.dumps(call))  # as it is read back: lists for tuples
         self.stored = dict[str, Any]()
         with suppress(OSError, ValueError, TypeError):
             self.stored = dict(json.loads(record.read_bytes()))
@@ -284,7 +285,7 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
     """Return the files of codes and zips at paths and in folders, each with the name that its image
     gets. Raises InputError if a folder has none.
     """
-    files = list[tuple[Path, str]]()
+    files = []
     for path in dict.fromkeys(paths):
         if not path.is_dir():
             files.append((path, path.stem))
@@ -296,17 +297,14 @@ def _list_paths(paths: Iterable[Path]) -> list[tuple[Path, str]]:
     return files
 
 
-def _read_files(paths: Iterable[tuple[Path, str]], names: Sequence[str]) -> Iterator[_CodeFile]:
-    """Yield the files of codes at paths and in zips, one at a time; with `names` only these."""
+def _read_files(paths: Iterable[tuple[Path, str]]) -> Iterator[_CodeFile]:
+    """Yield the files of codes at paths and in zips, one at a time."""
     for path, name in paths:
         if not zips.is_zip(path):
-            if not names or name in names:
-                yield _CodeFile(str(path), name, path.read_bytes())
+            yield _CodeFile(str(path), name, path.read_bytes())
             continue
         for entry, content in zips.read_zip(path):
-            name = entry.removesuffix(hrv.SUFFIX)
-            if not names or name in names:
-                yield _CodeFile(f"{path}: {entry}", name, content or b"")
+            yield _CodeFile(f"{path}: {entry}", entry.removesuffix(hrv.SUFFIX), content or b"")
 
 
 def decompress_files(
@@ -314,7 +312,6 @@ def decompress_files(
     out: Path,
     model: str | None = None,
     levels: int | None = None,
-    names: Sequence[str] = (),
     *,
     force: bool = False,
 ) -> int:
@@ -325,44 +322,35 @@ def decompress_files(
         out: Y.png for one image, else a folder.
         model: The run that made the files (default: the models inside the package).
         levels: Largest number of levels to use (default: all).
-        names: Names of the images to write (default: all).
 
     Raises:
-        InputError: Another model made a file, a name is unknown, an image exists already, or `out`
-            can't be written.
+        InputError: Another model made a file, an image exists already, or `out` can't be written.
         DamagedFileError: A file is damaged. Undamaged files and levels are decompressed first.
     """
     listed = _list_paths(paths)
     outputs = Outputs(out, [".png"], force=force, inputs=[path for path, _ in listed])
 
-    # find what can be read, and who made it, before anything is written
-    faults = list[str]()
-    headers = dict[int, tuple[str, str, hrv.Header]]()  # place, name of the image, header
-    unknown = set(names)
-    for index, file in enumerate(_read_files(listed, names)):
-        unknown.discard(file.name)
+    # First find what can be read, and who made it, before anything is written. Then read all files
+    # again, so that their contents need not stay in memory.
+    faults = []
+    headers = {}  # by the place of the file among those that are read: place, name, header
+    for index, file in enumerate(_read_files(listed)):
         try:
             if not file.content:
                 raise DamagedFileError(f"{file.place} is damaged")
-            header = hrv.read_header(file.content, file.place)
-            headers[index] = file.place, file.name, header
+            headers[index] = file.place, file.name, hrv.read_header(file.content, file.place)
         except DamagedFileError as error:
             faults.append(str(error))
-    if unknown:
-        raise InputError(f"no file of codes is named {min(unknown)!r}")
     marks = [(place, header.fingerprint) for place, _, header in headers.values()]
     makers = find_makers(marks, model)
-    jobs = dict[int, _Job]()
+    jobs = {}
     for maker, (index, (_, name, header)) in zip(makers, headers.items(), strict=True):
         maker.autoencoder.check_levels(levels)
         jobs[index] = _Job(maker, math.prod(header.size), outputs.reserve(name, ".png"))
 
     count = 0
-    pairs = (
-        (jobs[index], file)
-        for index, file in enumerate(_read_files(listed, names))
-        if index in jobs
-    )
+    files = enumerate(_read_files(listed))
+    pairs = ((jobs[index], file) for index, file in files if index in jobs)
     chunks = chunk_by_size(pairs, lambda pair: pair[0].pixels, hrv.TOGETHER)
     images = (pair for chunk in chunks for pair in _decode_files(chunk, levels, faults))
     for target, image in tracked(images, "decompress", len(jobs), lambda _: 1):
@@ -382,8 +370,8 @@ def _decode_files(
     """Yield each target with the image to write; append messages about damage to `faults`."""
     for maker in dict.fromkeys(job.maker for job, _ in pairs):
         made = [(job, file) for job, file in pairs if job.maker is maker]
-        targets = list[Path]()
-        decodable = list[ImageCodes]()
+        targets = []
+        decodable = []
         all_codes = _read_codes(maker, [file for _, file in made], levels)
         for (job, file), codes in zip(made, all_codes, strict=True):
             num_whole = len(codes.codes)
@@ -406,8 +394,7 @@ def _read_codes(model: Model, files: Sequence[_CodeFile], levels: int | None) ->
     max_pixels = model.config.data.max_pixels
     try:
         return hrv.read(model.entropy_model, contents, levels, places, max_pixels)
-    except InputError as error:  # of one of the files
-        if len(files) == 1:
-            fault = str(error).removeprefix(f"{places[0]} ")
-            return [ImageCodes((0, 0), (), fault=fault)]
-    return [codes for file in files for codes in _read_codes(model, [file], levels)]
+    except InputError as error:
+        if len(files) > 1:  # one of them is refused: read each alone to learn which
+            return [codes for file in files for codes in _read_codes(model, [file], levels)]
+        return [ImageCodes((0, 0), (), fault=str(error).removeprefix(f"{places[0]} "))]

@@ -38,6 +38,7 @@ from hrvqvae.priors.sampling import SamplingParams, draw_positions
 from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import resolve_device, torch_defaults
 from hrvqvae.utils.errors import InputError, name_arguments
+from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import tracked
 from hrvqvae.utils.quantities import counted
 
@@ -63,15 +64,15 @@ class Model:
         self.run = Run(run)
         self.autoencoder, self.config = self.run.load(str(device), beam)
         self.device = resolve_device(device)
-        self._makers = dict[bytes, Model]()
+        self._makers = dict[bytes, Model]()  # this model or an earlier state, by fingerprint
         self._priors: Priors | None = None
-        self._generators = dict[tuple[int | None, str | None], Autoencoder]()
+        self._generators = dict[tuple[int | None, str | None], Autoencoder]()  # by levels, decoder
 
     def __repr__(self) -> str:
         model = self.config.model
         levels = " x ".join(map(str, model.num_symbols))
-        height, width = self.config.data.image_size
-        images = f"{height}x{width}, {counted(self.autoencoder.channels, 'channel')}"
+        size = "x".join(map(str, self.config.data.image_size))
+        images = f"{size}, {counted(self.autoencoder.channels, 'channel')}"
         return f"Model({str(self.run)!r}: {model.system}, codes of {levels}, images of {images})"
 
     def to(self, device: str | torch.device) -> Self:
@@ -93,9 +94,9 @@ class Model:
 
         Options are for the hub: revision, cache_dir, token, local_files_only, force_download.
         """
-        for option in options.keys() - _HUB_OPTIONS:
+        if unknown := options.keys() - _HUB_OPTIONS:
             raise InputError(
-                f"from_pretrained has no option {option}; it has device, beam,"
+                f"from_pretrained has no option {min(unknown)}; it has device, beam,"
                 f" {', '.join(_HUB_OPTIONS)}"
             )
         path = run_folder(name)
@@ -130,13 +131,13 @@ class Model:
     @torch_defaults()
     def load_priors(self, num_levels: int) -> Priors:
         """Return the priors of the first levels at least. Raises InputError as `priors`."""
-        covered = self._priors.networks[-1].levels[-1].index + 1 if self._priors else 0
-        if self._priors is None or covered < num_levels:
-            self._priors = self.run.load_priors(num_levels)
+        priors = self._priors
+        if priors is None or priors.networks[-1].levels[-1].index + 1 < num_levels:
+            priors = self._priors = self.run.load_priors(num_levels)
             if self.device.type != "mps":  # mps has no float64, which draws the codes
-                for network in self._priors.networks:
+                for network in priors.networks:
                     network.to(self.device)
-        return self._priors
+        return priors
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -343,12 +344,11 @@ class Model:
         the run has kept, otherwise this model.
         """
         if fingerprint not in self._makers:
-            self._makers[fingerprint] = self
+            self._makers[fingerprint] = self  # if no state wrote it, reading the file says so
             with suppress(InputError):  # a state that can't be read
                 run = _find_writer((self.run, *self.run.earlier_states()), fingerprint)
                 if run is not None and run is not self.run:
-                    earlier = Model(run.folder.path, str(self.device))
-                    self._makers[fingerprint] = earlier
+                    self._makers[fingerprint] = Model(run.folder.path, str(self.device))
         return self._makers[fingerprint]
 
     @name_arguments
@@ -411,14 +411,34 @@ class Model:
     ) -> Iterator[Sampled]:
         """Yield the samples of these indices in batches, so that any number fits into memory.
 
-        `kept` codes replace drawn ones; they are for consecutive indices.
+        `kept` codes replace drawn ones; with them, the indices are 0, 1, 2, ..., as they are also
+        the places of the kept images.
         """
         params = params or SamplingParams(**self.run.sampling_options())
-        starts = range(0, len(indices), _BATCH_SIZE)
-        batches = [indices[start : start + _BATCH_SIZE] for start in starts]
-        for batch in tracked(batches, "sample", len(indices), len):
-            part = kept and kept.take(range(batch[0], batch[-1] + 1))
-            yield self._draw_batch(batch, seed, class_name, params, part, sampler)
+        num_levels = self.autoencoder.check_levels(params.levels)
+        priors = self.load_priors(num_levels)
+        networks = [prior for prior in priors.networks if prior.level.index < num_levels]
+        for batch in tracked(slices(indices, _BATCH_SIZE), "sample", len(indices), len):
+            with torch_defaults(), torch.inference_mode():
+                part = kept and kept.take(range(batch[0], batch[-1] + 1))
+                label = self.draw_labels(batch, seed, class_name, priors)
+                # given kept codes, classes are not as frequent as in training
+                if part is not None and label is not None and class_name is None:
+                    counts = priors.class_counts
+                    label = generative.draw_kept_labels(networks[0], counts, part, seed, batch)
+                codes = generative.sample_codes(
+                    networks,
+                    self.autoencoder.codeword_indices,
+                    batch,
+                    seed=seed,
+                    label=label,
+                    params=params,
+                    kept=part,
+                    sampler=sampler,
+                )[:num_levels]  # the last prior may cover more levels than wanted
+                images = self._decode_samples(codes, num_levels, params, part)
+            classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
+            yield Sampled(images, tuple(classes), codes)
 
     def draw_labels(
         self, indices: Sequence[int], seed: int, class_name: str | int | None, priors: Priors
@@ -432,46 +452,21 @@ class Model:
             return None
         return generative.draw_labels(priors.class_counts, seed, indices)
 
-    @torch_defaults()
-    @torch.inference_mode()
-    def _draw_batch(
-        self,
-        indices: Sequence[int],
-        seed: int,
-        class_name: str | int | None,
-        params: SamplingParams,
-        kept: KeptCodes | None,
-        sampler: Sampler,
-    ) -> Sampled:
-        num_levels = self.autoencoder.check_levels(params.levels)
-        priors = self.load_priors(num_levels)
-        networks = [prior for prior in priors.networks if prior.level.index < num_levels]
-        label = self.draw_labels(indices, seed, class_name, priors)
-        if kept is not None and label is not None and class_name is None:
-            label = generative.draw_kept_labels(
-                networks[0], priors.class_counts, kept, seed, indices
-            )
-        codes = generative.sample_codes(
-            networks,
-            self.autoencoder.codeword_indices,
-            indices,
-            seed=seed,
-            label=label,
-            params=params,
-            kept=kept,
-            sampler=sampler,
-        )[:num_levels]
-        on_device = tuple(level.to(self.device) for level in codes)
-        size = self.config.data.image_size
-        generator = self.load_generator(num_levels, params.decoder)
-        images = generator.decode(on_device, num_levels, size).cpu()
+    def _decode_samples(
+        self, codes: Codes, num_levels: int, params: SamplingParams, kept: KeptCodes | None
+    ) -> Tensor:
+        """Return the images of codes; kept codes are decoded with all their levels."""
+
+        def decode(decoder: Autoencoder, codes: Codes) -> Tensor:
+            on_device = tuple(level.to(self.device) for level in codes)
+            return decoder.decode(on_device, None, self.config.data.image_size).cpu()
+
+        images = decode(self.load_generator(num_levels, params.decoder), codes)
         if kept is not None and num_levels < len(kept.codes):
-            all_kept = tuple(level.to(self.device) for level in kept.codes)
-            whole = self.autoencoder.decode(all_kept, None, size).cpu()
+            whole = decode(self.autoencoder, kept.codes)
             geometry = self.config.model.geometry
             images = generative.paste_kept_part(images, whole, kept, geometry)
-        classes = [""] * len(images) if label is None else [priors.classes[i] for i in label]
-        return Sampled(images, tuple(classes), codes)
+        return images
 
     @torch_defaults()
     def keep_part(self, image: Tensor, keep: str | Mask) -> KeptCodes:
@@ -484,14 +479,15 @@ class Model:
             if isinstance(pixels, Tensor) and pixels.shape[-2:] != size:
                 sides, expected = ("x".join(map(str, grid)) for grid in (pixels.shape[-2:], size))
                 raise InputError(f"the {noun} has {sides} pixels; this model completes {expected}")
-        if isinstance(keep, Tensor) and keep.numel() != math.prod(size):
-            raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {size}")
         codes = tuple(code.cpu() for code in self.encode(image[None]))
         grids = [(code.shape[1], code.shape[2]) for code in codes]
         if isinstance(keep, Tensor):  # pad the mask as `encode` pads the image
+            if keep.numel() != math.prod(size):
+                raise InputError(f"the mask has shape {tuple(keep.shape)}; expected {size}")
             geometry = self.config.model.geometry
             height, width = (geometry.unit * side for side in min(grids))  # of the padded image
             mask = keep.reshape(1, 1, *size).float()
+            # `pad_to_grid` scales the mask to -1 and 1
             keep = pad_to_grid(mask, geometry.margin // 2, height, width)[0, 0] > 0
         return KeptCodes(codes, generative.mask_kept_codes(keep, grids))
 
@@ -535,9 +531,9 @@ class Model:
         """
         from hrvqvae.training import stages
 
-        # by name, because evaluation/ stands on this module
+        # by name: evaluation/ imports this module
         evaluate_run = name_arguments(resolve_name("hrvqvae.evaluation.report:evaluate_run"))
-        # under a name of its own, so that the data of the run stay registered
+        # registered as "the data set", so that the data of the run stay registered, too
         fields = stages.collect_fields("training", {}, "the data set", data)
         root = fields.get("data.root")
         return evaluate_run(self.run.name, root=root, device=str(self.device), **options)
@@ -632,18 +628,17 @@ def find_makers(files: Sequence[tuple[str, bytes]], name: str | None) -> list[Mo
     if name is not None:
         model = Model(name)
         return [model.find_maker(fingerprint) for _, fingerprint in files]
-    runs = [Run(shipped) for shipped in list_models()]
     load_once = cache(Model)
-    find_writer = cache(partial(_find_writer, runs))
+    find_run = cache(partial(_find_writer, [*map(Run, list_models())]))
     models = []
     for place, fingerprint in files:
-        run = find_writer(fingerprint)
+        run = find_run(fingerprint)
         if run is None:
             raise InputError(
                 f"{place} was made by a model whose fingerprint is {fingerprint.hex()} (or the file"
                 " is damaged), which is not inside the package: name it with --model RUN"
             )
-        models.append(load_once(str(run)))
+        models.append(load_once(run.name))
     return models
 
 

@@ -1,7 +1,5 @@
 """Draw reconstructions, samples and completions of a trained model as PNG files."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence
@@ -28,14 +26,14 @@ from hrvqvae.utils.quantities import counted
 _COMPLETIONS_PER_ROW = 8
 _SHEET_PIXELS = 1 << 24  # of the samples on a sheet
 _RECORD = "samples.json"
-_PIXEL_ROWS = 1024  # that are compared with the original at once
+_PIXEL_ROWS = 1024  # that are compared at once, so that no float32 copy of a large image is made
 
 
 def draw_levels(model: Model, codes: ImageCodes, out: Path) -> None:
     """Write a sheet of the images that the model decodes from the first level, the first two
     levels, and so on.
     """
-    rows = list[sheets.SheetRow]()
+    rows = []
     for level in model.autoencoder.prefixes:
         if level <= len(codes.codes):
             decoded = decode_images(model.autoencoder, [codes], model.device, level)
@@ -156,7 +154,8 @@ def _write_samples(
             " --force"
         )
 
-    # Names need the classes alone. The numbers in them are as long as those of the first call.
+    # Names are known before anything is drawn, from the classes. A call for more samples keeps the
+    # number of digits, so that it finds the files of the first call.
     digits = max(4, len(str(count - 1)))
     if resumption.goes_on:
         digits = resumption.stored.get("digits", digits)

@@ -69,11 +69,12 @@ def test_runs_are_listed_with_what_is_stale(run, tmp_path):
     assert measured["no_priors"].startswith(told)
 
 
-def test_data_is_listed(mnist_root):
+def test_data_is_listed(mnist_root, monkeypatch):
     """Folders whose files have the same names are not taken for one another."""
 
     def listed(root):
-        first, *lines = do(f"data list --root {root}").splitlines()
+        monkeypatch.setenv("HRVQVAE_DATA", str(root))
+        first, *lines = do("data list").splitlines()
         assert first == f"root folder: {root}"
         return lines
 

@@ -111,7 +111,8 @@ def test_the_demo(mnist_root, tmp_path, monkeypatch):
     preset = presets.Preset(config=tiny_run(mnist_root), sources={}, about="")
     monkeypatch.setattr(presets, "get", lambda name: preset)
     out = tmp_path / "demo"
-    command = f"demo --out {out} --root {mnist_root} --max-steps 12"
+    monkeypatch.setenv("HRVQVAE_DATA", str(mnist_root))
+    command = f"demo --out {out} --max-steps 12"
     for _ in range(2):  # the second time all is there already
         printed = do(command)
         assert printed.count("$ hrvqvae ") == 6

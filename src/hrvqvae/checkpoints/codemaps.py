@@ -10,8 +10,6 @@ These are the codes of the images without augmentation. The codes of each augmen
 configuration or the images have changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,11 +35,11 @@ from hrvqvae.quantize import Codes
 from hrvqvae.utils.device import exact_float32
 from hrvqvae.utils.errors import InputError, explain_write_errors
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
-from hrvqvae.utils.progress import note, tracked
+from hrvqvae.utils.progress import Say, note, tracked
 
 WriteArrays = Callable[[Sequence[Path]], Sequence[str]]
-"""Writes an .npy file per level, coarse first, and one of the labels; returns the names of the
-classes.
+"""Writes the codes of each level, coarse first, and then the labels to these paths (.npy); returns
+the names of the classes.
 """
 _BATCH_SIZE = 128
 
@@ -134,7 +132,7 @@ def load_or_extract(
     config: Config,
     split: str,
     device: torch.device | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
     augment: Augment | None = None,
 ) -> CodeMaps:
     """Load the codes of a split from a folder; extract and write them first if they are missing,
@@ -166,7 +164,7 @@ def load_or_write(
     source: Mapping[str, Any],
     symbols: Sequence[int],
     prepare: Callable[[], WriteArrays],
-    say: Callable[[str], None],
+    say: Say,
 ) -> CodeMaps:
     """Load the code maps `name` from a folder; write them first if they are missing, damaged or of
     another source.
@@ -176,6 +174,7 @@ def load_or_write(
     """
     read = partial(read_maps, folder, name, source, symbols)
     with distributed.lock_on_rank_zero(folder, say):
+        # rank 0 decides; then each process maps the files
         if distributed.on_rank_zero(lambda: read() is None):
             write_arrays = prepare()
             write = partial(write_maps, folder, name, source, len(symbols), write_arrays)
@@ -194,16 +193,11 @@ def write_maps(
     """Write code maps."""
     with explain_write_errors(f"the folder of codes {folder}"):
         remove_temporaries(folder)
+        # Without their description the arrays do not count: it is removed first and written last.
         (folder / f"{name}.json").unlink(missing_ok=True)
         paths = array_paths(folder, name, num_levels)
         classes = write_arrays(paths)
-        arrays = _open_arrays(paths)
-        description = {
-            "source": source,
-            "classes": list(classes),
-            "shapes": [list(array.shape) for array in arrays[:-1]],
-            "digests": _hash_arrays(arrays, classes),
-        }
+        description = _describe_maps(source, _open_arrays(paths), classes)
         write_atomic(folder / f"{name}.json", json.dumps(description).encode())
 
 
@@ -227,10 +221,9 @@ def read_maps(
         dtypes = [*(np.min_scalar_type(count - 1) for count in symbols), np.int64]
         if (
             description["source"] == source
-            and description["shapes"] == [list(level.shape) for level in levels]
             and [array.dtype for array in arrays] == dtypes
-            # the last, as it reads every byte
-            and description["digests"] == _hash_arrays(arrays, classes)
+            # tested last: it reads every byte
+            and description == _describe_maps(source, arrays, classes)
         ):
             return CodeMaps(tuple(levels), np.array(labels), classes)
     return None
@@ -240,10 +233,11 @@ def describe_source(folder: Path, model_digest: str, config: Config, split: str)
     """Return the digest of the model, the data configuration and the digest of the images, as JSON
     types.
 
-    If the images are missing, their digest is read from the code maps in the folder.
+    Without the images the codes still serve: the digest is then that in the folder's description.
     """
-    ignored = ("root", "workers", "memory_mb")
-    fields = {name: value for name, value in to_dict(config.data).items() if name not in ignored}
+    fields = to_dict(config.data)
+    for name in ("root", "workers", "memory_mb"):  # change no pixel
+        del fields[name]
     try:
         images_digest = open_images(config.data, split).digest()
     except InputError as error:
@@ -253,6 +247,7 @@ def describe_source(folder: Path, model_digest: str, config: Config, split: str)
         except (OSError, ValueError, LookupError, TypeError):
             raise error from None
         note(f"the codes in {folder} are used without their images: {error}")
+    # as it is read back from the file: lists for tuples
     return {"model": model_digest, "data": json.loads(json.dumps(fields)), "images": images_digest}
 
 
@@ -266,8 +261,15 @@ def _open_arrays(paths: Sequence[Path]) -> list[NDArray[Any]]:
     return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
 
 
-def _hash_arrays(arrays: Sequence[NDArray[Any]], classes: Sequence[str]) -> list[str]:
-    """Return the digest of each array, followed by the digest of the class names."""
+def _describe_maps(
+    source: Mapping[str, Any], arrays: Sequence[NDArray[Any]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the content of NAME.json, with a digest per array and a digest of the class names."""
     names = np.frombuffer(json.dumps(list(classes)).encode(), np.uint8)
     contents = [np.ascontiguousarray(array).data for array in (*arrays, names)]
-    return [hashlib.blake2b(content, digest_size=16).hexdigest() for content in contents]
+    return {
+        "source": source,
+        "classes": list(classes),
+        "shapes": [list(array.shape) for array in arrays[:-1]],
+        "digests": [hashlib.blake2b(data, digest_size=16).hexdigest() for data in contents],
+    }

@@ -2,8 +2,6 @@
 a model card.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -110,7 +108,7 @@ def export(
     for line in left_out:
         told_once(f"left out of {out}: {line}")
 
-    abouts = dict[str, dict[str, Any]]()  # metadata of the exported networks, by their folders
+    abouts = {}  # metadata of the exported networks, by their folders
     with create_folder(out) as folder:
         target = RunFolder(folder)
         meta = {**storage.read_meta(source.path), "config": to_dict(config)}
@@ -252,7 +250,7 @@ def _card(
 def _describe_priors(priors: Sequence[Mapping[str, Any]]) -> str:
     if not priors:
         return "none"
-    titles = list[str]()
+    titles = []
     bits = list[str]()
     for about in priors:
         kind = about["config"]["prior"]["network"]["kind"]

@@ -24,8 +24,6 @@ RUN/config.yaml         the resolved configuration
     resumes the run
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -174,7 +172,7 @@ class RunFolder:
         Damaged checkpoints are reported with `say`, and renamed to *.damaged if an older checkpoint
         is intact.
         """
-        damaged = list[Path]()
+        damaged = []
         for path in self.saved():
             try:
                 state = storage.read(path)
@@ -208,7 +206,7 @@ def prior_folders(run: str | Path) -> dict[Levels, RunFolder]:
     """Return the folders of a run's priors by their levels. Raises InputError if two priors share a
     level.
     """
-    covered = list[Levels]()
+    covered = []
     for path in (Path(run) / "priors").glob("level*"):
         match = re.fullmatch(r"levels?-(\d+)(?:-(\d+))?", path.name)
         if match and (RunFolder(path).config.is_file() or RunFolder(path).begun()):

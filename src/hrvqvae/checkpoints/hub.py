@@ -2,8 +2,6 @@
 huggingface_hub.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import shutil
@@ -109,10 +107,8 @@ def _library(name: str, revision: str | None) -> Iterator[Any]:
         with quiet_network():
             yield hub
     except Exception as error:
-        message = ""
-        for error_type, text in messages.items():
-            if not message and isinstance(error, getattr(hub.errors, error_type)):
-                message = text
+        kinds = (kind for kind in messages if isinstance(error, getattr(hub.errors, kind)))
+        message = messages.get(next(kinds, ""), "")
         # Versions of huggingface_hub use different HTTP clients.
         library = type(error).__module__.partition(".")[0]
         is_known = isinstance(error, (OSError, RuntimeError)) or library in _HTTP_CLIENTS

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hrvqvae.checkpoints import storage
-from hrvqvae.checkpoints.codemaps import CodeMaps, extract_codes, load_or_extract
+from hrvqvae.checkpoints.codemaps import extract_codes, load_or_extract
 from hrvqvae.checkpoints.folder import (
     GENERATION,
     PROGRESSIVE,
@@ -46,13 +46,13 @@ from hrvqvae.data.copies import list_copies
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.models.blocks import ProgressiveDecoder
 from hrvqvae.models.build import build, build_progressive_decoder, require_several_levels
-from hrvqvae.priors.base import Prior, Priors, build_prior
+from hrvqvae.priors.base import Priors, build_prior
 from hrvqvae.priors.guidance import Guidance
 from hrvqvae.utils.device import resolve_device
 from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_errors
 from hrvqvae.utils.locks import lock_file
 from hrvqvae.utils.outputs import replace_file, write_atomic
-from hrvqvae.utils.progress import note, told_once
+from hrvqvae.utils.progress import Say, note, told_once
 
 # Decoders of prefixes of the levels, by their folders in a run, and what a model does without one.
 DECODERS = {
@@ -274,7 +274,7 @@ class Run:
         """Return the stale artifacts that can be read, including networks whose training has not
         finished.
         """
-        stale = list[Artifact]()
+        stale = []
         with suppress(OSError, InputError):
             for artifact in (*self.networks, self.entropy_model):
                 with suppress(OSError, InputError):
@@ -319,7 +319,7 @@ class Run:
         """
         if command := self.missing_priors(num_levels):
             raise InputError(f"{self} lacks priors; train them: {command}")
-        networks = list[Prior]()
+        networks = []
         first = dict[str, Any]()  # the metadata of the first prior
         for covered, prior in self.priors.items():
             if num_levels is not None and covered.start >= num_levels:
@@ -504,7 +504,7 @@ class EntropyModelArtifact(Artifact):
         effort: float = 1.0,
         shifts: int = 0,
         device: torch.device | None = None,
-        say: Callable[[str], None] = print,
+        say: Say = print,
         small: bool = False,
     ) -> Path:
         """Fit the entropy model to the codes of the training split, write it beside the weights,
@@ -530,7 +530,7 @@ class EntropyModelArtifact(Artifact):
             config = config.with_root(root)
 
             # The codes of each copy of the images; a run folder keeps them.
-            maps = list[CodeMaps]()
+            maps = []
             for copied in list_copies(config.data.flip, shifts):
                 augment = copied.augment
                 if self.run.folder.config.is_file():
@@ -563,7 +563,7 @@ class EntropyModelArtifact(Artifact):
                 self.path.replace(state.tables)
             write_atomic(self.path, content)
 
-    def _restore_fitted(self, say: Callable[[str], None]) -> bool:
+    def _restore_fitted(self, say: Say) -> bool:
         """Restore the entropy model of these weights from `states` if need be, and return whether
         there is one.
         """
@@ -637,7 +637,7 @@ def stale_notice(name: str | Path) -> list[str]:
     """Return a list of one line that names a run's stale artifacts and their renewal; [] if none is
     stale.
     """
-    stale = list[Artifact]()
+    stale = []
     with suppress(InputError):
         stale = Run(name).stale_artifacts()
     return [f"{', '.join(map(str, stale))}: {renewal_advice(name)}"] if stale else []

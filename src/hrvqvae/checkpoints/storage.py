@@ -10,8 +10,6 @@ stores a marker, `total:product`. Reading a compact file restores the original n
 become float32, and `total` becomes codewords * count.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
@@ -143,7 +141,7 @@ def compacted(
     With `matrices`, round matrices and filters to int8, with one scale per row; to int16 those
     named in `fine`.
     """
-    compact = dict[str, Tensor]()
+    compact = {}
     for name, tensor in weights.items():
         prefix = name.removesuffix("total")
         if name.endswith(".total") and f"{prefix}count" in weights:
@@ -173,7 +171,7 @@ def restored(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that the tensors of a compact file stand for; tensors of any other file
     are unchanged.
     """
-    weights = dict[str, Tensor]()
+    weights = {}
     for name, tensor in stored.items():
         if (scale := stored.get(name + _SCALE)) is not None:
             if scale.shape != tensor.shape[:1]:

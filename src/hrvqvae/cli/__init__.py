@@ -2,8 +2,6 @@
 them.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import logging
@@ -79,9 +77,9 @@ def run(argv: Sequence[str]) -> int:
             f" {_hint(unknown[0], arguments)}"
         )
     arguments.fields = fields
-    code: int = arguments.call(arguments)
+    code: int | None = arguments.call(arguments)
     sys.stdout.flush()
-    return code
+    return code or 0
 
 
 def _hint(argument: str, arguments: argparse.Namespace) -> str:

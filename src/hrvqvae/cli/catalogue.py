@@ -1,7 +1,5 @@
 """Commands that list: presets, runs, data sets, published networks, this installation."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Sequence
@@ -14,19 +12,18 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import LOG, waiting
 
 
-def _presets(arguments: Arguments) -> int:
+def _presets(arguments: Arguments) -> None:
     from hrvqvae.config import presets
 
-    if arguments.name is None:
-        if arguments.json:
-            print_json([presets.describe(presets.get(name)) for name in presets.names()])
-        else:
-            print_table([(name, presets.get(name).about) for name in presets.names()])
-        return 0
-    entry = presets.describe(presets.get(arguments.name))
+    names = presets.names() if arguments.name is None else [arguments.name]
+    entries = [presets.describe(presets.get(name)) for name in names]
     if arguments.json:
-        print_json(entry)
-        return 0
+        print_json(entries if arguments.name is None else entries[0])
+        return
+    if arguments.name is None:
+        print_table([(entry["name"], entry["about"]) for entry in entries])
+        return
+    (entry,) = entries
     print(f"{entry['name']}: {entry['about']}\n")
     print_table([(name, row["value"], row["source"]) for name, row in entry["values"].items()])
     rows = []
@@ -40,23 +37,21 @@ def _presets(arguments: Arguments) -> int:
     print_table(rows)
     for note in entry["notes"]:
         print(f"\nNote: {note}")
-    return 0
 
 
-def _data_list(arguments: Arguments) -> int:
+def _data_list(_: Arguments) -> None:
     from hrvqvae.config.registry import DATASETS
     from hrvqvae.data.loading import find_data_root, find_published, list_missing_files
     from hrvqvae.models import published
 
-    root = find_data_root(arguments.root)
-    rows: list[tuple[str, str, str]] = []
+    root = find_data_root(None)
+    rows = []
     for dataset in DATASETS.entries():
         folder = find_published(dataset, root) if dataset.files else root / dataset.name
-        present = not list_missing_files(dataset, root) if dataset.files else folder.is_dir()
+        present = folder.is_dir() and not list_missing_files(dataset, root)
+        where = f"in {folder}" if present else "not there"
         how = f"hrvqvae data get {dataset.name} ({dataset.how})" if dataset.ways else dataset.how
-        rows.append(
-            (dataset.name, f"in {folder}" if present else "not there", f"{dataset.about}; {how}")
-        )
+        rows.append((dataset.name, where, f"{dataset.about}; {how}"))
     about = (
         "--data DIR: PNG, JPEG or WebP, also in class folders, train/ and test/; or tars, Parquet"
         " files, arrays"
@@ -67,10 +62,9 @@ def _data_list(arguments: Arguments) -> int:
         rows.append((network.name, where, f"{network.about}; {network.how}"))
     print(f"root folder: {root}")
     print_table(rows)
-    return 0
 
 
-def _data_get(arguments: Arguments) -> int:
+def _data_get(arguments: Arguments) -> None:
     from hrvqvae.data import fetch
     from hrvqvae.data.loading import find_data_root
     from hrvqvae.models import published
@@ -78,17 +72,16 @@ def _data_get(arguments: Arguments) -> int:
     if arguments.name in published.NETWORKS:
         published.download(arguments.name, print)
     else:
-        fetch.get(arguments.name, find_data_root(arguments.root), print)
-    return 0
+        fetch.get(arguments.name, find_data_root(None), print)
 
 
-def _runs(arguments: Arguments) -> int:
+def _runs(arguments: Arguments) -> None:
     from hrvqvae.training.listing import list_runs
 
     runs = list_runs(arguments.folder)
     if arguments.json:
         print_json(runs)
-        return 0
+        return
     rows: list[Sequence[object]] = [
         ("run", "system", "preset", "step", "budget", "test MSE", "priors", "stale", "")
     ]
@@ -99,7 +92,6 @@ def _runs(arguments: Arguments) -> int:
         cells = (run[name] or "-" for name in ("run", "system", "preset", "step", "budget"))
         rows.append((*cells, error, *lists, state))
     print_table(rows)
-    return 0
 
 
 def _doctor(arguments: Arguments) -> int:
@@ -117,15 +109,12 @@ def _doctor(arguments: Arguments) -> int:
     needed = dict(packages())
     versions = {"python": platform.python_version(), "hrvqvae": version("hrvqvae")}
     versions |= {name: version(name) for name in needed.pop("", ())}
-    report: dict[str, Any] = {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-    }
+    report: dict[str, Any] = {"versions": versions}
+    report |= {"platform": platform.platform(), "cores": os.cpu_count()}
     problems = [
         f"{name} is missing: pip install {name}" for name, text in versions.items() if text is None
     ]
-    folders = dict[str, Path]()
+    folders = {}
     try:
         folders["data sets (HRVQVAE_DATA)"] = find_data_root(None)
     except InputError as error:
@@ -154,15 +143,12 @@ def _doctor(arguments: Arguments) -> int:
     report["extras"] = {
         extra: [name for name in names if version(name) is None] for extra, names in needed.items()
     }
+    code = 1 if problems else 0
     if arguments.json:
         print_json(report | {"problems": problems})
-        return 1 if problems else 0
+        return code
     rows = [(name, installed or "missing") for name, installed in versions.items()]
-    rows += [
-        (name, report[name])
-        for name in ("platform", "cores", "device", "precision")
-        if name in report
-    ]
+    rows += [(name, value) for name, value in report.items() if not isinstance(value, dict)]
     rows += report["folders"].items()
     for extra, missing in report["extras"].items():
         advice = f"pip install 'hrvqvae[{extra}]' for {', '.join(missing)}"
@@ -170,7 +156,7 @@ def _doctor(arguments: Arguments) -> int:
     print_table(rows)
     for problem in problems:
         LOG.error("%s", problem)
-    return 1 if problems else 0
+    return code
 
 
 def add(commands: Group) -> None:
@@ -184,12 +170,10 @@ def add(commands: Group) -> None:
     command(commands, "runs", about, _runs, folder, "--json")
 
     actions = group(commands, "data", "list and get data sets, and networks that compare images")
-    root = option(
-        "--root DIR", "keep data sets below DIR (default: HRVQVAE_DATA, or the user's cache)"
-    )
-    command(actions, "list", "list data sets and networks, and where they are", _data_list, root)
+    command(actions, "list", "list data sets and networks, and where they are", _data_list)
     name = option("name NAME", "data set or network, such as mnist")
-    command(actions, "get", "get a data set or a network", _data_get, name, root)
+    about = "get a data set into the folder HRVQVAE_DATA (default: the user's cache), or a network"
+    command(actions, "get", about, _data_get, name)
 
     about = "check this installation: packages, device, folders; exit code 1 if it can't work"
     command(commands, "doctor", about, _doctor, "--json")

@@ -1,7 +1,5 @@
 """Helpers of all commands: declare a command, read `--section.field VALUE`, print."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -13,7 +11,7 @@ from hrvqvae.utils.errors import InputError, near_names
 
 Arguments = argparse.Namespace
 Group = Any  # argparse's subparsers
-Call = Callable[[Arguments], int]
+Call = Callable[[Arguments], int | None]
 Option = tuple[tuple[str, ...], dict[str, Any]]
 _CHOICE = re.compile(r"(argument [^:]+): invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)
 # pattern in argparse's message -> replacement
@@ -132,7 +130,7 @@ def command(
     """Add a command to a group of commands, and return its parser.
 
     Args:
-        call: Takes the parsed arguments and returns the exit code.
+        call: Takes the parsed arguments and returns the exit code (None: 0).
         options: The command's arguments, or their names in `COMMON`.
         fields: Help text for `--section.field VALUE`; "" if the command takes no fields.
     """

@@ -2,8 +2,6 @@
 detokenize.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ from hrvqvae.utils.errors import InputError, printable
 from hrvqvae.utils.quantities import counted
 
 
-def _compress(arguments: Arguments) -> int:
+def _compress(arguments: Arguments) -> None:
     from hrvqvae.image_files import compress_images
     from hrvqvae.model import Model
 
@@ -49,20 +47,17 @@ def _compress(arguments: Arguments) -> int:
             f" {shlex.quote(arguments.model)}"
         )
     print(arguments.out)
-    return 0
 
 
-def _decompress(arguments: Arguments) -> int:
+def _decompress(arguments: Arguments) -> None:
     from hrvqvae.image_files import decompress_files
 
     count = decompress_files(
         arguments.files,
         arguments.out,
-        names=arguments.names or (),
         **pick(arguments, "model levels force"),
     )
     print(f"{counted(count, 'image')}: {arguments.out}")
-    return 0
 
 
 def _inspect(arguments: Arguments) -> int:
@@ -121,7 +116,7 @@ def _inspect_zip(path: Path) -> int:
     from hrvqvae.utils.errors import DamagedFileError
 
     headers = []
-    damaged = list[str]()
+    damaged = []
     num_bytes = 0
     for name, content in read_zip(path):
         try:
@@ -142,7 +137,7 @@ def _inspect_zip(path: Path) -> int:
     return 2 if damaged else 0
 
 
-def _fit_entropy_model(arguments: Arguments) -> int:
+def _fit_entropy_model(arguments: Arguments) -> None:
     from hrvqvae.checkpoints.run import Run
     from hrvqvae.utils.device import resolve_device
 
@@ -154,10 +149,9 @@ def _fit_entropy_model(arguments: Arguments) -> int:
         arguments.data, arguments.effort, arguments.shifts, device, small=arguments.small
     )
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
-    return 0
 
 
-def _tokenize(arguments: Arguments) -> int:
+def _tokenize(arguments: Arguments) -> None:
     from hrvqvae.tokens.tokenize import tokenize
 
     tokenized = tokenize(
@@ -171,15 +165,13 @@ def _tokenize(arguments: Arguments) -> int:
         images = counted(tokenized.images, "image")
         shards = counted(tokenized.shards, "shard")
         print(f"{images} in {shards}, {tokenized.added:,} of them made now: {arguments.out}")
-    return 0
 
 
-def _detokenize(arguments: Arguments) -> int:
+def _detokenize(arguments: Arguments) -> None:
     from hrvqvae.tokens.shards import detokenize
 
     count = detokenize(**pick(arguments, "shards out model levels device force"))
     print(f"{counted(count, 'image')}: {arguments.out}")
-    return 0
 
 
 def add(commands: Group) -> None:
@@ -218,7 +210,6 @@ def add(commands: Group) -> None:
         "--model",
         "--force",
         "--levels",
-        option("--names NAME", "decode only the images with these names", nargs="+"),
     )
     sheet = option("-o --out SHEET.png", "draw the levels of the file to SHEET.png", type=Path)
     about = "show what a file of codes or a zip of them holds"

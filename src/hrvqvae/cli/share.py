@@ -1,7 +1,5 @@
 """Commands that share a trained run: export, hub push, hub get, play."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hrvqvae.cli.console import Arguments, Group, Option, command, flag, group, option, pick, whole
@@ -10,7 +8,7 @@ from hrvqvae.utils.outputs import base_name
 from hrvqvae.utils.progress import waiting
 
 
-def _export(arguments: Arguments) -> int:
+def _export(arguments: Arguments) -> None:
     kind = "onnx" if arguments.onnx else "web" if arguments.web else "exported"
     out = arguments.out or Path(f"{base_name(arguments.run)}-{kind}")
     checked = None
@@ -37,28 +35,25 @@ def _export(arguments: Arguments) -> int:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     if checked is not None:
         print(f"checked: {checked}")
-    return 0
 
 
-def _push(arguments: Arguments) -> int:
+def _push(arguments: Arguments) -> None:
     from hrvqvae.checkpoints.export import push_run
 
     waiting(f"putting {arguments.name} on the hub")
     private = arguments.private or None
     print(push_run(private=private, **pick(arguments, "run name license")))
-    return 0
 
 
-def _get(arguments: Arguments) -> int:
+def _get(arguments: Arguments) -> None:
     from hrvqvae.checkpoints.hub import fetch
 
     out = arguments.out or Path(arguments.name.rpartition("/")[2])
     waiting(f"getting {arguments.name} from the hub")
     print(fetch(arguments.name, revision=arguments.revision, into=out))
-    return 0
 
 
-def _play(arguments: Arguments) -> int:
+def _play(arguments: Arguments) -> None:
     from hrvqvae.model import Model
     from hrvqvae.play.address import check_address
 
@@ -67,7 +62,6 @@ def _play(arguments: Arguments) -> int:
 
     model = Model(arguments.run, arguments.device)
     serve(model, arguments.host, arguments.port, arguments.max_bytes, arguments.max_pixels)
-    return 0
 
 
 def add(commands: Group) -> None:

@@ -178,8 +178,6 @@ def _demo(arguments: Arguments) -> int:
     if arguments.max_minutes <= 0:
         raise InputError(f"--max-minutes is {arguments.max_minutes:g}; it must be above 0")
     pictures = Path(arguments.out, "pictures")
-    root = ("--root", arguments.root) if arguments.root else ()
-    data = ("--data", arguments.root) if arguments.root else ()
     steps = ("--max-steps", str(arguments.max_steps)) if arguments.max_steps else ()
     minutes = ("--max-minutes", f"{arguments.max_minutes * _DEMO_SHARE:.3g}")
     prior_minutes = (
@@ -190,8 +188,8 @@ def _demo(arguments: Arguments) -> int:
     smaller_prior = _DEMO_PRIOR if config.prior.network.kind == "pixelsnail" else ()
     resume = ("--resume",) if Path(arguments.out, "config.yaml").is_file() else ()
     for words in (
-        ("data", "get", "mnist", *root),
-        ("train", arguments.preset, "--out", arguments.out, *data, *resume, *steps, *minutes),
+        ("data", "get", "mnist"),
+        ("train", arguments.preset, "--out", arguments.out, *resume, *steps, *minutes),
         ("train-prior", arguments.out, "--resume", *steps, *prior_minutes, *smaller_prior),
         ("evaluate", arguments.out, "--images", "2000"),
         ("sample", arguments.out, *guided, "--force", "-o", str(pictures / "samples.png")),
@@ -309,7 +307,6 @@ def add(commands: Group) -> None:
         option(
             "--out RUN", "write to the run folder RUN (default: runs/demo)", default="runs/demo"
         ),
-        option("--root DIR", "keep MNIST below DIR (default: HRVQVAE_DATA, or the user's cache)"),
         option("--max-minutes M", "train M minutes in all (default: 9.5)", type=float, default=9.5),
         option(
             "--max-steps N", "limit each stage to N steps (default: no limit)", type=int, default=0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hrvqvae.evaluation.samples import SampleQuality, Spread
 
 
-def _evaluate(arguments: Arguments) -> int:
+def _evaluate(arguments: Arguments) -> None:
     from hrvqvae.evaluation.report import evaluate_run
 
     if (arguments.guidance or arguments.sample_levels) and not arguments.samples:
@@ -39,7 +39,7 @@ def _evaluate(arguments: Arguments) -> int:
     report = evaluated.report
     if arguments.json:
         print_json(evaluated.to_dict())
-        return 0
+        return
     ssim = "-" if report.ssim is None else f"{report.ssim:.4f}"
     print(f"{report.dataset} {report.split}: {counted(report.images, 'image')}")
     print(f"MSE {report.mse:.4e}   PSNR {report.psnr:.2f} dB   SSIM {ssim}")
@@ -61,18 +61,17 @@ def _evaluate(arguments: Arguments) -> int:
         _print_rate(evaluated.rate)
     if evaluated.samples:
         _print_samples(evaluated.samples)
-    return 0
 
 
 def _print_rate(rate: Rate) -> None:
+    def show(values: Iterable[float | None], places: int) -> list[str]:
+        return ["-" if bits is None else f"{bits:.{places}f}" for bits in values]
+
     names = [name for name in ("prior", "file") if getattr(rate, name)]
-    per_code = zip(*(rate.per_code(name) for name in names), strict=True)
     rows: list[Sequence[object]] = [("bits per code", *names)]
-    for index, codes in enumerate(per_code, start=1):
-        cells = ("-" if bits is None else f"{bits:.4f}" for bits in codes)
-        rows.append((f"level {index}", *cells))
-    totals = (rate.per_image(name) for name in names)
-    rows.append(("bits per image", *("-" if bits is None else f"{bits:.1f}" for bits in totals)))
+    per_code = zip(*(rate.per_code(name) for name in names), strict=True)
+    rows += [(f"level {index}", *show(codes, 4)) for index, codes in enumerate(per_code, start=1)]
+    rows.append(("bits per image", *show(map(rate.per_image, names), 1)))
     print()
     print_table(rows)
     if rate.label:
@@ -83,15 +82,12 @@ def _print_rate(rate: Rate) -> None:
 
 
 def _print_samples(qualities: Sequence[SampleQuality]) -> None:
-    by_title = {
-        f"samples with guidance {format_guidance(quality.guidance)}": quality
-        for quality in qualities
-    }
-    for name, quality in by_title.items():
-        print(
-            f"{name}: classification accuracy {quality.classification_accuracy:.1%} of"
-            f" {quality.samples:,}"
-        )
+    distances = {}
+    for quality in qualities:
+        name = f"samples with guidance {format_guidance(quality.guidance)}"
+        accuracy = f"{quality.classification_accuracy:.1%} of {quality.samples:,}"
+        print(f"{name}: classification accuracy {accuracy}")
+        distances[name] = quality.distances["samples"]
     first = qualities[0]
     print(
         f"classification accuracy of test images: {first.classifier_accuracy:.2%}, of"
@@ -101,7 +97,6 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
     rows: list[Sequence[object]] = [
         ("from test images", first.frechet, "kernel", "precision", "recall")
     ]
-    distances = {name: quality.distances["samples"] for name, quality in by_title.items()}
     distances |= {name: of for name, of in first.distances.items() if name != "samples"}
     for name, spreads in distances.items():
         rows.append((name, *map(_format_spread, spreads.values(), (3, 4, 3, 3))))
@@ -113,11 +108,11 @@ def _print_samples(qualities: Sequence[SampleQuality]) -> None:
 def _format_spread(spread: Spread | None, places: int) -> str:
     if spread is None:
         return "too few images"
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{places}f}"
-    return f"{spread.mean:.{places}f}{deviation}"
+    values = (spread.mean, spread.deviation)
+    return " ± ".join(f"{value:.{places}f}" for value in values if value is not None)
 
 
-def _reconstruct(arguments: Arguments) -> int:
+def _reconstruct(arguments: Arguments) -> None:
     from hrvqvae.pictures import reconstruct
 
     errors = reconstruct(
@@ -126,7 +121,6 @@ def _reconstruct(arguments: Arguments) -> int:
     for path, error in errors:
         print(f"{path}: MSE {error:.3e}, PSNR {psnr(error):.2f} dB")
     print(f"originals above reconstructions: {arguments.out}")
-    return 0
 
 
 def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
@@ -140,7 +134,7 @@ def _collect_sampling_options(arguments: Arguments) -> dict[str, Any]:
     return {"params": params, **pick(arguments, "run count out seed class_name force")}
 
 
-def _sample(arguments: Arguments) -> int:
+def _sample(arguments: Arguments) -> None:
     from hrvqvae.pictures import sample
 
     options = _collect_sampling_options(arguments)
@@ -148,16 +142,14 @@ def _sample(arguments: Arguments) -> int:
     print(f"{counted(arguments.count, 'sample')}: {arguments.out}")
     if arguments.save_dir is not None:
         print(f"single images: {arguments.save_dir}")
-    return 0
 
 
-def _complete(arguments: Arguments) -> int:
+def _complete(arguments: Arguments) -> None:
     from hrvqvae.pictures import complete
 
     options = _collect_sampling_options(arguments)
     complete(path=arguments.image, keep=arguments.keep, **options)
     print(f"{counted(arguments.count, 'completion')}: {arguments.out}")
-    return 0
 
 
 def add(commands: Group) -> None:

@@ -2,8 +2,6 @@
 need no torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,9 +30,11 @@ class Dataset:
     # column of `settings` for its presets: ffhq, imagenet, cifar10 or mnist; "": no presets
     column: str = ""
     notes: tuple[str, ...] = ()  # contradictions in the paper and departures from it, one line each
-    how: str = ""  # how a person gets the data, if no command does
+    # where the data comes from: with `ways`, from which; else what a person must provide
+    how: str = ""
     takes_any_folder: bool = False  # is a kind of images, not a published set
-    files: Mapping[str, str] | None = None  # path below its folder -> published MD5 ("": none)
+    # path below its folder -> MD5 of the content, unpacked if it is .gz ("": not checked)
+    files: Mapping[str, str] | None = None
     ways: tuple[tuple[str, str], ...] = ()  # downloads: (title, "module:function")
     # "module:function" that returns `data.sets.Arrays` of (folder, "train" or "test")
     read: str = ""

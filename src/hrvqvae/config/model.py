@@ -1,7 +1,5 @@
 """The contracts of the configurations of systems and priors; a configuration per architecture."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ the defaults of its system and network of priors. An error names the field, its 
 values.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ packages.
 An entry is imported at its first use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import field
 from itertools import chain
 from pkgutil import resolve_name
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from hrvqvae.config.model import AdversarialConfig, Grid, Levels, ModelConfig, PriorNetworkConfig
 from hrvqvae.config.registry import PRIORS, SYSTEMS
@@ -284,7 +284,7 @@ def decide_auto(config: Config, *sections: str) -> Config:
     """
     if "model" in sections:
         config.model.check_images(min(config.data.image_size))
-    values = dict[str, Any]()
+    values = {}
     for section in chain.from_iterable(_walk(getattr(config, name)) for name in sections):
         for name, function in section.decided_by.items():
             if getattr(section, name) == AUTO:

@@ -1,7 +1,5 @@
 """The base class of every section of a configuration, and the types of its fields."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -37,8 +35,10 @@ Weight = Annotated[float, Range(lambda value: 0 <= value < math.inf, "at least 0
 Share = Annotated[float, Range(lambda value: 0 <= value < 1, "at least 0 and below 1")]
 OpenUnit = Annotated[float, Range(lambda value: 0 < value < 1, "between 0 and 1")]
 Rate = Annotated[float, Range(lambda value: 0 < value < math.inf, "above 0")]
-PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]  # not empty
-"""A value for all levels, or one per level, coarse first."""
+PerLevel = Annotated[tuple[T, ...], Range(bool, "one value, or one per level")]
+"""A value for all levels, or one per level, coarse first. Here it is only checked that there is
+one; `parsing.stage_config` checks the number.
+"""
 
 _TYPE_NAMES: Mapping[Any, str] = {
     int: "a whole number",
@@ -65,7 +65,7 @@ def _parse(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         if NoneType in parts and value in (None, "null"):
             return None
-        requirements = list[str]()
+        requirements = []
         for part in parts:
             try:
                 return _parse(value, part)
@@ -86,7 +86,8 @@ def _parse(value: Any, hint: Any) -> Any:
     if hint is bool and value in ("true", "false"):
         return value == "true"
 
-    # Numbers may be texts, or of another library such as numpy; a truth value is none.
+    # A number may be a text, or of another library such as numpy. A bool is not a number here. What
+    # is left is a section: the mappings of a file were flattened before.
     kind = {int: Integral, float: Real}.get(hint)
     if kind is None and isinstance(value, hint):
         return value
@@ -111,8 +112,8 @@ class Section:
     # dotted name in a configuration, for messages: `class Mine(Section, section="mine")`
     section: ClassVar[str] = ""
     decided_by: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Fields that are "auto" until a run begins: name -> "module:function", which returns the value
-    for the section.
+    """Fields that are "auto" until a run begins: name -> "module:function". `schema.decide_auto`
+    calls the function with the section, and it returns the value.
     """
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -124,7 +125,7 @@ class Section:
         self._set(vars(self))
 
     def _set(self, values: Mapping[str, Any]) -> None:
-        """Parse values of this section's fields, which is still being made, and check the whole."""
+        """Set fields to parsed values, and check the section; only while it is being made."""
         hints = _get_hints(cast(Any, type(self)), include_extras=True)
         for name, value in values.items():
             try:
@@ -149,33 +150,36 @@ class Section:
         """
         # Divide the changes into values of this section and of the sections inside it.
         fields = vars(self)
-        values = dict[str, Any]()
+        values = {}
         inner = dict[str, dict[str, Any]]()
         for name, value in changes.items():
             first, _, below = name.partition(".")
             if first not in fields or (below and not isinstance(fields[first], Section)):
-                leaf = name.rpartition(".")[2]
-                leaves = flatten(self)
-                same_leaf = (
-                    self._qualify(path)
-                    for path in leaves
-                    if path.endswith(f".{leaf}") or path.replace(".", "_") == name
-                )
-                near = (
-                    " or ".join(same_leaf)
-                    or near_names(first, fields)
-                    or near_names(leaf, {path.rpartition(".")[2] for path in leaves})
-                )
-                hint = f"did you mean {near}?" if near else f"the fields are {', '.join(fields)}"
-                raise InputError(f"unknown field {self._qualify(name)!r}: {hint}")
+                raise InputError(f"unknown field {self._qualify(name)!r}: {self._hint(name)}")
             if below:
                 inner.setdefault(first, {})[below] = value
             else:
                 values[first] = value
-        values |= {first: fields[first].replace(**below) for first, below in inner.items()}
-        changed = copy.copy(self)
-        changed._set(values)
-        return changed
+        values |= {first: fields[first].replace(**changed) for first, changed in inner.items()}
+        replaced = copy.copy(self)
+        replaced._set(values)
+        return replaced
+
+    def _hint(self, name: str) -> str:
+        """Return the fields that an unknown field may stand for."""
+        leaf = name.rpartition(".")[2]
+        leaves = flatten(self)
+        same_leaf = (
+            self._qualify(path)
+            for path in leaves
+            if path.endswith(f".{leaf}") or path.replace(".", "_") == name  # model_stride
+        )
+        near = (
+            " or ".join(same_leaf)
+            or near_names(name.partition(".")[0], vars(self))
+            or near_names(leaf, {path.rpartition(".")[2] for path in leaves})
+        )
+        return f"did you mean {near}?" if near else f"the fields are {', '.join(vars(self))}"
 
     def _qualify(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name

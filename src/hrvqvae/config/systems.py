@@ -7,8 +7,6 @@ the latent grids. Systems that are not in the paper take HR-VQVAE's values ("as 
 all systems differ as little as possible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,8 +110,8 @@ TABLE_6 = _printed("Table 6", {**_TABLES_6_AND_7, "model.quantizer.levels": 3})
 _TABLE_7 = {"model.grids": 3, "model.quantizer.codewords": [512, 512, 512, 64]}
 TABLE_7 = _printed("Table 7", _TABLES_6_AND_7 | _TABLE_7)
 
-# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0: there is no
-# such field.
+# The priors of HR-VQVAE and of VQVAE-2. The printed number of output stack layers is 0, so the
+# network has no such field. Table 9 replaces `residual_units`, which is therefore not nested.
 _TABLES_8_AND_9 = {
     "prior.network": {"hidden_units": [128, 128, 64, 64], "attention_heads": 8, "kernel": 5},
     "prior.training.polyak_decay": 0.99,
@@ -146,13 +144,12 @@ PRINTED = {
     },
     "compression_ratio": {"hrvqvae/ffhq": 171, "vqvae2/ffhq": 130},
 }
-"""Figures of Table 5 and appendix A.1, by preset. `presets.describe` computes them from the
-preset's values.
+"""Figures as Table 5 and appendix A.1 print them, by preset. `presets.describe` shows them beside
+those that it computes from the preset's values.
 """
 
 # Values that the paper does not print. The decays of the codewords and of Adam's second moment suit
-# the printed
-# learning rate (docs/paper-tables.md).
+# the printed learning rate (docs/paper-tables.md).
 _CODEBOOKS = {"model.quantizer.decay": 0.95, "training.adam_beta2": 0.99}
 _PIXELSNAIL = {
     "prior.network.residual_blocks": 12,
@@ -202,20 +199,21 @@ _DEEP_CIFAR10 = {
     "prior.network": {"hidden_units": 160, "heads": 5},
     "prior.flip": True,
 }
-_DEEP_MNIST = {
+_DEEP_MNIST = {  # has nothing of _DEEP
     "model": {"stride": 4, "padding": 2, "hidden_units": 96},
     "model.quantizer": {"levels": 5, "linked": 5, "dim": 24},
 }
 _DEEP_PHOTOS = {
     **_DEEP,
     "model.stride": 8,
-    "training.learning_rate": 3e-3,
-    "prior.class_dropout": 0.0,
+    "training.learning_rate": 3e-3,  # in place of the 1e-3 of the data set
+    "prior.class_dropout": 0.0,  # it has no classes
 }
 TREEVQ = System(
     name="treevq",
     title="TreeVQ",
     config=SingleGridConfig(),
+    # not Table 8: the prior is a transformer
     settings=mark_as_borrowed(TABLE_6) | settings(OURS, _CODEBOOKS | _TREEVQ),
     extras=(
         _make_deep("cifar10", "CIFAR10 as 8x8 positions of 12 levels, for samples", _DEEP_CIFAR10),
@@ -240,7 +238,7 @@ _LEAVES = settings("as Table 6", {"model.quantizer.codewords": [512, 512, 512, 6
 VQVAE = System(
     name="vqvae",
     title="VQVAE",
-    config=SingleGridConfig(quantizer=QuantizerConfig()),
+    config=SingleGridConfig(quantizer=QuantizerConfig(levels=1)),
     settings=AS_HRVQVAE | _FLAT | _LEAVES,
     notes=(
         "VQVAE is not printed: the HR-VQVAE row with a flat codebook of m^3 codewords: the same"
@@ -252,6 +250,7 @@ RQVAE = System(
     name="rqvae",
     title="RQ-VAE",
     settings=AS_HRVQVAE,
+    # groups of one level: no links
     config=SingleGridConfig(quantizer=QuantizerConfig(levels=3, codewords=8, linked=1)),
     notes=(
         "RQ-VAE is not printed: the HR-VQVAE row with codebooks that are not linked: the same"
@@ -301,6 +300,7 @@ def _make_original(name: str, about: str, dataset: str, ours: dict[str, Any]) ->
     """Return a preset of VQVAE-2 as first published; `ours` are values that Table 4 does not
     print.
     """
+    # Table 5 is of the retrained system; for this one its values are our choice.
     table_5 = {field: value for field, (value, _) in column(TABLE_5, dataset).items()}
     return ExtraPreset(
         name=f"vqvae2-original/{name}",

@@ -31,6 +31,7 @@ from hrvqvae.data.images import BrokenImageError, Decoded, Pixels, decode_image
 from hrvqvae.data.sources import Source
 from hrvqvae.distributed import WHOLE, RankSlice
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import slices
 from hrvqvae.utils.progress import told_once
 
 Augmentation = tuple[int, int, int]
@@ -95,7 +96,7 @@ class ImageSet:
         """
         if self.source is None or not self.source.has_stable_names:
             return np.empty(0, np.uint64)
-        numbers = list[int]()
+        numbers = []
         labels = self.source.labels if self.classes else None
         for row in map(int, self.rows):
             label = "" if labels is None else labels[row]
@@ -172,19 +173,15 @@ def sample_stream(
     `batch_size` is that of all processes together; with `rank_slice` this process gets its slice.
     `order` returns the permutation of an epoch (default: uniformly random).
     """
+    order = order or (lambda *epoch: make_rng("order", *epoch).permutation(num_images))
     permuted_epoch = -1
-    permutation = np.empty(0, np.int64)
     for step in itertools.count(first_step):
         samples: list[Sample] = []
         for offset in rank_slice.of(batch_size):
             epoch, position = divmod(step * batch_size + offset, num_images)
             if epoch != permuted_epoch:
                 permuted_epoch = epoch
-                permutation = (
-                    order(seed, epoch)
-                    if order
-                    else make_rng("order", seed, epoch).permutation(num_images)
-                )
+                permutation = order(seed, epoch)
             index = int(permutation[position])
             samples.append((index, (seed, epoch, index)))
         yield samples
@@ -243,8 +240,8 @@ def evaluation_batches(
 
 def chunk_samples(indices: Sequence[int], batch_size: int) -> Iterator[list[Sample]]:
     """Yield a list of samples per batch, without augmentation."""
-    for start in range(0, len(indices), batch_size):
-        yield [(index, None) for index in indices[start : start + batch_size]]
+    for batch in slices(indices, batch_size):
+        yield [(index, None) for index in batch]
 
 
 def read_batches(
@@ -282,9 +279,9 @@ class _BatchReader(Dataset[Batch]):
     def __getitem__(self, samples: list[Sample]) -> Batch:
         if self.images.pixels is not None:
             return self.images.take(samples)
-        pixels = list[NDArray[np.uint8]]()
-        labels = list[int]()
-        broken = list[str]()
+        pixels = []
+        labels = []
+        broken = []
         losses = list[str]()
         for index, augmentation in samples:
             for _ in range(1 if augmentation is None else len(self.images)):
@@ -293,13 +290,13 @@ class _BatchReader(Dataset[Batch]):
                 except BrokenImageError as error:  # a worker would raise it with a traceback
                     broken.append(str(error))
                     index = (index + 1) % len(self.images)
-                    continue
                 except InputError as error:
                     return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), fatal=error)
-                pixels.append(image)
-                labels.append(int(self.images.labels[index]))
-                losses += [lost] if lost else []
-                break
+                else:
+                    pixels.append(image)
+                    labels.append(int(self.images.labels[index]))
+                    losses += [lost] if lost else []
+                    break
         stacked = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
         return Batch(stacked, torch.tensor(labels, dtype=torch.long), tuple(broken), tuple(losses))
 

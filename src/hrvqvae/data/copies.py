@@ -1,9 +1,8 @@
 """Augmented copies of the training images, whose codes train a prior or fit an entropy model.
 
-A copy changes every image alike, so its codes are computed once. Images are (B, C, Y, X) uint8.
+Each copy is a fixed change of all images. So its codes are computed once and stored, unlike
+augmentation that is drawn anew per epoch. Images are (B, C, Y, X) uint8.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,9 @@ class Copy:
 
     folder: str  #: name of the folder of its codes
     augment: Augment | None  #: None for the images themselves
-    index: int  #: label of the copy; 0 for the images themselves and their mirror images
+    #: number of its change, a condition of the prior (0: none); mirror images have the number of
+    #: their originals
+    index: int
 
 
 def shift_images(images: Tensor, number: int) -> Tensor:
@@ -32,15 +33,18 @@ def shift_images(images: Tensor, number: int) -> Tensor:
     reach = [size // 8 for size in images.shape[2:]]
     ends = [2 * width + 1 for width in reach]
     corners = make_rng("shift", number).integers(0, ends, (100, 2)).tolist()
-    top, left = next((corner for corner in corners if corner != reach), reach)  # the first shift
+    # The corner `reach` would be no shift: take the first of 100 draws that is another. Images of
+    # fewer than 8 pixels a side have no other.
+    top, left = next((corner for corner in corners if corner != reach), reach)
     padded = pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
     return padded[:, :, top : top + images.shape[2], left : left + images.shape[3]]
 
 
 def vary_images(images: Tensor, number: int) -> Tensor:
-    """Enlarge images by 5 to 20% and crop them (odd numbers), or scale their channels (even ones).
+    """Enlarge images by 5 to 20% and crop them if `number` is odd; scale their channels if even.
 
-    The factors of the channels are a brightness of 0.85 to 1.15 times 0.93 to 1.07 per channel.
+    Each channel is scaled by a brightness of 0.85 to 1.15, the same for all channels, times a
+    factor of its own of 0.93 to 1.07.
     """
     rng = make_rng("variant", number)
     if number % 2:
@@ -59,7 +63,7 @@ def vary_images(images: Tensor, number: int) -> Tensor:
     return varied.round().clamp(0, 255).to(images.dtype)
 
 
-def _flip_first(images: Tensor, change: Augment | None = None) -> Tensor:
+def _flip_then(change: Augment | None, images: Tensor) -> Tensor:
     flipped = images.flip(3)
     return change(flipped) if change else flipped
 
@@ -67,7 +71,7 @@ def _flip_first(images: Tensor, change: Augment | None = None) -> Tensor:
 def list_copies(flip: bool, shifts: int, variants: int = 0) -> Iterator[Copy]:
     """Yield the images themselves, `shifts` shifted copies and `variants` varied copies.
 
-    With `flip`, each copy is followed by its mirror images, which have the same label.
+    With `flip`, each copy is followed by its mirror images, which have the same index.
     """
     changes: list[tuple[str, Augment | None]] = [("codes", None)]
     for name, function, count in (
@@ -80,4 +84,4 @@ def list_copies(flip: bool, shifts: int, variants: int = 0) -> Iterator[Copy]:
     for index, (folder, change) in enumerate(changes):
         yield Copy(folder, change, index)
         if flip:
-            yield Copy(f"{folder}-flipped", partial(_flip_first, change=change), index)
+            yield Copy(f"{folder}-flipped", partial(_flip_then, change), index)

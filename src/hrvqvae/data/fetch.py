@@ -1,8 +1,6 @@
-"""Download the published data sets from several sources, check them, and store them whole or not at
-all.
+"""Download the published data sets from several sources, check them, and then move them, file by
+file, into the folder of the set.
 """
-
-from __future__ import annotations
 
 import gzip
 import hashlib
@@ -21,6 +19,7 @@ from hrvqvae.config.registry import DATASETS
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
 _NETWORK_SECONDS = 30.0
+# An unpacked file has at most 64 MiB, and 50 bytes more per packed byte: no file fills the memory.
 _MOST_UNPACKED = 1 << 26
 _MOST_UNPACKED_PER_BYTE = 50
 
@@ -35,6 +34,7 @@ def check(dataset: Dataset, folder: Path) -> None:
             raise DamagedFileError(f"{path} is missing")
         if not expected:
             continue
+        # of the unpacked content: another source may pack the same content otherwise
         md5 = hashlib.md5(read_unpacked(path), usedforsecurity=False).hexdigest()
         if md5 != expected:
             raise DamagedFileError(f"{path} has MD5 {md5}, published is {expected}")
@@ -59,27 +59,27 @@ def get(name: str, root: Path, say: Callable[[str], None]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     failures = []
     for title, way in dataset.ways:
+        # on the file system of the target, so that files can be moved there
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as scratch:
-            download = Path(scratch) / name
-            download.mkdir()
+            download = Path(scratch)
+            fill_folder = resolve_name(way)
             try:
-                resolve_name(way)(download)
+                fill_folder(download)
                 check(dataset, download)
             except Exception as error:  # libraries, programs and networks raise any error
                 failures.append(f"{title}: {one_line(error)}")
                 say(f"{name}: not from {title}")
                 continue
             for file in dataset.files or ():
+                new = download / file
                 target = folder / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                if (
-                    target.is_file()
-                    and (content := target.read_bytes()) != (download / file).read_bytes()
-                ):
-                    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+                old_content = target.read_bytes() if target.is_file() else None
+                if old_content not in (None, new.read_bytes()):
+                    digest = hashlib.md5(old_content, usedforsecurity=False).hexdigest()
                     kept = target.replace(target.with_name(f"{target.name}.replaced-{digest[:8]}"))
                     say(f"{name}: the old file is kept as {kept}")
-                (download / file).replace(target)
+                new.replace(target)
         say(f"{name}: from {title}, checked, in {folder}")
         return folder
     raise InputError(f"{name} could not be got. " + "; ".join(failures))
@@ -95,7 +95,7 @@ def read_unpacked(path: Path) -> bytes:
         limit = _MOST_UNPACKED + _MOST_UNPACKED_PER_BYTE * path.stat().st_size
         with gzip.open(path) as stream:
             content = stream.read(limit + 1)
-        if len(content) > limit:
+        if len(content) > limit:  # told as damage below
             raise EOFError(f"it unpacks to more than {limit:,} bytes")
         return content
     except (OSError, EOFError, zlib.error) as error:
@@ -104,7 +104,7 @@ def read_unpacked(path: Path) -> bytes:
 
 @contextmanager
 def quiet_network() -> Iterator[None]:
-    """Limit waits for connections, and hide the output of downloads."""
+    """Limit waits for connections in this process, and hide the output of downloads."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:

@@ -271,7 +271,7 @@ def list_images(images: Any, channels: int, max_pixels: int = MAX_PIXELS) -> lis
         single = images.ndim <= 3 if isinstance(images, Tensor) else images.ndim in (2, 3)
     else:
         single = not isinstance(images, Sequence) or isinstance(images, str | memoryview)
-    converted = list[Tensor]()
+    converted = []
     lost = dict[str, str]()
     for index, image in enumerate([images] if single else images, 1):
         if isinstance(image, Tensor):

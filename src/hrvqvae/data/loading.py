@@ -5,8 +5,6 @@
 images (a folder, tars, Parquet files or arrays), or the name of a data set given from Python.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import math
@@ -366,11 +364,10 @@ def _number_classes(
             f"{where}: images of the {min(sources.keys() - labels)} split alone have no labels; use"
             " --data.labels false"
         )
-    are_numbers = {array.dtype.kind in "iu" for array in labels.values()}
-    class_names = {source.class_names for source in sources.values()}
-    if len(are_numbers) > 1 or len(class_names) > 1:
+    kinds = {(part.class_names, labels[name].dtype.kind in "iu") for name, part in sources.items()}
+    if len(kinds) > 1:
         raise InputError(f"{where}: the splits name different classes; use --data.labels false")
-    (classes,) = class_names
+    ((classes, _),) = kinds
     if classes:
         for source in sources.values():
             check_labels(source)

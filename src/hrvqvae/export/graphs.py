@@ -10,8 +10,6 @@ whose part `[..., :Y, :X]` is the image. The graphs check no values. Codes equal
 except at ties.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import itertools
@@ -45,7 +43,8 @@ _METADATA = "hrvqvae"
 _GRAPHS = ("encoder", "decoder")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _NUM_NEIGHBOURS = 32  # noisy copies of the images that tell ties from errors
-# batch size and coarsest grid of the traced example: torch.export takes a size of 1 for a constant
+# images of the traced example, and the least positions along a side of their coarsest grid:
+# torch.export takes a size of 1 for a constant
 _EXAMPLE = 3
 
 
@@ -61,7 +60,7 @@ class _Encoder(nn.Module):
 class _Decoder(_Encoder):
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__(autoencoder)
-        # registers its weights
+        # The autoencoder hides this decoder from its modules; as an attribute it is exported.
         self.progressive = getattr(autoencoder, "progressive_decoder", None)
 
     def forward(self, codes: Codes, levels: Tensor) -> Tensor:  # type: ignore[override]
@@ -72,7 +71,7 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     """Trace a model, in evaluation mode on the CPU, into encoder and decoder. Raises InputError if
     it can't be traced.
 
-    The third value is the smallest side of an image that is traced. It has two positions on the
+    The third value is the smallest side of images that the graphs take: two positions on the
     coarsest grid, because torch.export takes a single position for a constant.
     """
 
@@ -86,6 +85,7 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
     batch = Dim("batch", min=1)
     height = Dim("height", min=smallest)
     width = Dim("width", min=smallest)
+    # height and width differ, too
     images = torch.rand(_EXAMPLE, autoencoder.channels, size, size + smallest)
     metadata = {"config": to_dict(without_paths(config)), "prefixes": list(autoencoder.prefixes)}
     with torch.no_grad(), _silence_torch():
@@ -97,7 +97,7 @@ def trace(autoencoder: Autoencoder, config: Config) -> tuple[bytes, bytes, int]:
         # codes to images
         rows = Dim("rows", min=coarsest_side(smallest))
         columns = Dim("columns", min=coarsest_side(smallest))
-        # Each grid is a multiple of the coarsest.
+        # Each grid is a multiple of the coarsest. torch.export refuses the dimension 1 * rows.
         factors = [len(code[0]) // len(codes[0][0]) for code in codes]
         sides = [(rows, columns) if n == 1 else (rows * n, columns * n) for n in factors]
         grids = tuple({0: batch, 1: high, 2: wide} for high, wide in sides)
@@ -230,7 +230,7 @@ def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tens
         # images of all prefixes of the levels
         for levels in model.prefixes:
             right = model.decode(expected[:levels], levels)
-            decoded = graphs.decode(expected, levels)
+            decoded = graphs.decode(expected, levels)  # a graph takes the codes of all levels
             difference = torch.inf
             if right.shape == decoded.shape:
                 difference = float((right - decoded).abs().nan_to_num(torch.inf).max())
@@ -245,17 +245,18 @@ def compare_graphs(model: Autoencoder, graphs: OnnxModel, batches: Iterable[Tens
 def count_errors(model: Autoencoder, images: Tensor, expected: Codes, codes: Codes) -> int:
     """Count the codes of a graph that differ from the model's and are no tie.
 
-    A code is a tie if the model gives it to an image within TOLERANCE of the original.
+    A code is a tie if the model gives it to one of some images within TOLERANCE of the original.
     """
-    errors = [a != b for a, b in zip(expected, codes, strict=True)]
+    wrong = [right != code for right, code in zip(expected, codes, strict=True)]  # masks
     generator = torch.Generator().manual_seed(0)
     for _ in range(_NUM_NEIGHBOURS):
-        if not any(error.any() for error in errors):
+        if not any(mask.any() for mask in wrong):
             break
         noise = torch.rand(images.shape, generator=generator) * 2 - 1
         nearby = model.encode((images + TOLERANCE * noise).clamp(0, 1))
-        errors = [error & (a != b) for error, a, b in zip(errors, nearby, codes, strict=True)]
-    return sum(int(error.sum()) for error in errors)
+        pairs = zip(wrong, nearby, codes, strict=True)
+        wrong = [mask & (near != code) for mask, near, code in pairs]
+    return sum(int(mask.sum()) for mask in wrong)
 
 
 def export_graphs(

@@ -2,8 +2,6 @@
 (docs/web.md).
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

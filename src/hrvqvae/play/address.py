@@ -1,7 +1,5 @@
 """Where the page is served, and the host names that requests may use for it."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
 

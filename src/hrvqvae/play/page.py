@@ -49,8 +49,8 @@ _HEADS = ["level", "codewords", "used by this image", "perplexity", "perplexity 
 
 
 class Page:
-    """The page of one model, which serves one request at a time; it takes images up to these
-    sizes.
+    """The page of one model. It serves one request at a time, and takes files of at most
+    `most_bytes` and images of at most `most_pixels`.
     """
 
     def __init__(self, model: Model, most_bytes: int, most_pixels: int) -> None:
@@ -83,6 +83,7 @@ class Page:
         stream = BytesIO()
         to_pil(picture.square).save(stream, "PNG")
         url = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+        # for painter.js: a grid of side x side marks, none of them painted
         side = min(tasks.MOST_MARKS, max(self.size))
         canvas = json.dumps({"picture": url, "side": side, "marks": ""})
         original = _enlarge(picture.full)
@@ -91,7 +92,7 @@ class Page:
     def upload(self, file: str | None, *modes: Any) -> tuple[Any, ...]:
         """Show an uploaded image file."""
         picture = tasks.read_upload(
-            Path(_require(file)), self.model.autoencoder.channels, self.size, *self.limits
+            Path(_require_image(file)), self.model.autoencoder.channels, self.size, *self.limits
         )
         return self.show(picture, *modes)
 
@@ -105,15 +106,15 @@ class Page:
         self, picture: Picture | None, levels: int, at_own_size: bool
     ) -> tuple[Image.Image, str]:
         """Return an image from the chosen levels, and a line about it."""
-        picture = _require(picture)
+        picture = _require_image(picture)
         image = picture.full if at_own_size else picture.square
         decoded, length, psnr = tasks.reconstruct(self.model, image, int(levels))
-        error = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
+        quality = "equal" if math.isinf(psnr) else f"PSNR {psnr:.2f} dB"
         height, width = image.shape[-2:]
-        pixels = image.numel()
+        most = image.numel()  # bytes of the pixels
         line = (
-            f"{length:,} bytes, {length / pixels:.2%} of the {pixels:,} of {width}x{height} pixels;"
-            f" {error}"
+            f"{length:,} bytes, {length / most:.2%} of the {most:,} of {width}x{height} pixels;"
+            f" {quality}"
         )
         return _enlarge(decoded), line
 
@@ -125,10 +126,11 @@ class Page:
         self, picture: Picture | None, painted: str | None, *options: Any
     ) -> tuple[Image.Image, str, Image.Image]:
         """Draw images that keep what is painted over."""
-        image = _require(picture).square
+        image = _require_image(picture).square
         marks = tasks.parse_marks(painted)
-        drawn = tasks.complete(self.model, image, marks, **self._parse_options(*options))
-        kept, share, images = drawn
+        kept, share, images = tasks.complete(
+            self.model, image, marks, **self._parse_options(*options)
+        )
         return _enlarge(kept), f"{share:.0%} of the codes are kept", sheets.draw_grid(list(images))
 
     def build(self) -> gr.Blocks:
@@ -171,7 +173,7 @@ class Page:
                     with gr.Tab("Reconstruct"):
                         levels = gr.Slider(
                             prefixes[0],
-                            max(prefixes[-1], prefixes[0] + 1),
+                            max(prefixes[-1], prefixes[0] + 1),  # Gradio refuses an empty range
                             value=prefixes[-1],
                             step=1,
                             label=f"Levels of {prefixes[-1]}",
@@ -300,7 +302,7 @@ def _make_image(label: str, name: str) -> Any:
 
 
 def _refuse_addresses(move: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function without addresses, which Gradio would fetch."""
+    """Wrap Gradio's function that moves an upload: refuse addresses, which it would download."""
 
     async def move_file(path: Any) -> Any:
         if "://" in str(path):
@@ -310,7 +312,7 @@ def _refuse_addresses(move: Callable[..., Any]) -> Callable[..., Any]:
     return move_file
 
 
-def _require(value: _T | None) -> _T:
+def _require_image(value: _T | None) -> _T:
     if value is None:
         raise InputError("there is no image yet: upload one, or draw one")
     return value

@@ -1,7 +1,5 @@
 """The computations behind the page. Images are (C, Y, X), uint8 or float32 in [0, 1]."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Figures of a training: curves and codeword usage."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import cycle

@@ -3,8 +3,6 @@
 Shapes: an image is (C, Y, X) uint8 or float in [0, 1]; a row may hold images of different sizes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from hrvqvae.data.images import to_pil
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import slices
 
 _GAP = 4
 _BACKGROUND = (255, 255, 255)
@@ -84,7 +83,5 @@ def draw_grid(images: Sequence[Tensor]) -> Image.Image:
     there are rows.
     """
     columns = math.ceil(math.sqrt(len(images)))
-    rows = [
-        SheetRow("", images[first : first + columns]) for first in range(0, len(images), columns)
-    ]
+    rows = [SheetRow("", row) for row in slices(images, columns)]
     return draw(rows, zoom=max(1, round(64 / min(images[0].shape[-2:]))))

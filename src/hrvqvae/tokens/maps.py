@@ -7,7 +7,7 @@ copied once to arrays beside the run, which are mapped into memory like those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from hrvqvae.config import Config
 from hrvqvae.models.base import Autoencoder
 from hrvqvae.utils.errors import DamagedFileError, InputError
 from hrvqvae.utils.outputs import replace_file
-from hrvqvae.utils.progress import task
+from hrvqvae.utils.progress import Say, task
 
 if TYPE_CHECKING:
     from hrvqvae.tokens.shards import Rows, Shards  # importing them needs an extra
@@ -32,7 +32,7 @@ _NAME = "shards"
 
 
 def load_shard_maps(
-    folder: Path, path: Path, model: Autoencoder, config: Config, say: Callable[[str], None] = print
+    folder: Path, path: Path, model: Autoencoder, config: Config, say: Say = print
 ) -> CodeMaps:
     """Return the code maps of a folder of shards, or of a shard, from the folder of a run's codes;
     write them first.

@@ -4,8 +4,6 @@ The order of the images decides which images a shard holds, so one machine and a
 the same files. A finished shard is never written again; an unfinished shard is started over.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
@@ -47,7 +45,7 @@ from hrvqvae.tokens.shards import (
     read_keys,
 )
 from hrvqvae.utils.errors import InputError, explain_write_errors
-from hrvqvae.utils.grouping import group_by_size
+from hrvqvae.utils.grouping import group_by_size, slices
 from hrvqvae.utils.locks import lock_folder
 from hrvqvae.utils.outputs import remove_temporaries, replace_file, write_atomic
 from hrvqvae.utils.progress import Advance, note, task
@@ -229,7 +227,7 @@ class Tokenizer:
         count = 1
         if self.size is not None:
             count = max(1, min(_MAX_CHUNK, _MAX_CHUNK_PIXELS // math.prod(self.size)))
-        return [indices[start : start + count] for start in range(0, len(indices), count)]
+        return slices(indices, count)
 
     def read(self, shards: Iterable[Sequence[int]]) -> Iterator[DecodedChunk]:
         """Yield the decoded chunks of shards, in order."""
@@ -291,7 +289,7 @@ class Tokenizer:
     @torch.inference_mode()
     def _encode(self, images: dict[int, Pixels]) -> list[EncodedImage]:
         """Encode images, given by index; return their values by column, sorted by index."""
-        rows = dict[int, EncodedImage]()
+        rows = {}
         indices = list(images)
         sizes = [(pixels.shape[1], pixels.shape[2]) for pixels in images.values()]
         for group in group_by_size(sizes, _MAX_PIXELS.get(self.device.type, _MAX_PIXELS["cpu"])):
@@ -395,13 +393,12 @@ def _write_missing(
     }
 
     # Images that were broken go to further shards, retry-*, which take the free numbers.
-    retried = list[int]()
+    retried = []
     if retry:
         retried = [index for index in range(plan.keys) if tokenizer.images.key(index) in broken]
     retry_paths = (out / f"retry-{index:06d}{SUFFIX}" for index in itertools.count())
     free_paths = (path for path in retry_paths if not path.exists())
-    starts = range(0, len(retried), plan.shard_size)
-    retries = {next(free_paths): retried[start : start + plan.shard_size] for start in starts}
+    retries = {next(free_paths): indices for indices in slices(retried, plan.shard_size)}
 
     conversions = Counter[str]()
     still_broken = len(broken) - len(retried)  # as done as the images of shards

@@ -1,7 +1,5 @@
 """The task that trains an autoencoder, and the base class of tasks that train on images."""
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -25,14 +23,14 @@ from hrvqvae.quantize import functional as vq
 from hrvqvae.quantize.schedule import CodebookSchedule
 from hrvqvae.training.loggers import Record
 from hrvqvae.training.state import TrainState, copy_weights, make_step_rng
-from hrvqvae.training.trainer import Evaluation, Say, Task
-from hrvqvae.utils.progress import waiting
+from hrvqvae.training.trainer import Evaluation, Task
+from hrvqvae.utils.progress import Say, waiting
 from hrvqvae.utils.quantities import counted
 
 _NUM_PLOTTED = 8  # test images in the picture of reconstructions
 
 
-class ImageTask(Task[Batch]):
+class ImageTask(Task):
     """A task that trains on images and is evaluated as an autoencoder."""
 
     images: ImageSet

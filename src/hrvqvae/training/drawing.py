@@ -2,8 +2,6 @@
 codeword usage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

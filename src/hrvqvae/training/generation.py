@@ -4,8 +4,6 @@ It is trained as a VQGAN's decoder is, so that its images are sharp where the co
 open. It begins as a copy of the progressive decoder or, without one, of the autoencoder's decoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -30,9 +28,11 @@ from hrvqvae.utils.errors import InputError
 
 
 def resolve_generation(run: Run, config: Config) -> Config:
-    """Return a configuration with the number of levels, and the refiner of the progressive decoder.
+    """Return a configuration with the number of levels, and with the section `progressive` of the
+    run's progressive decoder.
 
-    Raises InputError if the decoder can't decode so many levels.
+    Raises InputError if the decoder can't decode so many levels, or the images are too small for
+    the discriminator.
     """
     model, stored = run.load()
     require_several_levels(model, stored)
@@ -77,9 +77,9 @@ class GenerationTask(ProgressiveTask):
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         settings = self.config.generation
         decoder = cast(ProgressiveDecoder, state.model)
-        self.model.use_progressive_decoder(decoder)
+        self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
-        images = to_unit_images(placed, self.model.channels)
+        images = to_unit_images(placed, self.model.channels)  # in [0, 1]; `decoded` in [-1, 1]
         with state.compute.autocast():
             codes = self.redraw(self.model.encode(placed)[: settings.levels])
             count = torch.tensor(settings.levels, device=images.device)
@@ -91,6 +91,7 @@ class GenerationTask(ProgressiveTask):
             losses, metrics = self.objective.judge(
                 (decoded + 1) / 2, images, {"reconstruction": error}, last_layer, state.step
             )
+        # the trainer sets the same rate for all networks before each step
         for group in state.networks[DISCRIMINATOR].optimizer.param_groups:
             group["lr"] *= settings.discriminator_rate
         metrics = {**state.minimize(losses), **metrics}

@@ -1,7 +1,5 @@
 """List the run folders below a folder, for `hrvqvae runs`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -36,38 +34,31 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe(run: RunFolder) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(("system", "preset", "step", "budget", "mse")) | {
-        "priors": [],
-        "stale": [],
-    }
-    row = {"run": str(run.path), **row, "in_use": is_locked(run.path), "fault": ""}
+    row: dict[str, Any] = {"run": str(run.path)}
+    row |= dict.fromkeys(("system", "preset", "step", "budget", "mse"))
+    row |= {"priors": [], "stale": [], "in_use": is_locked(run.path), "fault": ""}
     try:
         meta = storage.read_meta(run.model) if run.model.is_file() else {"step": 0}
         config = (
             run.read_config() if run.config.is_file() else from_dict(meta["config"], str(run.model))
         )
-        limits = {"step": config.training.max_steps, "epoch": config.training.epochs}
-        minutes = config.training.max_minutes
-        budget = [f"{limit:,} {unit}s" for unit, limit in limits.items() if limit]
-        budget += [f"{minutes:g} minutes"] if minutes else []
-        folders = prior_folders(run.path).items()
+        training = config.training
+        limits = {"steps": training.max_steps, "epochs": training.epochs}
+        budget = [f"{limit:,} {unit}" for unit, limit in limits.items() if limit]
+        budget += [f"{training.max_minutes:g} minutes"] if training.max_minutes else []
+        steps = [meta.get("step") or 0, *(int(path.stem[5:]) for path in run.saved())]
         errors = [float(record["mse"]) for record in read_records(run.metrics) if "mse" in record]
+        folders = prior_folders(run.path).items()
         row |= {
             "system": config.model.system,
             "preset": config.name,
-            "step": max(
-                [meta.get("step"), *(int(path.stem[5:]) for path in run.saved())],
-                key=lambda step: step or 0,
-            ),
+            "step": max(steps),
             "budget": ", ".join(budget),
             "mse": errors[-1] if errors else None,
             "priors": [level_names(levels) for levels, folder in folders if folder.model.is_file()],
-            "stale": (
-                [str(part) for part in Run(run.path).stale_artifacts()]
-                if run.model.is_file()
-                else []
-            ),
         }
+        if run.model.is_file():
+            row["stale"] = [str(part) for part in Run(run.path).stale_artifacts()]
     except (OSError, InputError, KeyError, ValueError, TypeError) as error:
         row["fault"] = str(error)
     return row

@@ -1,6 +1,8 @@
-"""Write the records of a training to metrics.jsonl and to the sinks of further loggers."""
+"""Write the records of a training to metrics.jsonl and to the sinks of further loggers.
 
-from __future__ import annotations
+A `Logger` is an entry of a registry that names the class of a sink; the sink receives the records.
+The entries of this module are at its end, where `config.registry.LOGGERS` finds them.
+"""
 
 import importlib
 import json
@@ -8,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from pkgutil import resolve_name
 from statistics import fmean
@@ -42,8 +45,8 @@ class MetricsLog:
     """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step.
 
     Rank 0 writes the file; every process has the records. Records after `first_step`, the
-    checkpoint's, were written by a killed run and are dropped. `window` holds the metrics of the
-    steps since the last means.
+    checkpoint's, were written by a killed run and are dropped. `window`, which the training state
+    shares, holds the metrics of the steps since the last means.
     """
 
     def __init__(
@@ -58,20 +61,18 @@ class MetricsLog:
         self.window = [] if window is None else window
         records = distributed.on_rank_zero(lambda: read_records(path)) if first_step else []
         self.records = [record for record in records if record["step"] <= first_step]
-        if any(
-            record["kind"] == "train" and record["step"] == first_step for record in self.records
-        ):
-            self.window.clear()  # logged after the checkpoint was saved
+        if self.has(
+            "train", first_step
+        ):  # written after the checkpoint: do not log its steps twice
+            self.window.clear()
         if distributed.is_rank_zero():
             write_atomic(
                 path, "".join(json.dumps(record) + "\n" for record in self.records).encode()
             )
 
-    def has_evaluation(self, step: int) -> bool:
-        """Return whether a step has an evaluation."""
-        return any(
-            record["kind"] == "evaluation" and record["step"] == step for record in self.records
-        )
+    def has(self, kind: str, step: int) -> bool:
+        """Return whether a step has a record of this kind."""
+        return any((record["kind"], record["step"]) == (kind, step) for record in self.records)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append a record. Raises OSError if the disk is full."""
@@ -85,18 +86,18 @@ class MetricsLog:
             sink.write(record)
 
     def write_means(self, step: int, batch_size: int, broken_images: int = 0) -> Record:
-        """Append and return the means of the metrics since the last means; {} if there are none."""
-        columns: dict[str, list[float]] = {}
-        for metrics in read_metrics(self.window):
-            for name, value in metrics.items():
-                columns.setdefault(name, []).append(value)
-        if not columns:
+        """Append and return the means of the metrics since the last means; {} if there are none.
+        The metrics of a step hold `step_seconds`.
+        """
+        window = read_metrics(self.window)
+        if not window:
             return {}
-        mean = {
-            name: sum(values) if name == "restarted" else fmean(values)
-            for name, values in columns.items()
-        }
-        mean |= {"broken_images": float(broken_images)} if broken_images else {}
+        mean = dict[str, float]()
+        for name in dict.fromkeys(chain.from_iterable(window)):
+            values = [metrics[name] for metrics in window if name in metrics]
+            mean[name] = sum(values) if name == "restarted" else fmean(values)
+        if broken_images:
+            mean["broken_images"] = float(broken_images)
         mean["images_per_second"] = batch_size / max(mean.pop("step_seconds"), 1e-6)
         self.write("train", step, mean)
         self.window.clear()
@@ -113,16 +114,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     left out.
     """
     records = []
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if (
-                    isinstance(record, dict)
-                    and type(record.get("step")) is int
-                    and "kind" in record
-                ):
-                    records.append(record)
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError, RecursionError, TypeError, KeyError):
+            record = json.loads(line)
+            if type(record["step"]) is int and "kind" in record:
+                records.append(record)
     return records
 
 
@@ -132,16 +128,13 @@ def flatten_record(record: Record) -> dict[str, float]:
     """
     flat: dict[str, Any] = {}
     for name, value in record.items():
-        full_name = f"{record['kind']}/{name}"
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            flat |= {
-                f"{full_name}/level-{level}": entry for level, entry in enumerate(value, start=1)
-            }
+        title = f"{record['kind']}/{name}"
+        if isinstance(value, list):
+            flat |= {f"{title}/level-{level}": entry for level, entry in enumerate(value, 1)}
         elif name not in ("kind", "step"):
-            flat[full_name] = value
-    return {
-        name: float(value) for name, value in flat.items() if value is not None
-    }  # None: not measurable
+            flat[title] = value
+    # None: not measurable
+    return {title: float(value) for title, value in flat.items() if value is not None}
 
 
 def find_loggers(names: str) -> list[Logger]:
@@ -164,7 +157,7 @@ def open_sinks(names: str, run: Path, first_step: int) -> Iterator[list[Sink]]:
         for logger in find_loggers(names) if distributed.is_rank_zero() else ():
             try:
                 sinks.append(resolve_name(logger.sink)(run, first_step))
-            except Exception as error:  # of the logger's library
+            except Exception as error:  # the logger's library may raise any error
                 raise InputError(
                     f"the logger {logger.name} can't begin: {one_line(error)}"
                 ) from error
@@ -192,7 +185,8 @@ class WandbSink:
     """Log to a run of Weights & Biases, with the configuration.
 
     The folder `wandb` of the run keeps the id, so that a resumed training goes on in the same run.
-    After a kill some steps are logged again; Weights & Biases keeps the first values of a step.
+    Steps between the last checkpoint and a kill are trained and logged again; Weights & Biases
+    keeps the first values of a step.
     Environment variables of the library set entity, mode and project (default: "hrvqvae").
     """
 

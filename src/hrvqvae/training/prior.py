@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +35,14 @@ from hrvqvae.training.trainer import (
     Callback,
     Evaluation,
     Outcome,
-    Say,
     Task,
     Trainer,
     explain_save_errors,
 )
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.grouping import slices
+from hrvqvae.utils.progress import Say
 from hrvqvae.utils.quantities import counted
 
 
@@ -54,33 +55,30 @@ class CodeBatch(NamedTuple):
     copies: Tensor | None = None  # (B,) int64, labels of the augmented copies
 
     def to(self, device: torch.device) -> CodeBatch:
-        codes, coarser = (
-            tuple(level.to(device, non_blocking=True) for level in maps) for maps in self[:2]
-        )
-        label, copies = (
-            None if labels is None else labels.to(device, non_blocking=True) for labels in self[2:]
-        )
-        return CodeBatch(codes, coarser, label, copies)
+        def move(values: Any) -> Any:
+            if isinstance(values, tuple):
+                return tuple(map(move, values))
+            return values if values is None else values.to(device, non_blocking=True)
+
+        return CodeBatch(*map(move, self))
 
 
 def read_codes(
     maps: Sequence[CodeMaps], model: Autoencoder, levels: Levels, indices: NDArray[np.int64]
 ) -> CodeBatch:
     """Read the codes of images for the prior of `levels`. Index i is row i % len(maps[0]) of map i
-    // len(maps[0]).
+    // len(maps[0]); all maps have the same labels.
     """
     map_indices, rows = np.divmod(indices, len(maps[0]))
-    reads = [code_map.read(rows[map_indices == index]) for index, code_map in enumerate(maps)]
-    order = torch.from_numpy(
-        np.argsort(np.argsort(map_indices, kind="stable"))
-    )  # restores the order of `indices`
-    codes = tuple(
-        torch.cat(level)[order] for level in zip(*(codes for codes, _ in reads), strict=True)
-    )
-    label = torch.cat([labels for _, labels in reads])[order] if maps[0].classes else None
-    return CodeBatch(
-        codes[levels.start : levels.stop], model.codeword_indices(codes[: levels.start]), label
-    )
+    arrays = [np.empty((len(rows), *level.shape[1:]), np.int64) for level in maps[0].levels]
+    for index, code_map in enumerate(maps):
+        chosen = map_indices == index
+        for array, level in zip(arrays, code_map.levels, strict=True):
+            array[chosen] = level[rows[chosen]]
+    codes = tuple(map(torch.from_numpy, arrays))
+    coarser = model.codeword_indices(codes[: levels.start])
+    label = torch.from_numpy(maps[0].labels[rows]) if maps[0].classes else None
+    return CodeBatch(codes[levels.start : levels.stop], coarser, label)
 
 
 def split_held_out(
@@ -109,18 +107,14 @@ def drop_classes(
     """
     if label is None or not share:
         return label
-    rank_slice = distributed.rank_slice()
-    batch_size = len(label) * rank_slice.count
-    positions = rank_slice.of(batch_size)
-    uniform = make_rng("class dropout", seed, step).random(batch_size)[
-        positions.start : positions.stop
-    ]
-    return torch.where(
-        torch.from_numpy(uniform < share).to(label.device, non_blocking=True), level.classes, label
-    )
+    # drawn for the whole batch, of which all processes have equal shares
+    rank = distributed.rank_slice()
+    uniform = make_rng("class dropout", seed, step).random((rank.count, len(label)))[rank.rank]
+    is_dropped = torch.from_numpy(uniform < share).to(label.device, non_blocking=True)
+    return torch.where(is_dropped, level.classes, label)
 
 
-class PriorTask(Task[CodeBatch]):
+class PriorTask(Task):
     """Train the prior of consecutive levels; save the averaged weights that need the fewest bits
     for held-out images.
 
@@ -147,15 +141,15 @@ class PriorTask(Task[CodeBatch]):
         self.model, self.model_config, self.autoencoder_digest = autoencoder
 
     def check(self) -> None:
-        folders = prior_folders(self.parent_run)
-        overlapping = [
-            levels for levels in folders if levels != self.levels and set(levels) & set(self.levels)
-        ]
+        overlapping = {
+            level_names(levels): str(folder.path)
+            for levels, folder in prior_folders(self.parent_run).items()
+            if levels != self.levels and {*levels} & {*self.levels}
+        }
         if overlapping:
-            names = ", ".join(map(level_names, overlapping))
-            paths = ", ".join(str(folders[levels].path) for levels in overlapping)
             raise InputError(
-                f"there is a prior of {names}: delete {paths} to train {level_names(self.levels)}"
+                f"there is a prior of {', '.join(overlapping)}: delete"
+                f" {', '.join(overlapping.values())} to train {level_names(self.levels)}"
             )
 
     def open(self, say: Say) -> None:
@@ -163,17 +157,16 @@ class PriorTask(Task[CodeBatch]):
         codes_folder = RunFolder(self.parent_run).codes
         config = dataclasses.replace(self.model_config, data=self.config.data)
         if prior.codes is None:
-            arguments = (
-                self.model,
-                self.autoencoder_digest,
-                config,
-                "train",
-                self.compute.device,
-                say,
-            )
+            source = (self.model, self.autoencoder_digest, config, "train")
             copies = list(list_copies(prior.flip, prior.shifts, prior.variants))
             self.maps = [
-                load_or_extract(codes_folder.with_name(copy.folder), *arguments, copy.augment)
+                load_or_extract(
+                    codes_folder.with_name(copy.folder),
+                    *source,
+                    self.compute.device,
+                    say,
+                    copy.augment,
+                )
                 for copy in copies
             ]
             self.copy_labels = torch.tensor([copy.index for copy in copies])
@@ -227,22 +220,19 @@ class PriorTask(Task[CodeBatch]):
         if prior is None or not prior.file.is_file():
             raise InputError(f"{name} has no prior of {level_names(self.levels)} to begin with")
         weights, meta = prior.read()
-        not_copied = list[str]()
-        with torch.device(
-            "meta"
-        ):  # the tensors of classes are those whose shapes depend on the number of classes
+        not_copied = []
+        # the tensors of classes are those whose shapes depend on the number of classes
+        with torch.device("meta"):
             one_class, two_classes = (
                 build_prior(self.config, self.levels, count).state_dict() for count in (1, 2)
             )
         for tensor_name, tensor in two_classes.items():
             if tensor.shape == one_class[tensor_name].shape:
                 continue
+            rows = weights.get(tensor_name)
             if self.classes != tuple(meta["classes"]):
                 not_copied.append(tensor_name)
-            elif (
-                tensor_name in weights and weights[tensor_name].shape != initial[tensor_name].shape
-            ):
-                rows = weights[tensor_name]
+            elif rows is not None and rows.shape != initial[tensor_name].shape:
                 num_labels = model.level.labels
                 mean_rows = rows.mean(0).expand(max(0, num_labels - len(rows)), *rows.shape[1:])
                 weights[tensor_name] = torch.cat([rows, mean_rows])[:num_labels]
@@ -254,10 +244,13 @@ class PriorTask(Task[CodeBatch]):
         return ", ".join([message, *parts])
 
     def batches(self, first_step: int) -> Generator[CodeBatch, None, None]:
-        size = self.training.batch_size
-        seed = self.training.seed
+        training = self.training
         for samples in sample_stream(
-            self.num_samples, size, seed, first_step, distributed.rank_slice()
+            self.num_samples,
+            training.batch_size,
+            training.seed,
+            first_step,
+            distributed.rank_slice(),
         ):
             map_indices, rows = np.divmod([index for index, _ in samples], len(self.train_indices))
             indices = map_indices * len(self.labels) + self.train_indices[rows]
@@ -270,18 +263,11 @@ class PriorTask(Task[CodeBatch]):
         model = state.model
         batch = batch.to(state.compute.device)
         assert isinstance(model, Prior)
-        label = drop_classes(
-            batch.label,
-            model.level,
-            self.config.prior.class_dropout,
-            self.training.seed,
-            state.step,
-        )
-        conditions = [batch.coarser, label]
-        if batch.copies is not None:
-            conditions.append(batch.copies)
+        share = self.config.prior.class_dropout
+        label = drop_classes(batch.label, model.level, share, self.training.seed, state.step)
+        copies = () if batch.copies is None else (batch.copies,)
         with state.compute.autocast():
-            loss = compute_loss(model, batch.codes, *conditions)
+            loss = compute_loss(model, batch.codes, batch.coarser, label, *copies)
         metrics = state.minimize({MODEL: {"nats_per_code": loss}})
         state.averaged.update_parameters(model)
         return {**metrics, "bits_per_code": metrics["loss"] / math.log(2)}
@@ -293,45 +279,37 @@ class PriorTask(Task[CodeBatch]):
         prior = state.averaged.module.eval()
         assert isinstance(prior, Prior)
         bits = torch.zeros(len(prior.levels), dtype=torch.float64)
-        images = 0
         held_out = self.held_out[: self.training.evaluation_images]
-        size = self.training.batch_size
-        held_out = held_out[distributed.rank_slice().of(len(held_out))]
-        for start in range(0, len(held_out), size):
-            indices = held_out[start : start + size]
-            batch = read_codes(self.maps[:1], self.model, self.levels, indices).to(
-                self.compute.device
-            )
+        share = held_out[distributed.rank_slice().of(len(held_out))]  # of this process
+        for indices in slices(share, self.training.batch_size):
+            batch = read_codes(self.maps[:1], self.model, self.levels, indices)
+            batch = batch.to(self.compute.device)
             with self.compute.autocast():
                 bits += torch.tensor(measure_bits(prior, *batch[:3]))
-            images += len(indices)
-        gathered = distributed.all_gather_numbers(*bits.tolist(), images)
-        *level_totals, total_images = (sum(column) for column in zip(*gathered, strict=True))
-        bits_per_image = [total / total_images for total in level_totals]
+        gathered = distributed.all_gather_numbers(*bits.tolist())
+        bits_per_image = [sum(column) / len(held_out) for column in zip(*gathered, strict=True)]
         level_bits = [image_bits / math.prod(prior.level.grid) for image_bits in bits_per_image]
         bits_per_code = sum(level_bits) / len(level_bits)
         per_level = {"level_bits_per_code": level_bits} if len(level_bits) > 1 else {}
-        evaluations = (record for record in records if record["kind"] == "evaluation")
-        previous = (record.get("bits_per_code") for record in evaluations)
-        measured = (
-            value for value in previous if isinstance(value, float) and not math.isnan(value)
-        )
-        best = min(measured, default=math.inf)
+
+        # the least of the earlier evaluations; an edited log may hold anything
+        best = math.inf
+        for record in records:
+            measured = record.get("bits_per_code")
+            if record["kind"] == "evaluation" and isinstance(measured, float) and measured < best:
+                best = measured
         # saved before it is logged: a run that is killed in between evaluates this step again
         if bits_per_code <= best and distributed.is_rank_zero():
             with explain_save_errors(self.run, state.step):
                 self._write(state, level_bits)
-        record = {
-            "bits_per_code": bits_per_code,
-            "bits_per_image": sum(bits_per_image),
-            **per_level,
-        }
         comparison = "best so far, kept" if bits_per_code <= best else f"best: {best:.4f}"
+        total = sum(bits_per_image)
         line = (
-            f"held out: {bits_per_code:.4f} bits per code, {sum(bits_per_image):.1f} bits per image"
+            f"held out: {bits_per_code:.4f} bits per code, {total:.1f} bits per image"
             f"  ({comparison})"
         )
-        return Evaluation(record, line)
+        summary = {"bits_per_code": bits_per_code, "bits_per_image": total, **per_level}
+        return Evaluation(summary, line)
 
     def save(self, state: TrainState) -> None:
         """Write the averaged prior, unless `evaluate` has chosen one: so that an interrupted
@@ -376,26 +354,21 @@ def train_priors(
     """
     run = Run(path)
     autoencoder = (*run.load(decoder=None), run.digest)
-    trainers = dict[Levels, Trainer[CodeBatch]]()
-    outcomes = dict[Levels, Outcome]()
-    for levels, config in configs.items():
-        task = PriorTask(path, levels, config, autoencoder)
-        trainers[levels] = Trainer(task, resume=resume, callbacks=callbacks, say=say)
+    outcomes = {}
+    tasks = [PriorTask(path, levels, config, autoencoder) for levels, config in configs.items()]
+    trainers = [Trainer(task, resume=resume, callbacks=callbacks, say=say) for task in tasks]
     with ExitStack() as locks:
-        for trainer in trainers.values():
-            locks.enter_context(distributed.lock_on_rank_zero(trainer.task.run.path))
-        for trainer in trainers.values():
+        for task in tasks:
+            locks.enter_context(distributed.lock_on_rank_zero(task.run.path))
+        for trainer in trainers:
             trainer.check()
-        next(iter(trainers.values())).task.open(
-            say
-        )  # reports bad data before a configuration is written
-        for trainer in (
-            trainers.values()
-        ):  # so that a later --resume knows the options of priors that have not begun
-            distributed.on_rank_zero(partial(trainer.task.run.prepare, trainer.task.config))
-        for levels, trainer in trainers.items():
-            outcomes[levels] = trainer.train()
-            if outcomes[levels].signal is not None:
+        tasks[0].open(say)  # reports bad data before a configuration is written
+        # so that a later --resume knows the options of priors that have not begun
+        for task in tasks:
+            distributed.on_rank_zero(partial(task.run.prepare, task.config))
+        for task, trainer in zip(tasks, trainers, strict=True):
+            outcomes[task.levels] = outcome = trainer.train()
+            if outcome.signal is not None:
                 break
     return outcomes
 

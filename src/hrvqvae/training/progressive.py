@@ -3,8 +3,6 @@
 It begins as a copy of the autoencoder's decoder behind a refiner that is the identity.
 """
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 
@@ -24,21 +22,21 @@ from hrvqvae.models.distortion import Report
 from hrvqvae.models.objective import MODEL, Metrics
 from hrvqvae.training.autoencoder import ImageTask
 from hrvqvae.training.state import TrainState, copy_weights
-from hrvqvae.training.trainer import Say
 from hrvqvae.utils.errors import InputError
+from hrvqvae.utils.progress import Say
 
 
 class ProgressiveTask(ImageTask):
     """Train a progressive decoder: the images of a batch are decoded from the prefixes of the
     levels in turn.
 
-    The error of each prefix is divided by its value, so that all prefixes weigh the same: this
-    raises their mean PSNR. Raises InputError if the run folder `path` has no trained autoencoder,
-    or it has no prefixes.
+    The gradient is that of the sum of the logarithms of the prefixes' errors, so that all prefixes
+    weigh the same: this raises their mean PSNR. Raises InputError if the run folder `path` has no
+    trained autoencoder, or its autoencoder has no prefixes.
     """
 
     name_suffix = ", prefixes"
-    kind = PROGRESSIVE  # of the decoder, in `checkpoints.run.DECODERS`
+    kind = PROGRESSIVE  # the decoder's folder in the run, and the kind in its weights file
     command = "train-progressive"
 
     def __init__(self, path: str | Path, config: Config) -> None:
@@ -61,52 +59,49 @@ class ProgressiveTask(ImageTask):
         return build_progressive_decoder(self.model, self.config)
 
     def init_from(self, model: nn.Module) -> str:
-        name = self.training.init_from
-        decoder = Run(name).decoders[self.kind]
-        if not decoder.file.is_file():
-            raise InputError(
-                f"{decoder.path} has no model; train it: hrvqvae {self.command} {shlex.quote(name)}"
-            )
-        copy_weights(model, decoder.read()[0], str(decoder.path))
-        return f"beginning with the decoder in {decoder.path}"
+        run = self.training.init_from
+        source = Run(run).decoders[self.kind]
+        if not source.file.is_file():
+            command = f"hrvqvae {self.command} {shlex.quote(run)}"
+            raise InputError(f"{source.path} has no model; train it: {command}")
+        copy_weights(model, source.read()[0], str(source.path))
+        return f"beginning with the decoder in {source.path}"
 
     def step(self, state: TrainState, batch: Batch) -> Metrics:
         decoder = state.model
         assert isinstance(decoder, ProgressiveDecoder)
-        self.model.use_progressive_decoder(decoder)
+        self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
         prefixes = self.model.prefixes[:-1]
-        part = distributed.rank_slice()
-        first = part.of(len(images) * part.count).start  # position in the batch of all processes
-        assigned = (
-            torch.arange(first, first + len(images), device=images.device) + state.step
-        ) % len(prefixes)
+
+        # Assign prefixes by the positions in the batch, of which all processes have equal shares.
+        count = len(images)
+        indices = torch.arange(count, device=images.device)
+        assigned = (indices + distributed.rank() * count + state.step) % len(prefixes)
         with state.compute.autocast():
             all_latents = self.model.prefix_latents(self.model.encode(placed))
-            latents = all_latents[assigned, torch.arange(len(images), device=images.device)]
+            latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
         chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
         sums = (chosen * errors).sum(1)
         counts = chosen.sum(1).to(errors)
         mean_sums, mean_counts = distributed.all_reduce_mean([sums.detach(), counts])
+
+        # Each loss is 1 in value. Its gradient, averaged over the processes, is that of log(error).
         relative = sums / mean_sums.clamp(min=1e-12)
         losses = {
             f"relative_{levels}": loss for levels, loss in zip(prefixes, relative, strict=True)
         }
         norm = state.minimize({MODEL: losses})["gradient_norm"]
         state.averaged.update_parameters(decoder)
-        errors_of_prefixes = mean_sums / mean_counts
-        batch_size = len(images) * part.count
-        present = {
-            (position + state.step) % len(prefixes)
-            for position in range(min(len(prefixes), batch_size))
-        }
-        reconstruction = {
-            f"reconstruction_{prefixes[index]}": errors_of_prefixes[index]
-            for index in sorted(present)
-        }
+
+        # log the errors of the assigned prefixes; `counts` would be waited for on a GPU
+        total = min(len(prefixes), count * distributed.world_size())
+        present = sorted((position + state.step) % len(prefixes) for position in range(total))
+        means = mean_sums / mean_counts
+        reconstruction = {f"reconstruction_{prefixes[index]}": means[index] for index in present}
         return {**reconstruction, "loss": sum(reconstruction.values()), "gradient_norm": norm}
 
     def averaged_model(self, state: TrainState) -> Autoencoder:
@@ -120,11 +115,5 @@ class ProgressiveTask(ImageTask):
 
     def save(self, state: TrainState) -> None:
         weights = state.averaged.module.state_dict()
-        save_model(
-            self.run.model,
-            self.config,
-            weights,
-            state.step,
-            self.kind,
-            autoencoder=self.autoencoder_digest,
-        )
+        made_for = {"autoencoder": self.autoencoder_digest}
+        save_model(self.run.model, self.config, weights, state.step, self.kind, **made_for)

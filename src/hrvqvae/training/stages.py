@@ -3,10 +3,9 @@
 Processes that torchrun restarted always resume, also with `resume=False`.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,15 @@ from hrvqvae.training.drawing import draw_training
 from hrvqvae.training.generation import GenerationTask, resolve_generation
 from hrvqvae.training.prior import PriorTask, resolve_priors, train_priors
 from hrvqvae.training.progressive import ProgressiveTask
-from hrvqvae.training.trainer import Outcome, Say, Task, Trainer
+from hrvqvae.training.trainer import Outcome, Task, Trainer
 from hrvqvae.utils import progress
 from hrvqvae.utils.errors import InputError, expand_home
+from hrvqvae.utils.progress import Say
 
 _DECODER_TASKS = {PROGRESSIVE: ProgressiveTask, GENERATION: GenerationTask}
 _REFRESH_MARK = ".refreshing"  # a file in a network's folder, which marks an unfinished refresh
-_SHORT_NAMES = (
-    "max_steps",
-    "max_minutes",
-    "seed",
-    "device",
-    "init_from",
-)  # fields named without their section
+# fields named without their section
+_SHORT_NAMES = ("max_steps", "max_minutes", "seed", "device", "init_from")
 Fields = Mapping[str, Any]
 """Fields of a configuration by dotted name: plain values, or texts as on the command line."""
 
@@ -67,10 +62,10 @@ def collect_fields(
             " test"
         )
     fields |= {} if data is None else {"data.root": data}
-    paths = {
-        name: fields[name] for name in ("data.root", "prior.codes") if fields.get(name) is not None
-    }
-    return fields | {name: str(expand_home(path).absolute()) for name, path in paths.items()}
+    for name in ("data.root", "prior.codes"):
+        if fields.get(name) is not None:
+            fields[name] = str(expand_home(fields[name]).absolute())
+    return fields
 
 
 def choose_run_folder(preset: str, out: str | Path | None) -> RunFolder:
@@ -88,16 +83,15 @@ def train_autoencoder(
 
     Raises InputError if a value is bad or there is nothing to resume, and as `Trainer.train`.
     """
-    was_used = (
-        run.path / ".lock"
-    ).is_file() or run.config.is_file()  # the lock is the first file of a run
+    was_locked = (run.path / ".lock").is_file()  # the lock is the first file of a run
+    has_config = run.config.is_file()
     is_empty = run.path.is_dir() and not any(run.path.iterdir())  # killed before the first file
-    if resume and not (was_used or is_empty):
+    if resume and not (was_locked or has_config or is_empty):
         raise InputError(
             f"{run.path} holds no run to resume: correct the name, or leave out --resume to begin"
             " a run"
         )
-    if run.config.is_file() and not (run.path / ".lock").is_file() and not run.begun():
+    if has_config and not was_locked and not run.begun():
         raise InputError(f"{run.config} exists, but there is no run; choose another --out")
     resume = resume or is_restarted(run.belongs_to_this_job)
 
@@ -118,14 +112,14 @@ def train_missing_priors(
     `train_priors`.
     """
 
-    def resolve(resume: bool) -> dict[Levels, Config]:
-        return resolve_priors(run, level, fields, resume=resume)
+    resolve = partial(resolve_priors, run, level, fields)
 
     def belongs_to_this_job() -> bool:
-        return any(prior_folder(run, *levels).belongs_to_this_job() for levels in resolve(False))
+        folders = (prior_folder(run, *levels) for levels in resolve(resume=False))
+        return any(folder.belongs_to_this_job() for folder in folders)
 
     resume = resume or is_restarted(belongs_to_this_job)
-    configs = distributed.on_rank_zero(lambda: resolve(resume))
+    configs = distributed.on_rank_zero(partial(resolve, resume=resume))
     return train_priors(run, configs, resume=resume, callbacks=[draw_training])
 
 
@@ -141,10 +135,10 @@ def train_decoder(run: str | Path, kind: str, fields: Fields, *, resume: bool = 
         stored = Run(run).folder_config
         require_trainable(run)
         begun_config = folder.read_config() if resume and folder.config.is_file() else None
-        if kind == PROGRESSIVE:
-            return stage_config("progressive", stored, fields, begun_config)
-        config = stage_config("generation", stored, fields, begun_config)
-        return config if begun_config else resolve_generation(Run(run), config)
+        section = "progressive" if kind == PROGRESSIVE else kind
+        config = stage_config(section, stored, fields, begun_config)
+        is_resolved = begun_config is not None or kind == PROGRESSIVE
+        return config if is_resolved else resolve_generation(Run(run), config)
 
     config = distributed.on_rank_zero(resolve)
     task = _DECODER_TASKS[kind](run, config)
@@ -167,14 +161,12 @@ def refresh(name: str, root: str | None = None, *, say: Say = progress.say) -> i
             continue
         config = network.config.with_root(root)
         distributed.on_rank_zero(mark.touch)
-        task: Task[Any]
+        task: Task
         if network.levels is None:
             task = _DECODER_TASKS[network.kind](name, config)
         else:
             task = PriorTask(name, network.levels, config, (*run.load(decoder=None), run.digest))
-        outcome = Trainer[Any](
-            task, resume=True, renew=True, callbacks=[draw_training], say=say
-        ).train()
+        outcome = Trainer(task, resume=True, renew=True, callbacks=[draw_training], say=say).train()
         if outcome.signal is not None:
             return outcome.signal
         distributed.on_rank_zero(mark.unlink)

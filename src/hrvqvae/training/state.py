@@ -39,10 +39,9 @@ def count_parameters(model: nn.Module) -> int:
     """Count the trained values of a model: parameters, and codewords that follow moving
     averages.
     """
-    codewords = (
-        buffer for name, buffer in model.named_buffers() if name.rsplit(".", 1)[-1] == "codewords"
-    )
-    return sum(values.numel() for values in (*model.parameters(), *codewords))
+    buffers = model.named_buffers()
+    codewords = (tensor for name, tensor in buffers if f".{name}".endswith(".codewords"))
+    return sum(tensor.numel() for tensor in (*model.parameters(), *codewords))
 
 
 def copy_weights(
@@ -55,10 +54,9 @@ def copy_weights(
     """
     copied = {name: tensor for name, tensor in weights.items() if name not in skipped}
     current = model.state_dict()
-    for name in sorted({*current, *copied} - set(skipped)):
+    for name in sorted({*current, *copied} - {*skipped}):
         expected, actual = (
-            str(list(state[name].shape)) if name in state else "absent"
-            for state in (current, copied)
+            list(state[name].shape) if name in state else "absent" for state in (current, copied)
         )
         if expected != actual:
             shapes = f"{name} is {actual} there, {expected} here"
@@ -87,9 +85,8 @@ _NO_LIMIT = Budget()
 
 def make_budget(config: TrainingConfig, samples: int) -> Budget:
     """Return the budget of a configuration; an epoch has `samples` samples."""
-    limits = [config.max_steps] if config.max_steps else []
-    if config.epochs:
-        limits.append(max(1, samples * config.epochs // config.batch_size))
+    steps_of_epochs = max(1, samples * config.epochs // config.batch_size) if config.epochs else 0
+    limits = [limit for limit in (config.max_steps, steps_of_epochs) if limit]
     return Budget(min(limits, default=None), config.max_minutes * 60 or None)
 
 
@@ -175,8 +172,9 @@ class TrainState:
         if terms.device.type != "cpu":
             on_device = dict(zip(losses, terms, strict=True))
             return {**on_device, "loss": terms.sum(), _NORM: norm}
-        values = dict(zip(losses, terms.tolist(), strict=True))
-        metrics = {**values, "loss": math.fsum(values.values()), _NORM: float(norm)}
+        values = terms.tolist()
+        metrics = dict(zip(losses, values, strict=True))
+        metrics |= {"loss": math.fsum(values), _NORM: float(norm)}
         require_finite(metrics)
         return metrics
 
@@ -206,17 +204,16 @@ class TrainState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the state by their names in a checkpoint."""
-        named = {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        groups = {"averaged": self.averaged.state_dict()}
         for prefix, network in self._prefixed_networks():
-            named |= {
-                f"{prefix}model.{name}": tensor
-                for name, tensor in network.module.state_dict().items()
-            }
-            for index, values in network.optimizer.state_dict()["state"].items():
-                named |= {
-                    f"{prefix}optimizer.{index}.{name}": tensor for name, tensor in values.items()
-                }
-        return named
+            groups[f"{prefix}model"] = network.module.state_dict()
+            for index, moments in network.optimizer.state_dict()["state"].items():
+                groups[f"{prefix}optimizer.{index}"] = moments
+        return {
+            f"{group}.{name}": tensor
+            for group, tensors in groups.items()
+            for name, tensor in tensors.items()
+        }
 
     def meta(self) -> dict[str, Any]:
         """Return the rest of the state, which a checkpoint keeps as plain values."""
@@ -235,7 +232,7 @@ class TrainState:
 
         def select(prefix: str) -> dict[str, Tensor]:
             return {
-                name[len(prefix) :]: tensor
+                name.removeprefix(prefix): tensor
                 for name, tensor in tensors.items()
                 if name.startswith(prefix)
             }

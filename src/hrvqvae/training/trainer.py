@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import FrameType, MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +45,9 @@ from hrvqvae.utils.device import Compute, exact_float32
 from hrvqvae.utils.errors import InputError, NonFiniteError
 from hrvqvae.utils.locks import InUseError, is_locked
 from hrvqvae.utils.outputs import write_atomic
-from hrvqvae.utils.progress import Meter
+from hrvqvae.utils.progress import Meter, Say
 from hrvqvae.utils.quantities import clock, counted
 
-B = TypeVar("B")
-Say = Callable[[str], None]
 _IMAGES = "images.npy"  # a number per training image, see `ImageSet.fingerprints`
 
 
@@ -83,7 +81,7 @@ class Outcome:
     limit: str = ""  #: the limit that ended the training, such as "400 steps"; "" after a signal
 
 
-class Task(ABC, Generic[B]):
+class Task(ABC):
     """The training of one network: its folder, batches, steps, evaluation and model file.
 
     The configuration is written to the folder `run`; `training` is its section for this network.
@@ -103,7 +101,7 @@ class Task(ABC, Generic[B]):
         self.training = training
         self.compute = Compute(training)
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027
         """Raise InputError if the run holds what conflicts with this training. Called in rank 0."""
 
     @abstractmethod
@@ -145,7 +143,7 @@ class Task(ABC, Generic[B]):
         InputError.
         """
 
-    def initialize(self, model: nn.Module) -> None:
+    def initialize(self, model: nn.Module) -> None:  # noqa: B027
         """Initialize parts of an untrained network, such as codebooks, from the data. The network
         is on its device.
         """
@@ -157,11 +155,11 @@ class Task(ABC, Generic[B]):
         return MappingProxyType({})
 
     @abstractmethod
-    def batches(self, first_step: int) -> Generator[B, None, None]:
+    def batches(self, first_step: int) -> Generator[Any, None, None]:
         """Yield this process's share of each batch, from the batch of `first_step` on, forever."""
 
     @abstractmethod
-    def step(self, state: TrainState, batch: B) -> Metrics:
+    def step(self, state: TrainState, batch: Any) -> Metrics:
         """Update the networks and the moving average; return the values to log, by name.
 
         Raises NonFiniteError on a CPU, before a weight is updated. On a GPU the trainer checks the
@@ -177,7 +175,7 @@ class Task(ABC, Generic[B]):
         """Write the model file. Called in rank 0 after each checkpoint. Raises OSError."""
 
 
-class Trainer(Generic[B]):
+class Trainer:
     """Trains a task into its run folder, in one process or in several that train together.
 
     A run resumes from its newest intact checkpoint, and ends with the same weights as an
@@ -192,7 +190,7 @@ class Trainer(Generic[B]):
 
     def __init__(
         self,
-        task: Task[B],
+        task: Task,
         *,
         resume: bool = False,
         renew: bool = False,
@@ -529,7 +527,7 @@ class Trainer(Generic[B]):
         self.saved = (state.step, state.fraction >= 1)
 
     def _evaluate_once(self, state: TrainState) -> None:
-        if not self.log.has_evaluation(state.step):
+        if not self.log.has("evaluation", state.step):
             self._evaluate(state)
 
     def _evaluate(self, state: TrainState) -> None:

@@ -11,8 +11,6 @@ damaged index or a full disk raises an error. So the two methods that read and w
 replaced here.
 """
 
-from __future__ import annotations
-
 import ctypes
 import hashlib
 import inspect

@@ -1,7 +1,5 @@
 """Where and how tensors are computed: device, precision, memory format."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -84,7 +82,7 @@ def exact_float32() -> Iterator[None]:
     matmul = torch.backends.cuda.matmul
     cudnn = torch.backends.cudnn
     convolution = getattr(cudnn, "conv", None)
-    previous = list[tuple[Any, str, Any, Any]]()
+    previous = []
     for name, targets, exact in (
         ("allow_tf32", (matmul, cudnn), False),
         ("fp32_precision", (matmul, convolution), "ieee"),

@@ -14,6 +14,7 @@ from functools import wraps
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -55,39 +56,46 @@ def explain_write_errors(target: object, advice: str = "") -> Iterator[None]:
         ) from error
 
 
-def _is_integer(value: Any) -> bool:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    return is_integer and abs(value) < 2**63
-
-
-def _is_list(value: Any, kind: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(entry, kind) for entry in value)
-
-
-_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "None": (lambda value: value is None, "None"),
-    "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "int": (_is_integer, "a whole number"),
-    "float": (lambda value: isinstance(value, Real), "a number"),
-    "str": (lambda value: isinstance(value, str), "a text"),
-    "Path": (lambda value: isinstance(value, PathLike), "a path"),
-    "bytes": (lambda value: isinstance(value, bytes), "bytes"),
-    "Sequence[int]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of whole numbers"),
-    "Sequence[float]": (lambda value: getattr(value, "ndim", 1) == 1, "a list of numbers"),
-    "Sequence[str]": (lambda value: _is_list(value, str), "a list of texts"),
-    "Sequence[bytes]": (lambda value: _is_list(value, bytes | bytearray), "a list of bytes"),
-    "Grid": (lambda value: _is_list(value, Integral) and len(value) == 2, "height and width"),
-    "Tensor": (lambda value: hasattr(value, "is_floating_point"), "a tensor"),
-    "QuantizerConfig": (lambda value: hasattr(value, "codewords"), "a QuantizerConfig"),
-    "SamplingParams": (lambda value: hasattr(value, "guidance"), "SamplingParams"),
+# annotation -> a type, the type of the entries of a list, or an attribute; and its name in messages
+_KINDS: Mapping[str, tuple[Any, str]] = {
+    "None": (NoneType, "None"),
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "a text"),
+    "Path": (PathLike, "a path"),
+    "bytes": (bytes, "bytes"),
+    "Sequence[int]": ((), "a list of whole numbers"),
+    "Sequence[float]": ((), "a list of numbers"),
+    "Sequence[str]": ((str,), "a list of texts"),
+    "Sequence[bytes]": ((bytes, bytearray), "a list of bytes"),
+    "Grid": ((Integral,), "height and width"),
+    "Tensor": ("is_floating_point", "a tensor"),
+    "QuantizerConfig": ("codewords", "a QuantizerConfig"),
+    "SamplingParams": ("guidance", "SamplingParams"),
 }
+
+
+def _is_of_kind(value: Any, name: str) -> bool:
+    kind, _ = _KINDS[name]
+    if isinstance(kind, str):
+        return hasattr(value, kind)
+    if kind == ():  # numbers, also in an array
+        return getattr(value, "ndim", 1) == 1
+    if isinstance(kind, tuple):
+        is_list = isinstance(value, list | tuple) and (name != "Grid" or len(value) == 2)
+        return is_list and all(isinstance(entry, kind) for entry in value)
+    is_of_type = isinstance(value, kind)
+    if kind is Integral and is_of_type:
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return is_of_type
 
 
 def check_kinds(annotations: Mapping[str, str], values: Mapping[str, object]) -> None:
     """Raise InputError for a value of another type than its annotation, if this has plain types."""
     for name, value in values.items():
         kinds = str(annotations[name]).split(" | ")
-        if {*kinds} <= _KINDS.keys() and not any(_KINDS[kind][0](value) for kind in kinds):
+        if {*kinds} <= _KINDS.keys() and not any(_is_of_kind(value, kind) for kind in kinds):
             require(False, name, value, " or ".join(_KINDS[kind][1] for kind in kinds))
 
 

@@ -2,8 +2,6 @@
 installed hrvqvae.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import cache

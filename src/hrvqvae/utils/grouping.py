@@ -1,11 +1,16 @@
 """Divide items into lists of limited size, so that memory stays limited."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def slices(items: Any, size: int) -> list[Any]:
+    """Return slices of `size` items of a sequence or an array, in order; the last may be
+    shorter.
+    """
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def chunk_by_size(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
@@ -33,6 +38,4 @@ def group_by_size(sizes: Sequence[tuple[Any, ...]], max_pixels: int) -> Iterator
     for index, size in enumerate(sizes):
         by_size.setdefault(size, []).append(index)
     for (height, width, *_), indices in by_size.items():
-        most = max(1, max_pixels // max(1, height * width))
-        for start in range(0, len(indices), most):
-            yield indices[start : start + most]
+        yield from slices(indices, max(1, max_pixels // max(1, height * width)))

@@ -5,8 +5,6 @@ of a folder is on the file FOLDER/.lock, which stays there when nobody holds the
 file X is on .X.lock beside the file, which is removed with the lock.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator

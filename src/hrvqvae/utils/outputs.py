@@ -1,7 +1,5 @@
 """Output files: their names, what they may replace, and writing them whole or not at all."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

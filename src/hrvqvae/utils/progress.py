@@ -31,6 +31,8 @@ _running: list[str] = []  # title of the task that is shown now, if any
 T = TypeVar("T")
 Advance = Callable[[int], None]
 """Called with the number of parts done since the last call."""
+Say = Callable[[str], None]
+"""Prints a message."""
 
 
 def note(line: str) -> None:

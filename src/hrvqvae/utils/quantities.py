@@ -1,7 +1,5 @@
 """Numbers as text for people: counts with nouns, and times; squared errors in decibels."""
 
-from __future__ import annotations
-
 import math
 
 

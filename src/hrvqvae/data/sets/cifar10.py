@@ -4,8 +4,6 @@ A file holds 10,000 records of 3,073 bytes: the label, then the 1,024 pixels in 
     blue, row by row.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 import tempfile

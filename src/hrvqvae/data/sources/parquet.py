@@ -7,8 +7,6 @@ group can only be read as a whole, so each process keeps the last row groups tha
 `WINDOW_BYTES`. It shuffles the images of each window together.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -27,10 +25,9 @@ from hrvqvae.data.images import open_image_file
 from hrvqvae.data.sources import Shard, Source, decode_name, encode_names
 from hrvqvae.utils.errors import DamagedFileError, InputError, one_line
 
-WINDOW_BYTES = (
-    256 * 2**20
-)  # uncompressed size of the row groups that a process keeps, and shuffles together
-_MAX_GROUP_BYTES = 2**31  # pyarrow's arrays of bytes hold less
+# uncompressed size of the row groups that a process keeps, and of those that are shuffled together
+WINDOW_BYTES = 256 * 2**20
+_MAX_GROUP_BYTES = 2**31  # pyarrow's arrays of bytes hold less than this
 # The preferred names first.
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
@@ -89,14 +86,14 @@ class ParquetSource(Source):
         paths are equal.
         """
         paths = list[str]()
-        for file, images in dict.fromkeys(
-            (group.shard.path, group.column) for group in self.groups
-        ):
-            column = f"{images.removesuffix('.bytes')}.path"
+        files = {group.shard.path: group.column for group in self.groups}
+        for file, image_column in files.items():
+            column = f"{image_column.removesuffix('.bytes')}.path"
             with open_parquet(file) as reader:
                 schema = reader.schema
                 if column not in {schema.column(index).path for index in range(len(schema))}:
                     return None
+                # pyarrow returns the struct with this field alone
                 for chunk in reader.read(columns=[column], use_threads=False).column(0).chunks:
                     paths += chunk.field("path").to_pylist()
         named = all(isinstance(path, str) for path in paths) and len(set(paths)) == len(paths)
@@ -120,8 +117,8 @@ class ParquetSource(Source):
             self._cache.move_to_end(index)
         else:
             group = self.groups[index]
-            free = self._max_bytes - group.bytes
-            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) > free:
+            room = self._max_bytes - group.bytes  # for the other groups
+            while self._cache and sum(self.groups[kept].bytes for kept in self._cache) > room:
                 self._cache.popitem(last=False)
             self._cache[index] = _read_group(group)
         encoded = self._cache[index][offset].as_py()
@@ -130,6 +127,9 @@ class ParquetSource(Source):
         return open_image_file(io.BytesIO(encoded))
 
     def content(self, row: int, ending: bool) -> bytes:
+        """Return a digest of all footers, for every image alike: the size of an image is in its row
+        group, which would have to be read.
+        """
         return self._footers
 
     @cached_property
@@ -148,27 +148,27 @@ class ParquetSource(Source):
 
     def order(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         group_of_row = np.searchsorted(self.first_rows, rows, "right") - 1
-        present, counts = np.unique(group_of_row, return_counts=True)
+        present, place_of_row = np.unique(group_of_row, return_inverse=True)
         sizes = np.array([self.groups[index].bytes for index in present])
         if sizes.sum() <= self._max_bytes:
             return super().order(rows, rng)
         windows = np.empty(len(present), np.int64)  # the window of each row group
         window = 0
         filled = 0
-        for index in rng.permutation(len(present)):
-            if filled and filled + sizes[index] > self._max_bytes:
+        for place in rng.permutation(len(present)):
+            if filled and filled + sizes[place] > self._max_bytes:
                 window += 1
                 filled = 0
-            windows[index] = window
-            filled += sizes[index]
-        # `rows` are in ascending order
-        return np.lexsort((rng.random(len(rows)), np.repeat(windows, counts)))
+            windows[place] = window
+            filled += sizes[place]
+        # window by window, and at random within a window
+        return np.lexsort((rng.random(len(rows)), windows[place_of_row]))
 
 
 @contextmanager
 def open_parquet(path: Path, **options: Any) -> Iterator[Any]:
-    """Open a Parquet file with options of pyarrow. Until it closes, all errors but InputError are
-    DamagedFileError.
+    """Open a Parquet file with options of pyarrow. Errors in the body of the `with` are raised as
+    DamagedFileError, except InputError and its kinds.
     """
     import pyarrow.parquet
 
@@ -206,22 +206,23 @@ def _list_groups(file: Any, shard: Shard) -> Iterator[Group]:
     path = shard.path
     rows = file.metadata.num_rows
     file_size = path.stat().st_size
-    if rows > file_size:
+    if rows > file_size:  # a damaged or forged count, which would fill the memory
         raise InputError(f"{path} has {rows:,} rows in {file_size:,} bytes, which are no images")
     column = _find_image_column(file.schema_arrow, path)
     first_row = 0
     for index in range(file.num_row_groups):
-        # With damaged statistics, `group.column` crashes.
-        group = file.metadata.row_group(index)
-        size = group.total_byte_size
-        if group.num_rows:
+        # The size of the whole group: asking the metadata of one column (`metadata.column`) crashes
+        # if its statistics are damaged.
+        metadata = file.metadata.row_group(index)
+        size = metadata.total_byte_size
+        if metadata.num_rows:
             if size >= _MAX_GROUP_BYTES:
                 raise InputError(
                     f"{path}: row group {index} holds {size:,} bytes, {_MAX_GROUP_BYTES:,} or more;"
                     " write it again with row_group_size=1000"
                 )
-            yield Group(shard, index, first_row, group.num_rows, size, column)
-        first_row += group.num_rows
+            yield Group(shard, index, first_row, metadata.num_rows, size, column)
+        first_row += metadata.num_rows
 
 
 def _find_image_column(schema: Any, path: Path) -> str:
@@ -265,7 +266,6 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
     """Return the labels of a file and the names of its classes; the labels are None if any label is
     missing.
     """
-    import pyarrow.parquet
     from pyarrow import types
 
     schema = file.schema_arrow
@@ -279,8 +279,8 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
             f"{path}: column {column} has type {kind}, no numbers or texts; leave it out, or train"
             " with --data.labels false"
         )
-    # Equal texts are held once.
-    with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as reader:
+    # `read_dictionary`: equal texts are held once; numbers are read as they are.
+    with open_parquet(path, read_dictionary=[column]) as reader:
         values = reader.read(columns=[column], use_threads=False).column(0)
     if not types.is_integer(kind):
         if values.null_count:
@@ -294,7 +294,7 @@ def _read_labels(file: Any, path: Path) -> tuple[NDArray[Any] | None, tuple[str,
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[column].get("names") or ()
     labels = None if values.null_count else values.to_numpy()
-    if labels is not None and labels.max(initial=0) >= 2**63:
+    if labels is not None and labels.max(initial=0) >= 2**63:  # more than int64 holds
         raise InputError(
             f"{path}: column {column} has labels of 2^63 or more; use --data.labels false"
         )

@@ -168,10 +168,10 @@ def scan(path: Path, spans: array[int], labels: array[int], names: list[str]) ->
     Raises InputError if the file is cut short, damaged or no uncompressed tar.
     """
     links = list[str]()
-    others = list[str]()
+    others = []
     with path.open("rb") as stream:
         for _, members in groupby(_read_members(path, stream), itemgetter(0)):
-            label_by_extension = dict[str, int]()
+            label_by_extension = {}
             first = len(names)
             for _, extension, member in members:
                 is_image = member.name.lower().endswith(SUFFIXES)
