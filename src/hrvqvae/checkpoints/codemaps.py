@@ -5,8 +5,8 @@ symbols of the level
                  train-labels.npy    (N,) int64
                  train.json          source of the codes, class names, array digests
 
-These are the codes of the images without augmentation. The codes of each augmented copy
-(`data.copies`) have a folder beside `codes`. Codes are extracted again if the model, the data
+These are the codes of the images without augmentation. The codes of each augmented copy (see the
+module `data.copies`) have a folder beside `codes`. Codes are extracted again if the model, the data
 configuration or the images have changed.
 """
 
@@ -39,7 +39,8 @@ from hrvqvae.utils.progress import Say, note, tracked
 
 WriteArrays = Callable[[Sequence[Path]], Sequence[str]]
 """Writes the codes of each level, coarse first, and then the labels to these paths (.npy); returns
-the names of the classes.
+the names of the classes. Codes are prepared in every process and written by rank 0, so preparing
+returns such a function.
 """
 _BATCH_SIZE = 128
 
@@ -64,7 +65,9 @@ class CodeMaps:
 
 
 class CodeRecorder:
-    """Encodes batches of images, and keeps their codes and labels."""
+    """Keeps the codes and labels of batches. A loop iterates over `watch(batches)`, and calls
+    `encode` once per batch.
+    """
 
     def __init__(self, encode: Encode, symbols: Sequence[int]) -> None:
         self._encode = encode
@@ -145,11 +148,10 @@ def load_or_extract(
 
     def extract() -> WriteArrays:
         share = extract_codes(model, config, split, device, distributed.rank_slice(), augment)
-        shares = distributed.gather_object(share)
+        shares = distributed.gather_object((*share.levels, share.labels))
 
         def write_arrays(paths: Sequence[Path]) -> Sequence[str]:
-            by_share = ((*share.levels, share.labels) for share in shares)
-            for path, *arrays in zip(paths, *by_share, strict=True):
+            for path, *arrays in zip(paths, *shares, strict=True):
                 write_array(path, np.concatenate(arrays))
             return share.classes
 

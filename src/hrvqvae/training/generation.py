@@ -37,11 +37,11 @@ def resolve_generation(run: Run, config: Config) -> Config:
     model, stored = run.load()
     require_several_levels(model, stored)
     levels = config.generation.levels or config.prior_levels[0].stop
-    finest = len(config.model.num_symbols) - 1
-    if levels > finest:
+    most = len(config.model.num_symbols) - 1
+    if levels > most:
         raise InputError(
             f"a decoder of samples of {levels} levels is the model's own, since the model has no"
-            f" more: give --generation.levels 1 to {finest}, and draw so many by --levels"
+            f" more: give --generation.levels 1 to {most}, and draw so many by --levels"
         )
     config.generation.check_images(min(config.data.image_size))
     return config.replace(**{"generation.levels": levels, "progressive": stored.progressive})
@@ -50,8 +50,9 @@ def resolve_generation(run: Run, config: Config) -> Config:
 class GenerationTask(ProgressiveTask):
     """Train a decoder of samples with the objective of a VQGAN.
 
-    The codes are those of the images, but some codes of the last level are drawn anew, as a prior
-    errs. The configuration is that of `resolve_generation`. Raises InputError as `ProgressiveTask`.
+    The codes are those of the images, but some codes of the last of these levels are replaced at
+    random, to imitate the errors of a prior. The configuration is that of `resolve_generation`.
+    Raises InputError as `ProgressiveTask`.
     """
 
     name_suffix = ", samples"
@@ -63,10 +64,11 @@ class GenerationTask(ProgressiveTask):
 
     def build(self) -> ProgressiveDecoder:
         decoder = super().build()
+        # begin with the run's progressive decoder, unless its network is another
         model, stored = Run(cast(Path, self.parent_run)).load()
-        first = getattr(model, "progressive_decoder", None)
-        if first is not None and stored.progressive.network == self.config.progressive.network:
-            copy_weights(decoder, first.state_dict(), "the progressive decoder")
+        trained = getattr(model, "progressive_decoder", None)
+        if trained is not None and stored.progressive.network == self.config.progressive.network:
+            copy_weights(decoder, trained.state_dict(), "the progressive decoder")
         return decoder
 
     def build_objective(self) -> Mapping[str, nn.Module]:

@@ -44,9 +44,10 @@ class Sink(Protocol):
 class MetricsLog:
     """metrics.jsonl: one JSON object per line, with kind ("train" or "evaluation") and step.
 
-    Rank 0 writes the file; every process has the records. Records after `first_step`, the
-    checkpoint's, were written by a killed run and are dropped. `window`, which the training state
-    shares, holds the metrics of the steps since the last means.
+    Rank 0 writes the file; every process has the records. `first_step` is the step of the
+    checkpoint (0: a new training). Later records were written by a killed run: the file is written
+    anew without them. `window`, which the training state shares, holds the metrics of the steps
+    since the last means.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class MetricsLog:
             sink.write(record)
 
     def write_means(self, step: int, batch_size: int, broken_images: int = 0) -> Record:
-        """Append and return the means of the metrics since the last means; {} if there are none.
-        The metrics of a step hold `step_seconds`.
+        """Append a record of the steps since the last one, and return its values; {} without steps.
+
+        The values are means, but sums of `restarted`, and images per second in place of the
+        `step_seconds` of each step.
         """
         window = read_metrics(self.window)
         if not window:

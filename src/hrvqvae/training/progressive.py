@@ -27,8 +27,8 @@ from hrvqvae.utils.progress import Say
 
 
 class ProgressiveTask(ImageTask):
-    """Train a progressive decoder: the images of a batch are decoded from the prefixes of the
-    levels in turn.
+    """Train a progressive decoder: image i of step s is decoded from one prefix of the levels,
+    number (i + s) modulo the number of prefixes.
 
     The gradient is that of the sum of the logarithms of the prefixes' errors, so that all prefixes
     weigh the same: this raises their mean PSNR. Raises InputError if the run folder `path` has no
@@ -73,7 +73,7 @@ class ProgressiveTask(ImageTask):
         self.model.use_progressive_decoder(decoder)  # an evaluation left the averaged decoder there
         placed = state.compute.place_images(batch.images)
         images = to_unit_images(placed, self.model.channels)
-        prefixes = self.model.prefixes[:-1]
+        prefixes = self.model.prefixes[:-1]  # all levels have the autoencoder's own decoder
 
         # Assign prefixes by the positions in the batch, of which all processes have equal shares.
         count = len(images)
@@ -84,6 +84,7 @@ class ProgressiveTask(ImageTask):
             latents = all_latents[assigned, indices]
             decoded = self.model.pixels(latents, (images.shape[-2], images.shape[-1]), assigned + 1)
         errors = (decoded.float() - (images * 2 - 1)).square().mean((1, 2, 3))
+        # (prefixes, B)
         chosen = assigned == torch.arange(len(prefixes), device=images.device).unsqueeze(1)
         sums = (chosen * errors).sum(1)
         counts = chosen.sum(1).to(errors)
@@ -97,7 +98,7 @@ class ProgressiveTask(ImageTask):
         norm = state.minimize({MODEL: losses})["gradient_norm"]
         state.averaged.update_parameters(decoder)
 
-        # log the errors of the assigned prefixes; `counts` would be waited for on a GPU
+        # log the errors of the prefixes that images have; `counts` would be waited for on a GPU
         total = min(len(prefixes), count * distributed.world_size())
         present = sorted((position + state.step) % len(prefixes) for position in range(total))
         means = mean_sums / mean_counts
