@@ -132,10 +132,11 @@ def command(
     Args:
         call: Takes the parsed arguments and returns the exit code (None: 0).
         options: The command's arguments, or their names in `COMMON`.
-        fields: Help text for `--section.field VALUE`; "" if the command takes no fields.
+        fields: Example of `--section.field VALUE` for the help; "" if the command takes none.
     """
+    example = f"--section.field VALUE sets any field, such as {fields} (see hrvqvae presets)"
     parser = commands.add_parser(
-        name, help=about, description=about, epilog=fields, allow_abbrev=False
+        name, help=about, description=about, epilog=fields and example, allow_abbrev=False
     )
     arguments = [COMMON[entry] if isinstance(entry, str) else entry for entry in options]
     for names, settings in arguments:

@@ -27,7 +27,8 @@ def _collect_fields(arguments: Arguments, stage: str) -> dict[str, str]:
     for name in ("max_steps", "max_minutes", "seed", "device", "init_from"):
         names[name] = f"{stage}.{name}"
     for option_name, field in names.items():
-        if (value := getattr(arguments, option_name, None)) is not None:
+        value = getattr(arguments, option_name, None)
+        if value is not None:
             set_field(fields, field, str(value), f"--{option_name.replace('_', '-')}")
     for name in {"data.root", "prior.codes"} & fields.keys():
         fields[name] = _absolute(fields[name])
@@ -231,7 +232,6 @@ _TRAINING: tuple[Option, ...] = (
     ),
     flag("--resume", "continue from the newest good checkpoint"),
 )
-_FIELDS = "--section.field VALUE sets any field, such as {} (see hrvqvae presets)"
 
 
 def add(commands: Group) -> None:
@@ -245,7 +245,7 @@ def add(commands: Group) -> None:
         option("--out RUN", "write to the run folder RUN (default: runs/PRESET)", type=Path),
         flag("--print-config", "print the resolved configuration and stop"),
         *_TRAINING,
-        fields=_FIELDS.format("--model.quantizer.codewords 8"),
+        fields="--model.quantizer.codewords 8",
     )
     level = "train the prior of level L only, 1 is the coarsest (default: all)"
     codes = "train from shards of codes (hrvqvae tokenize; default: the images of the run)"
@@ -258,30 +258,25 @@ def add(commands: Group) -> None:
         option("--level L", level, type=int),
         option("--codes SHARDS", codes, type=Path),
         *_TRAINING,
-        fields=_FIELDS.format("--prior.network.hidden_units 128"),
+        fields="--prior.network.hidden_units 128",
     )
-    about = "train a decoder for the first levels of a run, with the least error"
-    fields = "--progressive.network.hidden_units 32"
-    train = partial(_train_decoder, kind="prefixes", section="progressive")
     command(
         commands,
         "train-progressive",
-        about,
-        train,
+        "train a decoder for the first levels of a run, with the least error",
+        partial(_train_decoder, kind="prefixes", section="progressive"),
         "run",
         *_TRAINING,
-        fields=_FIELDS.format(fields),
+        fields="--progressive.network.hidden_units 32",
     )
-    about = "train the decoder of samples of a run, which draws them sharp"
-    train = partial(_train_decoder, kind="generation", section="generation")
     command(
         commands,
         "train-decoder",
-        about,
-        train,
+        "train the decoder of samples of a run, which draws them sharp",
+        partial(_train_decoder, kind="generation", section="generation"),
         "run",
         *_TRAINING,
-        fields=_FIELDS.format("--generation.levels 4"),
+        fields="--generation.levels 4",
     )
     about = (
         "train again, or fit again, what no longer matches the model of a run, such as its priors"

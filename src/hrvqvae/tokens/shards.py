@@ -11,7 +11,6 @@ OUT/_manifest.json        the plan
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import subprocess
@@ -107,12 +106,10 @@ class Plan:
                 raise InputError(
                     f"{folder} holds {SUFFIX} files, but no {MANIFEST}; choose another folder"
                 )
-            write_atomic(
-                folder / MANIFEST, f"{json.dumps(dataclasses.asdict(self), indent=2)}\n".encode()
-            )
+            write_atomic(folder / MANIFEST, f"{json.dumps(vars(self), indent=2)}\n".encode())
             return
         titles = {"keys": "number of images", "keys_digest": "digest of names and labels"}
-        for name, value in dataclasses.asdict(self).items():
+        for name, value in vars(self).items():
             if (old := getattr(existing, name)) != value:
                 title = titles.get(name, name)
                 raise InputError(
