@@ -1,5 +1,8 @@
 """The Python interface: `Model` encodes, decodes, compresses, samples and completes; `train` and
 `load` return it.
+
+`name_arguments` checks the types of arguments, and lets errors name arguments in place of options.
+`torch_defaults` computes with torch's own defaults, whatever the caller has set.
 """
 
 from __future__ import annotations
@@ -221,7 +224,7 @@ class Model:
     ) -> Callable[[Tensor], Codes]:
         """Return a function that encodes images on the model's device; see `encode`.
 
-        With an effort or a lambda, the error and the bits of the first `levels` count.
+        With an effort or a lambda, the codes minimize the error and the bits of the first `levels`.
         """
         return open_encoder(self.autoencoder, lambda: self.entropy_model, lmbda, levels, effort)
 
@@ -251,6 +254,7 @@ class Model:
             raise InputError(
                 f"codes are {reprlib.repr(codes)}; they must be a tensor (B, H, W) per level"
             ) from error
+        # other integers become int64; the autoencoder refuses floats
         batch = tuple(
             code.long() if torch.can_cast(code.dtype, torch.long) else code for code in batch
         )
@@ -373,9 +377,9 @@ class Model:
             seed: Sample i depends on the seed and on i, not on count.
             guidance: How much samples follow their class; 1 leaves the prior's predictions as they
                 are. A number, or those of the first and of the last position.
-            levels: Number of levels to draw, coarse first. If both guidance and levels are left
-                out, sampling.json in the model's folder gives them. Otherwise they default to 1 and
-                all levels.
+            levels: Number of levels to draw, coarse first. sampling.json in the model's folder has
+                defaults of guidance and levels for calls that give neither. If one is given, the
+                other defaults to guidance 1 or all levels.
             decoder: As in `SamplingParams`.
 
         Raises:
@@ -502,22 +506,22 @@ class Model:
         seed: int = 0,
         params: SamplingParams | None = None,
     ) -> Tensor:
-        """Complete an image (C, size, size): keep the codes of a part of it and draw the rest.
+        """Complete an image (C, Y, X): keep the codes of a part of it and draw the rest.
 
         Codes at the border of the part also depend on a few pixels beyond it. Returns images
-        (count, C, size, size). Raises InputError as `sample`, or if the image does not have the
+        (count, C, Y, X). Raises InputError as `sample`, or if the image does not have the
         training size or `keep` is not valid.
 
         Args:
             keep: "top" or "left" (half of the image), a fraction in (0, 1) of the rows from the
-                top, or a mask (size, size) bool. Codes are drawn in raster order, and do not depend
+                top, or a mask (Y, X) bool. Codes are drawn in raster order, and do not depend
                 on kept codes after them.
         """
         channels = self.autoencoder.channels
         batch = as_images(image, channels, self.config.data.max_pixels)
         if len(batch) != 1:
             raise InputError(f"there are {len(batch)} images; complete takes one")
-        to_unit_images(batch, channels)  # only for its checks
+        to_unit_images(batch, channels)  # only for its checks, before `keep` is looked at
         kept = self.keep_part(batch[0], keep)
         return self.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
 

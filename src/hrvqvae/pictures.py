@@ -191,13 +191,14 @@ def draw_completions(
     class_name: str | None,
     params: SamplingParams | None,
 ) -> tuple[Tensor, float, Tensor]:
-    """Draw completions of an image (C, size, size) uint8 (see `Model.complete`).
+    """Draw completions of an image (C, Y, X) uint8 (see `Model.complete`).
 
     Return the image, grey where no codes are kept; the share of the finest codes that is kept; and
     the completions.
     """
     kept = model.keep_part(image, keep)
     images = model.draw(count, seed=seed, class_name=class_name, params=params, kept=kept).images
+    # for the eye, so the margin of the padding is not regarded
     visible = interpolate(kept.masks[-1][None, None].float(), image.shape[-2:])[0] > 0.5
     return torch.where(visible, image / 255, 0.5), float(kept.masks[-1].float().mean()), images
 

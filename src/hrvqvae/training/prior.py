@@ -52,7 +52,7 @@ class CodeBatch(NamedTuple):
     codes: tuple[Tensor, ...]  # of each level of the prior, (B, H, W) int64
     coarser: tuple[Tensor, ...]  # codeword indices of the coarser levels, (B, H_j, W_j) int64
     label: Tensor | None  # (B,) int64
-    copies: Tensor | None = None  # (B,) int64, labels of the augmented copies
+    copies: Tensor | None = None  # (B,) int64, indices of the augmented copies
 
     def to(self, device: torch.device) -> CodeBatch:
         def move(values: Any) -> Any:
