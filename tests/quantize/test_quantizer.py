@@ -222,8 +222,8 @@ def test_moving_averages_agree_with_the_oracle(config):
 
 
 def test_large_levels_follow_the_same_averages(monkeypatch):
-    """They keep no sums, and move only the codewords that get vectors; files are those of other
-    levels, and a training goes on from them to the bit.
+    """They keep no sums, and move only the codewords that get vectors; they load files with sums,
+    and a training goes on from their own files to the bit.
     """
     z = latents(2, 2, 6)
     small = random_quantizer(TREE).train()
@@ -240,7 +240,9 @@ def test_large_levels_follow_the_same_averages(monkeypatch):
         used = large.codeword_indices(codes)[2]
         moved = (large.levels[2].codewords != before).any(-1).flatten()
         assert set(moved.nonzero().flatten().tolist()) <= set(used.flatten().tolist())
-        assert_close(large.state_dict(), small.state_dict(), atol=1e-5, rtol=1e-4)
+        state = large.state_dict()
+        expected = {name: small.state_dict()[name] for name in state}
+        assert_close(state, expected, atol=1e-5, rtol=1e-4)
         if seed:
             resumed.train()(batch)
             assert same(resumed.state_dict(), large.state_dict())
@@ -333,10 +335,6 @@ def test_fields_of_earlier_versions_are_read_at_their_defaults():
         line = f"model.quantizer.{name} is {value}; only {earlier[name]:g} is left.* 620d44e0"
         with input_error(line):
             TREE.replace(**{name: value})
-    state = random_quantizer(TREE).state_dict()
-    state["codebooks.1.shared"] = torch.zeros(4, DIM)
-    with pytest.raises(RuntimeError, match=r"codebooks.1.shared: trees with `shrinkage` load in"):
-        random_quantizer(TREE).load_state_dict(state)
 
 
 @every_variant

@@ -161,16 +161,15 @@ class Prior(nn.Module, ABC):
             self.copies = nn.Embedding(self.level.copies + 1, hidden, padding_idx=0)
             nn.init.zeros_(self.copies.weight)
 
-    def embed(
+    def compute_base(
         self,
         coarser: Sequence[Tensor],
         label: Tensor | None,
         batch: int,
         copies: Tensor | None = None,
     ) -> Tensor:
-        """Return the summed embeddings (B, C, H, W) of position, class and copy.
-
-        Raises InputError as `Level.check`.
+        """Return the features (B, C, H, W) of position, class, copy and coarser levels: all that
+        does not depend on the codes. Raises InputError as `Level.check`.
         """
         self.level.check(coarser, label, training=self.training)
         positions = self.rows[:, None] + self.columns[None]
@@ -181,7 +180,13 @@ class Prior(nn.Module, ABC):
         if self.copies is not None and copies is not None:
             embedded = self.copies(copies)
             labels = embedded if labels is None else labels + embedded
-        return features if labels is None else features + labels[:, :, None, None]
+        if labels is not None:
+            features = features + labels[:, :, None, None]
+        return features + self.embed_coarser(coarser) if coarser else features
+
+    def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
+        """Return the features (B, C, H, W) of coarser levels, for `compute_base`."""
+        raise NotImplementedError
 
     def fill_missing(self, weights: dict[str, Tensor]) -> list[str]:
         """Change the weights of another prior so that this prior can load them: add what only this

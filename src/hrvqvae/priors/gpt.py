@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, pad
 
 from hrvqvae.priors.base import Level, LogitSteps, Prior
-from hrvqvae.priors.causal import AttentionCache, cheap_dropout, self_attention
+from hrvqvae.priors.causal import AttentionCache, cheap_dropout, pack_linear, self_attention
 from hrvqvae.priors.configs import GPTConfig
 from hrvqvae.utils.quantities import counted
 
@@ -109,9 +109,12 @@ class CachedSteps(LogitSteps):
         hidden = prior.config.hidden_units
         units = prior.config.path_units
 
+        self.layers = pack_linear(prior.layers, rows)
+        self.heads = pack_linear(prior.heads, rows)
+
         # (N, K, B, C): a position at a time, with the bias that `start` leaves out
-        base = prior.compute_base(*self.conditions, rows) + prior.left.bias
-        self.base = base.transpose(0, 1).reshape(height * width, -1, batch, hidden)
+        base = prior.compute_base(*self.conditions, rows).flatten(2) + prior.left.bias[:, None]
+        self.base = base.permute(2, 0, 1).reshape(height * width, -1, batch, hidden)
         self.caches = [
             AttentionCache(rows, hidden, prior.config.heads, height * width, base)
             for _ in prior.layers
@@ -147,7 +150,7 @@ class CachedSteps(LogitSteps):
         features = (self.base[position] + added).flatten(0, 1)
         self.sum = torch.zeros_like(self.sum)
 
-        for layer, cache in zip(prior.layers, self.caches, strict=True):
+        for layer, cache in zip(self.layers, self.caches, strict=True):
             attended = cache.attend(layer.inputs(layer.attention_norm(features)), position)
             features = features + layer.output(attended)
             features = features + layer.narrow(gelu(layer.widen(layer.network_norm(features))))
@@ -165,7 +168,7 @@ class CachedSteps(LogitSteps):
 
     def logits(self, level: int) -> Tensor:
         self._add_codes(level)
-        logits: Tensor = self.prior.heads[level](self.features, self.sum)
+        logits: Tensor = self.heads[level](self.features, self.sum)
         return logits
 
 
@@ -225,27 +228,13 @@ class GPT(Prior):
             parts.append(f"{counted(len(missing), 'further layer')} as the identity")
         return parts
 
-    def compute_base(
-        self,
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        batch: int,
-        copies: Tensor | None = None,
-    ) -> Tensor:
-        """Return the features (B, N, C) of position, class, copy and coarser levels.
-
-        Raises InputError as `Level.check`.
-        """
-        features = self.embed(coarser, label, batch, copies)
-        if coarser:
-            maps = [
-                interpolate(
-                    self.coarser.look_up(level, indices).permute(0, 3, 1, 2), self.level.grid
-                )
-                for level, indices in enumerate(coarser)
-            ]
-            features = features + self.context(torch.stack(maps).sum(0))
-        return features.flatten(2).transpose(1, 2)
+    def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
+        maps = [
+            interpolate(self.coarser.look_up(level, indices).permute(0, 3, 1, 2), self.level.grid)
+            for level, indices in enumerate(coarser)
+        ]
+        features: Tensor = self.context(torch.stack(maps).sum(0))
+        return features
 
     def level_logits(
         self,
@@ -254,7 +243,7 @@ class GPT(Prior):
         label: Tensor | None,
         copies: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        base = self.compute_base(coarser, label, len(codes[0]), copies)
+        base = self.compute_base(coarser, label, len(codes[0]), copies).flatten(2).transpose(1, 2)
         all_indices = enumerate(self.codeword_indices(codes))
         embedded = [self.embeddings.look_up(level, indices) for level, indices in all_indices]
         summed = torch.stack(embedded).sum(0)

@@ -142,24 +142,11 @@ class PixelSNAIL(Prior):
         )
         self.head = nn.Conv2d(hidden, level.symbols, 1)
 
-    def compute_base(
-        self,
-        coarser: Sequence[Tensor],
-        label: Tensor | None,
-        batch: int,
-        copies: Tensor | None = None,
-    ) -> Tensor:
-        """Return features (B, C, H, W) of position, class, copy and coarser levels.
-
-        Raises InputError as `Level.check`.
-        """
-        features = self.embed(coarser, label, batch, copies)
-        if coarser:
-            summed = torch.zeros((), device=features.device)
-            for embedding, indices in zip(self.coarser, coarser, strict=True):
-                embedded = embedding(indices).permute(0, 3, 1, 2)
-                summed = summed + interpolate(embedded, self.level.grid)
-            features = features + self.context(summed)
+    def embed_coarser(self, coarser: Sequence[Tensor]) -> Tensor:
+        summed = torch.zeros((), device=self.rows.device)
+        for embedding, indices in zip(self.coarser, coarser, strict=True):
+            summed = summed + interpolate(embedding(indices).permute(0, 3, 1, 2), self.level.grid)
+        features: Tensor = self.context(summed)
         return features
 
     @property

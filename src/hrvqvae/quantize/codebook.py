@@ -4,9 +4,10 @@ Shapes: a level has num_books codebooks of m codewords of width D. The index of 
 level is book * m + child. N is the number of vectors, K a number of codewords.
 
 Moving averages (docs/method.md): n is `count`, s is `total`, and a codeword is s / n. A codeword
-without vectors stays where it is, since n and s decay alike. So a large level does not keep s: it
-moves each codeword that gets vectors to the new s / n, with s = n * codeword before. On a CPU it
-reads no other codeword. Small levels keep s, and compute as all versions did, to the bit.
+without vectors stays where it is, since n and s decay alike. At every time s = n * codeword, so a
+large level does not keep s: it moves each codeword that gets vectors to the new s / n, and on a CPU
+it reads no other codeword. Small levels keep s, so that their results stay those of earlier
+versions, to the bit.
 """
 
 from __future__ import annotations
@@ -125,18 +126,8 @@ class LevelCodebooks(nn.Module):
         change = (sums - counts[rows] * codewords[rows]).masked_fill(~finite, 0)
         codewords[rows] += change * step
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Save `total` of every level, as all versions do."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.is_ema and self.total is None:
-            destination[f"{prefix}total"] = self.codewords.detach() * self.count.unsqueeze(-1)
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        *_, errors = arguments
-        if f"{prefix}shared" in state_dict:  # of `shrinkage`, which is gone (docs/findings.md)
-            errors.append(
-                f"{prefix}shared: trees with `shrinkage` load in versions up to commit 620d44e0"
-            )
+        """Load; leave out `total` of a large level, which earlier versions saved."""
         if self.total is None:
             state_dict.pop(f"{prefix}total", None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)

@@ -1,4 +1,4 @@
-"""Unique indices of items: free leaves near the items whose leaf is taken.
+"""Unique indices of items: items that share a leaf are matched to different leaves near them.
 
 Items alone in their leaf keep it. All others are matched to free leaves among the nearest few of
 each, so that the sum of squared errors is least (scipy's minimum weight full matching). An item may
@@ -40,33 +40,35 @@ def unique_indices(quantizer: ResidualQuantizer, batches: Callable[[], Iterable[
             f"{len(leaves)} vectors can't have unique indices: there are {num_leaves} leaves"
         )
 
-    # the items that share a leaf, and their vectors, in one row for all equal items
+    # Items that share a leaf, and their vectors, with one row for all equal items. A shared leaf
+    # is free until an item is matched to it.
     _, inverse, counts = torch.unique(leaves, return_inverse=True, return_counts=True)
     shared = counts[inverse] > 1
     taken = leaves[~shared]
-    unplaced = shared.nonzero().flatten()
     vectors = torch.empty(0, quantizer.config.dim, dtype=torch.float32)
     start = 0
     for batch in batches():
         vectors = torch.cat([vectors, batch.cpu()[shared[start : start + len(batch)]]])
         start += len(batch)
-    vectors, row = torch.unique(vectors, dim=0, return_inverse=True)
+    row = torch.zeros_like(leaves)  # of an item's vector
+    vectors, row[shared] = torch.unique(vectors, dim=0, return_inverse=True)
 
+    unplaced = shared.nonzero().flatten()
     count = min(max(_CANDIDATES, quantizer.config.beam), num_leaves)
     while len(unplaced):
-        now = slice(0, max(1, _MAX_EDGES // count))  # items of this round
+        # the items of this round; those after them wait
+        now, later = unplaced.tensor_split([max(1, _MAX_EDGES // count)])
         rows, inverse = torch.unique(row[now], return_inverse=True)
         candidates, costs = _nearest_leaves(quantizer, vectors[rows].to(device), count)
         farthest = costs.amax(1) if count < num_leaves else costs.new_full((len(costs),), torch.inf)
         costs = costs.masked_fill(torch.isin(candidates, taken), torch.inf)
         leaf = _match(candidates[inverse], costs[inverse], farthest[inverse])
 
-        # the others go on, after the items that have waited
+        # items without a leaf go on, after those that have waited
         placed = leaf >= 0
-        leaves[unplaced[now][placed]] = leaf[placed]
+        leaves[now[placed]] = leaf[placed]
         taken = torch.cat([taken, leaf[placed]])
-        unplaced = torch.cat([unplaced[now.stop :], unplaced[now][~placed]])
-        row = torch.cat([row[now.stop :], row[now][~placed]])
+        unplaced = torch.cat([later, now[~placed]])
         count = min(count * 4, num_leaves)
     return torch.stack(torch.unravel_index(leaves, sizes), -1)
 
@@ -96,24 +98,25 @@ def _match(candidates: Tensor, costs: Tensor, farthest: Tensor) -> Tensor:
     item, place = all_costs.isfinite().nonzero(as_tuple=True)
     columns = all_columns[item, place]
     weights = all_costs[item, place]
-    weights += weights.max() + 1e-30  # a weight of zero would be no edge
+    # A weight of zero would be no edge. All matchings have as many edges: a constant changes none.
+    weights += weights.max() + 1e-30
     shape = (count, len(leaves) + count)
     matrix = csr_matrix((weights.numpy(), (item.numpy(), columns.numpy())), shape=shape)
     chosen = torch.from_numpy(min_weight_full_bipartite_matching(matrix)[1].astype(np.int64))
     return torch.cat([leaves, torch.full((count,), -1)])[chosen]
 
 
-def number_of(prefixes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the numbers (...) int64 of prefixes (..., l) among all prefixes of l levels, whose
-    codes are below `sizes`. Raises InputError if there are too many.
+def number_of(codes: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the number (...) int64 of codes (..., l), below `sizes`, in lexicographic order: the
+    inverse of torch.unravel_index. Raises InputError if the numbers are too large.
     """
     if math.prod(sizes) > 2**63:
         raise InputError(
             f"there are {math.prod(sizes)} leaves of {len(sizes)} levels; at most 2^63 can be"
             " numbered"
         )
-    number = prefixes.new_zeros(prefixes.shape[:-1], dtype=torch.long)
-    for code, size in zip(prefixes.unbind(-1), sizes, strict=True):
+    number = codes.new_zeros(codes.shape[:-1], dtype=torch.long)
+    for code, size in zip(codes.unbind(-1), sizes, strict=True):
         number = number * size + code
     return number
 

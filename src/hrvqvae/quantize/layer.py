@@ -128,7 +128,6 @@ class TreeVQ(nn.Module):
             if name in _COUNTERPARTS:
                 hint = f"; it is called {_COUNTERPARTS[name]} here"
             raise InputError(f"TreeVQ has no argument {name}{hint}")
-        require(update in ("ema", "gradient"), "update", update, "'ema' or 'gradient'")
         for name, value in (("start_vectors", start_vectors), ("total_steps", total_steps)):
             require(value is None or value >= 1, name, value, "a whole number from 1")
         sizes = tuple(codewords) if isinstance(codewords, Iterable) else ()
@@ -215,20 +214,18 @@ class TreeVQ(nn.Module):
         quantized = result.latents.to(features.dtype)
         indices = torch.stack(result.codes, -1)
 
-        # back to the shape of the input, with padding where the mask is False
-        if mask is None:
-            quantized = quantized.reshape(inputs.shape)
-            indices = indices.reshape(*positions, indices.shape[-1])
-        else:
-            quantized = torch.zeros_like(inputs).masked_scatter(mask.unsqueeze(-1), quantized)
-            padding = indices.new_full((*positions, indices.shape[-1]), PADDING)
-            indices = padding.masked_scatter(mask.unsqueeze(-1), indices)
-        quantized = quantized.movedim(-1, channel)
-        return (
-            (quantized, indices, loss, level_losses)
-            if return_losses
-            else (quantized, indices, loss)
-        )
+        def restore(values: Tensor, padding: int) -> Tensor:
+            """Return values (N, k) in the shape of the input, with padding where the mask is
+            False.
+            """
+            shape = (*positions, values.shape[1])
+            if mask is None:
+                return values.reshape(shape)
+            return values.new_full(shape, padding).masked_scatter(mask.unsqueeze(-1), values)
+
+        quantized = restore(quantized, 0).movedim(-1, channel)
+        losses = (loss, level_losses) if return_losses else (loss,)
+        return quantized, restore(indices, PADDING), *losses
 
     def _learn(self, vectors: Tensor) -> Quantized:
         """Quantize vectors (N, D) and update the codebooks; fit them first and restart dead

@@ -15,7 +15,7 @@ sums of (r - c)^2, which are accurate far from the origin.
   so that the processor works on several vectors at once.
 * `_search_beam`: one vector after the other, with the residuals of all its branches.
 * `_search_flat`: a single codebook, which is too large for the cache. 128 vectors share one pass
-  over it, in tiles of 4 vectors and 32 codewords, whose distances stay in registers.
+  over it, in blocks of 32 codewords, four vectors at a time, whose distances stay in registers.
 
 **Innermost loops** are in `vectors.py`, as instructions for sixteen floats at once. They take
 addresses. A nearest codeword is found as the least key: an integer of 64 bits with the distance
@@ -27,10 +27,9 @@ clamped, so that it leads to no codebook that is not there, and the sum of the s
 which every loop returns, is not finite. So nothing is checked before.
 
 Every loop searches latents[first:last] (N, D), for one of several threads, and writes `indices`
-(L, N). Codebooks are given by address, so that one compilation fits every number of levels:
-
-    books    (L,), address of each level's codebooks, (num_books, G, W) floats
-    shapes   (L, 3), m, G and num_books of each level
+(L, N). A tree is a table (L, 4), so that one compilation fits every number of levels. A level's row
+has the address of its codebooks (num_books, G, W), m, G, and whether they are linked (1) or there
+is only one (0).
 """
 
 from __future__ import annotations
@@ -57,38 +56,31 @@ Integers = NDArray[np.int64]
 
 ONE_THREAD_UP_TO = 1024  # vectors
 _TOGETHER = 64  # vectors that descend together
-_BLOCK = 128  # vectors that share one pass over a flat codebook
+_CHUNK = 128  # vectors that share one pass over a flat codebook
 _LARGEST_KEY = np.int64(2**63 - 1)
 
 
 @compiled()
 def _search_greedy(
-    latents: Floats,
-    books: Integers,
-    shapes: Integers,
-    width: int,
-    indices: Integers,
-    first: int,
-    last: int,
+    latents: Floats, tree: Integers, width: int, indices: Integers, first: int, last: int
 ) -> float:
     """Take the nearest child at each level; return the sum of the final squared residuals."""
     residual = np.zeros((_TOGETHER, width), np.float32)
-    index = np.empty(_TOGETHER, np.int64)
+    index = np.zeros(_TOGETHER, np.int64)
     row_bytes = 4 * width
     squares = 0.0
     for start in range(first, last, _TOGETHER):
         count = min(_TOGETHER, last - start)
         for i in range(count):
-            index[i] = 0
             for d in range(latents.shape[1]):
                 residual[i, d] = latents[start + i, d]
-        for level in range(len(books)):
-            address = books[level]
-            size = shapes[level, 0]
-            padded_size = shapes[level, 1]
+        for level in range(len(tree)):
+            address = tree[level, 0]
+            size = tree[level, 1]
+            padded_size = tree[level, 2]
             book_bytes = row_bytes * padded_size
-            if shapes[level, 2] == 1:
-                index[:count] = 0
+            if not tree[level, 3]:
+                index[:] = 0
             residual_at = np.int64(residual.ctypes.data)
             for i in range(count):
                 # the nearest child, eight at a time
@@ -102,7 +94,7 @@ def _search_greedy(
                 indices[level, start + i] = index[i]
 
                 # what is left of the vector
-                if level == len(books) - 1:
+                if level == len(tree) - 1:
                     squares += float(np.int32(key >> 32).view(np.float32))
                 else:
                     codeword = codebook + child * row_bytes
@@ -114,30 +106,30 @@ def _search_greedy(
 @compiled()
 def _search_beam(
     latents: Floats,
-    books: Integers,
-    shapes: Integers,
+    tree: Integers,
     width: int,
     indices: Integers,
     beam: int,
-    weight: np.float32,
+    coarse_weight: np.float32,
     first: int,
     last: int,
 ) -> float:
     """Keep the `beam` branches of least cost at each level; return the sum of the final squared
     residuals.
 
-    `weight` is the weight of the coarser levels. Branches before a level are in half `old` of
-    `residual` and `cost`, branches after it in half `new`.
+    Branches before a level are in half `old` of `residual` and `cost`, branches after it in half
+    `new`.
     """
-    num_levels = len(books)
+    num_levels = len(tree)
     residual = np.zeros((2, beam, width), np.float32)
     cost = np.zeros((2, beam), np.float32)
     index = np.zeros((num_levels + 1, beam), np.int64)
     parent = np.zeros((num_levels, beam), np.int64)  # branch before the level
-    distances = np.empty(beam * shapes[:, 1].max(), np.float32)
+    distances = np.empty(beam * tree[:, 2].max(), np.float32)
     keys = np.empty(len(distances), np.int64)
     row_bytes = 4 * width
     residual_at = np.int64(residual.ctypes.data)
+    cost_at = np.int64(cost.ctypes.data)
     distances_at = np.int64(distances.ctypes.data)
     keys_at = np.int64(keys.ctypes.data)
     squares = 0.0
@@ -148,24 +140,23 @@ def _search_beam(
         for d in range(latents.shape[1]):
             residual[0, 0, d] = latents[i, d]
         for level in range(num_levels):
-            address = books[level]
-            size = shapes[level, 0]
-            padded_size = shapes[level, 1]
-            is_linked = shapes[level, 2] > 1
+            address = tree[level, 0]
+            size = tree[level, 1]
+            padded_size = tree[level, 2]
+            linked = tree[level, 3]
             book_bytes = row_bytes * padded_size
             is_finest = level == num_levels - 1
             new = 1 - old
-            old_at = residual_at + old * beam * row_bytes
-            new_at = residual_at + new * beam * row_bytes
 
             # distances and keys of all children of all branches
             for branch in range(count):
-                book = index[level, branch] if is_linked else 0
-                codewords = address + book * book_bytes
-                vector = old_at + branch * row_bytes
+                codewords = address + index[level, branch] * linked * book_bytes
+                number = old * beam + branch
+                vector = residual_at + number * row_bytes
                 for place in range(branch * padded_size, (branch + 1) * padded_size, SIDE_BY_SIDE):
+                    added = cost_at + 4 * number
                     simd.measure_eight(
-                        vector, codewords, width, cost[old, branch], place, distances_at, keys_at
+                        vector, codewords, width, added, place, distances_at, keys_at
                     )
                     codewords += row_bytes * SIDE_BY_SIDE
 
@@ -179,16 +170,17 @@ def _search_beam(
                 keys[place] = _LARGEST_KEY
                 branch = place // padded_size
                 child = min(place - branch * padded_size, size - 1)
-                book = index[level, branch] if is_linked else 0
+                book = index[level, branch] * linked
                 index[level + 1, k] = book * size + child
                 parent[level, k] = branch
                 if is_finest:
                     squares += float(distances[place])
                 else:
-                    cost[new, k] = weight * distances[place] + cost[old, branch]
+                    cost[new, k] = coarse_weight * distances[place] + cost[old, branch]
                     codeword = address + book * book_bytes + child * row_bytes
-                    vector = old_at + branch * row_bytes
-                    simd.subtract(vector, codeword, new_at + k * row_bytes, width)
+                    vector = residual_at + (old * beam + branch) * row_bytes
+                    rest = residual_at + (new * beam + k) * row_bytes
+                    simd.subtract(vector, codeword, rest, width)
             count = kept
             old = new
 
@@ -206,41 +198,37 @@ def _search_flat(
 ) -> float:
     """Write the nearest codewords (N,) of one level; return the sum of the squared residuals.
 
-    `codebook` (K / `COLUMNS`, D, `COLUMNS`) has the codewords of a tile side by side, infinity in
+    `codebook` (K / `COLUMNS`, D, `COLUMNS`) has the codewords of a block side by side, infinity in
     the padding.
     """
     dim = latents.shape[1]
-    vectors = np.zeros((_BLOCK, dim), np.float32)
-    # for each column of the tiles, the least distance so far and the tile that has it
-    least = np.empty((_BLOCK, COLUMNS), np.float32)
-    tiles = np.empty((_BLOCK, COLUMNS), np.int32)
+    vectors = np.zeros((_CHUNK, dim), np.float32)
+    # for each column of the blocks, the least distance so far and the block that has it
+    least = np.empty((_CHUNK, COLUMNS), np.float32)
+    blocks = np.zeros((_CHUNK, COLUMNS), np.int32)
     vectors_at = np.int64(vectors.ctypes.data)
     least_at = np.int64(least.ctypes.data)
-    tiles_at = np.int64(tiles.ctypes.data)
+    blocks_at = np.int64(blocks.ctypes.data)
     squares = 0.0
-    for start in range(first, last, _BLOCK):
-        count = min(_BLOCK, last - start)
-        for i in range(count):
-            for d in range(dim):
-                vectors[i, d] = latents[start + i, d]
-        for i in range(_BLOCK):
-            for column in range(COLUMNS):
-                least[i, column] = np.inf
-                tiles[i, column] = 0
+    for start in range(first, last, _CHUNK):
+        count = min(_CHUNK, last - start)
+        vectors[:count] = latents[start : start + count]
+        least[:] = np.inf
+        blocks[:] = 0
         codewords = np.int64(codebook.ctypes.data)
-        for tile in range(len(codebook)):
+        for block in range(len(codebook)):
             for i in range(0, count, ROWS):
                 vector = vectors_at + 4 * dim * i
                 offset = 4 * COLUMNS * i
                 simd.update_nearest(
-                    vector, codewords, dim, least_at + offset, tiles_at + offset, tile
+                    vector, codewords, dim, least_at + offset, blocks_at + offset, block
                 )
             codewords += 4 * dim * COLUMNS
         for i in range(count):
             key: Any = _LARGEST_KEY
             for column in range(COLUMNS):
                 distance = np.int64(np.float32(least[i, column]).view(np.int32))
-                key = min(key, (distance << 32) + np.int64(tiles[i, column]) * COLUMNS + column)
+                key = min(key, (distance << 32) + np.int64(blocks[i, column]) * COLUMNS + column)
             nearest[start + i] = key & 0xFFFFFFFF
             squares += float(np.int32(key >> 32).view(np.float32))
     return squares
@@ -264,22 +252,20 @@ def search_compiled(
     loop: Callable[[int, int], float]
     if len(codebooks) == 1:
         codewords = _pad_to(codebooks[0][0], 0, COLUMNS, torch.inf)
-        tiles = codewords.view(-1, COLUMNS, codewords.shape[1]).transpose(1, 2).contiguous()
-        one_thread_up_to = max(1, one_thread_up_to // len(tiles))
-        loop = partial(_search_flat, vectors, tiles.numpy(), indices.numpy()[0])
+        blocks = codewords.view(-1, COLUMNS, codewords.shape[1]).mT.contiguous()
+        one_thread_up_to = max(1, one_thread_up_to // len(blocks))
+        loop = partial(_search_flat, vectors, blocks.numpy(), indices.numpy()[0])
     else:
-        wide = [_pad_to(codebook, 2, LANES, 0.0) for codebook in codebooks]
-        padded = [_pad_to(codebook, 1, SIDE_BY_SIDE, torch.inf) for codebook in wide]
-        sizes = [codebook.shape[:2] for codebook in codebooks]
-        shapes = [
-            (size, codebook.shape[1], num_books)
-            for (num_books, size), codebook in zip(sizes, padded, strict=True)
-        ]
-        # `padded` keeps the codebooks at these addresses alive
-        addresses = [codebook.data_ptr() for codebook in padded]
-        width_of_codewords = padded[0].shape[2]
-        tree = (vectors, np.array(addresses), np.array(shapes), width_of_codewords, indices.numpy())
-        beam = min(width, math.prod(size for _, size in sizes[:-1]))
+        rows = []
+        padded = []  # keeps the codebooks at the addresses of the table alive
+        for codebook in codebooks:
+            wide = _pad_to(codebook, 2, LANES, 0.0)
+            padded.append(_pad_to(wide, 1, SIDE_BY_SIDE, torch.inf))
+            num_books, padded_size, padded_dim = padded[-1].shape
+            address = padded[-1].data_ptr()
+            rows.append((address, codebook.shape[1], padded_size, num_books > 1))
+        tree = (vectors, np.array(rows), padded_dim, indices.numpy())
+        beam = min(width, math.prod(codebook.shape[1] for codebook in codebooks[:-1]))
         loop = partial(_search_greedy, *tree)
         if beam > 1:
             loop = partial(_search_beam, *tree, beam, np.float32(coarse_weight))

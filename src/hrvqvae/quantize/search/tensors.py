@@ -1,7 +1,7 @@
 """The search in a few large tensor operations: the specification, and the form for a GPU and for
-graphs.
+traced or compiled graphs.
 
-NaN is not an error here.
+`compiled.py` gives the same indices up to rounding. It raises an error for NaN, this form does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 _CHUNK_VALUES = 2**26  # most values per tensor: 256 MiB
-_DIRECT = 64  # largest single codebook for which differences are computed instead of products
+# codewords of a level's only codebook up to which distances are sums of squared differences
+_DIRECT = 64
 
 
 def search_tensors(
@@ -22,22 +23,22 @@ def search_tensors(
     coarse_weight: float = 0.0,
     leaves: int = 1,
 ) -> Tensor:
-    """Search as `search` does, in chunks of vectors. Several `leaves` of least cost are returned as
-    (L, N, leaves).
+    """Search as `search` does, in chunks of vectors.
+
+    With several `leaves` return (L, N, leaves), those of least cost in ascending order; fewer if
+    the branches have fewer.
     """
-    branches = 1  # before the last level; torch.compile can't trace math.prod
-    for codebook in codebooks[:-1]:
+    branches = 1
+    for codebook in codebooks[:-1]:  # torch.compile can't trace math.prod
         branches *= codebook.shape[1]
     width = min(width, branches)
-    leaves = min(leaves, branches * codebooks[-1].shape[1])
-    coarse_weight = coarse_weight if width > 1 else 0.0  # a single branch has one cost
+    # children of a single branch have the same coarser cost: leave it out, and its rounding
+    coarse_weight = coarse_weight if width > 1 else 0.0
     options = (codebooks, width, coarse_weight, leaves)
     with torch.autocast(latents.device.type, enabled=False):  # no products in bfloat16
         if torch.compiler.is_compiling():
             return _beam(latents, *options)
-        values = max(width * min(book[..., 0].numel(), book[0].numel()) for book in codebooks)
-        direct = max(min(book.shape[1], _DIRECT) for book in codebooks if len(book) == 1)
-        values = max(values, max(direct, width) * latents.shape[1])
+        values = max(_values_per_vector(codebook, width) for codebook in codebooks)
         chunks = torch.split(latents, max(1, _CHUNK_VALUES // values))
         return torch.cat([_beam(chunk, *options) for chunk in chunks], 1)
 
@@ -55,7 +56,7 @@ def _beam(
         is_finest = level == len(codebooks)
 
         # the cost of each child of each branch, (n, w * m)
-        book = index % num_books
+        book = index % num_books  # its own codebook, or the only one
         distance = _distances(residual, codebook, book)
         cost = (distance + coarser_cost).flatten(1)
 
@@ -65,10 +66,10 @@ def _beam(
         index = book.gather(1, parent) * size + kept % size
         indices = [*(coarser.gather(1, parent) for coarser in indices), index]
 
-        # what is left of the vector, and what its branches have cost
+        # what is left of the vector, and its part of the next level's costs
         if not is_finest:
-            cost = (coarse_weight * distance + coarser_cost).flatten(1)
-            coarser_cost = cost.gather(1, kept).unsqueeze(-1)
+            coarse_cost = (coarse_weight * distance + coarser_cost).flatten(1)
+            coarser_cost = coarse_cost.gather(1, kept).unsqueeze(-1)
             codeword = codebook.flatten(0, 1)[index]
             residual = residual.gather(1, parent.unsqueeze(-1).expand_as(codeword)) - codeword
     return torch.stack(indices).squeeze(-1)  # without the dimension of a single leaf
@@ -78,32 +79,43 @@ def _distances(residual: Tensor, codebook: Tensor, book: Tensor) -> Tensor:
     """Return squared distances (n, w, m) of residuals (n, w, D) to the codewords of their books (n,
     w).
 
-    With a single small codebook these are sums of squared differences, and otherwise matrix
-    products. A small level is multiplied whole, so that no codebook is copied per residual.
+    They are sums of squared differences if a single branch meets a single small codebook, otherwise
+    matrix products.
     """
-    if len(codebook) * residual.shape[1] == 1 and codebook.shape[1] <= _DIRECT:
+    num_books, size, dim = codebook.shape
+    is_large = size > _DIRECT
+    if num_books == 1 and residual.shape[1] == 1 and not is_large:
         return (residual.unsqueeze(2) - codebook).square().sum(-1)
-    if (
-        len(codebook) == 1 and codebook.shape[1] > _DIRECT
-    ):  # far from the origin products lose the differences
-        center = codebook.nan_to_num(0.0, 0.0, 0.0).mean(1)
+
+    # far from the origin products lose the differences
+    if num_books == 1 and is_large:
+        center = codebook.nan_to_num(0.0, 0.0, 0.0).mean(1)  # a bad codeword spoils no other
         residual = residual - center
         codebook = codebook - center
+
     squares = codebook.square().sum(-1)  # (books, m)
-    if torch.compiler.is_compiling() or squares.numel() > codebook[0].numel():
+    if torch.compiler.is_compiling() or num_books > dim:  # a copy of the codebook per branch
         products = (codebook[book] @ residual.unsqueeze(-1)).squeeze(-1)
-    else:
+    else:  # less to compute: the products with all codebooks
         products = (residual @ codebook.flatten(0, 1).T).view(*book.shape, *squares.shape)
         products = products.take_along_dim(book[..., None, None], 2).squeeze(2)
     return residual.square().sum(-1, keepdim=True) + squares[book] - 2 * products
 
 
+def _values_per_vector(codebook: Tensor, width: int) -> int:
+    """Return the size per vector of the largest tensor that a level makes."""
+    num_books, size, dim = codebook.shape
+    differences = dim if num_books == 1 and size <= _DIRECT else 0
+    products = width * min(num_books, dim)
+    return max(size * max(differences, products), width * dim)
+
+
 def _least(cost: Tensor, count: int) -> Tensor:
-    """Return the positions (n, count) of the least values of each row (n, k), in order, the first
-    of equals.
+    """Return the positions (n, count) of the least values of each row (n, k), ascending by value;
+    of equals the first, in a graph any.
     """
     if count == 1:
         return cost.argmin(1, keepdim=True)
-    if torch.compiler.is_compiling():  # graphs have no stable sort: any of equals
+    if torch.compiler.is_compiling():  # graphs have no stable sort
         return cost.topk(count, dim=1, largest=False).indices
     return cost.sort(dim=1, stable=True).indices[:, :count]
