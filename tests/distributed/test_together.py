@@ -1,4 +1,4 @@
-"""Two processes train as a single process does, for every system."""
+"""Two and four processes train as a single process does, for every objective."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hrvqvae.checkpoints.folder import RunFolder, prior_folder
+from hrvqvae.checkpoints.folder import RunFolder, prior_folders
 from hrvqvae.config import to_dict
 from hrvqvae.training.loggers import read_records
 from tests.conftest import parametrize, with_training
@@ -19,6 +19,8 @@ from tests.trained_run import tiny_systems
 
 ROOT = Path(__file__).parent.parent.parent
 EVERY = ("hrvqvae", "treevq", "vqvae2", "vqgan", "rqvae")
+SIZES = (2, 4)  # numbers of processes
+every_size = parametrize("size", SIZES)
 STEPS = 8
 
 
@@ -43,27 +45,21 @@ def folder(tmp_path_factory, mnist_root):
         (folder / f"{system}.yaml").write_text(yaml.safe_dump(plain))
     seen = together.train_all(folder, list(EVERY))
     (folder / "seen-1-0.json").write_text(json.dumps(seen))
-    for size in (1, 2):
-        shutil.copytree(folder / "hrvqvae-1", folder / f"priors-{size}")
+    for size in (1, *SIZES):
+        for name in ("priors", "gpt"):
+            shutil.copytree(folder / "hrvqvae-1", folder / f"{name}-{size}")
     together.train_all(folder, [])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-    ]
-    done = subprocess.run(
-        [*command, "tests.distributed.together", str(folder), *EVERY],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    for size in SIZES:
+        done = subprocess.run(
+            [*command, str(size), "-m", "tests.distributed.together", str(folder), *EVERY],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
 
@@ -79,53 +75,58 @@ def logged(run, name, kind="train"):
     ]
 
 
+@every_size
 @parametrize("system", EVERY)
-def test_two_processes_train_as_one_does(folder, system):
-    (alone,), (first, second) = ([each[system] for each in seen(folder, size)] for size in (1, 2))
-    together = [left + right for left, right in zip(first["images"], second["images"], strict=True)]
+def test_several_processes_train_as_one_does(folder, system, size):
+    (alone,), ranks = ([each[system] for each in seen(folder, count)] for count in (1, size))
+    steps = zip(*(each["images"] for each in ranks), strict=True)
+    together = [[image for images in parts for image in images] for parts in steps]
     assert together == alone["images"], "the same images at each step, in the same order"
-    assert first["start"] == second["start"], "the start is the same in both"
-    assert first["end"] == second["end"], "weights, codebooks and moments are the same to the bit"
-    assert first["start"] == alone["start"]
-    losses = [logged(folder / f"{system}-{size}", "loss") for size in (1, 2)]
+    assert len({each["end"] for each in ranks}) == 1, "weights, codebooks and moments, to the bit"
+    assert {each["start"] for each in ranks} == {alone["start"]}
+    runs = [folder / f"{system}-{count}" for count in (1, size)]
+    losses = [logged(run, "loss") for run in runs]
     assert len(losses[0]) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    norms = [logged(folder / f"{system}-{size}", "gradient_norm")[0] for size in (1, 2)]
+    norms = [logged(run, "gradient_norm")[0] for run in runs]
     assert norms[1] == pytest.approx(norms[0], rel=1e-6), "the gradients of one process"
-    restarted = [logged(folder / f"{system}-{size}", "restarted") for size in (1, 2)]
+    restarted = [logged(run, "restarted") for run in runs]
     assert restarted[0] == restarted[1]
     for name in ("mse", "psnr", "ssim"):
-        measures = [logged(folder / f"{system}-{size}", name, "evaluation") for size in (1, 2)]
+        measures = [logged(run, name, "evaluation") for run in runs]
         np.testing.assert_allclose(measures[1], measures[0], rtol=1e-4)
-    assert [logged(folder / f"{system}-{size}", "images", "evaluation") for size in (1, 2)] == [
-        [40]
-    ] * 2
+    assert [logged(run, "images", "evaluation") for run in runs] == [[40]] * 2
 
 
 def test_something_is_revived_on_the_way(folder):
     assert any(sum(logged(folder / f"{system}-1", "restarted")) for system in EVERY)
 
 
-def test_priors_and_the_extraction_of_codes_are_shared_out(folder):
-    one, two = (RunFolder(folder / f"priors-{size}") for size in (1, 2))
-    names = sorted(path.name for path in one.codes.glob("*.npy"))
-    assert names
-    for name in names:
-        assert np.array_equal(np.load(one.codes / name), np.load(two.codes / name)), name
-    for level in range(3):
-        runs = [prior_folder(run.path, level).path for run in (one, two)]
-        for name, kind in (
-            ("loss", "train"),
-            ("bits_per_code", "evaluation"),
-            ("bits_per_image", "evaluation"),
-        ):
-            alone, shared = (logged(run, name, kind) for run in runs)
-            assert alone
-            np.testing.assert_allclose(shared, alone, rtol=1e-5)
+@every_size
+def test_priors_and_the_extraction_of_codes_are_shared_out(folder, size):
+    for network in ("priors", "gpt"):
+        one, several = (RunFolder(folder / f"{network}-{count}") for count in (1, size))
+        names = sorted(path.name for path in one.codes.glob("*.npy"))
+        assert names
+        for name in names:
+            assert np.array_equal(np.load(one.codes / name), np.load(several.codes / name)), name
+        folders = [prior_folders(run.path) for run in (one, several)]
+        assert list(folders[0]) == list(folders[1])
+        for levels in folders[0]:
+            for name, kind in (
+                ("loss", "train"),
+                ("bits_per_code", "evaluation"),
+                ("bits_per_image", "evaluation"),
+            ):
+                alone, shared = (logged(run[levels].path, name, kind) for run in folders)
+                assert alone
+                np.testing.assert_allclose(shared, alone, rtol=1e-5)
 
 
-def test_a_progressive_decoder_is_trained_on_the_same_prefixes(folder):
-    alone, shared = (logged(folder / f"priors-{size}" / "prefixes", "loss") for size in (1, 2))
+@every_size
+@parametrize("name", ["prefixes", "generation"])
+def test_a_decoder_of_prefixes_or_samples_is_trained_as_by_one_process(folder, name, size):
+    alone, shared = (logged(folder / f"priors-{count}" / name, "loss") for count in (1, size))
     assert len(alone) == 5
     np.testing.assert_allclose(shared, alone, rtol=1e-5)
 

@@ -1,8 +1,9 @@
 """A process of a training, started by torchrun or alone: python -m tests.distributed.together
 FOLDER SYSTEM ...
 
-It trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD, then priors and a progressive
-decoder into the run FOLDER/priors-WORLD, and writes what it saw to FOLDER/seen-WORLD-RANK.json.
+It trains each system of FOLDER/SYSTEM.yaml into FOLDER/SYSTEM-WORLD, then priors and the decoders
+of prefixes and of samples into the run FOLDER/priors-WORLD, and a transformer as the prior of
+FOLDER/gpt-WORLD. It writes what it saw to FOLDER/seen-WORLD-RANK.json.
 """
 
 import json
@@ -18,7 +19,7 @@ import torch
 from hrvqvae import distributed
 from hrvqvae.checkpoints.folder import RunFolder
 from hrvqvae.checkpoints.storage import weights_digest
-from hrvqvae.config.parsing import from_file
+from hrvqvae.config.parsing import from_file, override
 from hrvqvae.data.images import BrokenImageError
 from hrvqvae.distributed.launch import process_group
 from hrvqvae.models.objective import MODEL
@@ -28,12 +29,11 @@ from hrvqvae.training.state import TrainState
 from hrvqvae.training.trainer import Trainer
 from hrvqvae.utils.errors import InputError
 from tests.conftest import with_training
-from tests.trained_run import GIVEN, silent, train_autoencoder
+from tests.trained_run import GIVEN, GIVEN_GPT, silent, train_autoencoder
 from tests.training.tasks import Case
 
 Seen = dict[str, Any]
 PRIOR = {
-    **GIVEN,
     "prior.training.batch_size": "12",
     "prior.training.max_steps": "6",
     "prior.network.dropout": "0",
@@ -69,7 +69,9 @@ def watched():
 
 
 def train_all(folder, systems):
-    """Train each system, and then the priors of FOLDER/priors-WORLD, if that run exists."""
+    """Train each system, and then what stands on FOLDER/priors-WORLD and gpt-WORLD, if they
+    exist.
+    """
     size = distributed.world_size()
     results = {}
     for system in systems:
@@ -78,9 +80,13 @@ def train_all(folder, systems):
             train_autoencoder(from_file(folder / f"{system}.yaml"), run)
     run = RunFolder(folder / f"priors-{size}")
     if run.path.is_dir():
-        train_priors(run.path, resolve_priors(run.path, None, PRIOR, resume=False), say=silent)
-        case = Case("progressive", run.path, with_training(run.read_config(), batch_size=12))
-        case.train(max_steps=5, log_every=1)
+        for path, network in ((run.path, GIVEN), (folder / f"gpt-{size}", GIVEN_GPT)):
+            configs = resolve_priors(path, None, network | PRIOR, resume=False)
+            train_priors(path, configs, say=silent)
+        for name in ("progressive", "generation"):
+            case = Case(name, run.path, with_training(run.read_config(), batch_size=12))
+            changes = {"generation.redraw": "0", "generation.training.batch_size": "12"}
+            case.train(config=override(case.config(max_steps=5, log_every=1), changes))
     return results
 
 
@@ -122,16 +128,22 @@ def broken():
     yield
 
 
+def fail_in_each_way(folder, system):
+    config = with_training(from_file(folder / f"{system}.yaml"), checkpoint_every=2)
+    failures = {how: fail(config, folder, 1, how) for how in ("nan", "drift", "broken")}
+    try:
+        train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"))
+    except InputError as error:
+        failures["odd"] = str(error)
+    return failures
+
+
 def main(folder, systems):
     torch.set_num_threads(1)
     with process_group():
         seen = dict(train_all(folder, systems))
-        config = with_training(from_file(folder / f"{systems[0]}.yaml"), checkpoint_every=2)
-        seen["failures"] = {how: fail(config, folder, 1, how) for how in ("nan", "drift", "broken")}
-        try:
-            train_autoencoder(with_training(config, batch_size=13), RunFolder(folder / "odd"))
-        except InputError as error:
-            seen["failures"]["odd"] = str(error)
+        if distributed.world_size() == 2:
+            seen["failures"] = fail_in_each_way(folder, systems[0])
         (folder / f"seen-{distributed.world_size()}-{distributed.rank()}.json").write_text(
             json.dumps(seen)
         )

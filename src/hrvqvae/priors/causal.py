@@ -129,11 +129,11 @@ class _BlockAttention(torch.autograd.Function):
         blocks = (torch.split(tensor, _BLOCK, dim=1) for tensor in (queries, outer[0]))
         for block, gradient, share in zip(*blocks, shares, strict=True):
             stop = share.shape[2]
-            value_gradient[:, :stop].baddbmm_(share.mT, gradient)
+            value_gradient[:, :stop] += share.mT @ gradient  # `baddbmm_` takes one matrix at a time
             inner = gradient @ values[:, :stop].mT
             inner = torch._softmax_backward_data(inner, share, -1, share.dtype)
             query_gradients.append(inner @ keys[:, :stop])
-            key_gradient[:, :stop].baddbmm_(inner.mT, block)
+            key_gradient[:, :stop] += inner.mT @ block
         return torch.cat(query_gradients, dim=1), key_gradient, value_gradient, None
 
 
