@@ -256,8 +256,7 @@ class Resumption:
 
         # files of another call go first, since a further call would take them for files of this one
         for index in missing:
-            if paths[index].is_file():
-                paths[index].unlink()
+            paths[index].unlink(missing_ok=True)
         write_output(self.record, json.dumps({"options": self.call, **details}).encode())
         try:
             yield missing

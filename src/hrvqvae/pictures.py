@@ -115,13 +115,13 @@ def sample(
     model = Model(run)
     shown = min(count, max(1, _SHEET_PIXELS // math.prod(model.config.data.image_size)))
     params = params or SamplingParams(**model.run.sampling_options())
-    if save_dir is None:
-        if shown < count:
-            raise InputError(f"a sheet shows at most {shown:,} samples: take fewer, or --save-dir")
-        images = list(model.draw(count, seed=seed, class_name=class_name, params=params).images)
-    else:
+    if save_dir is not None:
         paths = _write_samples(model, count, out, save_dir, seed, class_name, params, force=force)
         images = [read_image(path) for path in paths[:shown]]
+    elif shown < count:
+        raise InputError(f"a sheet shows at most {shown:,} samples: take fewer, or --save-dir")
+    else:
+        images = [*model.draw(count, seed=seed, class_name=class_name, params=params).images]
     write_image(sheets.draw_grid(images), out)
     if shown < count:
         note(f"{out} shows the first {shown:,} samples")

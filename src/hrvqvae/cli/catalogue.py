@@ -161,19 +161,42 @@ def _doctor(arguments: Arguments) -> int:
 
 def add(commands: Group) -> None:
     """Add presets, runs, data list, data get and doctor."""
-    name = option("name NAME", "show the preset NAME (default: list all)", nargs="?")
-    about = "list the presets, or show the values of a preset with their sources"
-    command(commands, "presets", about, _presets, name, "--json")
-    where = "look below FOLDER (default: runs)"
-    folder = option("folder FOLDER", where, nargs="?", default=Path("runs"), type=Path)
-    about = "list the runs below a folder: step, error, priors, what is stale"
-    command(commands, "runs", about, _runs, folder, "--json")
+    command(
+        commands,
+        "presets",
+        "list the presets, or show the values of a preset with their sources",
+        _presets,
+        option("name NAME", "show the preset NAME (default: list all)", nargs="?"),
+        "--json",
+    )
+    command(
+        commands,
+        "runs",
+        "list the runs below a folder: step, error, priors, what is stale",
+        _runs,
+        option(
+            "folder FOLDER",
+            "look below FOLDER (default: runs)",
+            nargs="?",
+            default=Path("runs"),
+            type=Path,
+        ),
+        "--json",
+    )
 
     actions = group(commands, "data", "list and get data sets, and networks that compare images")
     command(actions, "list", "list data sets and networks, and where they are", _data_list)
-    name = option("name NAME", "data set or network, such as mnist")
-    about = "get a data set into the folder HRVQVAE_DATA (default: the user's cache), or a network"
-    command(actions, "get", about, _data_get, name)
-
-    about = "check this installation: packages, device, folders; exit code 1 if it can't work"
-    command(commands, "doctor", about, _doctor, "--json")
+    command(
+        actions,
+        "get",
+        "get a data set into the folder HRVQVAE_DATA (default: the user's cache), or a network",
+        _data_get,
+        option("name NAME", "data set or network, such as mnist"),
+    )
+    command(
+        commands,
+        "doctor",
+        "check this installation: packages, device, folders; exit code 1 if it can't work",
+        _doctor,
+        "--json",
+    )

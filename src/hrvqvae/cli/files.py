@@ -211,28 +211,47 @@ def add(commands: Group) -> None:
         "--force",
         "--levels",
     )
-    sheet = option("-o --out SHEET.png", "draw the levels of the file to SHEET.png", type=Path)
-    about = "show what a file of codes or a zip of them holds"
-    file = option("file FILE", "X.hrv or X.zip", type=Path)
-    command(commands, "inspect", about, _inspect, file, "--model", sheet, "--force")
-    about = "fit the entropy model of a run, which makes its files smaller"
-    effort = option("--effort X", "train X times as long (default: 1)", type=float, default=1.0)
-    copies = "train on N shifted copies of each image too (default: 0)"
-    shifts = option("--shifts N", copies, type=whole(0), default=0)
-    small = flag(
-        "--small",
-        "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)",
+    command(
+        commands,
+        "inspect",
+        "show what a file of codes or a zip of them holds",
+        _inspect,
+        option("file FILE", "X.hrv or X.zip", type=Path),
+        "--model",
+        option("-o --out SHEET.png", "draw the levels of the file to SHEET.png", type=Path),
+        "--force",
     )
-    options = ("model", "--data", effort, shifts, small, "--device")
-    command(commands, "fit-entropy-model", about, _fit_entropy_model, *options)
-    source = "a folder of images, a list of images (.txt), tars, Parquet or arrays"
+    command(
+        commands,
+        "fit-entropy-model",
+        "fit the entropy model of a run, which makes its files smaller",
+        _fit_entropy_model,
+        "model",
+        "--data",
+        option("--effort X", "train X times as long (default: 1)", type=float, default=1.0),
+        option(
+            "--shifts N",
+            "train on N shifted copies of each image too (default: 0)",
+            type=whole(0),
+            default=0,
+        ),
+        flag(
+            "--small",
+            "limit the entropy model to a few kilobytes per level, for a web page (docs/web.md)",
+        ),
+        "--device",
+    )
     command(
         commands,
         "tokenize",
         "encode many images as Parquet shards of codes; the same command resumes",
         _tokenize,
         "model",
-        option("source SOURCE", source, type=Path),
+        option(
+            "source SOURCE",
+            "a folder of images, a list of images (.txt), tars, Parquet or arrays",
+            type=Path,
+        ),
         option("out OUT", "write the shards to the folder OUT", type=Path),
         option("--shard-size N", "write N images per shard (default: 10,000)", type=whole(1)),
         flag(

@@ -71,35 +71,53 @@ def add(commands: Group) -> None:
         text = f"write to the new folder DIR (default: ./{default})"
         return option("out DIR", text, nargs="?", type=Path)
 
-    text = "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
-    license = option("--license ID", text)
-    about = (
+    license = option(
+        "--license ID", "license in the model card, as the hub spells it, such as mit or cc-by-4.0"
+    )
+    export = command(
+        commands,
+        "export",
         "write the model of a run and its priors as a small folder, as ONNX graphs, or for a web"
-        " page"
+        " page",
+        _export,
+        "run",
+        folder("RUN-exported, RUN-onnx or RUN-web"),
+        license,
+        "--beam",
     )
-    where = folder("RUN-exported, RUN-onnx or RUN-web")
-    export = command(commands, "export", about, _export, "run", where, license, "--beam")
-    forms = export.add_mutually_exclusive_group()
-    text = (
-        "half precision for the autoencoder, 8 bits for the other networks; changes a few codes and"
-        " samples"
-    )
-    forms.add_argument("--compact", action="store_true", help=text)
-    text = "write encoder and decoder as ONNX graphs, and compare their results with the model's"
-    forms.add_argument("--onnx", action="store_true", help=text)
-    text = "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)"
-    forms.add_argument("--web", action="store_true", help=text)
-    export.get_default("options").extend(("compact", "onnx", "web"))
+    forms = {
+        "compact": "half precision for the autoencoder, 8 bits for the other networks; changes a"
+        " few codes and samples",
+        "onnx": "write encoder and decoder as ONNX graphs, and compare their results with the"
+        " model's",
+        "web": "write one file of 8-bit weights for the JavaScript module in web/ (docs/web.md)",
+    }
+    exclusive = export.add_mutually_exclusive_group()
+    for form, text in forms.items():
+        exclusive.add_argument(f"--{form}", action="store_true", help=text)
+    export.get_default("options").extend(forms)
 
     actions = group(commands, "hub", "put models on the hub, and get them from there (docs/hub.md)")
     name = option("name USER/NAME", "repository of the hub")
-    private = flag("--private", "make a new repository private")
     command(
-        actions, "push", "export a run and put it on the hub", _push, "run", name, license, private
+        actions,
+        "push",
+        "export a run and put it on the hub",
+        _push,
+        "run",
+        name,
+        license,
+        flag("--private", "make a new repository private"),
     )
-    revision = option("--revision REV", "get branch, tag or commit REV (default: the newest)")
-    about = "get a model from the hub into a folder"
-    command(actions, "get", about, _get, name, folder("NAME"), revision)
+    command(
+        actions,
+        "get",
+        "get a model from the hub into a folder",
+        _get,
+        name,
+        folder("NAME"),
+        option("--revision REV", "get branch, tag or commit REV (default: the newest)"),
+    )
 
     command(
         commands,

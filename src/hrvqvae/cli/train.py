@@ -247,16 +247,22 @@ def add(commands: Group) -> None:
         *_TRAINING,
         fields="--model.quantizer.codewords 8",
     )
-    level = "train the prior of level L only, 1 is the coarsest (default: all)"
-    codes = "train from shards of codes (hrvqvae tokenize; default: the images of the run)"
     command(
         commands,
         "train-prior",
         "train the priors of a run, which draw new images",
         _train_prior,
         "run",
-        option("--level L", level, type=int),
-        option("--codes SHARDS", codes, type=Path),
+        option(
+            "--level L",
+            "train the prior of level L only, 1 is the coarsest (default: all)",
+            type=int,
+        ),
+        option(
+            "--codes SHARDS",
+            "train from shards of codes (hrvqvae tokenize; default: the images of the run)",
+            type=Path,
+        ),
         *_TRAINING,
         fields="--prior.network.hidden_units 128",
     )
@@ -278,10 +284,14 @@ def add(commands: Group) -> None:
         *_TRAINING,
         fields="--generation.levels 4",
     )
-    about = (
-        "train again, or fit again, what no longer matches the model of a run, such as its priors"
+    command(
+        commands,
+        "refresh",
+        "train again, or fit again, what no longer matches the model of a run, such as its priors",
+        _refresh,
+        "run",
+        "--data",
     )
-    command(commands, "refresh", about, _refresh, "run", "--data")
     command(
         commands,
         "train-classifier",
@@ -292,13 +302,16 @@ def add(commands: Group) -> None:
         _DATA,
         option("--seed S", "of the weights (default: 1)", type=whole(0, 2**31 - 1), default=1),
     )
-    preset = "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)"
     command(
         commands,
         "demo",
         "get MNIST, train, evaluate and draw, in a quarter of an hour",
         _demo,
-        option("--preset", preset, default="treevq-deep/mnist"),
+        option(
+            "--preset",
+            "train PRESET (default: treevq-deep/mnist; the paper's is hrvqvae/mnist)",
+            default="treevq-deep/mnist",
+        ),
         option(
             "--out RUN", "write to the run folder RUN (default: runs/demo)", default="runs/demo"
         ),

@@ -184,39 +184,59 @@ def add(commands: Group) -> None:
         option("--sample-levels K", "draw levels 1 to K only (default: all)", type=int),
     )
     sheet = option("-o --out SHEET.png", "write the picture to SHEET.png", required=True, type=Path)
-    paths = option("images IMAGE", "images of any sizes", nargs="+", type=Path)
-    options = ("run", paths, sheet, "--levels", "--beam", "--lmbda", "--effort", "--force")
     command(
-        commands, "reconstruct", "draw images above their reconstructions", _reconstruct, *options
+        commands,
+        "reconstruct",
+        "draw images above their reconstructions",
+        _reconstruct,
+        "run",
+        option("images IMAGE", "images of any sizes", nargs="+", type=Path),
+        sheet,
+        "--levels",
+        "--beam",
+        "--lmbda",
+        "--effort",
+        "--force",
     )
 
-    guided = (
-        "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
-        " first position to 5 at the last (default: the model's; with --levels, 1)"
-    )
-    label = "draw images of class C, a name or an index (default: any)"
-    prefix = "draw levels 1 to K only (default: the model's; with --guidance, all)"
-    decoder = (
-        "make images with the decoder of train-decoder or of train-progressive (default: the"
-        " model's, else the first if there is one for these levels)"
-    )
-    likeliest = "draw from the likeliest codes with probability P together (default: 1)"
     drawing = (
-        option("--class C", label, dest="class_name"),
+        option(
+            "--class C",
+            "draw images of class C, a name or an index (default: any)",
+            dest="class_name",
+        ),
         option(
             "--temperature T", "below 1, prefer likely codes (default: 1)", type=float, default=1.0
         ),
         option("--top-k K", "draw from the K likeliest codes only (default: all)", type=whole(1)),
-        option("--top-p P", likeliest, type=float, default=1.0),
-        option("--guidance W", guided, type=parse_guidance),
-        option("--levels K", prefix, type=int),
-        option("--decoder", decoder, choices=("generation", "progressive")),
+        option(
+            "--top-p P",
+            "draw from the likeliest codes with probability P together (default: 1)",
+            type=float,
+            default=1.0,
+        ),
+        option(
+            "--guidance W",
+            "above 1, draw images more typical of their class; 1: no guidance; 1,5: from 1 at the"
+            " first position to 5 at the last (default: the model's; with --levels, 1)",
+            type=parse_guidance,
+        ),
+        option(
+            "--levels K",
+            "draw levels 1 to K only (default: the model's; with --guidance, all)",
+            type=int,
+        ),
+        option(
+            "--decoder",
+            "make images with the decoder of train-decoder or of train-progressive (default: the"
+            " model's, else the first if there is one for these levels)",
+            choices=("generation", "progressive"),
+        ),
         option("--seed S", "draw the images of seed S (default: 0)", type=int, default=0),
         sheet,
         "--force",
     )
     count = {"dest": "count", "type": whole(1)}
-    each = "write each image to DIR as well, as PNG named by class and number"
     command(
         commands,
         "sample",
@@ -225,11 +245,11 @@ def add(commands: Group) -> None:
         "run",
         option("-n N", "draw N images (default: 64)", default=64, **count),
         *drawing,
-        option("--save-dir DIR", each, type=Path),
-    )
-    kept = (
-        "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
-        " (default: top)"
+        option(
+            "--save-dir DIR",
+            "write each image to DIR as well, as PNG named by class and number",
+            type=Path,
+        ),
     )
     command(
         commands,
@@ -238,7 +258,12 @@ def add(commands: Group) -> None:
         _complete,
         "run",
         option("image IMAGE", "image, cropped and resized as in training", type=Path),
-        option("--keep PART", kept, default="top"),
+        option(
+            "--keep PART",
+            "keep top, left, a fraction of the rows such as 0.3, or the white part of an image file"
+            " (default: top)",
+            default="top",
+        ),
         option("-n N", "draw N completions (default: 8)", default=8, **count),
         *drawing,
     )
