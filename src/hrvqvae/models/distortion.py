@@ -26,16 +26,14 @@ from hrvqvae.utils.quantities import psnr
 class LevelReport:
     """Error and codeword usage of a level."""
 
-    codewords: int  #: K_l, number of codewords of the level
+    codewords: int  #: number of codewords of the level
     used: int  #: number of codewords chosen at least once on the split
     usage: float  #: share of the codewords that are used
-    perplexity: float  #: effective number of codewords, exp of the entropy of the choices; 1 to K_l
-    mse: (
-        float | None
-        #: error of images decoded from the levels up to this level; None if they can't be decoded
-        #: alone
-    )
-    counts: Tensor = field(repr=False)  #: (K_l,) int64, how often each codeword was chosen
+    #: effective number of codewords, exp of the entropy of the choices; 1 to `codewords`
+    perplexity: float
+    #: error of images decoded from the levels up to this one; None if they can't be decoded alone
+    mse: float | None
+    counts: Tensor = field(repr=False)  #: (codewords,) int64, how often each was chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +45,8 @@ class Report:
     images: int  #: number of images
     mse: float  #: mean squared error of pixel values in [0, 1]
     psnr: float  #: peak signal-to-noise ratio of that error, in dB
-    ssim: (
-        float | None
-    )  #: mean structural similarity; None for images of fewer than 11 pixels per side
+    #: mean structural similarity; None for images of fewer than 11 pixels per side
+    ssim: float | None
     bits_per_image: float  #: bits of the codes, without entropy coding
     compression_ratio: float  #: bits of the 8-bit pixels per bit of the codes
     levels: tuple[LevelReport, ...]
@@ -120,8 +117,10 @@ def evaluate(
     )
     if not images:
         raise InputError(f"no image of the {split} split could be read")
-    mse = {levels: error / prefix_values for levels, error in zip(errors, summed, strict=True)}
-    mse[model.prefixes[-1]] = total = summed[-1] / values
+    *prefix_errors, error = summed
+    total = error / values
+    mse_of_prefixes = [*(error / prefix_values for error in prefix_errors), total]
+    mse = dict(zip(model.prefixes, mse_of_prefixes, strict=True))
     reports = tuple(
         LevelReport(
             codewords=size,

@@ -27,7 +27,7 @@ from hrvqvae.models.single_grid import SingleGridAutoencoder
 DISCRIMINATOR = "discriminator"
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class SyncedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization with the statistics of all processes. torch's SyncBatchNorm does not run
     on a CPU.
     """
@@ -74,7 +74,7 @@ class PatchDiscriminator(nn.Sequential):
             stride = 2 if layer < layers else 1
             modules += [
                 nn.Conv2d(width, next_width, 4, stride=stride, padding=1, bias=False),
-                BatchNorm2d(next_width),
+                SyncedBatchNorm2d(next_width),
             ]
             modules += [nn.LeakyReLU(0.2)]
             width = next_width
@@ -108,12 +108,13 @@ def compute_adaptive_weight(
 
 def fix_gradient(loss: Tensor, at: Tensor) -> Tensor:
     """Compute the gradient of a scalar loss with respect to `at`, and return the loss with this
-    fixed gradient.
+    fixed gradient, and with no other: none of the parameters of the loss's network.
 
     The adaptive weight and the update both differentiate the loss. With the fixed gradient, the
     loss's network runs backward only once.
     """
     (gradient,) = torch.autograd.grad(loss, at)
+    # at - at.detach() is zero, and has the gradient one
     return loss.detach() + (gradient * (at - at.detach())).sum()
 
 
@@ -167,19 +168,19 @@ class AdversarialObjective(Objective):
             step: Number of earlier steps; the discriminator joins at `adversarial_start`.
         """
         losses = dict(losses)
-        reconstruction = losses["reconstruction"]
+        image_loss = losses["reconstruction"]
         if self.distance is not None:
             distance = self.distance(real, fake).float()
             perceptual = fix_gradient(self.settings.perceptual_weight * distance, fake)
             losses[f"perceptual ({self.distance.name})"] = perceptual
-            reconstruction = reconstruction + perceptual
+            image_loss = image_loss + perceptual
         if step < self.settings.adversarial_start:
             return {MODEL: losses}, {}
 
         # the network makes the discriminator take its images for real
         self.discriminator.train()
         adversarial = fix_gradient(-self._score(fake).mean(), fake)
-        weight = compute_adaptive_weight(reconstruction, adversarial, last_layer)
+        weight = compute_adaptive_weight(image_loss, adversarial, last_layer)
         losses["adversarial"] = self.settings.adversarial_weight * weight * adversarial
 
         # the discriminator tells them apart

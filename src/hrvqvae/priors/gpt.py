@@ -122,7 +122,7 @@ class CachedSteps(LogitSteps):
 
         # the sums of the embeddings of all levels at earlier positions, with a margin above, left
         # and right; and the sum at `place`, of the levels that are drawn so far
-        self.sums = base.new_zeros(batch, height + 1, width + 2, units)
+        self.sum_map = base.new_zeros(batch, height + 1, width + 2, units)
         self.sum = base.new_zeros(batch, units)
         self.above_weight = prior.above.weight.permute(2, 3, 1, 0).flatten(0, 2)
         self.indices = torch.zeros_like(codes[0][:, 0, 0])
@@ -136,19 +136,19 @@ class CachedSteps(LogitSteps):
         if position:
             self._add_codes(len(self.codes))
             last_row, last_column = self.place
-            self.sums[:, last_row + 1, last_column + 1] = self.sum
+            self.sum_map[:, last_row + 1, last_column + 1] = self.sum
         super().start(row, column)
         self.next_level = 0
 
         # the inputs: the position before, and the three upper neighbours of a whole row at once;
         # windows (B, W, 3 * E) of the row above, which the margin has moved to `row`
         if column == 0:
-            windows = self.sums[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
+            windows = self.sum_map[:, row].unfold(1, 3, 1).transpose(2, 3).flatten(2)
             self.above = windows @ self.above_weight
-        # `sum` is still that of the position before
-        added = torch.addmm(self.above[:, column], self.sum, prior.left.weight.T)
+        previous_sum = self.sum
+        self.sum = torch.zeros_like(previous_sum)
+        added = torch.addmm(self.above[:, column], previous_sum, prior.left.weight.T)
         features = (self.base[position] + added).flatten(0, 1)
-        self.sum = torch.zeros_like(self.sum)
 
         for layer, cache in zip(self.layers, self.caches, strict=True):
             attended = cache.attend(layer.inputs(layer.attention_norm(features)), position)

@@ -130,13 +130,14 @@ def weigh_positions(guidance: Guidance, grid: Grid) -> Tensor:
 def expand_labels(
     level: Level, label: Tensor | None, guidance: Guidance
 ) -> tuple[Tensor | None, Tensor]:
-    """Return the labels that guidance needs for a batch with labels (B,), and the weights that mix
+    """Return the labels that guidance needs for a batch with labels (B,), and the factors that mix
     the logits.
 
-    The mixed logits are u + w (c - u), with c for the class and u for "no class". So the network
+    The mixed logits are w c + (1 - w) u, with c for the class and u for "no class". So the network
     takes K * B inputs: the whole batch with the class labels, then the whole batch with "no class".
-    Inputs whose weight is 0 at every position are left out. Labels are (K * B,) int64, None if the
-    prior has no classes; weights (H, W, K) float32 of sum 1.
+    Inputs whose factor is 0 at every position are left out. Labels are (K * B,) int64, None if the
+    prior has no classes; factors (H, W, K) float32 of sum 1. A prior without "no class" is not
+    guided (`SamplingParams.check`): w is 1.
     """
     device = None if label is None else label.device
     weights = weigh_positions(guidance, level.grid)

@@ -118,7 +118,7 @@ class LevelCodebooks(nn.Module):
         if self.total is not None:
             total = self.total.flatten(0, 1)
             total.lerp_(torch.where(finite, sums, total), new)
-            codewords.copy_(vq.moving_average_codewords(count[:, 0], total, codewords))
+            codewords.copy_(vq.means_or_kept(count[:, 0], total, codewords))
             return
 
         # s / n = c + (1 - decay) * (sums - counts * c) / n, with c before and n after the batch

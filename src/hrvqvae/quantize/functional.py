@@ -15,7 +15,7 @@ _ROUNDS = 20  # most rounds of an alignment
 _CHUNK_VALUES = 2**24  # most exchange costs in memory at once
 
 
-def moving_average_codewords(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
+def means_or_kept(count: Tensor, total: Tensor, codewords: Tensor) -> Tensor:
     """Return the means total (..., m, D) / count (..., m) (VQVAE's appendix A.1, equations 6 to 8).
 
     A codeword whose count has decayed to zero stays as it is in `codewords` (..., m, D).

@@ -12,7 +12,11 @@ _MANY = 512  # with more clusters, there are few iterations, and seeds are drawn
 _ITERATIONS = 20
 _ITERATIONS_OF_MANY = 5
 _ROUNDS = 64
-_FAR = 64  # times their variance: vectors with such a squared mean are moved to the origin
+_FAR = 64  # vectors are centered if their squared mean is more than this many times their variance
+# prices of even clusters: change per iteration, in mean squared errors per mean size too much, and
+# the excess that counts at most
+_PRICE_STEP = 0.3
+_MOST_EXCESS = 3
 
 
 def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> Tensor:
@@ -25,7 +29,8 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     batch = 1  # seeds per round
     if num_clusters > _MANY:
         batch = num_clusters // _ROUNDS
-        # far from the origin the products below would lose the differences
+        # Far from the origin the products below would lose the differences. A factor in place of
+        # `if`, which would wait for a GPU.
         mean = vectors.mean(0)
         is_far = mean.square().sum() > _FAR * (vectors - mean).square().mean(0).sum()
         points = vectors - mean * is_far
@@ -34,17 +39,22 @@ def seed_clusters(vectors: Tensor, num_clusters: int, rng: torch.Generator) -> T
     chosen = new
     distance = torch.full_like(squares, torch.inf)
     while True:
+        # squared distances to the nearest of the new seeds, and to the nearest of all
         if len(new) == 1:
-            nearer = (points - points[new]).square().sum(-1)
+            to_new = (points - points[new]).square().sum(-1)
         else:
             seeds = points[new]
             products = torch.addmm(seeds.square().sum(-1), points, seeds.T, alpha=-2)
-            nearer = (products.amin(1) + squares).clamp(min=0)
-        distance = torch.minimum(distance, nearer)
+            to_new = (products.amin(1) + squares).clamp(min=0)
+        distance = torch.minimum(distance, to_new)
+
+        # the end; if all vectors lie on seeds, the first seed fills up
         mass = distance.double().cumsum(0)
         missing = num_clusters - len(chosen)
-        if missing == 0 or mass[-1] <= 0:  # each vector is a center: fill up with the first one
+        if missing == 0 or mass[-1] <= 0:
             return vectors[torch.cat([chosen, chosen[:1].expand(missing)])]
+
+        # seeds of one round do not know of each other: at most half as many as there are
         count = max(1, min(batch, len(chosen) // 2, missing))
         draws = torch.rand(count, generator=rng, dtype=torch.float64).to(mass.device) * mass[-1]
         new = torch.unique(torch.searchsorted(mass, draws).clamp(max=len(vectors) - 1))
@@ -58,13 +68,16 @@ def kmeans(
     distances in memory.
 
     With `even`, clusters get about equally many vectors: a center has a price, added to its squared
-    distances, which rises while its cluster is larger than the mean. Return centers (num_clusters,
-    D) and the sizes (num_clusters,) float32 of their clusters, to which vectors belong by distance
-    and price.
+    distances, which rises while its cluster is larger than the mean, and otherwise falls.
+
+    Return centers (num_clusters, D) and the sizes (num_clusters,) float32 of their clusters, to
+    which vectors belong by distance and price.
     """
     with torch.autocast(vectors.device.type, enabled=False):
         centers = seed_clusters(vectors, num_clusters, rng)
-    if even:  # one more dimension: 0 for vectors, the root of the price for centers
+    if even:
+        # The search adds prices if they are squared differences in one more dimension: 0 in
+        # vectors, the root of the price in centers.
         vectors, centers = (
             torch.nn.functional.pad(points, (0, 1)) for points in (vectors, centers)
         )
@@ -73,12 +86,13 @@ def kmeans(
     for iteration in range(iterations + 1):
         (nearest,) = search(vectors, [centers.unsqueeze(0)])
         sizes = vq.counts(nearest, num_clusters).to(vectors.dtype)
-        if iteration < iterations:
+        if iteration < iterations:  # the last pass only counts the clusters of the final centers
             sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
-            means = vq.moving_average_codewords(sizes, sums, centers)
+            means = vq.means_or_kept(sizes, sums, centers)  # an empty cluster keeps its center
             if even:
                 error = (vectors - centers[nearest])[:, :-1].square().sum(-1).mean()
-                prices = prices + 0.3 * error * (sizes / sizes.mean() - 1).clamp(max=3)
+                excess = (sizes / sizes.mean() - 1).clamp(max=_MOST_EXCESS)
+                prices = prices + _PRICE_STEP * error * excess
                 means[:, -1] = (prices - prices.min()).sqrt()
             centers = means
     return centers[:, :-1] if even else centers, sizes

@@ -17,7 +17,7 @@ sums of (r - c)^2, which are accurate far from the origin.
 * `_search_flat`: a single codebook, which is too large for the cache. 128 vectors share one pass
   over it, in blocks of 32 codewords, four vectors at a time, whose distances stay in registers.
 
-**Innermost loops** are in `vectors.py`, as instructions for sixteen floats at once. They take
+**Innermost loops** are in `simd.py`, as instructions for sixteen floats at once. They take
 addresses. A nearest codeword is found as the least key: an integer of 64 bits with the distance
 above the position, so that of equal distances the first position wins.
 
@@ -46,8 +46,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hrvqvae.quantize.quantized import require_finite
-from hrvqvae.quantize.search import vectors as simd
-from hrvqvae.quantize.search.vectors import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
+from hrvqvae.quantize.search import simd
+from hrvqvae.quantize.search.simd import COLUMNS, LANES, ROWS, SIDE_BY_SIDE
 from hrvqvae.utils.compiled import compiled, in_parts
 from hrvqvae.utils.errors import NonFiniteError
 

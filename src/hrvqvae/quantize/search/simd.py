@@ -1,8 +1,9 @@
-"""The innermost loops of the search, over vectors of sixteen floats, as LLVM's portable vector
+"""The innermost loops of the search, over registers of sixteen floats, as LLVM's portable vector
 instructions.
 
-In numba's own loops the sum over a register's lanes takes longer than the products. Here eight
-registers are summed together, or each lane has its own codeword.
+In numba's own loops the sum over a register's lanes takes longer than the products.
+`_eight_distances` sums the lanes of eight registers in one tree; in `update_nearest` each lane has
+its own codeword, so there is no such sum.
 
 Compiled functions call those with `@_intrinsic`. All their arguments are int64: addresses in bytes,
 widths in floats (multiples of sixteen), places in arrays.
@@ -19,9 +20,8 @@ from numba import types
 from numba.core.cgutils import alloca_once_value, for_range
 from numba.extending import intrinsic
 
-# floats per vector register; codewords whose distances are summed together
-LANES = 16
-SIDE_BY_SIDE = 8
+LANES = 16  # floats per register
+SIDE_BY_SIDE = 8  # codewords per call, half of LANES
 # `update_nearest` compares ROWS vectors with a block of COLUMNS codewords of a flat codebook
 ROWS = 4
 COLUMNS = 32
@@ -61,7 +61,7 @@ def _offset(builder: Any, address: Any, index: Any, item_bytes: int) -> Any:
 
 
 def _broadcast(builder: Any, kind: Any, value: Any) -> Any:
-    """Return a vector with the same value in every lane."""
+    """Return a register with the same value in every lane."""
     undefined = ir.Constant(kind, ir.Undefined)
     first = builder.insert_element(undefined, value, _INT(0))
     zeros = ir.Constant(ir.VectorType(_INT, kind.count), [0] * kind.count)
@@ -77,8 +77,8 @@ def _call(builder: Any, name: str, returns: Any, *arguments: Any) -> Any:
 def _sum_squares(
     builder: Any, sums: int, count: Any, differences: Callable[[Any], list[Any]]
 ) -> list[Any]:
-    """Return the sums of squared differences, as vectors: those of differences(index) are added
-    for index 0, 1, ... < count.
+    """Return registers with the sums of squared differences: those of differences(index) are added
+    for each index in range(count).
     """
     zero = ir.Constant(_FLOATS, None)
     make_variable: Any = alloca_once_value  # LLVM keeps it in a register
@@ -94,13 +94,13 @@ def _sum_squares(
 
 
 def _add_lanes(builder: Any, left: Any, right: Any, first: list[int], second: list[int]) -> Any:
-    """Return the sum of lanes `first` and lanes `second` of two vectors side by side."""
+    """Return the sum of lanes `first` and lanes `second` of two registers side by side."""
     masks = [ir.Constant(ir.VectorType(_INT, len(lanes)), lanes) for lanes in (first, second)]
     return builder.fadd(*(builder.shuffle_vector(left, right, mask) for mask in masks))
 
 
 def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
-    """Return a vector of the squared distances of a residual to eight codewords, from their
+    """Return a register of the squared distances of a residual to eight codewords, from their
     addresses.
     """
 
@@ -116,7 +116,7 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
     steps = builder.udiv(width, _LONG(LANES))
     sums = _sum_squares(builder, SIDE_BY_SIDE, steps, differences)
 
-    # Sixteen lanes to eight; then neighbours, so that a vector has lanes of two, four, eight sums.
+    # Sixteen lanes to eight; then neighbours, so that one has lanes of two, four, eight sums.
     # Lanes of a pair (0 to 7, 8 to 15) are added at a distance of `bit`: with bit 1 they are 0 + 1,
     # 8 + 9, 2 + 3, 10 + 11, ... At last lane i is the sum of sums[i].
     sums = [_add_lanes(builder, total, total, [*range(8)], [*range(8, 16)]) for total in sums]
@@ -132,15 +132,16 @@ def _eight_distances(builder: Any, residual: Any, codewords: Any, width: Any) ->
 def key_of_nearest(builder: Any, residual: Any, codewords: Any, width: Any) -> Any:
     """Return the key of the nearest of eight codewords to a residual, from their addresses.
 
-    A key holds the bits of a distance above the place of the codeword. Squared distances are not
-    negative, so their bits have the same order: the least key is that of the nearest codeword, the
-    first of equals.
+    The high 32 bits of a key are the squared distance, the low 32 bits the codeword, 0 to 7.
+    Squared distances are not negative, so their bits have the same order: the least key is that of
+    the nearest codeword, the first of equals.
     """
     integers = ir.VectorType(_INT, SIDE_BY_SIDE)
     bits = builder.bitcast(_eight_distances(builder, residual, codewords, width), integers)
     least = _call(builder, f"llvm.vector.reduce.smin.v{SIDE_BY_SIDE}i32", _INT, bits)
     is_least = builder.icmp_signed("==", bits, _broadcast(builder, integers, least))
-    first = builder.cttz(builder.bitcast(is_least, ir.IntType(SIDE_BY_SIDE)), ir.IntType(1)(1))
+    mask = builder.bitcast(is_least, ir.IntType(SIDE_BY_SIDE))  # a bit per lane
+    first = builder.cttz(mask, ir.IntType(1)(1))  # true: the mask is never zero
     high = builder.shl(builder.sext(least, _LONG), _LONG(32))
     return builder.or_(high, builder.zext(first, _LONG))
 
