@@ -1,7 +1,8 @@
 """Measure error, bits and time of encoding by effort, on test images.
 
-With --choose, try all values of the search's constants on training images instead. With --adapt,
-train the decoder on codes of effort 2, and measure what that adds.
+With --choose, try values of the search's constants on training images instead: all, or with --lmbda
+those of the search with a lambda, one after the other. With --adapt, train the decoder on codes of
+effort 2, and measure what that adds.
 """
 
 import time
@@ -30,6 +31,13 @@ _TRIED = {
     "_FIRST_WEIGHT": (1.6, 1.9, 2.2, 2.5),
     "_CARRY": (0.0, 0.5, 0.6, 0.7),
     "_DECAY": (0.9, 0.95, 0.98),
+}
+_TRIED_WITH_LAMBDA = {
+    "_LAMBDA_TURNS": (4, 6, 8),
+    "_LAMBDA_WEIGHT": (1.2, 1.6, 2.0),
+    "_LAMBDA_CARRY": (0.0, 0.2, 0.4),
+    "_OPTIONS": (8, 16, 32),
+    "_WIDTH": (2, 4, 8),
 }
 
 
@@ -120,6 +128,37 @@ def try_constants(name: str, images: Tensor) -> list[Row]:
     return rows
 
 
+def try_lambda_constants(name: str, images: Tensor, lmbda: float) -> list[Row]:
+    """Return the cost of a model's codes with a lambda, error + lambda * bits, and the time: with
+    the constants of the search, and with each of them changed in turn.
+
+    Args:
+        name: As for `bench_effort`.
+        images: Training images (N, C, Y, X) uint8.
+        lmbda: Weight of a bit.
+    """
+    model = Model(name)
+    usual: Row = {constant: getattr(decoder_search, constant) for constant in _TRIED_WITH_LAMBDA}
+    changes = [
+        {constant: value}
+        for constant, values in _TRIED_WITH_LAMBDA.items()
+        for value in values
+        if value != usual[constant]
+    ]
+    rows = list[Row]()
+    for change in ({}, *changes):
+        constants = usual | change
+        with patch.multiple(decoder_search, **constants):
+            made, spent = _run_batches(partial(model.encode, lmbda=lmbda), images)
+        codes = tuple(torch.cat(level) for level in zip(*made, strict=True))
+        files = write(model.entropy_model, flat_codes(codes), tuple(images.shape[-2:]))
+        error = images[0].numel() * float(_squared_errors(model.decode(codes), images).mean())
+        bits = 8 * sum(map(len, files)) / len(files)
+        row: Row = {"model": name, "images": len(images), "lmbda": lmbda, **constants}
+        rows.append({**row, "cost": error + lmbda * bits, "bits": bits, "seconds": spent})
+    return rows
+
+
 def adapt_decoder(name: str, images: Tensor, training_images: Tensor, steps: int) -> list[Row]:
     """Return a row per effort: the error with the decoder, and with one adapted to effort 2.
 
@@ -173,7 +212,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     if arguments.choose:
         images = read_images(config.with_root(arguments.data).data, arguments.images, "train")
-        tried = [row for name in arguments.models for row in try_constants(name, images)]
+        try_values = try_constants
+        if arguments.lmbda is not None:
+            try_values = partial(try_lambda_constants, lmbda=arguments.lmbda)
+        tried = [row for name in arguments.models for row in try_values(name, images)]
         finish(tried, {name: f"{{{name}}}" for name in tried[0]}, arguments.json)
         return
     data = config.with_root(arguments.data).data

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hrvqvae.compression import hrv
+from hrvqvae.compression import hrv, levels
 from hrvqvae.compression import range_coder as coder
 from hrvqvae.compression.entropy_model import EntropyModel, read_entropy_model
 from hrvqvae.compression.hrv import read, read_header, write
@@ -94,6 +94,20 @@ def test_networks_that_do_not_fit_cost_nothing():
     files = write(nearly_useless, codes, (5, 5))
     bare_files = write(nearly_useless.bare, codes, (5, 5))
     assert all(len(file) <= len(bare) for file, bare in zip(files, bare_files, strict=True))
+
+
+def test_a_file_that_a_reader_would_refuse_is_written_without_networks(monkeypatch):
+    """As too short for the memory of its codes and maps, although it is the smaller one."""
+    entropy_model = made_entropy_model((4,), Geometry(1, 0, (1,)), strength=2000)
+    codes = random_codes(entropy_model, (16, 16), 5)
+    small = write(entropy_model, codes, (16, 16))
+    assert all(read_header(file).by_tables for file in small)
+    monkeypatch.setattr(levels, "_MOST_CELLS", 0)
+    files = write(entropy_model, codes, (16, 16))
+    assert sum(map(len, files)) > sum(map(len, small))
+    for found, image in zip(read(entropy_model, files), codes, strict=True):
+        assert not found.fault
+        assert np.array_equal(flat(found.codes), image)
 
 
 def test_levels_of_zeros_are_never_whole():

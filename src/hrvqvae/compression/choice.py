@@ -27,8 +27,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrvqvae.compression.levels import Layout, compute_frequencies
-from hrvqvae.compression.network import ZONES, EntropyNetwork
+from hrvqvae.compression.levels import (
+    Layout,
+    compute_frequencies,
+    compute_hidden,
+    fill_maps,
+    kernel_arguments,
+)
+from hrvqvae.compression.network import EntropyNetwork
 from hrvqvae.utils.compiled import compiled, in_parts
 
 Integers = NDArray[np.int64]
@@ -45,15 +51,14 @@ _ESTIMATE = np.False_
 _APPLY = np.True_
 
 # columns of `_Networks.numbers`
-_LEVEL, _SYMBOLS, _SHIFT, _SELECTING, _OFFSETS, _ZONE_ROW = range(6)
+_LEVEL, _SYMBOLS, _SHIFT, _SELECTING, _OFFSETS = range(5)
 
 
 class _Networks(NamedTuple):
     """The arrays of all networks, each padded to the largest (M, ...)."""
 
-    numbers: Integers  # the level, its symbols, the shift, the selecting group, offsets, zone row
+    numbers: Integers  # the level, its symbols, the shift, the selecting group, offsets
     table: Any
-    bias: Any
     weights: Any
     biases_out: Any  # `EntropyNetwork.offsets`
     groups: Integers
@@ -66,25 +71,17 @@ def _stack(networks: Sequence[EntropyNetwork]) -> _Networks:
     of_networks = []
     for network in networks:
         contexts = network.contexts
-        table, bias, weights, biases_out, groups, features, selecting, shift = network.arrays
+        table, _, weights, biases_out, groups, features, selecting, shift = network.arrays
         offsets = sorted(
             {(0, 0), *((dy, dx) for _, dy, dx in contexts.features)},
             key=lambda offset: (offset[0] ** 2 + offset[1] ** 2, offset),
         )
         ranks = [offsets.index((dy, dx)) for _, dy, dx in contexts.features]
-        numbers = (
-            contexts.level,
-            contexts.symbols[-1],
-            shift,
-            selecting,
-            len(offsets),
-            contexts.first_rows[-1],
-        )
+        numbers = [contexts.level, contexts.symbols[-1], shift, selecting, len(offsets)]
         of_networks.append(
             (
                 np.array(numbers, np.int64),
                 table,
-                bias,
                 weights,
                 biases_out,
                 groups,
@@ -142,50 +139,36 @@ def _count_bits(
 
 @compiled()
 def _compute_state(
+    images: CodeArray,
     begin: int,
     end: int,
-    images: CodeArray,
-    window: Any,
-    grid: Any,
-    symbols: Integers,
-    networks: Any,
-    state: Any,
+    level: int,
+    layout: Any,
+    network: Any,
     work: Any,
+    sums: Any,
+    bits: Any,
 ) -> int:
-    """Write the state of images[begin:end], codes (N, L, P); see `Choice` for `window`."""
-    hidden, frequencies = work
-    height, width = grid
-    top, left, rows, columns = window
+    """Write the state of images[begin:end], codes (N, codes of all levels), of one network. See
+    `levels.py` for the arguments.
+    """
+    begins, grids, symbols = layout
+    _, _, weights, offsets, groups, _, _, shift = network
+    _, maps, _, hidden, frequencies = work
+    width = grids[level, 1]
     for image in range(begin, end):
-        codes = images[image]
-        for network in range(len(networks.numbers)):
-            table = networks.table[network]
-            for position in range(height * width):
-                y = position // width
-                x = position % width
-                zone = (y + top) * ZONES // rows * ZONES + (x + left) * ZONES // columns
-                row = networks.numbers[network, _ZONE_ROW] + zone
-                for h in range(len(hidden)):
-                    hidden[h] = networks.bias[network, h] + np.int32(table[row, h])
-                num_offsets = networks.numbers[network, _OFFSETS]
-                for feature in range(networks.firsts[network, num_offsets]):
-                    group, dy, dx, row = networks.features[network, feature]
-                    levels = networks.groups[network, group]
-                    if 0 <= y + dy < height and 0 <= x + dx < width:
-                        neighbour = position + dy * width + dx
-                        row += _compute_value(codes, neighbour, levels, symbols)
-                    else:
-                        outside = 1
-                        for level in range(levels[0], levels[1] + 1):
-                            outside *= symbols[level]
-                        row += outside
-                    for h in range(len(hidden)):
-                        hidden[h] += np.int32(table[row, h])
-                for h in range(len(hidden)):
-                    state[0][image, network, position, h] = hidden[h]
-                state[1][image, network, position] = _count_bits(
-                    codes, position, symbols, networks, network, hidden, frequencies
-                )
+        codes = images[image, begins[level] :]
+        fill_maps(images, image, begins, grids, symbols, groups, level + 1, maps)
+        for position in range(grids[level, 0] * width):
+            y = position // width
+            x = position % width
+            weight_set = compute_hidden(level, layout, network, work, y, x)
+            for h in range(len(hidden)):
+                sums[image, position, h] = hidden[h]
+            total = compute_frequencies(
+                hidden, weight_set, weights, offsets, shift, frequencies, symbols[level]
+            )
+            bits[image, position] = math.log2(total / frequencies[codes[position]])
     return end - begin
 
 
@@ -214,7 +197,16 @@ def _evaluate_option(
     hidden, frequencies, before, after, _ = work
     height, width = grid
     growth = 0.0
+
+    # networks of levels that are coarser than the first change keep their bits
+    changed_level = 0
+    while codes[changed_level, position] == options[changed_level, option] and (
+        changed_level < len(codes) - 1
+    ):
+        changed_level += 1
     for network in range(len(networks.numbers)):
+        if networks.numbers[network, _LEVEL] < changed_level:
+            continue
         table = networks.table[network]
         for group in range(len(before)):
             levels = networks.groups[network, group]
@@ -287,18 +279,24 @@ def _update(
         for index in range(strips[strip, 0], strips[strip, 1]):
             position = positions[index]
             options = all_options[image, index]
+
+            # an option saves at most the bits of the position's codes
+            most_bits = margins[0]
+            for network in range(len(networks.numbers)):
+                most_bits += state[1][image, network, position]
             for option in range(len(costs)):
-                own_bits = _evaluate_option(
-                    position,
-                    options,
-                    option,
-                    _FIRST,
-                    _AROUND,
-                    _ESTIMATE,
-                    images[image],
-                    *image_state,
-                )
-                costs[option] = errors[image, index, option] + lmbda * own_bits
+                costs[option] = errors[image, index, option]
+                if costs[option] < lmbda * most_bits:
+                    costs[option] += lmbda * _evaluate_option(
+                        position,
+                        options,
+                        option,
+                        _FIRST,
+                        _AROUND,
+                        _ESTIMATE,
+                        images[image],
+                        *image_state,
+                    )
 
             # try the options in the order of their costs without the codes around
             best = -1
@@ -340,50 +338,46 @@ class Choice:
     """The codes of images (N, L, P), and their bits."""
 
     def __init__(
-        self,
-        layout: Layout,
-        networks: Sequence[EntropyNetwork],
-        codes: CodeArray,
-        window: tuple[int, int, int, int] | None = None,
+        self, layout: Layout, networks: Sequence[EntropyNetwork], codes: CodeArray
     ) -> None:
         """Compute the state of the codes (N, L, P), which `update` changes in place.
 
         Args:
             layout: Grids of the levels, all of one size.
-            networks: One per level.
+            networks: At most one per level, coarse first.
             codes: Contiguous.
-            window: For a tile of an image: the tile's first row and column, and the rows and
-                columns of the whole grid.
         """
         self.codes = codes
         self._grid = tuple(layout.grids[0].tolist())
         self._networks = _stack(networks)
         self._symbols = layout.symbols
         shape = (len(codes), len(networks), codes.shape[2])
-        units = self._networks.bias.shape[1]
+        units = self._networks.table.shape[2]
         self._state = (np.zeros((*shape, units), np.int32), np.zeros(shape, np.float32))
-        window = window or (0, 0, *self._grid)
+        images = codes.reshape(len(codes), -1)
+        for index, network in enumerate(networks):
+            level = network.contexts.level
+            parts = [array[:, index] for array in self._state]
 
-        def compute_state(begin: int, end: int) -> None:
-            _compute_state(begin, end, codes, window, *self._arguments(), self._buffers()[:2])
+            def compute_state(begin: int, end: int) -> None:
+                arguments = kernel_arguments(layout, level, network)  # noqa: B023
+                _compute_state(images, begin, end, *arguments, *parts)  # noqa: B023
 
-        in_parts(len(codes), compute_state)
+            in_parts(len(codes), compute_state)
 
-    def _arguments(self) -> tuple[Any, ...]:
-        return self._grid, self._symbols, self._networks, self._state
-
-    def _buffers(self, count: int = 0) -> tuple[NDArray[Any], ...]:
-        """Return a thread's hidden units, frequencies, values of groups before and after, and costs
-        of `count` options.
+    def _arguments(self, num_options: int) -> tuple[Any, ...]:
+        """Return the arguments of `_update` that follow the options, with the buffers of a
+        thread: hidden units, frequencies, values of groups before and after, and costs.
         """
         groups = self._networks.groups.shape[1]
-        return (
+        work = (
             np.empty(self._state[0].shape[-1], np.int32),
             np.empty(self._symbols.max(), np.int64),
             np.empty(groups, np.int64),
             np.empty(groups, np.int64),
-            np.empty(count, np.float64),
+            np.empty(num_options, np.float64),
         )
+        return self._grid, self._symbols, self._networks, self._state, work
 
     @property
     def bits(self) -> NDArray[np.float64]:
@@ -413,8 +407,6 @@ class Choice:
         for half in (strips[::2].copy(), strips[1::2].copy()):
 
             def update_units(begin: int, end: int, half: Integers = half) -> None:
-                _update(
-                    begin, end, half, *work, *self._arguments(), self._buffers(options.shape[3])
-                )
+                _update(begin, end, half, *work, *self._arguments(options.shape[3]))
 
             in_parts(len(self.codes) * len(half), update_units)

@@ -2,7 +2,8 @@
 
 The encoder takes the codewords nearest to its latents. The error of the image depends on the
 decoder, and on neighbouring positions together. A turn computes the gradient g of the image's
-squared error by the chosen vectors q, and moves every other position of a chessboard:
+squared error by the chosen vectors q, and moves every other position of a chessboard, or in the
+first two turns of several all positions:
 
     goal <- q + c (goal - q) - g / (2 w)
     q <- the leaf nearest to the goal, if it is nearer than q is
@@ -22,11 +23,12 @@ With a lambda, the least of
     squared error of the image + lmbda * bits of the codes
 
 is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
-with the other levels fixed (`choice.py`). A beam of eight or more finds these leaves. There
-are twice as many turns, and no goal is carried over.
+with the other levels fixed (`choice.py`). The search begins with the codes of the search without a
+lambda.
 
-Effort 1 is one turn, and its image is not decoded again. Effort 2 is five turns, and an image keeps
-the codes of the least error, or sum, of all turns, the encoder's codes included.
+Effort 1 is one turn, and its image is not decoded again. Effort 2 is four turns, and with a lambda
+six more, and an image keeps the codes of the least error, or sum, of all turns, the first codes
+included.
 
 A large image is searched in tiles. The codes in the halo of a tile are discarded.
 
@@ -61,14 +63,17 @@ from hrvqvae.utils.errors import InputError
 from hrvqvae.utils.progress import tracked
 
 EFFORTS = (0, 1, 2)
-_TURNS = (0, 1, 5)  # per effort
-_FIRST_WEIGHT = 2.2  # in curvatures
+_TURNS = (0, 1, 4)  # per effort
+_WHOLE_TURNS = 2  # first turns of effort 2 that move all positions
+_FIRST_WEIGHT = 2.4  # in curvatures
 _CARRY = 0.7  # share of the last goal in the next one
-_LAMBDA_WEIGHT = 1.2  # with a lambda, for twice as many turns and without carrying over
+_LAMBDA_TURNS = 6  # these three with a lambda
+_LAMBDA_WEIGHT = 1.6
+_LAMBDA_CARRY = 0.2
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
 _DECAY = 0.98
 _OPTIONS = 16  # leaves among which a position chooses with a lambda
-_WIDTH = 8  # least beam that finds them; a narrow one finds no cheap leaf
+_WIDTH = 4  # least beam that finds them; a narrow one finds no cheap leaf
 _MOST_POSITIONS = 1 << 15  # of the images of one batch
 _TILE_SIDE = 256  # in positions, without the halo
 _HALO = 12  # in positions; twice the reach of a convolutional decoder
@@ -126,14 +131,22 @@ class DecoderSearch:
             range(first, min(first + step, self.levels)) for first in range(0, self.levels, step)
         ]
 
-    def encode(self, images: Tensor, lmbda: float | Tensor = 0.0, effort: int = 2) -> Codes:
+    def encode(
+        self,
+        images: Tensor,
+        lmbda: float | Tensor = 0.0,
+        effort: int = 2,
+        start: Codes | None = None,
+    ) -> Codes:
         """Search the codes of images (B, C, Y, X), uint8 or float32 in [0, 1].
 
         Args:
             images: The images.
-            lmbda: Weight of a bit, in squared errors of values in [0, 1]: a number, or one per
-                image (B,). Not 0 only with effort 2.
+            lmbda: Weight of a bit, in squared errors of values in [0, 1]: a number, or one above 0
+                per image (B,). Not 0 only with effort 2.
             effort: 1 or 2.
+            start: Codes (B, H, W) per level at which the search begins (default: the encoder's;
+                with a lambda, those of the search without).
 
         Returns:
             The codes (B, H, W) per level.
@@ -146,17 +159,8 @@ class DecoderSearch:
         count = len(images)
         grid = self.model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float32, device="cpu").expand(count)
-
-        # images with a lambda are searched apart, so that no image depends on its batch
-        weighed = lmbdas > 0
-        if weighed.any() and not weighed.all():
-            places = [torch.nonzero(mask)[:, 0] for mask in (weighed, ~weighed)]
-            parts = [
-                self.encode(images[place.to(images.device)], lmbdas[place], effort)
-                for place in places
-            ]
-            order = torch.cat(places).argsort().to(images.device)
-            return tuple(torch.cat(level)[order] for level in zip(*parts, strict=True))
+        if start is None and lmbdas.any() and self.entropy_model.networks:
+            start = self.encode(images)
 
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
@@ -166,10 +170,12 @@ class DecoderSearch:
             units = tracked(units, "search tiles", count * len(tiles), lambda _: 1)
         for begin, (core, with_halo, inside) in units:
             batch = slice(begin, begin + batch_size)
-            window = (with_halo[0].start, with_halo[1].start, *grid)
             pixels = images[batch][index_pixels(with_halo, self.model.config.stride)]
             targets = to_unit_images(pixels, self.model.channels)
-            codes = self._search_tile(targets, lmbdas[batch].numpy(), effort, window)
+            tile_start = None
+            if start is not None:
+                tile_start = torch.stack(start)[:, batch][index_pixels(with_halo)].flatten(2)
+            codes = self._search_tile(targets, lmbdas[batch].numpy(), effort, tile_start)
 
             # keep the core of the tile, discard the halo
             all_codes[:, batch][index_pixels(core)] = codes.int().cpu()[index_pixels(inside)]
@@ -182,24 +188,30 @@ class DecoderSearch:
         targets: Tensor,
         lmbdas: NDArray[np.float32],
         effort: int,
-        window: tuple[int, int, int, int],
+        start: Tensor | None,
     ) -> Tensor:
-        """Return the codes (L, B, H, W) of images or tiles on the scale [0, 1]."""
+        """Return the codes (L, B, H, W) of images or tiles on the scale [0, 1], from first codes
+        (L, B, P).
+        """
         size = (targets.shape[-2], targets.shape[-1])
         latents = self.model.latents(targets)
         grid = (latents.shape[1], latents.shape[2])
         goals = latents.flatten(1, 2).clone()  # (B, P, D)
-        codes, vectors = self._find_leaves(goals)
+        if start is None:
+            codes, vectors = self._find_leaves(goals)
+        else:
+            codes = start
+            vectors = self._quantizer.lookup(tuple(start))
 
         # without networks all codes cost the same
         networks = [self.entropy_model.network(level) for level in range(self.levels)]
         present = [network for network in networks if network is not None]
         counts_bits = bool(present) and lmbdas.any()
-        choice = self._open_choice(present, codes, size, window) if counts_bits else None
+        choice = self._open_choice(present, codes, size) if counts_bits else None
 
-        turns = _TURNS[effort] if choice is None else 2 * _TURNS[effort]
-        first_weight = _FIRST_WEIGHT if choice is None else _LAMBDA_WEIGHT
-        carry = _CARRY if choice is None else 0.0
+        turns, first_weight, carry = _TURNS[effort], _FIRST_WEIGHT, _CARRY
+        if choice is not None:
+            turns, first_weight, carry = _LAMBDA_TURNS, _LAMBDA_WEIGHT, _LAMBDA_CARRY
         chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes
@@ -226,8 +238,10 @@ class DecoderSearch:
                 factors = torch.where(costs > costs_before, _GROWTH, _DECAY)
                 weights = weights * factors[:, None, None].to(weights)
 
-            # move the positions of one colour of the chessboard
-            positions = torch.nonzero(chessboard == turn % 2)[:, 0].to(codes.device)
+            # move all positions, or those of one colour of the chessboard
+            is_whole = choice is None and turn < _WHOLE_TURNS < turns
+            moves = torch.ones_like(chessboard) if is_whole else chessboard == turn % 2
+            positions = torch.nonzero(moves)[:, 0].to(codes.device)
             here = vectors[:, positions]
             steps = gradients.flatten(1, 2)[:, positions] / (2 * weights)
             new_goals = here + carry * (goals[:, positions] - here) - steps
@@ -284,17 +298,11 @@ class DecoderSearch:
                 codes.append(index % table.shape[1])
         return torch.stack(codes).view(-1, *goals.shape[:2]), goals - residuals.view_as(goals)
 
-    def _open_choice(
-        self,
-        networks: list[EntropyNetwork],
-        codes: Tensor,
-        size: Grid,
-        window: tuple[int, int, int, int],
-    ) -> Choice:
+    def _open_choice(self, networks: list[EntropyNetwork], codes: Tensor, size: Grid) -> Choice:
         all_levels = self.entropy_model.layout(size)
         layout = Layout(all_levels.grids[: self.levels], all_levels.symbols[: self.levels])
         array = np.ascontiguousarray(codes.transpose(0, 1).int().cpu().numpy())
-        return Choice(layout, networks, array, window)
+        return Choice(layout, networks, array)
 
     def _choose(
         self,

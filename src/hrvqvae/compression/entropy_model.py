@@ -18,7 +18,7 @@ import numpy as np
 from hrvqvae.compression.levels import Layout
 from hrvqvae.compression.network import Contexts, EntropyNetwork
 from hrvqvae.config import Geometry, Grid
-from hrvqvae.utils.errors import DamagedFileError, InputError, printable
+from hrvqvae.utils.errors import DamagedFileError, InputError, one_line, printable
 
 MAGIC = b"HRVQTAB1"
 MOST_SYMBOLS = 4096  # per code of a level with a network
@@ -26,7 +26,7 @@ MOST_SYMBOLS = 4096  # per code of a level with a network
 MOST_PIXELS = 1 << 26
 MOST_CODES = 1 << 27
 _MOST_BODY_BYTES = 1 << 28
-# bytes of the unpacked arrays, and more per byte of the file
+# the arrays may unpack to so many bytes, plus so many per byte of the file
 _MOST_BODY = 1 << 22
 _MOST_BODY_PER_BYTE = 8
 _CHECK_BYTES = 4
@@ -42,13 +42,13 @@ class EntropyModel:
     model: str  # hexadecimal digest of the trained model's weights
     geometry: Geometry  # computes the grids of the levels from the size of an image
     symbols: tuple[int, ...]  # values per code of each level, coarse first
-    networks: tuple[
-        EntropyNetwork | None, ...
-    ] = ()  # None: equal frequencies; empty: none was fitted
+    # per level, None where all symbols are equally frequent; () if none was fitted
+    networks: tuple[EntropyNetwork | None, ...] = ()
 
     @cached_property
     def content(self) -> bytes:
-        """The bytes of the entropy model's file: as they were read, or newly written.
+        """The bytes of the entropy model's file: as `read_entropy_model` read them, or newly
+        written.
 
         Raises InputError if the file would be too large to be read.
         """
@@ -73,14 +73,11 @@ class EntropyModel:
             "levels": levels,
         }
         text = json.dumps(header, separators=(",", ":")).encode()
-        parts = [
-            getattr(network, name).astype(kind)
-            for network in networks
-            if network
-            for name, kind in _ARRAY_TYPES
-        ]
-        check = zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
-        body = b"".join(part.tobytes() for part in parts) + check
+        body = bytearray()
+        for network in filter(None, networks):
+            for name, dtype in _ARRAY_TYPES:
+                body += getattr(network, name).astype(dtype).tobytes()
+        body += zlib.crc32(text).to_bytes(_CHECK_BYTES, "little")
         if len(body) > _MOST_BODY_BYTES:
             sizes = f"{len(body):,} bytes, more than {_MOST_BODY_BYTES:,}"
             raise InputError(
@@ -88,10 +85,8 @@ class EntropyModel:
                 " many"
             )
         packed = zlib.compress(body, 9)
-        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(
-            packed
-        ):  # readers refuse what unpacks to so much more
-            packed = zlib.compress(body, 0)
+        if len(body) > _MOST_BODY + _MOST_BODY_PER_BYTE * len(packed):
+            packed = zlib.compress(body, 0)  # readers refuse what unpacks to so much more
         return MAGIC + len(text).to_bytes(4, "little") + text + packed
 
     @cached_property
@@ -101,12 +96,12 @@ class EntropyModel:
 
     @cached_property
     def fingerprint(self) -> bytes:
-        """The first bytes of the digest of `content` or, without networks, of the digest of the
-        weights.
+        """The first bytes of the SHA-256 of `content`, or of the digest `model` if no networks were
+        fitted.
         """
-        digest = (
-            hashlib.sha256(self.content).digest() if self.networks else bytes.fromhex(self.model)
-        )
+        digest = bytes.fromhex(self.model)
+        if self.networks:
+            digest = hashlib.sha256(self.content).digest()
         return digest[:FINGERPRINT_BYTES]
 
     def network(self, level: int) -> EntropyNetwork | None:
@@ -114,8 +109,10 @@ class EntropyModel:
         return self.networks[level] if self.networks else None
 
     def layout(self, size: Grid) -> Layout:
-        """Return the layout of the codes of an image. Raises DamagedFileError if it has too many
-        pixels or codes.
+        """Return the layout of the codes of an image.
+
+        Raises DamagedFileError if it has too many pixels or codes: the header of such a file is
+        damaged.
         """
         grids = self.geometry.grids(*size)
         for noun, shapes, most in (("pixels", [size], MOST_PIXELS), ("codes", grids, MOST_CODES)):
@@ -156,12 +153,10 @@ def read_entropy_model(content: bytes, name: str = "the entropy model") -> Entro
         RecursionError,
         zlib.error,
     ) as error:
-        raise DamagedFileError(
-            f"{name} is damaged: {' '.join(str(error).split())[:100]}"
-        ) from error
-    vars(entropy_model)["content"] = (
-        content  # its digest is the fingerprint; another zlib may compress differently
-    )
+        raise DamagedFileError(f"{name} is damaged: {one_line(error)}") from error
+
+    # The cached property is set: another zlib may write other bytes, with another fingerprint.
+    vars(entropy_model)["content"] = content
     return entropy_model
 
 
@@ -194,18 +189,19 @@ def _parse(header: dict[str, Any], body: bytes) -> EntropyModel:
         features = tuple((int(group), int(dy), int(dx)) for group, dy, dx in entry["features"])
         contexts = Contexts(level, symbols[: level + 1], groups, features, int(entry["selecting"]))
         hidden = int(entry["hidden"])
-        sets = contexts.sets
-        shapes = (
-            (contexts.rows, hidden),
-            (hidden,),
-            (sets, symbols[level], hidden),
-            (sets, symbols[level]),
-        )
+        sets_shape = contexts.sets, symbols[level]
+        shapes = {
+            "table": (contexts.rows, hidden),
+            "bias": (hidden,),
+            "weights": (*sets_shape, hidden),
+            "offsets": sets_shape,
+        }
         arrays = dict[str, Any]()
-        for shape, (name, dtype) in zip(shapes, _ARRAY_TYPES, strict=True):
+        for name, dtype in _ARRAY_TYPES:
+            shape = shapes[name]
             array = np.frombuffer(body, dtype, math.prod(shape), offset).reshape(shape)
             offset += array.nbytes
-            arrays[name] = array.astype(np.dtype(dtype).newbyteorder("="))
+            arrays[name] = array.astype(np.dtype(dtype).newbyteorder("="))  # as numba needs
         networks.append(EntropyNetwork(contexts, **arrays, shift=int(entry["shift"])))
     if offset != len(body):
         raise DamagedFileError("the entropy model is longer than its header says")

@@ -155,15 +155,14 @@ def write(
     if not model.networks:
         return files
     layout = model.layout(size)
+    bare_files = _encode_files(model.bare, codes, size, levels)
     required = max(
         count_required_bytes(layout, level, model.network(level)) for level in range(levels)
     )
-
-    def rank(file: bytes) -> tuple[bool, int]:
-        return len(file) < required, len(file)  # a file that would be refused comes last
-
-    bare_files = _encode_files(model.bare, codes, size, levels)
-    return [min(pair, key=rank) for pair in zip(files, bare_files, strict=True)]
+    return [
+        file if required <= len(file) <= len(bare_file) else bare_file
+        for file, bare_file in zip(files, bare_files, strict=True)
+    ]
 
 
 def _encode_files(model: EntropyModel, codes: CodeArray, size: Grid, levels: int) -> list[bytes]:

@@ -1,9 +1,10 @@
 """Make files of codes from images, with a limit of their size if wanted, and decode files.
 
 For a limited size, the number of levels and the lambda with the least error are searched. Numbers
-of levels are tried from the largest down. For each, lambda is 0 if the file fits, otherwise the
-smallest of a geometric series with which the file fits. A model that takes no lambda writes as many
-levels as fit.
+of levels are tried from the largest down. For each, lambda is 0 if the file fits. Otherwise lambda
+grows by larger and larger steps until the file fits, and is then searched with smaller and smaller
+steps. A search begins with the codes of the largest lambda so far whose file is too large. A model
+that takes no lambda writes as many levels as fit.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from hrvqvae.utils.grouping import group_by_size
 from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
-_TRIES = 7
-_LAMBDAS = 2.0 ** (np.arange(2**_TRIES - 1) / 4 - 12)  # four per octave
+_TRIES = 7  # values of lambda
+_FIRST_STEP = 2.0  # from the first lambda to the second, in octaves
+_LEAST_ERROR = 1e-6
 _SAVED_LEVELS = 2  # levels whose bytes a lambda may save
+
+Floats = NDArray[np.float64]
 
 
 def flat_codes(codes: Codes) -> NDArray[np.int32]:
@@ -127,15 +131,16 @@ def _fit_files(
     else:
         # a lambda saves the bytes of two levels at most; an image that fits with lambda 0 gets no
         # fewer levels
-        unfitted = list(range(len(images)))
+        unfitted = np.ones(len(images), np.bool_)
         for rank, prefix in enumerate(prefixes):
             shorter = plain_files[min(rank + _SAVED_LEVELS, len(prefixes) - 1)]
             is_last = rank + _SAVED_LEVELS >= len(prefixes) - 1
-            tried = [index for index in unfitted if is_last or len(shorter[index]) <= max_bytes]
-            if tried:
+            may_fit = [is_last or len(file) <= max_bytes for file in shorter]
+            tried = np.flatnonzero(unfitted & may_fit)
+            if len(tried):
                 encoder = DecoderSearch(model, entropy_model, prefix)
-                too_large = _search_lambdas(encoder, images, tried, best)
-                unfitted = [index for index in unfitted if index not in tried or index in too_large]
+                tried_best = [best[index] for index in tried]
+                unfitted[tried] = _search_lambdas(encoder, images[tried], tried_best)
     for image_best, name in zip(best, names, strict=True):
         if image_best.error == math.inf:
             least = len(image_best.content)
@@ -143,43 +148,48 @@ def _fit_files(
     return [image_best.content for image_best in best]
 
 
-def _squared_errors(model: Autoencoder, codes: Codes, images: Tensor) -> Tensor:
-    """Return the squared error of each image (B,), summed over values in [0, 1]."""
-    decoded = model.decode(codes, len(codes), _image_size(images))
-    return (decoded - to_unit_images(images, model.channels)).square().sum((1, 2, 3))
+def _offer_files(
+    encoder: DecoderSearch, images: Tensor, codes: Codes, best: Sequence[_BestFile]
+) -> tuple[Floats, Floats]:
+    """Offer the file of each image to its `best`, and return the bytes and squared errors (B,)."""
+    size = _image_size(images)
+    files = write(encoder.entropy_model, flat_codes(codes), size, encoder.levels)
+    decoded = encoder.model.decode(codes, len(codes), size)
+    targets = to_unit_images(images, encoder.model.channels)
+    errors = (decoded - targets).square().sum((1, 2, 3)).double().cpu().numpy()
+    for image_best, file, error in zip(best, files, errors.tolist(), strict=True):
+        image_best.offer(file, error)
+    return np.array([len(file) for file in files], np.float64), errors
 
 
 def _search_lambdas(
-    encoder: DecoderSearch, images: Tensor, indices: list[int], best: Sequence[_BestFile]
-) -> list[int]:
-    """Offer files with the encoder's number of levels to `best`, and return which images do not fit
-    with lambda 0.
+    encoder: DecoderSearch, images: Tensor, best: Sequence[_BestFile]
+) -> NDArray[np.bool_]:
+    """Offer files with the encoder's number of levels to `best`, and return which images (B,) do
+    not fit with lambda 0.
     """
-
-    def try_lambdas(selected: list[int], lmbdas: NDArray[np.float64]) -> list[int]:
-        """Return the bytes of the files of selected images."""
-        batch = images[torch.tensor(selected, device=images.device)]
-        codes = encoder.encode(batch, torch.from_numpy(lmbdas))
-        files = write(encoder.entropy_model, flat_codes(codes), _image_size(batch), encoder.levels)
-        errors = _squared_errors(encoder.model, codes, batch)
-        for index, file, error in zip(selected, files, errors.tolist(), strict=True):
-            best[index].offer(file, error)
-        return [len(file) for file in files]
-
     max_bytes = best[0].max_bytes
-    sizes = try_lambdas(indices, np.zeros(len(indices)))
-    too_large = [index for index, size in zip(indices, sizes, strict=True) if size > max_bytes]
-    if not too_large or not encoder.entropy_model.networks:
+    codes = encoder.encode(images)
+    sizes, errors = _offer_files(encoder, images, codes, best)
+    too_large = sizes > max_bytes
+    if not too_large.any() or not encoder.entropy_model.networks:
         return too_large  # without networks all codes take the same bits
 
-    # bisection: with lambda `low` a file is too large, with `high` it fits
-    low = np.full(len(too_large), -1)
-    high = np.full(len(too_large), len(_LAMBDAS))
+    # the images that do not fit; the first lambda weighs all bits as much as the error
+    images = images[too_large]
+    codes = tuple(level[too_large] for level in codes)
+    best = [image_best for image_best, is_large in zip(best, too_large, strict=True) if is_large]
+    exponents = np.log2(np.maximum(errors, _LEAST_ERROR) / (8 * sizes))[too_large]
+    steps = np.full(len(best), _FIRST_STEP)
+    has_fit = np.zeros(len(best), np.bool_)
     for _ in range(_TRIES):
-        middle = (low + high) // 2
-        fits = np.array(try_lambdas(too_large, _LAMBDAS[middle])) <= max_bytes
-        low = np.where(fits, low, middle)
-        high = np.where(fits, middle, high)
+        found = encoder.encode(images, torch.from_numpy(2.0**exponents), start=codes)
+        fits = _offer_files(encoder, images, found, best)[0] <= max_bytes
+        has_fit |= fits
+        exponents += np.where(fits, -steps, steps)
+        steps *= np.where(has_fit, 0.5, 2.0)
+        for level, found_level in zip(codes, found, strict=True):
+            level[~fits] = found_level[~fits]
     return too_large
 
 

@@ -1,8 +1,9 @@
 """Fit an entropy model: train a float network per level on the codes of images, then round the
 network to integers.
 
-Training is gradient descent on the bits, with one update per code. A code uses few rows of the
-table, so one update per batch would learn far less. The result depends on the codes alone.
+Training is gradient descent on the bits, with one update per code. Each feature of a code uses one
+row of the table (network.py), so one update per batch would learn far less. Equal codes give equal
+networks: the seed is fixed, and one thread trains.
 """
 
 from __future__ import annotations
@@ -36,24 +37,26 @@ Parameters = tuple[Floats, Floats, Floats, Floats]
 
 _POSITIONS_PER_IMAGE = 64  # that are visited before the next image is drawn
 _HIDDEN = ((2048, 64), (8192, 48), (math.inf, 32))  # (largest number of table rows, hidden units)
-_SMALL_HIDDEN = 16
-# learning rate at the start and at the end; exponential decay
+_SMALL_HIDDEN = 16  # of a network for web pages
+# learning rate at the start and at the end, with exponential decay between them
 _FIRST_RATE = 0.02
 _LAST_RATE = 0.0002
-# after rounding; finer steps: 0.05% fewer bits, a 60% larger model
+# the table and the weights become integers of at most these magnitudes; with 127 in the table,
+# files of codes are 0.05% smaller, and that of the networks is 60% larger
 _LARGEST_ENTRY = 31
 _LARGEST_WEIGHT = 127
+_LARGEST_SCORE = 1 << 29  # half of what `EntropyNetwork` admits, since rounding adds to it
+_LARGEST_SHIFT = 24
 _EVALUATIONS = 8  # on the held-out images; the best state is kept
 _MOST_HELD_OUT = 1000
-# budget per level; updates made even beyond it
-_MULTIPLY_ADDS = 1e11
-_LEAST_UPDATES = 4_000_000
+_MULTIPLY_ADDS = 1e11  # budget per level
+_LEAST_UPDATES = 4_000_000  # even if they take more than the budget
 _MOST_PASSES = 12  # over all codes; limits the updates of small data sets
 
 
 @compiled(fastmath=True)
 def _train(
-    images: Any,
+    codes: Any,
     order: Integers,
     positions: Integers,
     level: int,
@@ -64,12 +67,19 @@ def _train(
     rate: float,
     decay: float,
 ) -> float:
-    """Train on codes (N, codes of all levels), and return the bits of the visited codes before
-    their updates.
+    """Train `parameters` in place, and return the bits of the visited codes before their updates.
 
-    Image `order[i]` is visited at each of `positions[i]`. The learning rate goes from `rate` to
-    `rate * decay`; at 0 nothing is updated. `layout` is `Layout.arrays`, `contexts` is
-    `Contexts.arrays`.
+    Args:
+        codes: (N, codes of all levels).
+        order: The images that are visited, in order.
+        positions: (len(order), n) positions that are visited in each of them.
+        level: The level whose codes are predicted.
+        layout: `Layout.arrays`.
+        contexts: `Contexts.arrays`.
+        maps: A buffer.
+        parameters: The network.
+        rate: The first learning rate; with 0 nothing is updated.
+        decay: The last learning rate is `rate * decay`.
     """
     begins, grids, symbols = layout
     groups, features, selecting = contexts
@@ -81,15 +91,16 @@ def _train(
     hidden = np.empty(num_hidden, np.float32)
     gradient = np.empty(num_hidden, np.float32)
     scores = np.empty(num_symbols, np.float32)
-    bits = 0.0
+    nats = 0.0
     for index in range(len(order)):
         image = order[index]
-        fill_maps(images, image, begins, grids, symbols, groups, level + 1, maps)
+        # also with the codes of the level itself: features lie at earlier positions only
+        fill_maps(codes, image, begins, grids, symbols, groups, level + 1, maps)
         step_size = np.float32(rate * decay ** (index / len(order)))
         for position in positions[index]:
             y = position // width
             x = position % width
-            code = images[image, begins[level] + position]
+            code = codes[image, begins[level] + position]
             weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
             for h in range(num_hidden):
                 hidden[h] = bias[h]
@@ -106,11 +117,11 @@ def _train(
                     score += weights[weight_set, k, h] * hidden[h]
                 scores[k] = score
                 largest = max(largest, score)
-            total = np.float32(0)
+            total = np.float32(0)  # from here on, scores are exp(score - largest)
             for k in range(num_symbols):
                 scores[k] = math.exp(scores[k] - largest)
                 total += scores[k]
-            bits -= math.log(scores[code] / total)
+            nats -= math.log(scores[code] / total)
             if step_size == 0:
                 continue
             for k in range(num_symbols):
@@ -127,7 +138,7 @@ def _train(
             for row in rows:
                 for h in range(num_hidden):
                     table[row, h] -= step_size * gradient[h]
-    return bits / math.log(2.0)
+    return nats / math.log(2.0)
 
 
 def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetwork:
@@ -140,12 +151,14 @@ def _round_parameters(parameters: Parameters, contexts: Contexts) -> EntropyNetw
     steps_per_nat = STEPS_PER_OCTAVE / math.log(2)
     scaled_weights = weights / scale * steps_per_nat
     scaled_offsets = offsets.astype(np.float64) * steps_per_nat
-    largest_hidden = np.abs(rounded_bias) + float(_LARGEST_ENTRY) * (len(contexts.features) + 1)
-    largest_score = (
-        float((np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max()) + 1
-    )
-    most_shift = max(0, math.floor(math.log2(_LARGEST_WEIGHT / np.abs(scaled_weights).max())))
-    shift = min(24, math.floor(math.log2(2**29 / largest_score)), most_shift)
+
+    # the most fractional bits with which the scores fit 32 bits, and weights their limit
+    num_rows = len(contexts.features) + 1  # with the zone
+    largest_hidden = np.abs(rounded_bias) + float(_LARGEST_ENTRY) * num_rows
+    largest_score = (np.abs(scaled_weights) @ largest_hidden + np.abs(scaled_offsets)).max() + 1.0
+    weight_shift = max(0, math.floor(math.log2(_LARGEST_WEIGHT / np.abs(scaled_weights).max())))
+    score_shift = math.floor(math.log2(_LARGEST_SCORE / largest_score))
+    shift = min(_LARGEST_SHIFT, score_shift, weight_shift)
     return EntropyNetwork(
         contexts,
         np.rint(table * scale).astype(np.int8),
@@ -170,13 +183,14 @@ def learn_level(
 
     Args:
         levels: codes (N, H_l, W_l) of the level and of all coarser ones, coarse first.
+        symbols: values per code of each of these levels.
         effort: multiplies the number of updates.
         copies: variants per image, for example mirrored: all images in the first variant, then all
             in the next. A held-out image is evaluated in its first variant, and none of its
             variants is trained on.
         small: fit a network of some kilobytes, for web pages.
 
-    Returns the network, and the bits per code of held-out images.
+    Returns the network, and the bits per code of held-out images before rounding.
     """
     level = len(levels) - 1
     num_images = len(levels[0]) // copies
@@ -184,11 +198,11 @@ def learn_level(
         raise InputError(f"an entropy model is fitted to at least 2 images; there are {num_images}")
     grids = [(level_codes.shape[1], level_codes.shape[2]) for level_codes in levels]
     contexts = web_contexts(level, symbols) if small else usual_contexts(level, symbols, grids)
-    layout = Layout(grids, symbols[: level + 1])
+    layout = Layout(grids, symbols)
     flat = [level_codes.reshape(num_images * copies, -1) for level_codes in levels]
-    images = np.concatenate(flat, 1).astype(np.min_scalar_type(max(symbols)))
+    codes = np.concatenate(flat, 1).astype(np.min_scalar_type(max(symbols)))
 
-    # small random numbers; all symbols are equally likely
+    # with small random numbers, all symbols are about equally likely
     rng = np.random.default_rng([0, level])
     hidden = next(units for rows, units in _HIDDEN if contexts.rows <= rows)
     if small:
@@ -215,22 +229,24 @@ def learn_level(
     num_positions = grids[level][0] * grids[level][1]
     all_positions = np.tile(np.arange(num_positions), (num_held_out, 1))
 
-    # the budget of updates
-    visited = min(num_positions, _POSITIONS_PER_IMAGE)
+    # per hidden unit, each row is added and updated; each symbol takes a score, a gradient and an
+    # update of its weight
+    visited_positions = min(num_positions, _POSITIONS_PER_IMAGE)
     cost_per_update = hidden * (2 * (len(contexts.features) + 1) + 3 * symbols[level])
     num_updates = effort * min(
         max(_MULTIPLY_ADDS / cost_per_update, _LEAST_UPDATES),
         _MOST_PASSES * num_positions * len(others),
     )
-    num_visits = max(1, int(num_updates / visited / _EVALUATIONS))
+    num_visits = max(1, int(num_updates / visited_positions / _EVALUATIONS))
 
+    # the first network is kept if no state has fewer bits than equally likely symbols
     best = copy.deepcopy(parameters)
     best_bits = math.log2(symbols[level]) * all_positions.size
     for evaluation in range(_EVALUATIONS):
         order = others[rng.integers(0, len(others), num_visits)]
-        positions = rng.integers(0, num_positions, (num_visits, visited))
-        _train(images, order, positions, *shared, _FIRST_RATE * decay**evaluation, decay)
-        bits = float(_train(images, held_out, all_positions, *shared, 0.0, decay))
+        positions = rng.integers(0, num_positions, (num_visits, visited_positions))
+        _train(codes, order, positions, *shared, _FIRST_RATE * decay**evaluation, decay)
+        bits = float(_train(codes, held_out, all_positions, *shared, 0.0, decay))
         if bits < best_bits:
             best = copy.deepcopy(parameters)
             best_bits = bits

@@ -28,7 +28,7 @@ from hrvqvae.compression.network import (
     ZONES,
     EntropyNetwork,
 )
-from hrvqvae.compression.range_coder import WIDTH, Bytes, Integers
+from hrvqvae.compression.range_coder import Bytes, Integers
 from hrvqvae.utils.compiled import compiled, in_parts
 
 CodeArray = NDArray[np.int32]
@@ -198,22 +198,35 @@ def compute_frequencies(
 
 
 @compiled(inline="always")
-def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
-    """Write the frequencies of the code at a position to `work`, and return their total."""
-    _, grids, symbols = layout
-    table, bias, weights, offsets, groups, features, selecting, shift = network
-    _, maps, rows, hidden, frequencies = work
-    weight_set = find_rows(maps, groups, grids, level, features, selecting, y, x, rows)
+def compute_hidden(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
+    """Write the hidden units of the code at a position, before the ReLU, to `work`, and return the
+    weight set.
+    """
+    table, bias, _, _, groups, features, selecting, _ = network
+    _, maps, rows, hidden, _ = work
+    weight_set = find_rows(maps, groups, layout[1], level, features, selecting, y, x, rows)
     for h in range(len(bias)):
         hidden[h] = bias[h]
     for row in rows:
         for h in range(len(bias)):
             hidden[h] += np.int32(table[row, h])
-    num_symbols = symbols[level]
-    total: int = compute_frequencies(
+    return weight_set
+
+
+@compiled(inline="always")
+def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -> int:
+    """Write the frequencies of the code at a position to `work`, and return their total. Without a
+    network, frequencies are 1 and are not written.
+    """
+    _, _, weights, offsets, _, features, _, shift = network
+    _, _, _, hidden, frequencies = work
+    num_symbols: int = layout[2][level]
+    if not len(features):
+        return num_symbols
+    weight_set = compute_hidden(level, layout, network, work, y, x)
+    return compute_frequencies(
         hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
     )
-    return total
 
 
 @compiled()
@@ -240,21 +253,19 @@ def encode_streams(
     width = grids[level, 1]
     for image in range(begin, end):
         coder.begin_encoding(state)
-        if len(features):
-            fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
+        fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         for y in range(height):
             for x in range(width):
                 code: Any = np.int64(codes[image, begins[level] + y * width + x])
                 before = code
                 frequency = 1
-                total = num_symbols
+                total = _predict(level, layout, network, work, y, x)
                 if len(features):
-                    total = _predict(level, layout, network, work, y, x)
                     before = 0
                     frequency = frequencies[code]
                     for k in range(code):
                         before += frequencies[k]
-                    append_code(maps, groups, level, num_symbols, y, x, code)
+                append_code(maps, groups, level, num_symbols, y, x, code)
                 coder.encode(state, out, image, before, frequency, total)
         lengths[image] = coder.end_encoding(state, out, image)
     return end - begin
@@ -293,16 +304,14 @@ def decode_streams(
         coder.begin_decoding(state, content, start, stop)
         position = 0
         whole = start <= stop
-        if whole and len(features):
+        if whole:  # otherwise the maps take no memory
             fill_maps(codes, image, begins, grids, symbols, groups, level, maps)
         while whole and position < height * width:
             y = position // width
             x = position % width
-            total = num_symbols
-            if len(features):
-                total = _predict(level, layout, network, work, y, x)
+            total = _predict(level, layout, network, work, y, x)
             target = coder.find_target(state, total)
-            whole = target < total and state[2] <= stop - start
+            whole = target < total and state[coder.USED] <= stop - start
             if whole:
                 code = target
                 before = target
@@ -314,8 +323,8 @@ def decode_streams(
                         before += frequencies[code]
                         code += 1
                     frequency = frequencies[code]
-                    append_code(maps, groups, level, num_symbols, y, x, code)
-                coder.decode(state, content, start, stop, before, frequency, total)
+                append_code(maps, groups, level, num_symbols, y, x, code)
+                coder.consume(state, content, start, stop, before, frequency, total)
                 codes[image, begins[level] + position] = code
                 position += 1
         length = coder.end_decoding(state)
@@ -323,9 +332,7 @@ def decode_streams(
     return end - begin
 
 
-def _kernel_arguments(
-    layout: Layout, level: int, network: EntropyNetwork | None
-) -> tuple[Any, ...]:
+def kernel_arguments(layout: Layout, level: int, network: EntropyNetwork | None) -> tuple[Any, ...]:
     """Return level, layout, network and the buffers of a thread, as kernels take them."""
     arrays = ABSENT if network is None else network.arrays
     _, bias, _, _, groups, features, *_ = arrays
@@ -346,12 +353,12 @@ def encode_level(
     """Return the stream of each image for one level. `codes` (N, all codes) must be below
     `layout.symbols`.
     """
-    most_bytes = _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * WIDTH
+    most_bytes = _MOST_CODE_BYTES * int(layout.grids[level].prod()) + 2 * coder.VALUE_BYTES
     out = np.empty((len(codes), most_bytes), np.uint8)
     lengths = np.zeros(len(codes), np.int64)
 
     def encode_range(begin: int, end: int) -> None:
-        encode_streams(codes, begin, end, *_kernel_arguments(layout, level, network), out, lengths)
+        encode_streams(codes, begin, end, *kernel_arguments(layout, level, network), out, lengths)
 
     in_parts(len(codes), encode_range, one_thread_up_to=_ONE_THREAD_IMAGES)
     return [row[:length].tobytes() for row, length in zip(out, lengths, strict=True)]
@@ -401,7 +408,7 @@ def decode_level(
             begin,
             end,
             codes,
-            *_kernel_arguments(layout, level, network),
+            *kernel_arguments(layout, level, network),
             ends,
         )
 

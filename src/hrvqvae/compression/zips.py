@@ -22,15 +22,17 @@ from hrvqvae.utils.errors import DamagedFileError, InputError, explain_write_err
 from hrvqvae.utils.outputs import replace_file
 
 SUFFIX = ".zip"
-# bytes to which an entry may unpack, and more per byte of it in the zip
+# an entry may unpack to so many bytes, plus so many per byte in the zip
 _MOST_BYTES = 1 << 16
 _MOST_BYTES_PER_BYTE = 64
-# APPNOTE.TXT, 4.3.7: signature, method, CRC-32, bytes in the zip, lengths of name and extra field
+# APPNOTE.TXT, 4.3.7: signature, method, CRC-32, bytes in the zip, lengths of name and extra field;
+# skipped are version, flags, time and date, and unpacked bytes
 _HEADER = struct.Struct("<4s4xH4xII4xHH")
 _HEADER_SIGNATURE = b"PK\3\4"
 _DIRECTORY_SIGNATURE = b"PK\1\2"  # of each entry in the directory
 _SIGNATURES = re.compile(_HEADER_SIGNATURE + b"|" + _DIRECTORY_SIGNATURE)
 _PERMISSIONS = 0o644 << 16
+_DIRECTORY = "the directory at its end"  # in the place of a name, for messages
 
 Write = Callable[[str, bytes], None]
 """Takes the name and the content of a file."""
@@ -68,41 +70,45 @@ def read_zip(path: Path) -> Iterator[tuple[str, bytes | None]]:
 
     Raises OSError, and DamagedFileError if nothing can be read.
     """
-    names = set[str]()
-    lost = list[str]()
+    names = set[str]()  # read whole
+    suspects = list[str]()  # an entry of any name, since its name may be what is damaged
     entries = list[ZipInfo]()
     is_directory_whole = False
     with path.open("rb") as stream:
         with suppress(Exception):  # for a damaged file, `ZipFile` raises errors of many types
             opened = ZipFile(stream)
             entries = opened.infolist()
+
+            # `ZipFile` accepts a directory that has lost entries at its end
             stream.seek(opened.start_dir)
             is_directory_whole = stream.read().count(_DIRECTORY_SIGNATURE) == len(entries) > 0
+
+        # the bytes from an entry to the next are those of the first entry that names them
         offsets = sorted({entry.header_offset for entry in entries})
         rooms = {begin: end - begin for begin, end in pairwise([*offsets, path.stat().st_size])}
         for entry in entries:
             content = _read_entry(opened, entry, rooms.pop(entry.header_offset, 0))
             if content is None:
-                lost.append(entry.filename)
+                suspects.append(entry.filename)
             elif _holds_codes(entry.filename):
                 names.add(entry.filename)
                 yield entry.filename, content
 
         # entries that the directory does not name, or does not name right
-        if lost or not is_directory_whole:
+        if suspects or not is_directory_whole:
             for name, content in _find_entries(stream):
                 if content is None:
-                    lost.append(name)
+                    suspects.append(name)
                 elif name not in names:
                     names.add(name)
                     yield name, content
-    if not names and not lost:
+    if not names and not suspects:
         raise DamagedFileError(f"{path} is no zip of files of codes (.hrv), or it is damaged")
-    for name in dict.fromkeys(lost):
+    for name in dict.fromkeys(suspects):
         if name not in names:
             yield name, None
     if not is_directory_whole:
-        yield "the directory at its end", None
+        yield _DIRECTORY, None
 
 
 def _holds_codes(name: str) -> bool:
@@ -110,10 +116,11 @@ def _holds_codes(name: str) -> bool:
 
 
 def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
-    """Return the content of an entry; None if it is lost.
+    """Return the content of an entry; None if it is lost, b"" if it is sound but no file of codes.
 
-    Of an entry that is no file of codes only the header is read: in a damaged directory an entry
-    may have another name than in its header. `room` is the number of bytes up to the next entry.
+    Such an entry is opened alone, which compares its name in the directory with that in its header:
+    the directory may be damaged, and the entry a file of codes. `room` is the number of bytes up to
+    the next entry.
     """
     most = _MOST_BYTES + _MOST_BYTES_PER_BYTE * entry.compress_size
     if _holds_codes(entry.filename):
@@ -124,8 +131,9 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
         with opened.open(entry) as stream:
             if not _holds_codes(entry.filename):
                 return b""
-            # without a limit, all would be unpacked; no file of codes is empty
-            return stream.read(entry.file_size + 1) or None
+            # no more than the limit is unpacked; the byte more checks the CRC-32 at the end
+            content = stream.read(entry.file_size + 1)
+            return content or None  # no file of codes is empty
     except Exception:  # as for `ZipFile`
         return None
 
@@ -133,8 +141,9 @@ def _read_entry(opened: ZipFile, entry: ZipInfo, room: int) -> bytes | None:
 def _find_entries(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Yield entries that are stored without packing, each found by its header."""
     if not stream.seek(0, 2):
-        return
+        return  # an empty file can't be mapped
     with mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        # an entry ends at the next entry, or at the directory
         begins = [match.start() for match in _SIGNATURES.finditer(content)]
         for begin, end in pairwise([*begins, len(content)]):
             if end - begin < _HEADER.size:
