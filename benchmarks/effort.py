@@ -28,14 +28,15 @@ _BATCH = 32
 _WORSE = 1.001  # times the error of effort 0 from which an image counts as worse
 _TAUGHT_IMAGES = 2000  # training images on whose codes a decoder is adapted
 _TRIED = {
-    "_FIRST_WEIGHT": (1.6, 1.9, 2.2, 2.5),
-    "_CARRY": (0.0, 0.5, 0.6, 0.7),
-    "_DECAY": (0.9, 0.95, 0.98),
+    "_FIRST_WEIGHT": (1.9, 2.2, 2.4, 2.6),
+    "_CARRY": (0.6, 0.7),
+    "_DECAY": (0.95, 0.98),
+    "_WHOLE_TURNS": (0, 1, 2),
 }
 _TRIED_WITH_LAMBDA = {
-    "_LAMBDA_TURNS": (4, 6, 8),
-    "_LAMBDA_WEIGHT": (1.2, 1.6, 2.0),
-    "_LAMBDA_CARRY": (0.0, 0.2, 0.4),
+    "_LAMBDA_TURNS": (6, 8, 10),
+    "_LAMBDA_WEIGHT": (1.0, 1.2, 1.6),
+    "_LAMBDA_CARRY": (0.0, 0.2, 0.4, 0.6),
     "_OPTIONS": (8, 16, 32),
     "_WIDTH": (2, 4, 8),
 }

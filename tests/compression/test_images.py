@@ -162,7 +162,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     """Of 31 bytes up to that lambda, where 30 are admitted."""
 
     def encode(_, lmbdas=None, start=None):
-        return (torch.zeros(1, 1, 1) if lmbdas is None else lmbdas.view(1, 1, 1),)
+        return (torch.zeros(1, 1, 1) if lmbdas is None else lmbdas.view(1, 1, 1).float(),)
 
     def write(_, codes, *__):
         return [bytes(28 if lmbda >= least else 31) for lmbda in codes[0].flatten().tolist()]
@@ -174,9 +174,7 @@ def test_files_that_do_not_shrink_for_long_are_found_too(least, monkeypatch):
     monkeypatch.setattr(compression, "flat_codes", lambda codes: codes)
     entropy_model = SimpleNamespace(networks=(None,))
     model = SimpleNamespace(decode=decode, channels=1)
-    encoder = SimpleNamespace(
-        encode=encode, entropy_model=entropy_model, levels=1, model=model
-    )
+    encoder = SimpleNamespace(encode=encode, entropy_model=entropy_model, levels=1, model=model)
     best = compression._BestFile(30)
     image = torch.zeros(1, 1, 1, 1)
     assert compression._search_lambdas(encoder, image, [best]).tolist() == [True]

@@ -23,11 +23,10 @@ With a lambda, the least of
     squared error of the image + lmbda * bits of the codes
 
 is wanted. Then a position chooses among the leaves nearest to its goal, for each search of levels
-with the other levels fixed (`choice.py`). The search begins with the codes of the search without a
-lambda.
+with the other levels fixed (`choice.py`).
 
-Effort 1 is one turn, and its image is not decoded again. Effort 2 is four turns, and with a lambda
-six more, and an image keeps the codes of the least error, or sum, of all turns, the first codes
+Effort 1 is one turn, and its image is not decoded again. Effort 2 is four turns, or eight with a
+lambda, and an image keeps the codes of the least error, or sum, of all turns, the first codes
 included.
 
 A large image is searched in tiles. The codes in the halo of a tile are discarded.
@@ -67,9 +66,9 @@ _TURNS = (0, 1, 4)  # per effort
 _WHOLE_TURNS = 2  # first turns of effort 2 that move all positions
 _FIRST_WEIGHT = 2.4  # in curvatures
 _CARRY = 0.7  # share of the last goal in the next one
-_LAMBDA_TURNS = 6  # these three with a lambda
-_LAMBDA_WEIGHT = 1.6
-_LAMBDA_CARRY = 0.2
+_LAMBDA_TURNS = 8  # these three with a lambda
+_LAMBDA_WEIGHT = 1.2
+_LAMBDA_CARRY = 0.4
 _GROWTH = 1.3  # factors of the weight after a turn with more error, and with less
 _DECAY = 0.98
 _OPTIONS = 16  # leaves among which a position chooses with a lambda
@@ -145,8 +144,8 @@ class DecoderSearch:
             lmbda: Weight of a bit, in squared errors of values in [0, 1]: a number, or one above 0
                 per image (B,). Not 0 only with effort 2.
             effort: 1 or 2.
-            start: Codes (B, H, W) per level at which the search begins (default: the encoder's;
-                with a lambda, those of the search without).
+            start: Codes (B, H, W) per level at which the search begins (default: the encoder's).
+                With a lambda, it then takes half the turns.
 
         Returns:
             The codes (B, H, W) per level.
@@ -159,8 +158,6 @@ class DecoderSearch:
         count = len(images)
         grid = self.model.config.geometry.grids(*images.shape[-2:])[0]
         lmbdas = torch.as_tensor(lmbda, dtype=torch.float32, device="cpu").expand(count)
-        if start is None and lmbdas.any() and self.entropy_model.networks:
-            start = self.encode(images)
 
         all_codes = torch.zeros(self.levels, count, *grid, dtype=torch.int32)
         batch_size = max(1, _MOST_POSITIONS // math.prod(grid))
@@ -212,6 +209,7 @@ class DecoderSearch:
         turns, first_weight, carry = _TURNS[effort], _FIRST_WEIGHT, _CARRY
         if choice is not None:
             turns, first_weight, carry = _LAMBDA_TURNS, _LAMBDA_WEIGHT, _LAMBDA_CARRY
+            turns = turns if start is None else turns // 2
         chessboard = (torch.arange(grid[0])[:, None] + torch.arange(grid[1])).flatten() % 2
         costs = best_costs = torch.full((len(targets),), torch.inf, dtype=torch.float64)
         best = codes

@@ -31,7 +31,7 @@ from hrvqvae.utils.quantities import counted
 
 _MOST_PIXELS = 1 << 18  # of the images of one batch
 _TRIES = 7  # values of lambda
-_FIRST_STEP = 2.0  # from the first lambda to the second, in octaves
+_FIRST_STEP = 2.0  # of lambda in octaves, halved or doubled before it is taken
 _LEAST_ERROR = 1e-6
 _SAVED_LEVELS = 2  # levels whose bytes a lambda may save
 
@@ -186,8 +186,8 @@ def _search_lambdas(
         found = encoder.encode(images, torch.from_numpy(2.0**exponents), start=codes)
         fits = _offer_files(encoder, images, found, best)[0] <= max_bytes
         has_fit |= fits
-        exponents += np.where(fits, -steps, steps)
         steps *= np.where(has_fit, 0.5, 2.0)
+        exponents += np.where(fits, -steps, steps)
         for level, found_level in zip(codes, found, strict=True):
             level[~fits] = found_level[~fits]
     return too_large

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,14 @@ _TILE = 1024  # pixels per side
 _MAX_UNDIVIDED = 2 * _TILE**2  # pixels of the largest image that is not divided
 
 Area = tuple[slice, ...]  # rows and columns
-Tile = tuple[Area, Area, Area]
-"""The core in the grid, the core with its halo in the grid, and the core in the core with its halo.
-"""
+
+
+class Tile(NamedTuple):
+    """A tile of a grid."""
+
+    core: Area
+    extended: Area  # core and halo
+    core_in_extended: Area  # the core, counted from the corner of `extended`
 
 
 def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
@@ -40,9 +45,10 @@ def compute_halo(networks: nn.Module, padding: int, stride: int) -> int:
         layer for layer in networks.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     )
     reach = sum(layer.dilation[0] * (layer.kernel_size[0] // 2) for layer in convolutions)
-    return max(
-        reach + -(-padding // stride), -(-2 * padding // stride)
-    )  # a tile's edge is cropped on both sides
+    # decoded pixels are shifted by the padding, and a decoded tile is smaller by twice the padding
+    shift = -(-padding // stride)
+    cropped = -(-2 * padding // stride)
+    return max(reach + shift, cropped)
 
 
 def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
@@ -50,7 +56,7 @@ def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
     halos of `margin`.
     """
 
-    def divide_axis(length: int) -> Iterator[Area]:
+    def divide_axis(length: int) -> Iterator[tuple[slice, slice, slice]]:
         count = -(-length // side)
         for tile in range(count):
             first = length * tile // count
@@ -59,14 +65,14 @@ def divide_grid(grid: Grid, side: int, margin: int) -> list[Tile]:
             end = min(length, last + margin)
             yield slice(first, last), slice(begin, end), slice(first - begin, last - begin)
 
-    return [tuple(zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]  # type: ignore[misc]
+    return [Tile(*zip(*axes, strict=True)) for axes in product(*map(divide_axis, grid))]
 
 
 def index_pixels(area: Area, factor: int = 1) -> Any:
-    """Return the index of an area in a tensor (..., Y, X) whose grid is `factor` times as fine as
-    the area's.
+    """Return the index of an area in pixels or codes (..., Y, X), of which a position of the area's
+    grid has `factor` per axis.
     """
-    return ..., *(slice(factor * side.start, factor * side.stop) for side in area)
+    return ..., *(slice(factor * part.start, factor * part.stop) for part in area)
 
 
 def _track_tiles(
@@ -87,12 +93,11 @@ def encode(
     """Return the codes of images (B, C, Y, X); `encode_tile` encodes a tile by the convolutions of
     `networks`.
     """
+    # a traced graph can't depend on the size
     if torch.compiler.is_compiling() or images.shape[-2:].numel() <= _MAX_UNDIVIDED:
         return encode_tile(images)
     grids = config.geometry.grids(images.shape[-2], images.shape[-1])
-    factors = [
-        grid[0] // grids[0][0] for grid in grids
-    ]  # positions per position of the coarsest grid
+    factors = [grid[0] // grids[0][0] for grid in grids]  # codes per position, along an axis
     stride = config.stride * factors[-1]
     codes = [
         torch.empty(len(images), *grid, dtype=torch.long, device=images.device) for grid in grids
@@ -132,17 +137,18 @@ def decode(
     size = resolve_size(size, grid[0] * stride, grid[1] * stride, config.padding)
     images: Tensor | None = None
     for core, extended, core_in_extended in _track_tiles(grid, stride, networks, config, "decode"):
-        if any(kept.start * stride >= side for kept, side in zip(core, size, strict=True)):
+        if any(part.start * stride >= side for part, side in zip(core, size, strict=True)):
             continue  # the tile lies outside an image of this size
         pairs = zip(codes, factors, strict=True)
         tile_codes = tuple(
             level_codes[index_pixels(extended, factor)] for level_codes, factor in pairs
         )
-        # Without the padding, pixels are shifted up and left by `config.padding`; the halo is wider
-        # by that much.
+        # `decode_tile` crops the padding at the top left of a tile as of an image, so the first
+        # decoded pixel is that of the extended area. Pixels end with the core, or the image.
         axes = zip(core, extended, size, strict=True)
         height, width = (
-            min(kept.stop * stride, side) - computed.start * stride for kept, computed, side in axes
+            min(part.stop * stride, side) - extended_part.start * stride
+            for part, extended_part, side in axes
         )
         decoded = decode_tile(tile_codes, (height, width))
         images = decoded.new_empty(*decoded.shape[:2], *size) if images is None else images

@@ -34,8 +34,8 @@ _NAME = "shards"
 def load_shard_maps(
     folder: Path, path: Path, model: Autoencoder, config: Config, say: Say = print
 ) -> CodeMaps:
-    """Return the code maps of a folder of shards, or of a shard, from the folder of a run's codes;
-    write them first.
+    """Return the code maps of shards, a folder of them or one, and write them to the folder of a
+    run's codes if they are missing there, damaged, or of other shards.
 
     Raises:
         InputError: the shards do not fit the run, only some images have labels, or the folder can't
@@ -53,7 +53,7 @@ def load_shard_maps(
             raise InputError(
                 f"{path} holds codes of no image; make shards of images that can be read"
             )
-        states = [
+        states = [  # lists, as JSON returns them
             [file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in shards.paths
         ]
         return shards, {"model": digest, "labels": config.data.labels, "shards": states}
@@ -69,6 +69,7 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
     """
     from hrvqvae.tokens.shards import read_rows
 
+    *level_paths, labels_path = paths
     symbols = config.model.num_symbols
     size = config.data.image_size
     grids = config.model.geometry.grids(*size)
@@ -79,7 +80,7 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
         # open a file (.npy) per level, and write its header
         streams = []
         dtypes = [np.min_scalar_type(count - 1) for count in symbols]
-        for path, grid, dtype in zip(paths, grids, dtypes, strict=False):
+        for path, grid, dtype in zip(level_paths, grids, dtypes, strict=True):
             temporary = stack.enter_context(replace_file(path))
             streams.append(stack.enter_context(temporary.open("xb")))
             header = {"descr": dtype.str, "fortran_order": False, "shape": (shards.count, *grid)}
@@ -93,11 +94,13 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
             labels += rows.labels if config.data.labels else [None] * len(rows)
             advance(len(rows))
 
-        # Each image has a label, or none has.
+        # after an error inside the block, no file is replaced
         if len(labels) != shards.count:
             raise DamagedFileError(
                 f"the shards have {len(labels):,} rows, not {shards.count:,} as their ends say"
             )
+
+        # each image has a label, or none has
         missing = labels.count(None)
         if 0 < missing < len(labels):
             raise InputError(
@@ -106,7 +109,7 @@ def _write_arrays(shards: Shards, config: Config, paths: Sequence[Path]) -> Sequ
     classes, indices = (
         ((), np.zeros(missing, np.int64)) if missing else _index_classes(labels, shards.classes)
     )
-    write_array(paths[-1], indices)
+    write_array(labels_path, indices)
     return classes
 
 
@@ -116,9 +119,8 @@ def _stack_codes(
     """Return the codes of a level (N, H, W). Raises InputError if a grid or a code does not fit the
     model.
     """
-    for key, (height, width) in zip(
-        rows.keys, (codes.shape for codes in rows.codes[level]), strict=True
-    ):
+    for key, image_codes in zip(rows.keys, rows.codes[level], strict=True):
+        height, width = image_codes.shape
         if (height, width) != tuple(grid):
             raise InputError(
                 f"{key} has a grid of {height}x{width} on level {level + 1}; priors are trained on"
