@@ -139,6 +139,7 @@ def try_lambda_constants(name: str, images: Tensor, lmbda: float) -> list[Row]:
         lmbda: Weight of a bit.
     """
     model = Model(name)
+    size = (images.shape[-2], images.shape[-1])
     usual: Row = {constant: getattr(decoder_search, constant) for constant in _TRIED_WITH_LAMBDA}
     changes = [
         {constant: value}
@@ -152,7 +153,7 @@ def try_lambda_constants(name: str, images: Tensor, lmbda: float) -> list[Row]:
         with patch.multiple(decoder_search, **constants):
             made, spent = _run_batches(partial(model.encode, lmbda=lmbda), images)
         codes = tuple(torch.cat(level) for level in zip(*made, strict=True))
-        files = write(model.entropy_model, flat_codes(codes), tuple(images.shape[-2:]))
+        files = write(model.entropy_model, flat_codes(codes), size)
         error = images[0].numel() * float(_squared_errors(model.decode(codes), images).mean())
         bits = 8 * sum(map(len, files)) / len(files)
         row: Row = {"model": name, "images": len(images), "lmbda": lmbda, **constants}

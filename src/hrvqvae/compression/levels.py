@@ -204,7 +204,7 @@ def compute_hidden(level: int, layout: Any, network: Any, work: Any, y: int, x: 
     """
     table, bias, _, _, groups, features, selecting, _ = network
     _, maps, rows, hidden, _ = work
-    weight_set = find_rows(maps, groups, layout[1], level, features, selecting, y, x, rows)
+    weight_set: int = find_rows(maps, groups, layout[1], level, features, selecting, y, x, rows)
     for h in range(len(bias)):
         hidden[h] = bias[h]
     for row in rows:
@@ -224,9 +224,10 @@ def _predict(level: int, layout: Any, network: Any, work: Any, y: int, x: int) -
     if not len(features):
         return num_symbols
     weight_set = compute_hidden(level, layout, network, work, y, x)
-    return compute_frequencies(
+    total: int = compute_frequencies(
         hidden, weight_set, weights, offsets, shift, frequencies, num_symbols
     )
+    return total
 
 
 @compiled()
