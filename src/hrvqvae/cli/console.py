@@ -97,26 +97,20 @@ COMMON: Mapping[str, Option] = {
     ),
     "--beam": option(
         "--beam N",
-        (
-            "keep the N best partial sums per level in the search for the codes of an image"
-            " (default: as in training)"
-        ),
+        "keep the N best partial sums per level in the search for the codes of an image"
+        " (default: as in training)",
         type=whole(1),
     ),
     "--lmbda": option(
         "--lmbda X",
-        (
-            "choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try"
-            " 0.005"
-        ),
+        "choose codes that minimize squared error + X * bits, for pixel values in [0, 1]; try"
+        " 0.005",
         type=float,
     ),
     "--effort": option(
         "--effort",
-        (
-            "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
-            " 2 and 8 times the time (default: 2 with --lmbda, else 0)"
-        ),
+        "0: take the nearest codewords; 1, 2: look at the decoded image too, for less error, in"
+        " 2 and 8 times the time (default: 2 with --lmbda, else 0)",
         type=int,
         choices=(0, 1, 2),
     ),

@@ -215,10 +215,8 @@ def _demo(arguments: Arguments) -> int:
 
 _DATA = option(
     "--data DIR",
-    (
-        "read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default:"
-        " the run's, else HRVQVAE_DATA, else the user's cache)"
-    ),
+    "read data from DIR: a folder of data sets or of images, tars, Parquet or arrays (default:"
+    " the run's, else HRVQVAE_DATA, else the user's cache)",
     type=Path,
 )
 _TRAINING: tuple[Option, ...] = (

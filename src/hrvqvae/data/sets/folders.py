@@ -35,11 +35,9 @@ FFHQ = Dataset(
     | settings(OURS, {"data.split": "sorted", "data.flip": True, "data.labels": False}),
     column="ffhq",
     notes=(
-        (
-            "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000."
-            " 875,000 is what 70,000 samples give. The printed value is kept beside the computed"
-            " one."
-        ),
+        "Table 5 prints 875,000 training steps; 60,000 samples * 400 epochs / 32 are 750,000."
+        " 875,000 is what 70,000 samples give. The printed value is kept beside the computed"
+        " one.",
     ),
     how="the 70,000 images of FFHQ in <root>/ffhq, from github.com/NVlabs/ffhq-dataset",
 )
